@@ -1,0 +1,142 @@
+"""Draw the demo's data set: shapes whose class can only be told at the true aspect ratio.
+
+    python examples/shapes.py OUT
+
+writes `OUT/train-000000.tar` ..., `OUT/validation-000000.tar` and `OUT/classes.txt`: webdataset shards whose samples
+are `KEY.jpg` and `KEY.cls`, the class as a number. The classes are `tall` (1:3), `even` (1:1) and `wide` (3:1), each an
+ellipse, a rectangle or a diamond. An image's own sides are drawn without a look at its class: 48 to 384 pixels, 1:4 to
+4:1.
+
+Why no model can tell the classes once the images are squares: resizing W x H to a square divides a shape's aspect by
+W/H, and only the quotient can still be seen. In octaves, the image's aspect is spread evenly over -2 to 2 and the
+shape's is -1.58, 0 or 1.58, so a quotient from -0.42 to 0.42 fits all three classes equally well, and most others fit
+two. Whoever names the best class for each quotient is right in (length of the union of the three ranges) / (sum of
+their lengths) = 7.17 / 12 = 60 % of the images. Everything behind the shape is drawn in coordinates of the image's
+sides, so that it stretches along and gives nothing away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from webdataset import ShardWriter
+
+Floats = NDArray[np.float64]
+
+CLASSES = ("tall", "even", "wide")
+ASPECTS = (1 / 3, 1.0, 3.0)
+MIN_SIDE, MAX_SIDE, MAX_ASPECT = 48, 384, 4.0
+
+_DARK = np.array([(38, 70, 83), (29, 53, 87), (61, 37, 77), (20, 83, 74), (94, 33, 41), (52, 58, 64)])
+_LIGHT = np.array(
+    [(244, 241, 222), (255, 209, 102), (168, 218, 220), (250, 177, 160), (202, 231, 185), (214, 196, 240)]
+)
+
+
+def draw_size(rng: np.random.Generator) -> tuple[int, int]:
+    """An image's (width, height) in pixels, the logarithms of its aspect and of its shorter side drawn evenly."""
+    aspect = MAX_ASPECT ** rng.uniform(-1.0, 1.0)
+    ratio = max(aspect, 1 / aspect)
+    short = round(MIN_SIDE * (MAX_SIDE / MIN_SIDE / ratio) ** rng.uniform())
+    long = min(MAX_SIDE, round(short * ratio))
+    return (long, short) if aspect > 1 else (short, long)
+
+
+def draw_image(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """One image as uint8 (height, width, 3) with a shape of aspect `ASPECTS[label]`.
+
+    >>> draw_image(2, np.random.default_rng(0)).dtype
+    dtype('uint8')
+    """
+    width, height = draw_size(rng)
+    fit = rng.uniform(0.7, 0.95) * min(width / ASPECTS[label], height)
+    a, b = fit * ASPECTS[label] / 2, fit / 2
+    dx: Floats = np.arange(width) + 0.5 - rng.uniform(a, width - a)
+    dy: Floats = np.arange(height)[:, None] + 0.5 - rng.uniform(b, height - b)
+    outside = (_ellipse, _rectangle, _diamond)[rng.integers(3)](dx, dy, a, b)
+    cover = np.clip(0.5 - outside, 0.0, 1.0)[..., None]
+    picture: Floats = _background(width, height, rng) * (1 - cover) + _LIGHT[rng.integers(len(_LIGHT))] * cover
+    return np.round(picture).astype(np.uint8)
+
+
+def draw_shapes(
+    folder: str | Path, images: int = 480, validation: int = 120, *, seed: int = 0, images_per_shard: int = 120
+) -> None:
+    """Writes `images` samples for training and `validation` for evaluation into `folder`, which is made if absent.
+
+    The classes are equally frequent. The same arguments write the same bytes, for one build of PIL's JPEG encoder.
+
+    Raises:
+        ValueError: a count is below 1, or the folder holds shards that this call would not write anew.
+    """
+    for name, value in (("images", images), ("validation", validation), ("images_per_shard", images_per_shard)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    folder = Path(folder).resolve()
+    splits = {"train": images, "validation": validation}
+    ours = {f"{split}-{i:06d}.tar" for split, n in splits.items() for i in range(-(-n // images_per_shard))}
+    if others := sorted({path.name for path in folder.glob("*.tar")} - ours):
+        raise ValueError(
+            f"{folder} holds shards of another data set ({others[0]}); remove them, or name another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    for part, (split, count) in enumerate(splits.items()):
+        labels = np.random.default_rng((seed, part)).permutation(np.arange(count) % len(CLASSES))
+        pattern = f"{folder}/{split}-".replace("%", "%%") + "%06d.tar"
+        with ShardWriter(pattern, maxcount=images_per_shard, verbose=0, encoder=False, mtime=0) as shards:
+            for i, label in enumerate(labels.tolist()):
+                pixels = draw_image(label, np.random.default_rng((seed, part, i)))
+                jpeg = io.BytesIO()
+                Image.fromarray(pixels).save(jpeg, "JPEG", quality=92)
+                shards.write({"__key__": f"{split}-{i:05d}", "jpg": jpeg.getvalue(), "cls": str(label).encode()})
+
+
+# Each gives the distance to the outline in pixels, negative inside, at (dx, dy) from the centre of a shape 2a x 2b.
+def _ellipse(dx: Floats, dy: Floats, a: float, b: float) -> Floats:
+    # To first order: the implicit function over the length of its gradient.
+    radius = np.maximum(np.sqrt((dx / a) ** 2 + (dy / b) ** 2), 1e-6)
+    return (radius - 1) * radius / np.maximum(np.sqrt((dx / a**2) ** 2 + (dy / b**2) ** 2), 1e-9)
+
+
+def _rectangle(dx: Floats, dy: Floats, a: float, b: float) -> Floats:
+    return np.maximum(np.abs(dx) - a, np.abs(dy) - b)
+
+
+def _diamond(dx: Floats, dy: Floats, a: float, b: float) -> Floats:
+    slope = float(np.hypot(1 / a, 1 / b))
+    return (np.abs(dx) / a + np.abs(dy) / b - 1) / slope
+
+
+def _background(width: int, height: int, rng: np.random.Generator) -> Floats:
+    """float64 (height, width, 3): a gradient between two colours with soft spots, all stretched with the image."""
+    first, second = rng.permutation(_DARK)[:2]
+    x, y = (np.arange(width) + 0.5) / width, ((np.arange(height) + 0.5) / height)[:, None]
+    slope = rng.uniform(-1, 1, 2)
+    blend = np.clip(0.5 + slope[0] * (x - 0.5) + slope[1] * (y - 0.5), 0, 1)
+    shade = np.zeros((height, width))
+    for _ in range(4):
+        cx, cy, radius, amount = rng.uniform((0, 0, 0.15, -26), (1, 1, 0.4, 26))
+        shade += amount * np.clip(1 - ((x - cx) ** 2 + (y - cy) ** 2) / radius**2, 0, 1) ** 2
+    mixed: Floats = first * (1 - blend[..., None]) + second * blend[..., None]
+    return np.clip(mixed + shade[..., None], 0, 255)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw the demo's data set of shapes as webdataset shards.")
+    parser.add_argument("out", type=Path, help="folder for the shards and classes.txt")
+    parser.add_argument("--images", type=int, default=480, help="images for training")
+    parser.add_argument("--validation", type=int, default=120, help="images for validation")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    draw_shapes(args.out, args.images, args.validation, seed=args.seed)
+    print(f"{args.images} + {args.validation} images of {', '.join(CLASSES)} shapes in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

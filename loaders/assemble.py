@@ -1,0 +1,250 @@
+"""Assembling a batch: each image is read, decoded and written straight into its own slots, by any thread."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from patchnpack.loaders.buffers import BufferPool
+from patchnpack.loaders.decode import BadImage, decode
+from patchnpack.loaders.index import Index
+from patchnpack.loaders.labels import Labels
+from patchnpack.loaders.shards import ShardReader
+from patchnpack.packer import Images, PackedBatch, Packing, _kernels
+from patchnpack.packer.random import Purpose, keys
+
+# B packs in the batch, L token slots in a pack, K images in a pack at most, M images in the batch
+
+Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadRow:
+    """One image that could not be used: which, where, at which stage, and why."""
+
+    row: int
+    key: str
+    shard: str
+    offset: int
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sources:
+    """What the images of every batch are made with."""
+
+    index: Index
+    reader: ShardReader
+    packing: Packing
+    labels: Labels
+    extras: Sequence[str]
+    transform: Transform | None
+    seed: int
+    buffers: BufferPool
+
+    def bad_row(self, row: int, stage: str, reason: str) -> BadRow:
+        """The record of a row that could not be used."""
+        index = self.index
+        return BadRow(
+            row=row,
+            key=index.keys[row],
+            shard=index.shards[index.shard[row]],
+            offset=int(index.offset[row]),
+            stage=stage,
+            reason=reason,
+        )
+
+    def member(self, row: int, extension: str) -> bytes | None:
+        """The bytes of one member of a row's sample, None where it has none."""
+        return read_member(self.index, self.reader, row, extension)
+
+
+def read_member(index: Index, reader: ShardReader, row: int, extension: str) -> bytes | None:
+    """The bytes of one member of a row's sample, None where it has none."""
+    if extension not in index.members:
+        return None
+    offset, nbytes = index.members[extension][row].tolist()
+    return None if offset < 0 else reader.read(int(index.shard[row]), offset, nbytes)
+
+
+def _extra(extension: str, data: bytes | None) -> Any:
+    if data is None:
+        return None
+    try:
+        if extension == "json":
+            return json.loads(data)
+        return data.decode("utf-8") if extension == "txt" else data
+    except ValueError as error:
+        raise BadImage(f"its .{extension} member cannot be read: {error}", "extras") from error
+
+
+def _tuples(*columns: np.ndarray) -> list[tuple[int, ...]]:
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+class Draft:
+    """A batch in the making. Threads `run` its images in any order; `finish` waits for them and gives the batch.
+
+    No two images share a byte, so no lock is taken while they are written.
+    """
+
+    def __init__(
+        self, sources: Sources, packs: Sequence[Images | None], *, epoch: int, step: int, position: int
+    ) -> None:
+        packing = sources.packing
+        shape, columns = (len(packs), packing.seq_len), (len(packs), packing.max_images)
+        self.bad: list[BadRow] = []
+        self._sources, self._epoch, self._step, self._position = sources, epoch, step, position
+        self._patches = sources.buffers.lend((*shape, packing.token_bytes))
+        self._segment_ids = np.zeros(shape, np.int32)
+        self._coords = np.zeros((*shape, 2), np.int32)
+        self._grids = np.zeros((*columns, 2), np.int32)
+        self._rows = np.full(columns, -1, np.int64)
+        self._labels = np.full((*columns, *sources.labels.shape), sources.labels.absent, sources.labels.dtype)
+        self._extras: dict[tuple[str, int], Any] = {}
+
+        for b, pack in enumerate(packs):
+            self._patches[b, 0 if pack is None else pack.keep.sum() :] = 0
+        counts = [0 if pack is None else len(pack) for pack in packs]
+        self.num_images = sum(counts)
+        self._failed = np.zeros(self.num_images, np.bool_)
+        # Where image i goes: its pack, its column, its first slot.
+        self._pack = np.repeat(np.arange(len(packs)), counts)
+        self._column = np.concatenate([np.arange(count) for count in counts]) if counts else np.empty(0, np.int64)
+        filled = [pack for pack in packs if pack is not None]
+        self._error: BaseException | None = None
+        self._left = self.num_images
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        if not filled:
+            self._done.set()
+            return
+        self._images = Images.concatenate(filled)
+        self._start = np.concatenate([np.cumsum(pack.keep) - pack.keep for pack in filled])
+        self._grids[self._pack, self._column] = self._images.grid
+        self._rows[self._pack, self._column] = self._images.row
+        # As Python's own numbers: taking them out of arrays one by one would cost more than all else here.
+        images, rows = self._images, self._images.row
+        self._places = _tuples(rows, images.keep, self._pack, self._column, self._start, *images.size.T, *images.grid.T)
+        self._bytes = _tuples(sources.index.shard[rows], sources.index.offset[rows], sources.index.nbytes[rows])
+        self._headers = sources.index.headers(rows)
+        if sources.transform is not None:
+            ident = sources.index.rows(self._images.row).ident
+            self._transform_keys = keys(Purpose.TRANSFORM, sources.seed, epoch, ident)
+
+    def run(self, part: int) -> None:
+        """Reads, decodes and writes one image; keeps what it raises for `finish`."""
+        try:
+            if self._error is None:
+                try:
+                    self._place(part)
+                except BadImage as error:
+                    self._failed[part] = True
+                    self.bad.append(self._sources.bad_row(int(self._images.row[part]), error.stage, str(error)))
+        except BaseException as error:  # noqa: BLE001 - it is raised again, in the training loop's thread
+            self._error = error
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                self._done.set()
+
+    def _place(self, i: int) -> None:
+        sources, packing = self._sources, self._sources.packing
+        row, keep, pack, column, start, width, height, gw, gh = self._places[i]
+        pixels = decode(
+            sources.reader.read(*self._bytes[i]),
+            self._headers[i],
+            (width, height),
+            mode=packing.image_mode,
+            interpolation=packing.interpolation,
+            scaled=packing.scaled_decode,
+        )
+        if sources.transform is not None:
+            pixels = self._transformed(i, pixels)
+        slots = slice(start, start + keep)
+        _kernels.place_image(
+            pixels,
+            packing.patch_size,
+            gw,
+            gh,
+            _kernels.kept_tokens(self._images.key[i], gw * gh, keep),
+            column + 1,
+            self._patches[pack, slots],
+            self._segment_ids[pack, slots],
+            self._coords[pack, slots],
+        )
+        self._labels[pack, column] = sources.labels.of(row)
+        for extension in sources.extras:
+            self._extras[extension, i] = _extra(extension, sources.member(row, extension))
+
+    def _transformed(self, i: int, pixels: np.ndarray) -> np.ndarray:
+        assert self._sources.transform is not None
+        key = self._sources.index.keys[int(self._images.row[i])]
+        rng = np.random.Generator(np.random.Philox(key=int(self._transform_keys[i])))
+        try:
+            out = np.ascontiguousarray(self._sources.transform(pixels, rng))
+        except Exception as error:
+            error.add_note(f"raised by transform, for the image with key {key!r}")
+            raise
+        if out.shape != pixels.shape or out.dtype != np.uint8:
+            raise ValueError(
+                f"transform made {out.dtype} {out.shape} of image {key!r}, which was uint8 {pixels.shape}; it must "
+                "keep both, since the plan is made"
+            )
+        return out
+
+    def finish(self) -> PackedBatch:
+        """Waits until every image is in, and gives the batch. Raises what a thread raised, but for bad images."""
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        self._close_ranks()
+        index, mask, rows = self._sources.index, self._rows >= 0, self._rows
+        sizes = np.zeros((*rows.shape, 2), np.int32)
+        sizes[mask] = np.stack([index.width[rows[mask]], index.height[rows[mask]]], 1)
+        placed = np.flatnonzero(~self._failed)
+        in_pack = [placed[self._pack[placed] == b].tolist() for b in range(len(rows))]
+        return PackedBatch(
+            patches=torch.from_numpy(self._patches),
+            segment_ids=torch.from_numpy(self._segment_ids),
+            coords=torch.from_numpy(self._coords),
+            grids=torch.from_numpy(self._grids),
+            image_sizes=torch.from_numpy(sizes),
+            image_mask=torch.from_numpy(mask),
+            labels=torch.from_numpy(self._labels),
+            rows=torch.from_numpy(rows),
+            keys=[[index.keys[row] for row in pack[pack >= 0]] for pack in rows],
+            extras={e: [[self._extras[e, i] for i in pack] for pack in in_pack] for e in self._sources.extras},
+            patch_size=self._sources.packing.patch_size,
+            step=self._step,
+            epoch=self._epoch,
+            position=self._position,
+        )
+
+    def _close_ranks(self) -> None:
+        """Slots of failed images become padding; the images behind them move up a column, but not in place."""
+        for b in set(self._pack[self._failed].tolist()):
+            here = np.flatnonzero(self._pack == b)
+            good = here[~self._failed[here]]
+            number = np.zeros(len(here) + 1, np.int32)
+            number[self._column[good] + 1] = np.arange(1, len(good) + 1)
+            for i in here[self._failed[here]]:
+                slots = slice(self._start[i], self._start[i] + self._images.keep[i])
+                self._patches[b, slots], self._coords[b, slots], self._segment_ids[b, slots] = 0, 0, 0
+            self._segment_ids[b] = number[self._segment_ids[b]]
+            columns = self._column[good]
+            for array, empty in (
+                (self._grids, 0),
+                (self._rows, -1),
+                (self._labels, self._sources.labels.absent),
+            ):
+                kept = array[b, columns].copy()
+                array[b] = empty
+                array[b, : len(columns)] = kept

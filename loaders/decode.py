@@ -1,0 +1,228 @@
+"""Decoding: encoded bytes in, an upright uint8 image of the planned size out. Every slow step releases the GIL."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+import simplejpeg
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import SUPPORTED as WEBP_SUPPORTED
+from PIL.WebPImagePlugin import WebPImageFile
+
+from patchnpack.loaders.exif import orientation as exif_orientation
+from patchnpack.packer import _kernels
+from patchnpack.packer.config import ImageMode, Interpolation
+
+# All sizes are (width, height) in pixels: "stored" as the file has them, "upright" after EXIF orientation.
+
+MAX_PIXELS = 178_956_970  # where PIL, too, refuses to decode: 0.5 GB as RGB
+
+_BITS_PER_SAMPLE = 258  # TIFF tag
+
+# What decoders raise on bad data; anything else is a bug, theirs or ours, and is raised.
+_BAD_DATA = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_BEGINNINGS: dict[bytes, type[ImageFile.ImageFile]] = {
+    b"\xff\xd8": JpegImageFile,
+    b"\x89PNG\r\n\x1a\n": PngImageFile,
+    b"GIF8": GifImageFile,
+    b"BM": BmpImageFile,
+    b"II*\x00": TiffImageFile,
+    b"MM\x00*": TiffImageFile,
+}
+_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}  # 8 bits a channel, and PIL converts them
+_DIRECT = {"Gray", "YCbCr", "RGB"}  # JPEG colour spaces that libjpeg-turbo itself turns into RGB
+_JPEG_COLORS: dict[ImageMode, str] = {"L": "GRAY", "RGB": "RGB", "RGBA": "RGBA"}
+# PIL keeps RGB in four bytes a pixel; decoded that way, the buffer is resized without a copy.
+_JPEG_RESIZE_COLORS: dict[ImageMode, tuple[str, str]] = {
+    "L": ("GRAY", "L"),
+    "RGB": ("RGBX", "RGBX"),
+    "RGBA": ("RGBA", "RGBX"),
+}
+
+
+class BadImage(Exception):
+    """An image that cannot be used; the message is the reason, `stage` what was being done: "decode" or "extras"."""
+
+    def __init__(self, reason: str, stage: str = "decode") -> None:
+        super().__init__(reason)
+        self.stage = stage
+
+
+class Header(NamedTuple):
+    """What an image's header tells.
+
+    Attributes:
+        width, height: pixels, upright.
+        orientation: EXIF orientation, 1 to 8.
+        direct: whether libjpeg-turbo decodes it; PIL does otherwise.
+    """
+
+    width: int
+    height: int
+    orientation: int
+    direct: bool
+
+
+@contextmanager
+def _as_bad_image() -> Iterator[None]:
+    try:
+        yield
+    except _BAD_DATA as error:
+        raise BadImage(f"{type(error).__name__}: {error}") from error
+
+
+def read_header(data: bytes) -> Header:
+    """Size and orientation from an encoded image; no pixel is decoded.
+
+    Raises:
+        BadImage: it is no image, too large, or of a kind that 8-bit channels cannot hold.
+        ValueError: it is WebP, and this build of PIL cannot read any.
+    """
+    direct = False
+    if data[:2] == b"\xff\xd8":
+        with _as_bad_image():
+            height, width, color, _ = simplejpeg.decode_jpeg_header(data)
+        direct = color in _DIRECT
+    else:
+        plugin = _plugin(data)
+        with _as_bad_image():
+            image = plugin(io.BytesIO(data))
+            _refuse_kind(image, data)
+        width, height = image.size
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+        raise BadImage(f"its header says {width}x{height} pixels; the limits are 1 and {MAX_PIXELS} in all")
+    orientation = exif_orientation(data)
+    if orientation >= 5:
+        width, height = height, width
+    return Header(width, height, orientation, direct)
+
+
+def _plugin(data: bytes) -> type[ImageFile.ImageFile]:
+    """The part of PIL that reads what `data` begin as. `Image.open` would try them all, and some run other programs."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        if not WEBP_SUPPORTED:
+            raise ValueError(
+                f"there are WebP images, and this PIL {PIL.__version__} was built without WebP; install Pillow in its "
+                "place, or leave those images out"
+            )
+        return WebPImageFile
+    for beginning, plugin in _BEGINNINGS.items():
+        if data.startswith(beginning):
+            return plugin
+    raise BadImage(f"it begins with {data[:8]!r}; only JPEG, PNG, WebP, GIF, BMP and TIFF are read")
+
+
+def _refuse_kind(image: ImageFile.ImageFile, data: bytes) -> None:
+    # PIL reads 16-bit colour as 8-bit without a word; only the file's own header tells.
+    bits = data[24] if isinstance(image, PngImageFile) else 8
+    if isinstance(image, TiffImageFile):
+        bits = max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
+    if bits > 8:
+        raise BadImage(f"it has {bits} bits a channel; only 8-bit channels are read")
+    if image.mode not in _MODES:
+        raise BadImage(f"its pixels are of PIL mode {image.mode!r}; only {', '.join(sorted(_MODES))} are read")
+    if getattr(image, "is_animated", False):
+        raise BadImage("it has several pages or frames; only single images are read")
+
+
+def decode(
+    data: bytes,
+    header: Header,
+    size: tuple[int, int],
+    *,
+    mode: ImageMode = "RGB",
+    interpolation: Interpolation = "bicubic",
+    scaled: bool = True,
+) -> np.ndarray:
+    """The image upright and resized to `size`, uint8 (height, width, C), contiguous.
+
+    Args:
+        data: the encoded image.
+        header: what `read_header` said of it.
+        size: (width, height) in pixels, upright; equal to the header's, nothing is resized.
+        mode: "L", "RGB" or "RGBA"; sets C.
+        interpolation: PIL's name of the resizing filter.
+        scaled: decode a JPEG that is shrunk at least twofold at a lower scale.
+
+    Raises:
+        BadImage: the data cannot be decoded, or are not what the header said.
+    """
+    native = (header.width, header.height)
+    stored, target = (native[::-1], size[::-1]) if header.orientation >= 5 else (native, size)
+    filter = Image.Resampling[interpolation.upper()]
+    if header.direct:
+        pixels = _decode_jpeg(data, stored, target, mode, filter, scaled)
+    else:
+        pixels = _decode_other(data, stored, target, mode, filter)
+    return pixels if header.orientation == 1 else _kernels.orient(pixels, header.orientation)
+
+
+def _decode_jpeg(
+    data: bytes,
+    stored: tuple[int, int],
+    target: tuple[int, int],
+    mode: ImageMode,
+    filter: Image.Resampling,
+    scaled: bool,
+) -> np.ndarray:
+    with _as_bad_image():
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size((width, height), stored)
+        if target == stored:
+            native: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode])
+            return native
+        color, pil_mode = _JPEG_RESIZE_COLORS[mode]
+        # libjpeg-turbo takes the smallest of its scales, n / 8, that is at least the target.
+        twofold = 2 * target[0] <= stored[0] and 2 * target[1] <= stored[1]
+        least = target[::-1] if scaled and twofold else (0, 0)
+        pixels = simplejpeg.decode_jpeg(data, color, min_height=least[0], min_width=least[1], min_factor=2)
+    height, width = pixels.shape[:2]
+    image = Image.frombuffer(pil_mode, (width, height), pixels, "raw", pil_mode, 0, 1)
+    resized = image.resize(target, filter)
+    raw = resized.tobytes("raw", "RGB") if mode == "RGB" else resized.tobytes()
+    return np.frombuffer(raw, np.uint8).reshape(target[1], target[0], len(mode)).copy()
+
+
+def _decode_other(
+    data: bytes, stored: tuple[int, int], target: tuple[int, int], mode: ImageMode, filter: Image.Resampling
+) -> np.ndarray:
+    plugin = _plugin(data)
+    with _as_bad_image():
+        image: Image.Image = plugin(io.BytesIO(data))
+        _check_size(image.size, stored)
+        image.load()
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        if image.mode != mode:
+            image = image.convert(mode)
+    if target != stored:
+        image = image.resize(target, filter)
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(target[1], target[0], len(mode)).copy()
+
+
+def _check_size(decoded: tuple[int, ...], stored: tuple[int, int]) -> None:
+    if decoded != stored:
+        raise BadImage(f"its pixels are {decoded[0]}x{decoded[1]}, its header said {stored[0]}x{stored[1]}")

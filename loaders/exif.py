@@ -1,0 +1,75 @@
+"""EXIF orientation, straight from the bytes: PIL's own parser warns of damaged blocks, from any thread."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+_ORIENTATION = 0x0112
+_INTEGERS = {1: "B", 3: "H", 4: "I"}  # TIFF field types
+_PREFIX = b"Exif\x00\x00"
+_NO_LENGTH = {0x01, *range(0xD0, 0xD8)}  # JPEG markers without a segment
+_END_OF_HEADER = {0xD9, 0xDA}  # JPEG markers: end of image, start of scan
+
+
+def orientation(data: bytes) -> int:
+    """The EXIF orientation of an encoded JPEG, PNG or WebP, 1 to 8; 1 where there is none that can be read.
+
+    A damaged block says nothing: whether the image can be used is judged by its pixels.
+    """
+    try:
+        for block in _blocks(data):
+            return _from_tiff(block)
+    except struct.error:
+        pass  # a length or an offset points past the end
+    return 1
+
+
+def _blocks(data: bytes) -> Iterator[bytes]:
+    """The EXIF blocks of an image, each a TIFF header with its directories."""
+    if data[:2] == b"\xff\xd8":
+        at = 2
+        while at < len(data):
+            if data[at] != 0xFF:
+                return
+            marker = data[at + 1] if at + 1 < len(data) else 0xD9
+            if marker in _END_OF_HEADER:
+                return
+            if marker == 0xFF:  # a fill byte
+                at += 1
+            elif marker in _NO_LENGTH:
+                at += 2
+            else:
+                (length,) = struct.unpack_from(">H", data, at + 2)
+                if marker == 0xE1 and data.startswith(_PREFIX, at + 4):
+                    yield data[at + 4 + len(_PREFIX) : at + 2 + length]
+                at += 2 + length
+    elif data[:8] == b"\x89PNG\r\n\x1a\n":
+        at = 8
+        while at < len(data):
+            length, kind = struct.unpack_from(">I4s", data, at)
+            if kind == b"eXIf":
+                yield data[at + 8 : at + 8 + length].removeprefix(_PREFIX)
+            at += 12 + length
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        at = 12
+        while at < len(data):
+            kind, length = struct.unpack_from("<4sI", data, at)
+            if kind == b"EXIF":
+                yield data[at + 8 : at + 8 + length].removeprefix(_PREFIX)
+            at += 8 + length + length % 2
+
+
+def _from_tiff(block: bytes) -> int:
+    """The orientation in the first directory of a TIFF header (TIFF 6.0, section 2)."""
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None:
+        return 1
+    (directory,) = struct.unpack_from(order + "I", block, 4)
+    (entries,) = struct.unpack_from(order + "H", block, directory)
+    for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
+        tag, kind, count = struct.unpack_from(order + "HHI", block, entry)
+        if tag == _ORIENTATION and kind in _INTEGERS and count == 1:
+            (value,) = struct.unpack_from(order + _INTEGERS[kind], block, entry + 8)
+            return value if 1 <= value <= 8 else 1
+    return 1

@@ -1,0 +1,172 @@
+"""Labels: what a sample's members say of its class."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from patchnpack.loaders.index import Index
+
+NO_LABEL = -100
+
+Label = str | Callable[[dict[str, bytes]], Any] | None
+Classes = Sequence[str] | Mapping[str, int] | str | os.PathLike[str] | None
+
+
+class Labels:
+    """Reads the label of a row.
+
+    `label` is None, "EXT" (the text of the member .EXT), "json:FIELD" (a field of the .json member), or a callable from
+    a sample's members (extension to bytes) to an int or an array. Texts that are no whole number are looked up in
+    `classes`: a list of names, a file with a name a line, or a mapping from name to index.
+
+    `shape` is () for class indices (int64, -100 where there is none) and (D,) for targets (float32, NaN where there is
+    none).
+
+    Raises ValueError where the label is absent from every sample, or is a name that `classes` does not hold: for "cls"
+    at once, since the index holds those texts, for others when the first label, or later that row, is read.
+    """
+
+    def __init__(self, index: Index, label: Label, classes: Classes, read: Callable[[int, str], bytes | None]) -> None:
+        self._index, self._label, self._read = index, label, read
+        self._classes = _class_table(classes)
+        self._numbers = set() if self._classes is None else set(self._classes.values())
+        self._member, self._field = "", None
+        if isinstance(label, str):
+            self._member, _, self._field = label.removeprefix(".").partition(":")
+            self._member = self._member.lower()
+            if self._field and self._member != "json":
+                raise ValueError(f"label is {label!r}; only a .json member has fields: write 'json:{self._field}'")
+            if self._member == "json" and not self._field:
+                raise ValueError("label is 'json'; name the field that holds the label: 'json:FIELD'")
+        self._fixed = self._read_cls() if self._member == "cls" else None
+        self.shape: tuple[int, ...] = () if label is None else self._probe()
+        self.dtype = np.dtype(np.float32 if self.shape else np.int64)
+        self.absent = np.float32("nan") if self.shape else np.int64(NO_LABEL)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Outputs that a classifier needs: one more than the highest label, or a target's length; None if unknown."""
+        if self.shape:
+            return self.shape[0]
+        if self._classes:
+            return max(self._classes.values()) + 1
+        return None if self._fixed is None else int(self._fixed.max()) + 1
+
+    def of(self, row: int) -> Any:
+        """The label of a row: a number, or an array of `shape`; `absent` where there is none."""
+        if self._label is None:
+            return self.absent
+        value = int(self._fixed[row]) if self._fixed is not None else self._value(row)
+        if value is None:
+            return self.absent
+        if np.shape(value) != self.shape:
+            raise ValueError(
+                f"label of {self._index.keys[row]!r} has shape {np.shape(value)}, the first one {self.shape}; all must "
+                "agree"
+            )
+        return value
+
+    def _read_cls(self) -> np.ndarray:
+        """The labels of all rows at once, so that a bad one is found before any work starts."""
+        numbers: dict[str | None, int] = {None: NO_LABEL}
+        for row, text in enumerate(self._index.cls):
+            if text not in numbers and text is not None:
+                with self._naming(row):
+                    numbers[text] = self._number(text)
+        return np.array([numbers[text] for text in self._index.cls], np.int64)
+
+    @contextmanager
+    def _naming(self, row: int) -> Iterator[None]:
+        """Whatever is raised says for which sample."""
+        try:
+            yield
+        except Exception as error:
+            shard = self._index.shards[self._index.shard[row]]
+            error.add_note(f"raised for the label of the sample with key {self._index.keys[row]!r} in {shard!r}")
+            raise
+
+    def _value(self, row: int) -> int | np.ndarray | None:
+        with self._naming(row):
+            return self._read_value(row)
+
+    def _read_value(self, row: int) -> int | np.ndarray | None:
+        if callable(self._label):
+            return _as_label(
+                self._label({e: data for e in self._index.members if (data := self._read(row, e)) is not None})
+            )
+        data = self._read(row, self._member)
+        if data is None:
+            return None
+        if not self._field:
+            return self._number(data.decode("utf-8", "replace").strip())
+        record = json.loads(data)
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"the .json member holds {type(record).__name__}; {self._label!r} asks for a field of an object"
+            )
+        value = record.get(self._field)
+        return _as_label(value) if value is None or isinstance(value, bool | list) else self._number(str(value))
+
+    def _number(self, text: str) -> int:
+        if self._classes is not None and text in self._classes:
+            return self._classes[text]
+        try:
+            number = int(text)
+        except ValueError:
+            remedy = "give classes=, a list of their names"
+            if self._classes is not None:
+                remedy = f"classes has {len(self._classes)} others"
+            raise ValueError(
+                f"label {text!r} (of {self._label!r}) is neither a whole number nor a known class; {remedy}"
+            ) from None
+        if self._classes is not None and number not in self._numbers:
+            raise ValueError(f"label {number} is not among the {len(self._classes)} classes")
+        return number
+
+    def _probe(self) -> tuple[int, ...]:
+        """The shape of the first label there is."""
+        if self._fixed is not None:
+            if (self._fixed != NO_LABEL).any():
+                return ()
+        else:
+            for row in range(len(self._index)):
+                if (value := self._value(row)) is not None:
+                    return np.shape(value)
+        found = ", ".join("." + extension for extension in sorted(self._index.members))
+        raise ValueError(
+            f"label {self._label!r} is absent from all {len(self._index)} samples; their members are {found}"
+        )
+
+
+def _as_label(value: Any) -> int | np.ndarray | None:
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.ndim == 0 and array.dtype.kind in "biu":
+        return int(array)
+    if array.ndim == 1 and array.dtype.kind in "biuf":
+        return array.astype(np.float32)
+    raise ValueError(
+        f"a label is {value!r}; it must be a whole number (a class) or a list of numbers (a target; of one, write [x])"
+    )
+
+
+def _class_table(classes: Classes) -> Mapping[str, int] | None:
+    if classes is None or isinstance(classes, Mapping):
+        return classes
+    if isinstance(classes, str | os.PathLike):
+        path = Path(classes)
+        if not path.exists():
+            raise FileNotFoundError(f"classes file {str(path)!r} does not exist; it holds one class name a line")
+        classes = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    table = {name: i for i, name in enumerate(classes)}
+    if len(table) < len(classes):
+        raise ValueError(f"classes names {len(classes) - len(table)} classes twice; each needs a name of its own")
+    return table

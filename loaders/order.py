@@ -1,0 +1,116 @@
+"""The order of packs in an epoch, defined without ranks, threads or workers.
+
+1. The shards are shuffled, laid end to end and cut into S streams of equal rows (+-1).
+2. In each stream, rows are shuffled inside a window of shards, and packed as they come.
+3. Packs go out in blocks; each of the S streams gives its share of every block, in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from patchnpack.loaders.index import Index
+from patchnpack.packer import Images, Packing, Plan, Planner
+from patchnpack.packer.random import Purpose, keys
+
+# n rows, s shards, S streams
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """Everything that the order of packs depends on, but the epoch.
+
+    Attributes:
+        index: the images.
+        usable: bool (n,), the rows that are planned; the others were bad or filtered out.
+        packing: what a sequence looks like.
+        seed: of all shuffles and draws.
+        shuffle: whether shards and rows are shuffled.
+        shuffle_window: shards inside which rows are shuffled.
+        num_streams: S, slices that the epoch is cut into, each packed by itself.
+        block: packs of a block, a multiple of S.
+    """
+
+    index: Index
+    usable: np.ndarray
+    packing: Packing
+    seed: int
+    shuffle: bool
+    shuffle_window: int
+    num_streams: int
+    block: int
+
+    def packs(self, epoch: int, on_plan: Callable[[Plan], None] = lambda plan: None) -> Iterator[Images | None]:
+        """The packs of an epoch in order; None stands for the empty packs that fill short streams (S > 1).
+
+        `on_plan` is called with each plan as it is made.
+        """
+        streams = [self._stream_packs(epoch, stream, on_plan) for stream in range(self.num_streams)]
+        if self.num_streams == 1:
+            yield from streams[0]
+            return
+        share = self.block // self.num_streams
+        while True:
+            block = [[next(stream, None) for _ in range(share)] for stream in streams]
+            if all(pack is None for part in block for pack in part):
+                return
+            for part in block:
+                yield from part
+
+    def _stream_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[Images]:
+        for part in self.stream_plans(epoch, stream):
+            on_plan(part)
+            yield from map(part.pack, range(len(part)))
+
+    def stream_plans(self, epoch: int, stream: int) -> Iterator[Plan]:
+        """The plans of one stream, a window of shards at a time."""
+        planner = Planner(self.packing, seed=self.seed, epoch=epoch)
+        for rows in self.stream_rows(epoch, stream):
+            yield planner.add(self.index.rows(rows))
+        yield planner.finish()
+
+    def stream_rows(self, epoch: int, stream: int) -> Iterator[np.ndarray]:
+        """The usable rows of one stream, int64, a window of shards at a time."""
+        segments = self._segments(epoch)[stream]
+        for first in range(0, len(segments), self.shuffle_window):
+            window = segments[first : first + self.shuffle_window]
+            rows = np.concatenate([np.arange(low, high) for low, high in window])
+            rows = rows[self.usable[rows]]
+            if self.shuffle:
+                drawn = keys(Purpose.ROW_ORDER, self.seed, epoch, self.index.rows(rows).ident)
+                rows = rows[np.argsort(drawn, kind="stable")]
+            yield rows
+
+    def _segments(self, epoch: int) -> list[list[tuple[int, int]]]:
+        """For each stream, the runs of rows (low, high) that it takes from each of its shards."""
+        shards = np.arange(len(self.index.shards))
+        if self.shuffle:
+            drawn = keys(Purpose.SHARD_ORDER, self.seed, epoch, shards.astype(np.uint64))
+            shards = np.argsort(drawn, kind="stable")
+        low, high = self.index.starts[shards], self.index.starts[shards + 1]
+        ends = np.cumsum(high - low)
+        cuts = np.arange(self.num_streams + 1) * len(self.index) // self.num_streams
+        streams = []
+        for begin, end in pairwise(cuts):
+            # Where the shard lies on the line of all rows is [ends - rows, ends).
+            first = np.maximum(low, high - (ends - begin))
+            last = np.minimum(high, high - (ends - end))
+            streams.append([(int(a), int(b)) for a, b in zip(first, last, strict=True) if a < b])
+        return streams
+
+    def stream_counts(self, epoch: int) -> list[int]:
+        """Packs in each stream, from an integer-only planning pass."""
+        return [sum(map(len, self.stream_plans(epoch, stream))) for stream in range(self.num_streams)]
+
+    def positions(self, epoch: int) -> tuple[int, int]:
+        """Packs of the epoch in all, empty ones included, and those before the first that is empty."""
+        counts = self.stream_counts(epoch)
+        if self.num_streams == 1:
+            return counts[0], counts[0]
+        share = self.block // self.num_streams
+        first_empty = min(n // share * self.block + s * share + n % share for s, n in enumerate(counts))
+        return -(-max(counts) // share) * self.block, first_empty

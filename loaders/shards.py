@@ -1,0 +1,145 @@
+"""Shards: which files a source names, and reading bytes out of them."""
+
+from __future__ import annotations
+
+import glob
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from braceexpand import braceexpand
+
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+
+def expand(source: Source) -> list[str]:
+    """The shard paths that `source` names: a path, a brace range, a glob, or a list of these.
+
+    Raises:
+        ValueError: nothing named, a brace range that names nothing, a folder of image files, or a remote address.
+        FileNotFoundError: a shard that does not exist, or a glob without a match.
+
+    >>> expand("train-{000..001}.tar")
+    Traceback (most recent call last):
+        ...
+    FileNotFoundError: shard 'train-000.tar' does not exist (2 of the 2 that 'train-{000..001}.tar' names are missing...
+    """
+    patterns = [source] if isinstance(source, str | os.PathLike) else list(source)
+    paths = [path for pattern in patterns for path in _expand_one(os.fspath(pattern))]
+    if not paths:
+        raise ValueError("the source is an empty list; give at least one shard, such as 'train-{000000..000009}.tar'")
+    seen: set[str] = set()
+    for path in paths:
+        if (real := os.path.realpath(path)) in seen:
+            raise ValueError(f"shard {path!r} is named more than once; each image would be seen twice an epoch")
+        seen.add(real)
+    return paths
+
+
+def _expand_one(pattern: str) -> list[str]:
+    if not pattern:
+        raise ValueError("the source is an empty text; give at least one shard, such as 'train-{000000..000009}.tar'")
+    if "://" in pattern:
+        raise ValueError(f"{pattern!r} is a remote address; shards are read from local files: copy them here first")
+    if os.path.exists(pattern):
+        _refuse_folder(pattern)
+        return [pattern]
+    try:
+        paths = list(braceexpand(pattern))
+    except ValueError:
+        raise ValueError(f"{pattern!r} has a brace without its partner; write a range as {{000000..000009}}") from None
+    if not all(paths) or any("{" in path or "}" in path for path in paths):
+        raise ValueError(f"the braces in {pattern!r} name no shard; write a range as {{000000..000009}} or {{a,b}}")
+    found: list[str] = []
+    missing: list[str] = []
+    for path in paths:
+        if os.path.exists(path):
+            found.append(path)
+        elif glob.has_magic(path):
+            matches = sorted(glob.glob(path))
+            if not matches:
+                raise FileNotFoundError(f"no file matches {path!r}; looked from {Path.cwd()}, name shards that exist")
+            found += matches
+        else:
+            missing.append(path)
+    if missing:
+        raise FileNotFoundError(
+            f"shard {missing[0]!r} does not exist ({len(missing)} of the {len(paths)} that {pattern!r} names are "
+            f"missing; looked from {Path.cwd()})"
+        )
+    for path in found:
+        _refuse_folder(path)
+    return found
+
+
+def _refuse_folder(path: str) -> None:
+    if not os.path.isdir(path):
+        return
+    inside = os.listdir(path)
+    tars = sum(name.endswith(".tar") for name in inside)
+    if tars:
+        raise ValueError(f"{path!r} is a folder of {tars} shards; name them: {os.path.join(path, '*.tar')!r}")
+    images = sum(os.path.splitext(name)[1].lower() in _IMAGES for name in inside)
+    raise ValueError(
+        f"{path!r} is a folder with {images} image files at its top, not a shard; make shards of it first, for "
+        "example with webdataset.ShardWriter"
+    )
+
+
+class _File:
+    """A file descriptor that is closed when the last reader has let go of it."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+class ShardReader:
+    """Reads byte ranges of shards from any thread, with at most `max_open` files open.
+
+    Raises OSError naming the shard, where it has changed size since it was indexed or ends too early.
+    """
+
+    def __init__(self, paths: Sequence[str], sizes: Sequence[int], max_open: int = 64) -> None:
+        self._paths, self._sizes, self._max_open = paths, sizes, max_open
+        self._files: OrderedDict[int, _File] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, shard: int, offset: int, nbytes: int) -> bytes:
+        """`nbytes` bytes of the shard from `offset`."""
+        file = self._open(shard)
+        data = os.pread(file.fd, nbytes, offset)
+        while len(data) < nbytes:  # a single read stops at 2 GiB, and may stop anywhere on a network file system
+            more = os.pread(file.fd, nbytes - len(data), offset + len(data))
+            if not more:
+                raise OSError(
+                    f"shard {self._paths[shard]!r} ends at byte {offset + len(data)}, inside a member: it has changed"
+                )
+            data += more
+        return data
+
+    def _open(self, shard: int) -> _File:
+        with self._lock:
+            file = self._files.get(shard)
+            if file is not None:
+                self._files.move_to_end(shard)
+                return file
+            path = self._paths[shard]
+            file = _File(path)
+            size = os.fstat(file.fd).st_size
+            if size != self._sizes[shard]:
+                raise OSError(
+                    f"shard {path!r} has {size} bytes but had {self._sizes[shard]} when it was indexed: it has "
+                    "changed; make a new loader"
+                )
+            self._files[shard] = file
+            if len(self._files) > self._max_open:
+                self._files.popitem(last=False)
+            return file

@@ -1,0 +1,71 @@
+"""Tar shards: where each sample's members lie (webdataset's convention: the name up to the first dot is the key)."""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+from dataclasses import dataclass, field
+
+_NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
+_META = re.compile(r"__[^/]*__($|/)")
+_BLOCK = 512
+_MOST_PADDING = 1 << 20  # writers round a tar up to 10 KiB, or to a record of their own
+
+
+@dataclass(slots=True)
+class TarSample:
+    """One sample: its key and, for each member, the extension and where its bytes lie as (offset, nbytes)."""
+
+    key: str
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def read_samples(path: str) -> list[TarSample]:
+    """The samples of a tar shard, in order of their first members. Reads headers only.
+
+    Folders, links and webdataset's own `__name__` files are passed over, as are names without an extension.
+
+    Raises:
+        ValueError: the file is no tar, is compressed, ends too early, or holds a member twice or sparse.
+    """
+    samples: dict[str, TarSample] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.size < 0 or member.issparse():
+                    kind = "a sparse file" if member.issparse() else f"a file of {member.size} bytes"
+                    raise ValueError(f"shard {path!r} holds {member.name!r} as {kind}; write it as a plain one")
+                match = _NAME.match(member.name)
+                if not member.isreg() or match is None or _META.match(member.name):
+                    continue
+                key, extension = match[1], match[2].lower()
+                sample = samples.setdefault(key, TarSample(key))
+                if extension in sample.members:
+                    raise ValueError(f"shard {path!r} holds {member.name!r} twice; each member needs its own name")
+                sample.members[extension] = (member.offset_data, member.size)
+            end = tar.offset
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"shard {path!r} cannot be read as an uncompressed tar: {error}; unpack or write it again"
+        ) from error
+    _check_end(path, end)
+    return list(samples.values())
+
+
+def _check_end(path: str, end: int) -> None:
+    """A tar closes with blocks of zeros; `tarfile` also stops at the first header that is damaged or cut off."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        file.seek(end)
+        rest = file.read(_MOST_PADDING + 1)
+    if len(rest) < _BLOCK or any(rest[:_BLOCK]):
+        raise ValueError(
+            f"shard {path!r} has {size} bytes and neither a member nor the end mark of a tar at byte {end}: it was cut "
+            "short or damaged; copy or write it again"
+        )
+    if any(rest) or len(rest) > _MOST_PADDING:
+        raise ValueError(
+            f"shard {path!r} has its end mark at byte {end}, but goes on to byte {size}: it was joined from several "
+            "tars or not copied to its end; copy or write it again"
+        )

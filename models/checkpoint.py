@@ -1,0 +1,115 @@
+"""Checkpoints: a trained model with its optimizer, step and configuration, in one file that is whole or absent."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from patchnpack.models.config import NaViTConfig
+from patchnpack.models.navit import NaViT
+
+FORMAT = "patchnpack.navit.1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """What `load_checkpoint` gives back.
+
+    Attributes:
+        model: with its weights, in evaluation mode.
+        optimizer: the optimizer's state dict; empty where none was saved.
+        step: optimizer steps taken.
+        train_config: fields of the `TrainConfig`; empty where none was saved.
+        metrics: of the last evaluation.
+    """
+
+    model: NaViT
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    train_config: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Calls `write` with an open file that becomes `path` only once it is complete and on disk.
+
+    A reader, or the next start after a crash, finds the old content or the new, never a part. The folder must exist.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     atomic_write(Path(folder, "a.txt"), lambda file: file.write(b"whole"))
+    ...     Path(folder, "a.txt").read_bytes()
+    b'whole'
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name itself must survive a power cut
+    finally:
+        os.close(folder)
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: NaViT,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    step: int = 0,
+    train_config: dict[str, Any] | None = None,
+    metrics: dict[str, float] | None = None,
+) -> None:
+    """Writes a checkpoint of tensors and plain dicts, readable with `torch.load(path, weights_only=True)`."""
+    content = {
+        "format": FORMAT,
+        "model_config": asdict(model.config),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict() if optimizer else {},
+        "step": step,
+        "train_config": train_config or {},
+        "metrics": metrics or {},
+    }
+    atomic_write(path, lambda file: torch.save(content, file))
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Reads a checkpoint; nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a checkpoint of this library.
+    """
+    remedy = f"{path} is not a patchnpack checkpoint; give a file that train(out=...) or save_checkpoint wrote"
+    with Path(path).open("rb") as file:
+        if not zipfile.is_zipfile(file):  # a file cut short, too: the directory of a zip archive is at its end
+            raise ValueError(remedy)
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{remedy} ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(remedy)
+    model = NaViT(NaViTConfig(**content["model_config"])).to(device)
+    model.load_state_dict(content["model"])
+    return Checkpoint(
+        model=model.eval(),
+        optimizer=content["optimizer"],
+        step=content["step"],
+        train_config=content["train_config"],
+        metrics=content["metrics"],
+    )

@@ -1,0 +1,126 @@
+"""What a model is made of and how it is trained: plain values, checked when they are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from patchnpack.models.attention import attention_backend
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NaViTConfig:
+    """What a `NaViT` is made of.
+
+    Attributes:
+        num_classes: outputs of the head; 0 is no head, so that the model gives pooled features.
+        width: features of a token.
+        depth: number of blocks.
+        heads: attention heads; divides `width`.
+        patch_size: side of a patch in pixels; that of the packing.
+        channels: of a pixel; 3 for RGB.
+        mlp_ratio: hidden width of an MLP over `width`.
+        max_grid: patches a side that the position tables hold.
+        qk_norm: whether queries and keys are normalised in each head (arXiv 2302.05442, section 2).
+        drop_path: chance that an image skips a branch of the last block in training; less in earlier blocks, 0 in the
+            first (stochastic depth; arXiv 1603.09382, section 3).
+        mean, std: for each channel, or one value for all, on the scale where pixels are 0 to 1.
+        backend: of `attention`: "auto", "split", "varlen" or "dense".
+
+    >>> NaViTConfig(num_classes=10, width=100, heads=3)
+    Traceback (most recent call last):
+    ValueError: width 100 is not a multiple of heads 3; choose a width of 99 or 102
+    """
+
+    num_classes: int
+    width: int = 192
+    depth: int = 6
+    heads: int = 3
+    patch_size: int = 16
+    channels: int = 3
+    mlp_ratio: float = 4.0
+    max_grid: int = 128
+    qk_norm: bool = True
+    drop_path: float = 0.0
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "patch_size", "channels", "max_grid"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes is {self.num_classes}; give the number of classes, or 0 for no head")
+        if rest := self.width % self.heads:
+            low = self.width - rest
+            remedy = f"choose a width of {low} or {low + self.heads}"
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; {remedy}")
+        if self.mlp_ratio * self.width < 1:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves no hidden unit at width {self.width}; 4 is usual")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path is {self.drop_path}; it must be at least 0 and less than 1")
+        for name in ("mean", "std"):
+            values = tuple(float(value) for value in getattr(self, name))
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{name} has {len(values)} values for {self.channels} channels; give one, or one each")
+            object.__setattr__(self, name, values * (self.channels // len(values)))
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}; every value must be above 0")
+        if self.backend != "varlen":  # whether that one can run is known only where the tensors are
+            attention_backend("cpu", backend=self.backend)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How a model is trained. Give exactly one of `epochs`, `steps` and `minutes`.
+
+    Attributes:
+        epochs, steps, minutes: the budget; the learning rate falls to 0 at its end. With `minutes` of wall time the
+            schedule follows the clock, so two runs differ; the last evaluation comes on top.
+        lr: peak learning rate of AdamW.
+        weight_decay: on matrices; norms, biases, position tables and the pooling query have none.
+        betas: of AdamW.
+        warmup: share of the budget in which the learning rate grows linearly; then it falls as a half cosine.
+        clip: largest norm of the gradient over all parameters.
+        label_smoothing: share of the target spread evenly over the classes; int labels only.
+        eval_every: epochs between evaluations and checkpoints; there is always one at the end.
+        log_every: seconds between lines where the output is not a terminal.
+        seed: of the initial weights and of drop_path.
+        device: "auto" is CUDA where there is one, else the CPU.
+        precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the hardware multiplies it.
+
+    >>> TrainConfig(epochs=10, minutes=5)
+    Traceback (most recent call last):
+    ValueError: the budget is {'epochs': 10, 'minutes': 5}; give exactly one of epochs, steps and minutes
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: float = 0.1
+    clip: float = 1.0
+    label_smoothing: float = 0.1
+    eval_every: int = 1
+    log_every: float = 20.0
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        budgets = {"epochs": self.epochs, "steps": self.steps, "minutes": self.minutes}
+        given = {name: value for name, value in budgets.items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"the budget is {given or 'not given'}; give exactly one of epochs, steps and minutes")
+        for name, value in {**given, "lr": self.lr, "clip": self.clip, "eval_every": self.eval_every}.items():
+            if value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        for name in ("warmup", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, at least 0 and less than 1")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must not be negative")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"precision is {self.precision!r}; choose 'auto', 'float32' or 'bfloat16'")

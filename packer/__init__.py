@@ -1,0 +1,25 @@
+"""Ground floor: which images go into which pack, as integers, and the batch that comes of it."""
+
+from patchnpack.packer.batch import PackedBatch, PackedImage
+from patchnpack.packer.config import Packing
+from patchnpack.packer.packing import pack_lengths
+from patchnpack.packer.plan import Images, Plan, Planner, Rows, plan
+from patchnpack.packer.resolution import FitTokens, Native, Square
+from patchnpack.packer.token_drop import ConstantDrop, NoDrop
+
+__all__ = [
+    "ConstantDrop",
+    "FitTokens",
+    "Images",
+    "Native",
+    "NoDrop",
+    "PackedBatch",
+    "PackedImage",
+    "Packing",
+    "Plan",
+    "Planner",
+    "Rows",
+    "Square",
+    "pack_lengths",
+    "plan",
+]

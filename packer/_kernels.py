@@ -1,0 +1,306 @@
+"""The compiled inner loops: functions on arrays, no Python objects.
+
+`reference.py` says in plain Python what they do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+# n items (images) of a given length (tokens), L capacity of a pack, R lookahead, K items in a pack at most,
+# P patch size, C channels
+
+
+@intrinsic
+def _leading_zeros(typingctx: Any, word: Any) -> Any:
+    """Zero bits above the highest set bit of a uint64; 64 for 0. One instruction, which numba does not expose."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.uint64(types.uint64), codegen
+
+
+@intrinsic
+def _copy_bytes(typingctx: Any, target: Any, to: Any, source: Any, start: Any, count: Any) -> Any:
+    """memcpy between two flat uint8 arrays. Numba's own slice assignment is a byte loop, several times slower."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        ends = [
+            builder.gep(context.make_array(signature.args[i])(context, builder, args[i]).data, [args[i + 1]])
+            for i in (0, 2)
+        ]
+        cgutils.raw_memcpy(builder, ends[0], ends[1], args[4], ir.Constant(args[4].type, 1))
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, source, types.intp, types.intp), codegen
+
+
+@njit(nogil=True, cache=True)
+def mix(word: np.uint64) -> np.uint64:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): a bijection in which every bit reaches every bit."""
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return word ^ (word >> np.uint64(31))
+
+
+@njit(nogil=True, cache=True)
+def mix_all(words: np.ndarray, base: np.uint64, out: np.ndarray) -> None:
+    for i in range(len(words)):
+        out[i] = mix((base ^ words[i]) + np.uint64(0x9E3779B97F4A7C15))
+
+
+@njit(nogil=True, cache=True)
+def kept_tokens(key: np.uint64, tokens: int, keep: int) -> np.ndarray:
+    """The first `keep` of a permutation of `tokens` drawn from `key`, in ascending order; int32 (keep,)."""
+    if keep == tokens:
+        return np.arange(tokens).astype(np.int32)
+    permutation = np.arange(tokens).astype(np.int32)
+    chosen = np.zeros(tokens, np.bool_)
+    state = key
+    for i in range(keep):
+        state += np.uint64(0x9E3779B97F4A7C15)
+        j = i + np.int64(mix(state) % np.uint64(tokens - i))
+        permutation[i], permutation[j] = permutation[j], permutation[i]
+        chosen[permutation[i]] = True
+    kept = np.empty(keep, np.int32)
+    n = 0
+    for token in range(tokens):
+        if chosen[token]:
+            kept[n] = token
+            n += 1
+    return kept
+
+
+@njit(nogil=True, cache=True)
+def place_image(
+    pixels: np.ndarray,
+    patch: int,
+    grid_w: int,
+    grid_h: int,
+    kept: np.ndarray,
+    segment: int,
+    patches: np.ndarray,
+    segment_ids: np.ndarray,
+    coords: np.ndarray,
+) -> None:
+    """Writes an image's kept tokens into its slots of a pack.
+
+    `pixels` is uint8 (H, W, C), contiguous. Larger than the grid, its centre is taken; smaller, the right and bottom
+    edge become 0. `patches` is uint8 (keep, P*P*C), `segment_ids` (keep,), `coords` (keep, 2): the image's own slots.
+    """
+    height, width, channels = pixels.shape
+    source, target = pixels.reshape(-1), patches.reshape(-1)
+    top, left = max(0, height - grid_h * patch) // 2, max(0, width - grid_w * patch) // 2
+    row_bytes = patch * channels
+    for i in range(len(kept)):
+        y, x = kept[i] // grid_w, kept[i] % grid_w
+        segment_ids[i] = segment
+        coords[i, 0], coords[i, 1] = x, y
+        first_row, first_column = top + y * patch, left + x * patch
+        rows = min(patch, height - first_row)
+        count = max(0, min(patch, width - first_column)) * channels
+        to = i * patch * row_bytes
+        if rows < patch or count < row_bytes:
+            patches[i] = 0
+        start = (first_row * width + first_column) * channels
+        for _ in range(rows):
+            _copy_bytes(target, to, source, start, count)
+            to += row_bytes
+            start += width * channels
+
+
+@njit(nogil=True, cache=True)
+def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """`pixels` (H, W, C) turned upright by its EXIF orientation (1 to 8)."""
+    height, width, channels = pixels.shape
+    swap = orientation >= 5
+    out = np.empty((width, height, channels) if swap else (height, width, channels), np.uint8)
+    # Where the upright image's (y, x) lies in the stored one: EXIF 2.32, tag 0x0112.
+    flip_y = orientation in (3, 4, 7, 8)
+    flip_x = orientation in (2, 3, 6, 7)
+    for y in range(out.shape[0]):
+        for x in range(out.shape[1]):
+            v, u = (x, y) if swap else (y, x)
+            if swap:
+                v = height - 1 - v if flip_x else v
+                u = width - 1 - u if flip_y else u
+            else:
+                v = height - 1 - v if flip_y else v
+                u = width - 1 - u if flip_x else u
+            for c in range(channels):
+                out[y, x, c] = pixels[v, u, c]
+    return out
+
+
+@njit(nogil=True, cache=True)
+def fit_grids(width: np.ndarray, height: np.ndarray, unit: int, cells: int, upsample: bool, out: np.ndarray) -> None:
+    """The largest scale at which an image covers at most `cells` cells of `unit` pixels a side, exactly.
+
+    Writes (gw, gh, numerator, denominator) for each image: the grid in cells, and the scale as a fraction. At scale s
+    the grid is ceil(s w / unit) x ceil(s h / unit), so the best s is min(i unit / w, (cells // i) unit / h) for some i;
+    the first term grows with i and the second falls, so the best i is where they cross.
+    """
+    for n in range(len(width)):
+        w, h = np.int64(width[n]), np.int64(height[n])
+        if not upsample and -(-w // unit) * -(-h // unit) <= cells:
+            out[n, 0], out[n, 1], out[n, 2], out[n, 3] = -(-w // unit), -(-h // unit), 1, 1
+            continue
+        low, high = np.int64(0), np.int64(cells)
+        while low < high:  # the last i at which the width is what limits the scale
+            i = (low + high + 1) // 2
+            if i * h <= (cells // i) * w:
+                low = i
+            else:
+                high = i - 1
+        rows = cells // (low + 1) if low < cells else np.int64(0)
+        if low * h >= rows * w:  # limited by the width at i = low
+            gw, gh, numerator, denominator = low, -(-low * h // w), low * unit, w
+        else:  # limited by the height at i = low + 1
+            gw, gh, numerator, denominator = -(-rows * w // h), rows, rows * unit, h
+        out[n, 0], out[n, 1], out[n, 2], out[n, 3] = gw, gh, numerator, denominator
+
+
+@njit(nogil=True, cache=True)
+def next_fit(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+    """See `reference.next_fit`. Returns the number of packs written to `order` and `offsets`."""
+    packs, used, start = 0, 0, 0
+    for i in range(len(lengths)):
+        if used + lengths[i] > capacity or i - start == max_items:
+            packs += 1
+            offsets[packs] = i
+            start, used = i, 0
+        used += lengths[i]
+        order[i] = i
+    if flush and start < len(lengths):
+        packs += 1
+        offsets[packs] = len(lengths)
+    return packs
+
+
+@njit(nogil=True, cache=True)
+def _emit(pack, first, following, order, offsets, packs):  # type: ignore[no-untyped-def]
+    out = offsets[packs]
+    item = first[pack]
+    while item >= 0:
+        order[out] = item
+        out += 1
+        item = following[item]
+    offsets[packs + 1] = out
+    return packs + 1
+
+
+@njit(nogil=True, cache=True)
+def first_fit(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+    """See `reference.first_fit`. Returns the number of packs written to `order` and `offsets`."""
+    n = len(lengths)
+    following = np.full(n, -1, np.int64)  # the next item of the same pack
+    # The open packs, oldest first; at most one an item held, and the one just opened.
+    most = min(lookahead, n) + 1
+    room = np.empty(most, np.int64)
+    count = np.empty(most, np.int64)
+    first = np.empty(most, np.int64)
+    last = np.empty(most, np.int64)
+    packs, opened, held = 0, 0, 0
+    for i in range(n):
+        p = 0
+        while p < opened and room[p] < lengths[i]:
+            p += 1
+        if p == opened:
+            room[p], count[p], first[p] = capacity, 0, i
+            opened += 1
+        else:
+            following[last[p]] = i
+        last[p] = i
+        room[p] -= lengths[i]
+        count[p] += 1
+        held += 1
+        if room[p] > 0 and count[p] < max_items:
+            if held < lookahead:
+                continue
+            p = 0
+        packs = _emit(p, first, following, order, offsets, packs)
+        held -= count[p]
+        opened -= 1
+        for q in range(p, opened):
+            room[q], count[q], first[q], last[q] = room[q + 1], count[q + 1], first[q + 1], last[q + 1]
+    if flush:
+        for p in range(opened):
+            packs = _emit(p, first, following, order, offsets, packs)
+    return packs
+
+
+@njit(nogil=True, cache=True)
+def _highest(words, summary, limit):  # type: ignore[no-untyped-def]
+    """The highest set bit at or below `limit`, or -1. `summary` has a bit for each word that is not 0."""
+    w = limit >> 6
+    word = words[w] & (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(63 - (limit & 63)))
+    if word != 0:
+        return (w << 6) + 63 - np.int64(_leading_zeros(word))
+    s = w >> 6
+    above = summary[s] & ((np.uint64(1) << np.uint64(w & 63)) - np.uint64(1))
+    while above == 0:
+        s -= 1
+        if s < 0:
+            return -1
+        above = summary[s]
+    w = (s << 6) + 63 - np.int64(_leading_zeros(above))
+    return (w << 6) + 63 - np.int64(_leading_zeros(words[w]))
+
+
+@njit(nogil=True, cache=True)
+def largest_fit(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+    """See `reference.largest_fit`. Returns the number of packs written to `order` and `offsets`.
+
+    Waiting items stand in one queue a length, oldest first, with a bitmap over the lengths that have any: the largest
+    that fits is a bit scan away, and the oldest of all is at the head of its own queue.
+    """
+    n = len(lengths)
+    head = np.full(capacity + 1, -1, np.int64)
+    tail = np.full(capacity + 1, -1, np.int64)
+    following = np.full(n, -1, np.int64)
+    gone = np.zeros(n, np.bool_)
+    words = np.zeros((capacity >> 6) + 1, np.uint64)
+    summary = np.zeros((capacity >> 12) + 1, np.uint64)
+    packs, out, entered, waiting, oldest = 0, 0, 0, 0, 0
+    while True:
+        while waiting < lookahead and entered < n:
+            length = lengths[entered]
+            if head[length] < 0:
+                head[length] = entered
+                words[length >> 6] |= np.uint64(1) << np.uint64(length & 63)
+                summary[length >> 12] |= np.uint64(1) << np.uint64((length >> 6) & 63)
+            else:
+                following[tail[length]] = entered
+            tail[length] = entered
+            entered += 1
+            waiting += 1
+        if waiting == 0 or (waiting < lookahead and not flush):
+            return packs
+        while gone[oldest]:
+            oldest += 1
+        length, room, count = np.int64(lengths[oldest]), capacity, 0
+        while length > 0:
+            item = head[length]
+            head[length] = following[item]
+            if head[length] < 0:
+                words[length >> 6] &= ~(np.uint64(1) << np.uint64(length & 63))
+                if words[length >> 6] == 0:
+                    summary[length >> 12] &= ~(np.uint64(1) << np.uint64((length >> 6) & 63))
+            gone[item] = True
+            order[out] = item
+            out += 1
+            waiting -= 1
+            room -= length
+            count += 1
+            if count == max_items or waiting == 0:
+                break
+            length = _highest(words, summary, room)
+        packs += 1
+        offsets[packs] = out

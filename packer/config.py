@@ -1,0 +1,106 @@
+"""`Packing`: everything that decides what a sequence looks like."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from patchnpack.packer.checks import check_whole
+from patchnpack.packer.resolution import FitTokens, Native, Resolution, Square
+from patchnpack.packer.token_drop import ConstantDrop, NoDrop, TokenDrop
+
+Algorithm = Literal["auto", "next_fit", "first_fit", "largest_fit"]
+Oversize = Literal["shrink", "drop", "skip", "error"]
+ImageMode = Literal["L", "RGB", "RGBA"]
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packing:
+    """What a sequence looks like. Immutable; `replace` makes a changed copy.
+
+    Attributes:
+        seq_len: L, token slots in a pack.
+        patch_size: P, side of a square patch in pixels.
+        resolution: what size each image is given: `Native`, `FitTokens` or `Square`.
+        oversize: an image of more than L tokens is made smaller ("shrink"), loses tokens ("drop"), is left out and
+            counted ("skip"), or is an error ("error").
+        token_drop: how many of its tokens each image loses: `NoDrop` or `ConstantDrop`.
+        algorithm: how images are matched to packs: "next_fit", "first_fit", "largest_fit", or "auto", which is
+            "largest_fit".
+        lookahead: R, how many waiting images the packer may choose from.
+        max_images: K, images in a pack at most.
+        grid_multiple: both sides of a grid are multiples of this (2 for models that merge 2x2 tokens).
+        image_mode: "RGB", "L" (grey) or "RGBA"; sets the number of channels C.
+        interpolation: PIL's name of the filter that resizes images.
+        scaled_decode: a JPEG that is to be shrunk at least twofold is decoded at a lower scale, which is faster.
+
+    Raises:
+        ValueError: a value out of range, with the limit.
+
+    >>> Packing(seq_len=256, patch_size=32).replace(seq_len=512).seq_len
+    512
+    """
+
+    seq_len: int = 1024
+    patch_size: int = 16
+    resolution: Resolution = field(default_factory=Native)
+    oversize: Oversize = "shrink"
+    token_drop: TokenDrop = field(default_factory=NoDrop)
+    algorithm: Algorithm = "auto"
+    lookahead: int = 256
+    max_images: int = 64
+    grid_multiple: int = 1
+    image_mode: ImageMode = "RGB"
+    interpolation: Interpolation = "bicubic"
+    scaled_decode: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("seq_len", "patch_size", "lookahead", "max_images", "grid_multiple"):
+            check_whole(name, getattr(self, name))
+        for name, choices in (
+            ("oversize", get_args(Oversize)),
+            ("algorithm", get_args(Algorithm)),
+            ("image_mode", get_args(ImageMode)),
+            ("interpolation", get_args(Interpolation)),
+        ):
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+        for name, types in (("resolution", (Native, FitTokens, Square)), ("token_drop", (NoDrop, ConstantDrop))):
+            if not isinstance(value := getattr(self, name), types):
+                raise ValueError(
+                    f"{name} is {value!r}; it must be one of {', '.join(t.__name__ + '(...)' for t in types)}"
+                )
+        if self.grid_multiple**2 > self.seq_len:
+            raise ValueError(
+                f"grid_multiple {self.grid_multiple} makes every image at least {self.grid_multiple**2} tokens, "
+                f"more than seq_len {self.seq_len}; raise seq_len"
+            )
+        # What no image can be given (a square that is no multiple of the patch, or too large) is known now.
+        unit = self.patch_size * self.grid_multiple
+        sizes = self.resolution.sizes(np.array([unit]), np.array([unit]), self.patch_size, self.grid_multiple)
+        tokens = int(sizes.grid.prod())
+        if isinstance(self.resolution, Square) and tokens > self.seq_len and self.oversize != "drop":
+            largest = math.isqrt(self.seq_len) // self.grid_multiple * unit
+            raise ValueError(
+                f"Square({self.resolution.size}) makes every image {tokens} tokens, more than seq_len {self.seq_len}; "
+                f"use Square({largest}), raise seq_len, or choose oversize='drop'"
+            )
+
+    @property
+    def channels(self) -> int:
+        """C, values a pixel: 1, 3 or 4."""
+        return len(self.image_mode)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's pixels, P*P*C."""
+        return self.patch_size**2 * self.channels
+
+    def replace(self, **changes: Any) -> Packing:
+        """A copy with the given fields changed, checked like a new one."""
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,85 @@
+"""Packing lengths: which items go into which pack. Integers in, integers out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from patchnpack.packer import _kernels
+from patchnpack.packer.checks import check_whole
+from patchnpack.packer.config import Algorithm
+
+_PACKERS = {
+    "next_fit": _kernels.next_fit,
+    "first_fit": _kernels.first_fit,
+    "largest_fit": _kernels.largest_fit,
+}
+
+
+def resolve_algorithm(algorithm: Algorithm) -> str:
+    """The algorithm that runs: `algorithm` itself, or for "auto" the one it stands for."""
+    name = "largest_fit" if algorithm == "auto" else algorithm
+    if name not in _PACKERS:
+        raise ValueError(f"algorithm is {algorithm!r}; it must be one of 'auto', {', '.join(map(repr, _PACKERS))}")
+    return name
+
+
+def pack_ready(
+    lengths: ArrayLike, capacity: int, *, max_items: int, algorithm: Algorithm, lookahead: int, flush: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Like `pack_lengths`, but without `flush` items that later arrivals could still join stay behind.
+
+    The next call takes those first, in their order, then the new arrivals; however the arrivals are cut, the packs are
+    the same.
+    """
+    lengths = np.asarray(lengths)
+    if lengths.ndim != 1:
+        raise ValueError(f"lengths has shape {lengths.shape}; it must be one-dimensional")
+    if len(lengths) and lengths.dtype.kind not in "iu":
+        raise ValueError(f"lengths has dtype {lengths.dtype}; each length must be a whole number")
+    lengths = np.ascontiguousarray(lengths, np.int64)
+    for name, value in (("capacity", capacity), ("max_items", max_items), ("lookahead", lookahead)):
+        check_whole(name, value)
+    bad = (lengths < 1) | (lengths > capacity)
+    if bad.any():
+        i = int(bad.argmax())
+        raise ValueError(
+            f"lengths[{i}] is {lengths[i]}; each length must be from 1 to the capacity, {capacity}: "
+            "shrink the item or leave it out"
+        )
+    order = np.empty(len(lengths), np.int64)
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    packer = _PACKERS[resolve_algorithm(algorithm)]
+    packs = packer(lengths, capacity, max_items, lookahead, flush, order, offsets)
+    offsets = offsets[: packs + 1].copy()
+    return order[: offsets[-1]].copy(), offsets
+
+
+def pack_lengths(
+    lengths: ArrayLike,
+    capacity: int,
+    *,
+    max_items: int = 64,
+    algorithm: Algorithm = "auto",
+    lookahead: int = 256,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Packs items of the given lengths, each whole and exactly once, into packs of at most `capacity`.
+
+    Args:
+        lengths: tokens of each item, (n,), each from 1 to `capacity`, in order of arrival.
+        capacity: L, token slots in a pack.
+        max_items: K, items in a pack at most.
+        algorithm: "next_fit", "first_fit", "largest_fit" or "auto"; `packer/reference.py` draws each.
+        lookahead: R, how many waiting items the packer may choose from.
+
+    Returns:
+        `order` and `offsets`, int64: pack i holds the items `order[offsets[i]:offsets[i + 1]]`.
+
+    Raises:
+        ValueError: a length below 1 or above the capacity, or a parameter below 1.
+
+    >>> order, offsets = pack_lengths([3, 5, 6, 2, 4], 10, algorithm="largest_fit")
+    >>> [order[a:b].tolist() for a, b in zip(offsets, offsets[1:])]
+    [[0, 2], [1, 4], [3]]
+    """
+    return pack_ready(lengths, capacity, max_items=max_items, algorithm=algorithm, lookahead=lookahead, flush=True)

@@ -1,0 +1,181 @@
+"""The `patchnpack` command: verbs over library calls, no logic of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from patchnpack.loaders import Index, PackedImageLoader, scan
+from patchnpack.models import TrainConfig
+from patchnpack.options import takes_model, takes_packing, takes_training
+from patchnpack.packer import Packing
+from patchnpack.packer.drawing import draw_packs
+from patchnpack.packer.report import report as make_report
+from patchnpack.report_table import print_report
+from patchnpack.training import train_on_shards
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Load images at native resolution and pack them for vision transformers.",
+)
+
+Shards = Annotated[
+    list[str], typer.Argument(help="Shards: paths, globs, or ranges such as 'train-{000000..000009}.tar'.")
+]
+Images = Annotated[str, typer.Option("--image", help="Extensions that are images, separated by semicolons.")]
+Seed = Annotated[int, typer.Option(help="Of every shuffle and draw.")]
+_IMAGES = "jpg;jpeg;png;webp"
+
+
+def run() -> None:
+    """Runs the command; a mistake of the user's is one line that says what to do, without a traceback."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError) as error:
+        if "--traceback" in sys.argv:
+            raise
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"error: {error}")
+        sys.exit(2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"patchnpack {metadata.version('patchnpack')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the code an error was raised.")] = False,
+) -> None:
+    """Load images at native resolution and pack them for vision transformers."""
+
+
+def _scan(shards: list[str], image: str) -> Index:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("reading headers", total=None)
+        return scan(shards, image=image, progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+@app.command()
+@takes_packing
+def report(
+    shards: Shards,
+    *,
+    packing: Packing,
+    image: Images = _IMAGES,
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Tell what packing makes of the images in SHARDS, and what the usual ways would cost.
+
+    patchnpack report 'train-{000000..000009}.tar' --seq-len 1024 --patch-size 16
+    """
+    index = _scan(shards, image)
+    usable = np.setdiff1d(np.arange(len(index)), list(index.bad))
+    found = make_report(index.rows(usable), packing, seed=seed)
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(found), "packing": repr(packing), "bad": len(index.bad)}, indent=2))
+        return
+    print_report(found, Console(highlight=False), bad=len(index.bad))
+
+
+@app.command()
+@takes_packing
+def show(
+    shards: Shards,
+    *,
+    packing: Packing,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The picture to write, a .png.")] = Path("packs.png"),
+    packs: Annotated[int, typer.Option(help="Packs to draw.")] = 2,
+    shuffle: Annotated[bool, typer.Option(help="Draw packs of shuffled images.")] = True,
+    image: Images = _IMAGES,
+    label: Annotated[str | None, typer.Option(help="Member that holds the label, such as cls or json:FIELD.")] = None,
+    classes: Annotated[str | None, typer.Option(help="File with one class name a line.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw packs as rows of patches, and beneath them each image put together from its patches and coords.
+
+    patchnpack show 'train-{000000..000009}.tar' -o packs.png --seq-len 256
+    """
+    index = _scan(shards, image)
+    loader = PackedImageLoader(
+        index, packing, batch_size=packs, shuffle=shuffle, seed=seed, label=label, classes=classes, prefetch=1
+    )
+    names = Path(classes).read_text().splitlines() if classes and label else None
+    draw_packs(next(iter(loader)), max_packs=packs, classes=names).save(out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+@takes_packing
+@takes_model
+@takes_training
+def train(
+    shards: Shards,
+    *,
+    packing: Packing,
+    model: dict[str, Any],
+    training: TrainConfig,
+    validation: Annotated[list[str] | None, typer.Option("--validation", help="Shards to evaluate on.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the checkpoint and the history.")] = Path("runs"),
+    batch_size: Annotated[int, typer.Option(help="Packs in a batch.")] = 4,
+    label: Annotated[str, typer.Option(help="Member that holds the label, such as cls or json:FIELD.")] = "cls",
+    classes: Annotated[str | None, typer.Option(help="File with one class name a line.")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Outputs of the head; by default the highest label + 1.")
+    ] = None,
+    flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = False,
+    image: Images = _IMAGES,
+) -> None:
+    """Train a NaViT to classify the images in SHARDS.
+
+    patchnpack train 'train-{000000..000009}.tar' --validation validation-000000.tar --resolution fit:144 --epochs 10
+    """
+    result = train_on_shards(
+        _scan(shards, image),
+        _scan(validation, image) if validation else None,
+        packing,
+        training,
+        model=model,
+        out=out,
+        batch_size=batch_size,
+        label=label,
+        classes=classes,
+        num_classes=num_classes,
+        flip=flip,
+    )
+    for name, value in result.metrics.items():
+        typer.echo(f"{name}: {value:.4g}")
+    typer.echo(f"wrote {result.checkpoint}")
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Tell which libraries run here, what they can do, and what is missing for each extra."""
+    from patchnpack.doctor import diagnose, findings
+
+    diagnosis = diagnose()
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(diagnosis), indent=2))
+        return
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for subject, finding in findings(diagnosis):
+        table.add_row(subject, finding)
+    Console(highlight=False, markup=False).print(table)

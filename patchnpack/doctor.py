@@ -1,0 +1,142 @@
+"""What `patchnpack doctor` tells: which libraries run here, what they can do, and what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import PIL
+import simplejpeg
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from PIL import features
+
+from patchnpack.models.attention import attention_backend
+
+_LIBRARIES = ("torch", "numpy", "numba", "pyarrow", "webdataset", "simplejpeg")
+# What shards hold besides JPEG, as PIL's feature and its usual name.
+_FORMATS = {"zlib": "PNG", "webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000", "libtiff": "compressed TIFF"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        versions: library to version, this package and Python first.
+        pil: "Pillow" or "pillow-simd", whichever code `import PIL` runs.
+        pil_version: its version.
+        pil_cannot_read: formats that this build of PIL was made without.
+        jpeg_decoder: the library that decodes JPEG.
+        libjpeg_turbo: the version of libjpeg-turbo inside it, or None where the file does not say.
+        cpus: CPUs that this process may use.
+        cpus_in_machine: CPUs that the machine has.
+        cuda: for each CUDA device its name.
+        cuda_built: the CUDA version that torch was built for, or None for a CPU build.
+        attention: device type to the backend that "auto" stands for.
+        missing: extra to what it still needs, as pip would be asked for it; empty where the extra is complete.
+    """
+
+    versions: dict[str, str]
+    pil: str
+    pil_version: str
+    pil_cannot_read: tuple[str, ...]
+    jpeg_decoder: str
+    libjpeg_turbo: str | None
+    cpus: int
+    cpus_in_machine: int
+    cuda: tuple[str, ...]
+    cuda_built: str | None
+    attention: dict[str, str]
+    missing: dict[str, tuple[str, ...]]
+
+
+def diagnose() -> Diagnosis:
+    """Look at this process's libraries and machine.
+
+    >>> diagnose().attention["cpu"]
+    'split'
+    """
+    machine = os.cpu_count() or 1
+    cuda = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return Diagnosis(
+        versions={
+            "patchnpack": metadata.version("patchnpack"),
+            "python": platform.python_version(),
+            **{library: metadata.version(library) for library in _LIBRARIES},
+        },
+        pil="pillow-simd" if _installed("pillow-simd") == PIL.__version__ else "Pillow",
+        pil_version=PIL.__version__,
+        pil_cannot_read=tuple(name for feature, name in _FORMATS.items() if not features.check(feature)),
+        jpeg_decoder="simplejpeg",
+        libjpeg_turbo=_turbo_version(),
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine,
+        cpus_in_machine=machine,
+        cuda=cuda,
+        cuda_built=torch.version.cuda,
+        attention={device: attention_backend(device) for device in ("cpu", *(["cuda"] if cuda else []))},
+        missing=missing_by_extra(metadata.requires("patchnpack") or []),
+    )
+
+
+def missing_by_extra(requires: list[str]) -> dict[str, tuple[str, ...]]:
+    """For each extra, the requirements that no installed version meets.
+
+    Args:
+        requires: requirement strings as a distribution's metadata holds them.
+
+    >>> missing_by_extra(['numpy>=1', 'numpy>=1; extra == "a"', 'numpy<1; extra == "b"'])
+    {'a': (), 'b': ('numpy<1',)}
+    """
+    missing: dict[str, tuple[str, ...]] = {}
+    for requirement in map(Requirement, requires):
+        extra = re.search(r"extra == ['\"]([^'\"]+)", str(requirement.marker or ""))
+        if not extra or not requirement.marker or not requirement.marker.evaluate({"extra": extra[1]}):
+            continue
+        version = _installed(requirement.name)
+        met = version is not None and requirement.specifier.contains(version, prereleases=True)
+        needed = () if met else (f"{requirement.name}{requirement.specifier}",)
+        missing[extra[1]] = missing.get(extra[1], ()) + needed
+    return missing
+
+
+def findings(diagnosis: Diagnosis) -> list[tuple[str, str]]:
+    """The diagnosis as (subject, finding) lines for a person, remedies included."""
+    d = diagnosis
+    pil = f"{d.pil} {d.pil_version}"
+    if d.pil_cannot_read:
+        pil += f"; cannot read {', '.join(d.pil_cannot_read)}"
+    lines = [*d.versions.items(), ("PIL", pil)]
+    if d.pil == "Pillow":
+        lines.append(("", "pillow-simd resizes faster: `make simd` in a checkout, or see CONTRIBUTING.md"))
+    turbo = f"libjpeg-turbo {d.libjpeg_turbo}" if d.libjpeg_turbo else "a libjpeg-turbo that does not say its version"
+    lines.append(("JPEG decoder", f"{d.jpeg_decoder}, {turbo}"))
+    lines.append(("CPUs", f"{d.cpus} for this process, of {d.cpus_in_machine}"))
+    if d.cuda:
+        lines.append(("CUDA", f"{d.cuda_built}: {', '.join(d.cuda)}"))
+    else:
+        built = f"built for CUDA {d.cuda_built}" if d.cuda_built else "a CPU build"
+        lines.append(("CUDA", f"no device; this torch is {built}"))
+    lines.append(("attention", ", ".join(f"{backend} on {device}" for device, backend in d.attention.items())))
+    for extra, missing in d.missing.items():
+        found = f"missing {', '.join(missing)}: pip install 'patchnpack[{extra}]'" if missing else "complete"
+        lines.append((f"extra {extra}", found))
+    return lines
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return metadata.version(canonicalize_name(distribution))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _turbo_version() -> str | None:
+    # simplejpeg links libjpeg-turbo in and has no call that names its version, but the library's own text is there.
+    found = re.search(rb"libjpeg-turbo version (\d[\d.]*)", Path(simplejpeg._jpeg.__file__).read_bytes())
+    return found[1].decode() if found else None

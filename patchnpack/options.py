@@ -1,0 +1,141 @@
+"""Command-line flags that are derived from the library's configuration classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from patchnpack.models import NaViTConfig, TrainConfig
+from patchnpack.packer import ConstantDrop, FitTokens, Native, NoDrop, Packing, Square
+
+
+def parse_resolution(text: str) -> Native | FitTokens | Square:
+    """The resolution policy that `text` names.
+
+    "native" or "native:EDGE" (pad, crop, resize), "fit:TOKENS" (shrunk to at most so many), "naflex:TOKENS" (enlarged
+    as well), "square:PIXELS".
+
+    >>> parse_resolution("fit:144")
+    FitTokens(max_tokens=144, upsample=False, edge='resize')
+    """
+    name, _, value = text.partition(":")
+    if name == "native":
+        return Native(edge=value or "pad")  # type: ignore[arg-type]  # Native checks it
+    if name not in ("fit", "naflex", "square") or not value.isdecimal():
+        raise ValueError(
+            f"resolution is {text!r}; it must be native, native:crop, native:resize, fit:TOKENS, naflex:TOKENS or "
+            "square:PIXELS"
+        )
+    return Square(int(value)) if name == "square" else FitTokens(int(value), upsample=name == "naflex")
+
+
+def parse_token_drop(rate: float) -> NoDrop | ConstantDrop:
+    """The token drop of a constant `rate`; 0 is none."""
+    return ConstantDrop(rate) if rate else NoDrop()
+
+
+def takes(
+    cls: type[Any],
+    parameter: str,
+    helps: Mapping[str, str],
+    parsed: Mapping[str, tuple[Any, Callable[[Any], Any], str]] | None = None,
+    make: Callable[..., Any] | None = None,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replaces a command's `parameter`, a `cls`, by one flag a field; `cls` itself checks the values.
+
+    Args:
+        cls: a dataclass.
+        parameter: the command's keyword-only parameter that is given the `cls`.
+        helps: the fields that become flags, and what each is for; defaults and types are the class's own.
+        parsed: fields whose flag is of another type: its default, how it becomes the field's value, and its help.
+        make: what is called with the values instead of `cls`.
+    """
+    hints, parsed = get_type_hints(cls), parsed or {}
+    flags = []
+    for field in dataclasses.fields(cls):
+        if field.name in parsed:
+            default, _, help = parsed[field.name]
+            flags.append(_flag(field.name, type(default), default, help))
+        elif field.name in helps:
+            kind = hints[field.name] if hints[field.name] in (int, float, int | None, float | None) else str
+            flags.append(_flag(field.name, kind, field.default, helps[field.name]))
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def wrapped(**arguments: Any) -> None:
+            values = {flag.name: arguments.pop(flag.name) for flag in flags}
+            for name, (_, parse, _) in parsed.items():
+                values[name] = parse(values[name])
+            command(**arguments, **{parameter: (make or cls)(**values)})
+
+        signature = inspect.signature(command, eval_str=True)
+        others = [p for p in signature.parameters.values() if p.name != parameter]
+        wrapped.__signature__ = signature.replace(parameters=[*others, *flags])  # type: ignore[attr-defined]
+        return wrapped
+
+    return decorate
+
+
+def _flag(name: str, kind: Any, default: Any, help: str) -> inspect.Parameter:
+    annotation = Annotated[kind, typer.Option(help=help)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+takes_packing = takes(
+    Packing,
+    "packing",
+    {
+        "seq_len": "Token slots in a pack.",
+        "patch_size": "Side of a patch in pixels.",
+        "oversize": "Images of more than seq-len tokens: shrink, drop, skip or error.",
+        "algorithm": "auto, next_fit, first_fit or largest_fit.",
+        "lookahead": "Waiting images that the packer may choose from.",
+        "max_images": "Images in a pack at most.",
+        "grid_multiple": "Both sides of a grid are multiples of this.",
+        "image_mode": "RGB, L or RGBA.",
+        "interpolation": "Filter that resizes images, by PIL's name.",
+    },
+    {
+        "resolution": (
+            "native",
+            parse_resolution,
+            "native, native:crop, native:resize, fit:TOKENS, naflex:TOKENS or square:PIXELS.",
+        ),
+        "token_drop": (0.0, parse_token_drop, "Share of each image's tokens that is dropped."),
+    },
+)
+
+takes_model = takes(
+    NaViTConfig,
+    "model",
+    {
+        "width": "Features of a token.",
+        "depth": "Transformer blocks.",
+        "heads": "Attention heads.",
+        "drop_path": "Chance that an image skips a branch of the last block.",
+    },
+    make=dict,
+)
+
+takes_training = takes(
+    TrainConfig,
+    "training",
+    {
+        "epochs": "Budget in epochs; give this, steps or minutes.",
+        "steps": "Budget in batches.",
+        "minutes": "Budget in minutes.",
+        "lr": "Peak learning rate.",
+        "weight_decay": "Of AdamW, on matrices.",
+        "warmup": "Share of the budget in which the learning rate grows.",
+        "label_smoothing": "Share of the target spread over all classes.",
+        "eval_every": "Epochs between evaluations.",
+        "seed": "Of the initial weights, the order and every draw.",
+        "device": "auto, cpu or cuda.",
+        "precision": "auto, float32 or bfloat16.",
+    },
+)

@@ -1,0 +1,181 @@
+"""Put pillow-simd in Pillow's place in this Python, or say in one line why Pillow stays.
+
+pillow-simd is Pillow's code with faster resizing. Both install the same folder `PIL`, so only one can be there, and
+pip knows them as two unrelated projects: with pillow-simd alone, `pip check` misses `pillow`, and the next install that
+asks for it writes Pillow over pillow-simd. So the swap ends with a stand-in: a `pillow` of pillow-simd's version that
+holds no files. pip then sees what is true: this version of `pillow` is here.
+
+Nothing is removed before a new build has been seen to work, so a failure leaves Pillow as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+HEADERS = {
+    "Python.h": "apt install python3-dev",
+    "zlib.h": "apt install zlib1g-dev",
+    "jpeglib.h": "apt install libjpeg-dev",
+}
+# What Pillow's own wheels read and a build without the headers does not.
+OPTIONAL = {"webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000", "libtiff": "compressed TIFF"}
+
+# Run against the new build alone, in a process of its own: a build for another CPU dies of an illegal instruction.
+TRIAL = """
+import io
+from PIL import Image
+picture = Image.linear_gradient("L").convert("RGB")
+for kind in ("JPEG", "PNG"):
+    file = io.BytesIO()
+    picture.save(file, kind)
+    assert Image.open(file).convert("RGB").resize((100, 50), Image.Resampling.BICUBIC).size == (100, 50)
+"""
+
+
+def obstacle() -> str | None:
+    """Why pillow-simd cannot be built here, with the remedy, or None."""
+    machine = platform.machine().lower()
+    if machine not in ("x86_64", "amd64"):
+        return f"pillow-simd is for x86-64 and this is {machine}"
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    for header, remedy in HEADERS.items():
+        command = [*compiler, "-fsyntax-only", "-x", "c", f"-I{sysconfig.get_path('include')}", "-"]
+        # jpeglib.h uses FILE without including it.
+        source = f"#include <stdio.h>\n#include <{header}>\n"
+        try:
+            result = subprocess.run(command, input=source, text=True, capture_output=True)
+        except FileNotFoundError:
+            return f"there is no C compiler `{compiler[0]}` (Debian: apt install gcc)"
+        if result.returncode:
+            return f"the C compiler finds no {header} (Debian: {remedy})"
+    return None
+
+
+def stand_in(version: str, folder: Path) -> Path:
+    """Write a wheel for a `pillow` of this version that installs no files, and return its path."""
+    info = f"pillow-{version}.dist-info"
+    files = {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: pillow\nVersion: {version}\n"
+        f"Summary: Stands for pillow-simd, which provides PIL here.\nRequires-Dist: pillow-simd=={version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: patchnpack\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = ""
+    for name, text in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        record += f"{name},sha256={digest},{len(text.encode())}\n"
+    path = folder / f"pillow-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name, text in {**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}.items():
+            wheel.writestr(name, text)
+    return path
+
+
+def pip(*arguments: str | Path) -> None:
+    """Run pip of this Python. Its output is shown only where it fails, as a CalledProcessError that holds it."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
+    subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def running() -> tuple[str, str]:
+    """The name and version of the PIL that a new process would import."""
+    code = "import PIL; print(PIL.__version__)"
+    version = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+    try:
+        is_simd = metadata.version("pillow-simd") == version
+    except metadata.PackageNotFoundError:
+        is_simd = False
+    return ("pillow-simd" if is_simd else "Pillow"), version
+
+
+def restore() -> None:
+    """Install Pillow, whatever of the two is there now."""
+    pip("uninstall", "--yes", "pillow", "pillow-simd")
+    pip("install", "--constraint", "constraints.txt", "pillow")
+
+
+def swap(*, fresh: bool) -> str | None:
+    """Build pillow-simd, try it, and put it in Pillow's place.
+
+    Args:
+        fresh: build it even where pip keeps an earlier build.
+
+    Returns:
+        Why Pillow stays, or None where pillow-simd runs now.
+    """
+    reason = obstacle()
+    if reason:
+        return reason
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        print("Building pillow-simd; the first time takes a minute", flush=True)
+        try:
+            where: list[str | Path] = ["--wheel-dir", folder, *(["--no-cache-dir"] if fresh else [])]
+            pip("wheel", "--no-deps", "--constraint", "constraints.txt", "--group", "simd", *where)
+        except subprocess.CalledProcessError as error:
+            log = Path(sys.prefix) / "pillow-simd-build.log"
+            log.write_text(error.stdout)
+            return f"pillow-simd did not build, see {log}"
+        wheel = next(folder.glob("pillow_simd-*.whl"))
+        version = wheel.name.split("-")[1]
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder / "trial")
+        trial = {**os.environ, "PYTHONPATH": str(folder / "trial")}
+        result = subprocess.run([sys.executable, "-c", TRIAL], env=trial, capture_output=True, text=True)
+        if result.returncode:
+            last = result.stderr.strip().splitlines()[-1:] or [f"exit status {result.returncode}"]
+            return f"pillow-simd was built but does not work here: {last[0]}"
+        try:
+            pip("uninstall", "--yes", "pillow", "pillow-simd")
+            pip("install", "--no-index", "--no-deps", wheel, stand_in(version, folder))
+        except subprocess.CalledProcessError as error:
+            restore()
+            return f"pillow-simd could not be installed: {error.stdout.strip().splitlines()[-1]}"
+    return None
+
+
+def unread() -> list[str]:
+    """The formats that the PIL of a new process cannot read and Pillow's own wheels can."""
+    code = f"from PIL import features\nprint(*(k for k in {list(OPTIONAL)} if not features.check(k)))"
+    names = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    return [OPTIONAL[name] for name in names]
+
+
+def main() -> None:
+    """Swap, or restore, and print the one line."""
+    parser = argparse.ArgumentParser(description="Put pillow-simd in Pillow's place.")
+    parser.add_argument("--restore", action="store_true", help="put Pillow back")
+    parser.add_argument("--rebuild", action="store_true", help="build again even where pillow-simd runs")
+    arguments = parser.parse_args()
+
+    name, version = running()
+    reason = None
+    if arguments.restore:
+        reason = "as asked (SIMD=0)"
+        if name != "Pillow" or not version:
+            restore()
+    elif name == "Pillow" or arguments.rebuild:
+        reason = swap(fresh=arguments.rebuild)
+    name, version = running()
+    line = f"PIL is {name} {version}"
+    if reason:
+        line += f": {reason}"
+    elif missing := unread():
+        line += f", built without {', '.join(missing)}; with their headers there, `make simd` builds them in"
+    print(line)
+
+
+if __name__ == "__main__":
+    os.chdir(Path(__file__).resolve().parent.parent)
+    main()

@@ -1,0 +1,125 @@
+"""Images that are drawn here, shards written from them, and the real photographs beside the checkout."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+
+_CLOTHING = Path(__file__).resolve().parents[3] / "shared" / "data" / "clothing"
+
+Draw = Callable[..., Image.Image]
+Encode = Callable[..., bytes]
+WriteTar = Callable[[Path, Sequence[tuple[str, bytes]]], str]
+
+
+def draw_image(width: int, height: int, seed: int = 0, mode: str = "RGB") -> Image.Image:
+    """A smooth picture with some noise, so that it looks like a photograph to a codec and no two are alike."""
+    rng = np.random.default_rng((seed, width, height))
+    coarse = rng.integers(0, 256, (4, 4, 4), np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse, "RGBA").resize((width, height), Image.Resampling.BILINEAR), np.int16)
+    noisy = np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8)
+    image = Image.fromarray(noisy, "RGBA")
+    if mode == "P":
+        return image.convert("RGB").quantize(32)
+    return image if mode == "RGBA" else image.convert(mode)
+
+
+def encode_image(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    """The image as bytes of a file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]], format: int = tarfile.USTAR_FORMAT) -> str:
+    """Writes a tar of members, in order, and returns its path."""
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+class Drawn:
+    """A small data set of this module's own: its shards, and what is true of each key."""
+
+    def __init__(self, folder: Path, counts: Sequence[int], *, seed: int = 0, kinds: Sequence[str] = ("jpg", "png")):
+        self.folder = folder
+        self.shards: list[str] = []
+        self.keys: list[str] = []
+        self.pixels: dict[str, np.ndarray] = {}
+        self.labels: dict[str, int] = {}
+        self.texts: dict[str, str] = {}
+        rng = np.random.default_rng(seed)
+        for s, count in enumerate(counts):
+            members: list[tuple[str, bytes]] = []
+            for i in range(count):
+                key = f"s{s}i{i:03d}"
+                image = draw_image(int(rng.integers(8, 60)), int(rng.integers(8, 60)), seed=len(self.keys))
+                kind = kinds[len(self.keys) % len(kinds)]
+                data = encode_image(image, "JPEG" if kind == "jpg" else "PNG")
+                self.pixels[key] = np.asarray(Image.open(io.BytesIO(data)))
+                self.labels[key] = int(rng.integers(10))
+                self.texts[key] = f"the text of {key}"
+                members += [(f"{key}.{kind}", data), (f"{key}.cls", str(self.labels[key]).encode())]
+                members.append((f"{key}.txt", self.texts[key].encode()))
+                self.keys.append(key)
+            self.shards.append(write_tar(folder / f"drawn-{s:03d}.tar", members))
+
+    def rewrite(self, change: Mapping[str, bytes | None]) -> None:
+        """Gives members (by name) other bytes, or none."""
+        for shard in self.shards:
+            with tarfile.open(shard) as tar:
+                members = []
+                for info in tar.getmembers():
+                    file = tar.extractfile(info)
+                    assert file is not None
+                    members.append((info.name, file.read()))
+            changed = [(name, change.get(name, data)) for name, data in members]
+            write_tar(Path(shard), [(name, data) for name, data in changed if data is not None])
+
+
+@pytest.fixture(scope="session", name="draw_image")
+def _draw_image() -> Draw:
+    return draw_image
+
+
+@pytest.fixture(scope="session", name="encode_image")
+def _encode_image() -> Encode:
+    return encode_image
+
+
+@pytest.fixture(scope="session", name="write_tar")
+def _write_tar() -> Callable[..., str]:
+    return write_tar
+
+
+@pytest.fixture
+def make_drawn(tmp_path: Path) -> Callable[..., Drawn]:
+    """Makes a `Drawn` data set in the test's own folder."""
+    return lambda counts, **options: Drawn(tmp_path, counts, **options)
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    """60 images in 6 shards of unequal size, one of them empty. Not to be changed."""
+    return Drawn(tmp_path_factory.mktemp("drawn"), (17, 3, 0, 20, 1, 19))
+
+
+@pytest.fixture(scope="session")
+def clothing() -> str:
+    """The folder of the clothing photographs."""
+    if not _CLOTHING.is_dir():
+        pytest.skip("the clothing photographs are not in ../shared/data/clothing beside the checkout")
+    return str(_CLOTHING)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from patchnpack.models.attention import attention, attention_backend
+
+LENGTHS = [3, 3, 1, 7, 2, 7, 7]
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def runs_here(device: str, dtype: torch.dtype) -> list[str]:
+    names = ["auto", "split", "dense"]
+    return [*names, "varlen"] if attention_backend(device, dtype) == "varlen" else names
+
+
+def stream(device: str, dtype: torch.dtype, one_query: bool) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    tokens = sum(LENGTHS)
+    shapes = [(len(LENGTHS) if one_query else tokens, 2, 8), (tokens, 2, 8), (tokens, 2, 8)]
+    q, k, v = (
+        torch.randn(s, generator=generator, dtype=torch.float64).to(device, dtype).requires_grad_() for s in shapes
+    )
+    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0, dtype=torch.int32).to(device)
+    return q, k, v, cu_seqlens
+
+
+def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one_query: bool) -> torch.Tensor:
+    """Image by image, head by head, in the plainest terms."""
+    out, start = torch.empty_like(q), 0
+    for i, length in enumerate(LENGTHS):
+        keys = slice(start, start + length)
+        queries = slice(i, i + 1) if one_query else keys
+        for h in range(q.shape[1]):
+            weights = torch.softmax(q[queries, h] @ k[keys, h].T / q.shape[2] ** 0.5, dim=-1)
+            out[queries, h] = weights @ v[keys, h]
+        start += length
+    return out
+
+
+@pytest.mark.parametrize("one_query", [False, True])
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.03)]
+)
+def test_every_backend_equals_attention_by_hand_in_output_and_gradient(
+    device: str, dtype: torch.dtype, tolerance: float, one_query: bool
+) -> None:
+    q, k, v, cu_seqlens = stream(device, dtype, one_query)
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected = by_hand(*wide, one_query)
+    direction = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64, device=device).view_as(expected)
+    gradients = torch.autograd.grad(expected, wide, direction)
+    for backend in runs_here(device, dtype):
+        out = attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, one_query=one_query, backend=backend)
+        assert out.shape == q.shape
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+        for ours, theirs in zip(torch.autograd.grad(out, (q, k, v), direction.to(dtype)), gradients, strict=True):
+            torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("backend", ["split", "dense"])
+def test_no_images_give_an_empty_output_that_reaches_every_input(backend: str) -> None:
+    q, k, v = (torch.zeros(0, 2, 8, requires_grad=True) for _ in range(3))
+    out = attention(q, k, v, cu_seqlens=torch.zeros(1, dtype=torch.int32), lengths=[], backend=backend)
+    assert out.shape == (0, 2, 8)
+    out.sum().backward()
+    assert all(x.grad is not None for x in (q, k, v))
+
+
+def test_auto_is_split_on_cpu_and_never_varlen_in_float32() -> None:
+    assert attention_backend("cpu") == "split"
+    assert attention_backend("cpu", torch.bfloat16) == "split"
+    assert attention_backend("cuda", torch.float32) == "dense"
+    assert attention_backend("cuda") in ("varlen", "dense")
+    assert attention_backend("cpu", backend="dense") == "dense"
+
+
+def test_an_impossible_backend_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match=r"'varlen' needs CUDA.*cpu.*Use 'auto'"):
+        attention_backend("cpu", backend="varlen")
+    with pytest.raises(ValueError, match=r"'varlen' needs CUDA.*float32"):
+        attention_backend("cuda", torch.float32, "varlen")
+    with pytest.raises(ValueError, match=r"'flash' is unknown; choose one of auto, split"):
+        attention_backend("cpu", backend="flash")

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from patchnpack.models import NaViTConfig, TrainConfig, load_checkpoint, save_checkpoint
+from patchnpack.models.checkpoint import atomic_write
+from patchnpack.models.train import make_optimizer
+
+
+def test_a_checkpoint_gives_back_outputs_step_optimizer_and_configuration(
+    tmp_path: Path, draw: Callable[..., Any], pack: Callable[..., Any], build: Callable[..., Any], config: NaViTConfig
+) -> None:
+    model, batch, path = build(config), pack([[draw(5, 3), draw(4, 4)]]), tmp_path / "model.pt"
+    optimizer = make_optimizer(model, TrainConfig(steps=1))
+    model.loss(batch).backward()
+    optimizer.step()
+    save_checkpoint(path, model, optimizer=optimizer, step=7, train_config={"lr": 0.1}, metrics={"accuracy": 0.5})
+    loaded = load_checkpoint(path)
+    assert loaded.model.config == config
+    assert torch.equal(loaded.model(batch), model(batch))
+    assert (loaded.step, loaded.train_config, loaded.metrics) == (7, {"lr": 0.1}, {"accuracy": 0.5})
+    again = make_optimizer(loaded.model, TrainConfig(steps=1))
+    again.load_state_dict(loaded.optimizer)
+    for each, which in ((model, optimizer), (loaded.model, again)):  # both go on alike
+        which.zero_grad()
+        each.loss(batch).backward()
+        which.step()
+    assert torch.equal(loaded.model(batch), model(batch))
+
+
+class Hostile:
+    """A pickled object that makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
+    torch.save(Hostile(tmp_path / "executed"), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model\.pt is not a patchnpack checkpoint"):
+        load_checkpoint(tmp_path / "model.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_write_that_fails_halfway_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(file: Any) -> None:
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        atomic_write(path, fail)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_content_and_name_are_on_disk_in_that_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, events = tmp_path / "file", []
+    sync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        events.append((Path(name) == tmp_path, path.exists(), os.fstat(descriptor).st_size))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    atomic_write(path, lambda file: file.write(b"12345"))
+    (folder_first, existed, size), (folder_second, exists, _) = events
+    assert (folder_first, existed, size) == (False, False, 5)
+    assert (folder_second, exists) == (True, True)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(
+    tmp_path: Path, build: Callable[..., Any], config: NaViTConfig
+) -> None:
+    path = tmp_path / "model.pt"
+    with pytest.raises(FileNotFoundError, match=r"model\.pt"):
+        load_checkpoint(path)
+    save_checkpoint(path, build(config))
+    whole = path.read_bytes()
+    for content in (b"", b"not a checkpoint", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.pt is not a patchnpack checkpoint; give a file"):
+            load_checkpoint(path)
+    for content in ({"state_dict": {}}, [1, 2]):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"is not a patchnpack checkpoint"):
+            load_checkpoint(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "no tensors here")
+    with pytest.raises(ValueError, match=r"is not a patchnpack checkpoint"):
+        load_checkpoint(path)

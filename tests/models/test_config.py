@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from patchnpack.models import NaViTConfig, TrainConfig
+
+
+def test_one_mean_stands_for_all_channels() -> None:
+    config = NaViTConfig(num_classes=2, channels=3, mean=(0.5,), std=(0.1, 0.2, 0.3))
+    assert config.mean == (0.5, 0.5, 0.5)
+    assert config.std == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 0}, r"depth is 0; it must be at least 1"),
+        ({"num_classes": -1}, r"num_classes is -1.*0 for no head"),
+        ({"width": 100}, r"width 100 is not a multiple of heads 3; choose a width of 99 or 102"),
+        ({"mlp_ratio": 0}, r"mlp_ratio 0 leaves no hidden unit"),
+        ({"drop_path": 1.0}, r"drop_path is 1.0; it must be at least 0 and less than 1"),
+        ({"mean": (0.5, 0.5)}, r"mean has 2 values for 3 channels; give one, or one each"),
+        ({"std": (0.0,)}, r"std is \(0.0, 0.0, 0.0\); every value must be above 0"),
+        ({"backend": "flash"}, r"'flash' is unknown; choose one of auto"),
+    ],
+)
+def test_an_impossible_model_is_refused_with_value_and_remedy(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NaViTConfig(**{"num_classes": 2, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": None}, r"not given.*exactly one of epochs, steps and minutes"),
+        ({"steps": 5}, r"'epochs': 1, 'steps': 5.*exactly one"),
+        ({"epochs": 0}, r"epochs is 0; it must be above 0"),
+        ({"lr": -1.0}, r"lr is -1.0; it must be above 0"),
+        ({"warmup": 1.0}, r"warmup is 1.0; it is a share"),
+        ({"label_smoothing": -0.1}, r"label_smoothing is -0.1; it is a share"),
+        ({"weight_decay": -0.1}, r"weight_decay is -0.1; it must not be negative"),
+        ({"precision": "float16"}, r"precision is 'float16'; choose 'auto', 'float32' or 'bfloat16'"),
+    ],
+)
+def test_an_impossible_training_is_refused_with_value_and_remedy(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**{"epochs": 1, **changes})

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from patchnpack.models import NaViTConfig, autocast_dtype, evaluate
+
+Draw = Pack = Build = Callable[..., Any]
+
+
+def test_every_labelled_image_counts_once_and_the_others_are_counted_apart(
+    draw: Draw, pack: Pack, build: Build, config: NaViTConfig
+) -> None:
+    model = build(config)
+    images = [draw(2 + i % 4, 1 + i % 3, label=-100 if i in (2, 6) else i % 5, seed=i) for i in range(11)]
+    batches = [pack([images[:4], images[4:5]]), pack([[], images[5:7]]), pack([images[7:]]), pack([[]])]
+    metrics = evaluate(model, batches, precision="float32")
+    labelled = [image for image in images if image.label != -100]
+    each = [model.loss(pack([[image]])).item() for image in labelled]
+    hits = [model(pack([[image]]))[0, 0].argmax().item() == image.label for image in labelled]
+    assert metrics["images"] == 9
+    assert metrics["unlabelled"] == 2
+    assert metrics["loss"] == pytest.approx(sum(each) / 9, rel=1e-5)
+    assert metrics["accuracy"] == sum(hits) / 9
+
+
+def test_an_image_with_float_targets_is_a_hit_if_its_best_class_has_the_highest_target(
+    draw: Draw, pack: Pack, build: Build, config: NaViTConfig
+) -> None:
+    model = build(config)
+    best = int(model(pack([[draw(5, 3)]]))[0, 0].argmax())
+    right, wrong = [0.0] * 5, [1.0] * 5
+    right[best], wrong[best] = 0.5, 0.9
+    batch = pack([[draw(5, 3, right), draw(5, 3, right), draw(5, 3, wrong), draw(5, 3, [math.nan] * 5)]], slots=60)
+    metrics = evaluate(model, [batch], precision="float32")
+    assert (metrics["accuracy"], metrics["images"], metrics["unlabelled"]) == (2 / 3, 3, 1)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_evaluation_leaves_mode_and_gradients_as_they_were(
+    training: bool, draw: Draw, pack: Pack, build: Build, config: NaViTConfig
+) -> None:
+    model = build(config).train(training)
+    evaluate(model, [pack([[draw(5, 3)]])])
+    assert model.training is training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Endless:
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError("an endless loader must not be started")
+
+    def __len__(self) -> int:
+        raise TypeError("repeat=True has no length")
+
+
+def test_a_loader_that_never_ends_or_has_no_label_is_refused(
+    draw: Draw, pack: Pack, build: Build, config: NaViTConfig
+) -> None:
+    model = build(config)
+    with pytest.raises(ValueError, match=r"a loader that ends.*repeat=False"):
+        evaluate(model, Endless())
+    with pytest.raises(ValueError, match=r"1 images, none labelled"):
+        evaluate(model, [pack([[draw(5, 3, -100)]])])
+    with pytest.raises(ValueError, match=r"0 images, none labelled"):
+        evaluate(model, [])
+
+
+def test_precision_is_what_was_asked_for() -> None:
+    cpu = torch.device("cpu")
+    assert autocast_dtype(cpu, "float32") is None
+    assert autocast_dtype(cpu, "bfloat16") == torch.bfloat16
+    assert autocast_dtype(cpu, "auto") in (None, torch.bfloat16)
+    assert autocast_dtype(torch.device("meta"), "auto") is None

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import pickle
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from patchnpack.packer import ConstantDrop, FitTokens, Native, NoDrop, Packing, Square
+
+
+def _exactly(message: str) -> str:
+    return f"^{re.escape(message)}$"
+
+
+def test_defaults_are_those_of_the_documented_contract() -> None:
+    assert dataclasses.asdict(Packing()) == {
+        "seq_len": 1024,
+        "patch_size": 16,
+        "resolution": {"max_tokens": None, "edge": "pad"},
+        "oversize": "shrink",
+        "token_drop": {},
+        "algorithm": "auto",
+        "lookahead": 256,
+        "max_images": 64,
+        "grid_multiple": 1,
+        "image_mode": "RGB",
+        "interpolation": "bicubic",
+        "scaled_decode": True,
+    }
+    assert Packing() == Packing(resolution=Native(), token_drop=NoDrop())
+
+
+def test_every_field_is_keyword_only_and_frozen() -> None:
+    kinds = {p.kind for p in inspect.signature(Packing).parameters.values()}
+    assert kinds == {inspect.Parameter.KEYWORD_ONLY}
+    packing = Packing()
+    for field in dataclasses.fields(Packing):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(packing, field.name, getattr(packing, field.name))
+
+
+def test_replace_changes_a_copy_and_checks_it() -> None:
+    packing = Packing(seq_len=256)
+    assert packing.replace(patch_size=32) == Packing(seq_len=256, patch_size=32)
+    assert packing == Packing(seq_len=256)
+    with pytest.raises(ValueError, match="seq_len is 0"):
+        packing.replace(seq_len=0)
+
+
+def test_a_packing_hashes_and_pickles_to_an_equal_one() -> None:
+    packing = Packing(resolution=FitTokens(128, upsample=True), token_drop=ConstantDrop(0.5))
+    again = pickle.loads(pickle.dumps(packing))  # noqa: S301 - our own bytes
+    assert again == packing
+    assert hash(again) == hash(packing)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 4)])
+def test_channels_and_token_bytes_follow_the_image_mode(mode: Any, channels: int) -> None:
+    packing = Packing(patch_size=14, image_mode=mode)
+    assert packing.channels == channels
+    assert packing.token_bytes == 14 * 14 * channels
+
+
+def test_whole_numbers_of_numpy_are_taken() -> None:
+    assert Packing(seq_len=np.int64(64), patch_size=np.uint8(8)).token_bytes == 192  # type: ignore[arg-type]
+
+
+_WHOLE = ("seq_len", "patch_size", "lookahead", "max_images", "grid_multiple")
+
+
+@pytest.mark.parametrize("name", _WHOLE)
+@pytest.mark.parametrize("value", [0, -1, -1024])
+def test_a_count_below_one_is_an_error_that_names_it(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} is {value}; it must be at least 1$"):
+        Packing(**{name: value})
+
+
+@pytest.mark.parametrize("name", _WHOLE)
+@pytest.mark.parametrize("value", [16.0, 16.5, "16", None, True, [16]])
+def test_a_count_that_is_no_whole_number_is_an_error_that_names_it(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=_exactly(f"{name} is {value!r}; it must be a whole number")):
+        Packing(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "choices"),
+    [
+        ("oversize", "crop", "'shrink', 'drop', 'skip', 'error'"),
+        ("algorithm", "best", "'auto', 'next_fit', 'first_fit', 'largest_fit'"),
+        ("image_mode", "CMYK", "'L', 'RGB', 'RGBA'"),
+        ("interpolation", "cubic", "'nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos'"),
+        ("oversize", None, "'shrink', 'drop', 'skip', 'error'"),
+        ("algorithm", ["auto"], "'auto', 'next_fit', 'first_fit', 'largest_fit'"),
+    ],
+)
+def test_a_choice_that_is_none_names_the_value_and_every_choice(name: str, value: Any, choices: str) -> None:
+    with pytest.raises(ValueError, match=_exactly(f"{name} is {value!r}; it must be one of {choices}")):
+        Packing(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "choices"),
+    [
+        ("resolution", 224, "Native(...), FitTokens(...), Square(...)"),
+        ("resolution", Native, "Native(...), FitTokens(...), Square(...)"),
+        ("token_drop", 0.5, "NoDrop(...), ConstantDrop(...)"),
+    ],
+)
+def test_a_policy_of_another_kind_names_the_value_and_the_policies(name: str, value: Any, choices: str) -> None:
+    with pytest.raises(ValueError, match=_exactly(f"{name} is {value!r}; it must be one of {choices}")):
+        Packing(**{name: value})
+
+
+def test_a_grid_multiple_that_no_pack_can_hold_is_an_error() -> None:
+    Packing(seq_len=9, grid_multiple=3)
+    with pytest.raises(
+        ValueError, match="grid_multiple 3 makes every image at least 9 tokens, more than seq_len 8; raise"
+    ):
+        Packing(seq_len=8, grid_multiple=3)
+
+
+@pytest.mark.parametrize("resolution", [FitTokens(8), Native(max_tokens=8)])
+def test_a_grid_multiple_beyond_max_tokens_is_an_error_before_any_image(resolution: FitTokens | Native) -> None:
+    with pytest.raises(ValueError, match="max_tokens is 8, less than one grid_multiple cell of 3x3 patches"):
+        Packing(resolution=resolution, grid_multiple=3)
+
+
+def test_a_square_that_is_no_multiple_of_the_patch_is_an_error_before_any_image() -> None:
+    with pytest.raises(ValueError, match=r"Square\(224\) is not a multiple of .* = 48; use Square\(192\)"):
+        Packing(resolution=Square(224), patch_size=16, grid_multiple=3)
+
+
+@pytest.mark.parametrize("oversize", ["shrink", "skip", "error"])
+def test_a_square_that_no_pack_can_hold_is_an_error_before_any_image(oversize: Any) -> None:
+    with pytest.raises(
+        ValueError,
+        match=_exactly(
+            "Square(512) makes every image 1024 tokens, more than seq_len 300; use Square(256), raise seq_len, or "
+            "choose oversize='drop'"
+        ),
+    ):
+        Packing(seq_len=300, resolution=Square(512), grid_multiple=2, oversize=oversize)
+    Packing(seq_len=300, resolution=Square(512), oversize="drop")
+    Packing(seq_len=300, resolution=Square(256), oversize=oversize)
+
+
+def test_a_patch_larger_than_any_photograph_is_no_error_of_the_configuration() -> None:
+    assert Packing(patch_size=100_000).patch_size == 100_000

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from patchnpack.packer import _kernels, reference
+
+# H, W pixels of an image, P patch size, C channels, (gw, gh) patches across and down
+
+PACKERS = [
+    (_kernels.next_fit, reference.next_fit),
+    (_kernels.first_fit, reference.first_fit),
+    (_kernels.largest_fit, reference.largest_fit),
+]
+
+_GUARD = 0xA5
+
+
+@pytest.mark.parametrize(("kernel", "plain"), PACKERS, ids=[plain.__name__ for _, plain in PACKERS])
+@given(
+    data=st.data(),
+    capacity=st.one_of(st.integers(1, 24), st.sampled_from([63, 64, 65, 128, 4095, 4096, 4097, 9000, 20_000])),
+    max_items=st.one_of(st.integers(1, 6), st.just(64)),
+    lookahead=st.one_of(st.integers(1, 10), st.integers(50, 300)),
+    flush=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_compiled_packers_equal_the_reference(  # type: ignore[no-untyped-def]
+    kernel, plain, data, capacity: int, max_items: int, lookahead: int, flush: bool
+) -> None:
+    largest = data.draw(st.sampled_from(sorted({1, max(1, capacity // 8), max(1, capacity // 2), capacity})))
+    lengths = data.draw(st.lists(st.integers(1, largest), max_size=100))
+    order = np.full(len(lengths), -9, np.int64)
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    packs = kernel(np.array(lengths, np.int64), capacity, max_items, lookahead, flush, order, offsets)
+    found = [order[a:b].tolist() for a, b in pairwise(offsets[: packs + 1])]
+    assert found == plain(lengths, capacity, max_items, lookahead, flush)
+
+
+@given(st.integers(0, 2**64 - 1), st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_compiled_mix_equals_the_reference(base: int, counters: list[int]) -> None:
+    out = np.empty(len(counters), np.uint64)
+    _kernels.mix_all(np.array(counters, np.uint64), np.uint64(base), out)
+    assert out.tolist() == [reference.mix((base ^ c) + 0x9E3779B97F4A7C15 & 2**64 - 1) for c in counters]
+    assert [int(_kernels.mix(np.uint64(c))) for c in counters] == [reference.mix(c) for c in counters]
+
+
+tokens_and_keep = st.integers(1, 300).flatmap(lambda tokens: st.tuples(st.just(tokens), st.integers(1, tokens)))
+
+
+@given(st.integers(0, 2**64 - 1), tokens_and_keep)
+@settings(max_examples=150, deadline=None)
+def test_kept_tokens_equal_the_reference_and_are_as_many_as_asked_for_ascending_and_distinct(
+    key: int, drawn: tuple[int, int]
+) -> None:
+    tokens, keep = drawn
+    kept = _kernels.kept_tokens(np.uint64(key), tokens, keep)
+    assert kept.dtype == np.int32
+    assert kept.shape == (keep,)
+    assert (np.diff(kept) > 0).all()
+    assert kept[0] >= 0
+    assert kept[-1] < tokens
+    assert kept.tolist() == reference.kept_tokens(key, tokens, keep)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(2, 60))
+@settings(max_examples=40, deadline=None)
+def test_keeping_one_token_more_only_adds(key: int, tokens: int) -> None:
+    kept = [set(_kernels.kept_tokens(np.uint64(key), tokens, keep).tolist()) for keep in range(1, tokens + 1)]
+    for fewer, more in pairwise(kept):
+        assert fewer < more
+
+
+@pytest.mark.parametrize(("tokens", "keep"), [(20, 1), (20, 5), (20, 19)])
+def test_each_token_is_kept_equally_often(tokens: int, keep: int) -> None:
+    draws = 20_000
+    keys = np.random.default_rng(4).integers(0, 2**64, draws, np.uint64)
+    counts = np.bincount(np.concatenate([_kernels.kept_tokens(key, tokens, keep) for key in keys]), minlength=tokens)
+    share = keep / tokens
+    # One image's tokens exclude each other, which scales the sum by (tokens - 1) / tokens: 19 degrees of freedom, above
+    # 50 once in 8,000.
+    chi_square = ((counts - draws * share) ** 2).sum() / (draws * share * (1 - share)) * (tokens - 1) / tokens
+    assert chi_square < 50
+
+
+def test_each_pair_of_tokens_is_kept_equally_often() -> None:
+    draws, tokens = 20_000, 6
+    keys = np.random.default_rng(5).integers(0, 2**64, draws, np.uint64)
+    pairs = np.array([_kernels.kept_tokens(key, tokens, 2) for key in keys])
+    counts = np.bincount(pairs[:, 0] * tokens + pairs[:, 1])
+    counts, expected = counts[counts > 0], draws / 15
+    assert len(counts) == 15
+    # 14 degrees of freedom: above 45 once in 25,000.
+    assert ((counts - expected) ** 2 / expected).sum() < 45
+
+
+def _canvas(pixels: np.ndarray, P: int, gw: int, gh: int) -> np.ndarray:
+    """What the grid shows of an image: its centre where it is larger, zeros right and below where it is smaller."""
+    H, W, C = pixels.shape
+    top, left = max(0, (H - gh * P) // 2), max(0, (W - gw * P) // 2)
+    canvas = np.zeros((gh * P, gw * P, C), np.uint8)
+    shown = pixels[top : top + gh * P, left : left + gw * P]
+    canvas[: shown.shape[0], : shown.shape[1]] = shown
+    return canvas
+
+
+def _patches(canvas: np.ndarray, P: int) -> Iterator[np.ndarray]:
+    for y, x in product(range(0, canvas.shape[0], P), range(0, canvas.shape[1], P)):
+        yield canvas[y : y + P, x : x + P].reshape(-1)
+
+
+def _check_placing(H: int, W: int, C: int, P: int, gw: int, gh: int, kept: list[int], segment: int) -> None:
+    rng = np.random.default_rng(H * 1000 + W)
+    pixels = rng.integers(0, 256, (H, W, C), np.uint8)
+    before, n = 3, len(kept)  # slots of other images on either side
+    slots = slice(before, before + n)
+    patches = np.full((before + n + before, P * P * C), _GUARD, np.uint8)
+    segment_ids = np.full(len(patches), _GUARD, np.int32)
+    coords = np.full((len(patches), 2), _GUARD, np.int32)
+    patches[slots], segment_ids[slots], coords[slots] = 0, 0, 0
+    _kernels.place_image(
+        pixels, P, gw, gh, np.array(kept, np.int32), segment, patches[slots], segment_ids[slots], coords[slots]
+    )
+    whole = list(_patches(_canvas(pixels, P, gw, gh), P))
+    np.testing.assert_array_equal(patches[slots], np.array([whole[token] for token in kept]))
+    assert coords[slots].tolist() == [[token % gw, token // gw] for token in kept]
+    assert segment_ids[slots].tolist() == [segment] * n
+    for array in (patches, segment_ids, coords):
+        assert (array[:before] == _GUARD).all()
+        assert (array[before + n :] == _GUARD).all()
+
+
+@given(
+    data=st.data(),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    C=st.sampled_from([1, 3, 4]),
+    P=st.sampled_from([1, 2, 3, 5, 8, 16]),
+)
+@settings(max_examples=200, deadline=None)
+def test_patches_put_together_are_the_image_and_nothing_else_is_written(
+    data: st.DataObject, size: tuple[int, int], C: int, P: int
+) -> None:
+    H, W = size
+    gh, gw = (data.draw(st.integers(1, min(12, -(-side // P) + 2))) for side in size)
+    kept = data.draw(st.lists(st.integers(0, gw * gh - 1), min_size=1, max_size=30, unique=True).map(sorted))
+    segment = data.draw(st.integers(1, 64))
+    _check_placing(H, W, C, P, gw, gh, kept, segment)
+
+
+@pytest.mark.parametrize("C", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("H", "W", "gw", "gh"),
+    [
+        pytest.param(32, 48, 3, 2, id="whole patches"),
+        pytest.param(33, 47, 3, 3, id="edges part empty"),
+        pytest.param(33, 33, 4, 4, id="last column and row all empty, as grid_multiple makes them"),
+        pytest.param(1, 5, 2, 2, id="smaller than a patch"),
+        pytest.param(50, 71, 2, 3, id="larger than the grid"),
+        pytest.param(50, 20, 3, 2, id="larger one way, smaller the other"),
+    ],
+)
+def test_every_kind_of_edge_is_placed_right(H: int, W: int, C: int, gw: int, gh: int) -> None:
+    _check_placing(H, W, C, 16, gw, gh, list(range(gw * gh)), 5)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    mode=st.sampled_from(["L", "RGB", "RGBA"]),
+    seed=st.integers(0, 999),
+)
+@example(size=(7, 1), mode="RGB", seed=0)
+@settings(max_examples=15, deadline=None)
+def test_orient_turns_an_image_as_pil_does(orientation: int, size: tuple[int, int], mode: str, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, len(mode)), np.uint8)
+    image = Image.fromarray(pixels[..., 0] if mode == "L" else pixels)
+    assert image.mode == mode
+    image.getexif()[0x0112] = orientation
+    want = np.asarray(ImageOps.exif_transpose(image))
+    upright = _kernels.orient(pixels, orientation)
+    assert upright.flags.c_contiguous
+    np.testing.assert_array_equal(upright, want.reshape(*want.shape[:2], -1))

@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from patchnpack.packer import (
+    ConstantDrop,
+    FitTokens,
+    Images,
+    Native,
+    Packing,
+    Plan,
+    Planner,
+    Rows,
+    Square,
+    _kernels,
+    plan,
+    reference,
+)
+from patchnpack.packer.plan import measure
+from patchnpack.packer.random import Purpose, keys
+from patchnpack.packer.resolution import Resolution
+
+REFERENCES = {
+    "next_fit": reference.next_fit,
+    "first_fit": reference.first_fit,
+    "largest_fit": reference.largest_fit,
+    "auto": reference.largest_fit,
+}
+RESOLUTIONS: list[Resolution] = [
+    Native(),
+    Native(edge="crop"),
+    Native(edge="resize"),
+    Native(max_tokens=30),
+    FitTokens(60),
+    FitTokens(60, edge="pad"),
+    FitTokens(60, upsample=True),
+    Square(96),
+]
+
+
+def _exactly(message: str) -> str:
+    return f"^{re.escape(message)}$"
+
+
+def _take(rows: Rows, which: Any) -> Rows:
+    return Rows(**{f.name: getattr(rows, f.name)[which] for f in fields(rows)})
+
+
+def _rows(sizes: list[tuple[int, int]], start: int = 0) -> Rows:
+    row = np.arange(start, start + len(sizes))
+    width, height = np.array(sizes, np.int32).reshape(-1, 2).T
+    # ident is no function of the row's number, as in a real index.
+    return Rows(row=row, ident=keys(Purpose.TRANSFORM, 9, 9, row.astype(np.uint64)), width=width, height=height)
+
+
+def _random_rows(n: int, low: int = 48, high: int = 700, seed: int = 0) -> Rows:
+    return _rows(np.random.default_rng(seed).integers(low, high, (n, 2)).tolist())
+
+
+def _equal(one: Images, other: Images) -> bool:
+    return all(np.array_equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(Images))
+
+
+def _assert_same_plan(one: Plan, other: Plan) -> None:
+    for name in ("offsets", "skipped", "oversize"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    for f in fields(Images):
+        np.testing.assert_array_equal(getattr(one.images, f.name), getattr(other.images, f.name))
+
+
+def _joined(parts: list[Plan]) -> Plan:
+    sizes = np.concatenate([np.diff(part.offsets) for part in parts])
+    return Plan(
+        offsets=np.concatenate([[0], np.cumsum(sizes)]),
+        images=Images.concatenate([part.images for part in parts]),
+        skipped=np.concatenate([part.skipped for part in parts]),
+        oversize=np.concatenate([part.oversize for part in parts]),
+    )
+
+
+@st.composite
+def packings(draw: st.DrawFn) -> Packing:
+    return Packing(
+        seq_len=draw(st.integers(36, 80)),
+        resolution=draw(st.sampled_from(RESOLUTIONS)),
+        oversize=draw(st.sampled_from(["shrink", "drop", "skip"])),
+        token_drop=ConstantDrop(draw(st.sampled_from([0, 0.5, 0.9]))),
+        algorithm=draw(st.sampled_from(["auto", "next_fit", "first_fit", "largest_fit"])),
+        lookahead=draw(st.sampled_from([1, 2, 5, 16, 256])),
+        max_images=draw(st.sampled_from([1, 3, 64])),
+        grid_multiple=draw(st.sampled_from([1, 2, 3])),
+    )
+
+
+sizes = st.lists(st.tuples(st.integers(48, 400), st.integers(48, 400)), max_size=40)
+
+
+@given(sizes, packings())
+@settings(max_examples=120, deadline=None)
+def test_each_row_is_in_exactly_one_pack_or_skipped_and_no_pack_is_empty_or_over_a_limit(
+    sizes: list[tuple[int, int]], packing: Packing
+) -> None:
+    rows = _rows(sizes, start=100)
+    made = plan(rows, packing)
+    assert sorted([*made.images.row.tolist(), *made.skipped.tolist()]) == rows.row.tolist()
+    assert set(made.skipped.tolist()) <= set(made.oversize.tolist())
+    assert made.offsets[0] == 0
+    assert made.offsets[-1] == len(made.images)
+    for i in range(len(made)):
+        pack = made.pack(i)
+        assert 1 <= len(pack) <= packing.max_images
+        assert pack.keep.sum() == made.tokens()[i] <= packing.seq_len
+    assert (made.images.keep >= 1).all()
+    assert (made.images.keep <= made.images.grid.prod(1)).all()
+
+
+@given(sizes, packings(), st.integers(-5, 5), st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_a_plan_is_the_reference_packing_of_rows_measured_one_by_one(
+    sizes: list[tuple[int, int]], packing: Packing, seed: int, epoch: int
+) -> None:
+    rows = _rows(sizes)
+    alone = [measure(_take(rows, [i]), packing, seed=seed, epoch=epoch)[0] for i in range(len(rows))]
+    images = Images.concatenate([*alone, plan(_rows([]), packing).images])
+    packs = REFERENCES[packing.algorithm](
+        images.keep.tolist(), packing.seq_len, packing.max_images, packing.lookahead, True
+    )
+    made = plan(rows, packing, seed=seed, epoch=epoch)
+    assert len(made) == len(packs)
+    for i, pack in enumerate(packs):
+        assert _equal(made.pack(i), images.take(np.array(pack)))
+
+
+@given(sizes, packings(), st.data())
+@settings(max_examples=80, deadline=None)
+def test_rows_added_in_pieces_make_the_packs_of_one_plan(
+    sizes: list[tuple[int, int]], packing: Packing, data: st.DataObject
+) -> None:
+    rows = _rows(sizes)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(rows)), max_size=6)))
+    planner = Planner(packing, seed=3, epoch=1)
+    parts = [planner.add(_take(rows, slice(a, b))) for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
+    _assert_same_plan(_joined([*parts, planner.finish()]), plan(rows, packing, seed=3, epoch=1))
+    assert len(planner.finish()) == 0, "the waiting room is empty after finish"
+
+
+def test_packs_leave_the_planner_before_it_is_finished() -> None:
+    planner = Planner(Packing(seq_len=64, lookahead=8))
+    assert len(planner.add(_random_rows(100))) > 20
+
+
+@given(sizes, packings())
+@settings(max_examples=40, deadline=None)
+def test_plan_is_pure(sizes: list[tuple[int, int]], packing: Packing) -> None:
+    rows, untouched = _rows(sizes), _rows(sizes)
+    for f in fields(rows):
+        getattr(rows, f.name).setflags(write=False)
+    state = pickle.dumps(np.random.get_state())  # noqa: NPY002 - the global generator must not move
+    first = plan(rows, packing, seed=1, epoch=2)
+    assert pickle.dumps(np.random.get_state()) == state  # noqa: NPY002
+    _assert_same_plan(first, plan(rows, packing, seed=1, epoch=2))
+    for f in fields(rows):
+        np.testing.assert_array_equal(getattr(rows, f.name), getattr(untouched, f.name))
+
+
+def test_a_rows_draws_follow_its_ident_and_not_its_place() -> None:
+    rows = _random_rows(50)
+    packing = Packing(token_drop=ConstantDrop(0.5))
+    order = np.random.default_rng(1).permutation(50)
+    shuffled = _take(rows, order)
+    renumbered = Rows(row=np.arange(1000, 1050), ident=shuffled.ident, width=shuffled.width, height=shuffled.height)
+    here, there = (measure(r, packing, seed=4, epoch=1)[0] for r in (rows, renumbered))
+    np.testing.assert_array_equal(there.key, here.key[order])
+    np.testing.assert_array_equal(there.keep, here.keep[order])
+    np.testing.assert_array_equal(there.grid, here.grid[order])
+
+
+def test_another_seed_or_epoch_changes_the_draws_and_no_size() -> None:
+    rows, packing = _random_rows(50), Packing(token_drop=ConstantDrop(0.5))
+    base, *others = (measure(rows, packing, seed=s, epoch=e)[0] for s, e in ((0, 0), (1, 0), (0, 1), (-1, 0)))
+    for other in others:
+        assert not np.isin(other.key, base.key).any()
+        np.testing.assert_array_equal(other.grid, base.grid)
+    kept = [_kernels.kept_tokens(images.key[0], 100, 50).tolist() for images in (base, *others)]
+    assert len({tuple(k) for k in kept}) == 4
+
+
+def test_kept_tokens_of_a_plan_are_the_references() -> None:
+    images = plan(_random_rows(30, 48, 300), Packing(token_drop=ConstantDrop(0.7))).images
+    for i in range(len(images)):
+        tokens, keep = int(images.grid[i].prod()), int(images.keep[i])
+        assert keep == round(tokens * (1 - 0.7))
+        found = _kernels.kept_tokens(images.key[i], tokens, keep).tolist()
+        assert found == reference.kept_tokens(int(images.key[i]), tokens, keep)
+
+
+def test_a_plan_has_the_documented_dtypes_and_shapes() -> None:
+    for rows in (_random_rows(40), _rows([])):
+        made = plan(rows, Packing(token_drop=ConstantDrop(0.2)))
+        n = len(rows)
+        columns = {f.name: getattr(made.images, f.name) for f in fields(Images)}
+        assert {name: (column.dtype, column.shape) for name, column in columns.items()} == {
+            "row": (np.int64, (n,)),
+            "key": (np.uint64, (n,)),
+            "size": (np.int32, (n, 2)),
+            "grid": (np.int32, (n, 2)),
+            "keep": (np.int32, (n,)),
+        }  # fmt: skip
+        assert made.offsets.dtype == made.skipped.dtype == made.oversize.dtype == made.tokens().dtype == np.int64
+        assert made.offsets.shape == (len(made) + 1,)
+        assert made.tokens().shape == (len(made),)
+
+
+# Oversize
+
+EDGES = [Native(edge="pad"), Native(edge="crop"), Native(edge="resize"), FitTokens(500), FitTokens(500, edge="pad"),
+         FitTokens(500, upsample=True)]  # fmt: skip
+EXTREME = [(1, 5000), (5000, 1), (48, 5000), (5000, 48), (5000, 5000), (48, 48), (16, 48), (333, 777), (48, 240_000)]
+
+every_edge = pytest.mark.parametrize("resolution", EDGES, ids=str)
+
+
+def _mixed_rows(resolution: Any) -> Rows:
+    narrow = isinstance(resolution, Native) and resolution.edge == "crop"
+    extreme = [size for size in EXTREME if min(size) >= 48] if narrow else EXTREME
+    return _rows(extreme + np.random.default_rng(3).integers(48, 800, (100, 2)).tolist())
+
+
+@every_edge
+@pytest.mark.parametrize("m", [1, 2, 3])
+@pytest.mark.parametrize("seq_len", [9, 50, 100])
+@pytest.mark.parametrize("drop", [0, 0.5])
+def test_no_image_is_over_seq_len_after_any_policy(resolution: Any, m: int, seq_len: int, drop: float) -> None:
+    rows = _mixed_rows(resolution)
+    base = Packing(seq_len=seq_len, resolution=resolution, grid_multiple=m, token_drop=ConstantDrop(drop))
+    over = rows.row[resolution.sizes(rows.width, rows.height, 16, m).grid.prod(1) > seq_len]
+    assert len(over) > 50
+    for policy in ("shrink", "drop", "skip"):
+        made = plan(rows, base.replace(oversize=policy))
+        assert (made.images.keep <= seq_len).all()
+        assert (made.images.keep >= 1).all()
+        assert (made.images.grid % m == 0).all()
+        assert (made.tokens() <= seq_len).all()
+        np.testing.assert_array_equal(made.oversize, over)
+        np.testing.assert_array_equal(made.skipped, over if policy == "skip" else [])
+        if policy != "drop":
+            assert (made.images.grid.prod(1) <= seq_len).all()
+
+
+@every_edge
+def test_each_policy_leaves_images_that_fit_alone(resolution: Any) -> None:
+    rows = _mixed_rows(resolution)
+    base = Packing(seq_len=100, resolution=resolution)
+    free = measure(rows, base.replace(seq_len=10**6), seed=0, epoch=0)[0]
+    fits = ~np.isin(rows.row, plan(rows, base).oversize)
+    assert fits.any() or getattr(resolution, "upsample", False)
+    for policy in ("shrink", "drop", "skip"):
+        images = measure(rows, base.replace(oversize=policy), seed=0, epoch=0)[0]
+        assert _equal(images.take(np.isin(images.row, rows.row[fits])), free.take(fits))
+
+
+def test_shrink_gives_the_largest_size_that_fits() -> None:
+    rows = _rows([(300, 200), (2000, 100), (48, 240_000)])
+    images = measure(rows, Packing(seq_len=24), seed=0, epoch=0)[0]
+    assert images.grid.tolist() == [[6, 4], [20, 1], [1, 24]]
+    assert images.size.tolist() == [[96, 64], [320, 16], [1, 384]]
+
+
+def test_drop_keeps_the_grid_and_fills_a_pack() -> None:
+    images = measure(_rows([(320, 320), (64, 64)]), Packing(seq_len=100, oversize="drop"), seed=0, epoch=0)[0]
+    assert images.grid.tolist() == [[20, 20], [4, 4]]
+    assert images.keep.tolist() == [100, 16]
+
+
+def test_drop_takes_what_the_token_drop_leaves_where_that_fits() -> None:
+    packing = Packing(seq_len=100, oversize="drop", token_drop=ConstantDrop(0.9))
+    assert measure(_rows([(320, 320)]), packing, seed=0, epoch=0)[0].keep.tolist() == [40]
+
+
+def test_oversize_error_names_the_row_its_size_its_tokens_the_limit_and_the_remedy() -> None:
+    rows = _rows([(64, 64), (320, 160), (640, 640)], start=7)
+    with pytest.raises(
+        ValueError,
+        match=_exactly(
+            "row 8 of 320x160 pixels has 200 tokens, more than seq_len 100 (2 rows do); raise seq_len or patch_size, "
+            "or choose oversize='shrink', 'drop' or 'skip'"
+        ),
+    ):
+        plan(rows, Packing(seq_len=100, oversize="error"))
+    assert len(plan(_rows([(64, 64)]), Packing(seq_len=100, oversize="error"))) == 1
+
+
+def test_an_image_smaller_than_a_patch_is_an_error() -> None:
+    with pytest.raises(ValueError, match="an image of 10x12 pixels is smaller than a patch of 16x16"):
+        plan(Rows.of_sizes([64, 10], [64, 12]), Packing())
+
+
+def test_columns_of_unequal_length_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"the columns have lengths .*'width': 2, 'height': 3"):
+        Rows.of_sizes([1, 2], [1, 2, 3])
+
+
+def test_of_sizes_numbers_the_rows_from_0() -> None:
+    rows = Rows.of_sizes([64, 32], [16, 48])
+    assert len(rows) == 2
+    assert {f.name: (getattr(rows, f.name).dtype, getattr(rows, f.name).tolist()) for f in fields(rows)} == {
+        "row": (np.int64, [0, 1]),
+        "ident": (np.uint64, [0, 1]),
+        "width": (np.int32, [64, 32]),
+        "height": (np.int32, [16, 48]),
+    }

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+from packaging.requirements import Requirement
+
+# A name added to, or taken from, what users import is a decision: it is made here too.
+PUBLIC: dict[str, list[str]] = {
+    "patchnpack": [
+        "ConstantDrop",
+        "FitTokens",
+        "Native",
+        "NoDrop",
+        "PackedBatch",
+        "PackedImageLoader",
+        "Packing",
+        "Square",
+    ],
+    "patchnpack.packer": [
+        "ConstantDrop",
+        "FitTokens",
+        "Images",
+        "Native",
+        "NoDrop",
+        "PackedBatch",
+        "PackedImage",
+        "Packing",
+        "Plan",
+        "Planner",
+        "Rows",
+        "Square",
+        "pack_lengths",
+        "plan",
+    ],
+    "patchnpack.loaders": [
+        "Index",
+        "PackedImageLoader",
+        "scan",
+    ],
+    "patchnpack.models": [
+        "Checkpoint",
+        "NaViT",
+        "NaViTConfig",
+        "TrainConfig",
+        "TrainResult",
+        "attention",
+        "attention_backend",
+        "autocast",
+        "autocast_dtype",
+        "classification_loss",
+        "evaluate",
+        "learning_rate",
+        "load_checkpoint",
+        "save_checkpoint",
+        "train",
+    ],
+}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_are_the_frozen_ones(module: str) -> None:
+    assert sorted(importlib.import_module(module).__all__) == sorted(PUBLIC[module])
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_every_public_name_is_there_once(module: str) -> None:
+    names = importlib.import_module(module).__all__
+    assert len(set(names)) == len(names)
+    assert all(hasattr(importlib.import_module(module), name) for name in names)
+
+
+def test_importing_every_part_imports_no_optional_dependency() -> None:
+    requirements = map(Requirement, metadata.requires("patchnpack") or [])
+    optional = {requirement.name for requirement in requirements if "extra" in str(requirement.marker)}
+    assert {"matplotlib", "jinja2", "fsspec", "obstore", "ray"} <= optional
+    # what the required dependencies import of these by themselves is theirs
+    code = f"""
+import sys
+import numba, pyarrow, rich, simplejpeg, torch, typer, webdataset
+before = set(sys.modules)
+import {", ".join(PUBLIC)}, patchnpack.cli
+print(*({{name.split(".")[0] for name in set(sys.modules) - before}} & {optional}))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []

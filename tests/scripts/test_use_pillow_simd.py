@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import importlib.util
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("use_pillow_simd", ROOT / "scripts" / "use_pillow_simd.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def x86(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+
+
+def compiler(folder: Path, missing: str) -> str:
+    """A compiler that finds every header but one."""
+    path = folder / "cc"
+    path.write_text(f"#!{sys.executable}\nimport sys\nsys.exit({missing!r} in sys.stdin.read())\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.usefixtures("x86")
+@pytest.mark.parametrize("header", ["Python.h", "zlib.h", "jpeglib.h"])
+def test_a_missing_header_is_named_with_its_package(
+    header: str, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", compiler(tmp_path, header))
+    assert script.obstacle() == f"the C compiler finds no {header} (Debian: {script.HEADERS[header]})"
+
+
+@pytest.mark.usefixtures("x86")
+def test_a_missing_compiler_is_named(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-cc -O2")
+    assert script.obstacle() == "there is no C compiler `no-such-cc` (Debian: apt install gcc)"
+
+
+@pytest.mark.usefixtures("x86")
+def test_nothing_stands_in_the_way_where_every_header_is_found(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", compiler(tmp_path, "nothing.h"))
+    assert script.obstacle() is None
+
+
+def test_another_processor_keeps_pillow(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    assert "this is arm64" in script.obstacle()
+
+
+def test_stand_in_is_a_pillow_of_that_version_without_files(script: ModuleType, tmp_path: Path) -> None:
+    wheel = script.stand_in("12.1.1.post0", tmp_path)
+    target = tmp_path / "site"
+    command = ["install", "--quiet", "--no-index", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", *command], check=True)
+    assert [path.name for path in target.iterdir()] == ["pillow-12.1.1.post0.dist-info"]
+    listed = [sys.executable, "-m", "pip", "list", "--path", str(target), "--format", "freeze"]
+    assert "pillow" in subprocess.run(listed, check=True, capture_output=True, text=True).stdout
+
+
+def test_pillow_simd_that_does_not_build_leaves_pillow_as_it_was(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def pip(*arguments: str | Path) -> None:
+        asked.append(arguments[0])
+        raise subprocess.CalledProcessError(1, "pip", output="no compiler today")
+
+    monkeypatch.setattr(script, "obstacle", lambda: None)
+    monkeypatch.setattr(script, "pip", pip)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    reason = script.swap(fresh=False)
+    assert reason == f"pillow-simd did not build, see {tmp_path / 'pillow-simd-build.log'}"
+    assert (tmp_path / "pillow-simd-build.log").read_text() == "no compiler today"
+    assert asked == ["wheel"]
