@@ -35,7 +35,8 @@ class BufferPool:
             memory = np.empty(size, np.uint8)
         if memory.size != size:
             memory = np.empty(size, np.uint8)
-        # Every view and tensor of a loan refers to this array: numpy follows bases down to it, and no further.
-        loan = np.frombuffer(memory, np.uint8)
+        # Every view and tensor of a loan refers to `loan`: numpy follows bases down to the last array, and the base of
+        # this one is a memoryview. Without it they would refer to `memory`, and `loan` would end at once.
+        loan = np.frombuffer(memoryview(memory), np.uint8)
         weakref.finalize(loan, self._idle.append, memory).atexit = False
         return loan.reshape(shape)

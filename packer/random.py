@@ -32,7 +32,7 @@ def keys(purpose: Purpose, seed: int, epoch: int, counters: np.ndarray) -> np.nd
     """
     base = 0
     for word in (purpose, seed, epoch):
-        base = int(_kernels.mix(np.uint64((base ^ word & _MASK) + 0x9E3779B97F4A7C15 & _MASK)))
+        base = int(_kernels.mix(np.uint64((base ^ word) + 0x9E3779B97F4A7C15 & _MASK)))
     out = np.empty(len(counters), np.uint64)
     _kernels.mix_all(np.ascontiguousarray(counters, np.uint64), np.uint64(base), out)
     return out

@@ -13,6 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from patchnpack.loaders import Index
+from patchnpack.packer import PackedBatch, Packing
+
 torch.set_num_threads(1)
 
 _CLOTHING = Path(__file__).resolve().parents[3] / "shared" / "data" / "clothing"
@@ -88,6 +91,61 @@ class Drawn:
                     members.append((info.name, file.read()))
             changed = [(name, change.get(name, data)) for name, data in members]
             write_tar(Path(shard), [(name, data) for name, data in changed if data is not None])
+
+
+def contents(batch: PackedBatch) -> tuple[object, ...]:
+    """Everything in a batch as plain bytes and lists: two equal ones are equal bit for bit."""
+    tensors = {
+        name: (value.dtype, tuple(value.shape), value.numpy().tobytes())
+        for name, value in batch.to_dict().items()
+        if isinstance(value, torch.Tensor)
+    }
+    return tensors, batch.keys, batch.extras, batch.lengths, batch.step, batch.epoch, batch.position
+
+
+def check_batch(batch: PackedBatch, drawn: Drawn, index: Index, packing: Packing, label: bool = True) -> None:
+    """Each image of the batch is the drawn one of its key, pixel for pixel, and so is all that is said of it."""
+    P = packing.patch_size
+    segments, mask = batch.segment_ids.numpy(), batch.image_mask.numpy()
+    assert not batch.patches.numpy()[segments == 0].any()
+    assert not batch.coords.numpy()[segments == 0].any()
+    assert not batch.grids.numpy()[~mask].any()
+    assert not batch.image_sizes.numpy()[~mask].any()
+    assert (batch.rows.numpy()[~mask] == -1).all()
+    assert (batch.labels.numpy()[~mask] == -100).all()
+    assert [len(keys) for keys in batch.keys] == mask.sum(1).tolist()
+    for b in range(len(segments)):
+        count = len(batch.keys[b])
+        assert mask[b].tolist() == [j < count for j in range(packing.max_images)]
+        numbers = segments[b][segments[b] > 0]
+        assert sorted(set(numbers.tolist())) == list(range(1, count + 1))
+        assert (np.diff(numbers) >= 0).all()  # contiguous and in order, whatever padding lies between
+    images = iter(batch.images())
+    for b, keys in enumerate(batch.keys):
+        for j, key in enumerate(keys):
+            image, pixels = next(images), drawn.pixels[key]
+            height, width, _ = pixels.shape
+            assert image.key == key == index.keys[batch.rows[b, j]]
+            assert image.label == (drawn.labels[key] if label else -100)
+            assert image.grid == (-(-width // P), -(-height // P)) == tuple(batch.grids[b, j].tolist())
+            assert batch.image_sizes[b, j].tolist() == [width, height]
+            canvas = image.pixels()
+            assert np.array_equal(canvas[:height, :width], pixels), key
+            assert not canvas[height:].any()
+            assert not canvas[:, width:].any()
+            for extension, values in batch.extras.items():
+                assert extension == "txt"
+                assert values[b][j] == drawn.texts[key]
+
+
+@pytest.fixture(scope="session", name="contents")
+def _contents() -> Callable[[PackedBatch], tuple[object, ...]]:
+    return contents
+
+
+@pytest.fixture(scope="session", name="check_batch")
+def _check_batch() -> Callable[..., None]:
+    return check_batch
 
 
 @pytest.fixture(scope="session", name="draw_image")

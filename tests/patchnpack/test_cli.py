@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
+import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
+from patchnpack import cli
 from patchnpack.cli import app
 from patchnpack.doctor import diagnose, findings
 
+Shards = Callable[..., str]
 run = CliRunner().invoke
 
 
@@ -43,3 +50,54 @@ def test_an_unknown_verb_is_refused_by_name() -> None:
     result = run(app, ["diagnose"])
     assert result.exit_code == 2
     assert "No such command 'diagnose'" in result.output
+
+
+def test_report_counts_images_and_bad_ones(shards: Shards) -> None:
+    result = run(app, ["report", shards(broken=2), "--seq-len", "64", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert (found["images"], found["bad"]) == (22, 2)
+    assert run(app, ["report", shards(), "--seq-len", "64"]).output.startswith("packing")
+
+
+def test_show_writes_a_picture(shards: Shards, tmp_path: Path) -> None:
+    out = tmp_path / "packs.png"
+    result = run(app, ["show", shards(), "--seq-len", "64", "--label", "cls", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    with Image.open(out) as picture:
+        assert picture.width == 1600
+
+
+def test_train_leaves_a_checkpoint_and_prints_the_metrics(shards: Shards, tmp_path: Path) -> None:
+    small = ["--width", "24", "--depth", "1", "--heads", "2", "--epochs", "1", "--seq-len", "64", "--device", "cpu"]
+    result = run(app, ["train", shards(), "--validation", shards("v.tar"), *small, "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    assert "accuracy:" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "absent-{000..001}.tar"], "error: shard 'absent-000.tar' does not exist (2 of the 2 that"),
+        (["report", "x.tar", "--seq-len", "0"], "error: seq_len is 0; it must be at least 1"),
+        (["report", "x.tar", "--resolution", "huge"], "error: resolution is 'huge'; it must be native"),
+        (["train", "x.tar"], "error: the budget is not given; give exactly one of epochs, steps and minutes"),
+    ],
+)
+def test_a_mistake_is_one_line_without_a_traceback(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["patchnpack", *arguments])
+    with pytest.raises(SystemExit) as left:
+        cli.run()
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert "Traceback" not in error
+
+
+def test_traceback_is_shown_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["patchnpack", "--traceback", "report", "absent.tar"])
+    with pytest.raises(FileNotFoundError):
+        cli.run()

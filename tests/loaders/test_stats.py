@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from patchnpack.loaders.assemble import BadRow
+from patchnpack.loaders.stats import LISTED, Stats
+
+
+def bad(row: int) -> BadRow:
+    return BadRow(row=row, key=f"k{row}", shard="a.tar", offset=512 * row, stage="decode", reason="it is broken")
+
+
+def test_fresh_stats_are_zero_and_divide_by_nothing() -> None:
+    report = Stats().report()
+    assert report["skipped"] == {"oversize": 0, "where": 0, "tail": 0}
+    assert report["bad"] == []
+    assert all(value == 0 for name, value in report.items() if name not in ("skipped", "bad"))
+
+
+def test_rates_and_padding_follow_from_the_totals() -> None:
+    report = Stats(images=30, tokens=600, slots=800, run_s=2.0).report()
+    assert (report["padding"], report["images_per_s"], report["tokens_per_s"]) == (0.25, 15.0, 300.0)
+
+
+def test_bad_image_is_counted_listed_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    stats = Stats()
+    with caplog.at_level(logging.WARNING, "patchnpack"):
+        stats.add_bad(bad(3))
+    report = stats.report()
+    assert report["bad_images"] == 1
+    assert report["bad"] == [
+        {"row": 3, "key": "k3", "shard": "a.tar", "offset": 1536, "stage": "decode", "reason": "it is broken"}
+    ]
+    assert caplog.messages == ["bad image 'k3' in a.tar at byte 1536 (decode): it is broken"]
+
+
+def test_list_of_bad_images_is_bounded_and_the_count_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    stats = Stats()
+    for row in range(LISTED + 5):
+        stats.add_bad(bad(row))
+    report = stats.report()
+    assert report["bad_images"] == LISTED + 5 == len(caplog.messages)
+    assert [entry["row"] for entry in report["bad"]] == list(range(LISTED))
+
+
+def test_report_is_a_copy_that_can_be_written_as_json() -> None:
+    stats = Stats()
+    stats.add_bad(bad(1))
+    report = stats.report()
+    assert json.loads(json.dumps(report)) == report
+    report["skipped"]["tail"] = 9
+    report["bad"].clear()
+    assert stats.report()["skipped"]["tail"] == 0
+    assert len(stats.report()["bad"]) == 1

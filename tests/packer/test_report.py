@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from patchnpack.packer import ConstantDrop, FitTokens, Native, Packing, Rows, plan
+from patchnpack.packer.report import report
+
+
+def _rows(n: int = 400) -> Rows:
+    return Rows.of_sizes(*np.random.default_rng(3).integers(48, 385, (2, n)))
+
+
+def test_report_counts_what_the_plan_holds() -> None:
+    rows, packing = _rows(), Packing(seq_len=600, token_drop=ConstantDrop(0.3))
+    made, found = plan(rows, packing), report(rows, packing)
+    assert (found.images, found.packs, found.tokens) == (len(rows), len(made), int(made.tokens().sum()))
+    assert found.padding == pytest.approx(1 - made.tokens().sum() / (len(made) * 600))
+    assert found.tokens_before_drop == int(made.images.grid.prod(1).sum())
+    counts = np.diff(made.offsets)
+    assert found.images_a_pack == (counts.min(), pytest.approx(counts.mean()), counts.max())
+
+
+def test_every_way_holds_every_image() -> None:
+    rows = _rows()
+    found = report(rows, Packing(seq_len=576))
+    packed, next_fit, longest, square = found.ways
+    longest_image = found.tokens_an_image[3]
+    assert packed.tokens == next_fit.tokens == longest.tokens == found.tokens
+    assert (longest.sequences, longest.slots) == (400, 400 * longest_image)
+    assert square.padding == 0
+    assert packed.slots <= next_fit.slots < longest.slots
+
+
+def test_square_costs_about_as_much_as_the_mean_image() -> None:
+    rows = Rows.of_sizes([320, 160], [160, 320])
+    square = report(rows, Packing(seq_len=400)).ways[-1]
+    assert square.name == "resized to 224x224"
+    assert square.slots == 2 * 14**2
+    assert "100% of images stretched by over 10 %; median 100%" in square.note
+
+
+def test_next_fit_is_compared_with_nothing_but_the_unpacked_ways() -> None:
+    names = [way.name for way in report(_rows(), Packing(seq_len=576, algorithm="next_fit")).ways]
+    assert names[0] == "packed, next_fit"
+    assert len(names) == 3
+
+
+def test_oversize_and_skipped_are_counted() -> None:
+    rows = Rows.of_sizes([64, 640], [64, 640])
+    shrunk, skipped = (report(rows, Packing(seq_len=256, oversize=how)) for how in ("shrink", "skip"))  # type: ignore[arg-type]
+    assert (shrunk.images, shrunk.oversize, shrunk.skipped) == (2, 1, 0)
+    assert (skipped.images, skipped.oversize, skipped.skipped) == (1, 1, 1)
+
+
+def test_nothing_left_to_pack_is_an_error_that_says_why() -> None:
+    with pytest.raises(ValueError, match="none of the 2 images is left to pack; 2 were skipped as oversize"):
+        report(Rows.of_sizes([640, 640], [640, 640]), Packing(seq_len=256, oversize="skip"))
+
+
+def test_planning_time_is_measured_on_many_rows() -> None:
+    assert 0 < report(_rows(10), Packing(resolution=FitTokens(64))).plan_s_a_million < 60
+    assert report(_rows(10), Packing(resolution=Native(max_tokens=64))).images == 10

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from webdataset import ShardWriter
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Callable[..., str]:
+    """Writes a shard of small PNG images, grey level and label alike, and gives its path."""
+
+    def write(name: str = "images.tar", images: int = 24, broken: int = 0) -> str:
+        path = tmp_path / name
+        rng = np.random.default_rng(0)
+        with ShardWriter(f"{tmp_path}/%d{name}", verbose=0, encoder=False) as sink:
+            for i in range(images):
+                buffer = io.BytesIO()
+                width, height = rng.integers(16, 65, 2)
+                Image.new("RGB", (int(width), int(height)), (i % 2 * 200 + 20,) * 3).save(buffer, "PNG")
+                data = b"no image" if i < broken else buffer.getvalue()
+                sink.write({"__key__": f"{i:03d}", "png": data, "cls": str(i % 2).encode()})
+        (tmp_path / f"0{name}").rename(path)
+        return str(path)
+
+    return write

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from patchnpack import ConstantDrop, Packing
+from patchnpack.loaders import scan
+from patchnpack.models import TrainConfig, load_checkpoint
+from patchnpack.training import mirror_half, train_on_shards
+
+SMALL = {"width": 24, "depth": 1, "heads": 2}
+CONFIG = TrainConfig(epochs=2, label_smoothing=0.0, precision="float32", device="cpu")
+
+
+def test_a_model_is_trained_evaluated_and_left_in_the_folder(shards: Callable[..., str], tmp_path: Path) -> None:
+    index = scan(shards())
+    result = train_on_shards(
+        index, index, Packing(seq_len=64, token_drop=ConstantDrop(0.5)), CONFIG, model=SMALL, out=tmp_path / "out"
+    )
+    assert result.model.config.num_classes == 2
+    assert result.metrics["images"] == 24, "validation drops no image"
+    assert result.checkpoint is not None
+    assert load_checkpoint(result.checkpoint).model.config == result.model.config
+
+
+def test_channels_and_patch_size_follow_the_packing(shards: Callable[..., str], tmp_path: Path) -> None:
+    packing = Packing(seq_len=64, patch_size=8, image_mode="L")
+    result = train_on_shards(scan(shards()), None, packing, CONFIG, model=SMALL, out=tmp_path, flip=True, num_classes=5)
+    config = result.model.config
+    assert (config.patch_size, config.channels, config.num_classes) == (8, 1, 5)
+
+
+def test_options_that_do_not_fit_are_refused_before_training(shards: Callable[..., str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"width 25 is not a multiple of heads 2"):
+        train_on_shards(scan(shards()), None, Packing(seq_len=64), CONFIG, model={**SMALL, "width": 25}, out=tmp_path)
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    image = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
+    mirrored = [bool((mirror_half(image, np.random.default_rng(i)) != image).any()) for i in range(400)]
+    assert 160 < sum(mirrored) < 240
+    assert (mirror_half(image, np.random.default_rng(mirrored.index(True))) == image[:, ::-1]).all()
