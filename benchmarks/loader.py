@@ -1,8 +1,8 @@
 """The loader at native resolution against its bound: a bare pool of threads that decodes the same JPEG bytes.
 
-Both run in one process, in turn, with the same number of threads, over the same shards; the bound reads and decodes every
-image and throws the pixels away. The loader also plans, cuts patches and builds batches. What is left of the bound is
-what all of that costs.
+Both run in one process, in turn, with the same number of threads, over the same shards; the bound reads and decodes
+every image and throws the pixels away. The loader also plans, cuts patches and builds batches. What is missing to the
+bound is what all of that costs.
 
     python benchmarks/loader.py [SHARDS] [--threads 2] [--rounds 5]
 

@@ -4,8 +4,7 @@
 
 writes `OUT/train-000000.tar` ..., `OUT/validation-000000.tar` and `OUT/classes.txt`: webdataset shards whose samples
 are `KEY.jpg` and `KEY.cls`, the class as a number. The classes are `tall` (1:3), `even` (1:1) and `wide` (3:1), each an
-ellipse, a rectangle or a diamond. An image's own sides are drawn without a look at its class: 48 to 384 pixels, 1:4 to
-4:1.
+ellipse or a diamond. An image's own sides are drawn without a look at its class: 48 to 384 pixels, 1:4 to 4:1.
 
 Why no model can tell the classes once the images are squares: resizing W x H to a square divides a shape's aspect by
 W/H, and only the quotient can still be seen. In octaves, the image's aspect is spread evenly over -2 to 2 and the
@@ -56,9 +55,9 @@ def draw_image(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     width, height = draw_size(rng)
     fit = rng.uniform(0.7, 0.95) * min(width / ASPECTS[label], height)
     a, b = fit * ASPECTS[label] / 2, fit / 2
-    dx: Floats = np.arange(width) + 0.5 - rng.uniform(a, width - a)
-    dy: Floats = np.arange(height)[:, None] + 0.5 - rng.uniform(b, height - b)
-    outside = (_ellipse, _rectangle, _diamond)[rng.integers(3)](dx, dy, a, b)
+    dx = np.arange(0.5, width) - float(rng.uniform(a, width - a))
+    dy = np.arange(0.5, height)[:, None] - float(rng.uniform(b, height - b))
+    outside = (_ellipse, _diamond)[rng.integers(2)](dx, dy, a, b)
     cover = np.clip(0.5 - outside, 0.0, 1.0)[..., None]
     picture: Floats = _background(width, height, rng) * (1 - cover) + _LIGHT[rng.integers(len(_LIGHT))] * cover
     return np.round(picture).astype(np.uint8)
@@ -102,10 +101,6 @@ def _ellipse(dx: Floats, dy: Floats, a: float, b: float) -> Floats:
     # To first order: the implicit function over the length of its gradient.
     radius = np.maximum(np.sqrt((dx / a) ** 2 + (dy / b) ** 2), 1e-6)
     return (radius - 1) * radius / np.maximum(np.sqrt((dx / a**2) ** 2 + (dy / b**2) ** 2), 1e-9)
-
-
-def _rectangle(dx: Floats, dy: Floats, a: float, b: float) -> Floats:
-    return np.maximum(np.abs(dx) - a, np.abs(dy) - b)
 
 
 def _diamond(dx: Floats, dy: Floats, a: float, b: float) -> Floats:

@@ -37,6 +37,8 @@ class BufferPool:
             memory = np.empty(size, np.uint8)
         # Every view and tensor of a loan refers to `loan`: numpy follows bases down to the last array, and the base of
         # this one is a memoryview. Without it they would refer to `memory`, and `loan` would end at once.
-        loan = np.frombuffer(memoryview(memory), np.uint8)
+        loan = np.frombuffer(memory.data, np.uint8)
         weakref.finalize(loan, self._idle.append, memory).atexit = False
-        return loan.reshape(shape)
+        view = loan.reshape(shape)
+        assert view.base is loan, "memory in use would be lent again"
+        return view

@@ -195,9 +195,8 @@ def _decode_jpeg(
             native: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode])
             return native
         color, pil_mode = _JPEG_RESIZE_COLORS[mode]
-        # libjpeg-turbo takes the smallest of its scales, n / 8, that is at least the target.
-        twofold = 2 * target[0] <= stored[0] and 2 * target[1] <= stored[1]
-        least = target[::-1] if scaled and twofold else (0, 0)
+        # The smallest of libjpeg-turbo's scales up to a half that is at least the target, or else the whole image.
+        least = target[::-1] if scaled else (0, 0)
         pixels = simplejpeg.decode_jpeg(data, color, min_height=least[0], min_width=least[1], min_factor=2)
     height, width = pixels.shape[:2]
     image = Image.frombuffer(pil_mode, (width, height), pixels, "raw", pil_mode, 0, 1)

@@ -45,6 +45,22 @@ def draw_packs(
         ValueError: `max_packs` or `width` is too small, a label has no name, or the patches have other channels.
 
     The same batch gives the same picture, for one build of PIL. No plotting library is needed.
+
+    >>> import torch
+    >>> batch = PackedBatch(
+    ...     patches=torch.zeros(1, 4, 2 * 2 * 3, dtype=torch.uint8),
+    ...     segment_ids=torch.tensor([[1, 1, 0, 0]]),
+    ...     coords=torch.tensor([[[0, 0], [1, 0], [0, 0], [0, 0]]]),
+    ...     grids=torch.tensor([[[2, 1]]]),
+    ...     image_sizes=torch.tensor([[[4, 2]]]),
+    ...     image_mask=torch.tensor([[True]]),
+    ...     labels=torch.tensor([[0]]),
+    ...     rows=torch.tensor([[0]]),
+    ...     keys=[["a"]],
+    ...     patch_size=2,
+    ... )
+    >>> draw_packs(batch, width=640).width
+    640
     """
     L, P = batch.segment_ids.shape[1], batch.patch_size
     channels = batch.patches.shape[-1] // P**2

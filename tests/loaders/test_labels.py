@@ -49,14 +49,14 @@ def notes(error: BaseException) -> str:
 def test_no_label_is_minus_100_for_every_row(make_labels: Make) -> None:
     labels = make_labels([{"cls": "3"}, {}], None)
     assert all_of(labels, 2) == [NO_LABEL, NO_LABEL] == [-100, -100]
-    assert (labels.shape, labels.dtype) == ((), np.int64)
+    assert (labels.shape, labels.dtype.name) == ((), "int64")
 
 
 @pytest.mark.parametrize("label", ["cls", ".cls", "CLS"])
 def test_cls_is_a_whole_number(label: str, make_labels: Make) -> None:
     labels = make_labels([{"cls": "3"}, {"cls": " 0\n"}, {"cls": "12"}], label)
     assert all_of(labels, 3) == [3, 0, 12]
-    assert (labels.shape, labels.dtype, labels.num_classes) == ((), np.int64, 13)
+    assert (labels.shape, labels.dtype.name, labels.num_classes) == ((), "int64", 13)
 
 
 def test_names_are_looked_up_in_a_list_a_file_or_a_mapping(make_labels: Make, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_json_field_is_a_number_a_name_or_a_target(make_labels: Make) -> None:
     assert all_of(make_labels(samples, "json:name", ["a", "b"]), 2) == [1, 0]
     assert all_of(make_labels(samples, "json:yes"), 2) == [1, 0]
     soft = make_labels(samples, "json:soft")
-    assert (soft.shape, soft.dtype, soft.num_classes) == ((2,), np.float32, 2)
+    assert (soft.shape, soft.dtype.name, soft.num_classes) == ((2,), "float32", 2)
     assert np.array_equal(np.stack(all_of(soft, 2)), np.array([[0.5, 0.5], [1, 0]], np.float32))
 
 
@@ -111,7 +111,7 @@ def test_whole_number_of_any_kind_is_a_class(kind: Callable[[int], Any], make_la
 def test_callable_gives_a_target_and_none_where_there_is_none(make_labels: Make) -> None:
     samples = [{}, {"json": "[0.25, 1.5, -3]"}, {"json": "[1, 2, 3]"}]
     labels = make_labels(samples, lambda members: json.loads(members["json"]) if "json" in members else None)
-    assert (labels.shape, labels.dtype) == ((3,), np.float32)
+    assert (labels.shape, labels.dtype.name) == ((3,), "float32")
     assert np.isnan(labels.of(0))
     assert labels.of(1).dtype == np.float32
     assert labels.of(1).tolist() == [0.25, 1.5, -3]

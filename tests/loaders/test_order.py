@@ -54,9 +54,7 @@ def order_of(counts: tuple[int, ...], *, usable: np.ndarray | None = None, **cha
 
 def rows_of(order: Order, epoch: int = 0) -> list[list[int]]:
     """The rows of each stream, in order of arrival."""
-    return [
-        np.concatenate(list(order.stream_rows(epoch, s)) or [[]]).astype(int).tolist() for s in range(order.num_streams)
-    ]
+    return [[row for rows in order.stream_rows(epoch, s) for row in rows.tolist()] for s in range(order.num_streams)]
 
 
 def packs_of(order: Order, epoch: int = 0) -> list[list[int] | None]:

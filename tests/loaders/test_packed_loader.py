@@ -52,7 +52,8 @@ def keys_of(batches: Sequence[PackedBatch]) -> list[str]:
 
 
 def noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return image ^ rng.integers(0, 256, image.shape, np.uint8)
+    out: np.ndarray = image ^ rng.integers(0, 256, image.shape, np.uint8)
+    return out
 
 
 # The whole way, once
@@ -232,11 +233,11 @@ def test_every_row_is_counted_once_over_all_ranks(
             index,
             PACKING,
             batch_size=2,
-            even=even,
+            even=even,  # type: ignore[arg-type]
             rank=rank,
             world_size=world_size,
             where=lambda i: i.width > 15,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
         lengths = [len(loader)]
         batches = list(loader)
@@ -489,6 +490,18 @@ def test_targets_are_vectors_and_nan_where_there_is_none(index: Index, drawn: An
     assert loader.stats()["without_label"] == without > 0
 
 
+def test_number_of_classes_is_what_a_classifier_of_the_labels_needs(index: Index, drawn: Any) -> None:
+    def classes(label: Any, names: list[str] | None = None) -> int:
+        return PackedImageLoader(index, PACKING, batch_size=2, label=label, classes=names).num_classes
+
+    assert classes("cls") == max(drawn.labels.values()) + 1
+    assert classes("cls", list("0123456789ab")) == 12
+    assert classes(lambda members: [0.5] * 4) == 4
+    for label in (None, lambda members: 3):
+        with pytest.raises(ValueError, match=r"number of classes cannot be told .* give it, or classes="):
+            classes(label)
+
+
 # Transforms and extras
 
 
@@ -581,7 +594,7 @@ def test_extras_are_text_object_or_bytes(
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 def test_image_mode_sets_the_channels_of_every_patch(mode: str, index: Index, drawn: Any) -> None:
-    loader = PackedImageLoader(index, PACKING.replace(image_mode=mode), batch_size=4)  # type: ignore[arg-type]
+    loader = PackedImageLoader(index, PACKING.replace(image_mode=mode), batch_size=4)
     images = 0
     for batch in loader:
         assert batch.patches.shape[-1] == 64 * len(mode)
@@ -838,7 +851,7 @@ def test_mistaken_option_is_a_value_error_with_value_and_remedy(
     options: dict[str, Any], message: str, index: Index
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        PackedImageLoader(index, **({"packing": PACKING, "batch_size": 2} | options))
+        PackedImageLoader(index, **{"packing": PACKING, "batch_size": 2, **options})
 
 
 def test_streams_that_do_not_divide_a_step_are_refused_when_iteration_starts(index: Index) -> None:

@@ -75,7 +75,8 @@ def test_packs_do_not_depend_on_how_arrivals_are_cut(
     algorithm: Algorithm, problem: dict[str, Any], data: st.DataObject
 ) -> None:
     lengths = problem.pop("lengths")
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(lengths)), max_size=8)))
+    each = list(range(1, len(lengths)))
+    cuts = data.draw(st.one_of(st.just(each), st.lists(st.integers(0, len(lengths)), max_size=8).map(sorted)))
     waiting = np.empty(0, np.int64)
     found: list[list[int]] = []
     for begin, end in zip([0, *cuts], [*cuts, len(lengths)], strict=True):
@@ -88,7 +89,8 @@ def test_packs_do_not_depend_on_how_arrivals_are_cut(
     assert found == _packs(*pack_lengths(lengths, **problem, algorithm=algorithm))
 
 
-@given(problems())
+@given(problem=problems())
+@example({"lengths": np.array([1] + [10] * 50), "capacity": 10, "max_items": 64, "lookahead": 4})
 @settings(max_examples=80, deadline=None)
 def test_largest_fit_lets_no_item_wait_for_more_than_lookahead_packs(problem: dict[str, Any]) -> None:
     lookahead = problem["lookahead"]

@@ -1,0 +1,78 @@
+"""Native aspect against squares at equal tokens: the same model, images and steps, several seeds.
+
+    python benchmarks/aspect.py TRAIN VALIDATION [--epochs 12] [--seeds 3] [--tokens 144]
+
+The native runs fit each image, aspect kept, into a number of tokens; the square ones resize it to a square of as many.
+Prints a line a run and the table of means, and writes benchmarks/results/aspect.csv. Not part of `make bench`: it
+trains for many minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import statistics
+import tempfile
+from pathlib import Path
+
+from patchnpack import FitTokens, Packing, Square
+from patchnpack.loaders import scan
+from patchnpack.models import TrainConfig
+from patchnpack.training import train_on_shards
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train")
+    parser.add_argument("validation")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=144)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--depth", type=int, default=6)
+    options = parser.parse_args()
+    side = math.isqrt(options.tokens)
+    if side**2 != options.tokens:
+        parser.error(f"--tokens {options.tokens} is not a square number; use {side**2} or {(side + 1) ** 2}")
+
+    train, validation = scan(options.train), scan(options.validation)
+    resolutions = {"native": FitTokens(options.tokens), "square": Square(16 * side)}
+    accuracies: dict[str, list[float]] = {name: [] for name in resolutions}
+    rows = []
+    for seed in range(options.seeds):
+        for name, resolution in resolutions.items():
+            packing = Packing(seq_len=1024, resolution=resolution)
+            config = TrainConfig(epochs=options.epochs, lr=options.lr, eval_every=options.epochs, seed=seed)
+            with tempfile.TemporaryDirectory() as out:
+                result = train_on_shards(
+                    train,
+                    validation,
+                    packing,
+                    config,
+                    model={"width": options.width, "depth": options.depth, "heads": 3},
+                    out=Path(out),
+                    flip=True,
+                )
+            accuracies[name].append(result.metrics["accuracy"])
+            last = result.history[-1]
+            rows.append(
+                [name, seed, f"{result.metrics['accuracy']:.4f}", f"{last['minutes']:.2f}", f"{last['loss']:.4f}"]
+            )
+            print(
+                f"{name} seed {seed}: accuracy {result.metrics['accuracy']:.3f} in {last['minutes']:.1f} min",
+                flush=True,
+            )
+    for name, values in accuracies.items():
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        print(f"{name:8} mean {statistics.mean(values):.3f}, standard deviation {spread:.3f}, over {len(values)} seeds")
+    (HERE / "results").mkdir(exist_ok=True)
+    with (HERE / "results" / "aspect.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["resolution", "seed", "accuracy", "minutes", "train_loss"], *rows])
+
+
+if __name__ == "__main__":
+    main()
