@@ -14,10 +14,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from patchnpack.cli import app
+
 sys.path.insert(0, str(Path(__file__).parent))
 from shapes import draw_shapes
-
-from patchnpack.cli import app
 
 TRAIN, VALIDATION = "train-*.tar", "validation-*.tar"
 

@@ -40,7 +40,7 @@ def main() -> None:
         parser.error(f"--tokens {options.tokens} is not a square number; use {side**2} or {(side + 1) ** 2}")
 
     train, validation = scan(options.train), scan(options.validation)
-    resolutions = {"native": FitTokens(options.tokens), "square": Square(16 * side)}
+    resolutions: dict[str, FitTokens | Square] = {"native": FitTokens(options.tokens), "square": Square(16 * side)}
     accuracies: dict[str, list[float]] = {name: [] for name in resolutions}
     rows = []
     for seed in range(options.seeds):

@@ -14,7 +14,7 @@ import torch
 from patchnpack.loaders.buffers import BufferPool
 from patchnpack.loaders.decode import BadImage, decode
 from patchnpack.loaders.index import Index
-from patchnpack.loaders.labels import Labels
+from patchnpack.loaders.labels import NO_LABEL, Labels
 from patchnpack.loaders.shards import ShardReader
 from patchnpack.packer import Images, PackedBatch, Packing, _kernels
 from patchnpack.packer.random import Purpose, keys
@@ -101,6 +101,7 @@ class Draft:
         packing = sources.packing
         shape, columns = (len(packs), packing.seq_len), (len(packs), packing.max_images)
         self.bad: list[BadRow] = []
+        self.without_label = 0
         self._sources, self._epoch, self._step, self._position = sources, epoch, step, position
         self._patches = sources.buffers.lend((*shape, packing.token_bytes))
         self._segment_ids = np.zeros(shape, np.int32)
@@ -209,8 +210,12 @@ class Draft:
         index, mask, rows = self._sources.index, self._rows >= 0, self._rows
         sizes = np.zeros((*rows.shape, 2), np.int32)
         sizes[mask] = np.stack([index.width[rows[mask]], index.height[rows[mask]]], 1)
-        placed = np.flatnonzero(~self._failed)
-        in_pack = [placed[self._pack[placed] == b].tolist() for b in range(len(rows))]
+        labels = self._labels[mask]
+        self.without_label = int((np.isnan(labels).all(-1) if labels.ndim == 2 else labels == NO_LABEL).sum())
+        in_pack: list[list[int]] = [[] for _ in rows]  # the numbers of its images that did not fail
+        for i, (b, failed) in enumerate(zip(self._pack.tolist(), self._failed.tolist(), strict=True)):
+            if not failed:
+                in_pack[b].append(i)
         return PackedBatch(
             patches=torch.from_numpy(self._patches),
             segment_ids=torch.from_numpy(self._segment_ids),
@@ -220,7 +225,7 @@ class Draft:
             image_mask=torch.from_numpy(mask),
             labels=torch.from_numpy(self._labels),
             rows=torch.from_numpy(rows),
-            keys=[[index.keys[row] for row in pack[pack >= 0]] for pack in rows],
+            keys=[[index.keys[self._places[i][0]] for i in pack] for pack in in_pack],
             extras={e: [[self._extras[e, i] for i in pack] for pack in in_pack] for e in self._sources.extras},
             patch_size=self._sources.packing.patch_size,
             step=self._step,

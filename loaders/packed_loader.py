@@ -303,14 +303,13 @@ class PackedImageLoader:
     def _count(self, batch: PackedBatch, draft: Draft, *, waited: float, ran: float) -> None:
         stats = self._stats
         stats.batches += 1
-        stats.packs += int(batch.image_mask.any(1).sum())
+        stats.packs += sum(map(bool, batch.keys))
         stats.images += batch.num_images
         stats.tokens += batch.num_tokens
         stats.slots += batch.segment_ids.numel()
         stats.wait_s += waited
         stats.run_s += ran
-        labels = batch.labels[batch.image_mask]
-        stats.without_label += int((labels.isnan().all(-1) if labels.is_floating_point() else labels == -100).sum())
+        stats.without_label += draft.without_label
         for row in sorted(draft.bad, key=lambda bad: bad.row):
             stats.add_bad(row)
 

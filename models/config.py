@@ -77,7 +77,7 @@ class TrainConfig:
     Attributes:
         epochs, steps, minutes: the budget; the learning rate falls to 0 at its end. With `minutes` of wall time the
             schedule follows the clock, so two runs differ; the last evaluation comes on top.
-        lr: peak learning rate of AdamW.
+        lr: peak learning rate of AdamW; the default suits steps of some tens of images.
         weight_decay: on matrices; norms, biases, position tables and the pooling query have none.
         betas: of AdamW.
         warmup: share of the budget in which the learning rate grows linearly; then it falls as a half cosine.
@@ -97,7 +97,7 @@ class TrainConfig:
     epochs: int | None = None
     steps: int | None = None
     minutes: float | None = None
-    lr: float = 1e-3
+    lr: float = 2e-4
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: float = 0.1

@@ -28,7 +28,7 @@ class FactorizedPosEmbed(nn.Module):
         self.x = nn.Parameter(torch.empty(max_grid, width))
         self.y = nn.Parameter(torch.empty(max_grid, width))
         for table in (self.x, self.y):
-            nn.init.trunc_normal_(table, std=0.02)
+            nn.init.trunc_normal_(table, std=0.2)  # patches embed with about 0.5: positions must be visible beside them
 
     def check(self, coords: torch.Tensor) -> None:
         """Raises ValueError if a coordinate lies beyond the tables; does nothing for coords on a device.

@@ -99,21 +99,26 @@ def place_image(
     source, target = pixels.reshape(-1), patches.reshape(-1)
     top, left = max(0, height - grid_h * patch) // 2, max(0, width - grid_w * patch) // 2
     row_bytes = patch * channels
-    for i in range(len(kept)):
-        y, x = kept[i] // grid_w, kept[i] % grid_w
-        segment_ids[i] = segment
-        coords[i, 0], coords[i, 1] = x, y
-        first_row, first_column = top + y * patch, left + x * patch
+    first = 0
+    while first < len(kept):  # the tokens of one row of the grid, pixel row by pixel row: the image is read in order
+        y = kept[first] // grid_w
+        last = first
+        while last < len(kept) and kept[last] // grid_w == y:
+            segment_ids[last] = segment
+            coords[last, 0], coords[last, 1] = kept[last] % grid_w, y
+            last += 1
+        first_row = top + y * patch
         rows = min(patch, height - first_row)
-        count = max(0, min(patch, width - first_column)) * channels
-        to = i * patch * row_bytes
-        if rows < patch or count < row_bytes:
-            patches[i] = 0
-        start = (first_row * width + first_column) * channels
-        for _ in range(rows):
-            _copy_bytes(target, to, source, start, count)
-            to += row_bytes
-            start += width * channels
+        short = min(patch, width - left - (grid_w - 1) * patch) < patch or rows < patch
+        if short:
+            patches[first:last] = 0
+        for row in range(rows):
+            line = ((first_row + row) * width + left) * channels
+            for i in range(first, last):
+                column = coords[i, 0] * patch
+                count = max(0, min(patch, width - left - column)) * channels
+                _copy_bytes(target, (i * patch + row) * row_bytes, source, line + column * channels, count)
+        first = last
 
 
 @njit(nogil=True, cache=True)

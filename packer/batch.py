@@ -94,11 +94,15 @@ class PackedBatch:
     def __post_init__(self) -> None:
         # Counted once, while the batch is still on the host: on a GPU each of these would be a synchronisation.
         segments = self.segment_ids.numpy()
-        flat = np.flatnonzero(segments)
-        image = flat // segments.shape[1] * (self.image_mask.shape[1] + 1) + segments.reshape(-1)[flat]
-        starts = np.flatnonzero(np.diff(image, prepend=-1)).astype(np.int32)
-        cu_seqlens = np.append(starts, np.int32(len(flat)))
-        assert len(starts) == int(self.image_mask.sum()), "an image without tokens, or tokens without an image"
+        first_ids = np.arange(len(segments), dtype=np.int32)[:, None] * np.int32(self.image_mask.shape[1] + 1)
+        images = (segments + first_ids).reshape(-1)  # a number of its own for each image of the batch
+        flat = np.flatnonzero(segments.reshape(-1) != 0)
+        images = images[flat]
+        starts = np.flatnonzero(images[1:] != images[:-1]) + 1
+        cu_seqlens = np.array([0, *starts.tolist(), *([len(flat)] if len(flat) else [])], np.int32)
+        assert len(cu_seqlens) == int(self.image_mask.numpy().sum()) + 1, (
+            "an image without tokens, or tokens without an image"
+        )
         self.lengths = np.diff(cu_seqlens).tolist()
         self.cu_seqlens = torch.from_numpy(cu_seqlens)
         self.token_index = torch.from_numpy(flat)

@@ -18,7 +18,8 @@ def test_report_counts_what_the_plan_holds() -> None:
     assert found.padding == pytest.approx(1 - made.tokens().sum() / (len(made) * 600))
     assert found.tokens_before_drop == int(made.images.grid.prod(1).sum())
     counts = np.diff(made.offsets)
-    assert found.images_a_pack == (counts.min(), pytest.approx(counts.mean()), counts.max())
+    assert found.images_a_pack[::2] == (counts.min(), counts.max())
+    assert found.images_a_pack[1] == pytest.approx(counts.mean())
 
 
 def test_every_way_holds_every_image() -> None:
@@ -48,7 +49,7 @@ def test_next_fit_is_compared_with_nothing_but_the_unpacked_ways() -> None:
 
 def test_oversize_and_skipped_are_counted() -> None:
     rows = Rows.of_sizes([64, 640], [64, 640])
-    shrunk, skipped = (report(rows, Packing(seq_len=256, oversize=how)) for how in ("shrink", "skip"))  # type: ignore[arg-type]
+    shrunk, skipped = (report(rows, Packing(seq_len=256, oversize=how)) for how in ("shrink", "skip"))
     assert (shrunk.images, shrunk.oversize, shrunk.skipped) == (2, 1, 0)
     assert (skipped.images, skipped.oversize, skipped.skipped) == (1, 1, 1)
 
