@@ -49,7 +49,7 @@ def bare_pool(index: Index, threads: int) -> int:
 
 def packed_loader(index: Index, threads: int) -> int:
     """One epoch of the loader, batches dropped as they come."""
-    loader = PackedImageLoader(index, Packing(seq_len=4096), batch_size=2, num_threads=threads)
+    loader = PackedImageLoader(index, Packing(seq_len=4096), batch_size=8, num_threads=threads)
     return sum(batch.num_images for batch in loader)
 
 

@@ -170,12 +170,12 @@ class Draft:
         if sources.transform is not None:
             pixels = self._transformed(i, pixels)
         slots = slice(start, start + keep)
-        _kernels.place_image(
+        _kernels.place_kept(
             pixels,
             packing.patch_size,
             gw,
             gh,
-            _kernels.kept_tokens(self._images.key[i], gw * gh, keep),
+            self._images.key[i],
             column + 1,
             self._patches[pack, slots],
             self._segment_ids[pack, slots],

@@ -102,16 +102,16 @@ def place_image(
     first = 0
     while first < len(kept):  # the tokens of one row of the grid, pixel row by pixel row: the image is read in order
         y = kept[first] // grid_w
-        last = first
-        while last < len(kept) and kept[last] // grid_w == y:
-            segment_ids[last] = segment
-            coords[last, 0], coords[last, 1] = kept[last] % grid_w, y
-            last += 1
         first_row = top + y * patch
         rows = min(patch, height - first_row)
-        short = min(patch, width - left - (grid_w - 1) * patch) < patch or rows < patch
-        if short:
-            patches[first:last] = 0
+        last = first
+        while last < len(kept) and kept[last] // grid_w == y:
+            x = kept[last] % grid_w
+            segment_ids[last] = segment
+            coords[last, 0], coords[last, 1] = x, y
+            if rows < patch or width < left + (x + 1) * patch:
+                patches[last] = 0
+            last += 1
         for row in range(rows):
             line = ((first_row + row) * width + left) * channels
             for i in range(first, last):
@@ -119,6 +119,23 @@ def place_image(
                 count = max(0, min(patch, width - left - column)) * channels
                 _copy_bytes(target, (i * patch + row) * row_bytes, source, line + column * channels, count)
         first = last
+
+
+@njit(nogil=True, cache=True)
+def place_kept(
+    pixels: np.ndarray,
+    patch: int,
+    grid_w: int,
+    grid_h: int,
+    key: np.uint64,
+    segment: int,
+    patches: np.ndarray,
+    segment_ids: np.ndarray,
+    coords: np.ndarray,
+) -> None:
+    """`place_image` with as many of `kept_tokens` as there are slots: one call, and one turn without the GIL."""
+    kept = kept_tokens(key, grid_w * grid_h, len(segment_ids))
+    place_image(pixels, patch, grid_w, grid_h, kept, segment, patches, segment_ids, coords)
 
 
 @njit(nogil=True, cache=True)
