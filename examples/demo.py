@@ -1,6 +1,6 @@
 """The whole way in a few minutes: draw images, report on packing, draw packs, train at native aspect and on squares.
 
-    python examples/demo.py [--folder demo] [--epochs 10]
+    python examples/demo.py [--folder demo] [--epochs 10] [--images 480]
 
 Draws 600 images of shapes whose class can only be told at the true aspect ratio, then runs the same commands that you
 would. Ends with a validation accuracy of at least 0.95 at native aspect and around 0.6 on squares, where no model can
@@ -32,11 +32,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("demo"))
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--images", type=int, default=480, help="for training; a quarter as many for validation")
     options = parser.parse_args()
     folder: Path = options.folder
 
-    print(f"Drawing 600 images into {folder}/")
-    draw_shapes(folder)
+    held_out = options.images // 4
+    print(f"Drawing {options.images + held_out} images into {folder}/")
+    draw_shapes(folder, options.images, held_out)
     train, validation, classes = (str(folder / name) for name in (TRAIN, VALIDATION, "classes.txt"))
     patchnpack("report", train, "--seq-len", "1024")
     picture = str(folder / "packs.png")

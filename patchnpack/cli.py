@@ -102,6 +102,7 @@ def show(
     packing: Packing,
     out: Annotated[Path, typer.Option("-o", "--out", help="The picture to write, a .png.")] = Path("packs.png"),
     packs: Annotated[int, typer.Option(help="Packs to draw.")] = 2,
+    width: Annotated[int, typer.Option(help="Of the picture, in pixels.")] = 1600,
     shuffle: Annotated[bool, typer.Option(help="Draw packs of shuffled images.")] = True,
     image: Images = _IMAGES,
     label: Annotated[str | None, typer.Option(help="Member that holds the label, such as cls or json:FIELD.")] = None,
@@ -117,7 +118,7 @@ def show(
         index, packing, batch_size=packs, shuffle=shuffle, seed=seed, label=label, classes=classes, prefetch=1
     )
     names = Path(classes).read_text().splitlines() if classes and label else None
-    draw_packs(next(iter(loader)), max_packs=packs, classes=names).save(out)
+    draw_packs(next(iter(loader)), max_packs=packs, width=width, classes=names).save(out)
     typer.echo(f"wrote {out}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def pack() -> Callable[..., PackedBatch]:
             if targets
             else torch.full((B, columns), -100, dtype=torch.int64)
         )
-        batch = {
+        batch: dict[str, Any] = {
             "patches": torch.zeros(B, slots, P * P * C, dtype=torch.uint8),
             "segment_ids": torch.zeros(B, slots, dtype=torch.int32),
             "coords": torch.zeros(B, slots, 2, dtype=torch.int32),

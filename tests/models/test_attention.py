@@ -48,7 +48,7 @@ def test_every_backend_equals_attention_by_hand_in_output_and_gradient(
 ) -> None:
     q, k, v, cu_seqlens = stream(device, dtype, one_query)
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    expected = by_hand(*wide, one_query)
+    expected = by_hand(wide[0], wide[1], wide[2], one_query)
     direction = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64, device=device).view_as(expected)
     gradients = torch.autograd.grad(expected, wide, direction)
     for backend in runs_here(device, dtype):

@@ -94,8 +94,9 @@ def test_a_file_that_is_no_checkpoint_is_refused(
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"model\.pt is not a patchnpack checkpoint; give a file"):
             load_checkpoint(path)
-    for content in ({"state_dict": {}}, [1, 2]):
-        torch.save(content, path)
+    records: list[object] = [{"state_dict": {}}, [1, 2]]
+    for record in records:
+        torch.save(record, path)
         with pytest.raises(ValueError, match=r"is not a patchnpack checkpoint"):
             load_checkpoint(path)
     with zipfile.ZipFile(path, "w") as archive:

@@ -9,7 +9,9 @@ import torch
 
 from patchnpack.models import NaViTConfig, autocast_dtype, evaluate
 
-Draw = Pack = Build = Callable[..., Any]
+Draw = Callable[..., Any]
+Pack = Callable[..., Any]
+Build = Callable[..., Any]
 
 
 def test_every_labelled_image_counts_once_and_the_others_are_counted_apart(

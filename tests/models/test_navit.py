@@ -12,7 +12,9 @@ import torch
 from patchnpack.models import NaViT, NaViTConfig, classification_loss
 from patchnpack.models.attention import attention_backend
 
-Draw = Pack = Build = Callable[..., Any]
+Draw = Callable[..., Any]
+Pack = Callable[..., Any]
+Build = Callable[..., Any]
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -31,8 +31,8 @@ def test_folded_normalisation_equals_explicit_normalisation_in_output_and_gradie
     torch.testing.assert_close(folded, explicit, rtol=tolerance, atol=tolerance)
     direction = torch.linspace(-1, 1, folded.numel(), dtype=dtype).view_as(folded)
     for ours, theirs in zip(
-        torch.autograd.grad(folded, layer.parameters(), direction),
-        torch.autograd.grad(explicit, layer.parameters(), direction),
+        torch.autograd.grad(folded, list(layer.parameters()), direction),
+        torch.autograd.grad(explicit, list(layer.parameters()), direction),
         strict=True,
     ):
         assert (ours - theirs).norm() <= tolerance * theirs.norm()

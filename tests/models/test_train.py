@@ -12,7 +12,9 @@ import torch
 from patchnpack.models import NaViT, NaViTConfig, TrainConfig, evaluate, learning_rate, load_checkpoint, train
 from patchnpack.models.train import make_optimizer
 
-Draw = Pack = Build = Callable[..., Any]
+Draw = Callable[..., Any]
+Pack = Callable[..., Any]
+Build = Callable[..., Any]
 
 
 @pytest.fixture
@@ -36,7 +38,9 @@ class Loader:
     """A loader that notes which epochs were asked for."""
 
     def __init__(self, batches: list[Any]) -> None:
-        self.batches, self.epochs, self.asked = batches, [], []
+        self.batches = batches
+        self.epochs: list[int] = []
+        self.asked: list[int] = []
 
     def set_epoch(self, epoch: int) -> None:
         self.epochs.append(epoch)

@@ -47,7 +47,6 @@ PUBLIC: dict[str, list[str]] = {
         "NaViTConfig",
         "TrainConfig",
         "TrainResult",
-        "attention",
         "attention_backend",
         "autocast",
         "autocast_dtype",

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.py"
+
+
+def test_demo_runs_its_commands_and_leaves_what_it_promises(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    script = [sys.executable, str(DEMO), "--folder", str(folder), "--epochs", "1", "--images", "24"]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    commands = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("$ patchnpack ")]
+    assert commands == ["report", "show", "train", "train"]
+    for name in ("packs.png", "classes.txt", "native/checkpoint.pt", "square/checkpoint.pt"):
+        assert (folder / name).stat().st_size > 0, name
+    assert "patchnpack report 'SHARDS'" in done.stdout.splitlines()[-1]
