@@ -20,7 +20,7 @@ SETUP_KEY := $(shell { cat pyproject.toml constraints.txt scripts/use_pillow_sim
 STAMP := $(VENV)/.setup-$(SETUP_KEY)
 UNFINISHED := $(VENV)/.setup-unfinished
 
-.PHONY: help setup test lint typecheck format demo bench soak simd clean distclean
+.PHONY: help setup test test-webp lint typecheck format demo bench soak simd clean distclean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,12 @@ simd: setup ## try pillow-simd again, after its headers have been installed
 
 test: lint typecheck ## check format, lint and types, then run the tests
 	$(PY) -m pytest $(ARGS)
+	$(if $(ARGS),,@$(PY) -c 'from PIL import features as f; exit(not f.check("webp"))' || $(MAKE) --no-print-directory test-webp)
+
+# pillow-simd built without libwebp leaves its WebP tests out; Pillow, in a folder of its own, runs them.
+test-webp: setup
+	@[ -d $(VENV)/pillow ] || $(PY) -m pip install --quiet --no-deps --target $(VENV)/pillow 'pillow>=12.1,<14'
+	PYTHONPATH=$(VENV)/pillow $(PY) -m pytest tests/loaders/test_decode.py tests/loaders/test_exif.py
 
 lint: setup ## check format and lint
 	$(PY) -m ruff format --check .

@@ -1,6 +1,6 @@
 """Native aspect against squares at equal tokens: the same model, images and epochs, several seeds.
 
-    python examples/native_vs_square.py TRAIN VALIDATION [--epochs 10] [--seeds 3] [--tokens 64] [--out FILE.csv]
+    python examples/native_vs_square.py TRAIN VALIDATION [--epochs 8] [--seeds 3] [--tokens 64] [--out FILE.csv]
 
 The native runs fit each image, aspect kept, into a number of tokens; the square ones resize it to a square of as many.
 Prints a line a run, then the means, and writes a CSV with a line a run. On the shapes of `shapes.py` native aspect
@@ -26,12 +26,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train")
     parser.add_argument("validation")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--only", choices=["native", "square"], help="one of the two, as for two processes at a time")
     parser.add_argument("--out", type=Path, default=Path("native_vs_square.csv"))
     options = parser.parse_args()
     side = math.isqrt(options.tokens)
@@ -40,6 +41,8 @@ def main() -> None:
 
     train, validation = scan(options.train), scan(options.validation)
     resolutions: dict[str, FitTokens | Square] = {"native": FitTokens(options.tokens), "square": Square(16 * side)}
+    if options.only:
+        resolutions = {options.only: resolutions[options.only]}
     accuracies: dict[str, list[float]] = {name: [] for name in resolutions}
     rows = []
     for seed in range(options.seeds):

@@ -141,7 +141,8 @@ class Labels:
                     return np.shape(value)
         found = ", ".join("." + extension for extension in sorted(self._index.members))
         raise ValueError(
-            f"label {self._label!r} is absent from all {len(self._index)} samples; their members are {found}"
+            f"label {self._label!r} is absent from all {len(self._index)} samples; their members are {found}: "
+            "name one of them, or give label=None"
         )
 
 

@@ -67,9 +67,9 @@ def _expand_one(pattern: str) -> list[str]:
         else:
             missing.append(path)
     if missing:
+        range_ = f"{len(missing)} of the {len(paths)} that {pattern!r} names are missing; " if len(paths) > 1 else ""
         raise FileNotFoundError(
-            f"shard {missing[0]!r} does not exist ({len(missing)} of the {len(paths)} that {pattern!r} names are "
-            f"missing; looked from {Path.cwd()})"
+            f"shard {missing[0]!r} does not exist ({range_}looked from {Path.cwd()}); correct the path or the range"
         )
     for path in found:
         _refuse_folder(path)
