@@ -172,11 +172,10 @@ def decode(
     """
     native = (header.width, header.height)
     stored, target = (native[::-1], size[::-1]) if header.orientation >= 5 else (native, size)
-    filter = Image.Resampling[interpolation.upper()]
     if header.direct:
-        pixels = _decode_jpeg(data, stored, target, mode, filter, scaled)
+        pixels = _decode_jpeg(data, stored, target, mode, interpolation, scaled)
     else:
-        pixels = _decode_other(data, stored, target, mode, filter)
+        pixels = _decode_other(data, stored, target, mode, interpolation)
     return pixels if header.orientation == 1 else _kernels.orient(pixels, header.orientation)
 
 
@@ -185,7 +184,7 @@ def _decode_jpeg(
     stored: tuple[int, int],
     target: tuple[int, int],
     mode: ImageMode,
-    filter: Image.Resampling,
+    interpolation: Interpolation,
     scaled: bool,
 ) -> np.ndarray:
     with _as_bad_image():
@@ -200,13 +199,13 @@ def _decode_jpeg(
         pixels = simplejpeg.decode_jpeg(data, color, min_height=least[0], min_width=least[1], min_factor=2)
     height, width = pixels.shape[:2]
     image = Image.frombuffer(pil_mode, (width, height), pixels, "raw", pil_mode, 0, 1)
-    resized = image.resize(target, filter)
+    resized = image.resize(target, Image.Resampling[interpolation.upper()])
     raw = resized.tobytes("raw", "RGB") if mode == "RGB" else resized.tobytes()
     return np.frombuffer(raw, np.uint8).reshape(target[1], target[0], len(mode)).copy()
 
 
 def _decode_other(
-    data: bytes, stored: tuple[int, int], target: tuple[int, int], mode: ImageMode, filter: Image.Resampling
+    data: bytes, stored: tuple[int, int], target: tuple[int, int], mode: ImageMode, interpolation: Interpolation
 ) -> np.ndarray:
     plugin = _plugin(data)
     with _as_bad_image():
@@ -218,7 +217,7 @@ def _decode_other(
         if image.mode != mode:
             image = image.convert(mode)
     if target != stored:
-        image = image.resize(target, filter)
+        image = image.resize(target, Image.Resampling[interpolation.upper()])
     return np.frombuffer(image.tobytes(), np.uint8).reshape(target[1], target[0], len(mode)).copy()
 
 

@@ -63,7 +63,9 @@ class Labels:
         """The label of a row: a number, or an array of `shape`; `absent` where there is none."""
         if self._label is None:
             return self.absent
-        value = int(self._fixed[row]) if self._fixed is not None else self._value(row)
+        if self._fixed is not None:
+            return self._fixed[row]
+        value = self._value(row)
         if value is None:
             return self.absent
         if np.shape(value) != self.shape:
