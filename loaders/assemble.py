@@ -90,9 +90,10 @@ def _tuples(*columns: np.ndarray) -> list[tuple[int, ...]]:
 
 
 class Draft:
-    """A batch in the making. Threads `run` its images in any order; `finish` waits for them and gives the batch.
+    """A batch in the making. Threads `run` its parts in any order; `finish` waits for them and gives the batch.
 
-    No two images share a byte, so no lock is taken while they are written.
+    A part is an image, or, the last one, the padding of all packs. No two parts share a byte, so no lock is taken while
+    they are written.
     """
 
     def __init__(
@@ -111,21 +112,19 @@ class Draft:
         self._labels = np.full((*columns, *sources.labels.shape), sources.labels.absent, sources.labels.dtype)
         self._extras: dict[tuple[str, int], Any] = {}
 
-        for b, pack in enumerate(packs):
-            self._patches[b, 0 if pack is None else pack.keep.sum() :] = 0
+        self._used = np.array([0 if pack is None else pack.keep.sum() for pack in packs], np.int64)
         counts = [0 if pack is None else len(pack) for pack in packs]
-        self.num_images = sum(counts)
-        self._failed = np.zeros(self.num_images, np.bool_)
+        self.num_parts = sum(counts) + 1  # the images, and the padding of all packs
+        self._failed = np.zeros(sum(counts), np.bool_)
         # Where image i goes: its pack, its column, its first slot.
         self._pack = np.repeat(np.arange(len(packs)), counts)
         self._column = np.concatenate([np.arange(count) for count in counts]) if counts else np.empty(0, np.int64)
         filled = [pack for pack in packs if pack is not None]
         self._error: BaseException | None = None
-        self._left = self.num_images
+        self._left = self.num_parts
         self._lock = threading.Lock()
         self._done = threading.Event()
         if not filled:
-            self._done.set()
             return
         self._images = Images.concatenate(filled)
         self._start = np.concatenate([np.cumsum(pack.keep) - pack.keep for pack in filled])
@@ -141,9 +140,11 @@ class Draft:
             self._transform_keys = keys(Purpose.TRANSFORM, sources.seed, epoch, ident)
 
     def run(self, part: int) -> None:
-        """Reads, decodes and writes one image; keeps what it raises for `finish`."""
+        """Reads, decodes and writes one image, or clears the padding; keeps what it raises for `finish`."""
         try:
-            if self._error is None:
+            if part == self.num_parts - 1:
+                _kernels.clear_padding(self._patches, self._used)
+            elif self._error is None:
                 try:
                     self._place(part)
                 except BadImage as error:

@@ -8,6 +8,8 @@ from math import prod
 
 import numpy as np
 
+_LINE = 64  # bytes of a cache line; patches are written past the caches in whole lines
+
 
 class BufferPool:
     """Lends uint8 arrays, and takes each back when no array, view or tensor refers to its memory any more.
@@ -27,17 +29,18 @@ class BufferPool:
         self._idle: deque[np.ndarray] = deque(maxlen=keep)
 
     def lend(self, shape: tuple[int, ...]) -> np.ndarray:
-        """A contiguous uint8 array of `shape`."""
+        """A contiguous uint8 array of `shape`, its first byte at the start of a cache line."""
         size = prod(shape)
         try:
             memory = self._idle.pop()
         except IndexError:  # asked first, another thread could take the last one in between
-            memory = np.empty(size, np.uint8)
-        if memory.size != size:
-            memory = np.empty(size, np.uint8)
+            memory = np.empty(size + _LINE, np.uint8)
+        if memory.size != size + _LINE:
+            memory = np.empty(size + _LINE, np.uint8)
+        start = -memory.ctypes.data % _LINE
         # Every view and tensor of a loan refers to `loan`: numpy follows bases down to the last array, and the base of
         # this one is a memoryview. Without it they would refer to `memory`, and `loan` would end at once.
-        loan = np.frombuffer(memory.data, np.uint8)
+        loan = np.frombuffer(memory.data[start : start + size], np.uint8)
         weakref.finalize(loan, self._idle.append, memory).atexit = False
         view = loan.reshape(shape)
         assert view.base is loan, "memory in use would be lent again"

@@ -279,7 +279,7 @@ class PackedImageLoader:
 
         def begin(count: int) -> None:
             for draft in islice(drafts, count):
-                pool.submit(draft, draft.num_images)
+                pool.submit(draft, draft.num_parts)
                 under_way.append(draft)
 
         try:

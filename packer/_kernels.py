@@ -63,6 +63,41 @@ def _copy_32_twice(typingctx: Any, target: Any, to: Any, source: Any, start: Any
     return types.void(target, types.intp, source, types.intp, types.intp), codegen
 
 
+@intrinsic
+def _stream_bytes(typingctx: Any, target: Any, to: Any, source: Any, count: Any) -> Any:
+    """`count` bytes, past the caches, into a flat uint8 array; address and count are multiples of 16.
+
+    A batch is far larger than a cache, and an ordinary store reads each line from memory before it writes it.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector, size = ir.VectorType(ir.IntType(8), 16), ir.Constant(args[3].type, 16)
+        target, source = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
+        nontemporal = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        with cgutils.for_range(builder, builder.udiv(args[3], size)) as loop:
+            offset = builder.mul(loop.index, size)
+            word = builder.load(builder.bitcast(builder.gep(source, [offset]), vector.as_pointer()))
+            word.align = 1
+            address = builder.gep(target, [builder.add(args[1], offset)])
+            store = builder.store(word, builder.bitcast(address, vector.as_pointer()))
+            store.align = 16
+            store.set_metadata("nontemporal", nontemporal)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, source, types.intp), codegen
+
+
+@intrinsic
+def _fence(typingctx: Any) -> Any:
+    """Everything stored so far, streamed or not, is seen by other threads before what is stored from here on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
 @njit(nogil=True, cache=True, inline="always")
 def _copy_bytes(target, to, source, start, count):  # type: ignore[no-untyped-def]
     """Copies `count` bytes between two flat uint8 arrays; at 32 to 64, a patch's row at usual sizes, without a call."""
@@ -128,27 +163,25 @@ def place_image(
     height, width, channels = pixels.shape
     source, target = pixels.reshape(-1), patches.reshape(-1)
     top, left = max(0, height - grid_h * patch) // 2, max(0, width - grid_w * patch) // 2
-    row_bytes = patch * channels
-    first = 0
-    while first < len(kept):  # the tokens of one row of the grid, pixel row by pixel row: the image is read in order
-        y = kept[first] // grid_w
-        first_row = top + y * patch
-        rows = min(patch, height - first_row)
-        last = first
-        while last < len(kept) and kept[last] // grid_w == y:
-            x = kept[last] % grid_w
-            segment_ids[last] = segment
-            coords[last, 0], coords[last, 1] = x, y
-            if rows < patch or width < left + (x + 1) * patch:
-                patches[last] = 0
-            last += 1
+    row_bytes, token_bytes = patch * channels, patch * patch * channels
+    token = np.empty(token_bytes, np.uint8)  # put together in the nearest cache, and written out in one go
+    stream = target.ctypes.data % 16 == 0 and token_bytes % 16 == 0
+    for i in range(len(kept)):
+        y, x = kept[i] // grid_w, kept[i] % grid_w
+        segment_ids[i] = segment
+        coords[i, 0], coords[i, 1] = x, y
+        first_row, first_column = top + y * patch, left + x * patch
+        rows, columns = max(0, min(patch, height - first_row)), max(0, min(patch, width - first_column))
+        if rows < patch or columns < patch:
+            token[:] = 0
         for row in range(rows):
-            line = ((first_row + row) * width + left) * channels
-            for i in range(first, last):
-                column = coords[i, 0] * patch
-                count = max(0, min(patch, width - left - column)) * channels
-                _copy_bytes(target, (i * patch + row) * row_bytes, source, line + column * channels, count)
-        first = last
+            start = ((first_row + row) * width + first_column) * channels
+            _copy_bytes(token, row * row_bytes, source, start, columns * channels)
+        if stream:
+            _stream_bytes(target, i * token_bytes, token, token_bytes)
+        else:
+            _call_memcpy(target, i * token_bytes, token, 0, token_bytes)
+    _fence()
 
 
 @njit(nogil=True, cache=True)
@@ -166,6 +199,39 @@ def place_kept(
     """`place_image` with as many of `kept_tokens` as there are slots: one call, and one turn without the GIL."""
     kept = kept_tokens(key, grid_w * grid_h, len(segment_ids))
     place_image(pixels, patch, grid_w, grid_h, kept, segment, patches, segment_ids, coords)
+
+
+@njit(nogil=True, cache=True)
+def find_tokens(segment_ids: np.ndarray, token_index: np.ndarray, starts: np.ndarray) -> tuple[int, int]:
+    """Where the tokens and the images lie in `segment_ids` (B, L), an image's tokens being contiguous.
+
+    Writes the flat position of each token, and the number of tokens before each image and, last, before the end;
+    returns how many tokens and images there are. More images than `starts` holds are counted, but not written.
+    """
+    tokens, images = 0, 0
+    for b in range(segment_ids.shape[0]):
+        before = 0
+        for slot in range(segment_ids.shape[1]):
+            segment = segment_ids[b, slot]
+            if segment != 0:
+                if segment != before:
+                    if images < len(starts):
+                        starts[images] = tokens
+                    images += 1
+                token_index[tokens] = b * segment_ids.shape[1] + slot
+                tokens += 1
+            before = segment
+    if images < len(starts):
+        starts[images] = tokens
+    return tokens, images
+
+
+@njit(nogil=True, cache=True)
+def clear_padding(patches: np.ndarray, used: np.ndarray) -> None:
+    """Zeroes what lies behind the first `used[b]` slots of each pack `b` of `patches` (B, L, D)."""
+    for b in range(len(patches)):
+        slots = patches[b].reshape(-1)
+        slots[used[b] * patches.shape[2] :] = 0
 
 
 @njit(nogil=True, cache=True)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from patchnpack.packer import _kernels
+
 # B packs in the batch, L token slots in a pack, K images in a pack at most,
 # P patch size, C channels, T valid tokens of the whole batch, N images of the whole batch
 
@@ -93,19 +95,14 @@ class PackedBatch:
 
     def __post_init__(self) -> None:
         # Counted once, while the batch is still on the host: on a GPU each of these would be a synchronisation.
-        segments = self.segment_ids.numpy()
-        first_ids = np.arange(len(segments), dtype=np.int32)[:, None] * np.int32(self.image_mask.shape[1] + 1)
-        images = (segments + first_ids).reshape(-1)  # a number of its own for each image of the batch
-        flat = np.flatnonzero(segments.reshape(-1) != 0)
-        images = images[flat]
-        starts = np.flatnonzero(images[1:] != images[:-1]) + 1
-        cu_seqlens = np.array([0, *starts.tolist(), *([len(flat)] if len(flat) else [])], np.int32)
-        assert len(cu_seqlens) == int(self.image_mask.numpy().sum()) + 1, (
-            "an image without tokens, or tokens without an image"
-        )
+        mask = self.image_mask.numpy()
+        token_index = np.empty(self.segment_ids.numel(), np.int64)
+        cu_seqlens = np.empty(int(mask.sum()) + 1, np.int32)
+        tokens, images = _kernels.find_tokens(self.segment_ids.numpy(), token_index, cu_seqlens)
+        assert images == len(cu_seqlens) - 1, "an image without tokens, or tokens without an image"
         self.lengths = np.diff(cu_seqlens).tolist()
         self.cu_seqlens = torch.from_numpy(cu_seqlens)
-        self.token_index = torch.from_numpy(flat)
+        self.token_index = torch.from_numpy(token_index[:tokens])
 
     @property
     def num_images(self) -> int:

@@ -44,7 +44,7 @@ def draft_of(sources: Sources, packs: Sequence[Images | None]) -> Draft:
 
 
 def finished(draft: Draft, order: Sequence[int] | None = None) -> PackedBatch:
-    for part in range(draft.num_images) if order is None else order:
+    for part in range(draft.num_parts) if order is None else order:
         draft.run(part)
     return draft.finish()
 
@@ -77,7 +77,7 @@ def test_order_in_which_images_are_made_does_not_matter(drawn: Any, contents: Co
     packs = packs_of(sources)
     expected = contents(finished(draft_of(sources, packs)))
     for seed in range(3):
-        order = np.random.default_rng(seed).permutation(60).tolist()
+        order = np.random.default_rng(seed).permutation(61).tolist()
         assert contents(finished(draft_of(sources, packs), order)) == expected
 
 
@@ -104,11 +104,12 @@ def test_empty_packs_hold_nothing(drawn: Any, check_batch: Check) -> None:
     check_batch(batch, drawn, sources.index, PACKING)
     assert batch.keys[0] == batch.keys[2] == batch.extras["txt"][0] == []
     assert batch.image_mask.sum(1).tolist() == [0, len(pack), 0]
-    nothing = draft_of(sources, [None, None]).finish()
+    nothing = finished(draft_of(sources, [None, None]))
     assert nothing.num_images == nothing.num_tokens == 0
     assert (nothing.labels == -100).all()
     assert (nothing.rows == -1).all()
     assert nothing.patches.shape == (2, 64, 192)
+    assert not nothing.patches.any()
 
 
 @pytest.mark.parametrize("where", ["first", "middle", "last", "every second", "all of a pack", "all"])
@@ -135,7 +136,7 @@ def test_images_behind_a_bad_one_close_ranks_in_numbering_and_stay_in_place(
     sources = sources_of(drawn.shards)
     assert not sources.index.bad
     draft = draft_of(sources, packs)
-    batch = finished(draft, np.random.default_rng(0).permutation(14).tolist())
+    batch = finished(draft, np.random.default_rng(0).permutation(draft.num_parts).tolist())
     check_batch(batch, drawn, sources.index, PACKING)
     assert batch.keys == [[key for key in keys if key not in bad] for keys in whole.keys]
     # In place: every surviving token lies where it lay in the whole batch.
@@ -170,7 +171,7 @@ def test_extra_that_cannot_be_read_makes_its_image_a_bad_one(
 def test_finish_waits_for_the_last_image(drawn: Any) -> None:
     sources = sources_of(drawn.shards)
     draft = draft_of(sources, packs_of(sources)[:2])
-    for part in range(1, draft.num_images):
+    for part in range(1, draft.num_parts):
         draft.run(part)
     result: list[PackedBatch] = []
     waiting = threading.Thread(target=lambda: result.append(draft.finish()))
@@ -179,7 +180,7 @@ def test_finish_waits_for_the_last_image(drawn: Any) -> None:
     assert waiting.is_alive()
     draft.run(0)
     waiting.join(10)
-    assert result[0].num_images == draft.num_images
+    assert result[0].num_images == draft.num_parts - 1
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), KeyboardInterrupt(), MemoryError()])
@@ -193,7 +194,7 @@ def test_what_is_not_a_bad_image_is_raised_by_finish(
         raise error
 
     monkeypatch.setattr(type(sources.reader), "read", broken)
-    for part in range(draft.num_images):
+    for part in range(draft.num_parts):
         draft.run(part)
     with pytest.raises(type(error)):
         draft.finish()
@@ -212,7 +213,7 @@ def test_mistake_in_the_record_of_a_bad_image_does_not_hang_finish(
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(Sources, "bad_row", broken)
-    for part in range(draft.num_images):
+    for part in range(draft.num_parts):
         draft.run(part)
     with pytest.raises(ZeroDivisionError):
         draft.finish()

@@ -116,12 +116,14 @@ def _patches(canvas: np.ndarray, P: int) -> Iterator[np.ndarray]:
         yield canvas[y : y + P, x : x + P].reshape(-1)
 
 
-def _check_placing(H: int, W: int, C: int, P: int, gw: int, gh: int, kept: list[int], segment: int) -> None:
+def _check_placing(H: int, W: int, C: int, P: int, gw: int, gh: int, kept: list[int], segment: int, shift: int) -> None:
     rng = np.random.default_rng(H * 1000 + W)
     pixels = rng.integers(0, 256, (H, W, C), np.uint8)
     before, n = 3, len(kept)  # slots of other images on either side
     slots = slice(before, before + n)
-    patches = np.full((before + n + before, P * P * C), _GUARD, np.uint8)
+    memory = np.full((before + n + before) * P * P * C + 32, _GUARD, np.uint8)
+    begin = -memory.ctypes.data % 16 + shift  # whole vectors of 16 bytes are streamed only to addresses that allow it
+    patches = memory[begin : begin + memory.size - 32].reshape(-1, P * P * C)
     segment_ids = np.full(len(patches), _GUARD, np.int32)
     coords = np.full((len(patches), 2), _GUARD, np.int32)
     patches[slots], segment_ids[slots], coords[slots] = 0, 0, 0
@@ -132,6 +134,8 @@ def _check_placing(H: int, W: int, C: int, P: int, gw: int, gh: int, kept: list[
     np.testing.assert_array_equal(patches[slots], np.array([whole[token] for token in kept]))
     assert coords[slots].tolist() == [[token % gw, token // gw] for token in kept]
     assert segment_ids[slots].tolist() == [segment] * n
+    assert (memory[:begin] == _GUARD).all()
+    assert (memory[begin + patches.size :] == _GUARD).all()
     for array in (patches, segment_ids, coords):
         assert (array[:before] == _GUARD).all()
         assert (array[before + n :] == _GUARD).all()
@@ -141,17 +145,18 @@ def _check_placing(H: int, W: int, C: int, P: int, gw: int, gh: int, kept: list[
     data=st.data(),
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     C=st.sampled_from([1, 3, 4]),
-    P=st.sampled_from([1, 2, 3, 5, 8, 16]),
+    P=st.sampled_from([1, 2, 3, 4, 5, 8, 16]),
+    shift=st.sampled_from([0, 1, 8]),
 )
 @settings(max_examples=200, deadline=None)
 def test_patches_put_together_are_the_image_and_nothing_else_is_written(
-    data: st.DataObject, size: tuple[int, int], C: int, P: int
+    data: st.DataObject, size: tuple[int, int], C: int, P: int, shift: int
 ) -> None:
     H, W = size
     gh, gw = (data.draw(st.integers(1, min(12, -(-side // P) + 2))) for side in size)
     kept = data.draw(st.lists(st.integers(0, gw * gh - 1), min_size=1, max_size=30, unique=True).map(sorted))
     segment = data.draw(st.integers(1, 64))
-    _check_placing(H, W, C, P, gw, gh, kept, segment)
+    _check_placing(H, W, C, P, gw, gh, kept, segment, shift)
 
 
 @pytest.mark.parametrize("C", [1, 3, 4])
@@ -167,7 +172,7 @@ def test_patches_put_together_are_the_image_and_nothing_else_is_written(
     ],
 )
 def test_every_kind_of_edge_is_placed_right(H: int, W: int, C: int, gw: int, gh: int) -> None:
-    _check_placing(H, W, C, 16, gw, gh, list(range(gw * gh)), 5)
+    _check_placing(H, W, C, 16, gw, gh, list(range(gw * gh)), 5, shift=0)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
