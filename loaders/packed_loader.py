@@ -22,6 +22,7 @@ from patchnpack.loaders.shards import Source
 from patchnpack.loaders.stats import Stats
 from patchnpack.packer import Images, PackedBatch, Packing, Plan
 from patchnpack.packer.checks import check_whole
+from patchnpack.packer.packing import resolve_algorithm
 from patchnpack.packer.plan import measure
 
 # B packs in a batch, W ranks, S streams
@@ -149,13 +150,20 @@ class PackedImageLoader:
         self._positions: dict[tuple[int, int], tuple[int, int]] = {}
 
     def _check_rows(self) -> None:
+        """Finds out whether there is anything to yield, and which algorithm "auto" is."""
         rows = np.flatnonzero(self._usable)
-        images = measure(self.index.rows(rows), self.packing, seed=self._seed, epoch=0)[0]
+        packing = self.packing
+        images = measure(self.index.rows(rows), packing, seed=self._seed, epoch=0)[0]
         if not len(images):
             raise ValueError(
                 f"none of the {len(self.index)} images can be used: {len(self.index.bad)} are bad, "
                 f"{int(self._filtered.sum())} filtered out by where, the others oversize"
             )
+        # Decided once, from the first rows of the index: every epoch and every stream is packed alike.
+        limits = {"max_items": packing.max_images, "lookahead": packing.lookahead}
+        self.packing = packing.replace(
+            algorithm=resolve_algorithm(packing.algorithm, images.keep, packing.seq_len, **limits)
+        )
 
     def __iter__(self) -> Iterator[PackedBatch]:
         rank, world_size = self._rank()

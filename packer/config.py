@@ -13,7 +13,16 @@ from patchnpack.packer.checks import check_whole
 from patchnpack.packer.resolution import FitTokens, Native, Resolution, Square
 from patchnpack.packer.token_drop import ConstantDrop, NoDrop, TokenDrop
 
-Algorithm = Literal["auto", "next_fit", "first_fit", "largest_fit"]
+Algorithm = Literal[
+    "auto",
+    "next_fit",
+    "first_fit",
+    "best_fit",
+    "first_fit_decreasing",
+    "best_fit_decreasing",
+    "largest_fit",
+    "subset_sum",
+]
 Oversize = Literal["shrink", "drop", "skip", "error"]
 ImageMode = Literal["L", "RGB", "RGBA"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -30,8 +39,8 @@ class Packing:
         oversize: an image of more than L tokens is made smaller ("shrink"), loses tokens ("drop"), is left out and
             counted ("skip"), or is an error ("error").
         token_drop: how many of its tokens each image loses: `NoDrop` or `ConstantDrop`.
-        algorithm: how images are matched to packs: "next_fit", "first_fit", "largest_fit", or "auto", which is
-            "largest_fit".
+        algorithm: how images are matched to packs: "next_fit", "first_fit", "best_fit", "first_fit_decreasing",
+            "best_fit_decreasing", "largest_fit", "subset_sum", or "auto", which is one of the last two.
         lookahead: R, how many waiting images the packer may choose from.
         max_images: K, images in a pack at most.
         grid_multiple: both sides of a grid are multiples of this (2 for models that merge 2x2 tokens).

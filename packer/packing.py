@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 from numpy.typing import ArrayLike
 
-from patchnpack.packer import _kernels
+from patchnpack.packer import _packers
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Algorithm
 
+# Lengths by which "auto" is decided: enough to see how they are spread, and packed in a millisecond.
+SAMPLE = 4096
+
 _PACKERS = {
-    "next_fit": _kernels.next_fit,
-    "first_fit": _kernels.first_fit,
-    "largest_fit": _kernels.largest_fit,
+    "next_fit": _packers.next_fit,
+    "first_fit": _packers.first_fit,
+    "best_fit": _packers.best_fit,
+    "first_fit_decreasing": _packers.first_fit_decreasing,
+    "best_fit_decreasing": _packers.best_fit_decreasing,
+    "largest_fit": _packers.largest_fit,
+    "subset_sum": _packers.subset_sum,
 }
+_DECREASING = ("first_fit_decreasing", "best_fit_decreasing")
 
 
-def resolve_algorithm(algorithm: Algorithm) -> str:
-    """The algorithm that runs: `algorithm` itself, or for "auto" the one it stands for."""
-    name = "largest_fit" if algorithm == "auto" else algorithm
-    if name not in _PACKERS:
-        raise ValueError(f"algorithm is {algorithm!r}; it must be one of 'auto', {', '.join(map(repr, _PACKERS))}")
-    return name
+def resolve_algorithm(
+    algorithm: Algorithm, lengths: np.ndarray, capacity: int, *, max_items: int, lookahead: int
+) -> Algorithm:
+    """The algorithm that runs: `algorithm` itself, or for "auto" what packs the first of `lengths` into fewer packs.
+
+    "auto" is "subset_sum", or "largest_fit" where that is better, as it is where lengths are spread evenly.
+    """
+    if algorithm not in get_args(Algorithm):
+        names = ", ".join(map(repr, get_args(Algorithm)))
+        raise ValueError(f"algorithm is {algorithm!r}; it must be one of {names}")
+    if algorithm != "auto":
+        return algorithm
+    ways: list[Algorithm] = ["subset_sum", "largest_fit"]
+    packs = [
+        len(pack_lengths(lengths[:SAMPLE], capacity, max_items=max_items, algorithm=way, lookahead=lookahead)[1])
+        for way in ways
+    ]
+    return ways[packs[1] < packs[0]]
 
 
 def pack_ready(
@@ -30,7 +52,7 @@ def pack_ready(
     """Like `pack_lengths`, but without `flush` items that later arrivals could still join stay behind.
 
     The next call takes those first, in their order, then the new arrivals; however the arrivals are cut, the packs are
-    the same.
+    the same. "auto" is decided anew in each call: resolve it first.
     """
     lengths = np.asarray(lengths)
     if lengths.ndim != 1:
@@ -49,8 +71,8 @@ def pack_ready(
         )
     order = np.empty(len(lengths), np.int64)
     offsets = np.zeros(len(lengths) + 1, np.int64)
-    packer = _PACKERS[resolve_algorithm(algorithm)]
-    packs = packer(lengths, capacity, max_items, lookahead, flush, order, offsets)
+    name = resolve_algorithm(algorithm, lengths, capacity, max_items=max_items, lookahead=lookahead)
+    packs = _PACKERS[name](lengths, capacity, max_items, lookahead, flush, order, offsets)
     offsets = offsets[: packs + 1].copy()
     return order[: offsets[-1]].copy(), offsets
 
@@ -69,8 +91,9 @@ def pack_lengths(
         lengths: tokens of each item, (n,), each from 1 to `capacity`, in order of arrival.
         capacity: L, token slots in a pack.
         max_items: K, items in a pack at most.
-        algorithm: "next_fit", "first_fit", "largest_fit" or "auto"; `packer/reference.py` draws each.
-        lookahead: R, how many waiting items the packer may choose from.
+        algorithm: "next_fit", "first_fit", "best_fit", "first_fit_decreasing", "best_fit_decreasing", "largest_fit",
+            "subset_sum", or "auto", which is one of the last two; `packer/reference.py` draws each.
+        lookahead: R, how many waiting items the packer may choose from; the decreasing ones choose from all.
 
     Returns:
         `order` and `offsets`, int64: pack i holds the items `order[offsets[i]:offsets[i + 1]]`.
@@ -82,4 +105,7 @@ def pack_lengths(
     >>> [order[a:b].tolist() for a, b in zip(offsets, offsets[1:])]
     [[0, 2], [1, 4], [3]]
     """
+    if algorithm in _DECREASING:
+        check_whole("lookahead", lookahead)
+        lookahead = max(1, len(np.atleast_1d(lengths)))
     return pack_ready(lengths, capacity, max_items=max_items, algorithm=algorithm, lookahead=lookahead, flush=True)

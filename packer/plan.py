@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import ArrayLike
 
-from patchnpack.packer.config import Packing
-from patchnpack.packer.packing import pack_ready
+from patchnpack.packer.config import Algorithm, Packing
+from patchnpack.packer.packing import SAMPLE, pack_ready, resolve_algorithm
 from patchnpack.packer.random import Purpose, keys
 from patchnpack.packer.resolution import shrink_above
 
@@ -89,12 +89,14 @@ class Plan:
         images: the images of all packs, pack by pack, in segment order.
         skipped: int64, the rows left out because they were oversize.
         oversize: int64, the rows of more than `seq_len` tokens, whatever became of them.
+        algorithm: how they were packed; "auto" only where too few rows had arrived to decide.
     """
 
     offsets: np.ndarray
     images: Images
     skipped: np.ndarray
     oversize: np.ndarray
+    algorithm: Algorithm
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -141,11 +143,13 @@ def measure(rows: Rows, packing: Packing, *, seed: int, epoch: int) -> tuple[Ima
 class Planner:
     """Plans rows as they arrive: `add` gives the packs that are ready, `finish` the rest.
 
-    However the rows are cut into calls, the packs are those of `plan` over all of them.
+    However the rows are cut into calls, the packs are those of `plan` over all of them. The algorithm "auto" is decided
+    once, by the first 4,096 images.
     """
 
     def __init__(self, packing: Packing, *, seed: int = 0, epoch: int = 0) -> None:
         self._packing, self._seed, self._epoch = packing, seed, epoch
+        self._algorithm = packing.algorithm
         self._waiting: list[Images] = []
 
     def add(self, rows: Rows) -> Plan:
@@ -160,18 +164,24 @@ class Planner:
     def _pack(self, rows: Rows, flush: bool) -> Plan:
         arrived, skipped, oversize = measure(rows, self._packing, seed=self._seed, epoch=self._epoch)
         images = Images.concatenate([*self._waiting, arrived])
-        order, offsets = pack_ready(
-            images.keep,
-            self._packing.seq_len,
-            max_items=self._packing.max_images,
-            algorithm=self._packing.algorithm,
-            lookahead=self._packing.lookahead,
-            flush=flush,
-        )
+        packing = self._packing
+        limits = {"max_items": packing.max_images, "lookahead": packing.lookahead}
+        if self._algorithm == "auto" and (flush or len(images) >= SAMPLE):
+            self._algorithm = resolve_algorithm("auto", images.keep, packing.seq_len, **limits)
+        if self._algorithm == "auto":
+            order, offsets = np.empty(0, np.int64), np.zeros(1, np.int64)
+        else:
+            order, offsets = pack_ready(images.keep, packing.seq_len, algorithm=self._algorithm, flush=flush, **limits)
         stays = np.ones(len(images), np.bool_)
         stays[order] = False
         self._waiting = [images.take(np.flatnonzero(stays))]
-        return Plan(offsets=offsets, images=images.take(order), skipped=skipped, oversize=oversize)
+        return Plan(
+            offsets=offsets,
+            images=images.take(order),
+            skipped=skipped,
+            oversize=oversize,
+            algorithm=self._algorithm,
+        )
 
 
 def plan(rows: Rows, packing: Packing, *, seed: int = 0, epoch: int = 0) -> Plan:
@@ -200,4 +210,5 @@ def plan(rows: Rows, packing: Packing, *, seed: int = 0, epoch: int = 0) -> Plan
         images=Images.concatenate([first.images, last.images]),
         skipped=first.skipped,
         oversize=first.oversize,
+        algorithm=last.algorithm,
     )

@@ -10,6 +10,8 @@ on as if there had been no break.
 
 from __future__ import annotations
 
+from collections import Counter
+
 _MASK = (1 << 64) - 1
 
 
@@ -41,15 +43,35 @@ def first_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int,
     packs   [6 4] [5 3 2]
     ```
     """
+    return _online(lengths, capacity, max_items, lookahead, flush, best=False)
+
+
+def best_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool) -> list[list[int]]:
+    """Each item goes into the open pack that it leaves least room in (Johnson 1973); of equals, the oldest.
+
+    Packs leave as in `first_fit`.
+
+    ```
+    lengths 6 7 3 4, L = 10        |7777777333|6666664444|
+    packs   [7 3] [6 4]            3 leaves less room beside the 7 than beside the 6
+    ```
+    """
+    return _online(lengths, capacity, max_items, lookahead, flush, best=True)
+
+
+def _online(
+    lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool, best: bool
+) -> list[list[int]]:
     packs: list[list[int]] = []
     open_packs: list[list[int]] = []
     for item, length in enumerate(lengths):
-        for pack in open_packs:
-            if sum(lengths[i] for i in pack) + length <= capacity:
-                break
-        else:
-            pack = []
-            open_packs.append(pack)
+        rooms = [capacity - sum(lengths[i] for i in pack) for pack in open_packs]
+        fitting = [p for p, room in enumerate(rooms) if room >= length]
+        if not fitting:
+            fitting = [len(open_packs)]
+            open_packs.append([])
+            rooms.append(capacity)
+        pack = open_packs[min(fitting, key=lambda p: (rooms[p], p) if best else (p, 0))]
         pack.append(item)
         if sum(lengths[i] for i in pack) < capacity and len(pack) < max_items:
             if sum(map(len, open_packs)) < lookahead:
@@ -58,6 +80,56 @@ def first_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int,
         open_packs.remove(pack)
         packs.append(pack)
     return packs + open_packs if flush else packs
+
+
+def first_fit_decreasing(
+    lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool
+) -> list[list[int]]:
+    """In blocks of 4R items, longest first, each goes into the first pack that has room (Johnson 1973).
+
+    ```
+    lengths 2 5 4 7 2, L = 10      |777777722.|555554444.|22........|
+    packs   [7 2] [5 4] [2]        in the order 7 5 4 2 2
+    ```
+    """
+    return _decreasing(lengths, capacity, max_items, lookahead, flush, best=False)
+
+
+def best_fit_decreasing(
+    lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool
+) -> list[list[int]]:
+    """In blocks of 4R items, longest first, each goes where it leaves least room; of equals, the pack last changed.
+
+    ```
+    lengths 3 5 4 6 2, L = 10      |6666664444|5555533322|
+    packs   [6 4] [5 3 2]          in the order 6 5 4 3 2: 4 leaves nothing beside the 6, and 1 beside the 5
+    ```
+    """
+    return _decreasing(lengths, capacity, max_items, lookahead, flush, best=True)
+
+
+def _decreasing(
+    lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool, best: bool
+) -> list[list[int]]:
+    emitted: list[list[int]] = []
+    for start in range(0, len(lengths), 4 * lookahead):
+        block = range(start, min(len(lengths), start + 4 * lookahead))
+        if len(block) < 4 * lookahead and not flush:
+            break
+        packs: list[list[int]] = []
+        changed: list[int] = []  # the packs, that changed last at the end
+        for item in sorted(block, key=lambda i: (-lengths[i], i)):
+            rooms = [capacity - sum(lengths[i] for i in pack) for pack in packs]
+            fitting = [p for p in range(len(packs)) if rooms[p] >= lengths[item] and len(packs[p]) < max_items]
+            if not fitting:
+                fitting = [len(packs)]
+                packs.append([])
+                rooms.append(capacity)
+            p = min(fitting, key=lambda p: (rooms[p], -changed.index(p) if p in changed else 0) if best else (p, 0))
+            packs[p].append(item)
+            changed = [*(q for q in changed if q != p), p]
+        emitted += packs
+    return emitted
 
 
 def largest_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool) -> list[list[int]]:
@@ -86,6 +158,89 @@ def largest_fit(lengths: list[int], capacity: int, max_items: int, lookahead: in
         packs.append(pack)
         arrivals = [i for i in arrivals if i not in pack]
     return packs
+
+
+def subset_sum(lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool) -> list[list[int]]:
+    """R items wait; a pack starts with the oldest, is filled in order of arrival, and closed by the best subset.
+
+    Filling ends when the room is below six mean lengths of the waiting, or the next does not fit: among the subsets of
+    256 waiting items there is then nearly always one that fills the room to the last slot. That holds while the waiting
+    are of many lengths, and closing uses up the rare ones; so a length that over a third of them have goes first.
+    The room is filled up again before each pack, so an item leaves within R packs of entering.
+
+    ```
+    lengths 3 5 6 2 4 2, L = 10, R = 6    |3332255555|6666664444|22........|
+    packs   [3 2 5] [6 4] [2]             3 is the oldest, 2 is what over a third of the others are, 5 fills the rest
+    ```
+    """
+    packs: list[list[int]] = []
+    arrivals = list(range(len(lengths)))
+    while arrivals and (flush or len(arrivals) >= lookahead):
+        waiting = arrivals[:lookahead]
+        pack: list[int] = []
+        common = -1
+        following = [lengths[waiting[0]]]
+        closing = False
+        while following:
+            item = next(i for i in waiting if lengths[i] == following[0])
+            waiting.remove(item)
+            pack.append(item)
+            room, most = capacity - sum(lengths[i] for i in pack), max_items - len(pack)
+            held = [lengths[i] for i in waiting]
+            following = following[1:]
+            if closing or not room or not most or not held:
+                continue
+            if common < 0:
+                times, common = max((times, length) for length, times in Counter(held).items())
+                common = common if 4 * times >= len(held) else 0
+            if 0 < common <= room and 3 * held.count(common) > len(held):
+                following = [common]
+            elif room * len(held) >= 6 * sum(held) and held[0] <= room:
+                following = [held[0]]
+            else:
+                closing, following = True, closing_subset(held, room, most, common)
+        packs.append(pack)
+        arrivals = [i for i in arrivals if i not in pack]
+    return packs
+
+
+def closing_subset(held: list[int], room: int, most: int, common: int) -> list[int]:
+    """The lengths among `held` that close a pack with `room` slots left and place for `most` items.
+
+    Copies of the `common` length (0 is none), as many as can be, and exactly one or two others, if that fills the room;
+    or else any subset of the longest 256 others, the one with most copies among those that leave the least room.
+    """
+    others = Counter(length for length in held if length <= room and length != common)
+    copies = min(room // common, held.count(common), most) if common else 0
+    for j in range(copies, -1, -1):
+        rest = room - j * common
+        if rest == 0 or (j < most and others[rest]):
+            return [common] * j + [rest] * (rest > 0)
+    for j in range(min(copies, most - 2), -1, -1):
+        rest = room - j * common
+        for length in sorted(others, reverse=True):
+            other = rest - length
+            if other <= length and others[other] > (other == length):
+                return [common] * j + [length, other]
+    goal = room - copies * common
+    taken: list[int] = []
+    sums = [{0}]  # of some of the first 0, 1, 2 ... of those taken
+    for length in sorted(others, reverse=True):
+        for _ in range(min(others[length], room // length)):
+            if len(taken) < 256 and goal not in sums[-1]:
+                taken.append(length)
+                sums.append(sums[-1] | {s + length for s in sums[-1] if s + length <= room})
+    reached = {j: max(s for s in sums[-1] if s <= room - j * common) for j in range(copies + 1)}
+    j = max(reached, key=lambda j: (j * common + reached[j], j))
+    chosen = [common] * j
+    total, i = reached[j], len(taken)
+    while total:
+        while total in sums[i - 1]:
+            i -= 1
+        i -= 1
+        chosen.append(taken[i])
+        total -= taken[i]
+    return chosen if len(chosen) <= most else sorted(chosen, reverse=True)[:most]
 
 
 def mix(word: int) -> int:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchnpack.packer.config import Packing
-from patchnpack.packer.packing import resolve_algorithm
 from patchnpack.packer.plan import Rows, plan
 
 # n images; a slot is the place of one token in what the model is given, whether a token fills it or not
@@ -105,7 +104,7 @@ def report(rows: Rows, packing: Packing, *, seed: int = 0) -> PackingReport:
         oversize=len(made.oversize),
         skipped=len(made.skipped),
         ways=(
-            _packed(resolve_algorithm(packing.algorithm), len(made), tokens, packing),
+            _packed(made.algorithm, len(made), tokens, packing),
             *_next_fit(rows, packing, seed),
             Way(
                 name="padded to the longest",

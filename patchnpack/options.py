@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from patchnpack.models import NaViTConfig, TrainConfig
 from patchnpack.packer import ConstantDrop, FitTokens, Native, NoDrop, Packing, Square
+from patchnpack.packer.config import Algorithm
 
 
 def parse_resolution(text: str) -> Native | FitTokens | Square:
@@ -93,7 +94,7 @@ takes_packing = takes(
         "seq_len": "Token slots in a pack.",
         "patch_size": "Side of a patch in pixels.",
         "oversize": "Images of more than seq-len tokens: shrink, drop, skip or error.",
-        "algorithm": "auto, next_fit, first_fit or largest_fit.",
+        "algorithm": f"{', '.join(get_args(Algorithm))}.",
         "lookahead": "Waiting images that the packer may choose from.",
         "max_images": "Images in a pack at most.",
         "grid_multiple": "Both sides of a grid are multiples of this.",

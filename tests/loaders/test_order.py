@@ -201,7 +201,7 @@ def test_images_of_a_pack_keep_size_grid_and_key_of_their_row() -> None:
 
 
 def test_packs_are_planned_a_window_at_a_time() -> None:
-    order = order_of((10,) * 20, shuffle_window=1)
+    order = order_of((10,) * 20, shuffle_window=1, packing=Packing(seq_len=24, algorithm="largest_fit", lookahead=8))
     planned: list[Plan] = []
     packs = order.packs(0, planned.append)
     next(packs)

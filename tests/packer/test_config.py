@@ -90,11 +90,21 @@ def test_a_count_that_is_no_whole_number_is_an_error_that_names_it(name: str, va
     ("name", "value", "choices"),
     [
         ("oversize", "crop", "'shrink', 'drop', 'skip', 'error'"),
-        ("algorithm", "best", "'auto', 'next_fit', 'first_fit', 'largest_fit'"),
+        (
+            "algorithm",
+            "best",
+            "'auto', 'next_fit', 'first_fit', 'best_fit', 'first_fit_decreasing', 'best_fit_decreasing', "
+            "'largest_fit', 'subset_sum'",
+        ),
         ("image_mode", "CMYK", "'L', 'RGB', 'RGBA'"),
         ("interpolation", "cubic", "'nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos'"),
         ("oversize", None, "'shrink', 'drop', 'skip', 'error'"),
-        ("algorithm", ["auto"], "'auto', 'next_fit', 'first_fit', 'largest_fit'"),
+        (
+            "algorithm",
+            ["auto"],
+            "'auto', 'next_fit', 'first_fit', 'best_fit', 'first_fit_decreasing', 'best_fit_decreasing', "
+            "'largest_fit', 'subset_sum'",
+        ),
     ],
 )
 def test_a_choice_that_is_none_names_the_value_and_every_choice(name: str, value: Any, choices: str) -> None:

@@ -13,34 +13,7 @@ from patchnpack.packer import _kernels, reference
 
 # H, W pixels of an image, P patch size, C channels, (gw, gh) patches across and down
 
-PACKERS = [
-    (_kernels.next_fit, reference.next_fit),
-    (_kernels.first_fit, reference.first_fit),
-    (_kernels.largest_fit, reference.largest_fit),
-]
-
 _GUARD = 0xA5
-
-
-@pytest.mark.parametrize(("kernel", "plain"), PACKERS, ids=[plain.__name__ for _, plain in PACKERS])
-@given(
-    data=st.data(),
-    capacity=st.one_of(st.integers(1, 24), st.sampled_from([63, 64, 65, 128, 4095, 4096, 4097, 9000, 20_000])),
-    max_items=st.one_of(st.integers(1, 6), st.just(64)),
-    lookahead=st.one_of(st.integers(1, 10), st.integers(50, 300)),
-    flush=st.booleans(),
-)
-@settings(max_examples=150, deadline=None)
-def test_compiled_packers_equal_the_reference(  # type: ignore[no-untyped-def]
-    kernel, plain, data, capacity: int, max_items: int, lookahead: int, flush: bool
-) -> None:
-    largest = data.draw(st.sampled_from(sorted({1, max(1, capacity // 8), max(1, capacity // 2), capacity})))
-    lengths = data.draw(st.lists(st.integers(1, largest), max_size=100))
-    order = np.full(len(lengths), -9, np.int64)
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    packs = kernel(np.array(lengths, np.int64), capacity, max_items, lookahead, flush, order, offsets)
-    found = [order[a:b].tolist() for a, b in pairwise(offsets[: packs + 1])]
-    assert found == plain(lengths, capacity, max_items, lookahead, flush)
 
 
 @given(st.integers(0, 2**64 - 1), st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20))

@@ -12,7 +12,8 @@ from patchnpack.packer import pack_lengths
 from patchnpack.packer.config import Algorithm
 from patchnpack.packer.packing import pack_ready, resolve_algorithm
 
-ALGORITHMS: list[Algorithm] = ["next_fit", "first_fit", "largest_fit"]
+DECREASING: list[Algorithm] = ["first_fit_decreasing", "best_fit_decreasing"]
+ALGORITHMS: list[Algorithm] = ["next_fit", "first_fit", "best_fit", *DECREASING, "largest_fit", "subset_sum"]
 
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
@@ -86,15 +87,16 @@ def test_packs_do_not_depend_on_how_arrivals_are_cut(
         waiting = np.delete(arrivals, order)
     order, offsets = pack_ready(lengths[waiting], **problem, algorithm=algorithm, flush=True)
     found += [waiting[pack].tolist() for pack in _packs(order, offsets)]
-    assert found == _packs(*pack_lengths(lengths, **problem, algorithm=algorithm))
+    assert found == _packs(*pack_ready(lengths, **problem, algorithm=algorithm, flush=True))
 
 
+@pytest.mark.parametrize("algorithm", ["largest_fit", "subset_sum"])
 @given(problem=problems())
 @example({"lengths": np.array([1] + [10] * 50), "capacity": 10, "max_items": 64, "lookahead": 4})
 @settings(max_examples=80, deadline=None)
-def test_largest_fit_lets_no_item_wait_for_more_than_lookahead_packs(problem: dict[str, Any]) -> None:
+def test_no_item_waits_for_more_than_lookahead_packs(algorithm: Algorithm, problem: dict[str, Any]) -> None:
     lookahead = problem["lookahead"]
-    order, offsets = pack_lengths(**problem, algorithm="largest_fit")
+    order, offsets = pack_lengths(**problem, algorithm=algorithm)
     leaves = np.empty(len(order), np.int64)
     leaves[order] = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     # An item enters once so many have left that fewer than R others wait.
@@ -103,17 +105,21 @@ def test_largest_fit_lets_no_item_wait_for_more_than_lookahead_packs(problem: di
     assert (leaves - enters < lookahead).all()
 
 
+@pytest.mark.parametrize("algorithm", ["first_fit", "best_fit"])
 @given(problem=problems())
 @example({"lengths": np.ones(300, np.int64), "capacity": 1000, "max_items": 1000, "lookahead": 256})
 @settings(max_examples=60, deadline=None)
-def test_online_first_fit_holds_fewer_than_lookahead_items_after_each_arrival(problem: dict[str, Any]) -> None:
-    lengths = problem.pop("lengths")
+def test_online_fits_hold_fewer_than_lookahead_items_after_each_arrival(
+    algorithm: Algorithm, problem: dict[str, Any]
+) -> None:
+    limits = {name: value for name, value in problem.items() if name != "lengths"}
+    lengths = problem["lengths"]
     gone: list[int] = []
     for n in range(1, len(lengths) + 1):
-        order, _ = pack_ready(lengths[:n], **problem, algorithm="first_fit", flush=False)
+        order, _ = pack_ready(lengths[:n], **limits, algorithm=algorithm, flush=False)
         assert order[: len(gone)].tolist() == gone
         gone = order.tolist()
-        assert n - len(gone) < problem["lookahead"]
+        assert n - len(gone) < limits["lookahead"]
 
 
 @every_algorithm
@@ -129,10 +135,29 @@ def test_a_lookahead_beyond_all_items_costs_no_memory(algorithm: Algorithm) -> N
     assert sum(map(len, packs)) == 5
 
 
-def test_auto_is_largest_fit() -> None:
-    lengths = np.random.default_rng(0).integers(1, 100, 1000)
-    assert resolve_algorithm("auto") == "largest_fit"
-    assert _packs(*pack_lengths(lengths, 128)) == _packs(*pack_lengths(lengths, 128, algorithm="largest_fit"))
+@pytest.mark.parametrize("algorithm", DECREASING)
+def test_decreasing_algorithms_work_on_all_lengths_at_once_offline_and_on_blocks_of_4_lookaheads_online(
+    algorithm: Algorithm,
+) -> None:
+    lengths = np.random.default_rng(0).integers(1, 100, 50)
+    whole, _ = pack_lengths(lengths, 128, algorithm=algorithm, lookahead=2)
+    assert lengths[whole[0]] == lengths.max()
+    order, _ = pack_ready(lengths, 128, max_items=64, algorithm=algorithm, lookahead=2, flush=False)
+    assert [sorted(order[i : i + 8].tolist()) for i in range(0, 48, 8)] == [[*range(i, i + 8)] for i in range(0, 48, 8)]
+    assert len(order) == 48
+
+
+def test_auto_is_subset_sum_or_largest_fit_where_the_first_lengths_pack_better_with_it() -> None:
+    rng = np.random.default_rng(0)
+    spiked = np.where(rng.random(9000) < 0.5, 300, rng.integers(20, 400, 9000))
+    even = rng.integers(1, 1025, 9000)
+    for lengths, expected in ((spiked, "subset_sum"), (even, "largest_fit"), (even[:0], "subset_sum")):
+        chosen = resolve_algorithm("auto", lengths, 1024, max_items=64, lookahead=256)
+        assert chosen == expected
+        assert _packs(*pack_lengths(lengths, 1024)) == _packs(*pack_lengths(lengths, 1024, algorithm=chosen))
+    mixed = np.concatenate([even[:4096], spiked])
+    assert resolve_algorithm("auto", mixed, 1024, max_items=64, lookahead=256) == "largest_fit"
+    assert resolve_algorithm("first_fit", mixed, 1024, max_items=64, lookahead=256) == "first_fit"
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64])
@@ -161,7 +186,7 @@ def test_no_items_make_no_packs(algorithm: Algorithm) -> None:
         ({"capacity": 10.5}, r"capacity is 10\.5; it must be a whole number"),
         ({"max_items": 0}, r"max_items is 0; it must be at least 1"),
         ({"lookahead": -2}, r"lookahead is -2; it must be at least 1"),
-        ({"algorithm": "magic"}, r"algorithm is 'magic'; it must be one of 'auto', 'next_fit', 'first_fit', 'larg"),
+        ({"algorithm": "magic"}, r"algorithm is 'magic'; it must be one of 'auto', 'next_fit', 'first_fit', 'best"),
     ],
 )
 def test_errors_name_the_value_and_the_limit(arguments: dict[str, Any], message: str) -> None:

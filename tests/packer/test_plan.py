@@ -3,7 +3,7 @@ from __future__ import annotations
 import pickle
 import re
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -24,16 +24,12 @@ from patchnpack.packer import (
     plan,
     reference,
 )
+from patchnpack.packer.config import Algorithm
 from patchnpack.packer.plan import measure
 from patchnpack.packer.random import Purpose, keys
 from patchnpack.packer.resolution import Resolution
 
-REFERENCES = {
-    "next_fit": reference.next_fit,
-    "first_fit": reference.first_fit,
-    "largest_fit": reference.largest_fit,
-    "auto": reference.largest_fit,
-}
+ALGORITHMS = get_args(Algorithm)
 RESOLUTIONS: list[Resolution] = [
     Native(),
     Native(edge="crop"),
@@ -83,6 +79,7 @@ def _joined(parts: list[Plan]) -> Plan:
         images=Images.concatenate([part.images for part in parts]),
         skipped=np.concatenate([part.skipped for part in parts]),
         oversize=np.concatenate([part.oversize for part in parts]),
+        algorithm=parts[-1].algorithm,
     )
 
 
@@ -130,10 +127,10 @@ def test_a_plan_is_the_reference_packing_of_rows_measured_one_by_one(
     rows = _rows(sizes)
     alone = [measure(_take(rows, [i]), packing, seed=seed, epoch=epoch)[0] for i in range(len(rows))]
     images = Images.concatenate([*alone, plan(_rows([]), packing).images])
-    packs = REFERENCES[packing.algorithm](
-        images.keep.tolist(), packing.seq_len, packing.max_images, packing.lookahead, True
-    )
     made = plan(rows, packing, seed=seed, epoch=epoch)
+    assert made.algorithm in ({packing.algorithm} if packing.algorithm != "auto" else {"subset_sum", "largest_fit"})
+    packer = getattr(reference, made.algorithm)
+    packs = packer(images.keep.tolist(), packing.seq_len, packing.max_images, packing.lookahead, True)
     assert len(made) == len(packs)
     for i, pack in enumerate(packs):
         assert _equal(made.pack(i), images.take(np.array(pack)))
@@ -154,8 +151,23 @@ def test_rows_added_in_pieces_make_the_packs_of_one_plan(
 
 
 def test_packs_leave_the_planner_before_it_is_finished() -> None:
-    planner = Planner(Packing(seq_len=64, lookahead=8))
+    planner = Planner(Packing(seq_len=64, lookahead=8, algorithm="largest_fit"))
     assert len(planner.add(_random_rows(100))) > 20
+
+
+def test_auto_is_decided_once_by_the_first_4096_images_however_they_arrive() -> None:
+    first, later = _random_rows(4096, 16, 100), _random_rows(2000, 100, 110)
+    rows = Rows.of_sizes(np.concatenate([first.width, later.width]), np.concatenate([first.height, later.height]))
+    packing = Packing(seq_len=64)
+    whole = plan(rows, packing)
+    assert whole.algorithm == plan(first, packing).algorithm != "auto"
+    _assert_same_plan(whole, plan(rows, packing.replace(algorithm=whole.algorithm)))
+    planner = Planner(packing)
+    early = planner.add(_take(rows, slice(0, 4095)))
+    assert (len(early), early.algorithm) == (0, "auto")
+    parts = [early, planner.add(_take(rows, slice(4095, 4096))), planner.add(_take(rows, slice(4096, None)))]
+    assert len(parts[1]) > 500
+    _assert_same_plan(_joined([*parts, planner.finish()]), whole)
 
 
 @given(sizes, packings())

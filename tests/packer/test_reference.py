@@ -19,7 +19,11 @@ _NO_LIMIT = 10**6
     [
         (reference.next_fit, [6, 5, 4, 3, 2], 5, [[6], [5, 4], [3, 2]]),
         (reference.first_fit, [6, 5, 4, 3, 2], 5, [[6, 4], [5, 3, 2]]),
+        (reference.best_fit, [6, 7, 3, 4], 4, [[7, 3], [6, 4]]),
+        (reference.first_fit_decreasing, [2, 5, 4, 7, 2], 5, [[7, 2], [5, 4], [2]]),
+        (reference.best_fit_decreasing, [3, 5, 4, 6, 2], 5, [[6, 4], [5, 3, 2]]),
         (reference.largest_fit, [3, 5, 6, 2, 4], 5, [[3, 6], [5, 4], [2]]),
+        (reference.subset_sum, [3, 5, 6, 2, 4, 2], 6, [[3, 2, 5], [6, 4], [2]]),
     ],
 )
 def test_pictures_in_the_docstrings_are_true(packer, lengths, lookahead, packs):  # type: ignore[no-untyped-def]
@@ -28,10 +32,10 @@ def test_pictures_in_the_docstrings_are_true(packer, lengths, lookahead, packs):
     assert f"packs   {' '.join(map(str, packs))}".replace(",", "") in packer.__doc__
 
 
-def test_reference_imports_nothing() -> None:
+def test_reference_imports_only_the_standard_library() -> None:
     tree = ast.parse(inspect.getsource(reference))
     imported = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert [getattr(node, "module", None) for node in imported] == ["__future__"]
+    assert [getattr(node, "module", None) for node in imported] == ["__future__", "collections"]
 
 
 @given(st.lists(st.integers(1, 12), max_size=40))

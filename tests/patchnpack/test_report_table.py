@@ -20,7 +20,7 @@ def _printed(packing: Packing, width: int = 80, bad: int = 0) -> str:
 def test_table_fits_80_columns_and_names_every_way() -> None:
     text = _printed(Packing(seq_len=1024))
     assert max(map(len, text.splitlines())) <= 80
-    for words in ("packed, largest_fit", "packed, next_fit", "padded to the longest", "resized to"):
+    for words in ("packed, subset_sum", "packed, next_fit", "padded to the longest", "resized to"):
         assert words in text
     assert "1.00x" in text
 

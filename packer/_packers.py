@@ -1,0 +1,490 @@
+"""The compiled packers: which items go into which pack. `reference.py` says in plain Python what each does.
+
+All take `lengths` int64 (n,), `capacity`, `max_items`, `lookahead` and `flush`, write item numbers to `order` (n,) and
+ends of packs to `offsets` (n + 1,), and return the number of packs. No memory is allocated an item.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+# n items (images) of a given length (tokens), L capacity of a pack, R lookahead, K items in a pack at most
+
+_CLOSING = 256  # items that a closing subset is chosen from, at most: bounds time and memory at large lookaheads
+
+
+@intrinsic
+def _leading_zeros(typingctx: Any, word: Any) -> Any:
+    """Zero bits above the highest set bit of a uint64; 64 for 0. One instruction, which numba does not expose."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.uint64(types.uint64), codegen
+
+
+@intrinsic
+def _trailing_zeros(typingctx: Any, word: Any) -> Any:
+    """Zero bits below the lowest set bit of a uint64; 64 for 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.uint64(types.uint64), codegen
+
+
+@njit(nogil=True, cache=True)
+def next_fit(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+    """See `reference.next_fit`. Returns the number of packs written to `order` and `offsets`."""
+    packs, used, start = 0, 0, 0
+    for i in range(len(lengths)):
+        if used + lengths[i] > capacity or i - start == max_items:
+            packs += 1
+            offsets[packs] = i
+            start, used = i, 0
+        used += lengths[i]
+        order[i] = i
+    if flush and start < len(lengths):
+        packs += 1
+        offsets[packs] = len(lengths)
+    return packs
+
+
+@njit(nogil=True, cache=True)
+def _emit(pack, first, following, order, offsets, packs):  # type: ignore[no-untyped-def]
+    out = offsets[packs]
+    item = first[pack]
+    while item >= 0:
+        order[out] = item
+        out += 1
+        item = following[item]
+    offsets[packs + 1] = out
+    return packs + 1
+
+
+@njit(nogil=True, cache=True)
+def _fit(lengths, capacity, max_items, lookahead, flush, order, offsets, best):  # type: ignore[no-untyped-def]
+    n = len(lengths)
+    following = np.full(n, -1, np.int64)  # the next item of the same pack
+    # The open packs, oldest first; at most one an item held, and the one just opened.
+    most = min(lookahead, n) + 1
+    room = np.empty(most, np.int64)
+    count = np.empty(most, np.int64)
+    first = np.empty(most, np.int64)
+    last = np.empty(most, np.int64)
+    packs, opened, held = 0, 0, 0
+    for i in range(n):
+        p, least = opened, capacity + 1
+        for q in range(opened):
+            if lengths[i] <= room[q] < least:
+                p, least = q, room[q]
+                if not best:
+                    break
+        if p == opened:
+            room[p], count[p], first[p] = capacity, 0, i
+            opened += 1
+        else:
+            following[last[p]] = i
+        last[p] = i
+        room[p] -= lengths[i]
+        count[p] += 1
+        held += 1
+        if room[p] > 0 and count[p] < max_items:
+            if held < lookahead:
+                continue
+            p = 0
+        packs = _emit(p, first, following, order, offsets, packs)
+        held -= count[p]
+        opened -= 1
+        for q in range(p, opened):
+            room[q], count[q], first[q], last[q] = room[q + 1], count[q + 1], first[q + 1], last[q + 1]
+    if flush:
+        for p in range(opened):
+            packs = _emit(p, first, following, order, offsets, packs)
+    return packs
+
+
+@njit(nogil=True, cache=True)
+def first_fit(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+    """See `reference.first_fit`."""
+    return _fit(lengths, capacity, max_items, lookahead, flush, order, offsets, False)
+
+
+@njit(nogil=True, cache=True)
+def best_fit(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+    """See `reference.best_fit`."""
+    return _fit(lengths, capacity, max_items, lookahead, flush, order, offsets, True)
+
+
+@njit(nogil=True, cache=True)
+def _longest_first(lengths, start, end, starts, items):  # type: ignore[no-untyped-def]
+    """Writes the items from `start` to `end` to `items`, longest first, of one length the oldest first."""
+    starts[:] = 0
+    longest = 0
+    for i in range(start, end):
+        starts[lengths[i]] += 1
+        longest = max(longest, lengths[i])
+    before = 0
+    for length in range(longest, 0, -1):
+        before, starts[length] = before + starts[length], before
+    for i in range(start, end):
+        items[starts[lengths[i]]] = i
+        starts[lengths[i]] += 1
+
+
+@njit(nogil=True, cache=True)
+def _emit_block(items, where, opened, order, offsets, packs):  # type: ignore[no-untyped-def]
+    """Emits a block's packs in the order in which they were opened; item `items[j]` lies in pack `where[j]`."""
+    for p in range(opened):
+        offsets[packs + p + 1] = 0
+    for j in range(len(items)):
+        offsets[packs + where[j] + 1] += 1
+    out = offsets[packs]
+    for p in range(opened):  # each entry becomes its pack's start, and its end once its items are written
+        offsets[packs + p + 1], out = out, out + offsets[packs + p + 1]
+    for j in range(len(items)):
+        p = packs + where[j] + 1
+        order[offsets[p]] = items[j]
+        offsets[p] += 1
+    return packs + opened
+
+
+@njit(nogil=True, cache=True)
+def first_fit_decreasing(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+    """See `reference.first_fit_decreasing`. A tree of maxima over the packs' rooms finds the first that fits."""
+    n = len(lengths)
+    block = min(n, 4 * lookahead)
+    starts = np.empty(capacity + 1, np.int64)
+    items, where = np.empty(block, np.int64), np.empty(block, np.int64)
+    leaves = 1
+    while leaves < block:
+        leaves *= 2
+    tree = np.empty(2 * leaves, np.int64)
+    count = np.empty(block, np.int64)
+    packs, start = 0, 0
+    while start < n and (flush or n - start >= 4 * lookahead):
+        end = min(n, start + block)
+        _longest_first(lengths, start, end, starts, items)
+        tree[:] = capacity
+        count[:] = 0
+        opened = 0
+        for j in range(end - start):
+            length = lengths[items[j]]
+            node = 1
+            while node < leaves:
+                node *= 2
+                if tree[node] < length:
+                    node += 1
+            pack = node - leaves
+            where[j] = pack
+            opened = max(opened, pack + 1)
+            count[pack] += 1
+            tree[node] = tree[node] - length if count[pack] < max_items else 0
+            while node > 1:
+                node //= 2
+                room = max(tree[2 * node], tree[2 * node + 1])
+                if tree[node] == room:
+                    break
+                tree[node] = room
+        packs = _emit_block(items[: end - start], where, opened, order, offsets, packs)
+        start = end
+    return packs
+
+
+@njit(nogil=True, cache=True)
+def best_fit_decreasing(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+    """See `reference.best_fit_decreasing`. Packs stand in stacks by room, with a bitmap over the rooms."""
+    n = len(lengths)
+    block = min(n, 4 * lookahead)
+    starts = np.empty(capacity + 1, np.int64)
+    items, where = np.empty(block, np.int64), np.empty(block, np.int64)
+    top = np.full(capacity + 1, -1, np.int64)
+    below = np.empty(block, np.int64)
+    count = np.empty(block, np.int64)
+    words = np.zeros((capacity >> 6) + 1, np.uint64)
+    packs, start = 0, 0
+    while start < n and (flush or n - start >= 4 * lookahead):
+        end = min(n, start + block)
+        _longest_first(lengths, start, end, starts, items)
+        opened, j = 0, 0
+        while j < end - start:
+            length = lengths[items[j]]
+            # The least room of at least `length`.
+            w = length >> 6
+            word = words[w] & (np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64(length & 63))
+            while word == 0 and w + 1 < len(words):
+                w += 1
+                word = words[w]
+            if word == 0:
+                pack, room = opened, capacity
+                count[pack] = 0
+                opened += 1
+            else:
+                room = (w << 6) + np.int64(_trailing_zeros(word))
+                pack = top[room]
+                top[room] = below[pack]
+                if top[room] < 0:
+                    words[w] &= ~(np.uint64(1) << np.uint64(room & 63))
+            # The next item, if it is as long and fits, fits best here: no other pack has less room that will do.
+            while True:
+                where[j] = pack
+                room -= length
+                count[pack] += 1
+                j += 1
+                if j == end - start or lengths[items[j]] != length or room < length or count[pack] == max_items:
+                    break
+            if room > 0 and count[pack] < max_items:
+                below[pack] = top[room]
+                top[room] = pack
+                words[room >> 6] |= np.uint64(1) << np.uint64(room & 63)
+        packs = _emit_block(items[: end - start], where, opened, order, offsets, packs)
+        top[:] = -1
+        words[:] = 0
+        start = end
+    return packs
+
+
+@njit(nogil=True, cache=True)
+def _highest(words, summary, limit):  # type: ignore[no-untyped-def]
+    """The highest set bit at or below `limit`, or -1. `summary` has a bit for each word that is not 0."""
+    w = limit >> 6
+    word = words[w] & (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(63 - (limit & 63)))
+    if word != 0:
+        return (w << 6) + 63 - np.int64(_leading_zeros(word))
+    s = w >> 6
+    above = summary[s] & ((np.uint64(1) << np.uint64(w & 63)) - np.uint64(1))
+    while above == 0:
+        s -= 1
+        if s < 0:
+            return -1
+        above = summary[s]
+    w = (s << 6) + 63 - np.int64(_leading_zeros(above))
+    return (w << 6) + 63 - np.int64(_leading_zeros(words[w]))
+
+
+# The waiting items stand in one queue a length, oldest first (head, tail, following), with a bitmap over the lengths
+# that have any (words, summary): the largest that fits is a bit scan away, and the oldest of all heads its own queue.
+
+
+@njit(nogil=True, cache=True)
+def _enter(item, length, head, tail, following, words, summary):  # type: ignore[no-untyped-def]
+    if head[length] < 0:
+        head[length] = item
+        words[length >> 6] |= np.uint64(1) << np.uint64(length & 63)
+        summary[length >> 12] |= np.uint64(1) << np.uint64((length >> 6) & 63)
+    else:
+        following[tail[length]] = item
+    tail[length] = item
+
+
+@njit(nogil=True, cache=True)
+def _leave(length, head, following, words, summary):  # type: ignore[no-untyped-def]
+    """Takes the oldest item of a length that has any."""
+    item = head[length]
+    head[length] = following[item]
+    if head[length] < 0:
+        words[length >> 6] &= ~(np.uint64(1) << np.uint64(length & 63))
+        if words[length >> 6] == 0:
+            summary[length >> 12] &= ~(np.uint64(1) << np.uint64((length >> 6) & 63))
+    return item
+
+
+@njit(nogil=True, cache=True)
+def largest_fit(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+    """See `reference.largest_fit`."""
+    n = len(lengths)
+    head = np.full(capacity + 1, -1, np.int64)
+    tail = np.full(capacity + 1, -1, np.int64)
+    following = np.full(n, -1, np.int64)
+    gone = np.zeros(n, np.bool_)
+    words = np.zeros((capacity >> 6) + 1, np.uint64)
+    summary = np.zeros((capacity >> 12) + 1, np.uint64)
+    packs, out, entered, waiting, oldest = 0, 0, 0, 0, 0
+    while True:
+        while waiting < lookahead and entered < n:
+            _enter(entered, lengths[entered], head, tail, following, words, summary)
+            entered += 1
+            waiting += 1
+        if waiting == 0 or (waiting < lookahead and not flush):
+            return packs
+        while gone[oldest]:
+            oldest += 1
+        length, room, count = np.int64(lengths[oldest]), capacity, 0
+        while length > 0:
+            item = _leave(length, head, following, words, summary)
+            gone[item] = True
+            order[out] = item
+            out += 1
+            waiting -= 1
+            room -= length
+            count += 1
+            if count == max_items or waiting == 0:
+                break
+            length = _highest(words, summary, room)
+        packs += 1
+        offsets[packs] = out
+
+
+@njit(nogil=True, cache=True)
+def _has_bit(words, bit):  # type: ignore[no-untyped-def]
+    return words[bit >> 6] >> np.uint64(bit & 63) & np.uint64(1) != 0
+
+
+@njit(nogil=True, cache=True)
+def _or_shifted(before, shift, size, after):  # type: ignore[no-untyped-def]
+    """after = before | before << shift, in the first `size` words: the sums with and without one more item."""
+    skip, bits = shift >> 6, np.uint64(shift & 63)
+    for w in range(min(skip, size)):
+        after[w] = before[w]
+    if bits == 0:
+        for w in range(skip, size):
+            after[w] = before[w] | before[w - skip]
+    elif skip < size:
+        after[skip] = before[skip] | before[0] << bits
+        for w in range(skip + 1, size):
+            after[w] = before[w] | before[w - skip] << bits | before[w - skip - 1] >> (np.uint64(64) - bits)
+
+
+@njit(nogil=True, cache=True)
+def _commonest(count, words, summary, longest, waiting):  # type: ignore[no-untyped-def]
+    """The length that most items have, if at least a quarter of them do (the longest such), or else 0."""
+    common, most = np.int64(0), (waiting + 3) // 4 - 1
+    length = _highest(words, summary, longest)
+    while length > 0:
+        if count[length] > most:
+            common, most = length, count[length]
+        length = _highest(words, summary, length - 1)
+    return common
+
+
+@njit(nogil=True, cache=True)
+def _exact(room, most, common, copies, count, words, summary, chosen):  # type: ignore[no-untyped-def]
+    """Fills the room exactly with copies of the common length, as many as can be, and one or two others; or 0."""
+    for j in range(copies, -1, -1):
+        rest = room - j * common
+        if rest == 0 or (j < most and rest != common and count[rest] > 0):
+            chosen[:j] = common
+            chosen[j] = rest
+            return j if rest == 0 else j + 1
+    for j in range(min(copies, most - 2), -1, -1):
+        rest = room - j * common
+        length = _highest(words, summary, rest - 1)
+        while 2 * length >= rest:
+            other = rest - length
+            if length != common and other != common and count[other] > (1 if other == length else 0):
+                chosen[:j] = common
+                chosen[j], chosen[j + 1] = length, other
+                return j + 2
+            length = _highest(words, summary, length - 1)
+    return 0
+
+
+@njit(nogil=True, cache=True)
+def _close(room, most, common, count, words, summary, reach, taken, chosen):  # type: ignore[no-untyped-def]
+    """Writes to `chosen` the lengths that close a pack, see `reference.closing`; returns how many."""
+    copies = min(room // common, count[common], most) if 0 < common <= room else np.int64(0)
+    number = _exact(room, most, common, copies, count, words, summary, chosen)
+    if number > 0:
+        return number
+    # reach[i] has a bit for each sum of some of the first i lengths of `taken`.
+    size = (room >> 6) + 1
+    reach[0, :size] = 0
+    reach[0, 0] = 1
+    goal, i = room - copies * common, 0
+    length = _highest(words, summary, room)
+    while length > 0 and i < len(taken) and not _has_bit(reach[i], goal):
+        if length != common:
+            for _ in range(min(count[length], room // length)):
+                taken[i] = length
+                _or_shifted(reach[i], length, size, reach[i + 1])
+                i += 1
+                if i == len(taken) or _has_bit(reach[i], goal):
+                    break
+        length = _highest(words, summary, length - 1)
+    best, number, total = room + 1, np.int64(0), np.int64(0)
+    for j in range(copies, -1, -1):
+        reached = room - j * common
+        while not _has_bit(reach[i], reached):
+            reached -= 1
+        if room - j * common - reached < best:
+            best, number, total = room - j * common - reached, j, reached
+    chosen[:number] = common
+    while total > 0:
+        while _has_bit(reach[i - 1], total):
+            i -= 1
+        i -= 1
+        chosen[number] = taken[i]
+        total -= taken[i]
+        number += 1
+    if number > most:  # the largest of them fit as well
+        chosen[:number].sort()
+        chosen[:most] = chosen[number - most : number][::-1].copy()
+        number = most
+    return number
+
+
+@njit(nogil=True, cache=True)
+def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+    """See `reference.subset_sum`."""
+    n = len(lengths)
+    held_at_most = min(lookahead, n)
+    head = np.full(capacity + 1, -1, np.int64)
+    tail = np.full(capacity + 1, -1, np.int64)
+    following = np.full(n, -1, np.int64)
+    count = np.zeros(capacity + 1, np.int64)
+    gone = np.zeros(n, np.bool_)
+    words = np.zeros((capacity >> 6) + 1, np.uint64)
+    summary = np.zeros((capacity >> 12) + 1, np.uint64)
+    taken = np.empty(min(held_at_most, _CLOSING), np.int64)
+    reach = np.empty((len(taken) + 1, len(words)), np.uint64)
+    chosen = np.empty(held_at_most + 2, np.int64)
+    packs, out, entered, waiting, oldest, tokens = 0, 0, 0, 0, 0, 0
+    while True:
+        while waiting < lookahead and entered < n:
+            length = lengths[entered]
+            _enter(entered, length, head, tail, following, words, summary)
+            count[length] += 1
+            tokens += length
+            entered += 1
+            waiting += 1
+        if waiting == 0 or (waiting < lookahead and not flush):
+            return packs
+        while gone[oldest]:
+            oldest += 1
+        length, room, pack_start, arrival = lengths[oldest], capacity, out, oldest
+        common, closing, next_chosen = -1, -1, 0
+        while True:
+            item = _leave(length, head, following, words, summary)
+            count[length] -= 1
+            tokens -= length
+            gone[item] = True
+            order[out] = item
+            out += 1
+            waiting -= 1
+            room -= length
+            most = max_items - (out - pack_start)
+            if room == 0 or waiting == 0 or most == 0:
+                break
+            if closing < 0:
+                if common < 0:
+                    common = _commonest(count, words, summary, capacity, waiting)
+                if 0 < common <= room and 3 * count[common] > waiting:
+                    length = common
+                    continue
+                while gone[arrival]:
+                    arrival += 1
+                if room * waiting >= 6 * tokens and lengths[arrival] <= room:
+                    length = lengths[arrival]
+                    continue
+                closing = _close(room, most, common, count, words, summary, reach, taken, chosen)
+            if next_chosen == closing:
+                break
+            length = chosen[next_chosen]
+            next_chosen += 1
+        packs += 1
+        offsets[packs] = out

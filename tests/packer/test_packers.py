@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from patchnpack.packer import _packers, reference
+from patchnpack.packer.config import Algorithm
+
+ALGORITHMS = [name for name in get_args(Algorithm) if name != "auto"]
+
+
+def compare(
+    algorithm: str, lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool
+) -> list[list[int]]:
+    """Holds the compiled packer equal to the plain one; gives the packs."""
+    order = np.full(len(lengths), -9, np.int64)
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    kernel, plain = getattr(_packers, algorithm), getattr(reference, algorithm)
+    packs = kernel(np.array(lengths, np.int64), capacity, max_items, lookahead, flush, order, offsets)
+    found = [order[a:b].tolist() for a, b in pairwise(offsets[: packs + 1])]
+    expected: list[list[int]] = plain(lengths, capacity, max_items, lookahead, flush)
+    assert found == expected
+    return found
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@given(
+    data=st.data(),
+    capacity=st.one_of(st.integers(1, 24), st.sampled_from([63, 64, 65, 128, 4095, 4096, 4097, 9000, 20_000])),
+    max_items=st.one_of(st.integers(1, 6), st.just(64)),
+    lookahead=st.one_of(st.integers(1, 10), st.integers(50, 300)),
+    flush=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_compiled_packers_equal_the_reference(
+    algorithm: str, data: st.DataObject, capacity: int, max_items: int, lookahead: int, flush: bool
+) -> None:
+    largest = data.draw(st.sampled_from(sorted({1, max(1, capacity // 8), max(1, capacity // 2), capacity})))
+    # Few distinct lengths make one of them common; many make sums of every size.
+    values = data.draw(st.lists(st.integers(1, largest), min_size=1, max_size=12))
+    each = data.draw(st.sampled_from([st.integers(1, largest), st.sampled_from(values)]))
+    compare(algorithm, data.draw(st.lists(each, max_size=100)), capacity, max_items, lookahead, flush)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("capacity", [1024, 4096])
+def test_compiled_packers_equal_the_reference_on_counts_of_photographs(algorithm: str, capacity: int) -> None:
+    rng = np.random.default_rng(capacity)
+    counts = np.where(rng.random(1500) < 0.5, 768, rng.lognormal(6.2, 0.8, 1500)).clip(20, capacity).astype(int)
+    assert len(compare(algorithm, counts.tolist(), capacity, 64, 256, True)) > 200
+
+
+@pytest.mark.parametrize(
+    ("lengths", "capacity", "max_items", "packs"),
+    [
+        pytest.param([3, 4, 3, 5, 1], 10, 2, [[0, 1], [2, 3], [4]], id="no pair where one more is allowed"),
+        pytest.param([5, 1, 2, 3, 4], 20, 64, [[0, 1, 4, 2, 3]], id="room of six means is filled in order"),
+        pytest.param([4, 3, 3], 10, 64, [[0, 1, 2]], id="a pair of one length"),
+        pytest.param([4, 3, 5, 2, 1], 10, 64, [[0, 2, 4], [1, 3]], id="never one item twice"),
+    ],
+)
+def test_subset_sum_of_a_few_lengths(lengths: list[int], capacity: int, max_items: int, packs: list[list[int]]) -> None:
+    assert compare("subset_sum", lengths, capacity, max_items, 5, True) == packs
+
+
+def test_subset_sum_closes_packs_with_subsets_of_the_longest_256_at_most() -> None:
+    lengths = np.random.default_rng(0).integers(500, 600, 700) * 2  # even, so an odd room is never filled
+    compare("subset_sum", lengths.tolist(), 8191, 64, 600, True)
+
+
+@pytest.mark.parametrize("capacity", [4096, 16384])
+def test_subset_sum_fills_all_but_a_thousandth_of_the_slots_with_photographs(capacity: int) -> None:
+    rng = np.random.default_rng(1)
+    counts = np.where(rng.random(30_000) < 0.5, 768, rng.lognormal(6.2, 0.8, 30_000)).clip(20, capacity).astype(int)
+    order, offsets = np.empty(len(counts), np.int64), np.zeros(len(counts) + 1, np.int64)
+    packs = _packers.subset_sum(counts, capacity, 64, 256, True, order, offsets)
+    assert counts.sum() / (packs * capacity) > 0.998
