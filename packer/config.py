@@ -23,6 +23,7 @@ Algorithm = Literal[
     "largest_fit",
     "subset_sum",
 ]
+Fill = Literal["none", "undrop"]
 Oversize = Literal["shrink", "drop", "skip", "error"]
 ImageMode = Literal["L", "RGB", "RGBA"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -43,6 +44,8 @@ class Packing:
             "best_fit_decreasing", "largest_fit", "subset_sum", or "auto", which is one of the last two.
         lookahead: R, how many waiting images the packer may choose from.
         max_images: K, images in a pack at most.
+        fill: what becomes of leftover slots: "undrop" gives them back to images of the same pack whose tokens were
+            dropped, "none" leaves them empty.
         grid_multiple: both sides of a grid are multiples of this (2 for models that merge 2x2 tokens).
         image_mode: "RGB", "L" (grey) or "RGBA"; sets the number of channels C.
         interpolation: PIL's name of the filter that resizes images.
@@ -63,6 +66,7 @@ class Packing:
     algorithm: Algorithm = "auto"
     lookahead: int = 256
     max_images: int = 64
+    fill: Fill = "undrop"
     grid_multiple: int = 1
     image_mode: ImageMode = "RGB"
     interpolation: Interpolation = "bicubic"
@@ -74,6 +78,7 @@ class Packing:
         for name, choices in (
             ("oversize", get_args(Oversize)),
             ("algorithm", get_args(Algorithm)),
+            ("fill", get_args(Fill)),
             ("image_mode", get_args(ImageMode)),
             ("interpolation", get_args(Interpolation)),
         ):

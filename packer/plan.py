@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import ArrayLike
 
+from patchnpack.packer import _packers
 from patchnpack.packer.config import Algorithm, Packing
 from patchnpack.packer.packing import SAMPLE, pack_ready, resolve_algorithm
 from patchnpack.packer.random import Purpose, keys
@@ -58,7 +59,7 @@ class Images:
         key: uint64 (M,), what the choice of kept tokens is drawn from.
         size: int32 (M, 2), (width, height) in pixels that the image is resized to.
         grid: int32 (M, 2), (gw, gh); the image is centre-cropped or zero-padded from `size` to this many patches.
-        keep: int32 (M,), tokens kept, from 1 to gw * gh.
+        keep: int32 (M,), tokens kept, from 1 to gw * gh; in a plan, with those that `fill` gave back.
     """
 
     row: np.ndarray
@@ -175,9 +176,13 @@ class Planner:
         stays = np.ones(len(images), np.bool_)
         stays[order] = False
         self._waiting = [images.take(np.flatnonzero(stays))]
+        packed = images.take(order)
+        if packing.fill == "undrop":
+            tokens = packed.grid.prod(1, dtype=np.int64)
+            _packers.undrop(tokens, packed.keep, offsets, packing.seq_len)
         return Plan(
             offsets=offsets,
-            images=images.take(order),
+            images=packed,
             skipped=skipped,
             oversize=oversize,
             algorithm=self._algorithm,

@@ -243,6 +243,24 @@ def closing_subset(held: list[int], room: int, most: int, common: int) -> list[i
     return chosen if len(chosen) <= most else sorted(chosen, reverse=True)[:most]
 
 
+def undrop(tokens: list[int], keep: list[int], capacity: int) -> list[int]:
+    """Leftover slots of a pack go back to its images, as shares of what each had dropped, rounded up while any last.
+
+    ```
+    tokens 8 6, keep 4 3, L = 10      |1111222...|  3 slots left, 4 and 3 dropped
+    keep   6 4                        |1111112222|
+    ```
+    """
+    left = min(capacity - sum(keep), sum(tokens) - sum(keep))
+    kept = []
+    for i, (all_, some) in enumerate(zip(tokens, keep, strict=True)):
+        dropped = sum(tokens[i:]) - sum(keep[i:])
+        share = -(-left * (all_ - some) // dropped) if left else 0
+        kept.append(some + share)
+        left -= share
+    return kept
+
+
 def mix(word: int) -> int:
     """The finaliser of splitmix64 on one word."""
     word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & _MASK

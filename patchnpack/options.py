@@ -96,6 +96,7 @@ takes_packing = takes(
         "oversize": "Images of more than seq-len tokens: shrink, drop, skip or error.",
         "algorithm": f"{', '.join(get_args(Algorithm))}.",
         "lookahead": "Waiting images that the packer may choose from.",
+        "fill": "Leftover slots: undrop gives them back to images whose tokens were dropped; or none.",
         "max_images": "Images in a pack at most.",
         "grid_multiple": "Both sides of a grid are multiples of this.",
         "image_mode": "RGB, L or RGBA.",

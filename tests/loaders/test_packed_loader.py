@@ -633,7 +633,9 @@ def test_dropped_tokens_are_black_and_the_others_as_without_dropping(resolution:
         for batch in PackedImageLoader(index, whole_packing, batch_size=4)
         for image in batch.images()
     }
-    for batch in PackedImageLoader(index, whole_packing.replace(token_drop=ConstantDrop(0.5)), batch_size=4):
+    for batch in PackedImageLoader(
+        index, whole_packing.replace(token_drop=ConstantDrop(0.5), fill="none"), batch_size=4
+    ):
         for image in batch.images():
             gw, gh = image.grid
             assert len(image.coords) == max(1, round(gw * gh / 2))

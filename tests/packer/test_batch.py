@@ -304,6 +304,7 @@ def test_images_planned_and_placed_come_back_pixel_for_pixel(mode: Any, edge: An
         patch_size=8,
         resolution=Native(edge=edge),
         token_drop=ConstantDrop(rate),
+        fill="none",
         max_images=4,
         image_mode=mode,
     )

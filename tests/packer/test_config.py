@@ -26,6 +26,7 @@ def test_defaults_are_those_of_the_documented_contract() -> None:
         "algorithm": "auto",
         "lookahead": 256,
         "max_images": 64,
+        "fill": "undrop",
         "grid_multiple": 1,
         "image_mode": "RGB",
         "interpolation": "bicubic",

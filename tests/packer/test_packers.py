@@ -47,6 +47,26 @@ def test_compiled_packers_equal_the_reference(
     compare(algorithm, data.draw(st.lists(each, max_size=100)), capacity, max_items, lookahead, flush)
 
 
+@given(
+    packs=st.lists(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=6), max_size=6),
+    room=st.integers(0, 60),
+)
+@settings(max_examples=150, deadline=None)
+def test_undrop_fills_each_pack_or_gives_everything_back_and_equals_the_reference(
+    packs: list[list[tuple[int, int]]], room: int
+) -> None:
+    capacity = room + max((sum(kept for kept, _ in pack) for pack in packs), default=0)
+    keep = np.array([kept for pack in packs for kept, _ in pack], np.int32)
+    tokens = np.array([kept + dropped for pack in packs for kept, dropped in pack], np.int64)
+    offsets = np.cumsum([0, *map(len, packs)])
+    filled = keep.copy()
+    _packers.undrop(tokens, filled, offsets, capacity)
+    assert ((keep <= filled) & (filled <= tokens)).all()
+    for a, b in pairwise(offsets):
+        assert filled[a:b].tolist() == reference.undrop(tokens[a:b].tolist(), keep[a:b].tolist(), capacity)
+        assert filled[a:b].sum() == min(capacity, tokens[a:b].sum())
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("capacity", [1024, 4096])
 def test_compiled_packers_equal_the_reference_on_counts_of_photographs(algorithm: str, capacity: int) -> None:

@@ -24,7 +24,7 @@ from patchnpack.packer import (
     plan,
     reference,
 )
-from patchnpack.packer.config import Algorithm
+from patchnpack.packer.config import Algorithm, Fill
 from patchnpack.packer.plan import measure
 from patchnpack.packer.random import Purpose, keys
 from patchnpack.packer.resolution import Resolution
@@ -90,9 +90,10 @@ def packings(draw: st.DrawFn) -> Packing:
         resolution=draw(st.sampled_from(RESOLUTIONS)),
         oversize=draw(st.sampled_from(["shrink", "drop", "skip"])),
         token_drop=ConstantDrop(draw(st.sampled_from([0, 0.5, 0.9]))),
-        algorithm=draw(st.sampled_from(["auto", "next_fit", "first_fit", "largest_fit"])),
+        algorithm=draw(st.sampled_from(ALGORITHMS)),
         lookahead=draw(st.sampled_from([1, 2, 5, 16, 256])),
         max_images=draw(st.sampled_from([1, 3, 64])),
+        fill=draw(st.sampled_from(get_args(Fill))),
         grid_multiple=draw(st.sampled_from([1, 2, 3])),
     )
 
@@ -133,7 +134,11 @@ def test_a_plan_is_the_reference_packing_of_rows_measured_one_by_one(
     packs = packer(images.keep.tolist(), packing.seq_len, packing.max_images, packing.lookahead, True)
     assert len(made) == len(packs)
     for i, pack in enumerate(packs):
-        assert _equal(made.pack(i), images.take(np.array(pack)))
+        expected = images.take(np.array(pack))
+        if packing.fill == "undrop":
+            tokens = expected.grid.prod(1).tolist()
+            expected.keep[:] = reference.undrop(tokens, expected.keep.tolist(), packing.seq_len)
+        assert _equal(made.pack(i), expected)
 
 
 @given(sizes, packings(), st.data())
@@ -206,8 +211,21 @@ def test_another_seed_or_epoch_changes_the_draws_and_no_size() -> None:
     assert len({tuple(k) for k in kept}) == 4
 
 
+def test_undrop_fills_packs_and_keeps_the_tokens_that_were_kept_without_it() -> None:
+    rows = _random_rows(400, 48, 500)
+    drawn = Packing(seq_len=512, token_drop=ConstantDrop(0.5), fill="none")
+    less, more = plan(rows, drawn), plan(rows, drawn.replace(fill="undrop"))
+    np.testing.assert_array_equal(more.offsets, less.offsets)
+    np.testing.assert_array_equal(more.images.row, less.images.row)
+    assert (more.tokens()[:-1] == 512).all()
+    assert less.tokens().sum() < more.tokens().sum()
+    for key, grid, few, many in zip(more.images.key, more.images.grid, less.images.keep, more.images.keep, strict=True):
+        kept = [set(_kernels.kept_tokens(key, grid.prod(), n).tolist()) for n in (few, many)]
+        assert kept[0] <= kept[1]
+
+
 def test_kept_tokens_of_a_plan_are_the_references() -> None:
-    images = plan(_random_rows(30, 48, 300), Packing(token_drop=ConstantDrop(0.7))).images
+    images = plan(_random_rows(30, 48, 300), Packing(token_drop=ConstantDrop(0.7), fill="none")).images
     for i in range(len(images)):
         tokens, keep = int(images.grid[i].prod()), int(images.keep[i])
         assert keep == round(tokens * (1 - 0.7))

@@ -32,6 +32,11 @@ def test_pictures_in_the_docstrings_are_true(packer, lengths, lookahead, packs):
     assert f"packs   {' '.join(map(str, packs))}".replace(",", "") in packer.__doc__
 
 
+def test_picture_of_undrop_is_true() -> None:
+    assert reference.undrop([8, 6], [4, 3], 10) == [6, 4]
+    assert "keep   6 4" in (reference.undrop.__doc__ or "")
+
+
 def test_reference_imports_only_the_standard_library() -> None:
     tree = ast.parse(inspect.getsource(reference))
     imported = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
