@@ -2,19 +2,22 @@
 
 1. The shards are shuffled, laid end to end and cut into S streams of equal rows (+-1).
 2. In each stream, rows are shuffled inside a window of shards, and packed as they come.
-3. Packs go out in blocks; each of the S streams gives its share of every block, in turn.
+3. In windows of `balance` packs, each stream sorts its packs by attention cost, cuts them into shares and mixes the
+   shares, all streams alike.
+4. Packs go out in blocks; each of the S streams gives its share of every block, in turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, islice, pairwise
 
 import numpy as np
 
 from patchnpack.loaders.index import Index
 from patchnpack.packer import Images, Packing, Plan, Planner
+from patchnpack.packer.balance import attention_cost, balanced_order
 from patchnpack.packer.random import Purpose, keys
 
 # n rows, s shards, S streams
@@ -62,6 +65,22 @@ class Order:
                 yield from part
 
     def _stream_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[Images]:
+        packs = self._planned_packs(epoch, stream, on_plan)
+        if not (self.shuffle and self.packing.balance):
+            yield from packs
+            return
+        share = self.block // self.num_streams
+        window = max(1, self.packing.balance // share) * share
+        for number in count():
+            group = list(islice(packs, window))
+            if not group:
+                return
+            cost = np.array([attention_cost(pack.keep) for pack in group])
+            counters = np.arange(window // share, dtype=np.uint64) + np.uint64(number << 32)
+            drawn = keys(Purpose.BALANCE, self.seed, epoch, counters)
+            yield from map(group.__getitem__, balanced_order(cost, share, drawn))
+
+    def _planned_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[Images]:
         for part in self.stream_plans(epoch, stream):
             on_plan(part)
             yield from map(part.pack, range(len(part)))

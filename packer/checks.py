@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 
-def check_whole(name: str, value: object) -> None:
-    """Raises ValueError unless `value` is a whole number of at least 1.
+def check_whole(name: str, value: object, least: int = 1) -> None:
+    """Raises ValueError unless `value` is a whole number of at least `least`.
 
     >>> check_whole("seq_len", 0)
     Traceback (most recent call last):
@@ -14,5 +14,5 @@ def check_whole(name: str, value: object) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise ValueError(f"{name} is {value!r}; it must be a whole number")
-    if value < 1:
-        raise ValueError(f"{name} is {value}; it must be at least 1")
+    if value < least:
+        raise ValueError(f"{name} is {value}; it must be at least {least}")

@@ -46,6 +46,8 @@ class Packing:
         max_images: K, images in a pack at most.
         fill: what becomes of leftover slots: "undrop" gives them back to images of the same pack whose tokens were
             dropped, "none" leaves them empty.
+        balance: packs of a window that a shuffling loader puts in shares of like attention cost, so that the ranks of a
+            step wait less for each other; 0 is off.
         grid_multiple: both sides of a grid are multiples of this (2 for models that merge 2x2 tokens).
         image_mode: "RGB", "L" (grey) or "RGBA"; sets the number of channels C.
         interpolation: PIL's name of the filter that resizes images.
@@ -67,6 +69,7 @@ class Packing:
     lookahead: int = 256
     max_images: int = 64
     fill: Fill = "undrop"
+    balance: int = 256
     grid_multiple: int = 1
     image_mode: ImageMode = "RGB"
     interpolation: Interpolation = "bicubic"
@@ -75,6 +78,7 @@ class Packing:
     def __post_init__(self) -> None:
         for name in ("seq_len", "patch_size", "lookahead", "max_images", "grid_multiple"):
             check_whole(name, getattr(self, name))
+        check_whole("balance", self.balance, least=0)
         for name, choices in (
             ("oversize", get_args(Oversize)),
             ("algorithm", get_args(Algorithm)),

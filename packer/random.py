@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     ROW_ORDER = 2
     TOKEN_DROP = 3
     TRANSFORM = 4
+    BALANCE = 6
 
 
 def keys(purpose: Purpose, seed: int, epoch: int, counters: np.ndarray) -> np.ndarray:

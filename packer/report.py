@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from patchnpack.packer.balance import balanced_order, slowest_over_mean
 from patchnpack.packer.config import Packing
-from patchnpack.packer.plan import Rows, plan
+from patchnpack.packer.plan import Plan, Rows, plan
+from patchnpack.packer.random import Purpose, keys
 
 # n images; a slot is the place of one token in what the model is given, whether a token fills it or not
 
@@ -54,6 +56,8 @@ class PackingReport:
         oversize: images of more than `seq_len` tokens; `packing.oversize` says what became of them.
         skipped: images left out because of that.
         ways: packing as configured first, then the ways it is compared with.
+        slowest_of_8: with 8 ranks, one pack each, the attention cost of a step's dearest pack over their mean: as packed,
+            and balanced in windows of `packing.balance`; 1 is even.
         plan_s_a_million: seconds of one core to plan a million such images.
     """
 
@@ -67,6 +71,7 @@ class PackingReport:
     oversize: int
     skipped: int
     ways: tuple[Way, ...]
+    slowest_of_8: tuple[float, float]
     plan_s_a_million: float
 
     @property
@@ -115,8 +120,20 @@ def report(rows: Rows, packing: Packing, *, seed: int = 0) -> PackingReport:
             ),
             _square(rows, keep, packing),
         ),
+        slowest_of_8=_slowest_of_8(made, packing, seed),
         plan_s_a_million=_plan_s_a_million(rows, packing, seed),
     )
+
+
+def _slowest_of_8(made: Plan, packing: Packing, seed: int) -> tuple[float, float]:
+    squares = np.concatenate([[0], np.cumsum(made.images.keep.astype(np.int64) ** 2)])
+    cost = np.diff(squares[made.offsets])
+    window = max(1, packing.balance // 8) * 8 if packing.balance else len(cost) + 1
+    parts = [cost[first : first + window] for first in range(0, len(cost), window)]
+    if packing.balance:
+        drawn = keys(Purpose.BALANCE, seed, 0, np.arange(window // 8, dtype=np.uint64))
+        parts = [part[balanced_order(part, 8, drawn)] for part in parts]
+    return slowest_over_mean(cost, 8), slowest_over_mean(np.concatenate(parts), 8)
 
 
 def _packed(algorithm: str, packs: int, tokens: int, packing: Packing) -> Way:

@@ -97,6 +97,7 @@ takes_packing = takes(
         "algorithm": f"{', '.join(get_args(Algorithm))}.",
         "lookahead": "Waiting images that the packer may choose from.",
         "fill": "Leftover slots: undrop gives them back to images whose tokens were dropped; or none.",
+        "balance": "Packs of a window that are put in shares of like attention cost; 0 is off.",
         "max_images": "Images in a pack at most.",
         "grid_multiple": "Both sides of a grid are multiples of this.",
         "image_mode": "RGB, L or RGBA.",

@@ -26,6 +26,11 @@ def print_report(report: PackingReport, console: Console, *, bad: int = 0) -> No
         ),
         ("oversize", f"{report.oversize:,} images of more than {packing.seq_len} tokens" + _became(report)),
         *([("bad images", f"{bad:,}, left out; their headers cannot be used")] if bad else []),
+        (
+            "balance",
+            f"the dearest of 8 ranks computes {report.slowest_of_8[1]:.2f}x the mean's attention "
+            f"({report.slowest_of_8[0]:.2f}x unbalanced)",
+        ),
         ("planning", f"{report.plan_s_a_million:.2f} s a million images, on one core"),
     ):
         facts.add_row(name, value)

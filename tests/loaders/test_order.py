@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from patchnpack.loaders.index import Index
 from patchnpack.loaders.order import Order
 from patchnpack.packer import FitTokens, Images, Packing, Plan
+from patchnpack.packer.balance import balanced_order
+from patchnpack.packer.random import Purpose, keys
 
+PACKING = Packing(seq_len=24, patch_size=8, resolution=FitTokens(16), lookahead=8, balance=0)
 SHARDS = [(5,), (1, 1, 1, 1, 1), (0, 7, 0, 3, 0), (40, 1, 2, 3, 50, 4), (100,), tuple(range(20))]
 
 
@@ -41,7 +44,7 @@ def index_of(counts: tuple[int, ...], seed: int = 0) -> Index:
 def order_of(counts: tuple[int, ...], *, usable: np.ndarray | None = None, **changes: object) -> Order:
     index = index_of(counts)
     options: dict[str, object] = {
-        "packing": Packing(seq_len=24, patch_size=8, resolution=FitTokens(16), lookahead=8),
+        "packing": PACKING,
         "seed": 3,
         "shuffle": True,
         "shuffle_window": 2,
@@ -167,6 +170,35 @@ def test_each_block_takes_its_share_from_each_stream_in_turn(num_streams: int, b
     assert any(pack is not None for pack in packs[-block:])
 
 
+@pytest.mark.parametrize(("num_streams", "block", "window"), [(1, 4, 12), (1, 8, 3), (2, 8, 16), (3, 6, 7)])
+def test_balance_sorts_the_packs_of_a_window_by_cost_and_mixes_shares_alike_in_all_streams(
+    num_streams: int, block: int, window: int
+) -> None:
+    plain = order_of((90, 150, 60, 120), num_streams=num_streams, block=block)
+    order = order_of((90, 150, 60, 120), num_streams=num_streams, block=block, packing=PACKING.replace(balance=window))
+    share = block // num_streams
+    window = max(1, window // share) * share
+    for s in range(num_streams):
+        before, after = (list(o._stream_packs(0, s, lambda plan: None)) for o in (plain, order))
+        expected = []
+        for number, first in enumerate(range(0, len(before), window)):
+            group = before[first : first + window]
+            cost = np.array([int((pack.keep.astype(int) ** 2).sum()) for pack in group])
+            # Neither the stream nor the number of its packs is in the key.
+            counters = np.arange(100, dtype=np.uint64) + np.uint64(number << 32)
+            drawn = keys(Purpose.BALANCE, order.seed, 0, counters)
+            expected += [group[i].row.tolist() for i in balanced_order(cost, share, drawn)]
+        assert [pack.row.tolist() for pack in after] == expected
+        assert expected != [pack.row.tolist() for pack in before]
+
+
+def test_balance_is_off_without_shuffle_and_differs_between_epochs() -> None:
+    balanced = PACKING.replace(balance=64)
+    assert packs_of(order_of((100,), shuffle=False, packing=balanced)) == packs_of(order_of((100,), shuffle=False))
+    order = order_of((400,), packing=balanced)
+    assert packs_of(order, 0) == packs_of(order, 0) != packs_of(order, 1)
+
+
 def test_one_stream_has_no_empty_packs() -> None:
     order = order_of((30, 50), block=7)
     packs = packs_of(order)
@@ -201,7 +233,7 @@ def test_images_of_a_pack_keep_size_grid_and_key_of_their_row() -> None:
 
 
 def test_packs_are_planned_a_window_at_a_time() -> None:
-    order = order_of((10,) * 20, shuffle_window=1, packing=Packing(seq_len=24, algorithm="largest_fit", lookahead=8))
+    order = order_of((10,) * 20, shuffle_window=1, packing=PACKING.replace(algorithm="largest_fit", balance=4))
     planned: list[Plan] = []
     packs = order.packs(0, planned.append)
     next(packs)

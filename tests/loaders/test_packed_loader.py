@@ -193,7 +193,9 @@ def test_epochs_differ_under_shuffle_and_only_there(index: Index) -> None:
 # Ranks
 
 
-@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"shuffle": True, "num_streams": 2, "block": 16}])
+@pytest.mark.parametrize(
+    "options", [{}, {"shuffle": True, "block": 16}, {"shuffle": True, "num_streams": 2, "block": 16}]
+)
 @pytest.mark.parametrize("world_size", [2, 3, 4, 8])
 def test_ranks_take_turns_over_the_packs_of_one_rank(
     world_size: int, options: dict[str, Any], index: Index, contents: Contents

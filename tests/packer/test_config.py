@@ -27,6 +27,7 @@ def test_defaults_are_those_of_the_documented_contract() -> None:
         "lookahead": 256,
         "max_images": 64,
         "fill": "undrop",
+        "balance": 256,
         "grid_multiple": 1,
         "image_mode": "RGB",
         "interpolation": "bicubic",

@@ -96,4 +96,5 @@ def test_purposes_keep_their_numbers() -> None:
         ("ROW_ORDER", 2),
         ("TOKEN_DROP", 3),
         ("TRANSFORM", 4),
+        ("BALANCE", 6),
     ]

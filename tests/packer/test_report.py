@@ -62,3 +62,11 @@ def test_nothing_left_to_pack_is_an_error_that_says_why() -> None:
 def test_planning_time_is_measured_on_many_rows() -> None:
     assert 0 < report(_rows(10), Packing(resolution=FitTokens(64))).plan_s_a_million < 60
     assert report(_rows(10), Packing(resolution=Native(max_tokens=64))).images == 10
+
+
+def test_balance_evens_the_attention_of_ranks_and_0_leaves_it_as_it_is() -> None:
+    rows = Rows.of_sizes(*np.random.default_rng(0).integers(48, 700, (2, 3000)))
+    as_packed, balanced = report(rows, Packing(seq_len=2048)).slowest_of_8
+    assert 1 <= balanced < 1.05 < as_packed
+    off = report(rows, Packing(seq_len=2048, balance=0)).slowest_of_8
+    assert off == (as_packed, as_packed)

@@ -1,0 +1,52 @@
+"""Balance: packs in an order in which all ranks of a step hold packs of like attention cost."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# n packs of a window, W ranks
+
+
+def attention_cost(keep: np.ndarray) -> int:
+    """What attention costs in a pack whose images keep so many tokens (int (images,)): the sum of their squares.
+
+    >>> attention_cost(np.array([3, 4]))
+    25
+    """
+    return int((keep.astype(np.int64) ** 2).sum())
+
+
+def balanced_order(cost: np.ndarray, share: int, drawn: np.ndarray) -> np.ndarray:
+    """The packs of a window in shares of like cost, the shares in random order; int64 (n,).
+
+    ```
+    cost      9 1 5 8 2 4 7, share 2
+    shares    [9 8] [7 5] [4 2], and 1 is left
+    drawn     3 1 2             [7 5] [4 2] [9 8] 1
+    ```
+
+    Args:
+        cost: (n,), of each pack.
+        share: packs of a share. What is left of the cheapest packs comes last.
+        drawn: (n // share,) or more, what the shares are ordered by.
+
+    >>> cost = np.array([9, 1, 5, 8, 2, 4, 7])
+    >>> cost[balanced_order(cost, 2, np.array([3, 1, 2]))].tolist()
+    [7, 5, 4, 2, 9, 8, 1]
+    """
+    dearest_first = np.argsort(-cost, kind="stable")
+    shares = len(cost) // share
+    mixed = dearest_first[: shares * share].reshape(shares, share)[np.argsort(drawn[:shares], kind="stable")]
+    return np.concatenate([mixed.reshape(-1), dearest_first[shares * share :]])
+
+
+def slowest_over_mean(cost: np.ndarray, ranks: int) -> float:
+    """The dearest pack of a step over the mean of its packs, averaged over steps: how long the other ranks wait.
+
+    A step takes `ranks` consecutive packs, one a rank; packs that are left over make no step. 1 is even.
+
+    >>> slowest_over_mean(np.array([3.0, 1.0, 2.0, 2.0]), 2)
+    1.25
+    """
+    steps = cost[: len(cost) // ranks * ranks].reshape(-1, ranks)
+    return float((steps.max(1) / steps.mean(1)).mean()) if len(steps) else 1.0
