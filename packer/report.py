@@ -56,7 +56,7 @@ class PackingReport:
         oversize: images of more than `seq_len` tokens; `packing.oversize` says what became of them.
         skipped: images left out because of that.
         ways: packing as configured first, then the ways it is compared with.
-        slowest_of_8: with 8 ranks, one pack each, the attention cost of a step's dearest pack over their mean: as packed,
+        slowest_of_8: with 8 ranks, the attention cost of a step's dearest pack over the packs' mean: as packed,
             and balanced in windows of `packing.balance`; 1 is even.
         plan_s_a_million: seconds of one core to plan a million such images.
     """
