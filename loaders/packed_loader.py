@@ -234,7 +234,7 @@ class PackedImageLoader:
         )
 
     def _epoch_positions(self, order: Order, epoch: int) -> tuple[int, int]:
-        key = (epoch if self._shuffle else 0, order.block)
+        key = (epoch, order.block)
         if key not in self._positions:
             self._positions[key] = order.positions(epoch)
         return self._positions[key]

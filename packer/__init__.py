@@ -5,10 +5,12 @@ from patchnpack.packer.config import Packing
 from patchnpack.packer.packing import pack_lengths
 from patchnpack.packer.plan import Images, Plan, Planner, Rows, plan
 from patchnpack.packer.resolution import FitTokens, Native, Square
-from patchnpack.packer.token_drop import ConstantDrop, NoDrop
+from patchnpack.packer.token_drop import BetaDrop, ConstantDrop, DropToTokens, NoDrop, ResolutionDrop
 
 __all__ = [
+    "BetaDrop",
     "ConstantDrop",
+    "DropToTokens",
     "FitTokens",
     "Images",
     "Native",
@@ -18,6 +20,7 @@ __all__ = [
     "Packing",
     "Plan",
     "Planner",
+    "ResolutionDrop",
     "Rows",
     "Square",
     "pack_lengths",

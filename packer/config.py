@@ -11,7 +11,7 @@ import numpy as np
 
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.resolution import FitTokens, Native, Resolution, Square
-from patchnpack.packer.token_drop import ConstantDrop, NoDrop, TokenDrop
+from patchnpack.packer.token_drop import NoDrop, TokenDrop
 
 Algorithm = Literal[
     "auto",
@@ -39,7 +39,8 @@ class Packing:
         resolution: what size each image is given: `Native`, `FitTokens` or `Square`.
         oversize: an image of more than L tokens is made smaller ("shrink"), loses tokens ("drop"), is left out and
             counted ("skip"), or is an error ("error").
-        token_drop: how many of its tokens each image loses: `NoDrop` or `ConstantDrop`.
+        token_drop: how many of its tokens each image loses: `NoDrop`, `ConstantDrop`, `BetaDrop`,
+            `ResolutionDrop` or `DropToTokens`.
         algorithm: how images are matched to packs: "next_fit", "first_fit", "best_fit", "first_fit_decreasing",
             "best_fit_decreasing", "largest_fit", "subset_sum", or "auto", which is one of the last two.
         lookahead: R, how many waiting images the packer may choose from.
@@ -88,7 +89,7 @@ class Packing:
         ):
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
-        for name, types in (("resolution", (Native, FitTokens, Square)), ("token_drop", (NoDrop, ConstantDrop))):
+        for name, types in (("resolution", (Native, FitTokens, Square)), ("token_drop", get_args(TokenDrop))):
             if not isinstance(value := getattr(self, name), types):
                 raise ValueError(
                     f"{name} is {value!r}; it must be one of {', '.join(t.__name__ + '(...)' for t in types)}"

@@ -135,7 +135,8 @@ def measure(rows: Rows, packing: Packing, *, seed: int, epoch: int) -> tuple[Ima
         shrink_above(sizes, rows.width, rows.height, patch, multiple, limit, pad=pad)
         tokens = sizes.grid.prod(1, dtype=np.int64)
     key = keys(Purpose.TOKEN_DROP, seed, epoch, rows.ident)
-    keep = np.minimum(packing.token_drop.keep(tokens, key), limit).astype(np.int32)
+    rate_key = keys(Purpose.DROP_RATE, seed, epoch, rows.ident)
+    keep = np.minimum(packing.token_drop.keep(tokens, rate_key, limit), limit).astype(np.int32)
     images = Images(row=rows.row, key=key, size=sizes.size, grid=sizes.grid, keep=keep)
     skipped = over if packing.oversize == "skip" else np.zeros_like(over)
     return images.take(~skipped), rows.row[skipped], rows.row[over]

@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     ROW_ORDER = 2
     TOKEN_DROP = 3
     TRANSFORM = 4
+    DROP_RATE = 5
     BALANCE = 6
 
 

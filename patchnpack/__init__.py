@@ -1,6 +1,29 @@
 """Load images at native resolution and pack them into sequences for vision transformers."""
 
 from patchnpack.loaders import PackedImageLoader
-from patchnpack.packer import ConstantDrop, FitTokens, Native, NoDrop, PackedBatch, Packing, Square
+from patchnpack.packer import (
+    BetaDrop,
+    ConstantDrop,
+    DropToTokens,
+    FitTokens,
+    Native,
+    NoDrop,
+    PackedBatch,
+    Packing,
+    ResolutionDrop,
+    Square,
+)
 
-__all__ = ["ConstantDrop", "FitTokens", "Native", "NoDrop", "PackedBatch", "PackedImageLoader", "Packing", "Square"]
+__all__ = [
+    "BetaDrop",
+    "ConstantDrop",
+    "DropToTokens",
+    "FitTokens",
+    "Native",
+    "NoDrop",
+    "PackedBatch",
+    "PackedImageLoader",
+    "Packing",
+    "ResolutionDrop",
+    "Square",
+]

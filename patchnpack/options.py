@@ -11,8 +11,19 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from patchnpack.models import NaViTConfig, TrainConfig
-from patchnpack.packer import ConstantDrop, FitTokens, Native, NoDrop, Packing, Square
+from patchnpack.packer import (
+    BetaDrop,
+    ConstantDrop,
+    DropToTokens,
+    FitTokens,
+    Native,
+    NoDrop,
+    Packing,
+    ResolutionDrop,
+    Square,
+)
 from patchnpack.packer.config import Algorithm
+from patchnpack.packer.token_drop import TokenDrop
 
 
 def parse_resolution(text: str) -> Native | FitTokens | Square:
@@ -35,9 +46,31 @@ def parse_resolution(text: str) -> Native | FitTokens | Square:
     return Square(int(value)) if name == "square" else FitTokens(int(value), upsample=name == "naflex")
 
 
-def parse_token_drop(rate: float) -> NoDrop | ConstantDrop:
-    """The token drop of a constant `rate`; 0 is none."""
-    return ConstantDrop(rate) if rate else NoDrop()
+def parse_token_drop(text: str) -> TokenDrop:
+    """The token drop that `text` names.
+
+    A rate (0 is none), "beta:MEAN:MAX", "resolution:LOW:HIGH:STD" or "to:TOKENS".
+
+    >>> parse_token_drop("beta:0.5:0.8")
+    BetaDrop(mean=0.5, max=0.8)
+    """
+    name, *values = text.split(":") if ":" in text else ("constant", text)
+    kinds: dict[str, tuple[Callable[..., TokenDrop], int]] = {
+        "constant": (lambda rate: ConstantDrop(rate) if rate else NoDrop(), 1),
+        "beta": (BetaDrop, 2),
+        "resolution": (ResolutionDrop, 3),
+        "to": (lambda tokens: DropToTokens(int(tokens)), 1),
+    }
+    make, count = kinds.get(name, (None, 0))
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        make = None
+    if make is None or len(values) != count:
+        raise ValueError(
+            f"token_drop is {text!r}; it must be a rate, beta:MEAN:MAX, resolution:LOW:HIGH:STD or to:TOKENS"
+        )
+    return make(*numbers)
 
 
 def takes(
@@ -109,7 +142,11 @@ takes_packing = takes(
             parse_resolution,
             "native, native:crop, native:resize, fit:TOKENS, naflex:TOKENS or square:PIXELS.",
         ),
-        "token_drop": (0.0, parse_token_drop, "Share of each image's tokens that is dropped."),
+        "token_drop": (
+            "0",
+            parse_token_drop,
+            "Share of each image's tokens that is dropped; beta:MEAN:MAX, resolution:LOW:HIGH:STD or to:TOKENS.",
+        ),
     },
 )
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageOps
 
 from patchnpack.loaders import Index, PackedImageLoader, scan
-from patchnpack.packer import ConstantDrop, FitTokens, Native, PackedBatch, Packing, Square, plan
+from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Native, PackedBatch, Packing, Square, plan
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 
@@ -188,6 +188,17 @@ def test_epochs_differ_under_shuffle_and_only_there(index: Index) -> None:
         assert (first != second) == shuffle
         loader.set_epoch(0)
         assert keys_of(list(loader)) == first
+
+
+def test_length_is_right_in_every_epoch_where_only_the_token_drop_differs(index: Index) -> None:
+    packing = PACKING.replace(token_drop=BetaDrop(0.4, 0.9), fill="none")
+    loader = PackedImageLoader(index, packing, batch_size=1)
+    lengths = []
+    for epoch in range(6):
+        loader.set_epoch(epoch)
+        lengths.append(len(loader))
+        assert lengths[-1] == len(list(loader))
+    assert len(set(lengths)) > 1, "the epochs are to differ for this to show anything"
 
 
 # Ranks

@@ -119,7 +119,7 @@ def test_a_choice_that_is_none_names_the_value_and_every_choice(name: str, value
     [
         ("resolution", 224, "Native(...), FitTokens(...), Square(...)"),
         ("resolution", Native, "Native(...), FitTokens(...), Square(...)"),
-        ("token_drop", 0.5, "NoDrop(...), ConstantDrop(...)"),
+        ("token_drop", 0.5, "NoDrop(...), ConstantDrop(...), BetaDrop(...), ResolutionDrop(...), DropToTokens(...)"),
     ],
 )
 def test_a_policy_of_another_kind_names_the_value_and_the_policies(name: str, value: Any, choices: str) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchnpack.packer import (
+    BetaDrop,
     ConstantDrop,
     FitTokens,
     Images,
@@ -28,8 +29,10 @@ from patchnpack.packer.config import Algorithm, Fill
 from patchnpack.packer.plan import measure
 from patchnpack.packer.random import Purpose, keys
 from patchnpack.packer.resolution import Resolution
+from patchnpack.packer.token_drop import TokenDrop
 
 ALGORITHMS = get_args(Algorithm)
+DROPS: list[TokenDrop] = [ConstantDrop(0), ConstantDrop(0.5), ConstantDrop(0.9), BetaDrop(0.5, 0.9)]
 RESOLUTIONS: list[Resolution] = [
     Native(),
     Native(edge="crop"),
@@ -89,7 +92,7 @@ def packings(draw: st.DrawFn) -> Packing:
         seq_len=draw(st.integers(36, 80)),
         resolution=draw(st.sampled_from(RESOLUTIONS)),
         oversize=draw(st.sampled_from(["shrink", "drop", "skip"])),
-        token_drop=ConstantDrop(draw(st.sampled_from([0, 0.5, 0.9]))),
+        token_drop=draw(st.sampled_from(DROPS)),
         algorithm=draw(st.sampled_from(ALGORITHMS)),
         lookahead=draw(st.sampled_from([1, 2, 5, 16, 256])),
         max_images=draw(st.sampled_from([1, 3, 64])),

@@ -96,5 +96,6 @@ def test_purposes_keep_their_numbers() -> None:
         ("ROW_ORDER", 2),
         ("TOKEN_DROP", 3),
         ("TRANSFORM", 4),
+        ("DROP_RATE", 5),
         ("BALANCE", 6),
     ]

@@ -6,7 +6,18 @@ from typing import Any
 import pytest
 
 from patchnpack.options import parse_resolution, parse_token_drop, takes, takes_packing
-from patchnpack.packer import ConstantDrop, FitTokens, Native, NoDrop, Packing, Square
+from patchnpack.packer import (
+    BetaDrop,
+    ConstantDrop,
+    DropToTokens,
+    FitTokens,
+    Native,
+    NoDrop,
+    Packing,
+    ResolutionDrop,
+    Square,
+)
+from patchnpack.packer.token_drop import TokenDrop
 
 
 @pytest.mark.parametrize(
@@ -30,8 +41,26 @@ def test_unknown_resolution_is_refused_by_name(text: str) -> None:
 
 
 def test_token_drop_of_0_is_none() -> None:
-    assert parse_token_drop(0.0) == NoDrop()
-    assert parse_token_drop(0.25) == ConstantDrop(0.25)
+    assert parse_token_drop("0") == parse_token_drop("0.0") == NoDrop()
+
+
+@pytest.mark.parametrize(
+    ("text", "drop"),
+    [
+        ("0.25", ConstantDrop(0.25)),
+        ("beta:0.5:0.8", BetaDrop(0.5, 0.8)),
+        ("resolution:0.1:0.7:0.02", ResolutionDrop(0.1, 0.7, 0.02)),
+        ("to:64", DropToTokens(64)),
+    ],
+)
+def test_token_drop_is_parsed(text: str, drop: TokenDrop) -> None:
+    assert parse_token_drop(text) == drop
+
+
+@pytest.mark.parametrize("text", ["", "half", "beta", "beta:0.5", "beta:0.5:0.8:1", "to:", "constant:x", "gamma:1:2"])
+def test_other_token_drops_are_errors_that_name_the_choices(text: str) -> None:
+    with pytest.raises(ValueError, match=r"token_drop is .*; it must be a rate, beta:MEAN:MAX, .* or to:TOKENS"):
+        parse_token_drop(text)
 
 
 def test_flags_default_to_the_values_of_the_class() -> None:

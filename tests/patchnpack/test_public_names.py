@@ -11,17 +11,22 @@ from packaging.requirements import Requirement
 # A name added to, or taken from, what users import is a decision: it is made here too.
 PUBLIC: dict[str, list[str]] = {
     "patchnpack": [
+        "BetaDrop",
         "ConstantDrop",
+        "DropToTokens",
         "FitTokens",
         "Native",
         "NoDrop",
         "PackedBatch",
         "PackedImageLoader",
         "Packing",
+        "ResolutionDrop",
         "Square",
     ],
     "patchnpack.packer": [
+        "BetaDrop",
         "ConstantDrop",
+        "DropToTokens",
         "FitTokens",
         "Images",
         "Native",
@@ -31,6 +36,7 @@ PUBLIC: dict[str, list[str]] = {
         "Packing",
         "Plan",
         "Planner",
+        "ResolutionDrop",
         "Rows",
         "Square",
         "pack_lengths",
