@@ -33,8 +33,7 @@ import pyarrow as pa
 from bounds import lower_bound
 from token_counts import CLOTHING, drawn, from_shards, lognormal, lognormal_counts
 
-import patchnpack
-from patchnpack import ConstantDrop, Native, NoDrop, Packing
+from patchnpack import BetaDrop, ConstantDrop, Native, NoDrop, Packing
 from patchnpack.packer import Rows, pack_lengths, plan
 from patchnpack.packer.config import Algorithm
 
@@ -134,9 +133,8 @@ class Contest:
 
     def ours(self, lengths: np.ndarray, capacity: int, algorithm: Algorithm, lookahead: int) -> tuple[int, float]:
         """Packs and seconds."""
-        began = time.perf_counter()
-        result = pack_lengths(lengths, capacity, max_items=self.max_images, algorithm=algorithm, lookahead=lookahead)
-        seconds = time.perf_counter() - began
+        limits = {"max_items": self.max_images, "lookahead": lookahead}
+        result, seconds = timed(partial(pack_lengths, lengths, capacity, algorithm=algorithm, **limits))
         return check(result, lengths, capacity, self.max_images), seconds
 
     def run(self, lengths: np.ndarray, capacity: int) -> Iterator[tuple[str, str, int, float]]:
@@ -209,11 +207,8 @@ def plan_table(images: int) -> Iterator[dict[str, object]]:
     side = np.sqrt(lognormal(np.random.default_rng(7), 650, 1, images)) * 16
     aspect = np.sqrt(np.random.default_rng(8).uniform(0.5, 2, images))
     rows = Rows.of_sizes(np.clip(side * aspect, 16, 4000), np.clip(side / aspect, 16, 4000))
-    drops: list[Any] = [NoDrop(), ConstantDrop(0.5)]
-    beta_drop = getattr(patchnpack, "BetaDrop", None)
-    if beta_drop is not None:
-        drops.append(beta_drop(0.5, 0.8))
-    algorithms = [a for a in ("largest_fit", "subset_sum") if a in ALGORITHMS]
+    drops: list[Any] = [NoDrop(), ConstantDrop(0.5), BetaDrop(0.5, 0.8)]
+    algorithms: tuple[Algorithm, ...] = ("largest_fit", "subset_sum")
     print(f"\nPlanning {images} rows at native size, L = 1024, lookahead 256, in seconds")
     print(f"{'':34}" + "".join(f"{algorithm:>14}" for algorithm in algorithms))
     for drop in drops:

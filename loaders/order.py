@@ -17,7 +17,7 @@ import numpy as np
 
 from patchnpack.loaders.index import Index
 from patchnpack.packer import Images, Packing, Plan, Planner
-from patchnpack.packer.balance import attention_cost, balanced_order
+from patchnpack.packer.balance import balanced_order, window_of
 from patchnpack.packer.random import Purpose, keys
 
 # n rows, s shards, S streams
@@ -67,23 +67,24 @@ class Order:
     def _stream_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[Images]:
         packs = self._planned_packs(epoch, stream, on_plan)
         if not (self.shuffle and self.packing.balance):
-            yield from packs
+            yield from (pack for pack, _ in packs)
             return
         share = self.block // self.num_streams
-        window = max(1, self.packing.balance // share) * share
+        window = window_of(self.packing.balance, share)
         for number in count():
             group = list(islice(packs, window))
             if not group:
                 return
-            cost = np.array([attention_cost(pack.keep) for pack in group])
+            cost = np.array([cost for _, cost in group])
             counters = np.arange(window // share, dtype=np.uint64) + np.uint64(number << 32)
             drawn = keys(Purpose.BALANCE, self.seed, epoch, counters)
-            yield from map(group.__getitem__, balanced_order(cost, share, drawn))
+            yield from (group[i][0] for i in balanced_order(cost, share, drawn))
 
-    def _planned_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[Images]:
+    def _planned_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[tuple[Images, int]]:
+        """The packs as they are planned, each with its attention cost."""
         for part in self.stream_plans(epoch, stream):
             on_plan(part)
-            yield from map(part.pack, range(len(part)))
+            yield from zip(map(part.pack, range(len(part))), part.attention_cost().tolist(), strict=True)
 
     def stream_plans(self, epoch: int, stream: int) -> Iterator[Plan]:
         """The plans of one stream, a window of shards at a time."""

@@ -63,7 +63,7 @@ def beta(keys: np.ndarray, a: float, b: float, out: np.ndarray) -> None:
 def truncated_normal(keys: np.ndarray, mean: np.ndarray, std: float, low: float, high: float, out: np.ndarray) -> None:
     """Normal values of `mean` (n,) and `std` within [low, high), float64 (n,). The means must lie within, too.
 
-    Values outside are drawn again: at least (high - low) / (4 std) of them are inside, or a third.
+    Values outside are drawn again; inside is at least the lesser of a third and (high - low) / (4 std) of them.
     """
     for i in range(len(keys)):
         state, z = _normal(keys[i])

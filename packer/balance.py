@@ -7,13 +7,13 @@ import numpy as np
 # n packs of a window, W ranks
 
 
-def attention_cost(keep: np.ndarray) -> int:
-    """What attention costs in a pack whose images keep so many tokens (int (images,)): the sum of their squares.
+def window_of(balance: int, share: int) -> int:
+    """Packs of a window: as many whole shares as `balance` holds, and one at least.
 
-    >>> attention_cost(np.array([3, 4]))
-    25
+    >>> window_of(256, 24), window_of(4, 24)
+    (240, 24)
     """
-    return int((keep.astype(np.int64) ** 2).sum())
+    return max(1, balance // share) * share
 
 
 def balanced_order(cost: np.ndarray, share: int, drawn: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from patchnpack.packer import _packers
+from patchnpack.packer import _packers, _waiting
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Algorithm
 
@@ -20,8 +20,8 @@ _PACKERS = {
     "best_fit": _packers.best_fit,
     "first_fit_decreasing": _packers.first_fit_decreasing,
     "best_fit_decreasing": _packers.best_fit_decreasing,
-    "largest_fit": _packers.largest_fit,
-    "subset_sum": _packers.subset_sum,
+    "largest_fit": _waiting.largest_fit,
+    "subset_sum": _waiting.subset_sum,
 }
 _DECREASING = ("first_fit_decreasing", "best_fit_decreasing")
 

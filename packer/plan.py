@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import ArrayLike
 
-from patchnpack.packer import _packers
+from patchnpack.packer import _kernels
 from patchnpack.packer.config import Algorithm, Packing
 from patchnpack.packer.packing import SAMPLE, pack_ready, resolve_algorithm
 from patchnpack.packer.random import Purpose, keys
@@ -108,7 +108,14 @@ class Plan:
 
     def tokens(self) -> np.ndarray:
         """Tokens in each pack, int64 (N,)."""
-        return np.diff(np.concatenate([[0], np.cumsum(self.images.keep, dtype=np.int64)])[self.offsets])
+        return self._sums(self.images.keep.astype(np.int64))
+
+    def attention_cost(self) -> np.ndarray:
+        """What attention costs in each pack, int64 (N,): the sum of its images' squared numbers of tokens."""
+        return self._sums(self.images.keep.astype(np.int64) ** 2)
+
+    def _sums(self, values: np.ndarray) -> np.ndarray:
+        return np.diff(np.concatenate([[0], np.cumsum(values)])[self.offsets])
 
 
 def measure(rows: Rows, packing: Packing, *, seed: int, epoch: int) -> tuple[Images, np.ndarray, np.ndarray]:
@@ -180,7 +187,7 @@ class Planner:
         packed = images.take(order)
         if packing.fill == "undrop":
             tokens = packed.grid.prod(1, dtype=np.int64)
-            _packers.undrop(tokens, packed.keep, offsets, packing.seq_len)
+            _kernels.undrop(tokens, packed.keep, offsets, packing.seq_len)
         return Plan(
             offsets=offsets,
             images=packed,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchnpack.packer.balance import balanced_order, slowest_over_mean
+from patchnpack.packer.balance import balanced_order, slowest_over_mean, window_of
 from patchnpack.packer.config import Packing
 from patchnpack.packer.plan import Plan, Rows, plan
 from patchnpack.packer.random import Purpose, keys
@@ -126,14 +126,14 @@ def report(rows: Rows, packing: Packing, *, seed: int = 0) -> PackingReport:
 
 
 def _slowest_of_8(made: Plan, packing: Packing, seed: int) -> tuple[float, float]:
-    squares = np.concatenate([[0], np.cumsum(made.images.keep.astype(np.int64) ** 2)])
-    cost = np.diff(squares[made.offsets])
-    window = max(1, packing.balance // 8) * 8 if packing.balance else len(cost) + 1
+    cost = made.attention_cost()
+    as_packed = slowest_over_mean(cost, 8)
+    if not packing.balance:
+        return as_packed, as_packed
+    window = window_of(packing.balance, 8)
+    drawn = keys(Purpose.BALANCE, seed, 0, np.arange(window // 8, dtype=np.uint64))
     parts = [cost[first : first + window] for first in range(0, len(cost), window)]
-    if packing.balance:
-        drawn = keys(Purpose.BALANCE, seed, 0, np.arange(window // 8, dtype=np.uint64))
-        parts = [part[balanced_order(part, 8, drawn)] for part in parts]
-    return slowest_over_mean(cost, 8), slowest_over_mean(np.concatenate(parts), 8)
+    return as_packed, slowest_over_mean(np.concatenate([part[balanced_order(part, 8, drawn)] for part in parts]), 8)
 
 
 def _packed(algorithm: str, packs: int, tokens: int, packing: Packing) -> Way:

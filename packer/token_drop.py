@@ -57,7 +57,7 @@ class ConstantDrop:
 class BetaDrop:
     """Each image draws its own rate: d = u max, u ~ Beta(7 m / 3, 7 (1 - m) / 3), m = mean / max.
 
-    The variance of u is 0.3 m (1 - m), and the mean rate is `mean` (NaViT, arXiv 2307.06304, section 2.2 and appendix).
+    The variance of u is 0.3 m (1 - m), and the mean rate is `mean` (NaViT, arXiv 2307.06304).
 
     Attributes:
         mean: mean rate, above 0 and below `max`.
@@ -91,7 +91,7 @@ class BetaDrop:
 class ResolutionDrop:
     """Larger images lose more: rates are normal with a mean that grows linearly with the token count, within [0, 1).
 
-    The mean is `low` at 0 tokens and `high` at `seq_len` tokens and above (NaViT, arXiv 2307.06304, appendix).
+    The mean is `low` at 0 tokens and `high` at `seq_len` tokens and above (NaViT, arXiv 2307.06304).
 
     Attributes:
         low, high: mean rate of the smallest and of the largest images, in [0, 1).

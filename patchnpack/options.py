@@ -55,21 +55,21 @@ def parse_token_drop(text: str) -> TokenDrop:
     BetaDrop(mean=0.5, max=0.8)
     """
     name, *values = text.split(":") if ":" in text else ("constant", text)
-    kinds: dict[str, tuple[Callable[..., TokenDrop], int]] = {
-        "constant": (lambda rate: ConstantDrop(rate) if rate else NoDrop(), 1),
-        "beta": (BetaDrop, 2),
-        "resolution": (ResolutionDrop, 3),
-        "to": (lambda tokens: DropToTokens(int(tokens)), 1),
+    kinds: dict[str, tuple[Callable[..., TokenDrop], type[float], int]] = {
+        "constant": (lambda rate: ConstantDrop(rate) if rate else NoDrop(), float, 1),
+        "beta": (BetaDrop, float, 2),
+        "resolution": (ResolutionDrop, float, 3),
+        "to": (DropToTokens, int, 1),
     }
-    make, count = kinds.get(name, (None, 0))
     try:
-        numbers = [float(value) for value in values]
-    except ValueError:
-        make = None
-    if make is None or len(values) != count:
+        make, number, count = kinds[name]
+        numbers = [number(value) for value in values]
+        if len(numbers) != count:
+            raise ValueError
+    except (KeyError, ValueError):
         raise ValueError(
             f"token_drop is {text!r}; it must be a rate, beta:MEAN:MAX, resolution:LOW:HIGH:STD or to:TOKENS"
-        )
+        ) from None
     return make(*numbers)
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchnpack.packer import _packers, reference
+from patchnpack.packer import _kernels, _waiting, reference
 from patchnpack.packer.config import Algorithm
+from patchnpack.packer.packing import _PACKERS
 
 ALGORITHMS = [name for name in get_args(Algorithm) if name != "auto"]
 
@@ -20,7 +21,7 @@ def compare(
     """Holds the compiled packer equal to the plain one; gives the packs."""
     order = np.full(len(lengths), -9, np.int64)
     offsets = np.zeros(len(lengths) + 1, np.int64)
-    kernel, plain = getattr(_packers, algorithm), getattr(reference, algorithm)
+    kernel, plain = _PACKERS[algorithm], getattr(reference, algorithm)
     packs = kernel(np.array(lengths, np.int64), capacity, max_items, lookahead, flush, order, offsets)
     found = [order[a:b].tolist() for a, b in pairwise(offsets[: packs + 1])]
     expected: list[list[int]] = plain(lengths, capacity, max_items, lookahead, flush)
@@ -60,7 +61,7 @@ def test_undrop_fills_each_pack_or_gives_everything_back_and_equals_the_referenc
     tokens = np.array([kept + dropped for pack in packs for kept, dropped in pack], np.int64)
     offsets = np.cumsum([0, *map(len, packs)])
     filled = keep.copy()
-    _packers.undrop(tokens, filled, offsets, capacity)
+    _kernels.undrop(tokens, filled, offsets, capacity)
     assert ((keep <= filled) & (filled <= tokens)).all()
     for a, b in pairwise(offsets):
         assert filled[a:b].tolist() == reference.undrop(tokens[a:b].tolist(), keep[a:b].tolist(), capacity)
@@ -98,5 +99,5 @@ def test_subset_sum_fills_all_but_a_thousandth_of_the_slots_with_photographs(cap
     rng = np.random.default_rng(1)
     counts = np.where(rng.random(30_000) < 0.5, 768, rng.lognormal(6.2, 0.8, 30_000)).clip(20, capacity).astype(int)
     order, offsets = np.empty(len(counts), np.int64), np.zeros(len(counts) + 1, np.int64)
-    packs = _packers.subset_sum(counts, capacity, 64, 256, True, order, offsets)
+    packs = _waiting.subset_sum(counts, capacity, 64, 256, True, order, offsets)
     assert counts.sum() / (packs * capacity) > 0.998

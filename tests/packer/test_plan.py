@@ -119,6 +119,7 @@ def test_each_row_is_in_exactly_one_pack_or_skipped_and_no_pack_is_empty_or_over
         pack = made.pack(i)
         assert 1 <= len(pack) <= packing.max_images
         assert pack.keep.sum() == made.tokens()[i] <= packing.seq_len
+        assert sum(n * n for n in pack.keep.tolist()) == made.attention_cost()[i]
     assert (made.images.keep >= 1).all()
     assert (made.images.keep <= made.images.grid.prod(1)).all()
 

@@ -64,17 +64,16 @@ def _rates(drop: TokenDrop, tokens: np.ndarray = _FINE, seq_len: int = 1024) -> 
 
 
 @pytest.mark.parametrize(("mean", "most"), [(0.5, 0.8), (0.1, 0.9), (0.02, 0.99), (0.7, 0.9)])
-def test_beta_drop_has_the_papers_mean_variance_and_distribution(mean: float, most: float) -> None:
+def test_beta_drop_has_the_papers_shapes_mean_and_variance(mean: float, most: float) -> None:
     m = mean / most
     u = np.empty(len(_MANY))
     _draws.beta(_MANY, 7 * m / 3, 7 * (1 - m) / 3, u)
-    np.testing.assert_allclose(_rates(BetaDrop(mean, most)), u * most, atol=1e-9)
-    assert 0 <= u.min() <= u.max() <= 1
+    rates = _rates(BetaDrop(mean, most))
+    np.testing.assert_allclose(rates, u * most, atol=1e-9)
     # Within four standard errors, of 100,000 draws.
     variance = 0.3 * m * (1 - m)
-    assert abs(u.mean() - m) < 4 * (variance / len(u)) ** 0.5
-    assert abs(u.var() - variance) < 4 * np.std((u - m) ** 2) / len(u) ** 0.5
-    assert stats.kstest(u, stats.beta(7 * m / 3, 7 * (1 - m) / 3).cdf).pvalue > 0.001
+    assert abs(rates.mean() - mean) < 4 * most * (variance / len(u)) ** 0.5
+    assert abs((rates / most).var() - variance) < 4 * np.std((u - m) ** 2) / len(u) ** 0.5
 
 
 @pytest.mark.parametrize("std", [0.02, 0.3, 1.0])

@@ -57,7 +57,9 @@ def test_token_drop_is_parsed(text: str, drop: TokenDrop) -> None:
     assert parse_token_drop(text) == drop
 
 
-@pytest.mark.parametrize("text", ["", "half", "beta", "beta:0.5", "beta:0.5:0.8:1", "to:", "constant:x", "gamma:1:2"])
+@pytest.mark.parametrize(
+    "text", ["", "half", "beta", "beta:0.5", "beta:0.5:0.8:1", "to:", "to:6.5", "to:inf", "constant:x", "gamma:1:2"]
+)
 def test_other_token_drops_are_errors_that_name_the_choices(text: str) -> None:
     with pytest.raises(ValueError, match=r"token_drop is .*; it must be a rate, beta:MEAN:MAX, .* or to:TOKENS"):
         parse_token_drop(text)
