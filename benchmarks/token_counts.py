@@ -19,7 +19,7 @@ import numpy as np
 
 from patchnpack import Packing
 from patchnpack.loaders import scan
-from patchnpack.packer.plan import measure
+from patchnpack.packer.images import measure
 
 CLOTHING = Path(__file__).resolve().parents[2] / "shared" / "data" / "clothing" / "train-{000000..000009}.tar"
 

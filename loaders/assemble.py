@@ -97,14 +97,22 @@ class Draft:
     """
 
     def __init__(
-        self, sources: Sources, packs: Sequence[Images | None], *, epoch: int, step: int, position: int
+        self,
+        sources: Sources,
+        packs: Sequence[Images | None],
+        patch_size: int,
+        *,
+        epoch: int,
+        step: int,
+        position: int,
     ) -> None:
         packing = sources.packing
         shape, columns = (len(packs), packing.seq_len), (len(packs), packing.max_images)
         self.bad: list[BadRow] = []
         self.without_label = 0
         self._sources, self._epoch, self._step, self._position = sources, epoch, step, position
-        self._patches = sources.buffers.lend((*shape, packing.token_bytes))
+        self._patch_size = patch_size
+        self._patches = sources.buffers.lend((*shape, packing.token_bytes(patch_size)))
         self._segment_ids = np.zeros(shape, np.int32)
         self._coords = np.zeros((*shape, 2), np.int32)
         self._grids = np.zeros((*columns, 2), np.int32)
@@ -133,6 +141,8 @@ class Draft:
         # As Python's own numbers: taking them out of arrays one by one would cost more than all else here.
         images, rows = self._images, self._images.row
         self._places = _tuples(rows, images.keep, self._pack, self._column, self._start, *images.size.T, *images.grid.T)
+        whole = (images.box[:, 2] == sources.index.width[rows]) & (images.box[:, 3] == sources.index.height[rows])
+        self._boxes = None if whole.all() else _tuples(*images.box.T)
         self._bytes = _tuples(sources.index.shard[rows], sources.index.offset[rows], sources.index.nbytes[rows])
         self._headers = sources.index.headers(rows)
         if sources.transform is not None:
@@ -164,6 +174,7 @@ class Draft:
             sources.reader.read(*self._bytes[i]),
             self._headers[i],
             (width, height),
+            None if self._boxes is None else self._boxes[i],
             mode=packing.image_mode,
             interpolation=packing.interpolation,
             scaled=packing.scaled_decode,
@@ -173,7 +184,7 @@ class Draft:
         slots = slice(start, start + keep)
         _kernels.place_kept(
             pixels,
-            packing.patch_size,
+            self._patch_size,
             gw,
             gh,
             self._images.key[i],
@@ -228,7 +239,7 @@ class Draft:
             rows=torch.from_numpy(rows),
             keys=[[index.keys[self._places[i][0]] for i in pack] for pack in in_pack],
             extras={e: [[self._extras[e, i] for i in pack] for pack in in_pack] for e in self._sources.extras},
-            patch_size=self._sources.packing.patch_size,
+            patch_size=self._patch_size,
             step=self._step,
             epoch=self._epoch,
             position=self._position,

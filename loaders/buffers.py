@@ -14,7 +14,8 @@ _LINE = 64  # bytes of a cache line; patches are written past the caches in whol
 class BufferPool:
     """Lends uint8 arrays, and takes each back when no array, view or tensor refers to its memory any more.
 
-    Lent arrays hold what their last user left there. At most `keep` idle ones are kept. Any thread may lend.
+    Lent arrays hold what their last user left there. At most `keep` idle ones are kept, also for smaller arrays. Any
+    thread may lend.
 
     >>> pool = BufferPool(keep=1)
     >>> first = pool.lend((2, 3)); address = first.ctypes.data
@@ -35,7 +36,7 @@ class BufferPool:
             memory = self._idle.pop()
         except IndexError:  # asked first, another thread could take the last one in between
             memory = np.empty(size + _LINE, np.uint8)
-        if memory.size != size + _LINE:
+        if memory.size < size + _LINE:  # batches of other patch sizes are of other sizes
             memory = np.empty(size + _LINE, np.uint8)
         start = -memory.ctypes.data % _LINE
         # Every view and tensor of a loan refers to `loan`: numpy follows bases down to the last array, and the base of

@@ -152,6 +152,7 @@ def decode(
     data: bytes,
     header: Header,
     size: tuple[int, int],
+    box: tuple[int, ...] | None = None,
     *,
     mode: ImageMode = "RGB",
     interpolation: Interpolation = "bicubic",
@@ -162,7 +163,8 @@ def decode(
     Args:
         data: the encoded image.
         header: what `read_header` said of it.
-        size: (width, height) in pixels, upright; equal to the header's, nothing is resized.
+        size: (width, height) in pixels, upright; equal to the header's (or the box's), nothing is resized.
+        box: (left, top, width, height) in pixels, upright, the part that is used; None is all of it.
         mode: "L", "RGB" or "RGBA"; sets C.
         interpolation: PIL's name of the resizing filter.
         scaled: decode a JPEG that is shrunk at least twofold at a lower scale.
@@ -170,44 +172,68 @@ def decode(
     Raises:
         BadImage: the data cannot be decoded, or are not what the header said.
     """
-    native = (header.width, header.height)
-    stored, target = (native[::-1], size[::-1]) if header.orientation >= 5 else (native, size)
+    turned = header.orientation >= 5
+    stored = (header.height, header.width) if turned else (header.width, header.height)
+    part = (0, 0, *stored) if box is None else _stored_box(box, header)
+    target = size[::-1] if turned else size
     if header.direct:
-        pixels = _decode_jpeg(data, stored, target, mode, interpolation, scaled)
+        pixels = _decode_jpeg(data, stored, part, target, mode, interpolation, scaled)
     else:
-        pixels = _decode_other(data, stored, target, mode, interpolation)
+        pixels = _decode_other(data, stored, part, target, mode, interpolation)
     return pixels if header.orientation == 1 else _kernels.orient(pixels, header.orientation)
+
+
+def _stored_box(box: tuple[int, ...], header: Header) -> tuple[int, int, int, int]:
+    """Where a box of the upright image lies in the stored one: EXIF 2.32, tag 0x0112."""
+    left, top, width, height = box
+    if header.orientation in (2, 3, 6, 7):
+        left = header.width - left - width
+    if header.orientation in (3, 4, 7, 8):
+        top = header.height - top - height
+    return (left, top, width, height) if header.orientation < 5 else (top, left, height, width)
 
 
 def _decode_jpeg(
     data: bytes,
     stored: tuple[int, int],
+    part: tuple[int, int, int, int],
     target: tuple[int, int],
     mode: ImageMode,
     interpolation: Interpolation,
     scaled: bool,
 ) -> np.ndarray:
+    left, top, width, height = part
     with _as_bad_image():
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size((width, height), stored)
-        if target == stored:
+        found_height, found_width, _, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size((found_width, found_height), stored)
+        if target == (width, height):
             native: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode])
-            return native
+            if target == stored:
+                return native
+            return np.ascontiguousarray(native[top : top + height, left : left + width])
         color, pil_mode = _JPEG_RESIZE_COLORS[mode]
-        # The smallest of libjpeg-turbo's scales up to a half that is at least the target, or else the whole image.
-        least = target[::-1] if scaled else (0, 0)
+        # The smallest of libjpeg-turbo's scales up to a half at which the part is at least the target, or else 1.
+        least = (-(-stored[1] * target[1] // height), -(-stored[0] * target[0] // width)) if scaled else (0, 0)
         pixels = simplejpeg.decode_jpeg(data, color, min_height=least[0], min_width=least[1], min_factor=2)
-    height, width = pixels.shape[:2]
-    image = Image.frombuffer(pil_mode, (width, height), pixels, "raw", pil_mode, 0, 1)
-    resized = image.resize(target, Image.Resampling[interpolation.upper()])
+    size = (pixels.shape[1], pixels.shape[0])
+    image = Image.frombuffer(pil_mode, size, pixels, "raw", pil_mode, 0, 1)
+    across, down = size[0] / stored[0], size[1] / stored[1]
+    box = (left * across, top * down, (left + width) * across, (top + height) * down)
+    resized = image.resize(target, Image.Resampling[interpolation.upper()], box)
     raw = resized.tobytes("raw", "RGB") if mode == "RGB" else resized.tobytes()
     return np.frombuffer(raw, np.uint8).reshape(target[1], target[0], len(mode)).copy()
 
 
 def _decode_other(
-    data: bytes, stored: tuple[int, int], target: tuple[int, int], mode: ImageMode, interpolation: Interpolation
+    data: bytes,
+    stored: tuple[int, int],
+    part: tuple[int, int, int, int],
+    target: tuple[int, int],
+    mode: ImageMode,
+    interpolation: Interpolation,
 ) -> np.ndarray:
     plugin = _plugin(data)
+    left, top, width, height = part
     with _as_bad_image():
         image: Image.Image = plugin(io.BytesIO(data))
         _check_size(image.size, stored)
@@ -216,8 +242,11 @@ def _decode_other(
             image = image.convert("RGBA")
         if image.mode != mode:
             image = image.convert(mode)
-    if target != stored:
-        image = image.resize(target, Image.Resampling[interpolation.upper()])
+    box = (left, top, left + width, top + height)
+    if target != (width, height):
+        image = image.resize(target, Image.Resampling[interpolation.upper()], box)
+    elif target != stored:
+        image = image.crop(box)
     return np.frombuffer(image.tobytes(), np.uint8).reshape(target[1], target[0], len(mode)).copy()
 
 

@@ -2,28 +2,46 @@
 
 1. The shards are shuffled, laid end to end and cut into S streams of equal rows (+-1).
 2. In each stream, rows are shuffled inside a window of shards, and packed as they come.
-3. In windows of `balance` packs, each stream sorts its packs by attention cost, cuts them into shares and mixes the
-   shares, all streams alike.
-4. Packs go out in blocks; each of the S streams gives its share of every block, in turn.
+3. In windows of `balance` packs, each stream sorts its packs of one patch size by attention cost, cuts them into shares
+   and mixes the shares, all streams alike.
+4. Packs go out in blocks of one patch size; each of the S streams gives its share of every block, in turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count, islice, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from patchnpack.loaders.index import Index
 from patchnpack.packer import Images, Packing, Plan, Planner
-from patchnpack.packer.balance import balanced_order, window_of
+from patchnpack.packer.balance import window_of, window_order
+from patchnpack.packer.packing import SAMPLE
+from patchnpack.packer.plan import images_a_pack
 from patchnpack.packer.random import Purpose, keys
 
 # n rows, s shards, S streams
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+class Pack(NamedTuple):
+    """A pack in the order; `images` is None in the empty ones that fill short streams.
+
+    Attributes:
+        patch_size: P, in pixels.
+        images: its images.
+        cost: what attention in it costs.
+    """
+
+    patch_size: int
+    images: Images | None
+    cost: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Order:
     """Everything that the order of packs depends on, but the epoch.
 
@@ -47,8 +65,8 @@ class Order:
     num_streams: int
     block: int
 
-    def packs(self, epoch: int, on_plan: Callable[[Plan], None] = lambda plan: None) -> Iterator[Images | None]:
-        """The packs of an epoch in order; None stands for the empty packs that fill short streams (S > 1).
+    def packs(self, epoch: int, on_plan: Callable[[Plan], None] = lambda plan: None) -> Iterator[Pack]:
+        """The packs of an epoch in order, with the empty ones that fill short streams (S > 1).
 
         `on_plan` is called with each plan as it is made.
         """
@@ -56,42 +74,67 @@ class Order:
         if self.num_streams == 1:
             yield from streams[0]
             return
-        share = self.block // self.num_streams
         while True:
-            block = [[next(stream, None) for _ in range(share)] for stream in streams]
-            if all(pack is None for part in block for pack in part):
+            block = [[next(stream, None) for _ in range(self._share)] for stream in streams]
+            made = next((pack for part in block for pack in part if pack is not None), None)
+            if made is None:
                 return
             for part in block:
-                yield from part
+                for pack in part:
+                    yield pack or Pack(made.patch_size, None, 0)
 
-    def _stream_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[Images]:
-        packs = self._planned_packs(epoch, stream, on_plan)
+    def _stream_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[Pack]:
+        packs, share = self._planned_packs(epoch, stream, on_plan), self._share
         if not (self.shuffle and self.packing.balance):
-            yield from (pack for pack, _ in packs)
+            yield from packs
             return
-        share = self.block // self.num_streams
         window = window_of(self.packing.balance, share)
         for number in count():
             group = list(islice(packs, window))
             if not group:
                 return
-            cost = np.array([cost for _, cost in group])
+            cost = np.array([pack.cost for pack in group])
+            size = np.array([pack.patch_size for pack in group])
             counters = np.arange(window // share, dtype=np.uint64) + np.uint64(number << 32)
             drawn = keys(Purpose.BALANCE, self.seed, epoch, counters)
-            yield from (group[i][0] for i in balanced_order(cost, share, drawn))
+            yield from (group[i] for i in window_order(cost, size, share, drawn))
 
-    def _planned_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[tuple[Images, int]]:
-        """The packs as they are planned, each with its attention cost."""
+    def _planned_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[Pack]:
+        """The packs as they are planned."""
         for part in self.stream_plans(epoch, stream):
             on_plan(part)
-            yield from zip(map(part.pack, range(len(part))), part.attention_cost().tolist(), strict=True)
+            images = map(part.pack, range(len(part)))
+            yield from map(Pack, part.patch_size.tolist(), images, part.attention_cost().tolist())
 
     def stream_plans(self, epoch: int, stream: int) -> Iterator[Plan]:
         """The plans of one stream, a window of shards at a time."""
-        planner = Planner(self.packing, seed=self.seed, epoch=epoch)
+        planner = Planner(
+            self.packing,
+            seed=self.seed,
+            epoch=epoch,
+            start=epoch * self._num_usable,
+            stream=stream,
+            num_streams=self.num_streams,
+            share=self._share,
+            images_a_pack=self._images_a_pack,
+        )
         for rows in self.stream_rows(epoch, stream):
             yield planner.add(self.index.rows(rows))
         yield planner.finish()
+
+    @property
+    def _share(self) -> int:
+        """Packs of a block that each stream gives."""
+        return self.block // self.num_streams
+
+    @cached_property
+    def _num_usable(self) -> int:
+        return int(self.usable.sum())
+
+    @cached_property
+    def _images_a_pack(self) -> tuple[float, ...]:
+        first = np.flatnonzero(self.usable)[:SAMPLE]
+        return images_a_pack(self.index.rows(first), self.packing, seed=self.seed)
 
     def stream_rows(self, epoch: int, stream: int) -> Iterator[np.ndarray]:
         """The usable rows of one stream, int64, a window of shards at a time."""
@@ -131,6 +174,6 @@ class Order:
         counts = self.stream_counts(epoch)
         if self.num_streams == 1:
             return counts[0], counts[0]
-        share = self.block // self.num_streams
+        share = self._share
         first_empty = min(n // share * self.block + s * share + n % share for s, n in enumerate(counts))
         return -(-max(counts) // share) * self.block, first_empty

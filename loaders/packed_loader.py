@@ -16,14 +16,15 @@ from patchnpack.loaders.assemble import Draft, Sources, Transform, read_member
 from patchnpack.loaders.buffers import BufferPool
 from patchnpack.loaders.index import IMAGE, Index, scan
 from patchnpack.loaders.labels import Classes, Label, Labels
-from patchnpack.loaders.order import Order
+from patchnpack.loaders.order import Order, Pack
 from patchnpack.loaders.pool import DecodePool
 from patchnpack.loaders.shards import Source
 from patchnpack.loaders.stats import Stats
-from patchnpack.packer import Images, PackedBatch, Packing, Plan
+from patchnpack.packer import PackedBatch, Packing, PatchSizes, Plan
 from patchnpack.packer.checks import check_whole
-from patchnpack.packer.packing import resolve_algorithm
-from patchnpack.packer.plan import measure
+from patchnpack.packer.images import measure
+from patchnpack.packer.packing import SAMPLE
+from patchnpack.packer.plan import decide_algorithm
 
 # B packs in a batch, W ranks, S streams
 
@@ -57,7 +58,8 @@ class PackedImageLoader:
         even: "pad" fills the last step with empty packs, "drop" leaves its packs out and counts their images.
         shuffle_window: shards inside which rows are shuffled.
         num_streams: S, slices that the epoch is cut into, each packed by itself; 1 packs best.
-        block: packs in which the streams take turns; a multiple of S. None is the packs of one step, over all ranks.
+        block: packs in which the streams take turns, and of one patch size; a multiple of S. None is the packs of one
+            step, over all ranks.
         num_threads: decoding threads; None is this rank's share of the CPUs.
         prefetch: batches made ahead of the one in use, at least 1.
         rank, world_size: None asks `torch.distributed`, then the environment, when iteration starts.
@@ -151,19 +153,22 @@ class PackedImageLoader:
 
     def _check_rows(self) -> None:
         """Finds out whether there is anything to yield, and which algorithm "auto" is."""
-        rows = np.flatnonzero(self._usable)
-        packing = self.packing
-        images = measure(self.index.rows(rows), packing, seed=self._seed, epoch=0)[0]
-        if not len(images):
+        rows, packing = self.index.rows(np.flatnonzero(self._usable)), self.packing
+        images, fits = [], np.ones(len(rows), np.bool_)
+        for size in packing.patch_sizes:
+            measured, over = measure(rows, packing, seed=self._seed, epoch=0, patch_size=size)
+            images.append(measured)
+            if packing.oversize == "skip":
+                fits &= ~over
+        if not fits.any():
             raise ValueError(
                 f"none of the {len(self.index)} images can be used: {len(self.index.bad)} are bad, "
                 f"{int(self._filtered.sum())} filtered out by where, the others oversize"
             )
         # Decided once, from the first rows of the index: every epoch and every stream is packed alike.
-        limits = {"max_items": packing.max_images, "lookahead": packing.lookahead}
-        self.packing = packing.replace(
-            algorithm=resolve_algorithm(packing.algorithm, images.keep, packing.seq_len, **limits)
-        )
+        first = np.flatnonzero(fits)[:SAMPLE]
+        algorithm = decide_algorithm(packing, [measured.take(first) for measured in images])
+        self.packing = packing.replace(algorithm=algorithm)
 
     def __iter__(self) -> Iterator[PackedBatch]:
         rank, world_size = self._rank()
@@ -222,6 +227,11 @@ class PackedImageLoader:
                 f"a step takes {block} packs, which num_streams {self._num_streams} does not divide; choose "
                 "batch_size, num_streams or block so that it does"
             )
+        if isinstance(self.packing.patch_size, PatchSizes) and block % (self.batch_size * world_size):
+            raise ValueError(
+                f"block is {block}, which a step of {self.batch_size * world_size} packs does not divide; with "
+                "PatchSizes a step holds packs of one patch size: choose batch_size or block so that it does"
+            )
         return Order(
             index=self.index,
             usable=self._usable,
@@ -245,7 +255,7 @@ class PackedImageLoader:
         padded, full = self._epoch_positions(self._order(world_size), epoch)
         return -(-padded // step) if self._even == "pad" else full // step
 
-    def _steps(self, order: Order, epoch: int, rank: int, world_size: int) -> Iterator[list[Images | None]]:
+    def _steps(self, order: Order, epoch: int, rank: int, world_size: int) -> Iterator[list[Pack]]:
         """This rank's packs of each step."""
         stats, step = self._stats, self.batch_size * world_size
 
@@ -269,16 +279,18 @@ class PackedImageLoader:
             )
         taken = islice(packs, last)
         while group := list(islice(taken, step)):
-            yield [*group, *[None] * (step - len(group))][rank::world_size]
+            empty = Pack(group[0].patch_size, None, 0)
+            yield [*group, *[empty] * (step - len(group))][rank::world_size]
         for pack in packs:
-            if pack is not None:
-                stats.skipped["tail"] += mine(pack.row)
+            if pack.images is not None:
+                stats.skipped["tail"] += mine(pack.images.row)
 
     def _drafts(self, order: Order, epochs: Iterator[int], rank: int, world_size: int) -> Iterator[Draft]:
         for epoch in epochs:
             for step, packs in enumerate(self._steps(order, epoch, rank, world_size)):
                 position = (step + 1) * self.batch_size * world_size
-                yield Draft(self._sources, packs, epoch=epoch, step=step, position=position)
+                images, patch_size = [pack.images for pack in packs], packs[0].patch_size
+                yield Draft(self._sources, images, patch_size, epoch=epoch, step=step, position=position)
 
     def _batches(self, order: Order, epochs: Iterator[int], rank: int, world_size: int) -> Iterator[PackedBatch]:
         pool = DecodePool(self._num_threads or _cpu_share())

@@ -17,9 +17,9 @@ from patchnpack.packer._kernels import mix
 
 @njit(nogil=True, cache=True)
 def _uniform(state):  # type: ignore[no-untyped-def]
-    """The next state, and a value in (0, 1): 53 bits and a half, so never 0 or 1."""
+    """The next state, and a value in (0, 1): 52 bits and a half, so never 0 or 1."""
     state += np.uint64(0x9E3779B97F4A7C15)
-    return state, (np.float64(mix(state) >> np.uint64(11)) + 0.5) / 9007199254740992.0
+    return state, (np.float64(mix(state) >> np.uint64(12)) + 0.5) / 4503599627370496.0
 
 
 @njit(nogil=True, cache=True)
@@ -70,3 +70,42 @@ def truncated_normal(keys: np.ndarray, mean: np.ndarray, std: float, low: float,
         while not low <= mean[i] + std * z < high:
             state, z = _normal(state)
         out[i] = mean[i] + std * z
+
+
+@njit(nogil=True, cache=True)
+def uniform(keys: np.ndarray, out: np.ndarray) -> None:
+    """Values in (0, 1), float64 (n,)."""
+    for i in range(len(keys)):
+        out[i] = _uniform(keys[i])[1]
+
+
+@njit(nogil=True, cache=True)
+def crops(
+    keys: np.ndarray, width: np.ndarray, height: np.ndarray, scale: np.ndarray, ratio: np.ndarray, out: np.ndarray
+) -> None:
+    """See `reference.random_crop`; `scale` and `ratio` are (2,), writes (left, top, width, height), int32 (n, 4)."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for i in range(len(keys)):
+        state, w, h = keys[i], np.int64(width[i]), np.int64(height[i])
+        found = False
+        for _ in range(10):
+            state, u = _uniform(state)
+            state, v = _uniform(state)
+            area = (scale[0] + (scale[1] - scale[0]) * u) * (w * h)
+            aspect = math.exp(low + (high - low) * v)
+            crop_w = np.int64(math.floor(math.sqrt(area * aspect) + 0.5))
+            crop_h = np.int64(math.floor(math.sqrt(area / aspect) + 0.5))
+            if 1 <= crop_w <= w and 1 <= crop_h <= h:
+                found = True
+                break
+        if found:
+            state, u = _uniform(state)
+            state, v = _uniform(state)
+            out[i, 0] = np.int64(u * (w - crop_w + 1))
+            out[i, 1] = np.int64(v * (h - crop_h + 1))
+        else:
+            crop_w = max(np.int64(1), min(w, np.int64(math.floor(h * ratio[1] + 0.5))))
+            crop_h = max(np.int64(1), min(h, np.int64(math.floor(w / ratio[0] + 0.5))))
+            out[i, 0] = (w - crop_w) // 2
+            out[i, 1] = (h - crop_h) // 2
+        out[i, 2], out[i, 3] = crop_w, crop_h

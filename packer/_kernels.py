@@ -247,15 +247,17 @@ def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
-def fit_grids(width: np.ndarray, height: np.ndarray, unit: int, cells: int, upsample: bool, out: np.ndarray) -> None:
-    """The largest scale at which an image covers at most `cells` cells of `unit` pixels a side, exactly.
+def fit_grids(
+    width: np.ndarray, height: np.ndarray, unit: int, most: np.ndarray, upsample: bool, out: np.ndarray
+) -> None:
+    """The largest scale at which each image covers at most `most` (n,) cells of `unit` pixels a side, exactly.
 
     Writes (gw, gh, numerator, denominator) for each image: the grid in cells, and the scale as a fraction. At scale s
     the grid is ceil(s w / unit) x ceil(s h / unit), so the best s is min(i unit / w, (cells // i) unit / h) for some i;
     the first term grows with i and the second falls, so the best i is where they cross.
     """
     for n in range(len(width)):
-        w, h = np.int64(width[n]), np.int64(height[n])
+        w, h, cells = np.int64(width[n]), np.int64(height[n]), most[n]
         if not upsample and -(-w // unit) * -(-h // unit) <= cells:
             out[n, 0], out[n, 1], out[n, 2], out[n, 3] = -(-w // unit), -(-h // unit), 1, 1
             continue

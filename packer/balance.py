@@ -40,6 +40,22 @@ def balanced_order(cost: np.ndarray, share: int, drawn: np.ndarray) -> np.ndarra
     return np.concatenate([mixed.reshape(-1), dearest_first[shares * share :]])
 
 
+def window_order(cost: np.ndarray, patch_size: np.ndarray, share: int, drawn: np.ndarray) -> np.ndarray:
+    """`balanced_order` of a window whose shares are of several patch sizes: each size's among its own; int64 (n,).
+
+    Args:
+        cost: (n,), of each pack.
+        patch_size: (n,), of each pack, the same within a share.
+        share: packs of a share.
+        drawn: one for each share, also for one that is not full.
+    """
+    order = np.arange(len(cost))
+    for size in np.unique(patch_size):
+        same = np.flatnonzero(patch_size == size)
+        order[same] = same[balanced_order(cost[same], share, drawn[same[::share] // share])]
+    return order
+
+
 def slowest_over_mean(cost: np.ndarray, ranks: int) -> float:
     """The dearest pack of a step over the mean of its packs, averaged over steps: how long the other ranks wait.
 

@@ -10,8 +10,21 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from patchnpack.packer.checks import check_whole
+from patchnpack.packer.patch_sizes import PatchSizes
 from patchnpack.packer.resolution import FitTokens, Native, Resolution, Square
-from patchnpack.packer.token_drop import NoDrop, TokenDrop
+from patchnpack.packer.sampled_resolution import RandomResizedCrop, SampleSide, ScheduledResolution
+from patchnpack.packer.token_drop import (
+    BetaDrop,
+    ConstantDrop,
+    DropToTokens,
+    NoDrop,
+    ResolutionDrop,
+    ScheduledDrop,
+    TokenDrop,
+)
+
+RESOLUTIONS = (Native, FitTokens, SampleSide, RandomResizedCrop, Square, ScheduledResolution)
+TOKEN_DROPS = (NoDrop, ConstantDrop, BetaDrop, ResolutionDrop, DropToTokens, ScheduledDrop)
 
 Algorithm = Literal[
     "auto",
@@ -35,12 +48,13 @@ class Packing:
 
     Attributes:
         seq_len: L, token slots in a pack.
-        patch_size: P, side of a square patch in pixels.
-        resolution: what size each image is given: `Native`, `FitTokens` or `Square`.
-        oversize: an image of more than L tokens is made smaller ("shrink"), loses tokens ("drop"), is left out and
-            counted ("skip"), or is an error ("error").
-        token_drop: how many of its tokens each image loses: `NoDrop`, `ConstantDrop`, `BetaDrop`,
-            `ResolutionDrop` or `DropToTokens`.
+        patch_size: P, side of a square patch in pixels, or `PatchSizes`: one size a block of packs.
+        resolution: what size each image is given: `Native`, `FitTokens`, `SampleSide`, `RandomResizedCrop`, `Square` or
+            `ScheduledResolution`.
+        oversize: an image of more than L tokens, those dropped not counted, is made smaller ("shrink"), loses more of
+            them ("drop"), is left out and counted ("skip"), or is an error ("error").
+        token_drop: how many of its tokens each image loses: `NoDrop`, `ConstantDrop`, `BetaDrop`, `ResolutionDrop`,
+            `DropToTokens` or `ScheduledDrop`.
         algorithm: how images are matched to packs: "next_fit", "first_fit", "best_fit", "first_fit_decreasing",
             "best_fit_decreasing", "largest_fit", "subset_sum", or "auto", which is one of the last two.
         lookahead: R, how many waiting images the packer may choose from.
@@ -62,7 +76,7 @@ class Packing:
     """
 
     seq_len: int = 1024
-    patch_size: int = 16
+    patch_size: int | PatchSizes = 16
     resolution: Resolution = field(default_factory=Native)
     oversize: Oversize = "shrink"
     token_drop: TokenDrop = field(default_factory=NoDrop)
@@ -77,8 +91,10 @@ class Packing:
     scaled_decode: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "patch_size", "lookahead", "max_images", "grid_multiple"):
+        for name in ("seq_len", "lookahead", "max_images", "grid_multiple"):
             check_whole(name, getattr(self, name))
+        if not isinstance(self.patch_size, PatchSizes):
+            check_whole("patch_size", self.patch_size)
         check_whole("balance", self.balance, least=0)
         for name, choices in (
             ("oversize", get_args(Oversize)),
@@ -89,7 +105,8 @@ class Packing:
         ):
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
-        for name, types in (("resolution", (Native, FitTokens, Square)), ("token_drop", get_args(TokenDrop))):
+        kinds: tuple[tuple[str, tuple[type, ...]], ...] = (("resolution", RESOLUTIONS), ("token_drop", TOKEN_DROPS))
+        for name, types in kinds:
             if not isinstance(value := getattr(self, name), types):
                 raise ValueError(
                     f"{name} is {value!r}; it must be one of {', '.join(t.__name__ + '(...)' for t in types)}"
@@ -100,25 +117,41 @@ class Packing:
                 f"more than seq_len {self.seq_len}; raise seq_len"
             )
         # What no image can be given (a square that is no multiple of the patch, or too large) is known now.
-        unit = self.patch_size * self.grid_multiple
-        sizes = self.resolution.sizes(np.array([unit]), np.array([unit]), self.patch_size, self.grid_multiple)
+        stages = self.resolution.stages if isinstance(self.resolution, ScheduledResolution) else ((0, self.resolution),)
+        for patch_size in self.patch_sizes:
+            for _, policy in stages:
+                self._check_smallest(policy, patch_size)
+
+    def _check_smallest(self, policy: Resolution, patch_size: int) -> None:
+        """Tries `policy` on the smallest image there can be."""
+        unit, key = patch_size * self.grid_multiple, np.zeros(1, np.uint64)
+        sizes = policy.sizes(np.array([unit]), np.array([unit]), patch_size, self.grid_multiple, keys=key)
         tokens = int(sizes.grid.prod())
-        if isinstance(self.resolution, Square) and tokens > self.seq_len and self.oversize != "drop":
+        if (
+            isinstance(policy, Square)
+            and tokens > self.seq_len
+            and self.oversize != "drop"
+            and isinstance(self.token_drop, NoDrop)
+        ):
             largest = math.isqrt(self.seq_len) // self.grid_multiple * unit
             raise ValueError(
-                f"Square({self.resolution.size}) makes every image {tokens} tokens, more than seq_len {self.seq_len}; "
-                f"use Square({largest}), raise seq_len, or choose oversize='drop'"
+                f"Square({policy.size}) makes every image {tokens} tokens, more than seq_len {self.seq_len}; use "
+                f"Square({largest}), raise seq_len, or choose oversize='drop'"
             )
+
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        """Every P that a pack may have, in pixels."""
+        return tuple(self.patch_size.sizes) if isinstance(self.patch_size, PatchSizes) else (self.patch_size,)
 
     @property
     def channels(self) -> int:
         """C, values a pixel: 1, 3 or 4."""
         return len(self.image_mode)
 
-    @property
-    def token_bytes(self) -> int:
+    def token_bytes(self, patch_size: int) -> int:
         """Bytes of one token's pixels, P*P*C."""
-        return self.patch_size**2 * self.channels
+        return patch_size**2 * self.channels
 
     def replace(self, **changes: Any) -> Packing:
         """A copy with the given fields changed, checked like a new one."""

@@ -23,7 +23,7 @@ _PACKERS = {
     "largest_fit": _waiting.largest_fit,
     "subset_sum": _waiting.subset_sum,
 }
-_DECREASING = ("first_fit_decreasing", "best_fit_decreasing")
+DECREASING = ("first_fit_decreasing", "best_fit_decreasing")
 
 
 def resolve_algorithm(
@@ -105,7 +105,7 @@ def pack_lengths(
     >>> [order[a:b].tolist() for a, b in zip(offsets, offsets[1:])]
     [[0, 2], [1, 4], [3]]
     """
-    if algorithm in _DECREASING:
+    if algorithm in DECREASING:
         check_whole("lookahead", lookahead)
         lookahead = max(1, len(np.atleast_1d(lengths)))
     return pack_ready(lengths, capacity, max_items=max_items, algorithm=algorithm, lookahead=lookahead, flush=True)

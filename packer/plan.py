@@ -2,83 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from patchnpack.packer import _kernels
+from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Algorithm, Packing
-from patchnpack.packer.packing import SAMPLE, pack_ready, resolve_algorithm
-from patchnpack.packer.random import Purpose, keys
-from patchnpack.packer.resolution import shrink_above
+from patchnpack.packer.images import Images, Rows, measure
+from patchnpack.packer.packing import DECREASING, SAMPLE, pack_ready, resolve_algorithm
+from patchnpack.packer.patch_sizes import PatchSizes
 
-# n rows, M images in the plan's packs, N packs
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rows:
-    """What a plan needs to know of n images, in order of arrival.
-
-    Attributes:
-        row: int64 (n,), the row in the index.
-        ident: uint64 (n,), what the row's draws are keyed by: it names the image whatever else the source holds.
-        width: int32 (n,), pixels, after EXIF orientation.
-        height: int32 (n,), likewise.
-    """
-
-    row: np.ndarray
-    ident: np.ndarray
-    width: np.ndarray
-    height: np.ndarray
-
-    def __post_init__(self) -> None:
-        # The kernels read the columns side by side, without a check of their own.
-        lengths = {f.name: len(getattr(self, f.name)) for f in fields(self)}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"the columns have lengths {lengths}; they must be equal")
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-    @classmethod
-    def of_sizes(cls, width: ArrayLike, height: ArrayLike) -> Rows:
-        """Rows of images of which only the sizes are known, numbered from 0."""
-        width, height = np.asarray(width, np.int32), np.asarray(height, np.int32)
-        row = np.arange(len(width))
-        return cls(row=row, ident=row.astype(np.uint64), width=width, height=height)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Images:
-    """M images, each with the size it is given and the tokens it keeps.
-
-    Attributes:
-        row: int64 (M,), the row in the index.
-        key: uint64 (M,), what the choice of kept tokens is drawn from.
-        size: int32 (M, 2), (width, height) in pixels that the image is resized to.
-        grid: int32 (M, 2), (gw, gh); the image is centre-cropped or zero-padded from `size` to this many patches.
-        keep: int32 (M,), tokens kept, from 1 to gw * gh; in a plan, with those that `fill` gave back.
-    """
-
-    row: np.ndarray
-    key: np.ndarray
-    size: np.ndarray
-    grid: np.ndarray
-    keep: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-    def take(self, which: np.ndarray | slice) -> Images:
-        """The images at `which`, in that order."""
-        return Images(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Images]) -> Images:
-        """The images of all parts, in order."""
-        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+# M images in the plan's packs, N packs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,13 +23,15 @@ class Plan:
 
     Attributes:
         offsets: int64 (N + 1,).
+        patch_size: int32 (N,), P of each pack, in pixels.
         images: the images of all packs, pack by pack, in segment order.
         skipped: int64, the rows left out because they were oversize.
-        oversize: int64, the rows of more than `seq_len` tokens, whatever became of them.
+        oversize: int64, the rows of more than `seq_len` tokens (at any of the patch sizes), whatever became of them.
         algorithm: how they were packed; "auto" only where too few rows had arrived to decide.
     """
 
     offsets: np.ndarray
+    patch_size: np.ndarray
     images: Images
     skipped: np.ndarray
     oversize: np.ndarray
@@ -114,96 +52,197 @@ class Plan:
         """What attention costs in each pack, int64 (N,): the sum of its images' squared numbers of tokens."""
         return self._sums(self.images.keep.astype(np.int64) ** 2)
 
+    def model_cost(self, width: int = 768) -> np.ndarray:
+        """What a transformer of `width` features computes in each pack, in units of one token's matrices, float64 (N,).
+
+        A token costs a block 24 width**2 operations in its matrices (MLP four times as wide) and 4 width n in attention
+        over the n tokens of its image.
+        """
+        return self.tokens() + self.attention_cost() / (6 * width)
+
     def _sums(self, values: np.ndarray) -> np.ndarray:
         return np.diff(np.concatenate([[0], np.cumsum(values)])[self.offsets])
 
 
-def measure(rows: Rows, packing: Packing, *, seed: int, epoch: int) -> tuple[Images, np.ndarray, np.ndarray]:
-    """The size, grid and token count of each row; also which rows were skipped, and which were oversize.
+def decide_algorithm(packing: Packing, images: Sequence[Images]) -> Algorithm:
+    """What "auto" is, by the first images; of those for each patch size, the middle one's."""
+    keep = images[len(images) // 2].keep
+    return resolve_algorithm(
+        packing.algorithm, keep, packing.seq_len, max_items=packing.max_images, lookahead=packing.lookahead
+    )
 
-    Each row is measured by itself: the result does not depend on which rows are asked for together.
 
-    Raises:
-        ValueError: an image smaller than a patch, or an oversize one under `oversize="error"`.
+def images_a_pack(rows: Rows, packing: Packing, *, seed: int) -> tuple[float, ...]:
+    """About how many of such images a pack holds at each patch size, from the first of `rows`.
+
+    A curriculum counts the images of earlier blocks by it: all streams then agree on a block's patch size, and none
+    needs to know what the others packed.
     """
-    patch, multiple, limit = packing.patch_size, packing.grid_multiple, packing.seq_len
-    sizes = packing.resolution.sizes(rows.width, rows.height, patch, multiple)
-    tokens = sizes.grid.prod(1, dtype=np.int64)
-    over = tokens > limit
-    if over.any() and packing.oversize == "error":
-        i = int(over.argmax())
-        raise ValueError(
-            f"row {rows.row[i]} of {rows.width[i]}x{rows.height[i]} pixels has {tokens[i]} tokens, more than seq_len "
-            f"{limit} ({int(over.sum())} rows do); raise seq_len or patch_size, or choose oversize='shrink', "
-            "'drop' or 'skip'"
-        )
-    if packing.oversize == "shrink":
-        pad = getattr(packing.resolution, "edge", "resize") == "pad"
-        shrink_above(sizes, rows.width, rows.height, patch, multiple, limit, pad=pad)
-        tokens = sizes.grid.prod(1, dtype=np.int64)
-    key = keys(Purpose.TOKEN_DROP, seed, epoch, rows.ident)
-    rate_key = keys(Purpose.DROP_RATE, seed, epoch, rows.ident)
-    keep = np.minimum(packing.token_drop.keep(tokens, rate_key, limit), limit).astype(np.int32)
-    images = Images(row=rows.row, key=key, size=sizes.size, grid=sizes.grid, keep=keep)
-    skipped = over if packing.oversize == "skip" else np.zeros_like(over)
-    return images.take(~skipped), rows.row[skipped], rows.row[over]
+    if not isinstance(packing.patch_size, PatchSizes) or not len(rows):
+        return (0.0,) * len(packing.patch_sizes)
+    first, free = rows.take(slice(SAMPLE)), packing.replace(oversize="drop")
+    tokens = [measure(first, free, seed=seed, epoch=0, patch_size=size)[0].keep.mean() for size in packing.patch_sizes]
+    return tuple(packing.seq_len / float(mean) for mean in tokens)
 
 
 class Planner:
     """Plans rows as they arrive: `add` gives the packs that are ready, `finish` the rest.
 
     However the rows are cut into calls, the packs are those of `plan` over all of them. The algorithm "auto" is decided
-    once, by the first 4,096 images.
+    once, by the first 4,096 images. With `PatchSizes` each row is measured at every size when it arrives, and the packs
+    of a block go by the counts at the block's own.
+
+    Args:
+        packing: what a sequence looks like.
+        seed, epoch: what draws are keyed by.
+        start: images seen in training before the epoch's first row, for schedules.
+        stream, num_streams: which of how many streams that take turns these rows are.
+        share: packs of one patch size in a row, with `PatchSizes`.
+        images_a_pack: about how many images a pack holds at each patch size, for a curriculum of them.
     """
 
-    def __init__(self, packing: Packing, *, seed: int = 0, epoch: int = 0) -> None:
+    def __init__(
+        self,
+        packing: Packing,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        start: int = 0,
+        stream: int = 0,
+        num_streams: int = 1,
+        share: int = 1,
+        images_a_pack: Sequence[float] = (),
+    ) -> None:
         self._packing, self._seed, self._epoch = packing, seed, epoch
+        self._start, self._stream, self._num_streams, self._share = start, stream, num_streams, share
+        self._images_a_pack = images_a_pack
+        self._seen = float(start)  # by the packs of earlier blocks, in all streams
         self._algorithm = packing.algorithm
-        self._waiting: list[Images] = []
+        self._arrived, self._packs = 0, 0
+        self._waiting: list[Images] = []  # for each patch size
 
     def add(self, rows: Rows) -> Plan:
         """Takes rows in; returns the packs that no later row can change."""
-        return self._pack(rows, flush=False)
+        seen = self._start + self._stream + self._num_streams * (self._arrived + np.arange(len(rows)))
+        self._arrived += len(rows)
+        packing, arrived, over = self._packing, [], np.zeros(len(rows), np.bool_)
+        for size in packing.patch_sizes:
+            images, too_large = measure(rows, packing, seed=self._seed, epoch=self._epoch, seen=seen, patch_size=size)
+            arrived.append(images)
+            over |= too_large
+        skipped = over if packing.oversize == "skip" else np.zeros_like(over)
+        if skipped.any():
+            arrived = [images.take(~skipped) for images in arrived]
+        if self._waiting:
+            arrived = [Images.concatenate(parts) for parts in zip(self._waiting, arrived, strict=True)]
+        self._waiting = arrived
+        return self._plan(flush=False, skipped=rows.row[skipped], oversize=rows.row[over])
 
     def finish(self) -> Plan:
         """Empties the waiting room."""
-        none = np.empty(0, np.int32)
-        return self._pack(Rows.of_sizes(none, none), flush=True)
+        none = np.empty(0, np.int64)
+        if not self._waiting:
+            self.add(Rows.of_sizes(none, none))
+        return self._plan(flush=True, skipped=none, oversize=none)
 
-    def _pack(self, rows: Rows, flush: bool) -> Plan:
-        arrived, skipped, oversize = measure(rows, self._packing, seed=self._seed, epoch=self._epoch)
-        images = Images.concatenate([*self._waiting, arrived])
-        packing = self._packing
-        limits = {"max_items": packing.max_images, "lookahead": packing.lookahead}
-        if self._algorithm == "auto" and (flush or len(images) >= SAMPLE):
-            self._algorithm = resolve_algorithm("auto", images.keep, packing.seq_len, **limits)
-        if self._algorithm == "auto":
-            order, offsets = np.empty(0, np.int64), np.zeros(1, np.int64)
-        else:
-            order, offsets = pack_ready(images.keep, packing.seq_len, algorithm=self._algorithm, flush=flush, **limits)
-        stays = np.ones(len(images), np.bool_)
-        stays[order] = False
-        self._waiting = [images.take(np.flatnonzero(stays))]
-        packed = images.take(order)
-        if packing.fill == "undrop":
-            tokens = packed.grid.prod(1, dtype=np.int64)
-            _kernels.undrop(tokens, packed.keep, offsets, packing.seq_len)
+    def _plan(self, *, flush: bool, skipped: np.ndarray, oversize: np.ndarray) -> Plan:
+        packing, waiting = self._packing, self._waiting
+        if self._algorithm == "auto" and (flush or len(waiting[0]) >= SAMPLE):
+            self._algorithm = decide_algorithm(packing, waiting)
+        stays = np.ones(len(waiting[0]), np.bool_)
+        images, offsets, patch_size = [waiting[0].take(slice(0))], [np.zeros(1, np.int64)], [np.empty(0, np.int32)]
+        for number, order, ends in self._packed(flush):
+            stays[order] = False
+            packed = waiting[number].take(order)
+            if packing.fill == "undrop":
+                _kernels.undrop(packed.grid.prod(1, dtype=np.int64), packed.keep, ends, packing.seq_len)
+            images.append(packed)
+            offsets.append(offsets[-1][-1] + ends[1:])
+            patch_size.append(np.full(len(ends) - 1, packing.patch_sizes[number], np.int32))
+        self._waiting = [images.take(stays) for images in waiting]
         return Plan(
-            offsets=offsets,
-            images=packed,
+            offsets=np.concatenate(offsets),
+            patch_size=np.concatenate(patch_size),
+            images=images[1] if len(images) == 2 else Images.concatenate(images),
             skipped=skipped,
             oversize=oversize,
             algorithm=self._algorithm,
         )
 
+    def _packed(self, flush: bool) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Packs of the waiting, in parts of one patch size: its number, and order and offsets as of `pack_lengths`."""
+        if self._algorithm == "auto":
+            return
+        lengths = [images.keep for images in self._waiting]
+        if not isinstance(self._packing.patch_size, PatchSizes):
+            yield 0, *self._pack(lengths[0], flush)
+            return
+        left, entered = np.empty(0, np.int64), 0  # those looked at and not packed; how many were looked at
+        while True:
+            block, done = divmod(self._packs, self._share)
+            size = self._packing.patch_size.draw(seed=self._seed, epoch=self._epoch, block=block, seen=self._seen)
+            number, wanted = self._packing.patch_sizes.index(size), self._share - done
+            left, entered, order, offsets = self._pack_some(lengths[number], left, entered, wanted, flush)
+            if len(offsets) == 1:
+                return
+            self._packs += len(offsets) - 1
+            if self._images_a_pack and self._packs % self._share == 0:
+                self._seen += self._share * self._num_streams * self._images_a_pack[number]
+            yield number, order, offsets
 
-def plan(rows: Rows, packing: Packing, *, seed: int = 0, epoch: int = 0) -> Plan:
+    def _pack_some(
+        self, lengths: np.ndarray, left: np.ndarray, entered: int, wanted: int, flush: bool
+    ) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
+        """The first packs of those `left` and those not yet entered, at most `wanted`, from no more than they need."""
+        packing, decreasing = self._packing, self._algorithm in DECREASING
+        reach = 4 * packing.lookahead if decreasing else packing.lookahead + 16 * wanted
+        while True:
+            upto = min(len(lengths), entered + max(0, reach - len(left)))
+            looked_at = np.concatenate([left, np.arange(entered, upto)])
+            order, offsets = self._pack(lengths[looked_at], flush and upto == len(lengths))
+            if decreasing or len(offsets) > wanted or upto == len(lengths):
+                break
+            reach *= 2
+        if len(offsets) > wanted + 1:
+            if decreasing:  # the first are of the longest: so that none waits for ever, those with the oldest go
+                order, offsets = _oldest_first(order, offsets)
+            offsets = offsets[: wanted + 1]
+            order = order[: offsets[-1]]
+        stays = np.ones(len(looked_at), np.bool_)
+        stays[order] = False
+        return looked_at[stays], upto, looked_at[order], offsets
+
+    def _pack(self, lengths: np.ndarray, flush: bool) -> tuple[np.ndarray, np.ndarray]:
+        packing = self._packing
+        return pack_ready(
+            lengths,
+            packing.seq_len,
+            max_items=packing.max_images,
+            algorithm=self._algorithm,
+            lookahead=packing.lookahead,
+            flush=flush,
+        )
+
+
+def _oldest_first(order: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same packs, those first whose oldest image is oldest."""
+    packs = np.argsort(np.minimum.reduceat(order, offsets[:-1]), kind="stable")
+    counts = np.diff(offsets)[packs]
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    return order[np.repeat(offsets[packs] - ends[:-1], counts) + np.arange(len(order))], ends
+
+
+def plan(
+    rows: Rows, packing: Packing, *, seed: int = 0, epoch: int = 0, start: int | None = None, block: int = 64
+) -> Plan:
     """Plans all rows at once: a pure function of its arguments, the only way to a pack.
 
     Args:
         rows: the images in order of arrival.
         packing: what a sequence looks like.
         seed, epoch: what random draws are keyed by, together with each row's `ident`.
+        start: images seen in training before these, for schedules; None is `epoch` times the number of rows.
+        block: packs of one patch size in a row; only `PatchSizes` reads it.
 
     Returns:
         The packs, in the order in which they are emitted. Each row is in exactly one, or in `skipped`.
@@ -216,10 +255,19 @@ def plan(rows: Rows, packing: Packing, *, seed: int = 0, epoch: int = 0) -> Plan
     >>> [packs.pack(i).row.tolist() for i in range(len(packs))], packs.tokens().tolist()
     ([[0, 1], [2, 3]], [24, 12])
     """
-    planner = Planner(packing, seed=seed, epoch=epoch)
+    check_whole("block", block)
+    planner = Planner(
+        packing,
+        seed=seed,
+        epoch=epoch,
+        start=epoch * len(rows) if start is None else start,
+        share=block,
+        images_a_pack=images_a_pack(rows, packing, seed=seed),
+    )
     first, last = planner.add(rows), planner.finish()
     return Plan(
         offsets=np.concatenate([first.offsets, first.offsets[-1] + last.offsets[1:]]),
+        patch_size=np.concatenate([first.patch_size, last.patch_size]),
         images=Images.concatenate([first.images, last.images]),
         skipped=first.skipped,
         oversize=first.oversize,

@@ -20,6 +20,8 @@ class Purpose(IntEnum):
     TRANSFORM = 4
     DROP_RATE = 5
     BALANCE = 6
+    RESOLUTION = 7
+    PATCH_SIZE = 8
 
 
 def keys(purpose: Purpose, seed: int, epoch: int, counters: np.ndarray) -> np.ndarray:

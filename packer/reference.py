@@ -10,6 +10,7 @@ on as if there had been no break.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 _MASK = (1 << 64) - 1
@@ -276,3 +277,32 @@ def kept_tokens(key: int, tokens: int, keep: int) -> list[int]:
         j = i + mix(key) % (tokens - i)
         permutation[i], permutation[j] = permutation[j], permutation[i]
     return sorted(permutation[:keep])
+
+
+def uniform(state: int) -> tuple[int, float]:
+    """The next state of a key's stream, and a value in (0, 1)."""
+    state = state + 0x9E3779B97F4A7C15 & _MASK
+    return state, ((mix(state) >> 12) + 0.5) / 2**52
+
+
+def random_crop(
+    key: int, width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of a crop drawn from `key`, as GoogLeNet's (Szegedy et al. 2015, section 6).
+
+    Its area is a uniform share of the image, its aspect is uniform in the logarithm; ten are drawn until one lies
+    within the image. Failing that, it is the largest at the centre whose aspect is within `ratio`.
+    """
+    for _ in range(10):
+        key, u = uniform(key)
+        key, v = uniform(key)
+        area = (scale[0] + (scale[1] - scale[0]) * u) * (width * height)
+        aspect = math.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * v)
+        w, h = math.floor(math.sqrt(area * aspect) + 0.5), math.floor(math.sqrt(area / aspect) + 0.5)
+        if 1 <= w <= width and 1 <= h <= height:
+            key, u = uniform(key)
+            key, v = uniform(key)
+            return int(u * (width - w + 1)), int(v * (height - h + 1)), w, h
+    w = max(1, min(width, math.floor(height * ratio[1] + 0.5)))
+    h = max(1, min(height, math.floor(width / ratio[0] + 0.5)))
+    return (width - w) // 2, (height - h) // 2, w, h

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchnpack.packer.balance import balanced_order, slowest_over_mean, window_of
+from patchnpack.packer.balance import slowest_over_mean, window_of, window_order
+from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Packing
-from patchnpack.packer.plan import Plan, Rows, plan
+from patchnpack.packer.images import Images, Rows
+from patchnpack.packer.plan import Plan, plan
 from patchnpack.packer.random import Purpose, keys
 
 # n images; a slot is the place of one token in what the model is given, whether a token fills it or not
@@ -56,8 +58,11 @@ class PackingReport:
         oversize: images of more than `seq_len` tokens; `packing.oversize` says what became of them.
         skipped: images left out because of that.
         ways: packing as configured first, then the ways it is compared with.
-        slowest_of_8: with 8 ranks, the attention cost of a step's dearest pack over the packs' mean: as packed,
-            and balanced in windows of `packing.balance`; 1 is even.
+        ranks: ranks that a step's packs are shared out to.
+        slowest_attention: the attention cost of a step's dearest pack over the packs' mean: as packed, and balanced in
+            windows of `packing.balance`; 1 is even.
+        slowest_model: the same of the whole model's cost, of `width` features.
+        width: features of the model.
         plan_s_a_million: seconds of one core to plan a million such images.
     """
 
@@ -71,7 +76,10 @@ class PackingReport:
     oversize: int
     skipped: int
     ways: tuple[Way, ...]
-    slowest_of_8: tuple[float, float]
+    ranks: int
+    slowest_attention: tuple[float, float]
+    slowest_model: tuple[float, float]
+    width: int
     plan_s_a_million: float
 
     @property
@@ -80,8 +88,15 @@ class PackingReport:
         return self.ways[0].padding
 
 
-def report(rows: Rows, packing: Packing, *, seed: int = 0) -> PackingReport:
+def report(rows: Rows, packing: Packing, *, seed: int = 0, ranks: int = 8, width: int = 768) -> PackingReport:
     """Plans the rows with `packing`, and by the ways that people use otherwise.
+
+    Args:
+        rows: the images, in order of arrival.
+        packing: what a sequence looks like.
+        seed: of all draws.
+        ranks: ranks that train together, at least 1: how long they wait for each other is told.
+        width: features of the model that they train.
 
     >>> import numpy as np
     >>> sides = np.random.default_rng(0).integers(48, 385, (2, 1000))
@@ -89,7 +104,9 @@ def report(rows: Rows, packing: Packing, *, seed: int = 0) -> PackingReport:
     >>> found.images, found.packs, [way.name for way in found.ways][:2]
     (1000, 677, ['packed, largest_fit', 'packed, next_fit'])
     """
-    made = plan(rows, packing, seed=seed)
+    check_whole("ranks", ranks)
+    check_whole("width", width)
+    made = plan(rows, packing, seed=seed, block=ranks)
     images = made.images
     if not len(images):
         raise ValueError(
@@ -110,30 +127,29 @@ def report(rows: Rows, packing: Packing, *, seed: int = 0) -> PackingReport:
         skipped=len(made.skipped),
         ways=(
             _packed(made.algorithm, len(made), tokens, packing),
-            *_next_fit(rows, packing, seed),
-            Way(
-                name="padded to the longest",
-                sequences=len(keep),
-                slots=len(keep) * int(keep.max()),
-                tokens=tokens,
-                note=f"one image a row of {keep.max()} slots",
-            ),
-            _square(rows, keep, packing),
+            *_next_fit(rows, packing, seed, ranks),
+            _longest(made),
+            _square(made, rows),
         ),
-        slowest_of_8=_slowest_of_8(made, packing, seed),
+        ranks=ranks,
+        slowest_attention=_slowest(made, made.attention_cost(), packing, seed, ranks),
+        slowest_model=_slowest(made, made.model_cost(width), packing, seed, ranks),
+        width=width,
         plan_s_a_million=_plan_s_a_million(rows, packing, seed),
     )
 
 
-def _slowest_of_8(made: Plan, packing: Packing, seed: int) -> tuple[float, float]:
-    cost = made.attention_cost()
-    as_packed = slowest_over_mean(cost, 8)
+def _slowest(made: Plan, cost: np.ndarray, packing: Packing, seed: int, ranks: int) -> tuple[float, float]:
+    as_packed = slowest_over_mean(cost, ranks)
     if not packing.balance:
         return as_packed, as_packed
-    window = window_of(packing.balance, 8)
-    drawn = keys(Purpose.BALANCE, seed, 0, np.arange(window // 8, dtype=np.uint64))
-    parts = [cost[first : first + window] for first in range(0, len(cost), window)]
-    return as_packed, slowest_over_mean(np.concatenate([part[balanced_order(part, 8, drawn)] for part in parts]), 8)
+    window, attention = window_of(packing.balance, ranks), made.attention_cost()
+    drawn = keys(Purpose.BALANCE, seed, 0, np.arange(window // ranks, dtype=np.uint64))
+    parts = []
+    for first in range(0, len(cost), window):
+        part = slice(first, first + window)
+        parts.append(cost[part][window_order(attention[part], made.patch_size[part], ranks, drawn)])
+    return as_packed, slowest_over_mean(np.concatenate(parts), ranks)
 
 
 def _packed(algorithm: str, packs: int, tokens: int, packing: Packing) -> Way:
@@ -141,22 +157,45 @@ def _packed(algorithm: str, packs: int, tokens: int, packing: Packing) -> Way:
     return Way(name=f"packed, {algorithm}", sequences=packs, slots=slots, tokens=tokens)
 
 
-def _next_fit(rows: Rows, packing: Packing, seed: int) -> list[Way]:
+def _next_fit(rows: Rows, packing: Packing, seed: int, block: int) -> list[Way]:
     if packing.algorithm == "next_fit":
         return []
-    made = plan(rows, packing.replace(algorithm="next_fit"), seed=seed)
+    made = plan(rows, packing.replace(algorithm="next_fit"), seed=seed, block=block)
     return [_packed("next_fit", len(made), int(made.tokens().sum()), packing)]
 
 
-def _square(rows: Rows, keep: np.ndarray, packing: Packing) -> Way:
+def _by_patch_size(made: Plan) -> list[tuple[int, Images]]:
+    """The images at each patch size."""
+    each = np.repeat(made.patch_size, np.diff(made.offsets))
+    return [(int(size), made.images.take(each == size)) for size in np.unique(each)]
+
+
+def _longest(made: Plan) -> Way:
+    """One image a row of as many slots as the longest has; of the longest at each patch size, if there are several."""
+    parts = [images.keep.astype(np.int64) for _, images in _by_patch_size(made)]
+    longest = " or ".join(f"{part.max()}" for part in parts)
+    return Way(
+        name="padded to the longest",
+        sequences=sum(map(len, parts)),
+        slots=sum(len(part) * int(part.max()) for part in parts),
+        tokens=int(made.tokens().sum()),
+        note=f"one image a row of {longest} slots",
+    )
+
+
+def _square(made: Plan, rows: Rows) -> Way:
     """The square whose tokens come nearest to the mean image's, so that the model computes about as much."""
-    side = max(1, round(float(keep.mean()) ** 0.5))
+    sides, tokens = [], 0
+    for size, images in _by_patch_size(made):
+        side = max(1, round(float(images.keep.mean()) ** 0.5))
+        sides.append(f"{side * size}x{side * size}")
+        tokens += len(images) * side**2
     stretch = np.maximum(rows.width, rows.height) / np.minimum(rows.width, rows.height)
     return Way(
-        name=f"resized to {side * packing.patch_size}x{side * packing.patch_size}",
-        sequences=len(rows),
-        slots=len(rows) * side**2,
-        tokens=len(rows) * side**2,
+        name=f"resized to {' or '.join(dict.fromkeys(sides))}",
+        sequences=len(made.images),
+        slots=tokens,
+        tokens=tokens,
         note=f"{(stretch > 1.1).mean():.0%} of images stretched by over 10 %; median {np.median(stretch) - 1:.0%}",
     )
 

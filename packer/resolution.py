@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -14,35 +15,112 @@ from patchnpack.packer.checks import check_whole
 
 
 class Sizes(NamedTuple):
-    """What each image becomes: resized to `size` pixels, then centre-cropped or zero-padded to `grid` patches."""
+    """What each image becomes: `box` of it, resized to `size` pixels, then centre-cropped or zero-padded to `grid`.
 
-    size: np.ndarray  # int32 (n, 2), (width, height)
-    grid: np.ndarray  # int32 (n, 2), (gw, gh)
+    Attributes:
+        size: int32 (n, 2), (width, height) in pixels.
+        grid: int32 (n, 2), (gw, gh) in patches.
+        box: int32 (n, 4), (left, top, width, height) in pixels of the upright image; None is all of each image.
+    """
+
+    size: np.ndarray
+    grid: np.ndarray
+    box: np.ndarray | None = None
+
+
+class Asked(NamedTuple):
+    """n images whose sizes are asked for; `Resolution.sizes` says what each field is."""
+
+    width: np.ndarray
+    height: np.ndarray
+    patch: int
+    multiple: int
+    keys: np.ndarray
+    seen: np.ndarray
+    limit: np.ndarray | None
+
+    @property
+    def unit(self) -> int:
+        """Pixels that both sides of a grid are multiples of."""
+        return self.patch * self.multiple
+
+
+class Resolution(ABC):
+    """A policy: what size each image is given."""
+
+    __slots__ = ()
+
+    def sizes(
+        self,
+        width: np.ndarray,
+        height: np.ndarray,
+        patch: int,
+        multiple: int = 1,
+        *,
+        keys: np.ndarray | None = None,
+        seen: np.ndarray | None = None,
+        limit: np.ndarray | None = None,
+    ) -> Sizes:
+        """What n images become; each by itself, whichever are asked for together.
+
+        Args:
+            width, height: (n,), in pixels, upright.
+            patch: P, in pixels.
+            multiple: both sides of a grid are multiples of this.
+            keys: uint64 (n,), what an image's draws come from; a policy that draws none does without.
+            seen: int64 (n,), images seen in training before each; 0 where it is not given.
+            limit: int64 (n,), tokens of each at most, at least `multiple`**2; what is larger is made smaller.
+
+        Raises:
+            ValueError: an image that the policy cannot take.
+        """
+        if keys is None:
+            if self.draws:
+                raise ValueError(f"{self} draws each image's size and needs keys, one uint64 an image")
+            keys = np.empty(0, np.uint64)
+        seen = np.zeros(len(width), np.int64) if seen is None else seen
+        return self._sizes(Asked(width, height, patch, multiple, keys, seen, limit))
+
+    @property
+    def draws(self) -> bool:
+        """Whether sizes are drawn, and so differ from epoch to epoch."""
+        return False
+
+    @abstractmethod
+    def _sizes(self, asked: Asked) -> Sizes: ...
 
 
 Edge = Literal["pad", "crop", "resize"]
 
 
-def _check_edge(edge: str, allowed: tuple[str, ...]) -> None:
+def check_edge(edge: str, allowed: tuple[str, ...]) -> None:
+    """Refuses an `edge` that the policy does not know."""
     if edge not in allowed:
         raise ValueError(f"edge is {edge!r}; it must be one of {', '.join(map(repr, allowed))}")
 
 
 def fit_tokens(
-    width: np.ndarray, height: np.ndarray, patch: int, multiple: int, max_tokens: int, *, upsample: bool, pad: bool
+    width: np.ndarray,
+    height: np.ndarray,
+    patch: int,
+    multiple: int,
+    max_tokens: int | np.ndarray,
+    *,
+    upsample: bool,
+    pad: bool,
 ) -> Sizes:
-    """The largest size of each image, aspect kept, whose grid has at most `max_tokens` patches.
+    """The largest size of each image, aspect kept, whose grid has at most `max_tokens` patches, a number or (n,).
 
     With `pad` the size keeps the aspect to the pixel and the last patches are part empty; without, both sides are
     rounded up to whole patches.
     """
-    unit, cells = patch * multiple, max_tokens // multiple**2
-    if cells < 1:
+    unit, cells = patch * multiple, np.asarray(max_tokens, np.int64) // multiple**2
+    if (cells < 1).any():
         raise ValueError(
-            f"max_tokens is {max_tokens}, less than one grid_multiple cell of {multiple}x{multiple} patches"
+            f"max_tokens is {np.min(max_tokens)}, less than one grid_multiple cell of {multiple}x{multiple} patches"
         )
     fitted = np.empty((len(width), 4), np.int64)
-    _kernels.fit_grids(width, height, unit, cells, upsample, fitted)
+    _kernels.fit_grids(width, height, unit, np.ascontiguousarray(np.broadcast_to(cells, len(width))), upsample, fitted)
     if pad:
         numerator, denominator = fitted[:, 2:3], fitted[:, 3:4]
         native = np.stack([width, height], 1).astype(np.int64)
@@ -55,8 +133,34 @@ def fit_tokens(
     return Sizes(size.astype(np.int32), grid.astype(np.int32))
 
 
+def shrink_above(
+    sizes: Sizes,
+    width: np.ndarray,
+    height: np.ndarray,
+    patch: int,
+    multiple: int,
+    max_tokens: int | np.ndarray,
+    *,
+    pad: bool,
+) -> None:
+    """Shrinks, in place, the images whose grid has more than `max_tokens` patches."""
+    over = sizes.grid.prod(1, dtype=np.int64) > max_tokens
+    if over.any():
+        # These are too large as they are, so the largest size that fits is smaller, even where `upsample` made them so.
+        most = np.broadcast_to(np.asarray(max_tokens, np.int64), len(width))[over]
+        fitted = fit_tokens(width[over], height[over], patch, multiple, most, upsample=True, pad=pad)
+        sizes.size[over], sizes.grid[over] = fitted.size, fitted.grid
+
+
+def _lesser(max_tokens: int | None, limit: np.ndarray | None) -> int | np.ndarray | None:
+    if max_tokens is None or limit is None:
+        return limit if max_tokens is None else max_tokens
+    least: np.ndarray = np.minimum(max_tokens, limit)
+    return least
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Native:
+class Native(Resolution):
     """Images as they are (NaViT, arXiv 2307.06304, section 2.1).
 
     Where a side is not a multiple of the patch size, `edge` decides: "pad" makes ceil(side / P) patches and fills the
@@ -67,6 +171,8 @@ class Native:
                                     crop  ....|................|................|....                  2 patches
                                     resize    |................|................|................|     3 patches
     ```
+
+    An image smaller than a patch (for "crop": narrower or lower than a patch) is a ValueError.
 
     Attributes:
         max_tokens: larger images are shrunk, aspect kept, to the largest size whose grid fits; None is no limit.
@@ -83,14 +189,10 @@ class Native:
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
             check_whole("max_tokens", self.max_tokens)
-        _check_edge(self.edge, ("pad", "crop", "resize"))
+        check_edge(self.edge, ("pad", "crop", "resize"))
 
-    def sizes(self, width: np.ndarray, height: np.ndarray, patch: int, multiple: int = 1) -> Sizes:
-        """Sizes and grids of images of the given widths and heights (n,), in pixels.
-
-        Raises ValueError for an image smaller than a patch (for "crop": narrower or lower than a patch).
-        """
-        unit = patch * multiple
+    def _sizes(self, asked: Asked) -> Sizes:
+        width, height, patch, multiple, unit = *asked[:4], asked.unit
         native = np.stack([width, height], 1).astype(np.int64)
         self._check_patch(native, patch, multiple)
         if self.edge == "pad":
@@ -103,8 +205,9 @@ class Native:
             grid = np.maximum(1, (2 * native + unit) // (2 * unit))
             size = grid * unit
         sizes = Sizes(size.astype(np.int32), (grid * multiple).astype(np.int32))
-        if self.max_tokens is not None:
-            shrink_above(sizes, width, height, patch, multiple, self.max_tokens, pad=self.edge == "pad")
+        most = _lesser(self.max_tokens, asked.limit)
+        if most is not None:
+            shrink_above(sizes, width, height, patch, multiple, most, pad=self.edge == "pad")
         return sizes
 
     def _check_patch(self, native: np.ndarray, patch: int, multiple: int) -> None:
@@ -121,7 +224,7 @@ class Native:
 
 
 @dataclass(frozen=True, slots=True)
-class FitTokens:
+class FitTokens(Resolution):
     """Each image at the largest size, aspect kept, whose grid has at most `max_tokens` patches.
 
     With `upsample=True` and `edge="resize"` this is NaFlex's rule (SigLIP 2, arXiv 2502.14786, section 2.4.2), solved
@@ -148,17 +251,16 @@ class FitTokens:
 
     def __post_init__(self) -> None:
         check_whole("max_tokens", self.max_tokens)
-        _check_edge(self.edge, ("pad", "resize"))
+        check_edge(self.edge, ("pad", "resize"))
 
-    def sizes(self, width: np.ndarray, height: np.ndarray, patch: int, multiple: int = 1) -> Sizes:
-        """Sizes and grids of images of the given widths and heights (n,), in pixels."""
-        return fit_tokens(
-            width, height, patch, multiple, self.max_tokens, upsample=self.upsample, pad=self.edge == "pad"
-        )
+    def _sizes(self, asked: Asked) -> Sizes:
+        most = _lesser(self.max_tokens, asked.limit)
+        assert most is not None
+        return fit_tokens(*asked[:4], most, upsample=self.upsample, pad=self.edge == "pad")
 
 
 @dataclass(frozen=True, slots=True)
-class Square:
+class Square(Resolution):
     """Every image resized to `size` x `size` pixels, its aspect lost: the plain ViT's baseline.
 
     Attributes:
@@ -174,28 +276,16 @@ class Square:
     def __post_init__(self) -> None:
         check_whole("size", self.size)
 
-    def sizes(self, width: np.ndarray, height: np.ndarray, patch: int, multiple: int = 1) -> Sizes:
-        """Sizes and grids of images of the given widths and heights (n,), in pixels."""
-        unit = patch * multiple
+    def _sizes(self, asked: Asked) -> Sizes:
+        unit = asked.unit
         if self.size % unit:
             lower = max(unit, self.size // unit * unit)
             raise ValueError(
                 f"Square({self.size}) is not a multiple of patch_size * grid_multiple = {unit}; use Square({lower})"
             )
-        shape = (len(width), 2)
-        return Sizes(np.full(shape, self.size, np.int32), np.full(shape, self.size // patch, np.int32))
-
-
-Resolution = Native | FitTokens | Square
-
-
-def shrink_above(
-    sizes: Sizes, width: np.ndarray, height: np.ndarray, patch: int, multiple: int, max_tokens: int, *, pad: bool
-) -> np.ndarray:
-    """Shrinks, in place, the images whose grid has more than `max_tokens` patches; returns which (bool (n,))."""
-    over: np.ndarray = sizes.grid.prod(1, dtype=np.int64) > max_tokens
-    if over.any():
-        # These are too large as they are, so the largest size that fits is smaller, even where `upsample` made them so.
-        fitted = fit_tokens(width[over], height[over], patch, multiple, max_tokens, upsample=True, pad=pad)
-        sizes.size[over], sizes.grid[over] = fitted
-    return over
+        cells = np.full(len(asked.width), self.size // unit, np.int64)
+        if asked.limit is not None:
+            # Exact: a limit is far below 2**52.
+            cells = np.minimum(cells, np.sqrt(asked.limit // asked.multiple**2).astype(np.int64))
+        grid = np.stack([cells, cells], 1).astype(np.int32) * np.int32(asked.multiple)
+        return Sizes(grid * np.int32(asked.patch), grid)

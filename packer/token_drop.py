@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +13,31 @@ from patchnpack.packer.checks import check_whole
 # n images; a drop rate is the share of an image's tokens that is dropped, in [0, 1)
 
 
-def _keep(tokens: np.ndarray, rate: np.ndarray | float) -> np.ndarray:
-    return np.maximum(1, np.rint(tokens * (1 - rate))).astype(np.int64)
+class TokenDrop(ABC):
+    """A token drop: the rate of each image, and so how many of its tokens are kept."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """Drop rate of each image, float64 (n,); each depends on its own image alone.
+
+        Args:
+            tokens: (n,), before dropping.
+            keys: uint64 (n,), what each image's rate is drawn from.
+            seq_len: L, slots in a pack.
+            seen: int64 (n,), images seen in training before each; 0 where it is not given.
+        """
+
+    def keep(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """Tokens kept of each image, int64 (n,), at least 1; arguments as for `rates`."""
+        kept: np.ndarray = tokens * (1 - self.rates(tokens, keys, seq_len, seen))
+        whole: np.ndarray = np.maximum(1, np.rint(kept)).astype(np.int64)
+        return whole
 
 
 @dataclass(frozen=True, slots=True)
-class NoDrop:
+class NoDrop(TokenDrop):
     """Every token is kept.
 
     >>> import numpy as np
@@ -25,13 +45,13 @@ class NoDrop:
     [7]
     """
 
-    def keep(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int) -> np.ndarray:
-        """Tokens kept (int64 (n,)) of images of `tokens` (n,), each with its own key (uint64 (n,))."""
-        return tokens.astype(np.int64)
+    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """See `TokenDrop.rates`."""
+        return np.zeros(len(tokens))
 
 
 @dataclass(frozen=True, slots=True)
-class ConstantDrop:
+class ConstantDrop(TokenDrop):
     """The same share of every image's tokens is dropped; at least one stays (NaViT, arXiv 2307.06304, section 2.2).
 
     Attributes:
@@ -48,13 +68,13 @@ class ConstantDrop:
         if not 0 <= self.rate < 1:
             raise ValueError(f"rate is {self.rate}; the share of tokens to drop must be at least 0 and below 1")
 
-    def keep(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int) -> np.ndarray:
-        """Tokens kept (int64 (n,)) of images of `tokens` (n,), each with its own key (uint64 (n,))."""
-        return _keep(tokens, self.rate)
+    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """See `TokenDrop.rates`."""
+        return np.full(len(tokens), float(self.rate))
 
 
 @dataclass(frozen=True, slots=True)
-class BetaDrop:
+class BetaDrop(TokenDrop):
     """Each image draws its own rate: d = u max, u ~ Beta(7 m / 3, 7 (1 - m) / 3), m = mean / max.
 
     The variance of u is 0.3 m (1 - m), and the mean rate is `mean` (NaViT, arXiv 2307.06304).
@@ -79,16 +99,16 @@ class BetaDrop:
                 "ConstantDrop)"
             )
 
-    def keep(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int) -> np.ndarray:
-        """Tokens kept (int64 (n,)) of images of `tokens` (n,), each with its own key (uint64 (n,))."""
+    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """See `TokenDrop.rates`."""
         m = self.mean / self.max
         u = np.empty(len(keys))
         _draws.beta(keys, 7 * m / 3, 7 * (1 - m) / 3, u)
-        return _keep(tokens, u * self.max)
+        return u * self.max
 
 
 @dataclass(frozen=True, slots=True)
-class ResolutionDrop:
+class ResolutionDrop(TokenDrop):
     """Larger images lose more: rates are normal with a mean that grows linearly with the token count, within [0, 1).
 
     The mean is `low` at 0 tokens and `high` at `seq_len` tokens and above (NaViT, arXiv 2307.06304).
@@ -114,16 +134,16 @@ class ResolutionDrop:
         if not 0 < self.std <= 1:
             raise ValueError(f"std is {self.std}; it must be above 0 and at most 1")
 
-    def keep(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int) -> np.ndarray:
-        """Tokens kept (int64 (n,)) of images of `tokens` (n,), each with its own key (uint64 (n,))."""
+    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """See `TokenDrop.rates`."""
         mean = self.low + (self.high - self.low) * np.minimum(tokens / seq_len, 1)
         rate = np.empty(len(keys))
         _draws.truncated_normal(keys, mean, self.std, 0.0, 1.0, rate)
-        return _keep(tokens, rate)
+        return rate
 
 
 @dataclass(frozen=True, slots=True)
-class DropToTokens:
+class DropToTokens(TokenDrop):
     """At most so many tokens of each image are kept: the keep rate is min(1, s0 / s).
 
     Attributes:
@@ -139,10 +159,65 @@ class DropToTokens:
     def __post_init__(self) -> None:
         check_whole("tokens", self.tokens)
 
-    def keep(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int) -> np.ndarray:
-        """Tokens kept (int64 (n,)) of images of `tokens` (n,), each with its own key (uint64 (n,))."""
-        kept: np.ndarray = np.minimum(tokens, self.tokens).astype(np.int64)
-        return kept
+    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """See `TokenDrop.rates`."""
+        return 1 - np.minimum(1, self.tokens / tokens)
 
 
-TokenDrop = NoDrop | ConstantDrop | BetaDrop | ResolutionDrop | DropToTokens
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduledDrop(TokenDrop):
+    """Another drop's rates, times a factor that goes from `start` to `end` as training goes on.
+
+    The factor is start + (end - start) / (1 + exp((midpoint - n) / tau)), n the images seen: epoch times rows, and the
+    image's place in the epoch. Rates that fall are what works best (NaViT, arXiv 2307.06304).
+
+    ```
+    factor  1.0 |-----.__                       start=1, end=0, midpoint=500_000, tau=60_000
+            0.5 |         `.
+            0.0 |            `--.______         the drop alone at first, none in the end
+                0     250k     500k     750k
+    ```
+
+    Attributes:
+        drop: whose rates they are.
+        start, end: factors long before and long after the midpoint, from 0 to 1.
+        midpoint: images seen where the factor is halfway, at least 0.
+        tau: images; three quarters of the way lie between midpoint - 2 tau and midpoint + 2 tau. Above 0.
+
+    >>> import numpy as np
+    >>> fall = ScheduledDrop(drop=ConstantDrop(0.8), start=1, end=0.25, midpoint=1000, tau=100)
+    >>> fall.rates(np.full(3, 10), np.zeros(3, np.uint64), 1024, np.array([0, 1000, 2000])).round(3).tolist()
+    [0.8, 0.5, 0.2]
+    """
+
+    drop: TokenDrop
+    start: float
+    end: float
+    midpoint: float
+    tau: float
+
+    def __post_init__(self) -> None:
+        kinds = (NoDrop, ConstantDrop, BetaDrop, ResolutionDrop, DropToTokens)
+        if not isinstance(self.drop, kinds):
+            raise ValueError(
+                f"drop is {self.drop!r}; it must be one of {', '.join(t.__name__ + '(...)' for t in kinds)}"
+            )
+        for name in ("start", "end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; a factor of the drop's rates must be from 0 to 1")
+        if not 0 <= self.midpoint < float("inf"):
+            raise ValueError(f"midpoint is {self.midpoint}; it must be a number of images, at least 0")
+        if not 0 < self.tau < float("inf"):
+            raise ValueError(f"tau is {self.tau}; it must be a number of images above 0")
+
+    def factors(self, seen: np.ndarray) -> np.ndarray:
+        """What rates are multiplied by after `seen` (n,) images, float64 (n,)."""
+        # As a tanh, which does not overflow.
+        done = (1 + np.tanh((seen - self.midpoint) / (2 * self.tau))) / 2
+        return self.start + (self.end - self.start) * done
+
+    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """See `TokenDrop.rates`."""
+        seen = np.zeros(len(tokens), np.int64) if seen is None else seen
+        scaled: np.ndarray = self.drop.rates(tokens, keys, seq_len) * self.factors(seen)
+        return scaled

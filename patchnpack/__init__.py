@@ -10,7 +10,12 @@ from patchnpack.packer import (
     NoDrop,
     PackedBatch,
     Packing,
+    PatchSizes,
+    RandomResizedCrop,
     ResolutionDrop,
+    SampleSide,
+    ScheduledDrop,
+    ScheduledResolution,
     Square,
 )
 
@@ -24,6 +29,11 @@ __all__ = [
     "PackedBatch",
     "PackedImageLoader",
     "Packing",
+    "PatchSizes",
+    "RandomResizedCrop",
     "ResolutionDrop",
+    "SampleSide",
+    "ScheduledDrop",
+    "ScheduledResolution",
     "Square",
 ]

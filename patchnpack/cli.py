@@ -79,6 +79,8 @@ def report(
     packing: Packing,
     image: Images = _IMAGES,
     seed: Seed = 0,
+    ranks: Annotated[int, typer.Option(help="Ranks that train together: how long do they wait for each other?")] = 8,
+    width: Annotated[int, typer.Option(help="Features of the model that they train.")] = 768,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Tell what packing makes of the images in SHARDS, and what the usual ways would cost.
@@ -87,7 +89,7 @@ def report(
     """
     index = _scan(shards, image)
     usable = np.setdiff1d(np.arange(len(index)), list(index.bad))
-    found = make_report(index.rows(usable), packing, seed=seed)
+    found = make_report(index.rows(usable), packing, seed=seed, ranks=ranks, width=width)
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(found), "packing": repr(packing), "bad": len(index.bad)}, indent=2))
         return

@@ -19,41 +19,69 @@ from patchnpack.packer import (
     Native,
     NoDrop,
     Packing,
+    PatchSizes,
+    RandomResizedCrop,
     ResolutionDrop,
+    SampleSide,
+    ScheduledDrop,
+    ScheduledResolution,
     Square,
 )
 from patchnpack.packer.config import Algorithm
+from patchnpack.packer.resolution import Resolution
 from patchnpack.packer.token_drop import TokenDrop
 
+_RESOLUTIONS = (
+    "native, native:crop, native:resize, fit:TOKENS, naflex:TOKENS, side:LOW:HIGH, side:LOW:HIGH:uniform, crop, "
+    "crop:TOKENS or square:PIXELS"
+)
+_TOKEN_DROPS = "a rate, beta:MEAN:MAX, resolution:LOW:HIGH:STD or to:TOKENS"
 
-def parse_resolution(text: str) -> Native | FitTokens | Square:
+
+def parse_resolution(text: str) -> Resolution:
     """The resolution policy that `text` names.
 
     "native" or "native:EDGE" (pad, crop, resize), "fit:TOKENS" (shrunk to at most so many), "naflex:TOKENS" (enlarged
-    as well), "square:PIXELS".
+    as well), "side:LOW:HIGH" with or without ":uniform" (`SampleSide`), "crop" or "crop:TOKENS" (`RandomResizedCrop`),
+    "square:PIXELS"; or a curriculum, "0=fit:64,1000000=fit:256".
 
     >>> parse_resolution("fit:144")
     FitTokens(max_tokens=144, upsample=False, edge='resize')
     """
-    name, _, value = text.partition(":")
-    if name == "native":
-        return Native(edge=value or "pad")  # type: ignore[arg-type]  # Native checks it
-    if name not in ("fit", "naflex", "square") or not value.isdecimal():
-        raise ValueError(
-            f"resolution is {text!r}; it must be native, native:crop, native:resize, fit:TOKENS, naflex:TOKENS or "
-            "square:PIXELS"
-        )
-    return Square(int(value)) if name == "square" else FitTokens(int(value), upsample=name == "naflex")
+    if "=" in text:
+        stages = [stage.partition("=") for stage in text.split(",")]
+        if not all(start.isdecimal() for start, _, _ in stages):
+            raise ValueError(f"resolution is {text!r}; each stage must be IMAGES=POLICY: 0=fit:64,1000000=fit:256")
+        return ScheduledResolution(tuple((int(start), parse_resolution(policy)) for start, _, policy in stages))
+    name, *values = text.split(":")
+    if name == "native" and len(values) < 2:
+        return Native(edge=values[0] if values else "pad")  # type: ignore[arg-type]  # Native checks it
+    dist = "truncnormal"
+    if name == "side" and len(values) == 3:
+        dist = values.pop()
+    kinds: dict[str, tuple[Callable[..., Resolution], tuple[int, ...]]] = {
+        "fit": (FitTokens, (1,)),
+        "naflex": (functools.partial(FitTokens, upsample=True), (1,)),
+        "side": (lambda low, high: SampleSide(low=low, high=high, dist=dist), (2,)),  # type: ignore[arg-type]
+        "crop": (lambda most=None: RandomResizedCrop(max_tokens=most), (0, 1)),
+        "square": (Square, (1,)),
+    }
+    make, counts = kinds.get(name, (Square, ()))
+    if len(values) not in counts or not all(value.isdecimal() for value in values):
+        raise ValueError(f"resolution is {text!r}; it must be {_RESOLUTIONS}")
+    return make(*map(int, values))
 
 
 def parse_token_drop(text: str) -> TokenDrop:
     """The token drop that `text` names.
 
-    A rate (0 is none), "beta:MEAN:MAX", "resolution:LOW:HIGH:STD" or "to:TOKENS".
+    A rate (0 is none), "beta:MEAN:MAX", "resolution:LOW:HIGH:STD" or "to:TOKENS"; with "@START:END:MIDPOINT:TAU", the
+    same on a schedule (`ScheduledDrop`).
 
     >>> parse_token_drop("beta:0.5:0.8")
     BetaDrop(mean=0.5, max=0.8)
     """
+    text, at, schedule = text.partition("@")
     name, *values = text.split(":") if ":" in text else ("constant", text)
     kinds: dict[str, tuple[Callable[..., TokenDrop], type[float], int]] = {
         "constant": (lambda rate: ConstantDrop(rate) if rate else NoDrop(), float, 1),
@@ -64,13 +92,30 @@ def parse_token_drop(text: str) -> TokenDrop:
     try:
         make, number, count = kinds[name]
         numbers = [number(value) for value in values]
-        if len(numbers) != count:
+        factors = [float(value) for value in schedule.split(":")] if at else []
+        if len(numbers) != count or len(factors) not in (0, 4):
             raise ValueError
     except (KeyError, ValueError):
         raise ValueError(
-            f"token_drop is {text!r}; it must be a rate, beta:MEAN:MAX, resolution:LOW:HIGH:STD or to:TOKENS"
+            f"token_drop is {text + at + schedule!r}; it must be {_TOKEN_DROPS}, and may end in @START:END:MIDPOINT:TAU"
         ) from None
-    return make(*numbers)
+    drop = make(*numbers)
+    if not factors:
+        return drop
+    start, end, midpoint, tau = factors
+    return ScheduledDrop(drop=drop, start=start, end=end, midpoint=midpoint, tau=tau)
+
+
+def parse_patch_size(text: str) -> int | PatchSizes:
+    """A patch size, or several of which each block of packs draws one.
+
+    >>> parse_patch_size("16"), parse_patch_size("8,16,32").sizes
+    (16, (8, 16, 32))
+    """
+    sizes = text.split(",")
+    if not all(size.strip().isdecimal() for size in sizes):
+        raise ValueError(f"patch_size is {text!r}; it must be a number of pixels, or several: 8,16,32")
+    return int(text) if len(sizes) == 1 else PatchSizes(tuple(map(int, sizes)))
 
 
 def takes(
@@ -125,7 +170,6 @@ takes_packing = takes(
     "packing",
     {
         "seq_len": "Token slots in a pack.",
-        "patch_size": "Side of a patch in pixels.",
         "oversize": "Images of more than seq-len tokens: shrink, drop, skip or error.",
         "algorithm": f"{', '.join(get_args(Algorithm))}.",
         "lookahead": "Waiting images that the packer may choose from.",
@@ -137,15 +181,12 @@ takes_packing = takes(
         "interpolation": "Filter that resizes images, by PIL's name.",
     },
     {
-        "resolution": (
-            "native",
-            parse_resolution,
-            "native, native:crop, native:resize, fit:TOKENS, naflex:TOKENS or square:PIXELS.",
-        ),
+        "patch_size": ("16", parse_patch_size, "Side of a patch in pixels, or several: 8,16,32."),
+        "resolution": ("native", parse_resolution, f"{_RESOLUTIONS}; a curriculum: 0=fit:64,1000000=fit:256."),
         "token_drop": (
             "0",
             parse_token_drop,
-            "Share of each image's tokens that is dropped; beta:MEAN:MAX, resolution:LOW:HIGH:STD or to:TOKENS.",
+            f"Share of each image's tokens that is dropped: {_TOKEN_DROPS}; @START:END:MIDPOINT:TAU is a schedule.",
         ),
     },
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from patchnpack.packer import Packing
 from patchnpack.packer.report import PackingReport
 
 
@@ -14,7 +15,7 @@ def print_report(report: PackingReport, console: Console, *, bad: int = 0) -> No
     low, median, mean, high = report.tokens_an_image
     facts = Table.grid(padding=(0, 2, 0, 0))
     for name, value in (
-        ("packing", f"{packing.seq_len} slots, patches of {packing.patch_size} pixels, {packing.resolution}"),
+        ("packing", f"{packing.seq_len} slots, patches of {_sizes(packing)} pixels, {packing.resolution}"),
         ("images", f"{report.images:,}"),
         ("tokens", f"{report.tokens:,}" + _dropped(report)),
         ("tokens an image", f"{low:,} to {high:,}, median {median:,.0f}, mean {mean:,.1f}"),
@@ -26,11 +27,8 @@ def print_report(report: PackingReport, console: Console, *, bad: int = 0) -> No
         ),
         ("oversize", f"{report.oversize:,} images of more than {packing.seq_len} tokens" + _became(report)),
         *([("bad images", f"{bad:,}, left out; their headers cannot be used")] if bad else []),
-        (
-            "balance",
-            f"the dearest of 8 ranks computes {report.slowest_of_8[1]:.2f}x the mean's attention "
-            f"({report.slowest_of_8[0]:.2f}x unbalanced)",
-        ),
+        (f"{report.ranks} ranks", f"slowest over mean {_slowest(report.slowest_attention)} in attention,"),
+        ("", f"{_slowest(report.slowest_model)} in a whole model of width {report.width}"),
         ("planning", f"{report.plan_s_a_million:.2f} s a million images, on one core"),
     ):
         facts.add_row(name, value)
@@ -53,6 +51,15 @@ def print_report(report: PackingReport, console: Console, *, bad: int = 0) -> No
     for way in report.ways:
         if way.note:
             console.print(f"{way.name}: {way.note}")
+
+
+def _sizes(packing: Packing) -> str:
+    *others, last = map(str, packing.patch_sizes)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _slowest(slowest: tuple[float, float]) -> str:
+    return f"{slowest[1]:.2f} ({slowest[0]:.2f} unbalanced)"
 
 
 def _dropped(report: PackingReport) -> str:

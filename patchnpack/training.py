@@ -9,7 +9,7 @@ import numpy as np
 
 from patchnpack.loaders import Index, PackedImageLoader
 from patchnpack.models import NaViTConfig, TrainConfig, TrainResult, train
-from patchnpack.packer import NoDrop, Packing
+from patchnpack.packer import NoDrop, Packing, PatchSizes
 
 
 def mirror_half(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -40,6 +40,8 @@ def train_on_shards(
     Raises:
         ValueError: options that do not fit together, before training starts.
     """
+    if isinstance(packing.patch_size, PatchSizes):
+        raise ValueError(f"patch_size is {packing.patch_size}; the model embeds patches of one size: choose one")
     loader = PackedImageLoader(
         shards,
         packing,

@@ -40,7 +40,7 @@ def packs_of(sources: Sources) -> list[Images]:
 
 
 def draft_of(sources: Sources, packs: Sequence[Images | None]) -> Draft:
-    return Draft(sources, packs, epoch=2, step=5, position=48)
+    return Draft(sources, packs, sources.packing.patch_sizes[0], epoch=2, step=5, position=48)
 
 
 def finished(draft: Draft, order: Sequence[int] | None = None) -> PackedBatch:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from itertools import pairwise, permutations
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchnpack.loaders.index import Index
-from patchnpack.loaders.order import Order
+from patchnpack.loaders.order import Order, Pack
 from patchnpack.packer import FitTokens, Images, Packing, Plan
 from patchnpack.packer.balance import balanced_order
 from patchnpack.packer.random import Purpose, keys
@@ -61,7 +62,12 @@ def rows_of(order: Order, epoch: int = 0) -> list[list[int]]:
 
 
 def packs_of(order: Order, epoch: int = 0) -> list[list[int] | None]:
-    return [None if pack is None else pack.row.tolist() for pack in order.packs(epoch)]
+    return [None if pack.images is None else pack.images.row.tolist() for pack in order.packs(epoch)]
+
+
+def images_of(pack: Pack) -> Images:
+    assert pack.images is not None
+    return pack.images
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -183,13 +189,14 @@ def test_balance_sorts_the_packs_of_a_window_by_cost_and_mixes_shares_alike_in_a
         expected = []
         for number, first in enumerate(range(0, len(before), window)):
             group = before[first : first + window]
-            cost = np.array([int((pack.keep.astype(int) ** 2).sum()) for pack in group])
+            cost = np.array([int((images_of(pack).keep.astype(int) ** 2).sum()) for pack in group])
+            assert cost.tolist() == [pack.cost for pack in group]
             # Neither the stream nor the number of its packs is in the key.
             counters = np.arange(100, dtype=np.uint64) + np.uint64(number << 32)
             drawn = keys(Purpose.BALANCE, order.seed, 0, counters)
-            expected += [group[i].row.tolist() for i in balanced_order(cost, share, drawn)]
-        assert [pack.row.tolist() for pack in after] == expected
-        assert expected != [pack.row.tolist() for pack in before]
+            expected += [images_of(group[i]).row.tolist() for i in balanced_order(cost, share, drawn)]
+        assert [images_of(pack).row.tolist() for pack in after] == expected
+        assert expected != [images_of(pack).row.tolist() for pack in before]
 
 
 def test_balance_is_off_without_shuffle_and_differs_between_epochs() -> None:
@@ -214,7 +221,7 @@ def test_packs_do_not_depend_on_the_window_when_nothing_is_shuffled() -> None:
 def test_every_plan_is_reported_once_as_it_is_made() -> None:
     order = order_of((9, 20, 3), num_streams=2)
     reported: list[Plan] = []
-    packs = [pack for pack in order.packs(0, reported.append) if pack is not None]
+    packs = [pack for pack in order.packs(0, reported.append) if pack.images is not None]
     assert sum(map(len, reported)) == len(packs) == sum(order.stream_counts(0))
     assert sorted(np.concatenate([plan.images.row for plan in reported])) == list(range(32))
 
@@ -224,12 +231,11 @@ def test_images_of_a_pack_keep_size_grid_and_key_of_their_row() -> None:
     by_row: dict[int, tuple[object, ...]] = {}
     for changed in (order, order_of((9, 20, 3), num_streams=2)):
         for pack in changed.packs(2):
-            assert pack is None or isinstance(pack, Images)
-            for i in range(0 if pack is None else len(pack)):
-                assert pack is not None
-                facts = (pack.size[i].tolist(), pack.grid[i].tolist(), int(pack.keep[i]), int(pack.key[i]))
-                assert by_row.setdefault(int(pack.row[i]), facts) == facts
-    assert len({facts[3] for facts in by_row.values()}) == 32
+            if pack.images is None:
+                continue
+            for row, key, *facts in zip(*(getattr(pack.images, f.name).tolist() for f in fields(Images)), strict=True):
+                assert by_row.setdefault(row, (key, *facts)) == (key, *facts)
+    assert len({facts[0] for facts in by_row.values()}) == 32
 
 
 def test_packs_are_planned_a_window_at_a_time() -> None:

@@ -313,7 +313,7 @@ def test_images_planned_and_placed_come_back_pixel_for_pixel(mode: Any, edge: An
     pixels = [rng.integers(1, 256, (h, w, len(mode)), np.uint8) for w, h in zip(width, height, strict=True)]
     packs = plan(Rows.of_sizes(width, height), packing)
     B, L, K = len(packs), packing.seq_len, packing.max_images
-    patches, segment_ids = np.zeros((B, L, packing.token_bytes), np.uint8), np.zeros((B, L), np.int32)
+    patches, segment_ids = np.zeros((B, L, packing.token_bytes(8)), np.uint8), np.zeros((B, L), np.int32)
     coords, grids, rows = np.zeros((B, L, 2), np.int32), np.zeros((B, K, 2), np.int32), np.full((B, K), -1)
     for b in range(B):
         slot, pack = 0, packs.pack(b)
@@ -322,7 +322,7 @@ def test_images_planned_and_placed_come_back_pixel_for_pixel(mode: Any, edge: An
             slots = slice(slot, slot + keep)
             _kernels.place_image(
                 pixels[pack.row[j]],
-                packing.patch_size,
+                8,
                 gw,
                 gh,
                 _kernels.kept_tokens(pack.key[j], gw * gh, keep),
@@ -337,12 +337,12 @@ def test_images_planned_and_placed_come_back_pixel_for_pixel(mode: Any, edge: An
         segment_ids=torch.from_numpy(segment_ids),
         coords=torch.from_numpy(coords),
         grids=torch.from_numpy(grids),
-        image_sizes=torch.from_numpy(grids * packing.patch_size),
+        image_sizes=torch.from_numpy(grids * 8),
         image_mask=torch.from_numpy(rows >= 0),
         labels=torch.full((B, K), -100),
         rows=torch.from_numpy(rows),
         keys=[[str(row) for row in packs.pack(b).row] for b in range(B)],
-        patch_size=packing.patch_size,
+        patch_size=8,
     )
     assert batch.num_images == 12
     assert batch.num_tokens == packs.images.keep.sum()

@@ -19,20 +19,25 @@ from patchnpack.packer import (
     Packing,
     Plan,
     Planner,
+    RandomResizedCrop,
     Rows,
+    SampleSide,
+    ScheduledDrop,
+    ScheduledResolution,
     Square,
     _kernels,
     plan,
     reference,
 )
 from patchnpack.packer.config import Algorithm, Fill
-from patchnpack.packer.plan import measure
+from patchnpack.packer.images import measure
 from patchnpack.packer.random import Purpose, keys
 from patchnpack.packer.resolution import Resolution
 from patchnpack.packer.token_drop import TokenDrop
 
 ALGORITHMS = get_args(Algorithm)
-DROPS: list[TokenDrop] = [ConstantDrop(0), ConstantDrop(0.5), ConstantDrop(0.9), BetaDrop(0.5, 0.9)]
+DROPS: list[TokenDrop] = [ConstantDrop(0), ConstantDrop(0.5), ConstantDrop(0.9), BetaDrop(0.5, 0.9),
+                          ScheduledDrop(drop=ConstantDrop(0.9), start=1, end=0, midpoint=20, tau=5)]  # fmt: skip
 RESOLUTIONS: list[Resolution] = [
     Native(),
     Native(edge="crop"),
@@ -42,6 +47,9 @@ RESOLUTIONS: list[Resolution] = [
     FitTokens(60, edge="pad"),
     FitTokens(60, upsample=True),
     Square(96),
+    SampleSide(low=32, high=160),
+    RandomResizedCrop(max_tokens=60),
+    ScheduledResolution(((0, FitTokens(20)), (15, RandomResizedCrop()))),
 ]
 
 
@@ -69,7 +77,7 @@ def _equal(one: Images, other: Images) -> bool:
 
 
 def _assert_same_plan(one: Plan, other: Plan) -> None:
-    for name in ("offsets", "skipped", "oversize"):
+    for name in ("offsets", "patch_size", "skipped", "oversize"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     for f in fields(Images):
         np.testing.assert_array_equal(getattr(one.images, f.name), getattr(other.images, f.name))
@@ -79,6 +87,7 @@ def _joined(parts: list[Plan]) -> Plan:
     sizes = np.concatenate([np.diff(part.offsets) for part in parts])
     return Plan(
         offsets=np.concatenate([[0], np.cumsum(sizes)]),
+        patch_size=np.concatenate([part.patch_size for part in parts]),
         images=Images.concatenate([part.images for part in parts]),
         skipped=np.concatenate([part.skipped for part in parts]),
         oversize=np.concatenate([part.oversize for part in parts]),
@@ -130,7 +139,11 @@ def test_a_plan_is_the_reference_packing_of_rows_measured_one_by_one(
     sizes: list[tuple[int, int]], packing: Packing, seed: int, epoch: int
 ) -> None:
     rows = _rows(sizes)
-    alone = [measure(_take(rows, [i]), packing, seed=seed, epoch=epoch)[0] for i in range(len(rows))]
+    start = epoch * len(rows)
+    measured = [
+        measure(_take(rows, [i]), packing, seed=seed, epoch=epoch, seen=np.array([start + i])) for i in range(len(rows))
+    ]
+    alone = [images for images, over in measured if packing.oversize != "skip" or not over[0]]
     images = Images.concatenate([*alone, plan(_rows([]), packing).images])
     made = plan(rows, packing, seed=seed, epoch=epoch)
     assert made.algorithm in ({packing.algorithm} if packing.algorithm != "auto" else {"subset_sum", "largest_fit"})
@@ -153,7 +166,7 @@ def test_rows_added_in_pieces_make_the_packs_of_one_plan(
     rows = _rows(sizes)
     each = list(range(1, len(rows)))
     cuts = data.draw(st.one_of(st.just(each), st.lists(st.integers(0, len(rows)), max_size=6).map(sorted)))
-    planner = Planner(packing, seed=3, epoch=1)
+    planner = Planner(packing, seed=3, epoch=1, start=len(rows))
     parts = [planner.add(_take(rows, slice(a, b))) for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
     _assert_same_plan(_joined([*parts, planner.finish()]), plan(rows, packing, seed=3, epoch=1))
     assert len(planner.finish()) == 0, "the waiting room is empty after finish"
@@ -245,12 +258,14 @@ def test_a_plan_has_the_documented_dtypes_and_shapes() -> None:
         assert {name: (column.dtype, column.shape) for name, column in columns.items()} == {
             "row": (np.int64, (n,)),
             "key": (np.uint64, (n,)),
+            "box": (np.int32, (n, 4)),
             "size": (np.int32, (n, 2)),
             "grid": (np.int32, (n, 2)),
             "keep": (np.int32, (n,)),
         }  # fmt: skip
         assert made.offsets.dtype == made.skipped.dtype == made.oversize.dtype == made.tokens().dtype == np.int64
         assert made.offsets.shape == (len(made) + 1,)
+        assert (str(made.patch_size.dtype), made.patch_size.shape) == ("int32", (len(made),))
         assert made.tokens().shape == (len(made),)
 
 
@@ -276,8 +291,9 @@ def _mixed_rows(resolution: Any) -> Rows:
 def test_no_image_is_over_seq_len_after_any_policy(resolution: Any, m: int, seq_len: int, drop: float) -> None:
     rows = _mixed_rows(resolution)
     base = Packing(seq_len=seq_len, resolution=resolution, grid_multiple=m, token_drop=ConstantDrop(drop))
-    over = rows.row[resolution.sizes(rows.width, rows.height, 16, m).grid.prod(1) > seq_len]
-    assert len(over) > 50
+    tokens = resolution.sizes(rows.width, rows.height, 16, m).grid.prod(1)
+    over = rows.row[base.token_drop.keep(tokens, np.zeros(len(rows), np.uint64), seq_len) > seq_len]
+    assert len(over) > 20
     for policy in ("shrink", "drop", "skip"):
         made = plan(rows, base.replace(oversize=policy))
         assert (made.images.keep <= seq_len).all()
@@ -286,7 +302,7 @@ def test_no_image_is_over_seq_len_after_any_policy(resolution: Any, m: int, seq_
         assert (made.tokens() <= seq_len).all()
         np.testing.assert_array_equal(made.oversize, over)
         np.testing.assert_array_equal(made.skipped, over if policy == "skip" else [])
-        if policy != "drop":
+        if policy != "drop" and not drop:
             assert (made.images.grid.prod(1) <= seq_len).all()
 
 
@@ -298,7 +314,8 @@ def test_each_policy_leaves_images_that_fit_alone(resolution: Any) -> None:
     fits = ~np.isin(rows.row, plan(rows, base).oversize)
     assert fits.any() or getattr(resolution, "upsample", False)
     for policy in ("shrink", "drop", "skip"):
-        images = measure(rows, base.replace(oversize=policy), seed=0, epoch=0)[0]
+        images, over = measure(rows, base.replace(oversize=policy), seed=0, epoch=0)
+        np.testing.assert_array_equal(over, ~fits)
         assert _equal(images.take(np.isin(images.row, rows.row[fits])), free.take(fits))
 
 

@@ -98,4 +98,6 @@ def test_purposes_keep_their_numbers() -> None:
         ("TRANSFORM", 4),
         ("DROP_RATE", 5),
         ("BALANCE", 6),
+        ("RESOLUTION", 7),
+        ("PATCH_SIZE", 8),
     ]

@@ -40,7 +40,8 @@ def test_picture_of_undrop_is_true() -> None:
 def test_reference_imports_only_the_standard_library() -> None:
     tree = ast.parse(inspect.getsource(reference))
     imported = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert [getattr(node, "module", None) for node in imported] == ["__future__", "collections"]
+    names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imported]
+    assert names == ["__future__", "math", "collections"]
 
 
 @given(st.lists(st.integers(1, 12), max_size=40))

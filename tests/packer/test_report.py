@@ -66,7 +66,7 @@ def test_planning_time_is_measured_on_many_rows() -> None:
 
 def test_balance_evens_the_attention_of_ranks_and_0_leaves_it_as_it_is() -> None:
     rows = Rows.of_sizes(*np.random.default_rng(0).integers(48, 700, (2, 3000)))
-    as_packed, balanced = report(rows, Packing(seq_len=2048)).slowest_of_8
+    as_packed, balanced = report(rows, Packing(seq_len=2048)).slowest_attention
     assert 1 <= balanced < 1.05 < as_packed
-    off = report(rows, Packing(seq_len=2048, balance=0)).slowest_of_8
+    off = report(rows, Packing(seq_len=2048, balance=0)).slowest_attention
     assert off == (as_packed, as_packed)

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from patchnpack.packer import FitTokens, Native, Square
-from patchnpack.packer.resolution import Resolution, Sizes, shrink_above
+from patchnpack.packer.resolution import Resolution
 
 # P patch size in pixels, m grid_multiple, unit = P * m; sides in pixels, grids in patches
 
@@ -260,7 +260,7 @@ every_policy = pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_many_images_at_once_are_what_each_is_alone(policy: Resolution, m: int) -> None:
     rng = np.random.default_rng(0)
     w, h = rng.integers(48, 1000, (2, 300)).astype(np.int32)
-    size, grid = policy.sizes(w, h, 16, m)
+    size, grid, _ = policy.sizes(w, h, 16, m)
     for i, image in enumerate(zip(w.tolist(), h.tolist(), strict=True)):
         assert (tuple(size[i].tolist()), tuple(grid[i].tolist())) == _sizes(policy, image, 16, m)
 
@@ -280,22 +280,20 @@ def test_the_arguments_are_left_alone_and_no_images_give_no_sizes(policy: Resolu
     policy.sizes(w, h, 16, 1)
     assert (w.tolist(), h.tolist()) == ([500, 64, 2000], [375, 64, 100])
     none = np.empty(0, np.int32)
-    assert [part.shape for part in policy.sizes(none, none, 16, 1)] == [(0, 2), (0, 2)]
+    size, grid, box = policy.sizes(none, none, 16, 1)
+    assert (size.shape, grid.shape, box) == ((0, 2), (0, 2), None)
 
 
 @every_policy
-@pytest.mark.parametrize("limit", [9, 10, 49])
 @pytest.mark.parametrize("m", [1, 2, 3])
-def test_shrink_above_brings_every_image_under_the_limit_and_touches_no_other(
-    policy: Resolution, limit: int, m: int
-) -> None:
+def test_a_limit_for_each_image_shrinks_those_above_it_and_touches_no_other(policy: Resolution, m: int) -> None:
     rng = np.random.default_rng(2)
     w, h = rng.integers(48, 1000, (2, 200))
     w[:2], h[:2] = [48, 5000], [5000, 48]
-    before = policy.sizes(w, h, 16, m)
-    after = Sizes(before.size.copy(), before.grid.copy())
-    over = shrink_above(after, w, h, 16, m, limit, pad=getattr(policy, "edge", "resize") == "pad")
-    np.testing.assert_array_equal(over, before.grid.prod(1) > limit)
+    limit = rng.integers(9, 1500, 200)
+    before, after = policy.sizes(w, h, 16, m), policy.sizes(w, h, 16, m, limit=limit)
+    over = before.grid.prod(1) > limit
+    assert 0 < over.sum() < 200
     assert (after.grid.prod(1) <= limit).all()
     assert (after.grid >= m).all()
     assert (after.size >= 1).all()
@@ -303,10 +301,15 @@ def test_shrink_above_brings_every_image_under_the_limit_and_touches_no_other(
     np.testing.assert_array_equal(after.size[~over], before.size[~over])
 
 
+def test_a_square_stays_square_under_a_limit() -> None:
+    image, limit = np.full(4, 500), np.array([100, 49, 48, 4])
+    assert Square(96).sizes(image, image, 16, limit=limit).grid.tolist() == [[6, 6], [6, 6], [6, 6], [2, 2]]
+    assert Square(96).sizes(image, image, 16, 2, limit=limit).grid.tolist() == [[6, 6], [6, 6], [6, 6], [2, 2]]
+
+
 def test_an_enlarged_image_shrinks_to_the_limit_and_not_back_to_its_own_size() -> None:
     image = np.array([32])
-    sizes = FitTokens(1024, upsample=True).sizes(image, image, 16)
-    shrink_above(sizes, image, image, 16, 1, 256, pad=False)
+    sizes = FitTokens(1024, upsample=True).sizes(image, image, 16, limit=np.array([256]))
     assert sizes.grid.tolist() == [[16, 16]]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from patchnpack.options import parse_resolution, parse_token_drop, takes, takes_packing
+from patchnpack.options import parse_patch_size, parse_resolution, parse_token_drop, takes, takes_packing
 from patchnpack.packer import (
     BetaDrop,
     ConstantDrop,
@@ -14,7 +14,12 @@ from patchnpack.packer import (
     Native,
     NoDrop,
     Packing,
+    PatchSizes,
+    RandomResizedCrop,
     ResolutionDrop,
+    SampleSide,
+    ScheduledDrop,
+    ScheduledResolution,
     Square,
 )
 from patchnpack.packer.token_drop import TokenDrop
@@ -28,16 +33,49 @@ from patchnpack.packer.token_drop import TokenDrop
         ("fit:144", FitTokens(144)),
         ("naflex:256", FitTokens(256, upsample=True)),
         ("square:224", Square(224)),
+        ("side:64:256", SampleSide(low=64, high=256)),
+        ("side:64:256:uniform", SampleSide(low=64, high=256, dist="uniform")),
+        ("crop", RandomResizedCrop()),
+        ("crop:196", RandomResizedCrop(max_tokens=196)),
+        (
+            "0=fit:64,1000=crop:100",
+            ScheduledResolution(((0, FitTokens(64)), (1000, RandomResizedCrop(max_tokens=100)))),
+        ),
     ],
 )
 def test_resolution_is_named_by_a_word(text: str, policy: Any) -> None:
     assert parse_resolution(text) == policy
 
 
-@pytest.mark.parametrize("text", ["", "fit", "fit:", "fit:many", "square:-3", "big", "native:up"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "fit",
+        "fit:",
+        "fit:many",
+        "square:-3",
+        "big",
+        "native:up",
+        "side:64",
+        "side:1:2:3:4",
+        "crop:1:2",
+        "x=fit:4",
+        "0=",
+        "native:pad:pad",
+    ],
+)
 def test_unknown_resolution_is_refused_by_name(text: str) -> None:
     with pytest.raises(ValueError, match=r"resolution is|edge is 'up'"):
         parse_resolution(text)
+
+
+def test_patch_size_is_one_number_or_several() -> None:
+    assert parse_patch_size("16") == 16
+    assert parse_patch_size("8, 16,32") == PatchSizes((8, 16, 32))
+    for text in ("", "16px", "8,,16", "-4"):
+        with pytest.raises(ValueError, match=r"patch_size is .*; it must be a number of pixels, or several"):
+            parse_patch_size(text)
 
 
 def test_token_drop_of_0_is_none() -> None:
@@ -51,6 +89,7 @@ def test_token_drop_of_0_is_none() -> None:
         ("beta:0.5:0.8", BetaDrop(0.5, 0.8)),
         ("resolution:0.1:0.7:0.02", ResolutionDrop(0.1, 0.7, 0.02)),
         ("to:64", DropToTokens(64)),
+        ("0.8@1:0.25:500000:60000", ScheduledDrop(drop=ConstantDrop(0.8), start=1, end=0.25, midpoint=5e5, tau=6e4)),
     ],
 )
 def test_token_drop_is_parsed(text: str, drop: TokenDrop) -> None:
