@@ -274,23 +274,3 @@ def fit_grids(
         else:  # limited by the height at i = low + 1
             gw, gh, numerator, denominator = -(-rows * w // h), rows, rows * unit, h
         out[n, 0], out[n, 1], out[n, 2], out[n, 3] = gw, gh, numerator, denominator
-
-
-@njit(nogil=True, cache=True)
-def undrop(tokens, keep, offsets, capacity):  # type: ignore[no-untyped-def]
-    """See `reference.undrop`; changes `keep` in place, pack by pack."""
-    for p in range(len(offsets) - 1):
-        start, end = offsets[p], offsets[p + 1]
-        left, dropped = np.int64(capacity), np.int64(0)
-        for i in range(start, end):
-            left -= keep[i]
-            dropped += tokens[i] - keep[i]
-        left = min(left, dropped)
-        for i in range(start, end):  # of what is left, each takes its share of what is dropped from here on
-            if left == 0:
-                break
-            own = np.int64(tokens[i] - keep[i])
-            share = -(-left * own // dropped)
-            keep[i] += share
-            left -= share
-            dropped -= own

@@ -1,6 +1,7 @@
 """The compiled packers that choose from a room of waiting items: `largest_fit` and `subset_sum`.
 
-Their arguments are those of `_packers.py`; `reference.py` says in plain Python what each does.
+Their arguments are those of `_packers.py`, and `least` and `widest`: what each item may be cut to (n,), and the most
+that any may lose; at 0 no item is cut, and `least` is not read. `reference.py` says in plain Python what each does.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+
+from patchnpack.packer._packers import _trailing_zeros
 
 # n items (images) of a given length (tokens), L capacity of a pack, R lookahead, K items in a pack at most
 
@@ -45,6 +48,25 @@ def _highest(words, summary, limit):  # type: ignore[no-untyped-def]
     return (w << 6) + 63 - np.int64(_leading_zeros(words[w]))
 
 
+@njit(nogil=True, cache=True)
+def _longer(words, head, least, room, slack, widest):  # type: ignore[no-untyped-def]
+    """The length of what `reference.closing_over` gives, or -1."""
+    longest = room + min(room, slack + widest)
+    w, above = (room + 1) >> 6, np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64((room + 1) & 63)
+    while w < len(words):
+        word = words[w] & above
+        if word == 0:
+            w, above = w + 1, np.uint64(0xFFFFFFFFFFFFFFFF)
+            continue
+        length = (w << 6) + np.int64(_trailing_zeros(word))
+        if length > longest:
+            break
+        if least[head[length]] - room <= slack:
+            return length
+        above = word & (word - np.uint64(1))
+    return np.int64(-1)
+
+
 # The waiting items stand in one queue a length, oldest first (head, tail, following), with a bitmap over the lengths
 # that have any (words, summary): the largest that fits is a bit scan away, and the oldest of all heads its own queue.
 # Entering and leaving a queue is written out where it happens: numba counts the references to each array of a call, and
@@ -52,7 +74,7 @@ def _highest(words, summary, limit):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def largest_fit(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+def largest_fit(lengths, capacity, max_items, lookahead, flush, order, offsets, least, widest):  # type: ignore[no-untyped-def]
     """See `reference.largest_fit`."""
     n = len(lengths)
     head = np.full(capacity + 1, -1, np.int64)
@@ -78,7 +100,7 @@ def largest_fit(lengths, capacity, max_items, lookahead, flush, order, offsets):
             return packs
         while gone[oldest]:
             oldest += 1
-        length, room, count = np.int64(lengths[oldest]), capacity, 0
+        length, room, count, slack = np.int64(lengths[oldest]), capacity, 0, np.int64(0)
         while length > 0:
             item = head[length]
             head[length] = following[item]
@@ -92,9 +114,13 @@ def largest_fit(lengths, capacity, max_items, lookahead, flush, order, offsets):
             waiting -= 1
             room -= length
             count += 1
-            if count == max_items or waiting == 0:
+            if count == max_items or waiting == 0 or room <= 0:
                 break
+            if widest > 0:
+                slack += length - least[item]
             length = _highest(words, summary, room)
+            if length < 0 and widest > 0:
+                length = _longer(words, head, least, room, slack, widest)
         packs += 1
         offsets[packs] = out
 
@@ -199,7 +225,7 @@ def _close(room, most, common, count, words, summary, reach, taken, chosen):  # 
 
 
 @njit(nogil=True, cache=True)
-def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, least, widest):  # type: ignore[no-untyped-def]
     """See `reference.subset_sum`."""
     n = len(lengths)
     held_at_most = min(lookahead, n)
@@ -233,7 +259,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets): 
         while gone[oldest]:
             oldest += 1
         length, room, pack_start, arrival = lengths[oldest], capacity, out, oldest
-        common, closing, next_chosen = -1, -1, 0
+        common, closing, next_chosen, slack = -1, -1, 0, np.int64(0)
         while True:
             item = head[length]
             head[length] = following[item]
@@ -249,8 +275,10 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets): 
             waiting -= 1
             room -= length
             most = max_items - (out - pack_start)
-            if room == 0 or waiting == 0 or most == 0:
+            if room <= 0 or waiting == 0 or most == 0:
                 break
+            if widest > 0:
+                slack += length - least[item]
             if closing < 0:
                 if common < 0:
                     common = _commonest(count, words, summary, capacity, waiting)
@@ -264,7 +292,10 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets): 
                     continue
                 closing = _close(room, most, common, count, words, summary, reach, taken, chosen)
             if next_chosen == closing:
-                break
+                length = _longer(words, head, least, room, slack, widest) if widest > 0 else np.int64(-1)
+                if length < 0:
+                    break
+                continue
             length = chosen[next_chosen]
             next_chosen += 1
         packs += 1

@@ -36,7 +36,7 @@ Algorithm = Literal[
     "largest_fit",
     "subset_sum",
 ]
-Fill = Literal["none", "undrop"]
+Fill = Literal["none", "undrop", "trim", "rescale"]
 Oversize = Literal["shrink", "drop", "skip", "error"]
 ImageMode = Literal["L", "RGB", "RGBA"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -60,7 +60,11 @@ class Packing:
         lookahead: R, how many waiting images the packer may choose from.
         max_images: K, images in a pack at most.
         fill: what becomes of leftover slots: "undrop" gives them back to images of the same pack whose tokens were
-            dropped, "none" leaves them empty.
+            dropped, "none" leaves them empty. "trim" and "rescale" also let an image close a pack for which it is
+            slightly too long: "trim" drops what is over, evenly from all images of the pack, "rescale" makes images
+            slightly smaller or larger instead; what is left after that is given back as by "undrop".
+        max_trim: share of an image's tokens that "trim" drops at most.
+        max_scale: how much "rescale" changes an image's sides at most, as a share.
         balance: packs of a window that a shuffling loader puts in shares of like attention cost, so that the ranks of a
             step wait less for each other; 0 is off.
         grid_multiple: both sides of a grid are multiples of this (2 for models that merge 2x2 tokens).
@@ -84,6 +88,8 @@ class Packing:
     lookahead: int = 256
     max_images: int = 64
     fill: Fill = "undrop"
+    max_trim: float = 0.05
+    max_scale: float = 0.05
     balance: int = 256
     grid_multiple: int = 1
     image_mode: ImageMode = "RGB"
@@ -111,6 +117,19 @@ class Packing:
                 raise ValueError(
                     f"{name} is {value!r}; it must be one of {', '.join(t.__name__ + '(...)' for t in types)}"
                 )
+        for name in ("max_trim", "max_scale"):
+            value = getattr(self, name)
+            if not isinstance(value, float) or not 0 < value <= 0.5:
+                raise ValueError(f"{name} is {value!r}; it must be a share above 0 and at most 0.5")
+        if self.fill in ("trim", "rescale") and self.algorithm not in ("auto", "largest_fit", "subset_sum"):
+            raise ValueError(
+                f"fill is {self.fill!r} and algorithm is {self.algorithm!r}, which closes no pack from what waits; "
+                "use 'auto', 'largest_fit' or 'subset_sum'"
+            )
+        if self.fill == "rescale" and isinstance(self.resolution, Square | ScheduledResolution):
+            raise ValueError(
+                f"fill is 'rescale' and resolution is {self.resolution}, whose sizes it cannot change; use fill='trim'"
+            )
         if self.grid_multiple**2 > self.seq_len:
             raise ValueError(
                 f"grid_multiple {self.grid_multiple} makes every image at least {self.grid_multiple**2} tokens, "

@@ -20,6 +20,8 @@ _PACKERS = {
     "best_fit": _packers.best_fit,
     "first_fit_decreasing": _packers.first_fit_decreasing,
     "best_fit_decreasing": _packers.best_fit_decreasing,
+}
+_WAITING = {
     "largest_fit": _waiting.largest_fit,
     "subset_sum": _waiting.subset_sum,
 }
@@ -47,12 +49,20 @@ def resolve_algorithm(
 
 
 def pack_ready(
-    lengths: ArrayLike, capacity: int, *, max_items: int, algorithm: Algorithm, lookahead: int, flush: bool
+    lengths: ArrayLike,
+    capacity: int,
+    *,
+    max_items: int,
+    algorithm: Algorithm,
+    lookahead: int,
+    flush: bool,
+    least: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Like `pack_lengths`, but without `flush` items that later arrivals could still join stay behind.
 
     The next call takes those first, in their order, then the new arrivals; however the arrivals are cut, the packs are
-    the same. "auto" is decided anew in each call: resolve it first.
+    the same. "auto" is decided anew in each call: resolve it first. With `least` (n,), what each item may be cut to, an
+    item that is slightly too long may close a pack of "largest_fit" and "subset_sum".
     """
     lengths = np.asarray(lengths)
     if lengths.ndim != 1:
@@ -72,7 +82,12 @@ def pack_ready(
     order = np.empty(len(lengths), np.int64)
     offsets = np.zeros(len(lengths) + 1, np.int64)
     name = resolve_algorithm(algorithm, lengths, capacity, max_items=max_items, lookahead=lookahead)
-    packs = _PACKERS[name](lengths, capacity, max_items, lookahead, flush, order, offsets)
+    limits = (lengths, capacity, max_items, lookahead, flush, order, offsets)
+    if name in _WAITING:
+        least = lengths if least is None else np.ascontiguousarray(least, np.int64)
+        packs = _WAITING[name](*limits, least, int((lengths - least).max(initial=0)))
+    else:
+        packs = _PACKERS[name](*limits)
     offsets = offsets[: packs + 1].copy()
     return order[: offsets[-1]].copy(), offsets
 

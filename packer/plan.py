@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchnpack.packer import _kernels
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Algorithm, Packing
+from patchnpack.packer.fill import fewest_tokens, fill_packs
 from patchnpack.packer.images import Images, Rows, measure
 from patchnpack.packer.packing import DECREASING, SAMPLE, pack_ready, resolve_algorithm
 from patchnpack.packer.patch_sizes import PatchSizes
@@ -154,8 +154,7 @@ class Planner:
         for number, order, ends in self._packed(flush):
             stays[order] = False
             packed = waiting[number].take(order)
-            if packing.fill == "undrop":
-                _kernels.undrop(packed.grid.prod(1, dtype=np.int64), packed.keep, ends, packing.seq_len)
+            fill_packs(packed, ends, packing, packing.patch_sizes[number])
             images.append(packed)
             offsets.append(offsets[-1][-1] + ends[1:])
             patch_size.append(np.full(len(ends) - 1, packing.patch_sizes[number], np.int32))
@@ -173,16 +172,18 @@ class Planner:
         """Packs of the waiting, in parts of one patch size: its number, and order and offsets as of `pack_lengths`."""
         if self._algorithm == "auto":
             return
-        lengths = [images.keep for images in self._waiting]
+        sizes = self._packing.patch_sizes
+        least = [fewest_tokens(images, self._packing, P) for images, P in zip(self._waiting, sizes, strict=True)]
         if not isinstance(self._packing.patch_size, PatchSizes):
-            yield 0, *self._pack(lengths[0], flush)
+            yield 0, *self._pack(self._waiting[0].keep, least[0], flush)
             return
         left, entered = np.empty(0, np.int64), 0  # those looked at and not packed; how many were looked at
         while True:
             block, done = divmod(self._packs, self._share)
             size = self._packing.patch_size.draw(seed=self._seed, epoch=self._epoch, block=block, seen=self._seen)
-            number, wanted = self._packing.patch_sizes.index(size), self._share - done
-            left, entered, order, offsets = self._pack_some(lengths[number], left, entered, wanted, flush)
+            number, wanted = sizes.index(size), self._share - done
+            keep = self._waiting[number].keep
+            left, entered, order, offsets = self._pack_some(keep, least[number], left, entered, wanted, flush)
             if len(offsets) == 1:
                 return
             self._packs += len(offsets) - 1
@@ -191,7 +192,13 @@ class Planner:
             yield number, order, offsets
 
     def _pack_some(
-        self, lengths: np.ndarray, left: np.ndarray, entered: int, wanted: int, flush: bool
+        self,
+        lengths: np.ndarray,
+        least: np.ndarray | None,
+        left: np.ndarray,
+        entered: int,
+        wanted: int,
+        flush: bool,
     ) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
         """The first packs of those `left` and those not yet entered, at most `wanted`, from no more than they need."""
         packing, decreasing = self._packing, self._algorithm in DECREASING
@@ -199,20 +206,19 @@ class Planner:
         while True:
             upto = min(len(lengths), entered + max(0, reach - len(left)))
             looked_at = np.concatenate([left, np.arange(entered, upto)])
-            order, offsets = self._pack(lengths[looked_at], flush and upto == len(lengths))
+            last = flush and upto == len(lengths)
+            order, offsets = self._pack(lengths[looked_at], None if least is None else least[looked_at], last)
             if decreasing or len(offsets) > wanted or upto == len(lengths):
                 break
             reach *= 2
         if len(offsets) > wanted + 1:
-            if decreasing:  # the first are of the longest: so that none waits for ever, those with the oldest go
-                order, offsets = _oldest_first(order, offsets)
             offsets = offsets[: wanted + 1]
             order = order[: offsets[-1]]
         stays = np.ones(len(looked_at), np.bool_)
         stays[order] = False
         return looked_at[stays], upto, looked_at[order], offsets
 
-    def _pack(self, lengths: np.ndarray, flush: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _pack(self, lengths: np.ndarray, least: np.ndarray | None, flush: bool) -> tuple[np.ndarray, np.ndarray]:
         packing = self._packing
         return pack_ready(
             lengths,
@@ -221,15 +227,8 @@ class Planner:
             algorithm=self._algorithm,
             lookahead=packing.lookahead,
             flush=flush,
+            least=least,
         )
-
-
-def _oldest_first(order: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same packs, those first whose oldest image is oldest."""
-    packs = np.argsort(np.minimum.reduceat(order, offsets[:-1]), kind="stable")
-    counts = np.diff(offsets)[packs]
-    ends = np.concatenate([[0], np.cumsum(counts)])
-    return order[np.repeat(offsets[packs] - ends[:-1], counts) + np.arange(len(order))], ends
 
 
 def plan(

@@ -10,6 +10,7 @@ on as if there had been no break.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 
@@ -133,7 +134,9 @@ def _decreasing(
     return emitted
 
 
-def largest_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool) -> list[list[int]]:
+def largest_fit(
+    lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool, least: list[int] | None = None
+) -> list[list[int]]:
     """R items wait; a pack starts with the oldest of them, then takes the largest that fits until none does.
 
     Of items of one length the oldest goes first. The room is filled up again before each pack, so an item leaves
@@ -152,16 +155,20 @@ def largest_fit(lengths: list[int], capacity: int, max_items: int, lookahead: in
         while len(pack) < max_items:
             room = capacity - sum(lengths[i] for i in pack)
             fitting = [i for i in waiting if lengths[i] <= room]
+            fitting = [max(fitting, key=lambda i: (lengths[i], -i))] if fitting else []
+            fitting = fitting or closing_over(pack, waiting, lengths, capacity, least or lengths)
             if not fitting:
                 break
-            pack.append(max(fitting, key=lambda i: (lengths[i], -i)))
+            pack.append(fitting[0])
             waiting.remove(pack[-1])
         packs.append(pack)
         arrivals = [i for i in arrivals if i not in pack]
     return packs
 
 
-def subset_sum(lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool) -> list[list[int]]:
+def subset_sum(
+    lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool, least: list[int] | None = None
+) -> list[list[int]]:
     """R items wait; a pack starts with the oldest, is filled in order of arrival, and closed by the best subset.
 
     Filling ends when the room is below six mean lengths of the waiting, or the next does not fit: among the subsets of
@@ -200,9 +207,30 @@ def subset_sum(lengths: list[int], capacity: int, max_items: int, lookahead: int
                 following = [held[0]]
             else:
                 closing, following = True, closing_subset(held, room, most, common)
+        if len(pack) < max_items:
+            pack += closing_over(pack, waiting, lengths, capacity, least or lengths)
         packs.append(pack)
         arrivals = [i for i in arrivals if i not in pack]
     return packs
+
+
+def closing_over(pack: list[int], waiting: list[int], lengths: list[int], capacity: int, least: list[int]) -> list[int]:
+    """The shortest waiting item that is too long for the pack, but not once all its items are cut to their `least`.
+
+    No more is cut than would have been left empty. Of items of one length only the oldest is looked at. None is there
+    if no item may be cut, or the pack is full.
+
+    ```
+    pack 7, waiting 4 5, L = 10, each may lose 1      |7777777444|4     1 is over, 3 would have been empty, 6 + 3 fit
+    ```
+    """
+    room, slack = capacity - sum(lengths[i] for i in pack), sum(lengths[i] - least[i] for i in pack)
+    if room > 0:
+        for length in sorted({lengths[i] for i in waiting if room < lengths[i] <= 2 * room}):
+            item = next(i for i in waiting if lengths[i] == length)
+            if least[item] - room <= slack:
+                return [item]
+    return []
 
 
 def closing_subset(held: list[int], room: int, most: int, common: int) -> list[int]:
@@ -306,3 +334,99 @@ def random_crop(
     w = max(1, min(width, math.floor(height * ratio[1] + 0.5)))
     h = max(1, min(height, math.floor(width / ratio[0] + 0.5)))
     return (width - w) // 2, (height - h) // 2, w, h
+
+
+def trim(least: list[int], keep: list[int], capacity: int) -> list[int]:
+    """What a pack holds beyond L is cut from its images, as shares of what each may lose, rounded up while any is left.
+
+    ```
+    keep 7 5, least 6 4, L = 11       |11111112222|2   1 over, 1 and 1 may go
+    keep 6 5                          |11111122222|
+    ```
+    """
+    over = sum(keep) - capacity
+    kept = []
+    for i, (some, fewest) in enumerate(zip(keep, least, strict=True)):
+        slack = sum(keep[i:]) - sum(least[i:])
+        share = -(-over * (some - fewest) // slack) if over > 0 else 0
+        kept.append(some - share)
+        over -= share
+    return kept
+
+
+Option = tuple[int, int, int, int, int, int]
+
+
+def options(
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    keep: int,
+    patch: int,
+    multiple: int,
+    edge: str,
+    max_scale: float,
+    max_tokens: int,
+) -> list[Option]:
+    """The sizes near an image's own: (keep, width, height, gw, gh, change in millionths), the nearest for each `keep`.
+
+    No side changes by more than `max_scale`, and no grid grows beyond `max_tokens`. Where the policy rounds sides to
+    whole patches ("resize"), both may change by whole patches, in one direction; else the aspect stays to the pixel,
+    and the sizes are those at which a column or a row comes or goes. As large a share of the tokens is kept.
+    """
+    (w, h), (gw, gh), unit = size, grid, patch * multiple
+    x_most, y_most = int(w * max_scale), int(h * max_scale)
+    sizes = [(w, h)]
+    if edge == "resize":
+        across, down = int(gw // multiple * max_scale), int(gh // multiple * max_scale)
+        steps = itertools.product(range(-across, across + 1), range(-down, down + 1))
+        sizes += [(w + dx * unit, h + dy * unit) for dx, dy in steps if dx * dy >= 0]
+    else:
+        step = 1 if edge == "pad" else -1
+        columns_at, rows_at = (
+            [
+                side
+                for c in range((own - most) // unit, (own + most) // unit + 2)
+                for side in (c * unit, c * unit + step)
+            ]
+            for own, most in ((w, x_most), (h, y_most))
+        )
+        sizes += [(width, (2 * width * h + w) // (2 * w)) for width in columns_at]
+        sizes += [((2 * height * w + h) // (2 * h), height) for height in rows_at]
+    found: dict[int, Option] = {}
+    for width, height in sizes:
+        if edge != "resize" and (abs(width - w) > x_most or abs(height - h) > y_most or min(width, height) < 1):
+            continue
+        columns, rows = gw, gh
+        if (width, height) != size:
+            columns, rows = (
+                (side if edge == "crop" else side + unit - 1) // unit * multiple for side in (width, height)
+            )
+        tokens = columns * rows
+        if tokens < 1 or tokens > max(max_tokens, gw * gh):
+            continue
+        kept = max(1, min(tokens, (2 * keep * tokens + gw * gh) // (2 * gw * gh)))
+        change = max(abs(width - w) * 1_000_000 // w, abs(height - h) * 1_000_000 // h)
+        if kept not in found or change < found[kept][5]:
+            found[kept] = (kept, width, height, columns, rows, change)
+    return list(found.values())
+
+
+def rescale(choices: list[list[Option]], capacity: int) -> list[Option]:
+    """One of the options of each image of a pack, so that together they fill as many of its L slots as they can.
+
+    From the last image to the first, each takes the option that changes it least with which the others can do the rest.
+
+    ```
+    tokens of the options, an image's own first: 8 7 9, 5 4 6; L = 12
+    |777777755555|      8 + 5 is over; the second keeps its own 5, and the first takes 7
+    ```
+    """
+    sums = [{0}]
+    for found in choices:
+        sums.append({total + option[0] for total in sums[-1] for option in found if total + option[0] <= capacity})
+    target = max(sums[-1])
+    chosen: list[Option] = []
+    for before, found in zip(sums[-2::-1], choices[::-1], strict=True):
+        chosen.append(min((option for option in found if target - option[0] in before), key=lambda option: option[5]))
+        target -= chosen[-1][0]
+    return chosen[::-1]

@@ -160,7 +160,8 @@ def _packed(algorithm: str, packs: int, tokens: int, packing: Packing) -> Way:
 def _next_fit(rows: Rows, packing: Packing, seed: int, block: int) -> list[Way]:
     if packing.algorithm == "next_fit":
         return []
-    made = plan(rows, packing.replace(algorithm="next_fit"), seed=seed, block=block)
+    usual = packing.replace(algorithm="next_fit", fill="none" if packing.fill == "none" else "undrop")
+    made = plan(rows, usual, seed=seed, block=block)
     return [_packed("next_fit", len(made), int(made.tokens().sum()), packing)]
 
 

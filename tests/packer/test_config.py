@@ -27,6 +27,8 @@ def test_defaults_are_those_of_the_documented_contract() -> None:
         "lookahead": 256,
         "max_images": 64,
         "fill": "undrop",
+        "max_trim": 0.05,
+        "max_scale": 0.05,
         "balance": 256,
         "grid_multiple": 1,
         "image_mode": "RGB",

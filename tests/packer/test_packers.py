@@ -1,30 +1,43 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchnpack.packer import _kernels, _waiting, reference
+from patchnpack.packer import pack_lengths, reference
 from patchnpack.packer.config import Algorithm
-from patchnpack.packer.packing import _PACKERS
+from patchnpack.packer.packing import pack_ready
 
 ALGORITHMS = [name for name in get_args(Algorithm) if name != "auto"]
 
 
 def compare(
-    algorithm: str, lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool
+    algorithm: Any,
+    lengths: list[int],
+    capacity: int,
+    max_items: int,
+    lookahead: int,
+    flush: bool,
+    least: list[int] | None = None,
 ) -> list[list[int]]:
     """Holds the compiled packer equal to the plain one; gives the packs."""
-    order = np.full(len(lengths), -9, np.int64)
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    kernel, plain = _PACKERS[algorithm], getattr(reference, algorithm)
-    packs = kernel(np.array(lengths, np.int64), capacity, max_items, lookahead, flush, order, offsets)
-    found = [order[a:b].tolist() for a, b in pairwise(offsets[: packs + 1])]
-    expected: list[list[int]] = plain(lengths, capacity, max_items, lookahead, flush)
+    order, offsets = pack_ready(
+        np.array(lengths, np.int64),
+        capacity,
+        max_items=max_items,
+        algorithm=algorithm,
+        lookahead=lookahead,
+        flush=flush,
+        least=None if least is None else np.array(least, np.int64),
+    )
+    found = [order[a:b].tolist() for a, b in pairwise(offsets)]
+    plain = getattr(reference, algorithm)
+    limits = (lengths, capacity, max_items, lookahead, flush)
+    expected: list[list[int]] = plain(*limits) if least is None else plain(*limits, least)
     assert found == expected
     return found
 
@@ -48,24 +61,22 @@ def test_compiled_packers_equal_the_reference(
     compare(algorithm, data.draw(st.lists(each, max_size=100)), capacity, max_items, lookahead, flush)
 
 
+@pytest.mark.parametrize("algorithm", ["largest_fit", "subset_sum"])
 @given(
-    packs=st.lists(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=6), max_size=6),
-    room=st.integers(0, 60),
+    items=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 6)), max_size=60),
+    capacity=st.integers(20, 70),
+    max_items=st.sampled_from([1, 3, 64]),
+    lookahead=st.sampled_from([1, 5, 40]),
+    flush=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
-def test_undrop_fills_each_pack_or_gives_everything_back_and_equals_the_reference(
-    packs: list[list[tuple[int, int]]], room: int
+def test_items_that_may_be_cut_close_packs_as_the_reference_does_and_no_pack_is_cut_below_what_fits(
+    algorithm: str, items: list[tuple[int, int]], capacity: int, max_items: int, lookahead: int, flush: bool
 ) -> None:
-    capacity = room + max((sum(kept for kept, _ in pack) for pack in packs), default=0)
-    keep = np.array([kept for pack in packs for kept, _ in pack], np.int32)
-    tokens = np.array([kept + dropped for pack in packs for kept, dropped in pack], np.int64)
-    offsets = np.cumsum([0, *map(len, packs)])
-    filled = keep.copy()
-    _kernels.undrop(tokens, filled, offsets, capacity)
-    assert ((keep <= filled) & (filled <= tokens)).all()
-    for a, b in pairwise(offsets):
-        assert filled[a:b].tolist() == reference.undrop(tokens[a:b].tolist(), keep[a:b].tolist(), capacity)
-        assert filled[a:b].sum() == min(capacity, tokens[a:b].sum())
+    lengths, least = [length for length, _ in items], [max(1, length - cut) for length, cut in items]
+    for pack in compare(algorithm, lengths, capacity, max_items, lookahead, flush, least):
+        own, *others = sum(lengths[i] for i in pack), sum(lengths[i] for i in pack[:-1])
+        assert own <= capacity or (sum(least[i] for i in pack) <= capacity and own - capacity <= capacity - others[0])
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -98,6 +109,5 @@ def test_subset_sum_closes_packs_with_subsets_of_the_longest_256_at_most() -> No
 def test_subset_sum_fills_all_but_a_thousandth_of_the_slots_with_photographs(capacity: int) -> None:
     rng = np.random.default_rng(1)
     counts = np.where(rng.random(30_000) < 0.5, 768, rng.lognormal(6.2, 0.8, 30_000)).clip(20, capacity).astype(int)
-    order, offsets = np.empty(len(counts), np.int64), np.zeros(len(counts) + 1, np.int64)
-    packs = _waiting.subset_sum(counts, capacity, 64, 256, True, order, offsets)
+    packs = len(pack_lengths(counts, capacity, algorithm="subset_sum")[1]) - 1
     assert counts.sum() / (packs * capacity) > 0.998

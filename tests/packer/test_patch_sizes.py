@@ -156,10 +156,13 @@ def test_the_curriculum_follows_the_images_that_were_seen() -> None:
     assert images_a_pack(rows, packing, seed=0) == images_a_pack(rows.take(slice(4096)), packing, seed=0)
 
 
-def test_one_size_alone_packs_as_a_plain_patch_size_does() -> None:
-    rows = _rows(500)
-    alone = plan(rows, Packing(seq_len=128, patch_size=PatchSizes((16,))), block=7)
-    plain = plan(rows, Packing(seq_len=128, patch_size=16))
+@pytest.mark.parametrize("algorithm", ["largest_fit", "subset_sum", "first_fit", "next_fit"])
+@pytest.mark.parametrize(("side", "lookahead", "block"), [(200, 256, 7), (60, 3, 7), (60, 3, 1)])
+def test_one_size_alone_packs_as_a_plain_patch_size_does(algorithm: Any, side: int, lookahead: int, block: int) -> None:
+    rows = Rows.of_sizes(*np.random.default_rng(0).integers(17, side, (2, 3000)))
+    packing = Packing(seq_len=512, patch_size=16, algorithm=algorithm, lookahead=lookahead)
+    alone = plan(rows, packing.replace(patch_size=PatchSizes((16,))), block=block)
+    plain = plan(rows, packing)
     assert [len(list(run)) for _, run in groupby(alone.patch_size.tolist())] == [len(alone)]
     np.testing.assert_array_equal(alone.offsets, plain.offsets)
     np.testing.assert_array_equal(alone.images.row, plain.images.row)

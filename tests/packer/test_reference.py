@@ -41,7 +41,7 @@ def test_reference_imports_only_the_standard_library() -> None:
     tree = ast.parse(inspect.getsource(reference))
     imported = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imported]
-    assert names == ["__future__", "math", "collections"]
+    assert names == ["__future__", "itertools", "math", "collections"]
 
 
 @given(st.lists(st.integers(1, 12), max_size=40))

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from patchnpack.packer import ConstantDrop, FitTokens, Native, Packing, Rows, plan
+from patchnpack.packer import ConstantDrop, FitTokens, Native, Packing, PatchSizes, Rows, plan
 from patchnpack.packer.report import report
 
 
@@ -70,3 +72,34 @@ def test_balance_evens_the_attention_of_ranks_and_0_leaves_it_as_it_is() -> None
     assert 1 <= balanced < 1.05 < as_packed
     off = report(rows, Packing(seq_len=2048, balance=0)).slowest_attention
     assert off == (as_packed, as_packed)
+
+
+@pytest.mark.parametrize("fill", ["none", "undrop", "trim", "rescale"])
+def test_every_fill_is_reported_beside_next_fit(fill: Any) -> None:
+    found = report(_rows(), Packing(seq_len=576, fill=fill))
+    assert [way.name for way in found.ways][1] == "packed, next_fit"
+    assert found.padding < found.ways[1].padding
+
+
+def test_several_patch_sizes_are_reported_as_one_data_set() -> None:
+    rows = Rows.of_sizes(*np.random.default_rng(0).integers(64, 500, (2, 2000)))
+    found = report(rows, Packing(seq_len=1024, patch_size=PatchSizes((16, 32))), ranks=4)
+    packed, _, longest, square = found.ways
+    assert packed.tokens == longest.tokens == found.tokens
+    assert packed.slots < longest.slots
+    assert longest.sequences == square.sequences == 2000
+    assert " or " in longest.note
+    assert " or " in square.name
+
+
+def test_more_ranks_wait_longer_and_a_whole_model_is_more_even_than_its_attention() -> None:
+    rows = Rows.of_sizes(*np.random.default_rng(0).integers(48, 700, (2, 3000)))
+    two, many = (report(rows, Packing(seq_len=2048), ranks=ranks) for ranks in (2, 32))
+    assert (two.ranks, many.ranks) == (2, 32)
+    assert 1 < two.slowest_attention[0] < many.slowest_attention[0]
+    for found in (two, many):
+        assert 1 <= found.slowest_model[1] < found.slowest_model[0] < found.slowest_attention[0]
+    wide = report(rows, Packing(seq_len=2048), width=4096)
+    assert wide.slowest_model[0] < report(rows, Packing(seq_len=2048), width=192).slowest_model[0]
+    with pytest.raises(ValueError, match="ranks is 0; it must be at least 1"):
+        report(rows, Packing(), ranks=0)

@@ -1,0 +1,161 @@
+"""The compiled ways to deal with a pack's leftover slots. `reference.py` says in plain Python what each does."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+# M images of N packs: pack p holds those from offsets[p] to offsets[p + 1]; sizes in pixels, grids in patches
+
+PAD, CROP, RESIZE = 0, 1, 2  # what a policy does with a side that is no multiple of the patch
+
+_OPTIONS = 512  # sizes that an image may be given, at most
+
+
+@njit(nogil=True, cache=True)
+def undrop(tokens, keep, offsets, capacity):  # type: ignore[no-untyped-def]
+    """See `reference.undrop`; changes `keep` in place, pack by pack."""
+    for p in range(len(offsets) - 1):
+        start, end = offsets[p], offsets[p + 1]
+        left, dropped = np.int64(capacity), np.int64(0)
+        for i in range(start, end):
+            left -= keep[i]
+            dropped += tokens[i] - keep[i]
+        left = min(left, dropped)
+        for i in range(start, end):  # of what is left, each takes its share of what is dropped from here on
+            if left <= 0:
+                break
+            own = np.int64(tokens[i] - keep[i])
+            share = -(-left * own // dropped)
+            keep[i] += share
+            left -= share
+            dropped -= own
+
+
+@njit(nogil=True, cache=True)
+def trim(least, keep, offsets, capacity):  # type: ignore[no-untyped-def]
+    """See `reference.trim`; changes `keep` in place, pack by pack."""
+    for p in range(len(offsets) - 1):
+        start, end = offsets[p], offsets[p + 1]
+        over, slack = -np.int64(capacity), np.int64(0)
+        for i in range(start, end):
+            over += keep[i]
+            slack += keep[i] - least[i]
+        for i in range(start, end):
+            if over <= 0:
+                break
+            own = np.int64(keep[i] - least[i])
+            share = -(-over * own // slack)
+            keep[i] -= share
+            over -= share
+            slack -= own
+
+
+@njit(nogil=True, cache=True)
+def _option(found, count, w, h, gw, gh, keep, width, height, columns, rows, most):  # type: ignore[no-untyped-def]
+    """Adds one size to the options, unless one of as many tokens changes the image less; returns how many there are."""
+    tokens = columns * rows
+    if columns < 1 or rows < 1 or tokens > most:
+        return count
+    kept = max(1, min(tokens, (2 * keep * tokens + gw * gh) // (2 * gw * gh)))
+    change = max(abs(width - w) * 1_000_000 // w, abs(height - h) * 1_000_000 // h)
+    at = count
+    for j in range(count):
+        if found[j, 0] == kept:
+            if found[j, 5] <= change:
+                return count
+            at = j
+    if at == _OPTIONS:
+        return count
+    found[at, 0], found[at, 1], found[at, 2] = kept, width, height
+    found[at, 3], found[at, 4], found[at, 5] = columns, rows, change
+    return max(count, at + 1)
+
+
+@njit(nogil=True, cache=True)
+def options(size, grid, keep, patch, multiple, edge, max_scale, max_tokens, found):  # type: ignore[no-untyped-def]
+    """See `reference.options`: writes them to `found` (`_OPTIONS`, 6) as (keep, width, height, gw, gh, change)."""
+    w, h, gw, gh = np.int64(size[0]), np.int64(size[1]), np.int64(grid[0]), np.int64(grid[1])
+    kept, unit = np.int64(keep), np.int64(patch * multiple)
+    most = max(np.int64(max_tokens), gw * gh)
+    count = _option(found, 0, w, h, gw, gh, kept, w, h, gw, gh, most)
+    if edge == RESIZE:
+        across, down = gw // multiple, gh // multiple
+        x_most, y_most = np.int64(across * max_scale), np.int64(down * max_scale)
+        for dx in range(-x_most, x_most + 1):
+            for dy in range(-y_most, y_most + 1):
+                if dx * dy >= 0:
+                    columns, rows = (across + dx) * multiple, (down + dy) * multiple
+                    width, height = columns * patch, rows * patch
+                    count = _option(found, count, w, h, gw, gh, kept, width, height, columns, rows, most)
+        return count
+    x_most, y_most = np.int64(w * max_scale), np.int64(h * max_scale)
+    for along in range(2):  # sizes at which the number of columns changes, then the number of rows
+        side, other, reach = (w, h, x_most) if along == 0 else (h, w, y_most)
+        for cells in range((side - reach) // unit, (side + reach) // unit + 2):
+            for step in range(2):
+                new = cells * unit + (step if edge == PAD else -step)
+                beside = (2 * new * other + side) // (2 * side)
+                width, height = (new, beside) if along == 0 else (beside, new)
+                if abs(width - w) > x_most or abs(height - h) > y_most or width < 1 or height < 1:
+                    continue
+                if edge == PAD:
+                    columns, rows = -(-width // unit) * multiple, -(-height // unit) * multiple
+                else:
+                    columns, rows = width // unit * multiple, height // unit * multiple
+                count = _option(found, count, w, h, gw, gh, kept, width, height, columns, rows, most)
+    return count
+
+
+@njit(nogil=True, cache=True)
+def fewest(size, grid, keep, patch, multiple, edge, max_scale, max_tokens, least):  # type: ignore[no-untyped-def]
+    """The fewest tokens that any option of each image keeps, to `least` (M,)."""
+    found = np.empty((_OPTIONS, 6), np.int64)
+    for i in range(len(keep)):
+        count = options(size[i], grid[i], keep[i], patch, multiple, edge, max_scale, max_tokens, found)
+        least[i] = found[:count, 0].min()
+
+
+@njit(nogil=True, cache=True)
+def rescale(size, grid, keep, offsets, capacity, patch, multiple, edge, max_scale, max_tokens):  # type: ignore[no-untyped-def]
+    """See `reference.rescale`; changes `size`, `grid` and `keep` in place, pack by pack."""
+    largest = 0
+    for p in range(len(offsets) - 1):
+        largest = max(largest, offsets[p + 1] - offsets[p])
+    words = (capacity >> 6) + 1
+    reach = np.zeros((largest + 1, words), np.uint64)  # the sums of the first so many images, as bits
+    found = np.empty((_OPTIONS, 6), np.int64)
+    for p in range(len(offsets) - 1):
+        start, end = offsets[p], offsets[p + 1]
+        if keep[start:end].sum() == capacity:
+            continue
+        reach[0, 0] = 1
+        for i in range(start, end):
+            before, after = reach[i - start], reach[i - start + 1]
+            after[:] = 0
+            count = options(size[i], grid[i], keep[i], patch, multiple, edge, max_scale, max_tokens, found)
+            for j in range(count):
+                whole, bits = found[j, 0] >> 6, np.uint64(found[j, 0] & 63)
+                for word in range(whole, words):
+                    after[word] |= before[word - whole] << bits
+                if bits > 0:
+                    for word in range(whole + 1, words):
+                        after[word] |= before[word - whole - 1] >> (np.uint64(64) - bits)
+        target = np.int64(capacity)
+        last = reach[end - start]
+        while not (last[target >> 6] >> np.uint64(target & 63)) & np.uint64(1):
+            target -= 1
+        for i in range(end - 1, start - 1, -1):
+            before = reach[i - start]
+            count = options(size[i], grid[i], keep[i], patch, multiple, edge, max_scale, max_tokens, found)
+            best = -1
+            for j in range(count):
+                rest = target - found[j, 0]
+                if rest < 0 or not (before[rest >> 6] >> np.uint64(rest & 63)) & np.uint64(1):
+                    continue
+                if best < 0 or found[j, 5] < found[best, 5]:
+                    best = j
+            target -= found[best, 0]
+            keep[i] = found[best, 0]
+            size[i, 0], size[i, 1] = found[best, 1], found[best, 2]
+            grid[i, 0], grid[i, 1] = found[best, 3], found[best, 4]
