@@ -6,28 +6,14 @@ that any may lose; at 0 no item is cut, and `least` is not read. `reference.py` 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
-from patchnpack.packer._packers import _trailing_zeros
+from patchnpack.packer._bits import leading_zeros, trailing_zeros
 
 # n items (images) of a given length (tokens), L capacity of a pack, R lookahead, K items in a pack at most
 
 _CLOSING = 256  # items that a closing subset is chosen from, at most: bounds time and memory at large lookaheads
-
-
-@intrinsic
-def _leading_zeros(typingctx: Any, word: Any) -> Any:
-    """Zero bits above the highest set bit of a uint64; 64 for 0. One instruction, which numba does not expose."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.uint64(types.uint64), codegen
 
 
 @njit(nogil=True, cache=True)
@@ -36,7 +22,7 @@ def _highest(words, summary, limit):  # type: ignore[no-untyped-def]
     w = limit >> 6
     word = words[w] & (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(63 - (limit & 63)))
     if word != 0:
-        return (w << 6) + 63 - np.int64(_leading_zeros(word))
+        return (w << 6) + 63 - np.int64(leading_zeros(word))
     s = w >> 6
     above = summary[s] & ((np.uint64(1) << np.uint64(w & 63)) - np.uint64(1))
     while above == 0:
@@ -44,8 +30,8 @@ def _highest(words, summary, limit):  # type: ignore[no-untyped-def]
         if s < 0:
             return -1
         above = summary[s]
-    w = (s << 6) + 63 - np.int64(_leading_zeros(above))
-    return (w << 6) + 63 - np.int64(_leading_zeros(words[w]))
+    w = (s << 6) + 63 - np.int64(leading_zeros(above))
+    return (w << 6) + 63 - np.int64(leading_zeros(words[w]))
 
 
 @njit(nogil=True, cache=True)
@@ -58,7 +44,7 @@ def _longer(words, head, least, room, slack, widest):  # type: ignore[no-untyped
         if word == 0:
             w, above = w + 1, np.uint64(0xFFFFFFFFFFFFFFFF)
             continue
-        length = (w << 6) + np.int64(_trailing_zeros(word))
+        length = (w << 6) + np.int64(trailing_zeros(word))
         if length > longest:
             break
         if least[head[length]] - room <= slack:

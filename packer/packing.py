@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from patchnpack.packer import _packers, _waiting
+from patchnpack.packer import _decreasing, _packers, _waiting
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Algorithm
 
@@ -18,8 +18,8 @@ _PACKERS = {
     "next_fit": _packers.next_fit,
     "first_fit": _packers.first_fit,
     "best_fit": _packers.best_fit,
-    "first_fit_decreasing": _packers.first_fit_decreasing,
-    "best_fit_decreasing": _packers.best_fit_decreasing,
+    "first_fit_decreasing": _decreasing.first_fit_decreasing,
+    "best_fit_decreasing": _decreasing.best_fit_decreasing,
 }
 _WAITING = {
     "largest_fit": _waiting.largest_fit,
@@ -72,9 +72,8 @@ def pack_ready(
     lengths = np.ascontiguousarray(lengths, np.int64)
     for name, value in (("capacity", capacity), ("max_items", max_items), ("lookahead", lookahead)):
         check_whole(name, value)
-    bad = (lengths < 1) | (lengths > capacity)
-    if bad.any():
-        i = int(bad.argmax())
+    if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= capacity:
+        i = int(((lengths < 1) | (lengths > capacity)).argmax())
         raise ValueError(
             f"lengths[{i}] is {lengths[i]}; each length must be from 1 to the capacity, {capacity}: "
             "shrink the item or leave it out"
@@ -89,7 +88,8 @@ def pack_ready(
     else:
         packs = _PACKERS[name](*limits)
     offsets = offsets[: packs + 1].copy()
-    return order[: offsets[-1]].copy(), offsets
+    # Mostly all of it; a part is copied so that the whole is not held.
+    return order if offsets[-1] == len(order) else order[: offsets[-1]].copy(), offsets
 
 
 def pack_lengths(
