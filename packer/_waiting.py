@@ -167,6 +167,49 @@ def _exact(room, most, common, copies, count, words, summary, chosen):  # type: 
 
 
 @njit(nogil=True, cache=True)
+def _lowest(words, limit, none):  # type: ignore[no-untyped-def]
+    """The lowest set bit at or above `limit`, or `none`."""
+    w, above = limit >> 6, np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64(limit & 63)
+    while w < len(words):
+        if words[w] & above != 0:
+            return (w << 6) + np.int64(trailing_zeros(words[w] & above))
+        w, above = w + 1, np.uint64(0xFFFFFFFFFFFFFFFF)
+    return none
+
+
+@njit(nogil=True, cache=True)
+def _thirds(length, capacity):  # type: ignore[no-untyped-def]
+    return np.int64(4 * length > capacity) + np.int64(2 * length > capacity) + np.int64(4 * length >= 3 * capacity)
+
+
+@njit(nogil=True, cache=True)
+def _large(room, thirds, capacity, count, words, summary):  # type: ignore[no-untyped-def]
+    """See `reference.large_item`; returns the length, or 0."""
+    quarter, half, most = (capacity >> 2) + 1, (capacity >> 1) + 1, -(-3 * capacity // 4)  # of 1, 2 and 3 thirds
+    none = 4 * capacity
+    one, two, three = _lowest(words, quarter, none), _lowest(words, half, none), _lowest(words, most, none)
+    one, two = none if one >= half else one, none if two >= most else two
+    if thirds == 3:
+        if three <= room:
+            return _highest(words, summary, room)
+        if min(two + one, 3 * one) <= room:
+            return _highest(words, summary, min(room - one, most - 1))
+    if thirds >= 2 and min(two, 2 * one) <= room:
+        best = _highest(words, summary, min(room, most - 1))
+        best = best if best >= half else np.int64(0)
+        chosen = best
+        first = _highest(words, summary, min(room - one, half - 1))
+        while first >= quarter and 2 * first > best:
+            second = _highest(words, summary, min(room - first, first if count[first] > 1 else first - 1))
+            if second >= quarter and first + second > best:
+                best, chosen = first + second, first
+            first = _highest(words, summary, first - 1)
+        if chosen > 0:
+            return chosen
+    return _highest(words, summary, min(room, half - 1)) if thirds >= 1 and one <= room else np.int64(0)
+
+
+@njit(nogil=True, cache=True)
 def _close(room, most, common, count, words, summary, reach, taken, chosen):  # type: ignore[no-untyped-def]
     """Writes to `chosen` the lengths that close a pack, see `reference.closing_subset`; returns how many."""
     copies = min(room // common, count[common], most) if 0 < common <= room else np.int64(0)
@@ -225,7 +268,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
     taken = np.empty(min(held_at_most, _CLOSING), np.int64)
     reach = np.empty((len(taken) + 1, len(words)), np.uint64)
     chosen = np.empty(held_at_most + 2, np.int64)
-    packs, out, entered, waiting, oldest, tokens = 0, 0, 0, 0, 0, 0
+    packs, out, entered, waiting, oldest, tokens, thirds = 0, 0, 0, 0, 0, 0, 0
     while True:
         while waiting < lookahead and entered < n:
             length = lengths[entered]
@@ -238,6 +281,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             tail[length] = entered
             count[length] += 1
             tokens += length
+            thirds += _thirds(length, capacity)
             entered += 1
             waiting += 1
         if waiting == 0 or (waiting < lookahead and not flush):
@@ -246,6 +290,9 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             oldest += 1
         length, room, pack_start, arrival = lengths[oldest], capacity, out, oldest
         common, closing, next_chosen, slack = -1, -1, 0, np.int64(0)
+        short = np.int64(3 if thirds * capacity > 3 * tokens else 0)  # thirds that the pack is short of
+        if short > 0:
+            common = 0
         while True:
             item = head[length]
             head[length] = following[item]
@@ -255,6 +302,9 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
                     summary[length >> 12] &= ~(np.uint64(1) << np.uint64((length >> 6) & 63))
             count[length] -= 1
             tokens -= length
+            own = _thirds(length, capacity)
+            thirds -= own
+            short -= own
             gone[item] = True
             order[out] = item
             out += 1
@@ -266,6 +316,12 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             if widest > 0:
                 slack += length - least[item]
             if closing < 0:
+                if short > 0:
+                    large = _large(room, short, capacity, count, words, summary)
+                    if large > 0:
+                        length = large
+                        continue
+                    short = 0
                 if common < 0:
                     common = _commonest(count, words, summary, capacity, waiting)
                 if 0 < common <= room and 3 * count[common] > waiting:

@@ -173,8 +173,9 @@ def subset_sum(
 
     Filling ends when the room is below six mean lengths of the waiting, or the next does not fit: among the subsets of
     256 waiting items there is then nearly always one that fills the room to the last slot. That holds while the waiting
-    are of many lengths, and closing uses up the rare ones; so a length that over a third of them have goes first.
-    The room is filled up again before each pack, so an item leaves within R packs of entering.
+    are of many lengths, and closing uses up the rare ones; so a length that over a third of them have goes first. Where
+    large items are what makes packs, and not tokens, each pack takes as many of them as it can first (`thirds`). The
+    room is filled up again before each pack, so an item leaves within R packs of entering.
 
     ```
     lengths 3 5 6 2 4 2, L = 10, R = 6    |3332255555|6666664444|22........|
@@ -186,7 +187,12 @@ def subset_sum(
     while arrivals and (flush or len(arrivals) >= lookahead):
         waiting = arrivals[:lookahead]
         pack: list[int] = []
-        common = -1
+        short = (
+            3
+            if sum(thirds(lengths[i], capacity) for i in waiting) * capacity > 3 * sum(lengths[i] for i in waiting)
+            else 0
+        )
+        common = 0 if short else -1
         following = [lengths[waiting[0]]]
         closing = False
         while following:
@@ -196,8 +202,14 @@ def subset_sum(
             room, most = capacity - sum(lengths[i] for i in pack), max_items - len(pack)
             held = [lengths[i] for i in waiting]
             following = following[1:]
+            short -= thirds(lengths[item], capacity)
             if closing or not room or not most or not held:
                 continue
+            if short > 0:
+                following = large_item(held, room, short, capacity)
+                if following:
+                    continue
+                short = 0
             if common < 0:
                 times, common = max((times, length) for length, times in Counter(held).items())
                 common = common if 4 * times >= len(held) else 0
@@ -212,6 +224,41 @@ def subset_sum(
         packs.append(pack)
         arrivals = [i for i in arrivals if i not in pack]
     return packs
+
+
+def thirds(length: int, capacity: int) -> int:
+    """0 for an item of up to a quarter of L, 1 for more, 2 for more than a half, 3 from three quarters on.
+
+    No pack holds more than 3 of these, so the items need at least a third of that many packs, however few their tokens
+    are (a dual feasible function: Lueker 1983).
+    """
+    return (4 * length > capacity) + (2 * length > capacity) + (4 * length >= 3 * capacity)
+
+
+def large_item(held: list[int], room: int, short: int, capacity: int) -> list[int]:
+    """The length of the next item of a pack that is `short` of so many thirds; empty if no item of a third fits.
+
+    Of 3 thirds, the longest that fits; of 2, one item or two, whichever fills the room more. Where that is not to be
+    had, a pack of fewer thirds it is.
+
+    ```
+    L = 100, oldest 40, room 60, short of 2 thirds, waiting 55 30 29      |40|30|29|    59 is more than 55
+    ```
+    """
+    ones, twos, threes = ([x for x in held if thirds(x, capacity) == t] for t in (1, 2, 3))
+    one = min(ones, default=4 * capacity)
+    if short == 3:
+        if min(threes, default=4 * capacity) <= room:
+            return [max(x for x in held if x <= room)]
+        if min(min(twos, default=4 * capacity) + one, 3 * one) <= room:
+            return [max(x for x in held if x <= room - one and x not in threes)]
+    if short >= 2:
+        fitting = [x for x in twos if x <= room]
+        pairs = [(x + y, x) for x, y in itertools.combinations(sorted(ones, reverse=True), 2) if x + y <= room]
+        best = max([(x, x) for x in fitting] + pairs, default=(0, 0), key=lambda pair: pair[0])
+        if best[0]:
+            return [best[1]]
+    return [max(x for x in ones if x <= room)] if one <= room else []
 
 
 def closing_over(pack: list[int], waiting: list[int], lengths: list[int], capacity: int, least: list[int]) -> list[int]:

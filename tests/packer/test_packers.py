@@ -111,3 +111,13 @@ def test_subset_sum_fills_all_but_a_thousandth_of_the_slots_with_photographs(cap
     counts = np.where(rng.random(30_000) < 0.5, 768, rng.lognormal(6.2, 0.8, 30_000)).clip(20, capacity).astype(int)
     packs = len(pack_lengths(counts, capacity, algorithm="subset_sum")[1]) - 1
     assert counts.sum() / (packs * capacity) > 0.998
+
+
+@pytest.mark.parametrize(("lookahead", "over"), [(256, 1.003), (1024, 1.002)])
+def test_subset_sum_is_near_the_bound_where_large_items_are_what_makes_packs(lookahead: int, over: float) -> None:
+    rng = np.random.default_rng(1)
+    counts = np.where(rng.random(30_000) < 0.5, 768, rng.lognormal(5.8, 1.15, 30_000)).clip(20, 1024).astype(int)
+    packs = len(pack_lengths(counts, 1024, algorithm="subset_sum", lookahead=lookahead)[1]) - 1
+    bound = sum(reference.thirds(n, 1024) for n in counts.tolist()) / 3
+    assert bound > 1.1 * counts.sum() / 1024
+    assert packs < over * bound
