@@ -183,30 +183,27 @@ def _thirds(length, capacity):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _large(room, thirds, capacity, count, words, summary):  # type: ignore[no-untyped-def]
+def _large(room, capacity, count, words, summary):  # type: ignore[no-untyped-def]
     """See `reference.large_item`; returns the length, or 0."""
     quarter, half, most = (capacity >> 2) + 1, (capacity >> 1) + 1, -(-3 * capacity // 4)  # of 1, 2 and 3 thirds
     none = 4 * capacity
     one, two, three = _lowest(words, quarter, none), _lowest(words, half, none), _lowest(words, most, none)
     one, two = none if one >= half else one, none if two >= most else two
-    if thirds == 3:
-        if three <= room:
-            return _highest(words, summary, room)
-        if min(two + one, 3 * one) <= room:
-            return _highest(words, summary, min(room - one, most - 1))
-    if thirds >= 2 and min(two, 2 * one) <= room:
-        best = _highest(words, summary, min(room, most - 1))
-        best = best if best >= half else np.int64(0)
-        chosen = best
-        first = _highest(words, summary, min(room - one, half - 1))
-        while first >= quarter and 2 * first > best:
-            second = _highest(words, summary, min(room - first, first if count[first] > 1 else first - 1))
-            if second >= quarter and first + second > best:
-                best, chosen = first + second, first
-            first = _highest(words, summary, first - 1)
-        if chosen > 0:
-            return chosen
-    return _highest(words, summary, min(room, half - 1)) if thirds >= 1 and one <= room else np.int64(0)
+    if three <= room:
+        return _highest(words, summary, room)
+    if min(two + one, 3 * one) <= room:
+        return _highest(words, summary, min(room - one, most - 1))
+    best = _highest(words, summary, room) if two <= room else np.int64(0)
+    chosen = best
+    first = _highest(words, summary, min(room - one, half - 1)) if 2 * one <= room else np.int64(0)
+    while first >= quarter and 2 * first > best:
+        second = _highest(words, summary, min(room - first, first if count[first] > 1 else first - 1))
+        if second >= quarter and first + second > best:
+            best, chosen = first + second, first
+        first = _highest(words, summary, first - 1)
+    if chosen == 0 and one <= room:
+        return _highest(words, summary, min(room, half - 1))
+    return chosen
 
 
 @njit(nogil=True, cache=True)
@@ -290,8 +287,8 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             oldest += 1
         length, room, pack_start, arrival = lengths[oldest], capacity, out, oldest
         common, closing, next_chosen, slack = -1, -1, 0, np.int64(0)
-        short = np.int64(3 if thirds * capacity > 3 * tokens else 0)  # thirds that the pack is short of
-        if short > 0:
+        large_first = thirds * capacity > 3 * tokens
+        if large_first:
             common = 0
         while True:
             item = head[length]
@@ -302,9 +299,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
                     summary[length >> 12] &= ~(np.uint64(1) << np.uint64((length >> 6) & 63))
             count[length] -= 1
             tokens -= length
-            own = _thirds(length, capacity)
-            thirds -= own
-            short -= own
+            thirds -= _thirds(length, capacity)
             gone[item] = True
             order[out] = item
             out += 1
@@ -316,12 +311,12 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             if widest > 0:
                 slack += length - least[item]
             if closing < 0:
-                if short > 0:
-                    large = _large(room, short, capacity, count, words, summary)
+                if large_first:
+                    large = _large(room, capacity, count, words, summary)
                     if large > 0:
                         length = large
                         continue
-                    short = 0
+                    large_first = False
                 if common < 0:
                     common = _commonest(count, words, summary, capacity, waiting)
                 if 0 < common <= room and 3 * count[common] > waiting:

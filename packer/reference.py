@@ -187,12 +187,9 @@ def subset_sum(
     while arrivals and (flush or len(arrivals) >= lookahead):
         waiting = arrivals[:lookahead]
         pack: list[int] = []
-        short = (
-            3
-            if sum(thirds(lengths[i], capacity) for i in waiting) * capacity > 3 * sum(lengths[i] for i in waiting)
-            else 0
-        )
-        common = 0 if short else -1
+        of_thirds = sum(thirds(lengths[i], capacity) for i in waiting)
+        large_first = of_thirds * capacity > 3 * sum(lengths[i] for i in waiting)
+        common = 0 if large_first else -1
         following = [lengths[waiting[0]]]
         closing = False
         while following:
@@ -202,14 +199,13 @@ def subset_sum(
             room, most = capacity - sum(lengths[i] for i in pack), max_items - len(pack)
             held = [lengths[i] for i in waiting]
             following = following[1:]
-            short -= thirds(lengths[item], capacity)
             if closing or not room or not most or not held:
                 continue
-            if short > 0:
-                following = large_item(held, room, short, capacity)
+            if large_first:
+                following = large_item(held, room, capacity)
                 if following:
                     continue
-                short = 0
+                large_first = False
             if common < 0:
                 times, common = max((times, length) for length, times in Counter(held).items())
                 common = common if 4 * times >= len(held) else 0
@@ -235,30 +231,25 @@ def thirds(length: int, capacity: int) -> int:
     return (4 * length > capacity) + (2 * length > capacity) + (4 * length >= 3 * capacity)
 
 
-def large_item(held: list[int], room: int, short: int, capacity: int) -> list[int]:
-    """The length of the next item of a pack that is `short` of so many thirds; empty if no item of a third fits.
+def large_item(held: list[int], room: int, capacity: int) -> list[int]:
+    """The length of the next item of a pack that is to hold as many thirds as it can; empty if no item of a third fits.
 
-    Of 3 thirds, the longest that fits; of 2, one item or two, whichever fills the room more. Where that is not to be
-    had, a pack of fewer thirds it is.
+    That is the longest that fits, if it has 3 thirds or others can bring them to 3; else it is one item of 2 thirds or
+    two of 1, whichever fill the room more; and if there is neither, the longest of 1.
 
     ```
-    L = 100, oldest 40, room 60, short of 2 thirds, waiting 55 30 29      |40|30|29|    59 is more than 55
+    L = 100, oldest 40, waiting 55 30 29      |40|30|29|    in the room of 60, 30 and 29 fill more than 55
     ```
     """
     ones, twos, threes = ([x for x in held if thirds(x, capacity) == t] for t in (1, 2, 3))
-    one = min(ones, default=4 * capacity)
-    if short == 3:
-        if min(threes, default=4 * capacity) <= room:
-            return [max(x for x in held if x <= room)]
-        if min(min(twos, default=4 * capacity) + one, 3 * one) <= room:
-            return [max(x for x in held if x <= room - one and x not in threes)]
-    if short >= 2:
-        fitting = [x for x in twos if x <= room]
-        pairs = [(x + y, x) for x, y in itertools.combinations(sorted(ones, reverse=True), 2) if x + y <= room]
-        best = max([(x, x) for x in fitting] + pairs, default=(0, 0), key=lambda pair: pair[0])
-        if best[0]:
-            return [best[1]]
-    return [max(x for x in ones if x <= room)] if one <= room else []
+    one, two, three = (min(lengths, default=4 * capacity) for lengths in (ones, twos, threes))
+    if three <= room:
+        return [max(x for x in held if x <= room)]
+    if min(two + one, 3 * one) <= room:
+        return [max(x for x in held if x <= room - one and x not in threes)]
+    pairs = [(x + y, x) for x, y in itertools.combinations(sorted(ones, reverse=True), 2) if x + y <= room]
+    choices = [(x, x) for x in twos if x <= room] + pairs or [(x, x) for x in ones if x <= room]
+    return [max(choices, key=lambda choice: choice[0])[1]] if choices else []
 
 
 def closing_over(pack: list[int], waiting: list[int], lengths: list[int], capacity: int, least: list[int]) -> list[int]:

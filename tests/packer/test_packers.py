@@ -100,6 +100,21 @@ def test_subset_sum_of_a_few_lengths(lengths: list[int], capacity: int, max_item
     assert compare("subset_sum", lengths, capacity, max_items, 5, True) == packs
 
 
+@pytest.mark.parametrize(
+    ("lengths", "first"),
+    [
+        pytest.param([10, 70, 51, 27], [10, 51, 27], id="two thirds and one, not two alone"),
+        pytest.param([30, 51, 34, 25, 75, 75], [30, 51], id="a pair is of two that have a third each"),
+        pytest.param([40, 55, 30, 29, 80], [40, 30, 29], id="the pair that fills more than one"),
+        pytest.param([40, 34, 75, 75, 75], [40, 34], id="one twice is no pair"),
+        pytest.param([10, 75, 26, 51, 75], [10, 75], id="three quarters are three thirds"),
+    ],
+)
+def test_large_items_go_first_where_they_are_what_makes_packs(lengths: list[int], first: list[int]) -> None:
+    packs = compare("subset_sum", lengths, 100, 64, 10, True)
+    assert [lengths[i] for i in packs[0]] == first
+
+
 def test_subset_sum_closes_packs_with_subsets_of_the_longest_256_at_most() -> None:
     lengths = np.random.default_rng(0).integers(500, 600, 700) * 2  # even, so an odd room is never filled
     compare("subset_sum", lengths.tolist(), 8191, 64, 600, True)
