@@ -33,7 +33,7 @@ import pyarrow as pa
 from bounds import lower_bound
 from token_counts import CLOTHING, drawn, from_shards, lognormal, lognormal_counts
 
-from patchnpack import BetaDrop, ConstantDrop, Native, NoDrop, Packing
+from patchnpack import BetaDrop, ConstantDrop, Packing, PatchSizes, RandomResizedCrop, SampleSide
 from patchnpack.packer import Rows, pack_lengths, plan
 from patchnpack.packer.config import Algorithm
 
@@ -203,27 +203,37 @@ def speed_table(contest: Contest, images: int) -> Iterator[dict[str, object]]:
 
 
 def plan_table(images: int) -> Iterator[dict[str, object]]:
-    """Prints seconds to plan an epoch's rows, with and without token drop."""
+    """Prints seconds to plan an epoch's rows with what is drawn, filled and scheduled."""
     side = np.sqrt(lognormal(np.random.default_rng(7), 650, 1, images)) * 16
     aspect = np.sqrt(np.random.default_rng(8).uniform(0.5, 2, images))
     rows = Rows.of_sizes(np.clip(side * aspect, 16, 4000), np.clip(side / aspect, 16, 4000))
-    drops: list[Any] = [NoDrop(), ConstantDrop(0.5), BetaDrop(0.5, 0.8)]
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("native", {}),
+        ("ConstantDrop(0.5)", {"token_drop": ConstantDrop(0.5)}),
+        ("BetaDrop(0.5, 0.8)", {"token_drop": BetaDrop(0.5, 0.8)}),
+        ("SampleSide(64, 256)", {"resolution": SampleSide(low=64, high=256)}),
+        ("RandomResizedCrop, 256 tokens", {"resolution": RandomResizedCrop(max_tokens=256)}),
+        ("SampleSide, BetaDrop", {"resolution": SampleSide(low=64, high=256), "token_drop": BetaDrop(0.5, 0.8)}),
+        ("trim", {"fill": "trim"}),
+        ("rescale", {"fill": "rescale"}),
+        ("PatchSizes, 5 sizes", {"patch_size": PatchSizes((8, 12, 16, 24, 32))}),
+    ]
     algorithms: tuple[Algorithm, ...] = ("largest_fit", "subset_sum")
-    print(f"\nPlanning {images} rows at native size, L = 1024, lookahead 256, in seconds")
+    print(f"\nPlanning {images} rows, L = 1024, lookahead 256, patch size 16, in seconds")
     print(f"{'':34}" + "".join(f"{algorithm:>14}" for algorithm in algorithms))
-    for drop in drops:
-        packing = Packing(resolution=Native(), token_drop=drop, algorithm=algorithms[0])
-        plan(Rows.of_sizes(rows.width[:100], rows.height[:100]), packing)  # compiles
-        print(f"{drop!s:34}", end="")
+    for name, changes in ways:
+        print(f"{name:34}", end="")
         for algorithm in algorithms:
+            packing = Packing(algorithm=algorithm, **changes)
+            plan(rows.take(slice(1000)), packing)  # compiles
             began = time.perf_counter()
-            packs = plan(rows, packing.replace(algorithm=algorithm))
+            packs = plan(rows, packing)
             seconds = time.perf_counter() - began
             assert (np.bincount(packs.images.row, minlength=images) == 1).all()
             assert packs.tokens().max() <= 1024
             print(f"{seconds:>14.2f}", end="")
             yield {
-                "table": "plan", "input": str(drop), "images": images, "seq_len": 1024, "way": algorithm,
+                "table": "plan", "input": name, "images": images, "seq_len": 1024, "way": algorithm,
                 "lookahead": 256, "packs": len(packs), "seconds": f"{seconds:.3f}",
                 "percent_full": f"{packs.tokens().mean() / 10.24:.3f}",
             }  # fmt: skip

@@ -113,7 +113,9 @@ def fewest(size, grid, keep, patch, multiple, edge, max_scale, max_tokens, least
     found = np.empty((_OPTIONS, 6), np.int64)
     for i in range(len(keep)):
         count = options(size[i], grid[i], keep[i], patch, multiple, edge, max_scale, max_tokens, found)
-        least[i] = found[:count, 0].min()
+        least[i] = keep[i]
+        for j in range(count):
+            least[i] = min(least[i], found[j, 0])
 
 
 @njit(nogil=True, cache=True)
@@ -127,7 +129,10 @@ def rescale(size, grid, keep, offsets, capacity, patch, multiple, edge, max_scal
     found = np.empty((_OPTIONS, 6), np.int64)
     for p in range(len(offsets) - 1):
         start, end = offsets[p], offsets[p + 1]
-        if keep[start:end].sum() == capacity:
+        tokens = np.int64(0)
+        for i in range(start, end):
+            tokens += keep[i]
+        if tokens == capacity:
             continue
         reach[0, 0] = 1
         for i in range(start, end):

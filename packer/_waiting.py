@@ -244,8 +244,10 @@ def _close(room, most, common, count, words, summary, reach, taken, chosen):  # 
         total -= taken[i]
         number += 1
     if number > most:  # the largest of them fit as well
-        chosen[:number].sort()
-        chosen[:most] = chosen[number - most : number][::-1].copy()
+        for i in range(most):
+            for j in range(i + 1, number):
+                if chosen[j] > chosen[i]:
+                    chosen[i], chosen[j] = chosen[j], chosen[i]
         number = most
     return number
 

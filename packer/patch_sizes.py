@@ -18,9 +18,15 @@ from patchnpack.packer.random import Purpose, keys
 class PatchSizes:
     """Patch sizes of which each block of packs draws one (FlexiViT, arXiv 2212.08013, section 3).
 
-    Larger patches make fewer tokens of an image, so a block's packs are packed by its own token counts. With
-    `end_weights` the draw follows a curriculum: the weights go in a straight line from `weights` to `end_weights` while
-    the first `images` images are seen, large patches first, say.
+    Larger patches make fewer tokens of an image, so a block's packs are packed by its own token counts.
+
+    ```
+    96 x 96 pixels      P = 16: 36 tokens      P = 32: 9 tokens
+    blocks of 2 packs   |16 16|32 32|32 32|16 16|
+    ```
+
+    With `end_weights` the draw follows a curriculum: the weights go in a straight line from `weights` to `end_weights`
+    while the first `images` images are seen, large patches first, say.
 
     Attributes:
         sizes: sides of the patches in pixels, all different.

@@ -351,6 +351,43 @@ def uniform(state: int) -> tuple[int, float]:
     return state, ((mix(state) >> 12) + 0.5) / 2**52
 
 
+def normal(state: int) -> tuple[int, float]:
+    """The next state of a key's stream, and a standard normal value (Box and Muller 1958)."""
+    state, u = uniform(state)
+    state, v = uniform(state)
+    return state, math.sqrt(-2 * math.log(u)) * math.cos(2 * math.pi * v)
+
+
+def log_gamma_value(state: int, shape: float) -> tuple[int, float]:
+    """The next state of a key's stream, and the logarithm of a gamma value (Marsaglia and Tsang 2000)."""
+    boost = 0.0
+    if shape < 1:  # gamma(a) is gamma(a + 1) u^(1/a)
+        state, u = uniform(state)
+        boost, shape = math.log(u) / shape, shape + 1
+    d = shape - 1 / 3
+    while True:
+        state, x = normal(state)
+        state, u = uniform(state)
+        v = (1 + x / math.sqrt(9 * d)) ** 3
+        if v > 0 and math.log(u) < x * x / 2 + d - d * v + d * math.log(v):
+            return state, math.log(d * v) + boost
+
+
+def beta(key: int, a: float, b: float) -> float:
+    """A beta value drawn from `key`: x / (x + y) of two gamma values."""
+    key, x = log_gamma_value(key, a)
+    key, y = log_gamma_value(key, b)
+    return 1 / (1 + math.exp(min(700.0, y - x)))
+
+
+def truncated_normal(key: int, mean: float, std: float, low: float, high: float) -> float:
+    """A normal value within [low, high) drawn from `key`: the first that lies within."""
+    key, z = normal(key)
+    while not low <= mean + std * z < high:
+        key, z = normal(key)
+    return mean + std * z
+
+
 def random_crop(
     key: int, width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:

@@ -106,6 +106,13 @@ class RandomResizedCrop(Resolution):
     et al. 2015, arXiv 1409.4842, section 6). It keeps its own resolution, both sides rounded up to whole patches,
     unless that makes it more than `max_tokens`.
 
+    ```
+    640 x 480 pixels      +---------------+
+                          |    +-------+  |     a part of 272 x 359 pixels, at P = 16 a grid of 17 x 23;
+                          |    |       |  |     with max_tokens=100 it is shrunk to 144 x 176 pixels, 9 x 11
+                          +----+-------+--+
+    ```
+
     Attributes:
         scale: least and largest share of the image's area, above 0 and at most 1.
         ratio: least and largest aspect, width over height.

@@ -54,6 +54,10 @@ class NoDrop(TokenDrop):
 class ConstantDrop(TokenDrop):
     """The same share of every image's tokens is dropped; at least one stays (NaViT, arXiv 2307.06304, section 2.2).
 
+    ```
+    rate 0.25, 8 tokens      |0.2345.7|      6 stay, in raster order
+    ```
+
     Attributes:
         rate: share dropped, in [0, 1).
 
@@ -78,6 +82,10 @@ class BetaDrop(TokenDrop):
     """Each image draws its own rate: d = u max, u ~ Beta(7 m / 3, 7 (1 - m) / 3), m = mean / max.
 
     The variance of u is 0.3 m (1 - m), and the mean rate is `mean` (NaViT, arXiv 2307.06304).
+
+    ```
+    mean 0.5, max 0.8, 8 tokens each      |0.2.4567| |..2....7| |.1.3.56.|      rates 0.25, 0.75, 0.5
+    ```
 
     Attributes:
         mean: mean rate, above 0 and below `max`.
@@ -113,6 +121,10 @@ class ResolutionDrop(TokenDrop):
 
     The mean is `low` at 0 tokens and `high` at `seq_len` tokens and above (NaViT, arXiv 2307.06304).
 
+    ```
+    low 0, high 0.8, L = 16      4 tokens |0.23|      16 tokens |..2........b....|      mean rates 0.2 and 0.8
+    ```
+
     Attributes:
         low, high: mean rate of the smallest and of the largest images, in [0, 1).
         std: of the normal distribution before it is truncated, above 0 and at most 1.
@@ -145,6 +157,10 @@ class ResolutionDrop(TokenDrop):
 @dataclass(frozen=True, slots=True)
 class DropToTokens(TokenDrop):
     """At most so many tokens of each image are kept: the keep rate is min(1, s0 / s).
+
+    ```
+    4 tokens      |012| stays as it is, |.1.3.56.| keeps 4 of 8
+    ```
 
     Attributes:
         tokens: s0, tokens kept at most.

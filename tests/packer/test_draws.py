@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from patchnpack.packer import _draws
+from patchnpack.packer import _draws, reference
 
 KEYS = np.random.default_rng(7).integers(0, 2**64, 100_000, np.uint64)
 
@@ -33,3 +33,22 @@ def test_values_depend_on_their_own_keys_alone_and_neighbouring_keys_are_as_good
     _draws.beta(near[::-1].copy(), 1.2, 1.2, turned)
     np.testing.assert_array_equal(values, turned[::-1])
     assert stats.pearsonr(values[1:], values[:-1]).pvalue > 0.001
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.46, 0.88), (0.047, 2.286), (3, 5)])
+def test_beta_values_are_the_references(a: float, b: float) -> None:
+    values = np.empty(2000)
+    _draws.beta(KEYS[:2000], a, b, values)
+    np.testing.assert_allclose(
+        values, [reference.beta(key, a, b) for key in KEYS[:2000].tolist()], rtol=1e-9, atol=1e-300
+    )
+
+
+@pytest.mark.parametrize(("mean", "std"), [(-0.5, 1.0), (-1.0, 0.1)])
+def test_truncated_normal_and_uniform_values_are_the_references(mean: float, std: float) -> None:
+    values = np.empty(2000)
+    _draws.truncated_normal(KEYS[:2000], np.full(2000, mean), std, -1.0, 1.0, values)
+    plain = [reference.truncated_normal(key, mean, std, -1.0, 1.0) for key in KEYS[:2000].tolist()]
+    np.testing.assert_allclose(values, plain, rtol=1e-9)
+    _draws.uniform(KEYS[:2000], values)
+    assert values.tolist() == [reference.uniform(key)[1] for key in KEYS[:2000].tolist()]

@@ -1,0 +1,101 @@
+"""Planning a data set far larger than memory: rows come in windows, packs leave, and only the waiting room stays.
+
+Rows are drawn window by window, as an index is read window by window (16 shards of 10,000 images), with native sizes,
+token counts lognormal with mean 650, and packed into 1,024 slots. Every image is checked to leave once, by count and by
+sum of its row numbers; the resident memory of the whole process is asserted to stay under 1 GB.
+
+    python benchmarks/planning.py [--rows 100000000] [--algorithm subset_sum] [--patch-sizes 8,16,32]
+
+Writes benchmarks/results/planning.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+import platform
+import resource
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import numba
+import numpy as np
+
+from patchnpack import Packing
+from patchnpack.options import parse_patch_size
+from patchnpack.packer import Planner, Rows
+
+HERE = Path(__file__).resolve().parent
+WINDOW = 16 * 10_000
+GIGABYTE = 1 << 30
+
+
+def window_of_rows(first: int, count: int) -> Rows:
+    """The rows from `first` on, drawn from a generator of their own."""
+    rng = np.random.default_rng(first)
+    side = np.exp(rng.normal(np.log(650) / 2 - 0.25, 0.5, count)) * 16
+    aspect = np.sqrt(rng.uniform(0.5, 2, count))
+    row = np.arange(first, first + count)
+    width, height = (np.clip(s, 16, 4000).astype(np.int32) for s in (side * aspect, side / aspect))
+    return Rows(row=row, ident=row.astype(np.uint64), width=width, height=height)
+
+
+def resident() -> int:
+    """Bytes that this process has had resident at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000_000)
+    parser.add_argument("--algorithm", default="subset_sum")
+    parser.add_argument("--patch-sizes", default="16", help="one, or several of which each block of 64 packs draws one")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "planning.csv")
+    options = parser.parse_args()
+    packing = Packing(algorithm=options.algorithm, patch_size=parse_patch_size(options.patch_sizes))
+    print(f"$ python {shlex.join(sys.argv)}")
+    print(
+        f"one thread of {platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Python "
+        f"{platform.python_version()}, numpy {np.__version__}, numba {numba.__version__}, {datetime.date.today()}"
+    )
+    planner = Planner(packing, share=64)
+    planner.add(window_of_rows(0, 0))
+    before = resident()
+    images, row_sum, packs, tokens, planning = 0, 0, 0, 0, 0.0
+    for first in [*range(0, options.rows, WINDOW), options.rows]:
+        rows = window_of_rows(first, min(WINDOW, options.rows - first))
+        began = time.perf_counter()
+        part = planner.add(rows) if len(rows) else planner.finish()
+        planning += time.perf_counter() - began
+        images += len(part.images)
+        row_sum += int(part.images.row.sum())
+        packs += len(part)
+        tokens += int(part.images.keep.sum())
+    assert images == options.rows, f"{images} of {options.rows} images left"
+    assert row_sum == options.rows * (options.rows - 1) // 2, "an image left twice"
+    assert resident() < GIGABYTE, f"{resident() / GIGABYTE:.2f} GB were resident"
+    found = {
+        "rows": options.rows,
+        "algorithm": options.algorithm,
+        "patch_sizes": options.patch_sizes,
+        "packs": packs,
+        "percent_full": f"{100 * tokens / packs / packing.seq_len:.3f}",
+        "planning_seconds": f"{planning:.1f}",
+        "resident_mb": resident() >> 20,
+        "resident_mb_before": before >> 20,
+    }
+    for name, value in found.items():
+        print(f"{name:20} {value}")
+    options.out.parent.mkdir(exist_ok=True)
+    with options.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(found))
+        writer.writeheader()
+        writer.writerow(found)
+
+
+if __name__ == "__main__":
+    main()
