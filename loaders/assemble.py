@@ -93,7 +93,8 @@ class Draft:
     """A batch in the making. Threads `run` its parts in any order; `finish` waits for them and gives the batch.
 
     A part is an image, or, the last one, the padding of all packs. No two parts share a byte, so no lock is taken while
-    they are written.
+    they are written. The first part to run prepares the batch and the last one completes it: while a third thread, that
+    of the training loop, did this, the decoding threads waited for the GIL.
     """
 
     def __init__(
@@ -106,12 +107,19 @@ class Draft:
         step: int,
         position: int,
     ) -> None:
-        packing = sources.packing
-        shape, columns = (len(packs), packing.seq_len), (len(packs), packing.max_images)
+        self.num_parts = sum(len(pack) for pack in packs if pack is not None) + 1
         self.bad: list[BadRow] = []
         self.without_label = 0
         self._sources, self._epoch, self._step, self._position = sources, epoch, step, position
-        self._patch_size = patch_size
+        self._packs, self._patch_size = packs, patch_size
+        self._prepared, self._left = False, self.num_parts
+        self._lock, self._done = threading.Lock(), threading.Event()
+        self._batch: PackedBatch | None = None
+        self._error: BaseException | None = None
+
+    def _prepare(self) -> None:
+        sources, packs, packing, patch_size = self._sources, self._packs, self._sources.packing, self._patch_size
+        shape, columns = (len(packs), packing.seq_len), (len(packs), packing.max_images)
         self._patches = sources.buffers.lend((*shape, packing.token_bytes(patch_size)))
         self._segment_ids = np.zeros(shape, np.int32)
         self._coords = np.zeros((*shape, 2), np.int32)
@@ -122,16 +130,11 @@ class Draft:
 
         self._used = np.array([0 if pack is None else pack.keep.sum() for pack in packs], np.int64)
         counts = [0 if pack is None else len(pack) for pack in packs]
-        self.num_parts = sum(counts) + 1  # the images, and the padding of all packs
         self._failed = np.zeros(sum(counts), np.bool_)
         # Where image i goes: its pack, its column, its first slot.
         self._pack = np.repeat(np.arange(len(packs)), counts)
         self._column = np.concatenate([np.arange(count) for count in counts]) if counts else np.empty(0, np.int64)
         filled = [pack for pack in packs if pack is not None]
-        self._error: BaseException | None = None
-        self._left = self.num_parts
-        self._lock = threading.Lock()
-        self._done = threading.Event()
         if not filled:
             return
         self._images = Images.concatenate(filled)
@@ -147,25 +150,40 @@ class Draft:
         self._headers = sources.index.headers(rows)
         if sources.transform is not None:
             ident = sources.index.rows(self._images.row).ident
-            self._transform_keys = keys(Purpose.TRANSFORM, sources.seed, epoch, ident)
+            self._transform_keys = keys(Purpose.TRANSFORM, sources.seed, self._epoch, ident)
 
     def run(self, part: int) -> None:
         """Reads, decodes and writes one image, or clears the padding; keeps what it raises for `finish`."""
         try:
-            if part == self.num_parts - 1:
-                _kernels.clear_padding(self._patches, self._used)
-            elif self._error is None:
-                try:
-                    self._place(part)
-                except BadImage as error:
-                    self._failed[part] = True
-                    self.bad.append(self._sources.bad_row(int(self._images.row[part]), error.stage, str(error)))
+            if self._error is None:
+                self._run(part)
         except BaseException as error:  # noqa: BLE001 - it is raised again, in the training loop's thread
             self._error = error
         with self._lock:
             self._left -= 1
-            if self._left == 0:
-                self._done.set()
+            last = self._left == 0
+        if last:
+            try:
+                if self._error is None:
+                    self._batch = self._complete()
+            except BaseException as error:  # noqa: BLE001 - likewise
+                self._error = error
+            self._done.set()
+
+    def _run(self, part: int) -> None:
+        if not self._prepared:
+            with self._lock:
+                if not self._prepared:
+                    self._prepare()
+                    self._prepared = True
+        if part == self.num_parts - 1:
+            _kernels.clear_padding(self._patches, self._used)
+            return
+        try:
+            self._place(part)
+        except BadImage as error:
+            self._failed[part] = True
+            self.bad.append(self._sources.bad_row(int(self._images.row[part]), error.stage, str(error)))
 
     def _place(self, i: int) -> None:
         sources, packing = self._sources, self._sources.packing
@@ -218,6 +236,10 @@ class Draft:
         self._done.wait()
         if self._error is not None:
             raise self._error
+        assert self._batch is not None
+        return self._batch
+
+    def _complete(self) -> PackedBatch:
         self._close_ranks()
         index, mask, rows = self._sources.index, self._rows >= 0, self._rows
         sizes = np.zeros((*rows.shape, 2), np.int32)

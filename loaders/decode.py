@@ -204,12 +204,19 @@ def _decode_jpeg(
 ) -> np.ndarray:
     left, top, width, height = part
     with _as_bad_image():
-        found_height, found_width, _, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size((found_width, found_height), stored)
+        if target == stored and part == (0, 0, *stored):
+            # Into memory of the size that it should have: one call less, and a larger image is refused all the same.
+            pixels = np.empty((stored[1], stored[0], len(mode)), np.uint8)
+            try:
+                native: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], buffer=pixels)
+            except ValueError:
+                _check_size(_jpeg_size(data), stored)
+                raise
+            _check_size((native.shape[1], native.shape[0]), stored)
+            return native
+        _check_size(_jpeg_size(data), stored)
         if target == (width, height):
-            native: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode])
-            if target == stored:
-                return native
+            native = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode])
             return np.ascontiguousarray(native[top : top + height, left : left + width])
         color, pil_mode = _JPEG_RESIZE_COLORS[mode]
         # The smallest of libjpeg-turbo's scales up to a half at which the part is at least the target, or else 1.
@@ -222,6 +229,11 @@ def _decode_jpeg(
     resized = image.resize(target, Image.Resampling[interpolation.upper()], box)
     raw = resized.tobytes("raw", "RGB") if mode == "RGB" else resized.tobytes()
     return np.frombuffer(raw, np.uint8).reshape(target[1], target[0], len(mode)).copy()
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    return width, height
 
 
 def _decode_other(

@@ -53,19 +53,20 @@ def _copy_32_twice(typingctx: Any, target: Any, to: Any, source: Any, start: Any
 
 
 @intrinsic
-def _stream_bytes(typingctx: Any, target: Any, to: Any, source: Any, count: Any) -> Any:
-    """`count` bytes, past the caches, into a flat uint8 array; address and count are multiples of 16.
+def _stream_bytes(typingctx: Any, target: Any, to: Any, source: Any, start: Any, count: Any) -> Any:
+    """`count` bytes, past the caches, into a flat uint8 array; its address there and `count` are multiples of 16.
 
     A batch is far larger than a cache, and an ordinary store reads each line from memory before it writes it.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector, size = ir.VectorType(ir.IntType(8), 16), ir.Constant(args[3].type, 16)
+        vector, size = ir.VectorType(ir.IntType(8), 16), ir.Constant(args[4].type, 16)
         target, source = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
         nontemporal = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
-        with cgutils.for_range(builder, builder.udiv(args[3], size)) as loop:
+        with cgutils.for_range(builder, builder.udiv(args[4], size)) as loop:
             offset = builder.mul(loop.index, size)
-            word = builder.load(builder.bitcast(builder.gep(source, [offset]), vector.as_pointer()))
+            address = builder.gep(source, [builder.add(args[3], offset)])
+            word = builder.load(builder.bitcast(address, vector.as_pointer()))
             word.align = 1
             address = builder.gep(target, [builder.add(args[1], offset)])
             store = builder.store(word, builder.bitcast(address, vector.as_pointer()))
@@ -73,7 +74,7 @@ def _stream_bytes(typingctx: Any, target: Any, to: Any, source: Any, count: Any)
             store.set_metadata("nontemporal", nontemporal)
         return context.get_dummy_value()
 
-    return types.void(target, types.intp, source, types.intp), codegen
+    return types.void(target, types.intp, source, types.intp, types.intp), codegen
 
 
 @intrinsic
@@ -153,21 +154,27 @@ def place_image(
     source, target = pixels.reshape(-1), patches.reshape(-1)
     top, left = max(0, height - grid_h * patch) // 2, max(0, width - grid_w * patch) // 2
     row_bytes, token_bytes = patch * channels, patch * patch * channels
-    token = np.empty(token_bytes, np.uint8)  # put together in the nearest cache, and written out in one go
-    stream = target.ctypes.data % 16 == 0 and token_bytes % 16 == 0
+    token = np.empty(token_bytes, np.uint8)  # where a token at the edge is put together, in the nearest cache
+    stream = target.ctypes.data % 16 == 0 and row_bytes % 16 == 0
     for i in range(len(kept)):
         y, x = kept[i] // grid_w, kept[i] % grid_w
         segment_ids[i] = segment
         coords[i, 0], coords[i, 1] = x, y
         first_row, first_column = top + y * patch, left + x * patch
         rows, columns = max(0, min(patch, height - first_row)), max(0, min(patch, width - first_column))
+        start = (first_row * width + first_column) * channels
+        if stream and rows == patch and columns == patch:
+            for row in range(patch):
+                _stream_bytes(target, i * token_bytes + row * row_bytes, source, start, row_bytes)
+                start += width * channels
+            continue
         if rows < patch or columns < patch:
             token[:] = 0
         for row in range(rows):
-            start = ((first_row + row) * width + first_column) * channels
             _copy_bytes(token, row * row_bytes, source, start, columns * channels)
+            start += width * channels
         if stream:
-            _stream_bytes(target, i * token_bytes, token, token_bytes)
+            _stream_bytes(target, i * token_bytes, token, 0, token_bytes)
         else:
             _call_memcpy(target, i * token_bytes, token, 0, token_bytes)
     _fence()
