@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count, islice, pairwise
+from itertools import count, islice, pairwise, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -28,17 +28,26 @@ from patchnpack.packer.random import Purpose, keys
 
 
 class Pack(NamedTuple):
-    """A pack in the order; `images` is None in the empty ones that fill short streams.
+    """A pack in the order: which of a plan's it is.
+
+    Its images are not taken out before they are asked for, so the packs that a resumed run skips cost next to nothing.
 
     Attributes:
         patch_size: P, in pixels.
-        images: its images.
+        plan: the plan that it is of; None in the empty packs that fill short streams.
+        number: which of the plan's packs.
         cost: what attention in it costs.
     """
 
     patch_size: int
-    images: Images | None
-    cost: int
+    plan: Plan | None = None
+    number: int = 0
+    cost: int = 0
+
+    @property
+    def images(self) -> Images | None:
+        """Its images, None if it is empty."""
+        return None if self.plan is None else self.plan.pack(self.number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +90,7 @@ class Order:
                 return
             for part in block:
                 for pack in part:
-                    yield pack or Pack(made.patch_size, None, 0)
+                    yield pack or Pack(made.patch_size)
 
     def _stream_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[Pack]:
         packs, share = self._planned_packs(epoch, stream, on_plan), self._share
@@ -103,8 +112,8 @@ class Order:
         """The packs as they are planned."""
         for part in self.stream_plans(epoch, stream):
             on_plan(part)
-            images = map(part.pack, range(len(part)))
-            yield from map(Pack, part.patch_size.tolist(), images, part.attention_cost().tolist())
+            sizes, costs = part.patch_size.tolist(), part.attention_cost().tolist()
+            yield from map(Pack, sizes, repeat(part), range(len(part)), costs)
 
     def stream_plans(self, epoch: int, stream: int) -> Iterator[Plan]:
         """The plans of one stream, a window of shards at a time."""

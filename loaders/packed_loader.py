@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count, islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from patchnpack.loaders.labels import Classes, Label, Labels
 from patchnpack.loaders.order import Order, Pack
 from patchnpack.loaders.pool import DecodePool
 from patchnpack.loaders.shards import Source
+from patchnpack.loaders.state import Place, from_dict, to_dict
 from patchnpack.loaders.stats import Stats
 from patchnpack.packer import PackedBatch, Packing, PatchSizes, Plan
 from patchnpack.packer.checks import check_whole
@@ -148,7 +149,7 @@ class PackedImageLoader:
             buffers=BufferPool(keep=prefetch + 2),
         )
         self._stats = Stats()
-        self._epoch = 0
+        self._next = self._stands = Place(0, 0)  # where the next iterator begins; where training stands
         self._positions: dict[tuple[int, int], tuple[int, int]] = {}
 
     def _check_rows(self) -> None:
@@ -172,25 +173,46 @@ class PackedImageLoader:
 
     def __iter__(self) -> Iterator[PackedBatch]:
         rank, world_size = self._rank()
-        order = self._order(world_size)
-        epochs = count(self._epoch) if self.repeat else iter([self._epoch])
-        self._epoch += 1
-        return self._batches(order, epochs, rank, world_size)
+        order, begin = self._order(world_size), self._next
+        self._next, self._stands = Place(begin.epoch + 1, 0), begin
+        return self._batches(order, begin, rank, world_size)
 
     def __len__(self) -> int:
         if self.repeat:
             raise TypeError("a loader with repeat=True never ends and has no length; use total_steps(epochs)")
-        return self._steps_in(self._epoch)
+        return self._steps_in(self._next) or self._steps_in(Place(self._next.epoch + 1, 0))
 
     def total_steps(self, epochs: int) -> int:
         """Batches in the first `epochs` epochs together: what a learning-rate schedule needs."""
-        return sum(map(self._steps_in, range(epochs)))
+        return sum(self._steps_in(Place(epoch, 0)) for epoch in range(epochs))
 
     def set_epoch(self, epoch: int) -> None:
-        """Says which epoch the next `iter` is."""
+        """Says which epoch the next `iter` is, from its start; that of a state just loaded goes on where it stood."""
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}; it must be at least 0")
-        self._epoch = epoch
+        if epoch != self._next.epoch:
+            self._next = self._stands = Place(epoch, 0)
+
+    def state_dict(self, after: PackedBatch | None = None) -> dict[str, Any]:
+        """Where training stands once `after`, or else the last batch handed out, has been used: a small JSON-able dict.
+
+        It is the same on every rank. Batches that were made ahead count as not used.
+        """
+        place = self._stands if after is None else Place(after.epoch, after.position)
+        return to_dict(place, self._order(self._rank()[1]))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next `iter` goes on where `state` was taken; an iterator that has not begun is left as it is.
+
+        On any number of ranks and with any batch size, every pack of the epoch that was not used comes, in order; as
+        long as a step takes as many packs over all ranks as before, the steps are the same. After the last batch of an
+        epoch the next epoch comes.
+
+        Raises:
+            ValueError: no state, or one of other shards, another packing or another order; the difference is named.
+        """
+        self._next, self._block = from_dict(state, self._order(self._rank()[1]))
+        self._stands = self._next
 
     def stats(self) -> dict[str, Any]:
         """Totals since the loader was made, of this rank.
@@ -249,14 +271,25 @@ class PackedImageLoader:
             self._positions[key] = order.positions(epoch)
         return self._positions[key]
 
-    def _steps_in(self, epoch: int) -> int:
-        world_size = self._rank()[1]
-        step = self.batch_size * world_size
-        padded, full = self._epoch_positions(self._order(world_size), epoch)
-        return -(-padded // step) if self._even == "pad" else full // step
+    def _wanted(self, order: Order, position: int, step: int) -> int:
+        """Packs of the step at `position`: with `PatchSizes` a step ends where its block does."""
+        left = order.block - position % order.block
+        return min(step, left) if isinstance(self.packing.patch_size, PatchSizes) else step
 
-    def _steps(self, order: Order, epoch: int, rank: int, world_size: int) -> Iterator[list[Pack]]:
-        """This rank's packs of each step."""
+    def _steps_in(self, begin: Place) -> int:
+        world_size = self._rank()[1]
+        step, order = self.batch_size * world_size, self._order(world_size)
+        padded, full = self._epoch_positions(order, begin.epoch)
+        end, position, steps = padded if self._even == "pad" else full, begin.position, 0
+        sizes = isinstance(self.packing.patch_size, PatchSizes)
+        while sizes and position % order.block and position < end:
+            wanted = self._wanted(order, position, step)
+            steps, position = steps + (self._even == "pad" or position + wanted <= end), position + wanted
+        left = max(0, end - position)
+        return steps + (-(-left // step) if self._even == "pad" else left // step)
+
+    def _steps(self, order: Order, begin: Place, rank: int, world_size: int) -> Iterator[tuple[list[Pack], int]]:
+        """This rank's packs of each step, and the position behind it."""
         stats, step = self._stats, self.batch_size * world_size
 
         def mine(rows: np.ndarray) -> int:
@@ -270,41 +303,52 @@ class PackedImageLoader:
         for row, reason in self.index.bad.items():
             if row % world_size == rank and not self._filtered[row]:
                 stats.add_bad(self._sources.bad_row(row, "header", reason))
-        packs = order.packs(epoch, note)
-        last = None if self._even == "pad" else self._epoch_positions(order, epoch)[1] // step * step
-        if last == 0:
-            raise ValueError(
-                f"even='drop' leaves no batch: a step takes {step} packs over all ranks, more than the epoch has; use "
-                "even='pad' or a smaller batch_size"
-            )
-        taken = islice(packs, last)
-        while group := list(islice(taken, step)):
-            empty = Pack(group[0].patch_size, None, 0)
-            yield [*group, *[empty] * (step - len(group))][rank::world_size]
+        packs, position, full = order.packs(begin.epoch, note), begin.position, None
+        if self._even == "drop":
+            full = self._epoch_positions(order, begin.epoch)[1]
+            if full < step:
+                raise ValueError(
+                    f"even='drop' leaves no batch: a step takes {step} packs over all ranks, more than the epoch has; "
+                    "use even='pad' or a smaller batch_size"
+                )
+        taken = islice(packs, position, None if full is None else max(full, position))
+        while group := list(islice(taken, wanted := self._wanted(order, position, step))):
+            if full is not None and len(group) < wanted:
+                packs = chain(group, packs)
+                break
+            position += wanted
+            empty = Pack(group[0].patch_size)
+            yield [*group, *[empty] * (step - len(group))][rank::world_size], position
         for pack in packs:
             if pack.images is not None:
                 stats.skipped["tail"] += mine(pack.images.row)
 
-    def _drafts(self, order: Order, epochs: Iterator[int], rank: int, world_size: int) -> Iterator[Draft]:
-        for epoch in epochs:
-            for step, packs in enumerate(self._steps(order, epoch, rank, world_size)):
-                position = (step + 1) * self.batch_size * world_size
+    def _drafts(self, order: Order, begin: Place, rank: int, world_size: int) -> Iterator[Draft]:
+        while True:
+            step = -(-begin.position // (self.batch_size * world_size))
+            made = False
+            for packs, position in self._steps(order, begin, rank, world_size):
                 images, patch_size = [pack.images for pack in packs], packs[0].patch_size
-                yield Draft(self._sources, images, patch_size, epoch=epoch, step=step, position=position)
+                yield Draft(self._sources, images, patch_size, epoch=begin.epoch, step=step, position=position)
+                step, made = step + 1, True
+            if (made or not begin.position) and not self.repeat:
+                return
+            begin = Place(begin.epoch + 1, 0)
 
-    def _batches(self, order: Order, epochs: Iterator[int], rank: int, world_size: int) -> Iterator[PackedBatch]:
+    def _batches(self, order: Order, begin: Place, rank: int, world_size: int) -> Iterator[PackedBatch]:
         pool = DecodePool(self._num_threads or _cpu_share())
-        drafts = self._drafts(order, epochs, rank, world_size)
+        drafts = self._drafts(order, begin, rank, world_size)
         under_way: deque[Draft] = deque()
+        first = begin.epoch
 
-        def begin(count: int) -> None:
+        def start(count: int) -> None:
             for draft in islice(drafts, count):
                 pool.submit(draft, draft.num_parts)
                 under_way.append(draft)
 
         try:
             began = time.perf_counter()
-            begin(self._prefetch)
+            start(self._prefetch)
             while under_way:
                 draft = under_way.popleft()
                 waiting = time.perf_counter()
@@ -312,9 +356,10 @@ class PackedImageLoader:
                 now = time.perf_counter()
                 self._count(batch, draft, waited=now - waiting, ran=now - began)
                 began = now
-                begin(1)
-                if self.repeat:
-                    self._epoch = batch.epoch + 1
+                start(1)
+                self._stands = Place(batch.epoch, batch.position)
+                if self.repeat or batch.epoch > first:
+                    self._next = Place(batch.epoch + 1, 0)
                 yield batch
                 del batch, draft
         finally:

@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageOps
 
 from patchnpack.loaders import Index, PackedImageLoader, scan
+from patchnpack.loaders.state import Place
 from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Native, PackedBatch, Packing, Square, plan
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
@@ -288,7 +289,7 @@ def test_length_is_the_number_of_batches_of_the_next_epoch(
     )
     lengths = []
     for epoch in range(4):
-        assert len(loader) == loader._steps_in(epoch)
+        assert len(loader) == loader._steps_in(Place(epoch, 0))
         lengths.append(len(loader))
         assert sum(1 for _ in loader) == lengths[-1]
     assert [loader.total_steps(epochs) for epochs in range(5)] == [0, *itertools.accumulate(lengths)]

@@ -1,0 +1,98 @@
+"""A loader's state: where in which epoch it stands, and a fingerprint of all that the order of packs depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import PIL
+import simplejpeg
+
+from patchnpack.loaders.order import Order
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a loader stands: packs of the epoch that are done."""
+
+    epoch: int
+    position: int
+
+
+def fingerprint(order: Order) -> dict[str, str]:
+    """What must be equal for the same packs to come in the same order: names, and values as text.
+
+    Neither batch size nor ranks are part of it, nor how many threads there are.
+    """
+    index, digest = order.index, hashlib.sha256()
+    for column in (
+        index.starts,
+        index.offset,
+        index.nbytes,
+        index.width,
+        index.height,
+        index.orientation,
+        order.usable,
+    ):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    packing = order.packing
+    return {
+        "shards": str(len(index.shards)),
+        "images": str(len(index)),
+        "index": digest.hexdigest(),
+        **{f"packing.{field.name}": repr(getattr(packing, field.name)) for field in fields(packing)},
+        "seed": str(order.seed),
+        "shuffle": str(order.shuffle),
+        "shuffle_window": str(order.shuffle_window),
+        "num_streams": str(order.num_streams),
+    }
+
+
+def decoders() -> str:
+    """The builds that pixels depend on, to the last bit."""
+    return f"simplejpeg {simplejpeg.__version__}, Pillow {PIL.__version__}"
+
+
+def to_dict(place: Place, order: Order) -> dict[str, Any]:
+    """The state as a small dict of plain values, identical on every rank."""
+    return {
+        "epoch": place.epoch,
+        "position": place.position,
+        "block": order.block,
+        "decoders": decoders(),
+        "fingerprint": fingerprint(order),
+    }
+
+
+def from_dict(state: Mapping[str, Any], order: Order) -> tuple[Place, int]:
+    """The place that a state tells and the block of its order, if `order` is else the one that it was taken of.
+
+    Raises:
+        ValueError: it is no state, or one of another index, packing or order; the first difference is named.
+    """
+    try:
+        epoch, position, block = (int(state[name]) for name in ("epoch", "position", "block"))
+        theirs: dict[str, str] = dict(state["fingerprint"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"this is no state of a loader ({type(error).__name__}: {error}); give what state_dict() returned"
+        ) from None
+    if epoch < 0 or position < 0 or block < 1:
+        raise ValueError(f"the state has epoch {epoch}, position {position}, block {block}; it has been damaged")
+    ours = fingerprint(order)
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"the state was saved with {name} = {theirs.get(name)}, this loader has {ours.get(name)}: the packs "
+                "would not be the same; make the loader as it was then, or start anew without the state"
+            )
+    if (saved := state.get("decoders")) != decoders():
+        warnings.warn(
+            f"the state was saved with {saved}, this is {decoders()}: the order is the same, but pixels may differ",
+            stacklevel=3,
+        )
+    return Place(epoch, position), block
