@@ -128,17 +128,21 @@ class Draft:
         self._labels = np.full((*columns, *sources.labels.shape), sources.labels.absent, sources.labels.dtype)
         self._extras: dict[tuple[str, int], Any] = {}
 
-        self._used = np.array([0 if pack is None else pack.keep.sum() for pack in packs], np.int64)
-        counts = [0 if pack is None else len(pack) for pack in packs]
-        self._failed = np.zeros(sum(counts), np.bool_)
+        counts = np.array([0 if pack is None else len(pack) for pack in packs])
+        ends = np.cumsum(counts)
+        self._failed = np.zeros(self.num_parts - 1, np.bool_)
+        self._used = np.zeros(len(packs), np.int64)
         # Where image i goes: its pack, its column, its first slot.
         self._pack = np.repeat(np.arange(len(packs)), counts)
-        self._column = np.concatenate([np.arange(count) for count in counts]) if counts else np.empty(0, np.int64)
+        self._column = np.arange(len(self._pack)) - np.repeat(ends - counts, counts)
         filled = [pack for pack in packs if pack is not None]
         if not filled:
             return
         self._images = Images.concatenate(filled)
-        self._start = np.concatenate([np.cumsum(pack.keep) - pack.keep for pack in filled])
+        tokens = np.concatenate([[0], np.cumsum(self._images.keep, dtype=np.int64)])  # before each image, and in all
+        before = tokens[ends - counts]
+        self._used[:] = tokens[ends] - before
+        self._start = tokens[:-1] - np.repeat(before, counts)
         self._grids[self._pack, self._column] = self._images.grid
         self._rows[self._pack, self._column] = self._images.row
         # As Python's own numbers: taking them out of arrays one by one would cost more than all else here.

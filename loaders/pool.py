@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import sys
 import threading
+import weakref
 from typing import Protocol
+
+_open: weakref.WeakSet[DecodePool] = weakref.WeakSet()
+_AT_EXIT_S = 10.0  # a thread that is stuck must not keep the process from ending
 
 
 class Batchlike(Protocol):
@@ -26,6 +31,7 @@ class DecodePool:
         self._threads = [
             threading.Thread(target=self._work, name=f"patchnpack-decode-{i}", daemon=True) for i in range(num_threads)
         ]
+        _open.add(self)
         for thread in self._threads:
             thread.start()
 
@@ -40,12 +46,23 @@ class DecodePool:
             batch.run(part)
             del task, batch  # an idle thread must not keep a batch alive
 
-    def close(self) -> None:
-        """Drops what has not begun, waits for what has, and ends the threads."""
+    def close(self, timeout: float | None = None) -> None:
+        """Drops what has not begun, waits for what has (at most `timeout` seconds a thread), and ends the threads."""
         self._closed = True
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
             # The collector may drop a forgotten iterator in any thread, also in one of these, and as Python ends.
             if thread is not threading.current_thread() and not sys.is_finalizing():
-                thread.join()
+                thread.join(timeout)
+
+
+@atexit.register
+def _close_all() -> None:
+    """Ends the threads of iterators that are still open while Python still runs.
+
+    Later it would kill them where they next ask for the GIL, and in the middle of C++ (torch, or the library of a
+    transform) that aborts the process.
+    """
+    for pool in list(_open):
+        pool.close(_AT_EXIT_S)

@@ -133,15 +133,15 @@ def _add_length(reach, i, length, size):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _commonest(count, words, summary, longest, waiting):  # type: ignore[no-untyped-def]
-    """The length that most items have, if at least a quarter of them do (the longest such), or else 0."""
-    common, most = np.int64(0), (waiting + 3) // 4 - 1
+def _commonest(count, words, summary, longest):  # type: ignore[no-untyped-def]
+    """The length that most items have (of equals the longest), and how many have it."""
+    common, most = np.int64(0), np.int64(0)
     length = _highest(words, summary, longest)
     while length > 0:
         if count[length] > most:
             common, most = length, count[length]
         length = _highest(words, summary, length - 1)
-    return common
+    return common, most
 
 
 @njit(nogil=True, cache=True)
@@ -167,43 +167,27 @@ def _exact(room, most, common, copies, count, words, summary, chosen):  # type: 
 
 
 @njit(nogil=True, cache=True)
-def _lowest(words, limit, none):  # type: ignore[no-untyped-def]
-    """The lowest set bit at or above `limit`, or `none`."""
-    w, above = limit >> 6, np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64(limit & 63)
-    while w < len(words):
-        if words[w] & above != 0:
-            return (w << 6) + np.int64(trailing_zeros(words[w] & above))
-        w, above = w + 1, np.uint64(0xFFFFFFFFFFFFFFFF)
-    return none
-
-
-@njit(nogil=True, cache=True)
 def _thirds(length, capacity):  # type: ignore[no-untyped-def]
-    return np.int64(4 * length > capacity) + np.int64(2 * length > capacity) + np.int64(4 * length >= 3 * capacity)
+    """See `reference.thirds`."""
+    if 4 * (capacity - length) <= capacity:
+        return 3
+    return (4 * length > capacity) + (2 * length > capacity)
 
 
 @njit(nogil=True, cache=True)
-def _large(room, capacity, count, words, summary):  # type: ignore[no-untyped-def]
-    """See `reference.large_item`; returns the length, or 0."""
-    quarter, half, most = (capacity >> 2) + 1, (capacity >> 1) + 1, -(-3 * capacity // 4)  # of 1, 2 and 3 thirds
-    none = 4 * capacity
-    one, two, three = _lowest(words, quarter, none), _lowest(words, half, none), _lowest(words, most, none)
-    one, two = none if one >= half else one, none if two >= most else two
-    if three <= room:
-        return _highest(words, summary, room)
-    if min(two + one, 3 * one) <= room:
-        return _highest(words, summary, min(room - one, most - 1))
-    best = _highest(words, summary, room) if two <= room else np.int64(0)
-    chosen = best
-    first = _highest(words, summary, min(room - one, half - 1)) if 2 * one <= room else np.int64(0)
-    while first >= quarter and 2 * first > best:
-        second = _highest(words, summary, min(room - first, first if count[first] > 1 else first - 1))
-        if second >= quarter and first + second > best:
-            best, chosen = first + second, first
-        first = _highest(words, summary, first - 1)
-    if chosen == 0 and one <= room:
-        return _highest(words, summary, min(room, half - 1))
-    return chosen
+def _next_long(room, pairs, capacity, count, words, summary):  # type: ignore[no-untyped-def]
+    """See `reference.next_long`."""
+    largest = _highest(words, summary, room)
+    if not pairs or 2 * room <= capacity:  # no two over a quarter fit
+        return largest
+    both, larger = largest + (capacity >> 6) if 2 * largest > capacity else np.int64(0), largest
+    length = _highest(words, summary, room - (capacity >> 2))
+    while 2 * length > both:
+        other = _highest(words, summary, min(length if count[length] > 1 else length - 1, room - length))
+        if 4 * other > capacity and length + other > both:
+            both, larger = length + other, length
+        length = _highest(words, summary, length - 1)
+    return larger
 
 
 @njit(nogil=True, cache=True)
@@ -268,6 +252,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
     reach = np.empty((len(taken) + 1, len(words)), np.uint64)
     chosen = np.empty(held_at_most + 2, np.int64)
     packs, out, entered, waiting, oldest, tokens, thirds = 0, 0, 0, 0, 0, 0, 0
+    peak = np.int64(0)  # no length has more items
     while True:
         while waiting < lookahead and entered < n:
             length = lengths[entered]
@@ -279,6 +264,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
                 following[tail[length]] = entered
             tail[length] = entered
             count[length] += 1
+            peak = max(peak, count[length])
             tokens += length
             thirds += _thirds(length, capacity)
             entered += 1
@@ -289,9 +275,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             oldest += 1
         length, room, pack_start, arrival = lengths[oldest], capacity, out, oldest
         common, closing, next_chosen, slack = -1, -1, 0, np.int64(0)
-        large_first = thirds * capacity > 3 * tokens
-        if large_first:
-            common = 0
+        scarce, pack_thirds = thirds * capacity > 3 * tokens, 0
         while True:
             item = head[length]
             head[length] = following[item]
@@ -301,7 +285,9 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
                     summary[length >> 12] &= ~(np.uint64(1) << np.uint64((length >> 6) & 63))
             count[length] -= 1
             tokens -= length
-            thirds -= _thirds(length, capacity)
+            third = _thirds(length, capacity)
+            thirds -= third
+            pack_thirds += third
             gone[item] = True
             order[out] = item
             out += 1
@@ -312,15 +298,19 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
                 break
             if widest > 0:
                 slack += length - least[item]
+            if scarce:
+                length = _next_long(room, pack_thirds == 1 and most > 1, capacity, count, words, summary)
+                if length <= 0 and widest > 0:
+                    length = _longer(words, head, least, room, slack, widest)
+                if length <= 0:
+                    break
+                continue
             if closing < 0:
-                if large_first:
-                    large = _large(room, capacity, count, words, summary)
-                    if large > 0:
-                        length = large
-                        continue
-                    large_first = False
                 if common < 0:
-                    common = _commonest(count, words, summary, capacity, waiting)
+                    common = 0
+                    if 4 * peak >= waiting:  # or no length is common: saves looking through all of them
+                        common, peak = _commonest(count, words, summary, capacity)
+                        common = common if 4 * peak >= waiting else 0
                 if 0 < common <= room and 3 * count[common] > waiting:
                     length = common
                     continue

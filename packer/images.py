@@ -77,7 +77,9 @@ class Images:
 
     def take(self, which: np.ndarray | slice) -> Images:
         """The images at `which`, in that order."""
-        return Images(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
+        columns = (self.row, self.key, self.box, self.size, self.grid, self.keep)
+        row, key, box, size, grid, keep = (column[which] for column in columns)
+        return Images(row=row, key=key, box=box, size=size, grid=grid, keep=keep)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Images]) -> Images:

@@ -173,13 +173,21 @@ def subset_sum(
 
     Filling ends when the room is below six mean lengths of the waiting, or the next does not fit: among the subsets of
     256 waiting items there is then nearly always one that fills the room to the last slot. That holds while the waiting
-    are of many lengths, and closing uses up the rare ones; so a length that over a third of them have goes first. Where
-    large items are what makes packs, and not tokens, each pack takes as many of them as it can first (`thirds`). The
-    room is filled up again before each pack, so an item leaves within R packs of entering.
+    are of many lengths, and closing uses up the rare ones; so a length that over a third of them have goes first.
+    The room is filled up again before each pack, so an item leaves within R packs of entering.
 
     ```
     lengths 3 5 6 2 4 2, L = 10, R = 6    |3332255555|6666664444|22........|
     packs   [3 2 5] [6 4] [2]             3 is the oldest, 2 is what over a third of the others are, 5 fills the rest
+    ```
+
+    Where the waiting need more packs for their `thirds`, three to a pack, than for their tokens, a full pack saves
+    nothing and three thirds do. Then the largest that fits goes next, or two that go better with the one third that the
+    pack has, see `next_long`.
+
+    ```
+    lengths 4 6 4 4 6 9 9, L = 12, R = 7  |444444444444|666666666666|999999999...|999999999...|
+    packs   [4 4 4] [6 6] [9] [9]         4 4 4 are three thirds, 4 6 only two
     ```
     """
     packs: list[list[int]] = []
@@ -187,9 +195,8 @@ def subset_sum(
     while arrivals and (flush or len(arrivals) >= lookahead):
         waiting = arrivals[:lookahead]
         pack: list[int] = []
-        of_thirds = sum(thirds(lengths[i], capacity) for i in waiting)
-        large_first = of_thirds * capacity > 3 * sum(lengths[i] for i in waiting)
-        common = 0 if large_first else -1
+        scarce = sum(thirds(lengths[i], capacity) * capacity - 3 * lengths[i] for i in waiting) > 0
+        common = -1
         following = [lengths[waiting[0]]]
         closing = False
         while following:
@@ -201,11 +208,11 @@ def subset_sum(
             following = following[1:]
             if closing or not room or not most or not held:
                 continue
-            if large_first:
-                following = large_item(held, room, capacity)
-                if following:
-                    continue
-                large_first = False
+            if scarce:
+                pairs = most > 1 and sum(thirds(lengths[i], capacity) for i in pack) == 1
+                length = next_long(held, room, pairs, capacity)
+                following = [length] * (length > 0)
+                continue
             if common < 0:
                 times, common = max((times, length) for length, times in Counter(held).items())
                 common = common if 4 * times >= len(held) else 0
@@ -223,33 +230,30 @@ def subset_sum(
 
 
 def thirds(length: int, capacity: int) -> int:
-    """0 for an item of up to a quarter of L, 1 for more, 2 for more than a half, 3 from three quarters on.
+    """How many of the three thirds of a pack an item takes, however short of a third of L it may be.
 
-    No pack holds more than 3 of these, so the items need at least a third of that many packs, however few their tokens
-    are (a dual feasible function: Lueker 1983).
+    One if it is over a quarter of L, two if it is over half, three if none over a quarter fits beside it; others none.
+    No pack holds more than three.
     """
-    return (4 * length > capacity) + (2 * length > capacity) + (4 * length >= 3 * capacity)
+    if 4 * (capacity - length) <= capacity:
+        return 3
+    return (4 * length > capacity) + (2 * length > capacity)
 
 
-def large_item(held: list[int], room: int, capacity: int) -> list[int]:
-    """The length of the next item of a pack that is to hold as many thirds as it can; empty if no item of a third fits.
+def next_long(held: list[int], room: int, pairs: bool, capacity: int) -> int:
+    """The largest of `held` that fits, or 0. With `pairs`, the larger of two instead, if those are better.
 
-    That is the longest that fits, if it has 3 thirds or others can bring them to 3; else it is one item of 2 thirds or
-    two of 1, whichever fill the room more; and if there is neither, the longest of 1.
-
-    ```
-    L = 100, oldest 40, waiting 55 30 29      |40|30|29|    in the room of 60, 30 and 29 fill more than 55
-    ```
+    They are the two over a quarter of L that leave the least room. They are better than one that is not over half of L,
+    and than one that is if they leave L / 64 less.
     """
-    ones, twos, threes = ([x for x in held if thirds(x, capacity) == t] for t in (1, 2, 3))
-    one, two, three = (min(lengths, default=4 * capacity) for lengths in (ones, twos, threes))
-    if three <= room:
-        return [max(x for x in held if x <= room)]
-    if min(two + one, 3 * one) <= room:
-        return [max(x for x in held if x <= room - one and x not in threes)]
-    pairs = [(x + y, x) for x, y in itertools.combinations(sorted(ones, reverse=True), 2) if x + y <= room]
-    choices = [(x, x) for x in twos if x <= room] + pairs or [(x, x) for x in ones if x <= room]
-    return [max(choices, key=lambda choice: choice[0])[1]] if choices else []
+    largest = max((length for length in held if length <= room), default=0)
+    if pairs:
+        long = sorted((length for length in held if 4 * length > capacity), reverse=True)
+        sums = [(a + b, a) for i, a in enumerate(long) for b in long[i + 1 :] if a + b <= room]
+        both, larger = max(sums, default=(0, 0))
+        if both > (largest + capacity // 64 if 2 * largest > capacity else 0):
+            return larger
+    return largest
 
 
 def closing_over(pack: list[int], waiting: list[int], lengths: list[int], capacity: int, least: list[int]) -> list[int]:

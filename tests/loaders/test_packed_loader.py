@@ -774,6 +774,31 @@ print("open")
     assert (result.returncode, result.stdout, result.stderr) == (0, "open\n", "")
 
 
+def test_python_ends_while_a_transform_is_in_the_middle_of_torch(drawn: Any) -> None:
+    code = f"""
+import torch
+from patchnpack.loaders import PackedImageLoader
+from patchnpack.packer import Packing
+torch.set_num_threads(1)
+matrix = torch.zeros(3000, 3000)
+
+def slow(image, rng):
+    if len(image) and started.append(1) is None and len(started) > 20:
+        matrix @ matrix
+    return image
+
+started = []
+packing = Packing(seq_len=64, patch_size=8)
+batches = iter(PackedImageLoader({drawn.shards!r}, packing, batch_size=1, num_threads=2, prefetch=30, transform=slow))
+next(batches)
+while len(started) < 25:
+    pass
+print("open")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "open\n", "")
+
+
 def test_two_loaders_at_once_do_not_disturb_each_other(drawn: Any, index: Index, check_batch: Check) -> None:
     options: dict[str, Any] = {"label": "cls", "extras": ["txt"], "num_threads": 2}
     first = PackedImageLoader(index, PACKING, batch_size=2, **options)
