@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 _ROOT = Path(__file__).parent
 _FOLDERS = (_ROOT / "packer", _ROOT / "loaders", _ROOT / "models")
@@ -19,3 +22,11 @@ def pytest_collect_file(file_path: Path) -> None:
         path = file_path.parent if file_path.stem == "__init__" else file_path.with_suffix("")
         name = ".".join(path.relative_to(_ROOT).parts)
         sys.modules[name] = importlib.import_module(f"patchnpack.{name}")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Indexes are cached in a folder of this run, here and in processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATCHNPACK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -38,7 +38,9 @@ CLOTHING = HERE.parents[1] / "shared" / "data" / "clothing" / "train-{000000..00
 def bare_pool(index: Index, threads: int) -> int:
     """Reads and decodes every image, in the order of the shards."""
     reader = index.reader()
-    places = list(zip(index.shard.tolist(), index.offset.tolist(), index.nbytes.tolist(), strict=True))
+    places = list(
+        zip(index.shard_of(np.arange(len(index))).tolist(), index.offset.tolist(), index.nbytes.tolist(), strict=True)
+    )
 
     def decode(part: int) -> int:
         for place in places[part::threads]:

@@ -1,6 +1,23 @@
 """First floor: shards, the order of an epoch, decoding, and the loader in which they meet."""
 
-from patchnpack.loaders.index import Index, scan
+from patchnpack.loaders.dataset import PackedDataset
+from patchnpack.loaders.errors import BadDataError, ErrorPolicy, StallError
+from patchnpack.loaders.find_index import open_index, update_index
+from patchnpack.loaders.index import Index
+from patchnpack.loaders.index_file import load_index, save_index
 from patchnpack.loaders.packed_loader import PackedImageLoader
+from patchnpack.loaders.scanner import scan
 
-__all__ = ["Index", "PackedImageLoader", "scan"]
+__all__ = [
+    "BadDataError",
+    "ErrorPolicy",
+    "Index",
+    "PackedDataset",
+    "PackedImageLoader",
+    "StallError",
+    "load_index",
+    "open_index",
+    "save_index",
+    "scan",
+    "update_index",
+]

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 
 from patchnpack.loaders.buffers import BufferPool
 from patchnpack.loaders.decode import BadImage, decode
+from patchnpack.loaders.errors import BadRow, ErrorPolicy, StallError
 from patchnpack.loaders.index import Index
 from patchnpack.loaders.labels import NO_LABEL, Labels
 from patchnpack.loaders.shards import ShardReader
@@ -22,18 +24,6 @@ from patchnpack.packer.random import Purpose, keys
 # B packs in the batch, L token slots in a pack, K images in a pack at most, M images in the batch
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BadRow:
-    """One image that could not be used: which, where, at which stage, and why."""
-
-    row: int
-    key: str
-    shard: str
-    offset: int
-    stage: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +38,7 @@ class Sources:
     transform: Transform | None
     seed: int
     buffers: BufferPool
+    errors: ErrorPolicy
 
     def bad_row(self, row: int, stage: str, reason: str) -> BadRow:
         """The record of a row that could not be used."""
@@ -55,7 +46,7 @@ class Sources:
         return BadRow(
             row=row,
             key=index.keys[row],
-            shard=index.shards[index.shard[row]],
+            shard=index.shards[int(index.shard_of(row))],
             offset=int(index.offset[row]),
             stage=stage,
             reason=reason,
@@ -71,7 +62,9 @@ def read_member(index: Index, reader: ShardReader, row: int, extension: str) -> 
     if extension not in index.members:
         return None
     offset, nbytes = index.members[extension][row].tolist()
-    return None if offset < 0 else reader.read(int(index.shard[row]), offset, nbytes)
+    if offset < 0:
+        return None
+    return reader.read(int(index.shard_of(row)), offset, nbytes)
 
 
 def _extra(extension: str, data: bytes | None) -> Any:
@@ -108,11 +101,12 @@ class Draft:
         position: int,
     ) -> None:
         self.num_parts = sum(len(pack) for pack in packs if pack is not None) + 1
-        self.bad: list[BadRow] = []
-        self.without_label = 0
+        self.bad: list[tuple[int, BadRow]] = []  # and which of the batch's images each is; in order, once finished
+        self.without_label = self.truncated = 0
         self._sources, self._epoch, self._step, self._position = sources, epoch, step, position
         self._packs, self._patch_size = packs, patch_size
         self._prepared, self._left = False, self.num_parts
+        self._doing: dict[int, tuple[str, str]] = {}  # of each part under way: its stage, its thread
         self._lock, self._done = threading.Lock(), threading.Event()
         self._batch: PackedBatch | None = None
         self._error: BaseException | None = None
@@ -150,8 +144,9 @@ class Draft:
         self._places = _tuples(rows, images.keep, self._pack, self._column, self._start, *images.size.T, *images.grid.T)
         whole = (images.box[:, 2] == sources.index.width[rows]) & (images.box[:, 3] == sources.index.height[rows])
         self._boxes = None if whole.all() else _tuples(*images.box.T)
-        self._bytes = _tuples(sources.index.shard[rows], sources.index.offset[rows], sources.index.nbytes[rows])
+        self._bytes = _tuples(sources.index.shard_of(rows), sources.index.offset[rows], sources.index.nbytes[rows])
         self._headers = sources.index.headers(rows)
+        self._digests = sources.index.digest[rows].tolist()
         if sources.transform is not None:
             ident = sources.index.rows(self._images.row).ident
             self._transform_keys = keys(Purpose.TRANSFORM, sources.seed, self._epoch, ident)
@@ -163,6 +158,7 @@ class Draft:
                 self._run(part)
         except BaseException as error:  # noqa: BLE001 - it is raised again, in the training loop's thread
             self._error = error
+        self._doing.pop(part, None)
         with self._lock:
             self._left -= 1
             last = self._left == 0
@@ -187,22 +183,19 @@ class Draft:
             self._place(part)
         except BadImage as error:
             self._failed[part] = True
-            self.bad.append(self._sources.bad_row(int(self._images.row[part]), error.stage, str(error)))
+            self.bad.append((part, self._sources.bad_row(int(self._images.row[part]), error.stage, str(error))))
 
     def _place(self, i: int) -> None:
-        sources, packing = self._sources, self._sources.packing
+        sources, doing, thread = self._sources, self._doing, threading.current_thread().name
         row, keep, pack, column, start, width, height, gw, gh = self._places[i]
-        pixels = decode(
-            sources.reader.read(*self._bytes[i]),
-            self._headers[i],
-            (width, height),
-            None if self._boxes is None else self._boxes[i],
-            mode=packing.image_mode,
-            interpolation=packing.interpolation,
-            scaled=packing.scaled_decode,
-        )
+        doing[i] = "read", thread
+        data = self._read(i)
+        doing[i] = "decode", thread
+        pixels = self._decode(i, data, (width, height))
         if sources.transform is not None:
+            doing[i] = "transform", thread
             pixels = self._transformed(i, pixels)
+        doing[i] = "assemble", thread
         slots = slice(start, start + keep)
         _kernels.place_kept(
             pixels,
@@ -218,6 +211,42 @@ class Draft:
         self._labels[pack, column] = sources.labels.of(row)
         for extension in sources.extras:
             self._extras[extension, i] = _extra(extension, sources.member(row, extension))
+
+    def _read(self, i: int) -> bytes:
+        shard, offset, nbytes = self._bytes[i]
+        data = self._sources.reader.read(shard, offset, nbytes)
+        if xxhash.xxh3_64_intdigest(data) != self._digests[i]:
+            if self._sources.reader.has_changed(shard):
+                raise OSError(
+                    f"shard {self._sources.index.shards[shard]!r} was written to since it was indexed, and the image "
+                    f"at byte {offset} is another one; bring the index up to date: patchnpack index SHARDS"
+                )
+            raise BadImage("its bytes are not those that were indexed: the digest differs", "read")
+        return data
+
+    def _decode(self, i: int, data: bytes, size: tuple[int, int]) -> np.ndarray:
+        packing = self._sources.packing
+
+        def decoded(strict: bool) -> np.ndarray:
+            return decode(
+                data,
+                self._headers[i],
+                size,
+                None if self._boxes is None else self._boxes[i],
+                mode=packing.image_mode,
+                interpolation=packing.interpolation,
+                scaled=packing.scaled_decode,
+                strict=strict,
+            )
+
+        try:
+            return decoded(strict=True)
+        except BadImage as error:
+            if not error.truncated or self._sources.errors.truncated == "skip":
+                raise
+            with self._lock:
+                self.truncated += 1
+            return decoded(strict=False)
 
     def _transformed(self, i: int, pixels: np.ndarray) -> np.ndarray:
         assert self._sources.transform is not None
@@ -236,14 +265,35 @@ class Draft:
         return out
 
     def finish(self) -> PackedBatch:
-        """Waits until every image is in, and gives the batch. Raises what a thread raised, but for bad images."""
-        self._done.wait()
+        """Waits until every image is in, and gives the batch. Raises what a thread raised, but for bad images.
+
+        Raises:
+            StallError: nothing has moved for as long as the policy allows.
+        """
+        left = self._left
+        while not self._done.wait(self._sources.errors.stall_s):
+            if left == self._left:
+                raise StallError(self._stalled())
+            left = self._left
         if self._error is not None:
             raise self._error
         assert self._batch is not None
         return self._batch
 
+    def _stalled(self) -> str:
+        index, lines = self._sources.index, []
+        for i, (stage, thread) in sorted(self._doing.copy().items()):
+            row = self._places[i][0]
+            shard = index.shards[int(index.shard_of(row))]
+            lines.append(f"{thread} is at stage {stage!r} of image {index.keys[row]!r} in shard {shard!r}")
+        return (
+            f"no image has been finished for {self._sources.errors.stall_s:g} seconds; "
+            + ("; ".join(lines) or "no thread has begun one, so an earlier batch or the machine holds them")
+            + ". If this is no fault, raise stall_s"
+        )
+
     def _complete(self) -> PackedBatch:
+        self.bad.sort(key=lambda bad: bad[0])
         self._close_ranks()
         index, mask, rows = self._sources.index, self._rows >= 0, self._rows
         sizes = np.zeros((*rows.shape, 2), np.int32)

@@ -25,9 +25,12 @@ class BufferPool:
     True
     """
 
-    def __init__(self, keep: int) -> None:
+    def __init__(self, keep: int | None) -> None:
         # A deque and no lock: memory may come back in the middle of `lend`, when the collector runs there.
         self._idle: deque[np.ndarray] = deque(maxlen=keep)
+
+    def __reduce__(self) -> tuple[type[BufferPool], tuple[int | None]]:
+        return BufferPool, (self._idle.maxlen,)
 
     def lend(self, shape: tuple[int, ...]) -> np.ndarray:
         """A contiguous uint8 array of `shape`, its first byte at the start of a cache line."""

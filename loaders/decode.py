@@ -44,6 +44,16 @@ _BAD_DATA = (
     zlib.error,
     Image.DecompressionBombError,
 )
+# Kinds of files. The first is JPEG that libjpeg-turbo itself turns into RGB; PIL decodes the others.
+FORMATS = ("jpeg", "cmyk-jpeg", "png", "webp", "gif", "bmp", "tiff")
+_FORMAT = {
+    JpegImageFile: 1,
+    PngImageFile: 2,
+    WebPImageFile: 3,
+    GifImageFile: 4,
+    BmpImageFile: 5,
+    TiffImageFile: 6,
+}
 _BEGINNINGS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8": JpegImageFile,
     b"\x89PNG\r\n\x1a\n": PngImageFile,
@@ -64,11 +74,15 @@ _JPEG_RESIZE_COLORS: dict[ImageMode, tuple[str, str]] = {
 
 
 class BadImage(Exception):
-    """An image that cannot be used; the message is the reason, `stage` what was being done: "decode" or "extras"."""
+    """An image that cannot be used.
 
-    def __init__(self, reason: str, stage: str = "decode") -> None:
+    The message is the reason, `stage` what was being done: "read", "decode" or "extras". `truncated` says of a JPEG
+    that it only ends early.
+    """
+
+    def __init__(self, reason: str, stage: str = "decode", *, truncated: bool = False) -> None:
         super().__init__(reason)
-        self.stage = stage
+        self.stage, self.truncated = stage, truncated
 
 
 class Header(NamedTuple):
@@ -77,13 +91,18 @@ class Header(NamedTuple):
     Attributes:
         width, height: pixels, upright.
         orientation: EXIF orientation, 1 to 8.
-        direct: whether libjpeg-turbo decodes it; PIL does otherwise.
+        format: which of `FORMATS` it is.
     """
 
     width: int
     height: int
     orientation: int
-    direct: bool
+    format: int
+
+    @property
+    def direct(self) -> bool:
+        """Whether libjpeg-turbo decodes it; PIL does otherwise."""
+        return self.format == 0
 
 
 @contextmanager
@@ -91,7 +110,8 @@ def _as_bad_image() -> Iterator[None]:
     try:
         yield
     except _BAD_DATA as error:
-        raise BadImage(f"{type(error).__name__}: {error}") from error
+        truncated = "premature end of jpeg" in str(error).lower()
+        raise BadImage(f"{type(error).__name__}: {error}", truncated=truncated) from error
 
 
 def read_header(data: bytes) -> Header:
@@ -101,23 +121,23 @@ def read_header(data: bytes) -> Header:
         BadImage: it is no image, too large, or of a kind that 8-bit channels cannot hold.
         ValueError: it is WebP, and this build of PIL cannot read any.
     """
-    direct = False
     if data[:2] == b"\xff\xd8":
         with _as_bad_image():
             height, width, color, _ = simplejpeg.decode_jpeg_header(data)
-        direct = color in _DIRECT
+        kind = 0 if color in _DIRECT else _FORMAT[JpegImageFile]
     else:
         plugin = _plugin(data)
         with _as_bad_image():
             image = plugin(io.BytesIO(data))
             _refuse_kind(image, data)
         width, height = image.size
+        kind = _FORMAT[plugin]
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise BadImage(f"its header says {width}x{height} pixels; the limits are 1 and {MAX_PIXELS} in all")
     orientation = exif_orientation(data)
     if orientation >= 5:
         width, height = height, width
-    return Header(width, height, orientation, direct)
+    return Header(width, height, orientation, kind)
 
 
 def _plugin(data: bytes) -> type[ImageFile.ImageFile]:
@@ -157,6 +177,7 @@ def decode(
     mode: ImageMode = "RGB",
     interpolation: Interpolation = "bicubic",
     scaled: bool = True,
+    strict: bool = True,
 ) -> np.ndarray:
     """The image upright and resized to `size`, uint8 (height, width, C), contiguous.
 
@@ -168,6 +189,7 @@ def decode(
         mode: "L", "RGB" or "RGBA"; sets C.
         interpolation: PIL's name of the resizing filter.
         scaled: decode a JPEG that is shrunk at least twofold at a lower scale.
+        strict: refuse a JPEG that ends early; else the rest of it is grey.
 
     Raises:
         BadImage: the data cannot be decoded, or are not what the header said.
@@ -177,7 +199,7 @@ def decode(
     part = (0, 0, *stored) if box is None else _stored_box(box, header)
     target = size[::-1] if turned else size
     if header.direct:
-        pixels = _decode_jpeg(data, stored, part, target, mode, interpolation, scaled)
+        pixels = _decode_jpeg(data, stored, part, target, mode, interpolation, scaled, strict)
     else:
         pixels = _decode_other(data, stored, part, target, mode, interpolation)
     return pixels if header.orientation == 1 else _kernels.orient(pixels, header.orientation)
@@ -201,6 +223,7 @@ def _decode_jpeg(
     mode: ImageMode,
     interpolation: Interpolation,
     scaled: bool,
+    strict: bool,
 ) -> np.ndarray:
     left, top, width, height = part
     with _as_bad_image():
@@ -208,7 +231,7 @@ def _decode_jpeg(
             # Into memory of the size that it should have: one call less, and a larger image is refused all the same.
             pixels = np.empty((stored[1], stored[0], len(mode)), np.uint8)
             try:
-                native: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], buffer=pixels)
+                native: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], buffer=pixels, strict=strict)
             except ValueError:
                 _check_size(_jpeg_size(data), stored)
                 raise
@@ -216,12 +239,14 @@ def _decode_jpeg(
             return native
         _check_size(_jpeg_size(data), stored)
         if target == (width, height):
-            native = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode])
+            native = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], strict=strict)
             return np.ascontiguousarray(native[top : top + height, left : left + width])
         color, pil_mode = _JPEG_RESIZE_COLORS[mode]
         # The smallest of libjpeg-turbo's scales up to a half at which the part is at least the target, or else 1.
         least = (-(-stored[1] * target[1] // height), -(-stored[0] * target[0] // width)) if scaled else (0, 0)
-        pixels = simplejpeg.decode_jpeg(data, color, min_height=least[0], min_width=least[1], min_factor=2)
+        pixels = simplejpeg.decode_jpeg(
+            data, color, min_height=least[0], min_width=least[1], min_factor=2, strict=strict
+        )
     size = (pixels.shape[1], pixels.shape[0])
     image = Image.frombuffer(pil_mode, size, pixels, "raw", pil_mode, 0, 1)
     across, down = size[0] / stored[0], size[1] / stored[1]

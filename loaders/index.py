@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar, overload
 
 import numpy as np
+import pyarrow as pa
 
-from patchnpack.loaders.decode import BadImage, Header, read_header
-from patchnpack.loaders.shards import ShardReader, Source, expand
-from patchnpack.loaders.tar import read_samples
+from patchnpack.loaders.decode import Header
+from patchnpack.loaders.shards import ShardReader
 from patchnpack.packer import Rows
 
 # n rows, s shards
 
 IMAGE = "jpg;jpeg;png;webp"
+
+T = TypeVar("T", str, str | None)
+
+
+class Texts(Sequence[T]):
+    """A column of n texts, or None, in Arrow's memory: a few bytes more than the letters, where a list takes 60.
+
+    >>> Texts.of(["a", None])[1] is None
+    True
+    """
+
+    def __init__(self, column: pa.LargeStringArray) -> None:
+        self.column = column
+
+    @classmethod
+    def of(cls, texts: Iterable[T]) -> Texts[T]:
+        """A column of these texts."""
+        return cls(pa.array(texts, pa.large_string()))
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    @overload
+    def __getitem__(self, i: int) -> T: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[T]: ...
+    def __getitem__(self, i: int | slice) -> Any:
+        return self.column[i].to_pylist() if isinstance(i, slice) else self.column[int(i)].as_py()
+
+    def take(self, which: np.ndarray) -> Texts[T]:
+        """The texts at `which`, int64 (m,)."""
+        return Texts(self.column.take(pa.array(which)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,162 +56,104 @@ class Index:
 
     Attributes:
         shards: the s shards' paths.
-        shard_bytes: their sizes.
+        shard_bytes: int64 (s,), their sizes.
+        shard_mtimes: int64 (s,), when they were last changed, nanoseconds.
         starts: int64 (s + 1,), the first row of each shard.
-        shard: int32 (n,), which shard a row is in.
         keys: the samples' keys.
         offset, nbytes: int64 (n,), where the encoded image lies in its shard.
         width, height: int32 (n,), pixels, after EXIF orientation; 0 for a bad image.
         orientation: uint8 (n,), EXIF orientation, 1 to 8.
-        direct: bool (n,), whether libjpeg-turbo decodes it (PIL otherwise).
-        bad: reasons of the rows whose header cannot be used.
+        format: uint8 (n,), which of `patchnpack.loaders.decode.FORMATS` the file is.
+        digest: uint64 (n,), XXH3 of the encoded bytes.
+        reasons: why a row's header cannot be used, None where it can.
         cls: the text of each sample's `.cls` member, None where there is none.
         members: for each extension, int64 (n, 2), offset and nbytes of that member; (-1, -1) where there is none.
-        samples_without_image: samples that became no row, because none of their members is an image.
+        without_image: int64 (s,), samples that became no row, because none of their members is an image.
+        image: the extensions that count as images, as `scan` was given them.
     """
 
     shards: tuple[str, ...]
-    shard_bytes: tuple[int, ...]
+    shard_bytes: np.ndarray
+    shard_mtimes: np.ndarray
     starts: np.ndarray
-    shard: np.ndarray
-    keys: list[str]
+    keys: Texts[str]
     offset: np.ndarray
     nbytes: np.ndarray
     width: np.ndarray
     height: np.ndarray
     orientation: np.ndarray
-    direct: np.ndarray
-    bad: dict[int, str]
-    cls: list[str | None]
+    format: np.ndarray
+    digest: np.ndarray
+    reasons: Texts[str | None]
+    cls: Texts[str | None]
     members: dict[str, np.ndarray]
-    samples_without_image: int
+    without_image: np.ndarray
+    image: str = IMAGE
 
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def bad(self) -> dict[int, str]:
+        """The rows whose header cannot be used, and why."""
+        rows = np.flatnonzero(self.reasons.column.is_valid().to_numpy(zero_copy_only=False))
+        return dict(zip(rows.tolist(), self.reasons.take(rows).column.to_pylist(), strict=True))
+
+    def shard_of(self, rows: np.ndarray | int) -> np.ndarray:
+        """The shard, int64 (m,), that each of the rows (int64 (m,), or a single one) is in."""
+        return np.searchsorted(self.starts, rows, side="right") - 1
+
     def rows(self, which: np.ndarray) -> Rows:
         """What a plan needs of the rows `which` (int64)."""
-        shard = self.shard[which].astype(np.uint64)
-        ident = shard << np.uint64(32) | (which - self.starts[self.shard[which]]).astype(np.uint64)
+        shard = self.shard_of(which)
+        ident = shard.astype(np.uint64) << np.uint64(32) | (which - self.starts[shard]).astype(np.uint64)
         return Rows(row=which, ident=ident, width=self.width[which], height=self.height[which])
 
     def headers(self, which: np.ndarray) -> list[Header]:
         """The headers of the rows `which` (int64)."""
-        columns = (self.width, self.height, self.orientation, self.direct)
+        columns = (self.width, self.height, self.orientation, self.format)
         return [Header(*header) for header in zip(*(column[which].tolist() for column in columns), strict=True)]
 
     def reader(self) -> ShardReader:
         """Reads bytes of the shards."""
-        return ShardReader(self.shards, self.shard_bytes)
+        return ShardReader(self.shards, self.shard_bytes.tolist(), self.shard_mtimes.tolist())
+
+    def select(self, shards: Sequence[int]) -> Index:
+        """The rows of these shards, by number and in this order."""
+        which = np.array(shards, np.int64)
+        rows = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in which] or [np.zeros(0, np.int64)])
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, column in parts.items():
+            if name in _BY_SHARD:
+                parts[name] = column[which]
+            elif isinstance(column, Texts):
+                parts[name] = column.take(rows)
+            elif isinstance(column, np.ndarray) and name != "starts":
+                parts[name] = column[rows]
+        members = {extension: where[rows] for extension, where in self.members.items()}
+        parts["members"] = {extension: where for extension, where in members.items() if (where >= 0).any()}
+        parts["shards"] = tuple(self.shards[i] for i in which)
+        parts["starts"] = np.concatenate([[0], np.cumsum(np.diff(self.starts)[which])]).astype(np.int64)
+        return Index(**parts)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Index]) -> Index:
+        """All shards of all parts, in order. They were scanned with the same `image`."""
+        joined: dict[str, Any] = {}
+        for name in (field.name for field in fields(cls)):
+            columns = [getattr(part, name) for part in parts]
+            if isinstance(columns[0], Texts):
+                joined[name] = Texts(pa.concat_arrays([texts.column for texts in columns]))
+            elif isinstance(columns[0], np.ndarray):
+                joined[name] = np.concatenate(columns)
+        lengths = np.concatenate([np.diff(part.starts) for part in parts])
+        joined["starts"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        members = {
+            extension: np.concatenate([part.members.get(extension, np.full((len(part), 2), -1)) for part in parts])
+            for extension in sorted({extension for part in parts for extension in part.members})
+        }
+        shards = tuple(shard for part in parts for shard in part.shards)
+        return cls(**joined, shards=shards, members=members, image=parts[0].image)
 
 
-@dataclass(slots=True)
-class _Row:
-    key: str
-    offset: int
-    nbytes: int
-    header: Header | str
-    cls: str | None
-    members: dict[str, tuple[int, int]]
-
-
-@dataclass(slots=True)
-class _Shard:
-    nbytes: int
-    rows: list[_Row]
-    without_image: int
-    extensions: set[str]
-
-
-def _scan_shard(path: str, images: Sequence[str]) -> _Shard:
-    nbytes = os.path.getsize(path)
-    samples = read_samples(path)
-    reader = ShardReader([path], [nbytes])
-    rows: list[_Row] = []
-    for sample in samples:
-        extension = next((e for e in images if e in sample.members), None)
-        if extension is None:
-            continue
-        offset, size = sample.members[extension]
-        header: Header | str
-        try:
-            header = read_header(reader.read(0, offset, size))
-        except BadImage as error:
-            header = str(error)
-        cls = None
-        if "cls" in sample.members:
-            cls = reader.read(0, *sample.members["cls"]).decode("utf-8", "replace").strip()
-        rows.append(_Row(sample.key, offset, size, header, cls, sample.members))
-    return _Shard(nbytes, rows, len(samples) - len(rows), {e for sample in samples for e in sample.members})
-
-
-def scan(
-    source: Source,
-    *,
-    image: str = IMAGE,
-    num_threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Index:
-    """Reads the headers of every image in the shards.
-
-    Args:
-        source: shards, by brace range, glob or list.
-        image: the extensions that are images, separated by ";"; of several in a sample the first listed counts.
-        num_threads: shards read at a time; None is the number of CPUs.
-        progress: called with (shards done, shards in all).
-
-    Raises:
-        FileNotFoundError: a shard that does not exist.
-        ValueError: a shard that is no whole tar, or in which no sample has an image.
-    """
-    images = [extension.strip().lstrip(".").lower() for extension in image.split(";")]
-    paths = expand(source)
-    shards: list[_Shard] = []
-    with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
-        for path, shard in zip(paths, pool.map(lambda path: _scan_shard(path, images), paths), strict=True):
-            if shard.extensions and not shard.rows:
-                raise ValueError(
-                    f"shard {path!r} has no image: its members end in {_listed(shard.extensions)} and image={image!r} "
-                    f"asks for {_listed(images)}; name one of its extensions, or leave the shard out"
-                )
-            shards.append(shard)
-            if progress:
-                progress(len(shards), len(paths))
-    if not any(shard.rows for shard in shards):
-        raise ValueError(f"the {len(paths)} shards, from {paths[0]!r} on, hold no sample; give shards that hold images")
-    return _join(paths, shards)
-
-
-def _listed(extensions: Sequence[str] | set[str], most: int = 10) -> str:
-    # Names with dots in them make an extension of every number: a shard may have thousands.
-    text = ", ".join("." + extension for extension in sorted(extensions)[:most])
-    return text if len(extensions) <= most else f"{text} and {len(extensions) - most} more"
-
-
-def _join(paths: Sequence[str], shards: Sequence[_Shard]) -> Index:
-    rows = [row for shard in shards for row in shard.rows]
-    starts = np.concatenate([[0], np.cumsum([len(shard.rows) for shard in shards])]).astype(np.int64)
-    headers = [row.header if isinstance(row.header, Header) else Header(0, 0, 1, False) for row in rows]
-    members: dict[str, np.ndarray] = {}
-    for i, row in enumerate(rows):
-        for extension, place in row.members.items():
-            if extension not in members:
-                members[extension] = np.full((len(rows), 2), -1, np.int64)
-            members[extension][i] = place
-    return Index(
-        shards=tuple(paths),
-        shard_bytes=tuple(shard.nbytes for shard in shards),
-        starts=starts,
-        shard=np.repeat(np.arange(len(shards), dtype=np.int32), np.diff(starts)),
-        keys=[row.key for row in rows],
-        offset=np.array([row.offset for row in rows], np.int64),
-        nbytes=np.array([row.nbytes for row in rows], np.int64),
-        width=np.array([header.width for header in headers], np.int32),
-        height=np.array([header.height for header in headers], np.int32),
-        orientation=np.array([header.orientation for header in headers], np.uint8),
-        direct=np.array([header.direct for header in headers], np.bool_),
-        bad={i: row.header for i, row in enumerate(rows) if isinstance(row.header, str)},
-        cls=[row.cls for row in rows],
-        members=members,
-        samples_without_image=sum(shard.without_image for shard in shards),
-    )
+_BY_SHARD = ("shard_bytes", "shard_mtimes", "without_image")

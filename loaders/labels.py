@@ -77,12 +77,14 @@ class Labels:
 
     def _read_cls(self) -> np.ndarray:
         """The labels of all rows at once, so that a bad one is found before any work starts."""
-        numbers: dict[str | None, int] = {None: NO_LABEL}
-        for row, text in enumerate(self._index.cls):
-            if text not in numbers and text is not None:
-                with self._naming(row):
-                    numbers[text] = self._number(text)
-        return np.array([numbers[text] for text in self._index.cls], np.int64)
+        distinct = self._index.cls.column.dictionary_encode()
+        which = distinct.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        numbers = []
+        for i, text in enumerate(distinct.dictionary.to_pylist()):
+            with self._naming(int((which == i).argmax())):
+                numbers.append(self._number(text))
+        labels: np.ndarray = np.array([*numbers, NO_LABEL], np.int64)[which]
+        return labels
 
     @contextmanager
     def _naming(self, row: int) -> Iterator[None]:
@@ -90,7 +92,7 @@ class Labels:
         try:
             yield
         except Exception as error:
-            shard = self._index.shards[self._index.shard[row]]
+            shard = self._index.shards[int(self._index.shard_of(row))]
             error.add_note(f"raised for the label of the sample with key {self._index.keys[row]!r} in {shard!r}")
             raise
 

@@ -16,6 +16,7 @@ from itertools import count, islice, pairwise, repeat
 from typing import NamedTuple
 
 import numpy as np
+import xxhash
 
 from patchnpack.loaders.index import Index
 from patchnpack.packer import Images, Packing, Plan, Planner
@@ -130,6 +131,23 @@ class Order:
         for rows in self.stream_rows(epoch, stream):
             yield planner.add(self.index.rows(rows))
         yield planner.finish()
+
+    @cached_property
+    def rows_digest(self) -> str:
+        """A digest of everything that the index says of the images, and of which are used."""
+        index, digest = self.index, xxhash.xxh3_128()
+        for column in (
+            index.starts,
+            index.offset,
+            index.nbytes,
+            index.width,
+            index.height,
+            index.orientation,
+            index.digest,
+            self.usable,
+        ):
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.hexdigest()
 
     @property
     def _share(self) -> int:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
-import time
-from collections import deque
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain, islice
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from patchnpack.loaders.assemble import Draft, Sources, Transform, read_member
+from patchnpack.loaders.assemble import Sources, Transform, read_member
+from patchnpack.loaders.batches import Batches, Part
 from patchnpack.loaders.buffers import BufferPool
-from patchnpack.loaders.index import IMAGE, Index, scan
+from patchnpack.loaders.dataset import MOST_WORKERS, PackedDataset
+from patchnpack.loaders.errors import ErrorPolicy, Judge
+from patchnpack.loaders.find_index import open_index
+from patchnpack.loaders.index import IMAGE, Index
 from patchnpack.loaders.labels import Classes, Label, Labels
-from patchnpack.loaders.order import Order, Pack
-from patchnpack.loaders.pool import DecodePool
+from patchnpack.loaders.order import Order
 from patchnpack.loaders.shards import Source
 from patchnpack.loaders.state import Place, from_dict, to_dict
 from patchnpack.loaders.stats import Stats
-from patchnpack.packer import PackedBatch, Packing, PatchSizes, Plan
+from patchnpack.loaders.steps import Even, Steps
+from patchnpack.packer import PackedBatch, Packing
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.images import measure
 from patchnpack.packer.packing import SAMPLE
@@ -40,7 +43,7 @@ class PackedImageLoader:
     any number of threads and any `prefetch`.
 
     Args:
-        source: shards by brace range, glob or list, or an `Index` made by `scan`.
+        source: shards by brace range, glob or list, an index file, or an `Index`.
         packing: what a sequence looks like; `Packing()` by default.
         batch_size: B, packs in a batch of this rank.
         shuffle: shuffle shards and, inside windows of `shuffle_window` shards, rows; anew each epoch.
@@ -56,6 +59,9 @@ class PackedImageLoader:
         transform: called as `transform(image, rng)` with a uint8 (H, W, C) array and a Generator keyed by (seed, epoch,
             row); gives an array of the same shape and type. Runs in the decoding threads.
         where: from an `Index` to a bool array, the rows to use; the others are counted as skipped.
+        index: an index file that holds the shards, or an `Index`; None looks beside the shards, then in the cache, and
+            scans what it does not find.
+        cache_dir: where indexes are cached; None is $PATCHNPACK_CACHE, or ~/.cache/patchnpack.
         even: "pad" fills the last step with empty packs, "drop" leaves its packs out and counts their images.
         shuffle_window: shards inside which rows are shuffled.
         num_streams: S, slices that the epoch is cut into, each packed by itself; 1 packs best.
@@ -63,6 +69,7 @@ class PackedImageLoader:
             step, over all ranks.
         num_threads: decoding threads; None is this rank's share of the CPUs.
         prefetch: batches made ahead of the one in use, at least 1.
+        errors: what is done about bad images; None is `ErrorPolicy()`.
         rank, world_size: None asks `torch.distributed`, then the environment, when iteration starts.
 
     Raises:
@@ -88,12 +95,15 @@ class PackedImageLoader:
         extras: Sequence[str] = (),
         transform: Transform | None = None,
         where: Where | None = None,
-        even: Literal["pad", "drop"] = "pad",
+        index: Index | str | os.PathLike[str] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        even: Even = "pad",
         shuffle_window: int = 16,
         num_streams: int = 1,
         block: int | None = None,
         num_threads: int | None = None,
         prefetch: int = 2,
+        errors: ErrorPolicy | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -118,21 +128,22 @@ class PackedImageLoader:
             raise ValueError(f"block is {block}; it must be a multiple of num_streams, {num_streams}")
 
         self.packing = packing if packing is not None else Packing()
-        self.index = source if isinstance(source, Index) else scan(source, image=image, num_threads=num_threads)
+        self.index = open_index(source, index=index, image=image, cache_dir=cache_dir, num_threads=num_threads)
         self.batch_size, self.repeat = batch_size, repeat
         self._shuffle, self._seed, self._even = shuffle, seed, even
         self._shuffle_window, self._num_streams, self._block = shuffle_window, num_streams, block
         self._num_threads, self._prefetch = num_threads, prefetch
         self._rank_given = None if rank is None or world_size is None else _checked_rank(rank, world_size)
-        self._filtered = ~_mask(where, self.index)
-        self._usable = ~self._filtered
-        self._usable[list(self.index.bad)] = False
+        policy = errors if errors is not None else ErrorPolicy()
+        usable = _mask(where, self.index)
+        self._filtered = np.flatnonzero(~usable)
+        self._bad = {row: why for row, why in _bad_rows(self.index, policy).items() if usable[row]}
+        usable[list(self._bad)] = False
+        self._usable = usable
         self._check_rows()
 
         reader = self.index.reader()
-        labels = Labels(
-            self.index, label, classes, lambda row, extension: read_member(self.index, reader, row, extension)
-        )
+        labels = Labels(self.index, label, classes, partial(read_member, self.index, reader))
         extras = [extension.lstrip(".").lower() for extension in extras]
         for extension in extras:
             if extension not in self.index.members:
@@ -147,10 +158,16 @@ class PackedImageLoader:
             transform=transform,
             seed=seed,
             buffers=BufferPool(keep=prefetch + 2),
+            errors=policy,
         )
-        self._stats = Stats()
-        self._next = self._stands = Place(0, 0)  # where the next iterator begins; where training stands
-        self._positions: dict[tuple[int, int], tuple[int, int]] = {}
+        self._stats, self._judge = Stats(), Judge(policy)
+        first = next((self._sources.bad_row(row, *why) for row, why in self._bad.items()), None)
+        self._judge.before_start(len(self._bad), len(self._bad) + int(usable.sum()), first)
+        self._next = Place(0, 0)  # where the next iterator begins
+        self._stands: Place | None = self._next  # where training stands
+        self._made_steps: Steps | None = None
+        self._datasets: weakref.WeakSet[PackedDataset] = weakref.WeakSet()
+        self._totals: list[torch.Tensor] = []  # of the workers of each dataset
 
     def _check_rows(self) -> None:
         """Finds out whether there is anything to yield, and which algorithm "auto" is."""
@@ -163,43 +180,69 @@ class PackedImageLoader:
                 fits &= ~over
         if not fits.any():
             raise ValueError(
-                f"none of the {len(self.index)} images can be used: {len(self.index.bad)} are bad, "
-                f"{int(self._filtered.sum())} filtered out by where, the others oversize"
+                f"none of the {len(self.index)} images can be used: {len(self._bad)} are bad, "
+                f"{len(self._filtered)} filtered out by where, the others oversize"
             )
         # Decided once, from the first rows of the index: every epoch and every stream is packed alike.
         first = np.flatnonzero(fits)[:SAMPLE]
         algorithm = decide_algorithm(packing, [measured.take(first) for measured in images])
         self.packing = packing.replace(algorithm=algorithm)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_datasets": None, "_totals": []}  # in another process it serves one dataset only
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {**state, "_datasets": weakref.WeakSet()}
+
     def __iter__(self) -> Iterator[PackedBatch]:
-        rank, world_size = self._rank()
-        order, begin = self._order(world_size), self._next
+        begin, batches = self._next, self.batches()
         self._next, self._stands = Place(begin.epoch + 1, 0), begin
-        return self._batches(order, begin, rank, world_size)
+        return self._watched(batches.run(begin, Part()), begin)
+
+    def _watched(self, batches: Iterator[PackedBatch], begin: Place) -> Iterator[PackedBatch]:
+        """The batches; each is noted as the one that training stands at when it is handed out."""
+        for batch in batches:
+            self._stands = Place(batch.epoch, batch.position)
+            if self.repeat or batch.epoch > begin.epoch:
+                self._next = Place(batch.epoch + 1, 0)
+            yield batch
+            del batch
 
     def __len__(self) -> int:
         if self.repeat:
             raise TypeError("a loader with repeat=True never ends and has no length; use total_steps(epochs)")
-        return self._steps_in(self._next) or self._steps_in(Place(self._next.epoch + 1, 0))
+        return self.steps().count(self.next_place())
 
     def total_steps(self, epochs: int) -> int:
         """Batches in the first `epochs` epochs together: what a learning-rate schedule needs."""
-        return sum(self._steps_in(Place(epoch, 0)) for epoch in range(epochs))
+        return sum(self.steps().count(Place(epoch, 0)) for epoch in range(epochs))
 
     def set_epoch(self, epoch: int) -> None:
-        """Says which epoch the next `iter` is, from its start; that of a state just loaded goes on where it stood."""
+        """Says which epoch the next `iter` is, from its start; that of a state just loaded goes on where it stood.
+
+        It reaches the worker processes of `as_dataset`, too.
+        """
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}; it must be at least 0")
         if epoch != self._next.epoch:
             self._next = self._stands = Place(epoch, 0)
+        self._tell()
 
     def state_dict(self, after: PackedBatch | None = None) -> dict[str, Any]:
         """Where training stands once `after`, or else the last batch handed out, has been used: a small JSON-able dict.
 
         It is the same on every rank. Batches that were made ahead count as not used.
+
+        Raises:
+            ValueError: no batch is given, and they are handed out by `as_dataset`.
         """
         place = self._stands if after is None else Place(after.epoch, after.position)
-        return to_dict(place, self._order(self._rank()[1]))
+        if place is None:
+            raise ValueError(
+                "batches of as_dataset() may be made in other processes; say which one was the last that was used: "
+                "state_dict(after=batch)"
+            )
+        return to_dict(place, self.steps().order)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next `iter` goes on where `state` was taken; an iterator that has not begun is left as it is.
@@ -211,17 +254,32 @@ class PackedImageLoader:
         Raises:
             ValueError: no state, or one of other shards, another packing or another order; the difference is named.
         """
-        self._next, self._block = from_dict(state, self._order(self._rank()[1]))
+        self._next, self._block = from_dict(state, self.steps().order)
         self._stands = self._next
+        self._tell()
 
     def stats(self) -> dict[str, Any]:
         """Totals since the loader was made, of this rank.
 
         batches, packs, images, tokens, slots, padding (share of slots), bad_images and the first of them in `bad` (row,
-        key, shard, offset, stage, reason), skipped (by "oversize", "where", "tail"), oversize, without_label, wait_s
-        (seconds that the training loop waited), images_per_s, tokens_per_s.
+        key, shard, offset, stage, reason), truncated (JPEGs that end early and were kept), skipped (by "oversize",
+        "where", "tail"), oversize, without_label, wait_s (seconds that the training loop waited), images_per_s,
+        tokens_per_s. Worker processes of `as_dataset` are counted in, but for `bad` and wait_s, which only they know.
         """
-        return self._stats.report()
+        return self._stats.plus(torch.cat([torch.zeros(0, Stats.NUMBERS), *self._totals])).report()
+
+    def as_dataset(self) -> PackedDataset:
+        """The same batches as an iterable dataset, for `DataLoader(dataset, batch_size=None, num_workers=n)`.
+
+        The batches and their order are those of the loader, whatever n is; each worker process decodes its share, with
+        `num_threads` threads. Give each DataLoader a dataset of its own.
+        """
+        totals = torch.zeros((MOST_WORKERS, Stats.NUMBERS), dtype=torch.float64).share_memory_()
+        dataset = PackedDataset(self, totals)
+        self._datasets.add(dataset)
+        self._totals.append(totals)
+        self._stands = None
+        return dataset
 
     @property
     def num_classes(self) -> int:
@@ -231,7 +289,51 @@ class PackedImageLoader:
             raise ValueError("the number of classes cannot be told from these labels; give it, or classes=")
         return count
 
-    def _rank(self) -> tuple[int, int]:
+    def _tell(self) -> None:
+        for dataset in self._datasets:
+            dataset.tell()
+        if self._datasets:
+            self._stands = None
+
+    def numbers(self) -> torch.Tensor:
+        """The totals of this process alone."""
+        return self._stats.numbers()
+
+    @property
+    def block(self) -> int | None:
+        """Packs of a block, None if it is the packs of a step."""
+        return self._block
+
+    def stand_in(self, rank: int, world_size: int, block: int | None) -> None:
+        """In a worker process: be of the rank and the blocks that the main process says."""
+        grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if self._rank_given is None and not grouped and "RANK" not in os.environ:
+            self._rank_given = rank, world_size
+        self._block = block
+
+    def next_place(self) -> Place:
+        """Where the next iterator begins: not at the end of an epoch."""
+        begin = self._next
+        return begin if not begin.position or self.steps().count(begin) else Place(begin.epoch + 1, 0)
+
+    def batches(self) -> Batches:
+        """What an iterator that begins now makes its batches of."""
+        steps = self.steps()
+        return Batches(
+            sources=self._sources,
+            steps=steps,
+            rank=self.rank()[0],
+            repeat=self.repeat,
+            filtered=self._filtered,
+            bad=self._bad,
+            stats=self._stats,
+            judge=self._judge,
+            num_threads=self._num_threads or _cpu_share(),
+            prefetch=self._prefetch,
+        )
+
+    def rank(self) -> tuple[int, int]:
+        """Rank and world size, as they are now."""
         if self._rank_given is not None:
             return self._rank_given
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -242,141 +344,24 @@ class PackedImageLoader:
             raise ValueError(f"RANK and WORLD_SIZE in the environment must be whole numbers: {error}") from None
         return _checked_rank(rank, world_size)
 
-    def _order(self, world_size: int) -> Order:
-        block = self._block or self.batch_size * world_size
-        if block % self._num_streams:
-            raise ValueError(
-                f"a step takes {block} packs, which num_streams {self._num_streams} does not divide; choose "
-                "batch_size, num_streams or block so that it does"
+    def steps(self) -> Steps:
+        """The order of the epochs, cut into steps for the ranks that there are now."""
+        world_size = self.rank()[1]
+        block, made = self._block or self.batch_size * world_size, self._made_steps
+        if made is None or (made.order.block, made.world_size) != (block, world_size):
+            order = Order(
+                index=self.index,
+                usable=self._usable,
+                packing=self.packing,
+                seed=self._seed,
+                shuffle=self._shuffle,
+                shuffle_window=self._shuffle_window,
+                num_streams=self._num_streams,
+                block=block,
             )
-        if isinstance(self.packing.patch_size, PatchSizes) and block % (self.batch_size * world_size):
-            raise ValueError(
-                f"block is {block}, which a step of {self.batch_size * world_size} packs does not divide; with "
-                "PatchSizes a step holds packs of one patch size: choose batch_size or block so that it does"
-            )
-        return Order(
-            index=self.index,
-            usable=self._usable,
-            packing=self.packing,
-            seed=self._seed,
-            shuffle=self._shuffle,
-            shuffle_window=self._shuffle_window,
-            num_streams=self._num_streams,
-            block=block,
-        )
-
-    def _epoch_positions(self, order: Order, epoch: int) -> tuple[int, int]:
-        key = (epoch, order.block)
-        if key not in self._positions:
-            self._positions[key] = order.positions(epoch)
-        return self._positions[key]
-
-    def _wanted(self, order: Order, position: int, step: int) -> int:
-        """Packs of the step at `position`: with `PatchSizes` a step ends where its block does."""
-        left = order.block - position % order.block
-        return min(step, left) if isinstance(self.packing.patch_size, PatchSizes) else step
-
-    def _steps_in(self, begin: Place) -> int:
-        world_size = self._rank()[1]
-        step, order = self.batch_size * world_size, self._order(world_size)
-        padded, full = self._epoch_positions(order, begin.epoch)
-        end, position, steps = padded if self._even == "pad" else full, begin.position, 0
-        sizes = isinstance(self.packing.patch_size, PatchSizes)
-        while sizes and position % order.block and position < end:
-            wanted = self._wanted(order, position, step)
-            steps, position = steps + (self._even == "pad" or position + wanted <= end), position + wanted
-        left = max(0, end - position)
-        return steps + (-(-left // step) if self._even == "pad" else left // step)
-
-    def _steps(self, order: Order, begin: Place, rank: int, world_size: int) -> Iterator[tuple[list[Pack], int]]:
-        """This rank's packs of each step, and the position behind it."""
-        stats, step = self._stats, self.batch_size * world_size
-
-        def mine(rows: np.ndarray) -> int:
-            return int((rows % world_size == rank).sum())
-
-        def note(plan: Plan) -> None:
-            stats.oversize += mine(plan.oversize)
-            stats.skipped["oversize"] += mine(plan.skipped)
-
-        stats.skipped["where"] += mine(np.flatnonzero(self._filtered))
-        for row, reason in self.index.bad.items():
-            if row % world_size == rank and not self._filtered[row]:
-                stats.add_bad(self._sources.bad_row(row, "header", reason))
-        packs, position, full = order.packs(begin.epoch, note), begin.position, None
-        if self._even == "drop":
-            full = self._epoch_positions(order, begin.epoch)[1]
-            if full < step:
-                raise ValueError(
-                    f"even='drop' leaves no batch: a step takes {step} packs over all ranks, more than the epoch has; "
-                    "use even='pad' or a smaller batch_size"
-                )
-        taken = islice(packs, position, None if full is None else max(full, position))
-        while group := list(islice(taken, wanted := self._wanted(order, position, step))):
-            if full is not None and len(group) < wanted:
-                packs = chain(group, packs)
-                break
-            position += wanted
-            empty = Pack(group[0].patch_size)
-            yield [*group, *[empty] * (step - len(group))][rank::world_size], position
-        for pack in packs:
-            if pack.images is not None:
-                stats.skipped["tail"] += mine(pack.images.row)
-
-    def _drafts(self, order: Order, begin: Place, rank: int, world_size: int) -> Iterator[Draft]:
-        while True:
-            step = -(-begin.position // (self.batch_size * world_size))
-            made = False
-            for packs, position in self._steps(order, begin, rank, world_size):
-                images, patch_size = [pack.images for pack in packs], packs[0].patch_size
-                yield Draft(self._sources, images, patch_size, epoch=begin.epoch, step=step, position=position)
-                step, made = step + 1, True
-            if (made or not begin.position) and not self.repeat:
-                return
-            begin = Place(begin.epoch + 1, 0)
-
-    def _batches(self, order: Order, begin: Place, rank: int, world_size: int) -> Iterator[PackedBatch]:
-        pool = DecodePool(self._num_threads or _cpu_share())
-        drafts = self._drafts(order, begin, rank, world_size)
-        under_way: deque[Draft] = deque()
-        first = begin.epoch
-
-        def start(count: int) -> None:
-            for draft in islice(drafts, count):
-                pool.submit(draft, draft.num_parts)
-                under_way.append(draft)
-
-        try:
-            began = time.perf_counter()
-            start(self._prefetch)
-            while under_way:
-                draft = under_way.popleft()
-                waiting = time.perf_counter()
-                batch = draft.finish()
-                now = time.perf_counter()
-                self._count(batch, draft, waited=now - waiting, ran=now - began)
-                began = now
-                start(1)
-                self._stands = Place(batch.epoch, batch.position)
-                if self.repeat or batch.epoch > first:
-                    self._next = Place(batch.epoch + 1, 0)
-                yield batch
-                del batch, draft
-        finally:
-            pool.close()
-
-    def _count(self, batch: PackedBatch, draft: Draft, *, waited: float, ran: float) -> None:
-        stats = self._stats
-        stats.batches += 1
-        stats.packs += sum(map(bool, batch.keys))
-        stats.images += batch.num_images
-        stats.tokens += batch.num_tokens
-        stats.slots += batch.segment_ids.numel()
-        stats.wait_s += waited
-        stats.run_s += ran
-        stats.without_label += draft.without_label
-        for row in sorted(draft.bad, key=lambda bad: bad.row):
-            stats.add_bad(row)
+            made = Steps(order=order, batch_size=self.batch_size, world_size=world_size, even=self._even)
+            self._made_steps = made
+        return made
 
 
 def _checked_rank(rank: int, world_size: int) -> tuple[int, int]:
@@ -385,10 +370,23 @@ def _checked_rank(rank: int, world_size: int) -> tuple[int, int]:
     return rank, world_size
 
 
+def _bad_rows(index: Index, policy: ErrorPolicy) -> dict[int, tuple[str, str]]:
+    """The rows that cannot be used, and (stage, reason): bad headers, and those beyond the policy's limits."""
+    bad = {row: ("header", reason) for row, reason in index.bad.items()}
+    pixels = index.width.astype(np.int64) * index.height
+    for row in np.flatnonzero((pixels > policy.max_pixels) | (index.nbytes > policy.max_bytes)).tolist():
+        bad[row] = (
+            "limit",
+            f"it has {pixels[row]} pixels in {index.nbytes[row]} bytes; the limits are max_pixels {policy.max_pixels} "
+            f"and max_bytes {policy.max_bytes}",
+        )
+    return dict(sorted(bad.items()))
+
+
 def _mask(where: Where | None, index: Index) -> np.ndarray:
     if where is None:
         return np.ones(len(index), np.bool_)
-    mask = np.asarray(where(index))
+    mask = np.array(where(index))  # a copy: it may be one of the caller's own
     if mask.shape != (len(index),) or mask.dtype != np.bool_:
         raise ValueError(
             f"where gave {mask.dtype} {mask.shape}; it must give bool ({len(index)},), one value a row of the index"

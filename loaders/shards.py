@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,10 +108,17 @@ class ShardReader:
     Raises OSError naming the shard, where it has changed size since it was indexed or ends too early.
     """
 
-    def __init__(self, paths: Sequence[str], sizes: Sequence[int], max_open: int = 64) -> None:
-        self._paths, self._sizes, self._max_open = paths, sizes, max_open
+    def __init__(self, paths: Sequence[str], sizes: Sequence[int], mtimes: Sequence[int], max_open: int = 64) -> None:
+        self._paths, self._sizes, self._mtimes, self._max_open = paths, sizes, mtimes, max_open
+        self._begin()
+        _readers.add(self)
+
+    def _begin(self) -> None:
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[ShardReader], tuple[object, ...]]:
+        return ShardReader, (self._paths, self._sizes, self._mtimes, self._max_open)
 
     def read(self, shard: int, offset: int, nbytes: int) -> bytes:
         """`nbytes` bytes of the shard from `offset`."""
@@ -125,21 +133,39 @@ class ShardReader:
             data += more
         return data
 
+    def has_changed(self, shard: int) -> bool:
+        """Whether the shard was written to since it was indexed."""
+        return os.fstat(self._open(shard).fd).st_mtime_ns != self._mtimes[shard]
+
     def _open(self, shard: int) -> _File:
         with self._lock:
             file = self._files.get(shard)
             if file is not None:
                 self._files.move_to_end(shard)
                 return file
-            path = self._paths[shard]
-            file = _File(path)
-            size = os.fstat(file.fd).st_size
-            if size != self._sizes[shard]:
-                raise OSError(
-                    f"shard {path!r} has {size} bytes but had {self._sizes[shard]} when it was indexed: it has "
-                    "changed; make a new loader"
-                )
-            self._files[shard] = file
+        path = self._paths[shard]
+        file = _File(path)  # not under the lock: on a network file system it may take a while
+        size = os.fstat(file.fd).st_size
+        if size != self._sizes[shard]:
+            raise OSError(
+                f"shard {path!r} has {size} bytes but had {self._sizes[shard]} when it was indexed: it has "
+                "changed; make a new loader, or bring its index up to date: patchnpack index SHARDS"
+            )
+        with self._lock:
+            file = self._files.setdefault(shard, file)
             if len(self._files) > self._max_open:
                 self._files.popitem(last=False)
-            return file
+        return file
+
+
+_readers: weakref.WeakSet[ShardReader] = weakref.WeakSet()
+
+
+def _begin_again() -> None:
+    # A thread that held a lock when the process was forked is not there to let it go.
+    for reader in list(_readers):
+        reader._begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_again)

@@ -5,11 +5,25 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from patchnpack.loaders.assemble import BadRow
+import torch
+
+from patchnpack.loaders.errors import BadRow
 
 LISTED = 1000  # bad images that `stats` lists; all of them are counted and logged
+
+_SUMS = (
+    "batches",
+    "packs",
+    "images",
+    "tokens",
+    "slots",
+    "without_label",
+    "truncated",
+    "oversize",
+    "bad_images",
+)
 
 _log = logging.getLogger("patchnpack")
 
@@ -27,6 +41,7 @@ class Stats:
     tokens: int = 0
     slots: int = 0
     without_label: int = 0
+    truncated: int = 0
     oversize: int = 0
     skipped: dict[str, int] = field(default_factory=lambda: {"oversize": 0, "where": 0, "tail": 0})
     bad_images: int = 0
@@ -34,12 +49,31 @@ class Stats:
     wait_s: float = 0.0
     run_s: float = 0.0
 
+    NUMBERS: ClassVar[int] = 13  # length of `numbers`
+
+    def numbers(self) -> torch.Tensor:
+        """Every total that another process may add to its own, float64 (NUMBERS,)."""
+        sums = [getattr(self, name) for name in _SUMS]
+        return torch.tensor([*sums, *self.skipped.values(), self.run_s], dtype=torch.float64)
+
+    def plus(self, others: torch.Tensor) -> Stats:
+        """These totals and those of other processes, float64 (n, NUMBERS), which ran side by side."""
+        both = dataclasses.replace(self, skipped=dict(self.skipped))
+        *sums, _ = others.sum(0).tolist() if len(others) else [0] * self.NUMBERS
+        for name, more in zip(_SUMS, sums, strict=False):
+            setattr(both, name, getattr(both, name) + int(more))
+        for reason, more in zip(both.skipped, sums[len(_SUMS) :], strict=True):
+            both.skipped[reason] += int(more)
+        if len(others):
+            both.run_s += float(others[:, -1].max())
+        return both
+
     def add_bad(self, row: BadRow) -> None:
         """Counts, lists and logs a bad image."""
         self.bad_images += 1
         if len(self.bad) < LISTED:
             self.bad.append(row)
-        _log.warning("bad image %r in %s at byte %d (%s): %s", row.key, row.shard, row.offset, row.stage, row.reason)
+        _log.warning("bad image %s", row)
 
     def report(self) -> dict[str, Any]:
         """The totals as a plain dict, with the rates and shares that follow from them."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from patchnpack.models.config import NaViTConfig
 from patchnpack.models.navit import NaViT
+from patchnpack.packer.files import atomic_write
 
 FORMAT = "patchnpack.navit.1"
 
@@ -35,34 +34,6 @@ class Checkpoint:
     step: int = 0
     train_config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-
-
-def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls `write` with an open file that becomes `path` only once it is complete and on disk.
-
-    A reader, or the next start after a crash, finds the old content or the new, never a part. The folder must exist.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     atomic_write(Path(folder, "a.txt"), lambda file: file.write(b"whole"))
-    ...     Path(folder, "a.txt").read_bytes()
-    b'whole'
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name itself must survive a power cut
-    finally:
-        os.close(folder)
 
 
 def save_checkpoint(

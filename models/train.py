@@ -14,11 +14,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from patchnpack.models.checkpoint import atomic_write, save_checkpoint
+from patchnpack.models.checkpoint import save_checkpoint
 from patchnpack.models.config import NaViTConfig, TrainConfig
 from patchnpack.models.evaluate import Batches, Meter, autocast, evaluate
 from patchnpack.models.navit import NaViT, classification_loss
 from patchnpack.packer.batch import PackedBatch
+from patchnpack.packer.files import atomic_write
 
 CHECKPOINT = "checkpoint.pt"
 HISTORY = "history.jsonl"

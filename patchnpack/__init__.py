@@ -1,6 +1,6 @@
 """Load images at native resolution and pack them into sequences for vision transformers."""
 
-from patchnpack.loaders import PackedImageLoader
+from patchnpack.loaders import ErrorPolicy, PackedImageLoader
 from patchnpack.packer import (
     BetaDrop,
     ConstantDrop,
@@ -23,6 +23,7 @@ __all__ = [
     "BetaDrop",
     "ConstantDrop",
     "DropToTokens",
+    "ErrorPolicy",
     "FitTokens",
     "Native",
     "NoDrop",

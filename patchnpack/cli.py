@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from patchnpack.loaders import Index, PackedImageLoader, scan
+from patchnpack.loaders import BadDataError, Index, PackedImageLoader, open_index, update_index
 from patchnpack.models import TrainConfig
 from patchnpack.options import takes_model, takes_packing, takes_training
 from patchnpack.packer import Packing
@@ -42,7 +45,7 @@ def run() -> None:
     """Runs the command; a mistake of the user's is one line that says what to do, without a traceback."""
     try:
         app()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, BadDataError) as error:
         if "--traceback" in sys.argv:
             raise
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"error: {error}")
@@ -65,10 +68,40 @@ def main(
     """Load images at native resolution and pack them for vision transformers."""
 
 
-def _scan(shards: list[str], image: str) -> Index:
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar where there is a terminal, moved by a call with (done, in all)."""
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("reading headers", total=None)
-        return scan(shards, image=image, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _open(shards: list[str], image: str) -> Index:
+    with _progress("reading headers") as progress:
+        return open_index(shards[0] if len(shards) == 1 else shards, image=image, progress=progress)
+
+
+@app.command("index")
+def make_index(
+    shards: Shards,
+    *,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The file, .parquet or .arrow; by default beside the shards.")
+    ] = None,
+    image: Images = _IMAGES,
+) -> None:
+    """Read the headers of all images in SHARDS into an index file, or bring one up to date.
+
+    patchnpack index 'train-{000000..000009}.tar'
+    """
+    with _progress("reading headers") as progress:
+        path, index, read = update_index(shards, out, image=image, progress=progress)
+    typer.echo(
+        f"{path}: {len(index)} images in {len(index.shards)} shards, of which {read} were read now; "
+        f"{len(index.bad)} cannot be used, {int(index.without_image.sum())} samples have no image"
+    )
+    for row, reason in itertools.islice(index.bad.items(), 10):
+        typer.echo(f"  {index.keys[row]!r} in {index.shards[int(index.shard_of(row))]}: {reason}")
 
 
 @app.command()
@@ -87,7 +120,7 @@ def report(
 
     patchnpack report 'train-{000000..000009}.tar' --seq-len 1024 --patch-size 16
     """
-    index = _scan(shards, image)
+    index = _open(shards, image)
     usable = np.setdiff1d(np.arange(len(index)), list(index.bad))
     found = make_report(index.rows(usable), packing, seed=seed, ranks=ranks, width=width)
     if as_json:
@@ -115,7 +148,7 @@ def show(
 
     patchnpack show 'train-{000000..000009}.tar' -o packs.png --seq-len 256
     """
-    index = _scan(shards, image)
+    index = _open(shards, image)
     loader = PackedImageLoader(
         index, packing, batch_size=packs, shuffle=shuffle, seed=seed, label=label, classes=classes, prefetch=1
     )
@@ -150,8 +183,8 @@ def train(
     patchnpack train 'train-{000000..000009}.tar' --validation validation-000000.tar --resolution fit:144 --epochs 10
     """
     result = train_on_shards(
-        _scan(shards, image),
-        _scan(validation, image) if validation else None,
+        _open(shards, image),
+        _open(validation, image) if validation else None,
         packing,
         training,
         model=model,

@@ -125,7 +125,7 @@ def check_batch(batch: PackedBatch, drawn: Drawn, index: Index, packing: Packing
         for j, key in enumerate(keys):
             image, pixels = next(images), drawn.pixels[key]
             height, width, _ = pixels.shape
-            assert image.key == key == index.keys[batch.rows[b, j]]
+            assert image.key == key == index.keys[int(batch.rows[b, j])]
             assert image.label == (drawn.labels[key] if label else -100)
             assert image.grid == (-(-width // P), -(-height // P)) == tuple(batch.grids[b, j].tolist())
             assert batch.image_sizes[b, j].tolist() == [width, height]

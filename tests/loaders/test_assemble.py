@@ -10,8 +10,9 @@ import pytest
 
 from patchnpack.loaders.assemble import Draft, Sources, read_member
 from patchnpack.loaders.buffers import BufferPool
-from patchnpack.loaders.index import scan
+from patchnpack.loaders.errors import ErrorPolicy
 from patchnpack.loaders.labels import Labels
+from patchnpack.loaders.scanner import scan
 from patchnpack.packer import ConstantDrop, Images, PackedBatch, Packing, plan
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
@@ -29,6 +30,7 @@ def sources_of(shards: Sequence[str], *, packing: Packing = PACKING, **changes: 
         "transform": None,
         "seed": 0,
         "buffers": BufferPool(keep=2),
+        "errors": ErrorPolicy(),
     }
     return Sources(index=index, reader=reader, packing=packing, **(options | changes))
 
@@ -146,8 +148,8 @@ def test_images_behind_a_bad_one_close_ranks_in_numbering_and_stay_in_place(
     assert batch.num_tokens == sum(
         n for n, image in zip(whole.lengths, whole.images(), strict=True) if image.key not in bad
     )
-    assert sorted(row.key for row in draft.bad) == sorted(bad)
-    for row in draft.bad:
+    assert sorted(row.key for _, row in draft.bad) == sorted(bad)
+    for _, row in draft.bad:
         i = sources.index.keys.index(row.key)
         assert (row.row, row.shard, row.offset) == (i, drawn.shards[0], sources.index.offset[i])
         assert row.stage == "decode"
@@ -164,8 +166,8 @@ def test_extra_that_cannot_be_read_makes_its_image_a_bad_one(
     batch = finished(draft)
     check_batch(batch, drawn, sources.index, PACKING)
     assert batch.num_images == 5
-    assert [(row.key, row.stage) for row in draft.bad] == [("s0i002", "extras")]
-    assert "its .txt member cannot be read: 'utf-8' codec" in draft.bad[0].reason
+    assert [(row.key, row.stage) for _, row in draft.bad] == [("s0i002", "extras")]
+    assert "its .txt member cannot be read: 'utf-8' codec" in draft.bad[0][1].reason
 
 
 def test_finish_waits_for_the_last_image(drawn: Any) -> None:

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from patchnpack.loaders.assemble import read_member
-from patchnpack.loaders.index import scan
 from patchnpack.loaders.labels import NO_LABEL, Labels
+from patchnpack.loaders.scanner import scan
 
 Make = Callable[..., Labels]
 

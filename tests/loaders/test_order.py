@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchnpack.loaders.index import Index
+from patchnpack.loaders.index import Index, Texts
 from patchnpack.loaders.order import Order, Pack
 from patchnpack.packer import FitTokens, Images, Packing, Plan
 from patchnpack.packer.balance import balanced_order
@@ -25,20 +25,21 @@ def index_of(counts: tuple[int, ...], seed: int = 0) -> Index:
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return Index(
         shards=tuple(f"{s}.tar" for s in range(len(counts))),
-        shard_bytes=(0,) * len(counts),
+        shard_bytes=np.zeros(len(counts), np.int64),
+        shard_mtimes=np.zeros(len(counts), np.int64),
         starts=starts,
-        shard=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
-        keys=[str(i) for i in range(n)],
+        keys=Texts.of(str(i) for i in range(n)),
         offset=np.zeros(n, np.int64),
         nbytes=np.zeros(n, np.int64),
         width=rng.integers(8, 100, n).astype(np.int32),
         height=rng.integers(8, 100, n).astype(np.int32),
         orientation=np.ones(n, np.uint8),
-        direct=np.ones(n, np.bool_),
-        bad={},
-        cls=[None] * n,
+        format=np.zeros(n, np.uint8),
+        digest=np.zeros(n, np.uint64),
+        reasons=Texts.of([None] * n),
+        cls=Texts.of([None] * n),
         members={},
-        samples_without_image=0,
+        without_image=np.zeros(len(counts), np.int64),
     )
 
 
@@ -136,12 +137,12 @@ def test_rows_of_a_window_come_only_from_its_shards(window: int) -> None:
     counts = (5, 1, 0, 8, 3, 9, 4)
     order = order_of(counts, shuffle_window=window)
     windows = list(order.stream_rows(1, 0))
-    of_window = [set(order.index.shard[rows].tolist()) for rows in windows]
+    of_window = [set(order.index.shard_of(rows).tolist()) for rows in windows]
     assert all(len(shards) <= window for shards in of_window)
     assert sum(map(len, of_window)) == 6  # no shard in two windows, none left out but the empty one
     assert len(windows) == -(-6 // window)
     if window > 1:
-        shards = order.index.shard[windows[0]]
+        shards = order.index.shard_of(windows[0])
         assert (np.diff(shards) != 0).sum() > 1  # rows of several shards are mixed
 
 

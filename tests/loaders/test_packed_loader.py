@@ -289,7 +289,7 @@ def test_length_is_the_number_of_batches_of_the_next_epoch(
     )
     lengths = []
     for epoch in range(4):
-        assert len(loader) == loader._steps_in(Place(epoch, 0))
+        assert len(loader) == loader.steps().count(Place(epoch, 0))
         lengths.append(len(loader))
         assert sum(1 for _ in loader) == lengths[-1]
     assert [loader.total_steps(epochs) for epochs in range(5)] == [0, *itertools.accumulate(lengths)]
@@ -369,7 +369,7 @@ def spoil(drawn: Any, cut: Sequence[str] = (), headless: Sequence[str] = ()) -> 
     index = scan(drawn.shards)
     change: dict[str, bytes] = {}
     for i, key in enumerate(index.keys):
-        data = index.reader().read(int(index.shard[i]), int(index.offset[i]), int(index.nbytes[i]))
+        data = index.reader().read(int(index.shard_of(i)), int(index.offset[i]), int(index.nbytes[i]))
         if key in cut or key in headless:
             change |= {f"{key}.{e}": data[:-40] if key in cut else b"spoilt" for e in ("jpg", "png")}
     drawn.rewrite(change)
@@ -941,7 +941,7 @@ def test_photographs_come_out_pixel_for_pixel(clothing: str) -> None:
     seen: list[str] = []
     for batch in loader:
         for image, row in zip(batch.images(), batch.rows[batch.image_mask].tolist(), strict=True):
-            data = index.reader().read(int(index.shard[row]), int(index.offset[row]), int(index.nbytes[row]))
+            data = index.reader().read(int(index.shard_of(row)), int(index.offset[row]), int(index.nbytes[row]))
             pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
             height, width, _ = pixels.shape
             canvas = image.pixels()

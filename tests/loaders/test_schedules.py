@@ -65,7 +65,7 @@ def test_sampled_images_are_decoded_as_they_were_planned_and_differ_between_epoc
         found = 0
         for image in (image for batch in loader for image in batch.images()):
             row = index.keys.index(image.key)
-            place = (int(index.shard[row]), int(index.offset[row]), int(index.nbytes[row]))
+            place = (int(index.shard_of(row)), int(index.offset[row]), int(index.nbytes[row]))
             expected = decode(
                 index.reader().read(*place),
                 index.headers(np.array([row]))[0],

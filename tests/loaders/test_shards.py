@@ -127,7 +127,8 @@ def make_reader(tmp_path: Path) -> Callable[..., tuple[ShardReader, list[bytes]]
         paths = [tmp_path / f"{i}.tar" for i in range(count)]
         for path, data in zip(paths, contents, strict=True):
             path.write_bytes(data)
-        return ShardReader([str(path) for path in paths], list(map(len, contents)), max_open), contents
+        names, sizes = [str(path) for path in paths], list(map(len, contents))
+        return ShardReader(names, sizes, [0] * len(names), max_open), contents
 
     return make
 

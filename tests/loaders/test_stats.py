@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from patchnpack.loaders.assemble import BadRow
+from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.stats import LISTED, Stats
 
 

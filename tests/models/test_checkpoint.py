@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from patchnpack.models import NaViTConfig, TrainConfig, load_checkpoint, save_checkpoint
-from patchnpack.models.checkpoint import atomic_write
 from patchnpack.models.train import make_optimizer
+from patchnpack.packer.files import atomic_write
 
 
 def test_a_checkpoint_gives_back_outputs_step_optimizer_and_configuration(

@@ -1,0 +1,154 @@
+"""The way from steps to batches: drafts are made ahead, decoded by threads, and handed out in order."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from patchnpack.loaders.assemble import Draft, Sources
+from patchnpack.loaders.errors import BadRow, Judge, StallError
+from patchnpack.loaders.order import Pack
+from patchnpack.loaders.pool import DecodePool
+from patchnpack.loaders.state import Place
+from patchnpack.loaders.stats import Stats
+from patchnpack.loaders.steps import Steps
+from patchnpack.packer import PackedBatch, Plan
+
+# B packs in a batch, W ranks, n workers
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which of n worker processes this is: worker w makes the batches w, w + n, w + 2n ... of its rank.
+
+    Attributes:
+        worker: w, from 0.
+        num_workers: n.
+        made: batches that it has made before, and leaves out now.
+    """
+
+    worker: int = 0
+    num_workers: int = 1
+    made: int = 0
+
+    def has(self, number: int) -> bool:
+        """Whether the batch of that number, counted over all workers, is one to make."""
+        return number % self.num_workers == self.worker and number // self.num_workers >= self.made
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batches:
+    """What the batches of one rank are made of.
+
+    Attributes:
+        sources: of the images.
+        steps: of all ranks.
+        rank: which rank this is.
+        repeat: whether epoch follows epoch.
+        filtered: int64, rows that `where` leaves out.
+        bad: rows that cannot be used, and (stage, reason).
+        stats: where all is counted.
+        judge: sees every image.
+        num_threads: that decode.
+        prefetch: batches made ahead.
+    """
+
+    sources: Sources
+    steps: Steps
+    rank: int
+    repeat: bool
+    filtered: np.ndarray
+    bad: Mapping[int, tuple[str, str]]
+    stats: Stats
+    judge: Judge
+    num_threads: int
+    prefetch: int
+
+    def run(self, begin: Place, part: Part) -> Iterator[PackedBatch]:
+        """The batches from a place on, to the end of its epoch or, if they repeat, for ever."""
+        pool, patience = DecodePool(self.num_threads), None
+        drafts = self._drafts(begin, part)
+        under_way: deque[Draft] = deque()
+
+        def start(count: int) -> None:
+            for draft in islice(drafts, count):
+                pool.submit(draft, draft.num_parts)
+                under_way.append(draft)
+
+        try:
+            began = time.perf_counter()
+            start(self.prefetch)
+            while under_way:
+                draft = under_way.popleft()
+                waiting = time.perf_counter()
+                batch = draft.finish()
+                now = time.perf_counter()
+                self._count(batch, draft, waited=now - waiting, ran=now - began)
+                began = now
+                start(1)
+                yield batch
+                del batch, draft
+        except StallError:
+            patience = 0.0  # the thread that is stuck would not end
+            raise
+        finally:
+            pool.close(patience)
+
+    def _drafts(self, begin: Place, part: Part) -> Iterator[Draft]:
+        number = 0
+        while True:
+            step, made = -(-begin.position // self.steps.packs), False
+            for packs, position in self._mine(begin, count=part.worker == 0):
+                if part.has(number):
+                    images, patch_size = [pack.images for pack in packs], packs[0].patch_size
+                    yield Draft(self.sources, images, patch_size, epoch=begin.epoch, step=step, position=position)
+                step, number, made = step + 1, number + 1, True
+            if (made or not begin.position) and not self.repeat:
+                return
+            begin = Place(begin.epoch + 1, 0)
+
+    def _mine(self, begin: Place, *, count: bool) -> Iterator[tuple[list[Pack], int]]:
+        """This rank's packs of each step, and the position behind it; with `count`, what is left out is counted."""
+        rank, world_size, stats = self.rank, self.steps.world_size, self.stats
+
+        def mine(rows: np.ndarray) -> int:
+            return int((rows % world_size == rank).sum()) if count else 0
+
+        def note(plan: Plan) -> None:
+            stats.oversize += mine(plan.oversize)
+            stats.skipped["oversize"] += mine(plan.skipped)
+
+        def left_out(pack: Pack) -> None:
+            if pack.images is not None:
+                stats.skipped["tail"] += mine(pack.images.row)
+
+        stats.skipped["where"] += mine(self.filtered)
+        for row, (stage, reason) in self.bad.items() if count else ():
+            if row % world_size == rank:
+                self._add_bad(self.sources.bad_row(row, stage, reason), begin.epoch)
+        for packs, position in self.steps.groups(begin, note, left_out):
+            yield packs[rank::world_size], position
+
+    def _add_bad(self, bad: BadRow, epoch: int) -> None:
+        self.stats.add_bad(bad)
+        self.judge.quarantine(bad, epoch)
+
+    def _count(self, batch: PackedBatch, draft: Draft, *, waited: float, ran: float) -> None:
+        stats = self.stats
+        stats.batches += 1
+        stats.packs += sum(map(bool, batch.keys))
+        stats.images += batch.num_images
+        stats.tokens += batch.num_tokens
+        stats.slots += batch.segment_ids.numel()
+        stats.wait_s += waited
+        stats.run_s += ran
+        stats.without_label += draft.without_label
+        stats.truncated += draft.truncated
+        for _, bad in draft.bad:
+            self._add_bad(bad, batch.epoch)
+        self.judge.see(draft.num_parts - 1, draft.bad)

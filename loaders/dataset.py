@@ -1,0 +1,123 @@
+"""The loader as a dataset: worker processes of a DataLoader share out its batches, in the loader's own order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from patchnpack.loaders.batches import Part
+from patchnpack.loaders.state import Place, from_dict, to_dict
+from patchnpack.loaders.stats import Stats
+from patchnpack.packer import PackedBatch
+
+if TYPE_CHECKING:
+    from patchnpack.loaders.packed_loader import PackedImageLoader
+
+MOST_WORKERS = 256
+_EPOCH, _POSITION, _BLOCK, _RANK, _WORLD_SIZE = range(5)  # what the main process says
+_BEGUN, _WORKERS = range(2)  # what each worker says: iterators begun since, and of how many workers
+
+
+class PackedDataset(IterableDataset[PackedBatch]):
+    """What `PackedImageLoader.as_dataset` gives: iterate it through `DataLoader(dataset, batch_size=None)`.
+
+    Where the next iterator begins lies in memory that worker processes share, so `set_epoch` and `load_state_dict` of
+    the loader reach persistent workers, and each `iter` of the DataLoader is the next epoch. Its iterator has
+    `state_dict` and `load_state_dict` as torchdata's StatefulDataLoader asks for.
+    """
+
+    def __init__(self, loader: PackedImageLoader, totals: torch.Tensor) -> None:
+        self._loader = loader
+        self._said = torch.zeros(5, dtype=torch.int64).share_memory_()
+        self._begun = torch.zeros((MOST_WORKERS, 2), dtype=torch.int64).share_memory_()
+        self._totals = totals
+        self.tell()
+
+    def tell(self) -> None:
+        """Tells the workers where the loader stands."""
+        place = self._loader.next_place()
+        self._said[_EPOCH], self._said[_POSITION] = place.epoch, place.position
+        self._said[_BLOCK] = self._loader.block or 0
+        self._tell_rank()
+        self._begun.zero_()
+
+    def _tell_rank(self) -> None:
+        self._said[_RANK], self._said[_WORLD_SIZE] = self._loader.rank()
+
+    def __len__(self) -> int:
+        self._tell_rank()
+        return self._loader.steps().count(self._begin(int(self._begun[:, _BEGUN].max())))
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._tell_rank()  # processes that are not forked are sent the dataset when iteration starts
+        return self.__dict__
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        if workers > MOST_WORKERS:
+            raise ValueError(f"num_workers is {workers}; at most {MOST_WORKERS} worker processes are counted")
+        others = {int(n) for n in self._begun[:, _WORKERS]} - {0, workers}
+        if others:
+            raise ValueError(
+                f"the number of workers was {others.pop()} and is {workers} now; say where to begin: "
+                "loader.set_epoch(epoch), or give each DataLoader a dataset of its own: loader.as_dataset()"
+            )
+        begun = int(self._begun[worker, _BEGUN])
+        self._begun[worker] = torch.tensor([begun + 1, workers])
+        if info is not None:
+            rank, world_size, block = (int(self._said[i]) for i in (_RANK, _WORLD_SIZE, _BLOCK))
+            self._loader.stand_in(rank, world_size, block or None)
+        return _Batches(self, self._begin(begun), Part(worker, workers))
+
+    def _begin(self, begun: int) -> Place:
+        """Where the iterator after so many others begins."""
+        return Place(int(self._said[_EPOCH]) + begun, 0 if begun else int(self._said[_POSITION]))
+
+    def resume(self, place: Place, worker: int) -> None:
+        """A worker has loaded a state of its own, of an epoch that began at `place`."""
+        self._said[_EPOCH], self._said[_POSITION] = place.epoch, place.position
+        self._begun[worker, _BEGUN] = 1
+
+
+class _Batches:
+    """An iterator of one worker over its batches, which can say where it stands and go on from there."""
+
+    def __init__(self, dataset: PackedDataset, begin: Place, part: Part) -> None:
+        self._dataset, self._begin, self._part = dataset, begin, part
+        self._made = part.made
+        self._run: Iterator[PackedBatch] | None = None
+        self._counted = torch.zeros(Stats.NUMBERS, dtype=torch.float64)
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        return self
+
+    def __next__(self) -> PackedBatch:
+        loader = self._dataset._loader
+        if self._run is None:
+            self._counted = loader.numbers()
+            self._run = loader.batches().run(self._begin, self._part)
+        try:
+            batch = next(self._run)
+        finally:
+            if self._part.num_workers > 1 or get_worker_info() is not None:
+                now = loader.numbers()
+                self._dataset._totals[self._part.worker] += now - self._counted
+                self._counted = now
+        self._made += 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this worker stands."""
+        return {**to_dict(self._begin, self._dataset._loader.steps().order), "made": self._made}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state` was taken, in the same worker of as many."""
+        loader, part = self._dataset._loader, self._part
+        self._begin, _ = from_dict(state, loader.steps().order)
+        self._made = int(state["made"])
+        self._part, self._run = Part(part.worker, part.num_workers, self._made), None
+        self._dataset.resume(self._begin, part.worker)

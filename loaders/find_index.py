@@ -1,0 +1,187 @@
+"""Which index a loader uses: the one that is given, one beside the shards, one in the cache, or a fresh scan."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from patchnpack.loaders.index import IMAGE, Index
+from patchnpack.loaders.index_file import NAME, is_index, load_index, save_index
+from patchnpack.loaders.scanner import extensions_of, scan, unknown
+from patchnpack.loaders.shards import Source, expand
+
+_log = logging.getLogger("patchnpack")
+
+
+def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
+    """Where what can be made again lies: `folder`, $PATCHNPACK_CACHE, or patchnpack in $XDG_CACHE_HOME or ~/.cache."""
+    if folder is not None:
+        return Path(folder)
+    if named := os.environ.get("PATCHNPACK_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchnpack"
+
+
+def open_index(
+    source: Source | Index,
+    *,
+    index: str | os.PathLike[str] | Index | None = None,
+    image: str = IMAGE,
+    cache_dir: str | os.PathLike[str] | None = None,
+    num_threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Index:
+    """The index of the shards that `source` names, in that order.
+
+    Without `index`, one that lies beside the shards (index.parquet, index.arrow) and holds them all is used; else the
+    one that an earlier call left in the cache, where shards that have changed are read again; else they are scanned.
+
+    Args:
+        source: shards by brace range, glob or list, an index file that `save_index` wrote, or an `Index`.
+        index: an index file, or an `Index`, that holds these shards.
+        image: the extensions that are images.
+        cache_dir: where the cache is; None is `cache_folder()`.
+        num_threads, progress: as for `scan`.
+
+    Raises:
+        FileNotFoundError: a shard or index that does not exist.
+        ValueError: an index that lacks one of the shards, or was made for other extensions.
+        OSError: a shard that is not what the index says.
+    """
+    if isinstance(source, Index):
+        return source
+    if isinstance(source, str | os.PathLike) and os.path.isfile(source) and is_index(os.fspath(source)):
+        return checked(load_index(source), f"index {os.fspath(source)!r}")
+    paths = expand(source)
+    if index is not None:
+        name = "the index" if isinstance(index, Index) else f"index {os.fspath(index)!r}"
+        found = index if isinstance(index, Index) else load_index(index)
+        if extensions_of(found.image) != extensions_of(image):
+            raise ValueError(
+                f"{name} was made with image={found.image!r}, this loader has {image!r}; give that, or make the "
+                f"index anew: patchnpack index SHARDS --image '{image}'"
+            )
+        return checked(_of_these(found, paths, name), name)
+    if (beside := _beside(paths, image)) is not None:
+        return beside
+    return _cached(paths, image, cache_folder(cache_dir) / "indexes", num_threads, progress)
+
+
+def update_index(
+    source: Source,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    image: str = IMAGE,
+    num_threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Path, Index, int]:
+    """Makes an index file of shards, or brings one up to date: only new and changed shards are read.
+
+    Shards that an existing file holds besides stay in it, unless they are gone.
+
+    Args:
+        source: shards by brace range, glob or list.
+        path: the file, .parquet or .arrow; None is index.parquet beside the shards, where loaders look for it.
+        image, num_threads, progress: as for `scan`.
+
+    Returns:
+        The file, what it holds now, and how many shards were read.
+
+    Raises:
+        FileNotFoundError: a shard, or the file's folder, that does not exist.
+        ValueError: a shard that cannot be read, or a file that is no index.
+    """
+    paths = [os.path.abspath(shard) for shard in expand(source)]
+    path = Path(_common_folder(paths), NAME) if path is None else Path(path)
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder of {str(path)!r} does not exist; make it first")
+    known = load_index(path.absolute()) if path.exists() else None
+    named = set(map(os.path.realpath, paths))
+    others = [] if known is None or extensions_of(known.image) != extensions_of(image) else known.shards
+    paths = [*(p for p in others if os.path.exists(p) and os.path.realpath(p) not in named), *paths]
+    read = len(unknown(paths, known))
+    index = scan(paths, image=image, num_threads=num_threads, known=known, progress=progress)
+    if index is not known:
+        save_index(index, path)
+    return path, index, read
+
+
+def checked(index: Index, name: str) -> Index:
+    """The index, if its shards are there and of the sizes that it says.
+
+    A copy of a shard has a time of its own, so a time is no reason to refuse one: each image's bytes are compared with
+    their digest when they are read.
+    """
+    for shard, nbytes in zip(index.shards, index.shard_bytes.tolist(), strict=True):
+        try:
+            size = os.stat(shard).st_size
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"shard {shard!r}, which {name} holds, does not exist; name the shards that do, or make the index anew"
+            ) from None
+        if size != nbytes:
+            raise OSError(
+                f"shard {shard!r} has {size} bytes but had {nbytes} when {name} was made; bring the index up to date: "
+                "patchnpack index SHARDS (only what has changed is read)"
+            )
+    return index
+
+
+def _of_these(index: Index, paths: list[str], name: str) -> Index:
+    numbers = {os.path.realpath(shard): i for i, shard in enumerate(index.shards)}
+    which = [numbers.get(os.path.realpath(path), -1) for path in paths]
+    if -1 in which:
+        missing = [path for path, i in zip(paths, which, strict=True) if i < 0]
+        raise ValueError(
+            f"{name} does not hold {len(missing)} of the {len(paths)} shards, {missing[0]!r} for one; add them: "
+            "patchnpack index SHARDS"
+        )
+    return index if which == list(range(len(index.shards))) else index.select(which)
+
+
+def _beside(paths: list[str], image: str) -> Index | None:
+    """The index in the folder of all shards, if there is one that holds them."""
+    folder = _common_folder(paths)
+    for name in (NAME, Path(NAME).with_suffix(".arrow")):
+        path = os.path.join(folder, name)
+        if not (os.path.exists(path) and is_index(path)):
+            continue
+        found = load_index(path)
+        held = {os.path.realpath(shard) for shard in found.shards}
+        if extensions_of(found.image) == extensions_of(image) and held.issuperset(map(os.path.realpath, paths)):
+            return checked(_of_these(found, paths, f"index {path!r}"), f"index {path!r}")
+        _log.info("index %s is not used: it lacks shards of this source, or was made for other extensions", path)
+    return None
+
+
+def _common_folder(paths: list[str]) -> str:
+    return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+
+
+def _cached(
+    paths: list[str],
+    image: str,
+    folder: Path,
+    num_threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Index:
+    """The index that an earlier call cached, with what has changed since; cached again if anything has."""
+    text = "\n".join([*(os.path.abspath(path) for path in paths), *extensions_of(image)])
+    path = folder / f"{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.parquet"
+    known = None
+    if path.exists():
+        try:
+            known = load_index(path)
+        except ValueError as error:
+            _log.warning("%s; it is made anew", error)
+    index = scan(paths, image=image, num_threads=num_threads, known=known, progress=progress)
+    if index is not known:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_index(index, path)
+        except OSError as error:
+            _log.warning("the index is not kept for the next start: %s; choose another cache_dir", error)
+    return index

@@ -1,0 +1,165 @@
+"""The index on disk: a parquet file with a row group a shard, or an Arrow file that is used where it lies."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchnpack.loaders.decode import FORMATS
+from patchnpack.loaders.index import Index, Texts
+from patchnpack.packer.files import atomic_write
+
+# n rows, s shards
+
+VERSION = 1
+NAME = "index.parquet"  # what an index beside its shards is called
+_KEY = b"patchnpack.index"
+_MEMBER = "member."
+_COLUMNS: dict[str, pa.DataType] = {
+    "keys": pa.large_string(),
+    "offset": pa.int64(),
+    "nbytes": pa.int64(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "orientation": pa.uint8(),
+    "format": pa.uint8(),
+    "digest": pa.uint64(),
+    "reasons": pa.large_string(),
+    "cls": pa.large_string(),
+}
+
+
+def save_index(index: Index, path: str | os.PathLike[str]) -> None:
+    """Writes an index, whole or not at all.
+
+    A path that ends in .arrow makes a file several times as large that `load_index` maps into memory instead of reading
+    it: for indexes that all processes of a machine share, of more images than memory should hold. Shards that lie in
+    the index's folder, or below, are named from there, so that the folder can be moved.
+
+    Raises:
+        ValueError: a path with another ending.
+    """
+    path = Path(path)
+    _check_suffix(path)
+    table = _table(index, path.parent)
+    if path.suffix == ".arrow":
+
+        def write_arrow(file: Any) -> None:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                for batch in table.combine_chunks().to_batches():
+                    writer.write_batch(batch)
+
+        atomic_write(path, write_arrow)
+        return
+
+    def write_parquet(file: Any) -> None:
+        with pq.ParquetWriter(file, table.schema, compression="zstd", write_statistics=False) as writer:
+            for low, high in zip(index.starts[:-1].tolist(), index.starts[1:].tolist(), strict=True):
+                writer.write_table(table.slice(low, high - low), row_group_size=max(1, high - low))
+
+    atomic_write(path, write_parquet)
+
+
+def load_index(path: str | os.PathLike[str]) -> Index:
+    """Reads an index that `save_index` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no index, of another version, or damaged.
+    """
+    path = Path(path)
+    _check_suffix(path)
+    if not path.exists():
+        raise FileNotFoundError(f"index {str(path)!r} does not exist; make it with: patchnpack index SHARDS -o {path}")
+    try:
+        if path.suffix == ".arrow":
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        else:
+            with pq.ParquetFile(path) as file:
+                table = file.read()
+        about = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"index {str(path)!r} cannot be read ({error}); {_remedy(path)}") from error
+    if about is None:
+        raise ValueError(f"{str(path)!r} is no index of shards; {_remedy(path)}")
+    if about["version"] != VERSION:
+        raise ValueError(f"index {str(path)!r} is of version {about['version']}, this is {VERSION}; {_remedy(path)}")
+    return _index(table, about, path.parent)
+
+
+def is_index(path: str) -> bool:
+    """Whether a file is an index; other parquet files hold images."""
+    if path.endswith(".arrow"):
+        return True
+    try:
+        return path.endswith(".parquet") and _KEY in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def _remedy(path: Path) -> str:
+    return f"make it anew: patchnpack index SHARDS -o {path}"
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in (".parquet", ".arrow"):
+        raise ValueError(f"index {str(path)!r} ends in {path.suffix!r}; name it .parquet, or .arrow")
+
+
+def _table(index: Index, folder: Path) -> pa.Table:
+    columns: dict[str, pa.Array] = {}
+    for name, kind in _COLUMNS.items():
+        column = getattr(index, name)
+        columns[name] = column.column if isinstance(column, Texts) else pa.array(column, kind)
+    for extension, where in index.members.items():
+        columns[_MEMBER + extension] = pa.FixedSizeListArray.from_arrays(pa.array(where.reshape(-1)), 2)
+    about = {
+        "version": VERSION,
+        "image": index.image,
+        "formats": FORMATS,
+        "shards": [_relative(shard, folder) for shard in index.shards],
+        **{name: getattr(index, name).tolist() for name in ("starts", "shard_bytes", "shard_mtimes", "without_image")},
+    }
+    return pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
+
+
+def _index(table: pa.Table, about: dict[str, Any], folder: Path) -> Index:
+    def column(name: str) -> pa.Array:
+        chunks = table.column(name).chunks
+        # A single chunk stays where it is: in an Arrow file, it is the file's own memory.
+        return (
+            chunks[0] if len(chunks) == 1 else pa.chunked_array(chunks, table.schema.field(name).type).combine_chunks()
+        )
+
+    def numbers(name: str) -> np.ndarray:
+        found: np.ndarray = column(name).to_numpy(zero_copy_only=False)
+        return found
+
+    members = {
+        name.removeprefix(_MEMBER): np.asarray(column(name).flatten().to_numpy()).reshape(-1, 2)
+        for name in table.column_names
+        if name.startswith(_MEMBER)
+    }
+    columns: dict[str, Any] = {
+        name: Texts(column(name)) if pa.types.is_large_string(kind) else numbers(name)
+        for name, kind in _COLUMNS.items()
+    }
+    by_shard: dict[str, Any] = {
+        name: np.array(about[name], np.int64) for name in ("starts", "shard_bytes", "shard_mtimes", "without_image")
+    }
+    shards = tuple(shard if "://" in shard else os.path.join(*folder.parts, shard) for shard in about["shards"])
+    return Index(shards=shards, members=members, image=about["image"], **columns, **by_shard)
+
+
+def _relative(shard: str, folder: Path) -> str:
+    """The shard from the folder's point of view where it lies below, its absolute path else."""
+    if "://" in shard:
+        return shard
+    absolute, above = os.path.abspath(shard), os.path.abspath(folder)
+    return os.path.relpath(absolute, above) if absolute.startswith(above + os.sep) else absolute

@@ -1,0 +1,338 @@
+"""Bad images are skipped, told and bounded; everything else is raised; a stall is an error that names the stage."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from patchnpack.loaders import BadDataError, ErrorPolicy, PackedImageLoader, StallError, scan
+from patchnpack.loaders.errors import BadRow, Judge
+from patchnpack.packer import Packing
+
+PACKING = Packing(seq_len=64, patch_size=8)
+
+
+def bad(row: int = 0) -> BadRow:
+    return BadRow(row=row, key=f"k{row}", shard="a.tar", offset=512, stage="decode", reason="it is broken")
+
+
+def cut(drawn: Any, keys: list[str], by: int = 60) -> None:
+    """Takes the last bytes of these JPEGs."""
+    index = scan(drawn.shards)
+    change = {}
+    for i, key in enumerate(index.keys):
+        if key in keys:
+            place = int(index.shard_of(i)), int(index.offset[i]), int(index.nbytes[i])
+            change[f"{key}.jpg"] = index.reader().read(*place)[:-by]
+    drawn.rewrite(change)
+
+
+def keys_of(loader: PackedImageLoader) -> list[str]:
+    return [key for batch in loader for keys in batch.keys for key in keys]
+
+
+# The policy
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_error": "warn"}, "on_error is 'warn'; it must be 'skip' or 'raise'"),
+        ({"truncated": "use"}, "truncated is 'use'; it must be 'skip' or 'keep'"),
+        ({"max_rate": -0.1}, "max_rate is -0.1; it must be from 0 to 1"),
+        ({"max_consecutive": 0}, "max_consecutive is 0; it must be at least 1"),
+        ({"max_pixels": 0}, "max_pixels is 0; it must be at least 1"),
+        ({"max_pixels": 10**12}, "max_pixels is 1000000000000; PIL decodes 178956970 at most"),
+        ({"max_bytes": 0}, "max_bytes is 0; it must be at least 1"),
+        ({"stall_s": 0}, "stall_s is 0; it must be above 0 seconds"),
+        ({"quarantine": "/no/such/folder/bad.jsonl"}, "whose folder does not exist; make it first"),
+    ],
+)
+def test_policy_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ErrorPolicy(**options)
+
+
+# The judge
+
+
+def judged(policy: ErrorPolicy, flags: list[bool], batch: int = 7) -> int:
+    """Images that are seen before the policy stops the run, in batches; all of them if it does not."""
+    judge = Judge(policy)
+    for begin in range(0, len(flags), batch):
+        part = flags[begin : begin + batch]
+        try:
+            judge.see(len(part), [(i, bad(begin + i)) for i, flag in enumerate(part) if flag])
+        except BadDataError:
+            return begin
+    return len(flags)
+
+
+def test_rate_is_judged_from_a_thousand_images_on() -> None:
+    one_in_fifty = [i % 50 == 3 for i in range(3000)]
+    assert judged(ErrorPolicy(), one_in_fifty, batch=1) == 999
+    assert judged(ErrorPolicy(max_rate=0.021), one_in_fifty) == 3000
+    assert judged(ErrorPolicy(), one_in_fifty[:999], batch=1) == 999
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_rate_is_of_the_last_ten_thousand(batch: int) -> None:
+    flags = [False] * 30_000
+    for i in range(20_000, 20_100):  # exactly 1 % of any 10,000 around them
+        flags[i + 37 * (i - 20_000)] = True
+    assert judged(ErrorPolicy(max_consecutive=10**6), flags, batch) == 30_000
+    flags[25_000] = True
+    assert 23_000 < judged(ErrorPolicy(max_consecutive=10**6), flags, batch) <= 25_000
+
+
+@pytest.mark.parametrize("batch", [1, 4, 7, 100])
+def test_run_of_bad_images_stops_at_the_limit_and_not_before(batch: int) -> None:
+    policy = ErrorPolicy(max_rate=1, max_consecutive=10)
+    nine, ten = [False] * 5 + [True] * 9, [False] * 5 + [True] * 10
+    assert judged(policy, [*nine, False] * 20, batch) == 20 * 15
+    assert judged(policy, [*nine, False, *ten], batch) == 29 // batch * batch
+
+
+def test_messages_name_the_count_the_limit_and_an_image() -> None:
+    with pytest.raises(BadDataError, match=r"3 images in a row .* max_consecutive allows; the last is 'k2' in a.tar"):
+        Judge(ErrorPolicy(max_consecutive=3)).see(3, [(i, bad(i)) for i in range(3)])
+    with pytest.raises(BadDataError, match=r"30 of the last 1000 images were bad, more than max_rate 0.01 allows"):
+        Judge(ErrorPolicy()).see(1000, [(i * 30, bad(i)) for i in range(30)])
+    with pytest.raises(BadDataError, match=r"bad image 'k7' in a.tar at byte 512 \(decode\): it is broken; remove it"):
+        Judge(ErrorPolicy(on_error="raise")).see(10, [(4, bad(7))])
+
+
+def test_quarantine_holds_a_line_for_each_bad_image_of_each_epoch(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    for epoch in range(2):
+        Judge(ErrorPolicy(quarantine=path)).quarantine(bad(3), epoch)
+    said = {"row": 3, "key": "k3", "shard": "a.tar", "offset": 512, "stage": "decode", "reason": "it is broken"}
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"epoch": e, **said} for e in range(2)]
+
+
+def test_threads_and_ranks_write_whole_lines_into_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+
+    def write(first: int) -> None:
+        judge = Judge(ErrorPolicy(quarantine=path))
+        for row in range(first, first + 200):
+            judge.quarantine(bad(row), 0)
+
+    threads = [threading.Thread(target=write, args=(200 * i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(json.loads(line)["row"] for line in path.read_text().splitlines()) == list(range(1600))
+
+
+# The loader
+
+
+def test_every_row_is_yielded_quarantined_or_skipped(make_drawn: Callable[..., Any], tmp_path: Path) -> None:
+    drawn = make_drawn((30, 30), kinds=("jpg",))
+    broken, headless = drawn.keys[4::7], drawn.keys[5::20]
+    cut(drawn, broken)
+    drawn.rewrite({f"{key}.jpg": b"no image" for key in headless})
+    path = tmp_path / "bad.jsonl"
+    index = scan(drawn.shards)
+    keys: list[str] = []
+    skipped = 0
+    for rank in range(3):
+        loader = PackedImageLoader(
+            index,
+            PACKING,
+            batch_size=2,
+            shuffle=True,
+            errors=ErrorPolicy(quarantine=path),
+            where=lambda index: index.width > 10,
+            rank=rank,
+            world_size=3,
+        )
+        for _ in range(2):
+            keys += keys_of(loader)
+        skipped += loader.stats()["skipped"]["where"]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({(line["epoch"], line["key"]) for line in lines}) == len(lines)
+    assert len(keys) + len(lines) + skipped == 2 * len(index)
+    assert {line["stage"] for line in lines if line["key"] in headless} <= {"header"}
+    assert {line["stage"] for line in lines if line["key"] in broken} == {"decode"}
+    for line in lines:
+        row = line["row"]
+        assert (line["key"], line["offset"]) == (index.keys[row], index.offset[row])
+        assert line["shard"] == index.shards[int(index.shard_of(row))]
+
+
+def test_clean_shards_give_no_quarantine_file(drawn: Any, tmp_path: Path) -> None:
+    loader = PackedImageLoader(
+        drawn.shards, PACKING, batch_size=2, errors=ErrorPolicy(quarantine=tmp_path / "bad.jsonl")
+    )
+    assert len(keys_of(loader)) == 60
+    assert not (tmp_path / "bad.jsonl").exists()
+
+
+def test_raise_stops_at_the_first_bad_image(make_drawn: Callable[..., Any]) -> None:
+    drawn = make_drawn((20,), kinds=("jpg",))
+    cut(drawn, drawn.keys[7:8])
+    policy = ErrorPolicy(on_error="raise")
+    loader = PackedImageLoader(drawn.shards, PACKING, batch_size=1, errors=policy)
+    with pytest.raises(BadDataError, match=r"bad image 's0i007' in .*: ValueError: Premature end of JPEG file"):
+        keys_of(loader)
+    drawn.rewrite({f"{drawn.keys[3]}.jpg": b"no image"})
+    with pytest.raises(BadDataError, match=r"bad image 's0i003' in .* \(header\): it begins with b'no image'"):
+        PackedImageLoader(drawn.shards, PACKING, batch_size=1, errors=policy)
+
+
+def test_too_many_bad_headers_are_an_error_before_training(tmp_path: Path, encode_image: Any, write_tar: Any) -> None:
+    image = encode_image(Image.new("RGB", (16, 16)))
+    members = [(f"{i:04}.jpg", b"no image" if i % 80 == 5 else image) for i in range(1200)]
+    shard = write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(BadDataError, match=r"15 of 1200 images are bad by their headers, more than max_rate 0.01"):
+        PackedImageLoader(shard, PACKING, batch_size=1)
+    loader = PackedImageLoader(shard, PACKING, batch_size=1, errors=ErrorPolicy(max_rate=0.02))
+    assert len(keys_of(loader)) == 1185
+
+
+def test_images_beyond_the_limits_are_bad_and_never_read(
+    make_drawn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = make_drawn((30,), kinds=("jpg",))
+    index = scan(drawn.shards)
+    pixels = index.width.astype(int) * index.height
+    for policy, over in (
+        (ErrorPolicy(max_pixels=1000), pixels > 1000),
+        (ErrorPolicy(max_bytes=1200), index.nbytes > 1200),
+    ):
+        assert 0 < over.sum() < 30
+        read: list[int] = []
+        pread = os.pread
+        monkeypatch.setattr(os, "pread", lambda fd, n, at, read=read, pread=pread: read.append(at) or pread(fd, n, at))
+        loader = PackedImageLoader(index, PACKING, batch_size=1, errors=policy)
+        assert sorted(keys_of(loader)) == [index.keys[i] for i in np.flatnonzero(~over).tolist()]
+        monkeypatch.undo()
+        assert not set(read) & set(index.offset[over].tolist())
+        assert [row["stage"] for row in loader.stats()["bad"]] == ["limit"] * int(over.sum())
+        assert "the limits are max_pixels" in loader.stats()["bad"][0]["reason"]
+
+
+def test_truncated_jpegs_are_kept_if_asked(make_drawn: Callable[..., Any]) -> None:
+    drawn = make_drawn((20,), kinds=("jpg",))
+    cut(drawn, drawn.keys[7:9], by=30)
+    keep = PackedImageLoader(drawn.shards, PACKING, batch_size=1, errors=ErrorPolicy(truncated="keep"))
+    images = {image.key: image for batch in keep for image in batch.images()}
+    assert len(images) == 20
+    assert (keep.stats()["truncated"], keep.stats()["bad_images"]) == (2, 0)
+    for key in drawn.keys[7:9]:
+        height, width, _ = drawn.pixels[key].shape
+        rows = images[key].pixels()[: height // 4, :width]
+        assert np.array_equal(rows, drawn.pixels[key][: height // 4])
+    skip = PackedImageLoader(drawn.shards, PACKING, batch_size=1)
+    assert len(keys_of(skip)) == 18
+    # Other damage is no early end.
+    index = scan(drawn.shards)
+    data = index.reader().read(0, int(index.offset[0]), int(index.nbytes[0]))
+    drawn.rewrite({"s0i000.jpg": data[:-2] + bytes(100) + data[-2:]})
+    keep = PackedImageLoader(drawn.shards, PACKING, batch_size=1, errors=ErrorPolicy(truncated="keep"))
+    assert "s0i000" not in keys_of(keep)
+
+
+def test_changed_byte_is_found_by_its_digest(make_drawn: Callable[..., Any]) -> None:
+    drawn = make_drawn((20,), kinds=("png",))
+    index = scan(drawn.shards)
+    shard, times = drawn.shards[0], os.stat(drawn.shards[0])
+    with open(shard, "r+b") as file:
+        file.seek(int(index.offset[5]) + int(index.nbytes[5]) - 1)
+        file.write(b"\xff")  # the last byte of a PNG's checksum, which PIL does not look at
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+    loader = PackedImageLoader(index, PACKING, batch_size=1)
+    assert "s0i005" not in keys_of(loader)
+    assert loader.stats()["bad"][0]["reason"] == "its bytes are not those that were indexed: the digest differs"
+    os.utime(shard)
+    with pytest.raises(
+        OSError, match=r"drawn-000.tar' was written to since it was indexed, .* patchnpack index SHARDS"
+    ):
+        keys_of(PackedImageLoader(index, PACKING, batch_size=1))
+
+
+@pytest.mark.parametrize("where", ["transform", "label"])
+def test_mistake_of_the_users_is_raised_with_the_key_and_not_counted(where: str, drawn: Any) -> None:
+    def fail(*_: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            return 1
+        raise TypeError("unsupported operand")
+
+    options: dict[str, Any] = {where: fail}
+    loader = PackedImageLoader(drawn.shards, PACKING, batch_size=1, **options)
+    with pytest.raises(TypeError, match="unsupported operand") as raised:
+        keys_of(loader)
+    assert re.search(r"key 's\di\d+'", "".join(raised.value.__notes__))
+    assert loader.stats()["bad_images"] == 0
+
+
+# A stall
+
+
+def test_stall_names_stage_image_shard_and_thread_and_hangs_nobody(drawn: Any) -> None:
+    release = threading.Event()
+
+    def stuck(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        release.wait(60)
+        return image
+
+    loader = PackedImageLoader(
+        drawn.shards, PACKING, batch_size=2, transform=stuck, num_threads=2, errors=ErrorPolicy(stall_s=0.3)
+    )
+    began = time.monotonic()
+    try:
+        with pytest.raises(
+            StallError,
+            match=r"no image has been finished for 0.3 seconds; patchnpack-decode-\d is at stage 'transform' of image "
+            r"'s\di\d+' in shard '.*drawn-\d+.tar'.* raise stall_s",
+        ):
+            next(iter(loader))
+        assert time.monotonic() - began < 10
+    finally:
+        release.set()
+
+
+def test_slow_images_are_no_stall(drawn: Any) -> None:
+    def slow(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        time.sleep(0.05)
+        return image
+
+    loader = PackedImageLoader(
+        drawn.shards, PACKING, batch_size=8, transform=slow, num_threads=1, errors=ErrorPolicy(stall_s=0.4)
+    )
+    assert next(iter(loader)).num_images > 20  # a second of work, but something is finished all the time
+
+
+def test_bad_images_are_logged_where_python_logs(
+    make_drawn: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    drawn = make_drawn((10,), kinds=("jpg",))
+    cut(drawn, drawn.keys[2:3])
+    with caplog.at_level(logging.WARNING, "patchnpack"):
+        keys_of(PackedImageLoader(drawn.shards, PACKING, batch_size=1))
+    assert re.fullmatch(r"bad image 's0i002' in .*: ValueError: Premature end of JPEG file", caplog.messages[0])
+
+
+def test_image_is_still_told_when_its_pixels_are_not_what_the_header_said(tmp_path: Path, write_tar: Any) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (24, 16)).save(file, "PNG")
+    data = file.getvalue()
+    shard = write_tar(tmp_path / "a.tar", [("a.png", data), ("b.png", data[:40] + bytes(8) + data[48:])])
+    loader = PackedImageLoader(shard, PACKING, batch_size=1)
+    assert keys_of(loader) == ["a"]
+    assert loader.stats()["bad"][0]["key"] == "b"
