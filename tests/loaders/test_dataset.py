@@ -186,6 +186,20 @@ def test_stateful_data_loader_resumes_with_the_next_batch(
             pass
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_stateful_data_loader_goes_back_to_a_state_and_on_from_there(
+    num_workers: int, index: Index, contents: Contents
+) -> None:
+    data = StatefulDataLoader(make(index).as_dataset(), batch_size=None, num_workers=num_workers)
+    iterator = iter(data)
+    for _ in range(3):
+        next(iterator)
+    state = data.state_dict()
+    epochs = [[contents(batch) for batch in iterator], *([contents(batch) for batch in data] for _ in range(2))]
+    data.load_state_dict(state)
+    assert [[contents(batch) for batch in data] for _ in range(2)] == epochs[:2]
+
+
 def test_another_number_of_workers_needs_to_be_told_where_to_begin(index: Index, contents: Contents) -> None:
     loader = make(index)
     dataset = loader.as_dataset()

@@ -92,6 +92,9 @@ def test_index_beside_the_shards_is_used_for_any_of_them(shards: list[str], scan
     assert scanned == []
     PackedImageLoader(shards, PACKING, batch_size=1, image="jpg;png;webp")  # made for others: not used
     assert len(scanned) == 3
+    save_index(index.select([0, 1]), path)
+    assert len(PackedImageLoader(shards, PACKING, batch_size=1).index) == 12  # it lacks one: not used
+    assert len(scanned) == 6
 
 
 def test_index_is_brought_up_to_date_shard_by_shard(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 from collections.abc import Callable
@@ -238,3 +239,23 @@ def test_file_that_is_read_stays_open_until_the_read_is_over(
     monkeypatch.setattr(os, "pread", slow)
     assert reader.read(0, 0, 500) == contents[0]
     assert open_descriptors(tmp_path) == 1
+
+
+def test_process_forked_while_a_thread_holds_the_lock_can_read(make_reader: Make) -> None:
+    reader, contents = make_reader(2)
+    reader.read(0, 0, 1)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def read() -> None:
+        theirs.send(reader.read(0, 0, 500))
+
+    with reader._lock:  # as if another thread were opening a shard
+        child = context.Process(target=read)
+        child.start()
+    try:
+        assert ours.poll(20), "the child waits for a lock that nobody will let go of"
+        assert ours.recv() == contents[0]
+    finally:
+        child.kill()
+        child.join()
