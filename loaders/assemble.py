@@ -18,6 +18,7 @@ from patchnpack.loaders.errors import BadRow, ErrorPolicy, StallError
 from patchnpack.loaders.index import Index
 from patchnpack.loaders.labels import NO_LABEL, Labels
 from patchnpack.loaders.shards import ShardReader
+from patchnpack.loaders.transfer import redact
 from patchnpack.packer import Images, PackedBatch, Packing, _kernels
 from patchnpack.packer.random import Purpose, keys
 
@@ -46,7 +47,7 @@ class Sources:
         return BadRow(
             row=row,
             key=index.keys[row],
-            shard=index.shards[int(index.shard_of(row))],
+            shard=redact(index.shards[int(index.shard_of(row))]),
             offset=int(index.offset[row]),
             stage=stage,
             reason=reason,
@@ -67,13 +68,13 @@ def read_member(index: Index, reader: ShardReader, row: int, extension: str) -> 
     return reader.read(int(index.shard_of(row)), offset, nbytes)
 
 
-def _extra(extension: str, data: bytes | None) -> Any:
+def _extra(extension: str, kind: str, data: bytes | None) -> Any:
     if data is None:
         return None
     try:
-        if extension == "json":
+        if kind == "json":
             return json.loads(data)
-        return data.decode("utf-8") if extension == "txt" else data
+        return data.decode("utf-8") if kind == "txt" else data
     except ValueError as error:
         raise BadImage(f"its .{extension} member cannot be read: {error}", "extras") from error
 
@@ -210,7 +211,8 @@ class Draft:
         )
         self._labels[pack, column] = sources.labels.of(row)
         for extension in sources.extras:
-            self._extras[extension, i] = _extra(extension, sources.member(row, extension))
+            kind = sources.index.kinds.get(extension, extension)
+            self._extras[extension, i] = _extra(extension, kind, sources.member(row, extension))
 
     def _read(self, i: int) -> bytes:
         shard, offset, nbytes = self._bytes[i]
@@ -284,7 +286,7 @@ class Draft:
         index, lines = self._sources.index, []
         for i, (stage, thread) in sorted(self._doing.copy().items()):
             row = self._places[i][0]
-            shard = index.shards[int(index.shard_of(row))]
+            shard = redact(index.shards[int(index.shard_of(row))])
             lines.append(f"{thread} is at stage {stage!r} of image {index.keys[row]!r} in shard {shard!r}")
         return (
             f"no image has been finished for {self._sources.errors.stall_s:g} seconds; "

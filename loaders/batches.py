@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -72,7 +72,10 @@ class Batches:
     def run(self, begin: Place, part: Part) -> Iterator[PackedBatch]:
         """The batches from a place on, to the end of its epoch or, if they repeat, for ever."""
         pool, patience = DecodePool(self.num_threads), None
-        drafts = self._drafts(begin, part)
+        sources = self.sources
+        if sources.reader.is_remote:
+            sources = replace(sources, reader=sources.reader.prefetching(self._coming(begin)))
+        drafts = self._drafts(sources, begin, part)
         under_way: deque[Draft] = deque()
 
         def start(count: int) -> None:
@@ -89,6 +92,7 @@ class Batches:
                 batch = draft.finish()
                 now = time.perf_counter()
                 self._count(batch, draft, waited=now - waiting, ran=now - began)
+                self.stats.cache_hits, self.stats.cache_misses = sources.reader.store.counts()
                 began = now
                 start(1)
                 yield batch
@@ -98,15 +102,21 @@ class Batches:
             raise
         finally:
             pool.close(patience)
+            sources.reader.store.close()
 
-    def _drafts(self, begin: Place, part: Part) -> Iterator[Draft]:
+    def _coming(self, begin: Place) -> Iterator[int]:
+        """The shards in the order of their use, of the epoch that begins and, if epochs repeat, of the next."""
+        for epoch in range(begin.epoch, begin.epoch + 1 + self.repeat):
+            yield from self.steps.order.shards_in_order(epoch)
+
+    def _drafts(self, sources: Sources, begin: Place, part: Part) -> Iterator[Draft]:
         number = 0
         while True:
             step, made = -(-begin.position // self.steps.packs), False
             for packs, position in self._mine(begin, count=part.worker == 0):
                 if part.has(number):
                     images, patch_size = [pack.images for pack in packs], packs[0].patch_size
-                    yield Draft(self.sources, images, patch_size, epoch=begin.epoch, step=step, position=position)
+                    yield Draft(sources, images, patch_size, epoch=begin.epoch, step=step, position=position)
                 step, number, made = step + 1, number + 1, True
             if (made or not begin.position) and not self.repeat:
                 return

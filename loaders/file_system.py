@@ -31,6 +31,8 @@ class FileSystemFile:
             raise Lasting(
                 f"no file system is known for {scheme_of(url)}://", "use http(s), s3, gs, az, hf or one known to fsspec"
             ) from None
+        except OSError as error:  # some connect at once
+            raise Passing(f"connecting failed with {type(error).__name__}") from None
 
         # What reads by opening a file would read ahead, and throw that away after each piece.
         self._as_it_is = {} if self._system.async_impl else {"cache_type": "none"}

@@ -10,19 +10,13 @@ from pathlib import Path
 
 from patchnpack.loaders.index import IMAGE, Index
 from patchnpack.loaders.index_file import NAME, is_index, load_index, save_index
-from patchnpack.loaders.scanner import extensions_of, scan, unknown
+from patchnpack.loaders.remote import is_remote
+from patchnpack.loaders.scanner import extensions_of, facts_of, scan, unknown
 from patchnpack.loaders.shards import Source, expand
+from patchnpack.loaders.store import Store
+from patchnpack.loaders.transfer import redact
 
 _log = logging.getLogger("patchnpack")
-
-
-def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
-    """Where what can be made again lies: `folder`, $PATCHNPACK_CACHE, or patchnpack in $XDG_CACHE_HOME or ~/.cache."""
-    if folder is not None:
-        return Path(folder)
-    if named := os.environ.get("PATCHNPACK_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchnpack"
 
 
 def open_index(
@@ -30,7 +24,8 @@ def open_index(
     *,
     index: str | os.PathLike[str] | Index | None = None,
     image: str = IMAGE,
-    cache_dir: str | os.PathLike[str] | None = None,
+    store: Store | None = None,
+    may_scan: bool = True,
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Index:
@@ -43,7 +38,8 @@ def open_index(
         source: shards by brace range, glob or list, an index file that `save_index` wrote, or an `Index`.
         index: an index file, or an `Index`, that holds these shards.
         image: the extensions that are images.
-        cache_dir: where the cache is; None is `cache_folder()`.
+        store: how shards are opened, and where the cache is.
+        may_scan: whether remote shards may be fetched in order to scan them.
         num_threads, progress: as for `scan`.
 
     Raises:
@@ -51,11 +47,12 @@ def open_index(
         ValueError: an index that lacks one of the shards, or was made for other extensions.
         OSError: a shard that is not what the index says.
     """
+    store = store or Store()
     if isinstance(source, Index):
         return source
     if isinstance(source, str | os.PathLike) and os.path.isfile(source) and is_index(os.fspath(source)):
-        return checked(load_index(source), f"index {os.fspath(source)!r}")
-    paths = expand(source)
+        return checked(load_index(source), f"index {os.fspath(source)!r}", store)
+    paths = expand(source, store)
     if index is not None:
         name = "the index" if isinstance(index, Index) else f"index {os.fspath(index)!r}"
         found = index if isinstance(index, Index) else load_index(index)
@@ -64,10 +61,10 @@ def open_index(
                 f"{name} was made with image={found.image!r}, this loader has {image!r}; give that, or make the "
                 f"index anew: patchnpack index SHARDS --image '{image}'"
             )
-        return checked(_of_these(found, paths, name), name)
-    if (beside := _beside(paths, image)) is not None:
+        return checked(_of_these(found, paths, name), name, store)
+    if (beside := _beside(paths, image, store)) is not None:
         return beside
-    return _cached(paths, image, cache_folder(cache_dir) / "indexes", num_threads, progress)
+    return _cached(paths, image, store, may_scan, num_threads, progress)
 
 
 def update_index(
@@ -75,6 +72,7 @@ def update_index(
     path: str | os.PathLike[str] | None = None,
     *,
     image: str = IMAGE,
+    store: Store | None = None,
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, Index, int]:
@@ -85,39 +83,44 @@ def update_index(
     Args:
         source: shards by brace range, glob or list.
         path: the file, .parquet or .arrow; None is index.parquet beside the shards, where loaders look for it.
-        image, num_threads, progress: as for `scan`.
+        image, store, num_threads, progress: as for `scan`.
 
     Returns:
         The file, what it holds now, and how many shards were read.
 
     Raises:
         FileNotFoundError: a shard, or the file's folder, that does not exist.
-        ValueError: a shard that cannot be read, or a file that is no index.
+        ValueError: a shard that cannot be read, a file that is no index, or remote shards and no path.
     """
-    paths = [os.path.abspath(shard) for shard in expand(source)]
+    store = store or Store()
+    paths = [shard if is_remote(shard) else os.path.abspath(shard) for shard in expand(source, store)]
+    if path is None and any(map(is_remote, paths)):
+        raise ValueError("the shards are remote; say where the index goes: patchnpack index SHARDS -o index.parquet")
     path = Path(_common_folder(paths), NAME) if path is None else Path(path)
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"the folder of {str(path)!r} does not exist; make it first")
     known = load_index(path.absolute()) if path.exists() else None
-    named = set(map(os.path.realpath, paths))
+    named = set(map(_real, paths))
     others = [] if known is None or extensions_of(known.image) != extensions_of(image) else known.shards
-    paths = [*(p for p in others if os.path.exists(p) and os.path.realpath(p) not in named), *paths]
-    read = len(unknown(paths, known))
-    index = scan(paths, image=image, num_threads=num_threads, known=known, progress=progress)
+    paths = [*(p for p in others if (is_remote(p) or os.path.exists(p)) and _real(p) not in named), *paths]
+    read = len(unknown(facts_of(paths, store), known))
+    index = scan(paths, image=image, num_threads=num_threads, known=known, store=store, progress=progress)
     if index is not known:
         save_index(index, path)
     return path, index, read
 
 
-def checked(index: Index, name: str) -> Index:
+def checked(index: Index, name: str, store: Store) -> Index:
     """The index, if its shards are there and of the sizes that it says.
 
     A copy of a shard has a time of its own, so a time is no reason to refuse one: each image's bytes are compared with
-    their digest when they are read.
+    their digest when they are read. A remote shard is looked at when it is fetched.
     """
     for shard, nbytes in zip(index.shards, index.shard_bytes.tolist(), strict=True):
+        if is_remote(shard):
+            continue
         try:
-            size = os.stat(shard).st_size
+            size = store.facts(shard)[0]
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"shard {shard!r}, which {name} holds, does not exist; name the shards that do, or make the index anew"
@@ -131,28 +134,34 @@ def checked(index: Index, name: str) -> Index:
 
 
 def _of_these(index: Index, paths: list[str], name: str) -> Index:
-    numbers = {os.path.realpath(shard): i for i, shard in enumerate(index.shards)}
-    which = [numbers.get(os.path.realpath(path), -1) for path in paths]
+    numbers = {_real(shard): i for i, shard in enumerate(index.shards)}
+    which = [numbers.get(_real(path), -1) for path in paths]
     if -1 in which:
         missing = [path for path, i in zip(paths, which, strict=True) if i < 0]
         raise ValueError(
-            f"{name} does not hold {len(missing)} of the {len(paths)} shards, {missing[0]!r} for one; add them: "
-            "patchnpack index SHARDS"
+            f"{name} does not hold {len(missing)} of the {len(paths)} shards, {redact(missing[0])!r} for one; add "
+            "them: patchnpack index SHARDS"
         )
     return index if which == list(range(len(index.shards))) else index.select(which)
 
 
-def _beside(paths: list[str], image: str) -> Index | None:
+def _real(shard: str) -> str:
+    return shard if is_remote(shard) else os.path.realpath(shard)
+
+
+def _beside(paths: list[str], image: str, store: Store) -> Index | None:
     """The index in the folder of all shards, if there is one that holds them."""
+    if any(map(is_remote, paths)):
+        return None
     folder = _common_folder(paths)
     for name in (NAME, Path(NAME).with_suffix(".arrow")):
         path = os.path.join(folder, name)
         if not (os.path.exists(path) and is_index(path)):
             continue
         found = load_index(path)
-        held = {os.path.realpath(shard) for shard in found.shards}
-        if extensions_of(found.image) == extensions_of(image) and held.issuperset(map(os.path.realpath, paths)):
-            return checked(_of_these(found, paths, f"index {path!r}"), f"index {path!r}")
+        held = set(map(_real, found.shards))
+        if extensions_of(found.image) == extensions_of(image) and held.issuperset(map(_real, paths)):
+            return checked(_of_these(found, paths, f"index {path!r}"), f"index {path!r}", store)
         _log.info("index %s is not used: it lacks shards of this source, or was made for other extensions", path)
     return None
 
@@ -164,12 +173,14 @@ def _common_folder(paths: list[str]) -> str:
 def _cached(
     paths: list[str],
     image: str,
-    folder: Path,
+    store: Store,
+    may_scan: bool,
     num_threads: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> Index:
     """The index that an earlier call cached, with what has changed since; cached again if anything has."""
-    text = "\n".join([*(os.path.abspath(path) for path in paths), *extensions_of(image)])
+    folder = store.folder / "indexes"
+    text = "\n".join([*(p if is_remote(p) else os.path.abspath(p) for p in paths), *extensions_of(image)])
     path = folder / f"{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.parquet"
     known = None
     if path.exists():
@@ -177,7 +188,13 @@ def _cached(
             known = load_index(path)
         except ValueError as error:
             _log.warning("%s; it is made anew", error)
-    index = scan(paths, image=image, num_threads=num_threads, known=known, progress=progress)
+    if not may_scan and any(map(is_remote, unknown(facts_of(paths, store), known))):
+        raise ValueError(
+            f"the {len(paths)} shards, from {redact(paths[0])!r} on, are remote and have no index, and each of several "
+            "ranks would fetch them all to make one; make it first: patchnpack index SHARDS -o index.parquet, and give "
+            "it: index='index.parquet'"
+        )
+    index = scan(paths, image=image, num_threads=num_threads, known=known, store=store, progress=progress)
     if index is not known:
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from patchnpack.loaders.decode import Header
 from patchnpack.loaders.shards import ShardReader
+from patchnpack.loaders.store import Store
 from patchnpack.packer import Rows
 
 # n rows, s shards
@@ -57,7 +58,7 @@ class Index:
     Attributes:
         shards: the s shards' paths.
         shard_bytes: int64 (s,), their sizes.
-        shard_mtimes: int64 (s,), when they were last changed, nanoseconds.
+        versions: what tells whether a shard has changed: when a local one was last written to, a remote one's ETag.
         starts: int64 (s + 1,), the first row of each shard.
         keys: the samples' keys.
         offset, nbytes: int64 (n,), where the encoded image lies in its shard.
@@ -66,15 +67,17 @@ class Index:
         format: uint8 (n,), which of `patchnpack.loaders.decode.FORMATS` the file is.
         digest: uint64 (n,), XXH3 of the encoded bytes.
         reasons: why a row's header cannot be used, None where it can.
-        cls: the text of each sample's `.cls` member, None where there is none.
+        cls: the text of each sample's `cls_member`, None where there is none.
         members: for each extension, int64 (n, 2), offset and nbytes of that member; (-1, -1) where there is none.
         without_image: int64 (s,), samples that became no row, because none of their members is an image.
         image: the extensions that count as images, as `scan` was given them.
+        cls_member: "cls" or, in parquet shards without it, "label".
+        kinds: how members are read whose name does not tell, "txt" or "json".
     """
 
     shards: tuple[str, ...]
     shard_bytes: np.ndarray
-    shard_mtimes: np.ndarray
+    versions: tuple[str, ...]
     starts: np.ndarray
     keys: Texts[str]
     offset: np.ndarray
@@ -89,6 +92,8 @@ class Index:
     members: dict[str, np.ndarray]
     without_image: np.ndarray
     image: str = IMAGE
+    cls_member: str = "cls"
+    kinds: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -114,15 +119,15 @@ class Index:
         columns = (self.width, self.height, self.orientation, self.format)
         return [Header(*header) for header in zip(*(column[which].tolist() for column in columns), strict=True)]
 
-    def reader(self) -> ShardReader:
-        """Reads bytes of the shards."""
-        return ShardReader(self.shards, self.shard_bytes.tolist(), self.shard_mtimes.tolist())
+    def reader(self, store: Store | None = None) -> ShardReader:
+        """Reads bytes of the shards, remote ones through a store's cache."""
+        return ShardReader(self.shards, self.shard_bytes.tolist(), self.versions, store or Store())
 
     def select(self, shards: Sequence[int]) -> Index:
         """The rows of these shards, by number and in this order."""
         which = np.array(shards, np.int64)
         rows = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in which] or [np.zeros(0, np.int64)])
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, column in parts.items():
             if name in _BY_SHARD:
                 parts[name] = column[which]
@@ -133,6 +138,7 @@ class Index:
         members = {extension: where[rows] for extension, where in self.members.items()}
         parts["members"] = {extension: where for extension, where in members.items() if (where >= 0).any()}
         parts["shards"] = tuple(self.shards[i] for i in which)
+        parts["versions"] = tuple(self.versions[i] for i in which)
         parts["starts"] = np.concatenate([[0], np.cumsum(np.diff(self.starts)[which])]).astype(np.int64)
         return Index(**parts)
 
@@ -140,7 +146,7 @@ class Index:
     def concatenate(cls, parts: Sequence[Index]) -> Index:
         """All shards of all parts, in order. They were scanned with the same `image`."""
         joined: dict[str, Any] = {}
-        for name in (field.name for field in fields(cls)):
+        for name in (f.name for f in fields(cls)):
             columns = [getattr(part, name) for part in parts]
             if isinstance(columns[0], Texts):
                 joined[name] = Texts(pa.concat_arrays([texts.column for texts in columns]))
@@ -152,8 +158,23 @@ class Index:
             extension: np.concatenate([part.members.get(extension, np.full((len(part), 2), -1)) for part in parts])
             for extension in sorted({extension for part in parts for extension in part.members})
         }
-        shards = tuple(shard for part in parts for shard in part.shards)
-        return cls(**joined, shards=shards, members=members, image=parts[0].image)
+        kinds = {member: kind for part in parts for member, kind in part.kinds.items()}
+        for part in parts:
+            for member in part.members:
+                if part.kinds.get(member) != kinds.get(member):
+                    raise ValueError(
+                        f"member {member!r} is {part.kinds.get(member, 'bytes')} in {part.shards[0]!r} and "
+                        f"{kinds.get(member, 'bytes')} in another shard; load the two kinds of shards apart"
+                    )
+        return cls(
+            **joined,
+            shards=tuple(shard for part in parts for shard in part.shards),
+            versions=tuple(version for part in parts for version in part.versions),
+            members=members,
+            image=parts[0].image,
+            cls_member=next((part.cls_member for part in parts if part.cls_member in part.members), "cls"),
+            kinds=kinds,
+        )
 
 
-_BY_SHARD = ("shard_bytes", "shard_mtimes", "without_image")
+_BY_SHARD = ("shard_bytes", "without_image")

@@ -21,6 +21,7 @@ VERSION = 1
 NAME = "index.parquet"  # what an index beside its shards is called
 _KEY = b"patchnpack.index"
 _MEMBER = "member."
+_BY_SHARD = ("starts", "shard_bytes", "without_image")
 _COLUMNS: dict[str, pa.DataType] = {
     "keys": pa.large_string(),
     "offset": pa.int64(),
@@ -124,7 +125,10 @@ def _table(index: Index, folder: Path) -> pa.Table:
         "image": index.image,
         "formats": FORMATS,
         "shards": [_relative(shard, folder) for shard in index.shards],
-        **{name: getattr(index, name).tolist() for name in ("starts", "shard_bytes", "shard_mtimes", "without_image")},
+        "versions": index.versions,
+        "cls_member": index.cls_member,
+        "kinds": index.kinds,
+        **{name: getattr(index, name).tolist() for name in _BY_SHARD},
     }
     return pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
 
@@ -150,11 +154,10 @@ def _index(table: pa.Table, about: dict[str, Any], folder: Path) -> Index:
         name: Texts(column(name)) if pa.types.is_large_string(kind) else numbers(name)
         for name, kind in _COLUMNS.items()
     }
-    by_shard: dict[str, Any] = {
-        name: np.array(about[name], np.int64) for name in ("starts", "shard_bytes", "shard_mtimes", "without_image")
-    }
+    by_shard: dict[str, Any] = {name: np.array(about[name], np.int64) for name in _BY_SHARD}
     shards = tuple(shard if "://" in shard else os.path.join(*folder.parts, shard) for shard in about["shards"])
-    return Index(shards=shards, members=members, image=about["image"], **columns, **by_shard)
+    about = {name: about[name] for name in ("image", "cls_member", "kinds")} | {"versions": tuple(about["versions"])}
+    return Index(shards=shards, members=members, **about, **columns, **by_shard)
 
 
 def _relative(shard: str, folder: Path) -> str:

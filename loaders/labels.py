@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from patchnpack.loaders.index import Index
+from patchnpack.loaders.transfer import redact
 
 NO_LABEL = -100
 
@@ -30,7 +31,8 @@ class Labels:
     none).
 
     Raises ValueError where the label is absent from every sample, or is a name that `classes` does not hold: for "cls"
-    at once, since the index holds those texts, for others when the first label, or later that row, is read.
+    (or the index's `cls_member`) at once, since the index holds those texts, for others when the first label, or later
+    that row, is read.
     """
 
     def __init__(self, index: Index, label: Label, classes: Classes, read: Callable[[int, str], bytes | None]) -> None:
@@ -45,7 +47,7 @@ class Labels:
                 raise ValueError(f"label is {label!r}; only a .json member has fields: write 'json:{self._field}'")
             if self._member == "json" and not self._field:
                 raise ValueError("label is 'json'; name the field that holds the label: 'json:FIELD'")
-        self._fixed = self._read_cls() if self._member == "cls" else None
+        self._fixed = self._read_cls() if self._member == index.cls_member else None
         self.shape: tuple[int, ...] = () if label is None else self._probe()
         self.dtype = np.dtype(np.float32 if self.shape else np.int64)
         self.absent = np.float32("nan") if self.shape else np.int64(NO_LABEL)
@@ -92,7 +94,7 @@ class Labels:
         try:
             yield
         except Exception as error:
-            shard = self._index.shards[int(self._index.shard_of(row))]
+            shard = redact(self._index.shards[int(self._index.shard_of(row))])
             error.add_note(f"raised for the label of the sample with key {self._index.keys[row]!r} in {shard!r}")
             raise
 

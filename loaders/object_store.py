@@ -12,7 +12,7 @@ from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from patchnpack.loaders.transfer import (
@@ -62,7 +62,15 @@ _CREDENTIALS = {
 class StoredFile:
     """A file in an object store or on a web server; `stall_s` seconds without a byte end an attempt."""
 
+    _process: ClassVar[int | None] = None  # the first one that used obstore
+
     def __init__(self, url: str, options: Options, stall_s: float) -> None:
+        if StoredFile._process not in (None, os.getpid()):
+            raise Lasting(
+                "this process was forked from one that has fetched shards, and the threads that fetch were not",
+                "start workers afresh: DataLoader(..., multiprocessing_context='spawn')",
+            )
+        StoredFile._process = os.getpid()
         self._url, self._options, self._stall_s = url, options, stall_s
         self._obstore, self._kind = need("obstore"), STORES[scheme_of(url)]
         self._path = "" if self._kind == "http" else url.partition("://")[2].partition("/")[2]

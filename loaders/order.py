@@ -175,6 +175,14 @@ class Order:
                 rows = rows[np.argsort(drawn, kind="stable")]
             yield rows
 
+    def shards_in_order(self, epoch: int) -> Iterator[int]:
+        """The shards as the streams, taking turns, come to them; one that two streams share comes twice."""
+        streams = self._segments(epoch)
+        for turn in range(max(map(len, streams))):
+            for segments in streams:
+                if turn < len(segments):
+                    yield int(self.index.shard_of(segments[turn][0]))
+
     def _segments(self, epoch: int) -> list[list[tuple[int, int]]]:
         """For each stream, the runs of rows (low, high) that it takes from each of its shards."""
         shards = np.arange(len(self.index.shards))

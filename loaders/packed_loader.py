@@ -24,6 +24,7 @@ from patchnpack.loaders.shards import Source
 from patchnpack.loaders.state import Place, from_dict, to_dict
 from patchnpack.loaders.stats import Stats
 from patchnpack.loaders.steps import Even, Steps
+from patchnpack.loaders.store import Store
 from patchnpack.packer import PackedBatch, Packing
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.images import measure
@@ -61,7 +62,10 @@ class PackedImageLoader:
         where: from an `Index` to a bool array, the rows to use; the others are counted as skipped.
         index: an index file that holds the shards, or an `Index`; None looks beside the shards, then in the cache, and
             scans what it does not find.
-        cache_dir: where indexes are cached; None is $PATCHNPACK_CACHE, or ~/.cache/patchnpack.
+        storage_options: of remote shards, as fsspec or obstore have them.
+        cache_dir: where indexes, remote shards and the images of parquet files are cached; None is $PATCHNPACK_CACHE,
+            or ~/.cache/patchnpack.
+        cache_limit: bytes that shards may take there; beyond, those used longest ago are deleted.
         even: "pad" fills the last step with empty packs, "drop" leaves its packs out and counts their images.
         shuffle_window: shards inside which rows are shuffled.
         num_streams: S, slices that the epoch is cut into, each packed by itself; 1 packs best.
@@ -96,7 +100,9 @@ class PackedImageLoader:
         transform: Transform | None = None,
         where: Where | None = None,
         index: Index | str | os.PathLike[str] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        cache_limit: int | None = None,
         even: Even = "pad",
         shuffle_window: int = 16,
         num_streams: int = 1,
@@ -128,12 +134,14 @@ class PackedImageLoader:
             raise ValueError(f"block is {block}; it must be a multiple of num_streams, {num_streams}")
 
         self.packing = packing if packing is not None else Packing()
-        self.index = open_index(source, index=index, image=image, cache_dir=cache_dir, num_threads=num_threads)
         self.batch_size, self.repeat = batch_size, repeat
+        self._rank_given = None if rank is None or world_size is None else _checked_rank(rank, world_size)
+        store = Store(cache_dir, cache_limit, storage_options)
+        alone = self.rank()[1] == 1
+        self.index = open_index(source, index=index, image=image, store=store, may_scan=alone, num_threads=num_threads)
         self._shuffle, self._seed, self._even = shuffle, seed, even
         self._shuffle_window, self._num_streams, self._block = shuffle_window, num_streams, block
         self._num_threads, self._prefetch = num_threads, prefetch
-        self._rank_given = None if rank is None or world_size is None else _checked_rank(rank, world_size)
         policy = errors if errors is not None else ErrorPolicy()
         usable = _mask(where, self.index)
         self._filtered = np.flatnonzero(~usable)
@@ -142,7 +150,7 @@ class PackedImageLoader:
         self._usable = usable
         self._check_rows()
 
-        reader = self.index.reader()
+        reader = self.index.reader(store)
         labels = Labels(self.index, label, classes, partial(read_member, self.index, reader))
         extras = [extension.lstrip(".").lower() for extension in extras]
         for extension in extras:
@@ -263,8 +271,9 @@ class PackedImageLoader:
 
         batches, packs, images, tokens, slots, padding (share of slots), bad_images and the first of them in `bad` (row,
         key, shard, offset, stage, reason), truncated (JPEGs that end early and were kept), skipped (by "oversize",
-        "where", "tail"), oversize, without_label, wait_s (seconds that the training loop waited), images_per_s,
-        tokens_per_s. Worker processes of `as_dataset` are counted in, but for `bad` and wait_s, which only they know.
+        "where", "tail"), oversize, without_label, cache_hits and cache_misses (of shards opened in the cache),
+        wait_s (seconds that the training loop waited), images_per_s, tokens_per_s. Worker processes of `as_dataset` are
+        counted in, but for `bad` and wait_s, which only they know.
         """
         return self._stats.plus(torch.cat([torch.zeros(0, Stats.NUMBERS), *self._totals])).report()
 

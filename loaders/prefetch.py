@@ -69,6 +69,10 @@ class Prefetcher:
         for thread in self._threads:
             thread.start()
 
+    def has(self, name: str) -> bool:
+        """Whether it is one of the coming shards."""
+        return name in self._jobs
+
     def lend(self, name: str) -> int:
         """A descriptor of one of the coming shards, open for reading; the caller closes it. May be asked for again.
 

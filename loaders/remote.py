@@ -234,6 +234,15 @@ def shard(file: RemoteFile, storage_options: Mapping[str, Any] | None = None, *,
     return Shard(cache_name(file), make, file.nbytes)
 
 
+def name_of(address: str) -> str:
+    """The file's own name, of an address or a path.
+
+    >>> name_of("https://host/a.tar?X-Amz-Signature=0a1b"), name_of("shards/what?.tar")
+    ('a.tar', 'what?.tar')
+    """
+    return PurePosixPath(re.split(r"[?#]", address, maxsplit=1)[0] if is_remote(address) else address).name
+
+
 def cache_name(file: RemoteFile) -> str:
     """The file's name in the cache: a hash of its full address and version, and its own name for people.
 
@@ -241,7 +250,7 @@ def cache_name(file: RemoteFile) -> str:
     '-a.tar'
     """
     digest = hashlib.sha256("\0".join([file.url, file.version, str(file.nbytes)]).encode()).hexdigest()[:32]
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(re.split(r"[?#]", file.url, maxsplit=1)[0]).name)
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", name_of(file.url))
     return f"{digest}-{name[-80:]}"
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import xxhash
 
+from patchnpack.loaders import parquet
 from patchnpack.loaders.decode import BadImage, Header, read_header
 from patchnpack.loaders.index import IMAGE, Index, Texts
-from patchnpack.loaders.shards import ShardReader, Source, expand
+from patchnpack.loaders.shards import Source, expand
+from patchnpack.loaders.store import Store, is_parquet
 from patchnpack.loaders.tar import TarSample, read_samples
+from patchnpack.loaders.transfer import redact
 
 # n rows, s shards
 
 _NO_HEADER = Header(0, 0, 1, 0)
+_ASKED_AT_ONCE = 32
 
 
 def scan(
@@ -25,6 +29,7 @@ def scan(
     image: str = IMAGE,
     num_threads: int | None = None,
     known: Index | None = None,
+    store: Store | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Index:
     """Reads the headers of every image in the shards.
@@ -33,7 +38,8 @@ def scan(
         source: shards, by brace range, glob or list.
         image: the extensions that are images, separated by ";"; of several in a sample the first listed counts.
         num_threads: shards read at a time; None is the number of CPUs.
-        known: an earlier index; its shards that have not changed since (path, size, time) are not read again.
+        known: an earlier index; its shards that have not changed since (path, size, version) are not read again.
+        store: how shards are opened; needed for remote ones with options.
         progress: called with (shards done, shards in all).
 
     Raises:
@@ -41,16 +47,19 @@ def scan(
         ValueError: a shard that is no whole tar, or in which no sample has an image.
     """
     images = extensions_of(image)
-    paths = expand(source)
+    store = store or Store()
+    paths = expand(source, store)
+    facts = facts_of(paths, store)
     if known is not None and extensions_of(known.image) != images:
         known = None
     numbers = {} if known is None else {path: i for i, path in enumerate(known.shards)}
-    fresh = unknown(paths, known)
+    fresh = unknown(facts, known)
     done = len(paths) - len(fresh)
     scanned: dict[str, Index] = {}
     with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
         try:
-            for path, index in zip(fresh, pool.map(lambda path: _scan_shard(path, images), fresh), strict=True):
+            scans = pool.map(lambda path: _scan_shard(path, facts[path], images, store), fresh)
+            for path, index in zip(fresh, scans, strict=True):
                 scanned[path] = index
                 if progress:
                     progress(done + len(scanned), len(paths))
@@ -79,36 +88,69 @@ def extensions_of(image: str) -> list[str]:
     return [extension.strip().lstrip(".").lower() for extension in image.split(";")]
 
 
-def unknown(paths: Sequence[str], known: Index | None) -> list[str]:
-    """The shards that are not in an index, or have another size or time now."""
+def unknown(facts: Mapping[str, tuple[int, str]], known: Index | None) -> list[str]:
+    """The shards that are not in an index, or have another size or version now."""
     if known is None:
-        return list(paths)
-    times = zip(known.shard_bytes.tolist(), known.shard_mtimes.tolist(), strict=True)
-    stamps = dict(zip(known.shards, times, strict=True))
-    return [path for path in paths if stamps.get(path) != _stamp(path)]
+        return list(facts)
+    then = dict(zip(known.shards, zip(known.shard_bytes.tolist(), known.versions, strict=True), strict=True))
+    return [shard for shard, now in facts.items() if then.get(shard) != now]
 
 
-def _stamp(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+def facts_of(shards: Sequence[str], store: Store) -> dict[str, tuple[int, str]]:
+    """The size in bytes and the version of each shard, as they are now."""
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:  # remote shards are asked for one by one
+        return dict(zip(shards, pool.map(store.facts, shards), strict=True))
 
 
-def _scan_shard(path: str, images: Sequence[str]) -> Index:
-    nbytes, mtime = _stamp(path)
-    samples = read_samples(path)
-    reader = ShardReader([path], [nbytes], [mtime])
+def _samples(
+    shard: str, nbytes: int, version: str, images: Sequence[str], store: Store
+) -> Iterator[tuple[TarSample, Callable[[str], bytes]]]:
+    """Each sample, and what gives the bytes of its members."""
+    fd = store.open_raw(shard, nbytes, version)
+    try:
+        if is_parquet(shard):
+            for sample, data in parquet.read_samples(fd, shard):
+                yield sample, data.__getitem__
+            return
+        for sample in read_samples(f"/dev/fd/{fd}", redact(shard)):
+
+            def get(extension: str, sample: TarSample = sample) -> bytes:
+                offset, size = sample.members[extension]
+                return os.pread(fd, size, offset)
+
+            yield sample, get
+    finally:
+        os.close(fd)
+
+
+def _scan_shard(shard: str, facts: tuple[int, str], images: Sequence[str], store: Store) -> Index:
+    extensions: set[str] = set()
+    columns = parquet.Columns("", {})
+    cls_member = "cls"
+    if is_parquet(shard):
+        fd = store.open_raw(shard, *facts)
+        try:
+            columns = parquet.read_columns(fd, shard, images)
+        finally:
+            os.close(fd)
+        cls_member = next((name for name in ("cls", "label") if columns.kinds.get(name) == "txt"), "cls")
     rows: list[TarSample] = []
     places: list[tuple[int, int]] = []
     headers: list[Header] = []
     reasons: list[str | None] = []
     digests: list[int] = []
-    for sample in samples:
-        extension = next((e for e in images if e in sample.members), None)
+    texts: list[str | None] = []
+    samples = 0
+    for sample, get in _samples(shard, *facts, images, store):
+        samples += 1
+        extensions |= sample.members.keys()
+        named = [columns.image] if columns.image else images
+        extension = next((e for e in named if e in sample.members), None)
         if extension is None:
             continue
         rows.append(sample)
         places.append(sample.members[extension])
-        data = reader.read(0, *places[-1])
+        data = get(extension)
         digests.append(xxhash.xxh3_64_intdigest(data))
         try:
             headers.append(read_header(data))
@@ -116,11 +158,12 @@ def _scan_shard(path: str, images: Sequence[str]) -> Index:
         except BadImage as error:
             headers.append(_NO_HEADER)
             reasons.append(str(error))
-    extensions = {e for sample in samples for e in sample.members}
+        has_text = cls_member in sample.members
+        texts.append(get(cls_member).decode("utf-8", "replace").strip() if has_text else None)
     if extensions and not rows:
         raise ValueError(
-            f"shard {path!r} has no image: its members end in {_listed(extensions)} and image={';'.join(images)!r} "
-            f"asks for {_listed(images)}; name one of its extensions, or leave the shard out"
+            f"shard {redact(shard)!r} has no image: its members end in {_listed(extensions)} and "
+            f"image={';'.join(images)!r} asks for {_listed(images)}; name one of its extensions, or leave the shard out"
         )
     members: dict[str, np.ndarray] = {}
     for i, sample in enumerate(rows):
@@ -130,11 +173,11 @@ def _scan_shard(path: str, images: Sequence[str]) -> Index:
             members[extension][i] = place
     width, height, orientation, kind = np.array(headers, np.int32).reshape(len(rows), 4).T
     return Index(
-        shards=(path,),
-        shard_bytes=np.array([nbytes]),
-        shard_mtimes=np.array([mtime]),
+        shards=(shard,),
+        shard_bytes=np.array([facts[0]]),
+        versions=(facts[1],),
         starts=np.array([0, len(rows)]),
-        keys=Texts.of(sample.key for sample in rows),
+        keys=Texts.of(sample.key.encode("utf-8", "backslashreplace").decode() for sample in rows),
         offset=np.array([offset for offset, _ in places], np.int64),
         nbytes=np.array([size for _, size in places], np.int64),
         width=width,
@@ -143,15 +186,13 @@ def _scan_shard(path: str, images: Sequence[str]) -> Index:
         format=kind.astype(np.uint8),
         digest=np.array(digests, np.uint64),
         reasons=Texts.of(reasons),
-        cls=Texts.of(_text(reader, sample.members.get("cls")) for sample in rows),
+        cls=Texts.of(texts),
         members=members,
-        without_image=np.array([len(samples) - len(rows)]),
+        without_image=np.array([samples - len(rows)]),
         image=";".join(images),
+        cls_member=cls_member,
+        kinds=columns.kinds,
     )
-
-
-def _text(reader: ShardReader, place: tuple[int, int] | None) -> str | None:
-    return None if place is None else reader.read(0, *place).decode("utf-8", "replace").strip()
 
 
 def _listed(extensions: Sequence[str] | set[str], most: int = 10) -> str:

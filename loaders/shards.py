@@ -7,21 +7,25 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from braceexpand import braceexpand
+
+from patchnpack.loaders.remote import is_remote
+from patchnpack.loaders.store import Store
+from patchnpack.loaders.transfer import redact
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
-def expand(source: Source) -> list[str]:
-    """The shard paths that `source` names: a path, a brace range, a glob, or a list of these.
+def expand(source: Source, store: Store | None = None) -> list[str]:
+    """The shards that `source` names: a path or an address, a brace range, a glob, or a list of these.
 
     Raises:
-        ValueError: nothing named, a brace range that names nothing, a folder of image files, or a remote address.
+        ValueError: nothing named, a brace range that names nothing, or a folder of image files.
         FileNotFoundError: a shard that does not exist, or a glob without a match.
 
     >>> expand("train-{000..001}.tar")
@@ -30,22 +34,23 @@ def expand(source: Source) -> list[str]:
     FileNotFoundError: shard 'train-000.tar' does not exist (2 of the 2 that 'train-{000..001}.tar' names are missing...
     """
     patterns = [source] if isinstance(source, str | os.PathLike) else list(source)
-    paths = [path for pattern in patterns for path in _expand_one(os.fspath(pattern))]
+    store = store or Store()
+    paths = [path for pattern in patterns for path in _expand_one(os.fspath(pattern), store)]
     if not paths:
         raise ValueError("the source is an empty list; give at least one shard, such as 'train-{000000..000009}.tar'")
     seen: set[str] = set()
     for path in paths:
-        if (real := os.path.realpath(path)) in seen:
-            raise ValueError(f"shard {path!r} is named more than once; each image would be seen twice an epoch")
+        if (real := path if is_remote(path) else os.path.realpath(path)) in seen:
+            raise ValueError(f"shard {redact(path)!r} is named more than once; each image would be seen twice an epoch")
         seen.add(real)
     return paths
 
 
-def _expand_one(pattern: str) -> list[str]:
+def _expand_one(pattern: str, store: Store) -> list[str]:
     if not pattern:
         raise ValueError("the source is an empty text; give at least one shard, such as 'train-{000000..000009}.tar'")
-    if "://" in pattern:
-        raise ValueError(f"{pattern!r} is a remote address; shards are read from local files: copy them here first")
+    if is_remote(pattern):
+        return store.expand(pattern)
     if os.path.exists(pattern):
         _refuse_folder(pattern)
         return [pattern]
@@ -81,9 +86,10 @@ def _refuse_folder(path: str) -> None:
     if not os.path.isdir(path):
         return
     inside = os.listdir(path)
-    tars = sum(name.endswith(".tar") for name in inside)
-    if tars:
-        raise ValueError(f"{path!r} is a folder of {tars} shards; name them: {os.path.join(path, '*.tar')!r}")
+    for ending in ("tar", "parquet"):
+        if shards := sum(name.endswith("." + ending) for name in inside):
+            named = os.path.join(path, "*." + ending)
+            raise ValueError(f"{path!r} is a folder of {shards} shards; name them: {named!r}")
     images = sum(os.path.splitext(name)[1].lower() in _IMAGES for name in inside)
     raise ValueError(
         f"{path!r} is a folder with {images} image files at its top, not a shard; make shards of it first, for "
@@ -94,12 +100,11 @@ def _refuse_folder(path: str) -> None:
 class _File:
     """A file descriptor that is closed when the last reader has let go of it."""
 
-    def __init__(self, path: str) -> None:
-        self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
 
     def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
+        os.close(self.fd)
 
 
 class ShardReader:
@@ -108,8 +113,11 @@ class ShardReader:
     Raises OSError naming the shard, where it has changed size since it was indexed or ends too early.
     """
 
-    def __init__(self, paths: Sequence[str], sizes: Sequence[int], mtimes: Sequence[int], max_open: int = 64) -> None:
-        self._paths, self._sizes, self._mtimes, self._max_open = paths, sizes, mtimes, max_open
+    def __init__(
+        self, shards: Sequence[str], sizes: Sequence[int], versions: Sequence[str], store: Store, max_open: int = 64
+    ) -> None:
+        self._shards, self._sizes, self._versions, self._max_open = shards, sizes, versions, max_open
+        self.store = store
         self._begin()
         _readers.add(self)
 
@@ -118,7 +126,17 @@ class ShardReader:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[object, ...]]:
-        return ShardReader, (self._paths, self._sizes, self._mtimes, self._max_open)
+        return ShardReader, (self._shards, self._sizes, self._versions, self.store, self._max_open)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of the shards is."""
+        return any(map(is_remote, self._shards))
+
+    def prefetching(self, coming: Iterable[int]) -> ShardReader:
+        """A reader of its own that fetches remote shards ahead, in the order in which they will be read."""
+        store = self.store.prefetching((self._shards[i], self._sizes[i], self._versions[i]) for i in coming)
+        return ShardReader(self._shards, self._sizes, self._versions, store, self._max_open)
 
     def read(self, shard: int, offset: int, nbytes: int) -> bytes:
         """`nbytes` bytes of the shard from `offset`."""
@@ -128,14 +146,15 @@ class ShardReader:
             more = os.pread(file.fd, nbytes - len(data), offset + len(data))
             if not more:
                 raise OSError(
-                    f"shard {self._paths[shard]!r} ends at byte {offset + len(data)}, inside a member: it has changed"
+                    f"shard {redact(self._shards[shard])!r} ends at byte {offset + len(data)}, inside a member: it has "
+                    "changed"
                 )
             data += more
         return data
 
     def has_changed(self, shard: int) -> bool:
         """Whether the shard was written to since it was indexed."""
-        return os.fstat(self._open(shard).fd).st_mtime_ns != self._mtimes[shard]
+        return self.store.has_changed(self._shards[shard], self._versions[shard])
 
     def _open(self, shard: int) -> _File:
         with self._lock:
@@ -143,14 +162,8 @@ class ShardReader:
             if file is not None:
                 self._files.move_to_end(shard)
                 return file
-        path = self._paths[shard]
-        file = _File(path)  # not under the lock: on a network file system it may take a while
-        size = os.fstat(file.fd).st_size
-        if size != self._sizes[shard]:
-            raise OSError(
-                f"shard {path!r} has {size} bytes but had {self._sizes[shard]} when it was indexed: it has "
-                "changed; make a new loader, or bring its index up to date: patchnpack index SHARDS"
-            )
+        # Not under the lock: a remote shard may have to be fetched, and others can be read meanwhile.
+        file = _File(self.store.open(self._shards[shard], self._sizes[shard], self._versions[shard]))
         with self._lock:
             file = self._files.setdefault(shard, file)
             if len(self._files) > self._max_open:

@@ -23,6 +23,8 @@ _SUMS = (
     "truncated",
     "oversize",
     "bad_images",
+    "cache_hits",
+    "cache_misses",
 )
 
 _log = logging.getLogger("patchnpack")
@@ -43,13 +45,15 @@ class Stats:
     without_label: int = 0
     truncated: int = 0
     oversize: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
     skipped: dict[str, int] = field(default_factory=lambda: {"oversize": 0, "where": 0, "tail": 0})
     bad_images: int = 0
     bad: list[BadRow] = field(default_factory=list)
     wait_s: float = 0.0
     run_s: float = 0.0
 
-    NUMBERS: ClassVar[int] = 13  # length of `numbers`
+    NUMBERS: ClassVar[int] = 15  # length of `numbers`
 
     def numbers(self) -> torch.Tensor:
         """Every total that another process may add to its own, float64 (NUMBERS,)."""

@@ -21,8 +21,10 @@ class TarSample:
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def read_samples(path: str) -> list[TarSample]:
+def read_samples(file: str, shard: str | None = None) -> list[TarSample]:
     """The samples of a tar shard, in order of their first members. Reads headers only.
+
+    `file` is its path; `shard`, where it has another name, how messages call it.
 
     Folders, links and webdataset's own `__name__` files are passed over, as are names without an extension.
 
@@ -30,8 +32,9 @@ def read_samples(path: str) -> list[TarSample]:
         ValueError: the file is no tar, is compressed, ends too early, or holds a member twice or sparse.
     """
     samples: dict[str, TarSample] = {}
+    path = file if shard is None else shard
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(file, "r:") as tar:
             for member in tar:
                 if member.size < 0 or member.issparse():
                     kind = "a sparse file" if member.issparse() else f"a file of {member.size} bytes"
@@ -49,14 +52,14 @@ def read_samples(path: str) -> list[TarSample]:
         raise ValueError(
             f"shard {path!r} cannot be read as an uncompressed tar: {error}; unpack or write it again"
         ) from error
-    _check_end(path, end)
+    _check_end(file, path, end)
     return list(samples.values())
 
 
-def _check_end(path: str, end: int) -> None:
+def _check_end(name: str, path: str, end: int) -> None:
     """A tar closes with blocks of zeros; `tarfile` also stops at the first header that is damaged or cut off."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
+    size = os.path.getsize(name)
+    with open(name, "rb") as file:
         file.seek(end)
         rest = file.read(_MOST_PADDING + 1)
     if len(rest) < _BLOCK or any(rest[:_BLOCK]):

@@ -258,7 +258,7 @@ def test_pickles_are_bytes_and_names_with_dots_lead_nowhere(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-@pytest.mark.parametrize("source", ["pipe:cat a.tar", "file:///etc/passwd", "ftp://host/a.tar"])
+@pytest.mark.parametrize("source", ["pipe:cat a.tar", "file:///etc/passwd"])
 def test_addresses_that_run_or_fetch_something_are_refused(source: str) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=r"pipe:cat a.tar|file:///etc/passwd|ftp://host/a.tar"):
+    with pytest.raises((ValueError, FileNotFoundError), match=r"pipe:cat a.tar|file:///etc/passwd"):
         PackedImageLoader(source, PACKING, batch_size=1)

@@ -12,6 +12,7 @@ import pytest
 
 import patchnpack.loaders.scanner as scanner
 from patchnpack.loaders import PackedImageLoader, load_index, open_index, save_index, scan, update_index
+from patchnpack.loaders.store import Store
 from patchnpack.packer import Packing
 
 PACKING = Packing(seq_len=64, patch_size=8)
@@ -23,9 +24,9 @@ def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     scan_shard = scanner._scan_shard
 
-    def noted(path: str, images: Any) -> Any:
+    def noted(path: str, *rest: Any) -> Any:
         names.append(Path(path).name)
-        return scan_shard(path, images)
+        return scan_shard(path, *rest)
 
     monkeypatch.setattr(scanner, "_scan_shard", noted)
     return names
@@ -45,29 +46,29 @@ def test_scan_is_cached_and_only_changed_shards_are_read_again(
     shards: list[str], scanned: list[str], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    first = open_index(shards, cache_dir=cache)
+    first = open_index(shards, store=Store(cache))
     assert scanned == ["drawn-000.tar", "drawn-001.tar", "drawn-002.tar"]
-    assert list(open_index(shards, cache_dir=cache).keys) == list(first.keys)
+    assert list(open_index(shards, store=Store(cache)).keys) == list(first.keys)
     assert len(scanned) == 3
     touch(shards[1])
-    again = open_index(shards, cache_dir=cache)
+    again = open_index(shards, store=Store(cache))
     assert scanned[3:] == ["drawn-001.tar"]
     assert list(again.keys) == list(first.keys)
-    assert again.shard_mtimes[1] == os.stat(shards[1]).st_mtime_ns
-    open_index(shards, cache_dir=cache)
+    assert again.versions[1] == str(os.stat(shards[1]).st_mtime_ns)
+    open_index(shards, store=Store(cache))
     assert len(scanned) == 4
-    open_index(shards[:2], cache_dir=cache)
-    open_index(shards, cache_dir=cache, image="png")
+    open_index(shards[:2], store=Store(cache))
+    open_index(shards, store=Store(cache), image="png")
     assert len(scanned) == 9
 
 
 def test_damaged_cache_is_made_anew_and_told(
     shards: list[str], scanned: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    open_index(shards, cache_dir=tmp_path / "cache")
+    open_index(shards, store=Store(tmp_path / "cache"))
     (cached,) = (tmp_path / "cache" / "indexes").iterdir()
     cached.write_bytes(cached.read_bytes()[:50])
-    assert len(open_index(shards, cache_dir=tmp_path / "cache")) == 12
+    assert len(open_index(shards, store=Store(tmp_path / "cache"))) == 12
     assert "cannot be read" in caplog.text
     assert len(scanned) == 6
     load_index(cached)
@@ -78,7 +79,7 @@ def test_cache_that_cannot_be_written_is_told_and_the_index_used(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     with caplog.at_level(logging.WARNING, "patchnpack"):
-        assert len(open_index(shards, cache_dir=tmp_path / "file")) == 12
+        assert len(open_index(shards, store=Store(tmp_path / "file"))) == 12
     assert "the index is not kept for the next start" in caplog.text
 
 

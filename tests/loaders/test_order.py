@@ -26,7 +26,7 @@ def index_of(counts: tuple[int, ...], seed: int = 0) -> Index:
     return Index(
         shards=tuple(f"{s}.tar" for s in range(len(counts))),
         shard_bytes=np.zeros(len(counts), np.int64),
-        shard_mtimes=np.zeros(len(counts), np.int64),
+        versions=("",) * len(counts),
         starts=starts,
         keys=Texts.of(str(i) for i in range(n)),
         offset=np.zeros(n, np.int64),

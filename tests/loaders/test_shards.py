@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from patchnpack.loaders.shards import ShardReader, expand
+from patchnpack.loaders.store import Store
 
 
 @pytest.fixture
@@ -89,8 +90,8 @@ def test_shard_in_a_folder_of_an_odd_name_is_found_by_range(here: Path) -> None:
         (["other.tar", "other.tar"], ValueError, "'other.tar' is named more than once"),
         (["train-000001.tar", "train-*.tar"], ValueError, "'train-000001.tar' is named more than once"),
         (["other.tar", "./other.tar"], ValueError, "'./other.tar' is named more than once"),
-        ("s3://bucket/train-{000000..000003}.tar", ValueError, "remote address; .* copy them here first"),
-        (["other.tar", "https://host/a.tar"], ValueError, "'https://host/a.tar' is a remote address"),
+        ("s3://bucket/train-{000000..000003.tar", ValueError, "has a brace without its partner"),
+        ("https://host/", ValueError, "'https://host/' names no file"),
     ],
 )
 def test_source_that_names_no_shards_is_refused_with_the_value_and_the_remedy(
@@ -129,7 +130,7 @@ def make_reader(tmp_path: Path) -> Callable[..., tuple[ShardReader, list[bytes]]
         for path, data in zip(paths, contents, strict=True):
             path.write_bytes(data)
         names, sizes = [str(path) for path in paths], list(map(len, contents))
-        return ShardReader(names, sizes, [0] * len(names), max_open), contents
+        return ShardReader(names, sizes, [""] * len(names), Store(), max_open), contents
 
     return make
 
