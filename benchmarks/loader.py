@@ -1,54 +1,245 @@
-"""The loader at native resolution against its bound: a bare pool of threads that decodes the same JPEG bytes.
+"""The loader, its bound, and what people use today: the same photographs, in turn, equally many threads or processes.
 
-Both run in one process, in turn, with the same number of threads, over the same shards; the bound reads and decodes
-every image and throws the pixels away. The loader also plans, cuts patches and builds batches. What is missing to the
-bound is what all of that costs. As in training, one loader serves all epochs; the first one, in which the system hands
-out its memory, is not timed.
+At native resolution:
 
-    python benchmarks/loader.py [SHARDS] [--threads 2] [--rounds 5]
+* bare pool: threads that read and decode the same JPEG bytes with simplejpeg and throw the pixels away, the bound;
+* PackedImageLoader: the same, and planning, cutting patches and building batches;
+* DALI: NVIDIA's reader and CPU decoder, images only; two batches are ready when its clock starts, 2 % of the images;
+* webdataset: `DataLoader` with worker processes, PIL, images only, as lists of tensors, the fastest of six ways to pass
+  them on;
+* webdataset, packed: patches, next-fit groups and zero padding in those workers, in Python, as it is usually written.
 
-Writes benchmarks/results/loader.csv. Images/s differ from machine to machine and from hour to hour; the ratio is the
-figure.
+And shrunk to at most 64 tokens, where a JPEG can be decoded at a fraction of its size: there the bound decodes at the
+same scale as the loader and resizes to the same size. webdataset's way decodes in full, since `decode("pil")` does.
+
+As in training, one loader serves all epochs; the first one, in which the system hands out memory and workers start, is
+not timed.
+
+    python benchmarks/loader.py [SHARDS] [--threads 2] [--rounds 5] [--quick]
+
+`--quick` leaves out all but the bare pool and the loader at native resolution. Prints medians, and how far the rounds
+lie apart, and writes benchmarks/results/loader.csv. Images/s differ from machine to machine and from hour to hour; the
+ratio to the bound of the same round is the figure.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import datetime
+import importlib
+import importlib.metadata
+import math
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
+import torch
+import webdataset
+from PIL import Image
+from torch.utils.data import DataLoader
 
-from patchnpack import PackedImageLoader, Packing
+from patchnpack import FitTokens, PackedImageLoader, Packing
 from patchnpack.loaders import Index, scan
+from patchnpack.packer import plan
+
+# P patch size, L token slots of a pack, B packs in a batch
 
 HERE = Path(__file__).resolve().parent
 CLOTHING = HERE.parents[1] / "shared" / "data" / "clothing" / "train-{000000..000009}.tar"
+SEQ_LEN, PATCH_SIZE, BATCH_SIZE, MAX_TOKENS = 4096, 16, 8, 64
+LIST = 32  # images in a batch that is not packed
+NOT_INSTALLED = "not installed"
+
+Way = Callable[[], int]  # reads and decodes every image once, and says how many
 
 
-def bare_pool(index: Index, threads: int) -> int:
-    """Reads and decodes every image, in the order of the shards."""
+def bare_pool(index: Index, threads: int, sizes: list[tuple[int, int]] | None = None) -> int:
+    """Reads and decodes every image, in the order of the shards; with `sizes`, shrinks it to that (width, height)."""
     reader = index.reader()
     places = list(
         zip(index.shard_of(np.arange(len(index))).tolist(), index.offset.tolist(), index.nbytes.tolist(), strict=True)
     )
 
     def decode(part: int) -> int:
-        for place in places[part::threads]:
-            simplejpeg.decode_jpeg(reader.read(*place))
-        return len(places[part::threads])
+        for i in range(part, len(places), threads):
+            data = reader.read(*places[i])
+            if sizes is None:
+                simplejpeg.decode_jpeg(data)
+                continue
+            width, height = sizes[i]
+            pixels = simplejpeg.decode_jpeg(data, "RGBX", min_height=height, min_width=width, min_factor=2)
+            image = Image.frombuffer("RGBX", pixels.shape[1::-1], pixels, "raw", "RGBX", 0, 1)
+            image.resize((width, height), Image.Resampling.BICUBIC)
+        return len(range(part, len(places), threads))
 
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(decode, range(threads)))
+
+
+def stored_sizes(index: Index, packing: Packing) -> list[tuple[int, int]]:
+    """(width, height) of each row once it has been shrunk, before it is turned upright."""
+    images = plan(index.rows(np.arange(len(index))), packing).images
+    sizes = images.size[np.argsort(images.row)]
+    sizes = np.where(index.orientation[:, None] >= 5, sizes[:, ::-1], sizes)
+    return [(int(width), int(height)) for width, height in sizes]
+
+
+def packed_images(loader: PackedImageLoader) -> int:
+    return sum(batch.num_images for batch in loader)
+
+
+def to_pixels(image: Image.Image, max_tokens: int | None, P: int) -> np.ndarray:
+    """A decoded image as uint8 (height, width, 3), shrunk to `max_tokens` patches where there are more."""
+    if max_tokens is not None:
+        scale = min(1.0, math.sqrt(max_tokens * P**2 / (image.width * image.height)))
+        width, height = (max(1, int(scale * side / P)) * P for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.array(image)
+
+
+def next_fit(samples: Iterable[tuple[np.ndarray]], L: int, P: int, B: int) -> Iterator[dict[str, Any]]:
+    """Batches of packs: each image goes into the open pack or, where it does not fit, opens the next."""
+    packs: list[list[np.ndarray]] = [[]]
+    for (pixels,) in samples:
+        height, width, _ = pixels.shape
+        gh, gw = -(-height // P), -(-width // P)
+        if gh * gw > L:
+            raise ValueError(f"an image of {width}x{height} pixels has {gh * gw} patches, more than a pack's {L} slots")
+        filled = np.pad(pixels, ((0, gh * P - height), (0, gw * P - width), (0, 0)))
+        if sum(gh * gw for gh, _, gw, *_ in map(np.shape, packs[-1])) + gh * gw > L:
+            if len(packs) == B:
+                yield padded(packs, L)
+                packs = []
+            packs.append([])
+        packs[-1].append(filled.reshape(gh, P, gw, P, 3))
+    yield padded(packs, L)
+
+
+def padded(packs: list[list[np.ndarray]], L: int) -> dict[str, Any]:
+    """Packs of images (gh, P, gw, P, 3) as tensors; the slots behind them are 0."""
+    _, P, _, _, C = packs[0][0].shape
+    patches = np.zeros((len(packs), L, P * P * C), np.uint8)
+    segment_ids, coords = np.zeros((len(packs), L), np.int32), np.zeros((len(packs), L, 2), np.int32)
+    for b, pack in enumerate(packs):
+        start = 0
+        for number, image in enumerate(pack, 1):
+            gh, _, gw, *_ = image.shape
+            slots = slice(start, start := start + gh * gw)
+            patches[b, slots] = image.transpose(0, 2, 1, 3, 4).reshape(gh * gw, -1)
+            segment_ids[b, slots] = number
+            coords[b, slots] = np.stack(np.meshgrid(np.arange(gw), np.arange(gh)), -1).reshape(-1, 2)
+    arrays = {"patches": patches, "segment_ids": segment_ids, "coords": coords}
+    return {"images": sum(map(len, packs)), **{name: torch.from_numpy(array) for name, array in arrays.items()}}
+
+
+def webdataset_ways(index: Index, processes: int, max_tokens: int | None) -> tuple[Way, Way]:
+    """Epochs of images alone, and of packed batches."""
+    options: dict[str, Any] = {"num_workers": processes, "persistent_workers": True}
+    images = webdataset.WebDataset(index.shards, shardshuffle=False, empty_check=False).decode("pil")
+    images = images.to_tuple("jpg;jpeg").map_tuple(partial(to_pixels, max_tokens=max_tokens, P=PATCH_SIZE))
+    packed = images.compose(partial(next_fit, L=SEQ_LEN, P=PATCH_SIZE, B=BATCH_SIZE))
+    lists = DataLoader(images, batch_size=LIST, collate_fn=to_tensors, **options)
+    batches = DataLoader(packed, batch_size=None, **options)
+    return lambda: sum(map(len, lists)), lambda: sum(batch["images"] for batch in batches)
+
+
+def to_tensors(samples: list[tuple[np.ndarray]]) -> list[torch.Tensor]:
+    """Images of all sizes make no tensor together; as tensors they reach the training process by shared memory."""
+    return [torch.from_numpy(pixels) for (pixels,) in samples]
+
+
+def dali_way(index: Index, threads: int) -> Way | None:
+    """Epochs of images decoded by DALI's CPU pipeline; None where it is not installed."""
+    try:
+        dali, fn = importlib.import_module("nvidia.dali"), importlib.import_module("nvidia.dali.fn")
+    except ImportError:
+        return None
+
+    @dali.pipeline_def(batch_size=LIST, num_threads=threads, device_id=None)  # type: ignore[untyped-decorator]
+    def decoding() -> Any:
+        data = fn.readers.webdataset(paths=index.shards, ext=["jpg;jpeg"], name="reader", pad_last_batch=True)
+        return fn.decoders.image(data, device="cpu", output_type=dali.types.RGB)
+
+    pipeline = decoding()
+    pipeline.build()
+    batches = -(-pipeline.epoch_size("reader") // LIST)  # the last one is filled up with its last image
+    return lambda: sum(len(pipeline.run()[0]) for _ in range(batches))
+
+
+def all_ways(index: Index, threads: int, quick: bool) -> dict[tuple[str, str], Way | None]:
+    """By setting and name; the first of a setting is its bound."""
+    native = Packing(seq_len=SEQ_LEN, patch_size=PATCH_SIZE)
+    fit = native.replace(resolution=FitTokens(MAX_TOKENS))
+    loaders = [
+        PackedImageLoader(index, packing, batch_size=BATCH_SIZE, num_threads=threads) for packing in (native, fit)
+    ]
+    ways: dict[tuple[str, str], Way | None] = {
+        ("native", "bare pool"): lambda: bare_pool(index, threads),
+        ("native", "PackedImageLoader"): lambda: packed_images(loaders[0]),
+    }
+    if quick:
+        return ways
+    sizes = stored_sizes(index, fit)
+    alone, packed = webdataset_ways(index, threads, None)
+    fit_alone, fit_packed = webdataset_ways(index, threads, MAX_TOKENS)
+    small = f"at most {MAX_TOKENS} tokens"
+    return ways | {
+        ("native", "DALI, images only"): dali_way(index, threads),
+        ("native", "webdataset, images only"): alone,
+        ("native", "webdataset, packed"): packed,
+        (small, "bare pool"): lambda: bare_pool(index, threads, sizes),
+        (small, "PackedImageLoader"): lambda: packed_images(loaders[1]),
+        (small, "webdataset, images only"): fit_alone,
+        (small, "webdataset, packed"): fit_packed,
+    }
+
+
+def measure(ways: dict[tuple[str, str], Way], images: int, rounds: int) -> dict[tuple[str, str], list[float]]:
+    """Images/s of each way in each round."""
+    rates: dict[tuple[str, str], list[float]] = {name: [] for name in ways}
+    # Warmed up backwards: workers start as copies of this process, before it holds the memory of the loaders' batches,
+    # which the system would copy when the loaders next write there.
+    for way in reversed(ways.values()):
+        way()
+    for _ in range(rounds):
+        for name, way in ways.items():
+            time.sleep(0.1)  # DALI makes batches ahead: the next way shall not share its processors with that
+            began = time.perf_counter()
+            count = way()
+            rates[name].append(count / (time.perf_counter() - began))
+            assert images <= count < images + LIST, f"{name}: {count} of {images} images"
+    return rates
+
+
+def about(index: Index, threads: int, rounds: int) -> dict[str, str]:
+    """What a figure needs beside it: command, machine, versions, date."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    names = ("numpy", "torch", "simplejpeg", "pillow-simd", "webdataset", "nvidia-dali-cuda120")
+    versions = [f"Python {platform.python_version()}"]
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+    return {
+        "images": f"{len(index)} of {index.width.mean():.0f}x{index.height.mean():.0f} pixels on average",
+        "workers": f"{threads} threads or processes, {rounds} rounds in turn",
+        "machine": f"{models[0].split(':')[1].strip() if models else platform.machine()}, {os.cpu_count()} CPUs",
+        "versions": ", ".join(versions),
+        "command": f"python {shlex.join(sys.argv)}",
+        "date": str(datetime.date.today()),
+    }
 
 
 def main() -> None:
@@ -56,43 +247,46 @@ def main() -> None:
     parser.add_argument("shards", nargs="?", default=str(CLOTHING))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="only the bare pool and the loader, at native resolution")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "loader.csv")
     options = parser.parse_args()
     try:
         index = scan(options.shards)
     except FileNotFoundError as error:
         sys.exit(f"{error}\ngive shards of JPEG photographs: python benchmarks/loader.py 'SHARDS'")
 
-    loader = PackedImageLoader(index, Packing(seq_len=4096), batch_size=8, num_threads=options.threads)
-    ways: dict[str, Callable[[], int]] = {
-        "bare decode pool": lambda: bare_pool(index, options.threads),
-        "PackedImageLoader": lambda: sum(
-            batch.num_images for batch in loader
-        ),  # an epoch, batches dropped as they come
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for round in range(options.rounds + 1):  # the first warms the page cache and the compiled kernels
-        for name, way in ways.items():
-            began = time.perf_counter()
-            assert way() == len(index)
-            if round:
-                seconds[name].append(time.perf_counter() - began)
-
-    ratios = np.divide(seconds["bare decode pool"], seconds["PackedImageLoader"])
-    print(
-        f"{len(index)} images, mean {index.width.mean():.0f}x{index.height.mean():.0f}, {options.threads} threads, "
-        f"{options.rounds} rounds in turn; {platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, "
-        f"Python {platform.python_version()}, simplejpeg {simplejpeg.__version__}, {datetime.date.today()}"
-    )
-    rows = [(name, len(index) / statistics.median(seconds[name])) for name in ways]
-    for name, rate in rows:
-        print(f"{name:20} {rate:8.0f} images/s")
-    print(f"{'of the bound':20} {statistics.median(ratios):8.3f}  (rounds: {', '.join(f'{r:.3f}' for r in ratios)})")
-    (HERE / "results").mkdir(exist_ok=True)
-    with (HERE / "results" / "loader.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["way", "images_per_second", "of_the_bound"])
-        for name, rate in rows:
-            writer.writerow([name, f"{rate:.1f}", f"{rate / rows[0][1]:.4f}"])
+    ways = all_ways(index, options.threads, options.quick)
+    rates = measure({name: way for name, way in ways.items() if way}, len(index), options.rounds)
+    details = about(index, options.threads, options.rounds)
+    print("\n".join(f"{name:9}{value}" for name, value in details.items()))
+    rows = []
+    for setting, name in ways:
+        found = rates.get((setting, name))
+        bound = rates[next(key for key in ways if key[0] == setting)]
+        row = {
+            "setting": setting,
+            "way": name,
+            "images_per_second": NOT_INSTALLED,
+            "of_the_bound": "",
+            "low": "",
+            "high": "",
+        }
+        if found:
+            ratios = np.divide(found, bound)
+            row["images_per_second"] = f"{statistics.median(found):.0f}"
+            row |= {
+                "of_the_bound": f"{np.median(ratios):.3f}",
+                "low": f"{ratios.min():.3f}",
+                "high": f"{ratios.max():.3f}",
+            }
+        rows.append(row)
+        spread = f"({row['low']} to {row['high']})" if found else ""
+        print("{setting:18}{way:26}{images_per_second:>14}{of_the_bound:>8}".format(**row), spread)
+    options.out.parent.mkdir(exist_ok=True)
+    with options.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *details])
+        writer.writeheader()
+        writer.writerows(row | details for row in rows)
 
 
 if __name__ == "__main__":

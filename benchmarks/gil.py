@@ -1,0 +1,121 @@
+"""Python's own cost an image: what the loader spends beside decoding and cutting patches, mostly with the GIL held.
+
+However many threads decode, only one of them at a time runs Python, so 1 / (this cost) is the most images/s that one
+process can reach. Decoding and the kernels that write pixels are replaced by calls that take the same arguments and
+leave pixels alone; what remains, planning, reading, queueing and building batches, is measured as CPU time of the whole
+process. Reading, a system call without the GIL, is inside, so the figure errs upwards.
+
+    python benchmarks/gil.py [SHARDS] [--rounds 5]
+
+Prints microseconds an image with one thread and with two, which contend for the GIL, and writes
+benchmarks/results/gil.csv. The budget is 60.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import simplejpeg
+from numba import njit
+
+from patchnpack import PackedImageLoader, Packing
+from patchnpack.loaders import Index, scan
+from patchnpack.packer import _kernels
+
+HERE = Path(__file__).resolve().parent
+CLOTHING = HERE.parents[1] / "shared" / "data" / "clothing" / "train-{000000..000009}.tar"
+BUDGET = 60  # microseconds an image
+
+
+def no_decode(data: bytes, colorspace: str = "RGB", *, buffer: np.ndarray) -> np.ndarray:
+    return buffer
+
+
+# Compiled, so that handing Python's arguments to compiled code still counts. A batch checks its segments.
+@njit(nogil=True)
+def no_place(pixels, patch, grid_w, grid_h, key, segment, patches, segment_ids, coords):  # type: ignore[no-untyped-def]
+    segment_ids[:] = segment
+
+
+@njit(nogil=True)
+def no_clearing(patches, used):  # type: ignore[no-untyped-def]
+    pass
+
+
+def cost(loader: PackedImageLoader) -> float:
+    """CPU time of this process over one epoch, in microseconds an image."""
+    began = time.process_time()
+    images = sum(batch.num_images for batch in loader)
+    assert images == len(loader.index), f"{images} of {len(loader.index)} images"
+    return (time.process_time() - began) / images * 1e6
+
+
+def measure(index: Index, threads: int, rounds: int) -> list[float]:
+    """The cost in each round, after one that warms up."""
+    packing = Packing(seq_len=4096, patch_size=16)
+    label = "cls" if "cls" in index.members else None  # as in training
+    loader = PackedImageLoader(index, packing, batch_size=8, num_threads=threads, label=label)
+    stubs: dict[tuple[Any, str], Any] = {
+        (simplejpeg, "decode_jpeg"): no_decode,
+        (_kernels, "place_kept"): no_place,
+        (_kernels, "clear_padding"): no_clearing,
+    }
+    patches = [mock.patch.object(*target, stub) for target, stub in stubs.items()]
+    for patch in patches:
+        patch.start()
+    try:
+        return [cost(loader) for _ in range(rounds + 1)][1:]
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", nargs="?", default=str(CLOTHING))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "gil.csv")
+    options = parser.parse_args()
+    try:
+        index = scan(options.shards)
+    except FileNotFoundError as error:
+        sys.exit(f"{error}\ngive shards of JPEG photographs: python benchmarks/gil.py 'SHARDS'")
+    details = {
+        "images": len(index),
+        "rounds": options.rounds,
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs",
+        "versions": f"Python {platform.python_version()}, numpy {np.__version__}",
+        "command": f"python {shlex.join(sys.argv)}",
+        "date": str(datetime.date.today()),
+    }
+    print("\n".join(f"{name:9}{value}" for name, value in details.items()))
+    rows = []
+    for threads in (1, 2):
+        found = measure(index, threads, options.rounds)
+        figures = {"median": statistics.median(found), "low": min(found), "high": max(found)}
+        print(
+            f"{threads} threads: {figures['median']:.1f} microseconds an image "
+            f"({figures['low']:.1f} to {figures['high']:.1f}), budget {BUDGET}"
+        )
+        rows.append({"threads": threads, **{name: f"{value:.1f}" for name, value in figures.items()}, **details})
+    options.out.parent.mkdir(exist_ok=True)
+    with options.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
