@@ -82,8 +82,8 @@ def train(options: argparse.Namespace) -> None:
     if first >= options.epochs:
         print(f"{path} has {first} epochs behind it already; give more --epochs, or another --out")
         return
-    # DDP never lets go of its group. In one of its own it leaves the group of `over_ranks` free to end with its threads:
-    # as Python ends, a thread of gloo that still holds a tensor of Python's aborts the process.
+    # DDP never lets go of its group, so it has one of its own, and the one of `over_ranks` can end with its threads:
+    # one that still holds a tensor of Python's when Python ends would abort the process.
     ddp = DistributedDataParallel(model, process_group=dist.new_group())
 
     def checkpoint(epoch: int, met: torch.Tensor, state: dict[str, Any]) -> None:
