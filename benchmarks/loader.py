@@ -73,8 +73,9 @@ def bare_pool(index: Index, threads: int, sizes: list[tuple[int, int]] | None = 
     )
 
     def decode(part: int) -> int:
+        count = 0
         for i in range(part, len(places), threads):
-            data = reader.read(*places[i])
+            data, count = reader.read(*places[i]), count + 1
             if sizes is None:
                 simplejpeg.decode_jpeg(data)
                 continue
@@ -82,7 +83,7 @@ def bare_pool(index: Index, threads: int, sizes: list[tuple[int, int]] | None = 
             pixels = simplejpeg.decode_jpeg(data, "RGBX", min_height=height, min_width=width, min_factor=2)
             image = Image.frombuffer("RGBX", pixels.shape[1::-1], pixels, "raw", "RGBX", 0, 1)
             image.resize((width, height), Image.Resampling.BICUBIC)
-        return len(range(part, len(places), threads))
+        return count
 
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(decode, range(threads)))

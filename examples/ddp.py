@@ -80,16 +80,16 @@ def train(options: argparse.Namespace) -> None:
         loader.load_state_dict(saved["loader"])
         first, step, before = saved["epoch"], saved["step"], saved["met"]
     if first >= options.epochs:
-        print(f"{path} has {first} epochs behind it already; give more --epochs, or another --out")
+        if dist.get_rank() == 0:
+            print(f"{path} has {first} epochs behind it already; give more --epochs, or another --out")
         return
     # DDP never lets go of its group, so it has one of its own, and the one of `over_ranks` can end with its threads:
     # one that still holds a tensor of Python's when Python ends would abort the process.
     ddp = DistributedDataParallel(model, process_group=dist.new_group())
 
-    def checkpoint(epoch: int, met: torch.Tensor, state: dict[str, Any]) -> None:
-        weights, moments = model.state_dict(), optimizer.state_dict()
-        content = {"model": weights, "optimizer": moments, "loader": state, "epoch": epoch, "step": step, "met": met}
-        save(path, content)
+    def checkpoint(epoch: int, so_far: torch.Tensor, state: dict[str, Any]) -> None:
+        content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loader": state}
+        save(path, {**content, "epoch": epoch, "step": step, "met": so_far})
 
     for epoch in range(first, options.epochs):
         loader.set_epoch(epoch)  # one that was interrupted goes on where it stood
