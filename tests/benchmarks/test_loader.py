@@ -1,4 +1,4 @@
-"""benchmarks/loader.py and gil.py on a few drawn images: every way sees each of them, and the peer's packs are right."""
+"""benchmarks/loader.py and gil.py on a few drawn images: every way sees them all, and the packing peer is right."""
 
 from __future__ import annotations
 
