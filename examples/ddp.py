@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from patchnpack import FitTokens, PackedImageLoader, Packing
+from patchnpack import ErrorPolicy, FitTokens, PackedImageLoader, Packing
 from patchnpack.models import NaViT, NaViTConfig, classification_loss
 
 
@@ -40,6 +40,7 @@ def make_loader(options: argparse.Namespace) -> PackedImageLoader:
         batch_size=options.batch_size,
         shuffle=True,
         label="cls",
+        errors=ErrorPolicy(max_rate=1),  # however many images are bad, no rank stops alone
     )
 
 
@@ -104,9 +105,6 @@ def train(options: argparse.Namespace) -> None:
             sums, step = sums + torch.stack([total, count]), step + 1
             if step % options.save_every == 0 and i < steps:  # the end of an epoch has a checkpoint of its own
                 so_far = before + over_ranks(met(loader) - begin)
-                # Rows that no step decodes are counted by each loader that plans the epoch, so by the next one again.
-                so_far[1] -= len(loader.index.bad)
-                so_far[2] = 0
                 checkpoint(epoch, so_far, loader.state_dict(after=batch))
         images, bad, skipped = (before + over_ranks(met(loader) - begin)).tolist()
         rows = len(loader.index)

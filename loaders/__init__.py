@@ -7,6 +7,7 @@ from patchnpack.loaders.index import Index
 from patchnpack.loaders.index_file import load_index, save_index
 from patchnpack.loaders.packed_loader import PackedImageLoader
 from patchnpack.loaders.scanner import scan
+from patchnpack.loaders.stream import PackedStream, pack_stream
 
 __all__ = [
     "BadDataError",
@@ -14,9 +15,11 @@ __all__ = [
     "Index",
     "PackedDataset",
     "PackedImageLoader",
+    "PackedStream",
     "StallError",
     "load_index",
     "open_index",
+    "pack_stream",
     "save_index",
     "scan",
     "update_index",

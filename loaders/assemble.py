@@ -6,14 +6,14 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import xxhash
 
 from patchnpack.loaders.buffers import BufferPool
-from patchnpack.loaders.decode import BadImage, decode
+from patchnpack.loaders.decode import BadImage, Header, decode
 from patchnpack.loaders.errors import BadRow, ErrorPolicy, StallError
 from patchnpack.loaders.index import Index
 from patchnpack.loaders.labels import NO_LABEL, Labels
@@ -27,19 +27,79 @@ from patchnpack.packer.random import Purpose, keys
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sources:
-    """What the images of every batch are made with."""
+class LabelKind(Protocol):
+    """What all labels are: arrays of this shape and type, and `absent` where there is none."""
 
-    index: Index
-    reader: ShardReader
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    absent: Any
+
+
+class Samples(Protocol):
+    """The samples of a draft's M images; number i is the same one everywhere.
+
+    Attributes:
+        keys: their keys.
+        shards: where each came from.
+        width, height: int32 (M,), pixels, upright.
+        ident: uint64 (M,), what their draws are keyed by.
+    """
+
+    keys: list[str]
+    shards: list[str]
+    width: np.ndarray
+    height: np.ndarray
+    ident: np.ndarray
+
+    def read(self, i: int) -> Any:
+        """What `decode` takes. Raises BadImage."""
+        ...
+
+    def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
+        """The image upright, the box of it resized to `size`. Raises BadImage."""
+        ...
+
+    def label(self, i: int) -> Any:
+        """Its label, `absent` where there is none."""
+        ...
+
+    def extra(self, i: int, extension: str) -> Any:
+        """What one of its other members holds. Raises BadImage."""
+        ...
+
+    def bad_row(self, i: int, stage: str, reason: str) -> BadRow:
+        """The record of an image that could not be used."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Making:
+    """How a draft's images are made, and where they come from."""
+
     packing: Packing
-    labels: Labels
+    labels: LabelKind
     extras: Sequence[str]
     transform: Transform | None
     seed: int
     buffers: BufferPool
     errors: ErrorPolicy
+
+    def samples(self, rows: np.ndarray) -> Samples:
+        """The samples of these rows (int64); called once a draft, by any thread."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sources(Making):
+    """What the images of every batch are made with, where an index says where they lie."""
+
+    index: Index
+    reader: ShardReader
+    labels: Labels
+
+    def samples(self, rows: np.ndarray) -> Samples:
+        """The samples of these rows of the index (int64)."""
+        return _IndexedSamples(self, rows)
 
     def bad_row(self, row: int, stage: str, reason: str) -> BadRow:
         """The record of a row that could not be used."""
@@ -68,7 +128,63 @@ def read_member(index: Index, reader: ShardReader, row: int, extension: str) -> 
     return reader.read(int(index.shard_of(row)), offset, nbytes)
 
 
-def _extra(extension: str, kind: str, data: bytes | None) -> Any:
+class _IndexedSamples:
+    def __init__(self, sources: Sources, rows: np.ndarray) -> None:
+        index = sources.index
+        shard = index.shard_of(rows)
+        self.width, self.height, self.ident = index.width[rows], index.height[rows], index.rows(rows).ident
+        # As Python's own numbers: taking them out of arrays one by one would cost more than all else here.
+        self._sources, self._rows = sources, rows.tolist()
+        self._bytes = _tuples(shard, index.offset[rows], index.nbytes[rows])
+        self._headers = index.headers(rows)
+        self._digests = index.digest[rows].tolist()
+        self.keys = index.keys.take(rows)[:]
+        self.shards = [index.shards[i] for i in shard.tolist()]
+
+    def read(self, i: int) -> bytes:
+        shard, offset, nbytes = self._bytes[i]
+        data = self._sources.reader.read(shard, offset, nbytes)
+        if xxhash.xxh3_64_intdigest(data) != self._digests[i]:
+            if self._sources.reader.has_changed(shard):
+                raise OSError(
+                    f"shard {redact(self.shards[i])!r} was written to since it was indexed, and the image at byte "
+                    f"{offset} is another one; bring the index up to date: patchnpack index SHARDS"
+                )
+            raise BadImage("its bytes are not those that were indexed: the digest differs", "read")
+        return data
+
+    def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
+        return decode_for(self._sources.packing, data, self._headers[i], size, box, strict)
+
+    def label(self, i: int) -> Any:
+        return self._sources.labels.of(self._rows[i])
+
+    def extra(self, i: int, extension: str) -> Any:
+        kind = self._sources.index.kinds.get(extension, extension)
+        return extra(extension, kind, self._sources.member(self._rows[i], extension))
+
+    def bad_row(self, i: int, stage: str, reason: str) -> BadRow:
+        return self._sources.bad_row(self._rows[i], stage, reason)
+
+
+def decode_for(
+    packing: Packing, data: Any, header: Header, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool
+) -> np.ndarray:
+    """`decode`, as a packing asks for."""
+    return decode(
+        data,
+        header,
+        size,
+        box,
+        mode=packing.image_mode,
+        interpolation=packing.interpolation,
+        scaled=packing.scaled_decode,
+        strict=strict,
+    )
+
+
+def extra(extension: str, kind: str, data: bytes | None) -> Any:
+    """What a member's bytes say: of kind txt as str, json as object, others as they are. Raises BadImage."""
     if data is None:
         return None
     try:
@@ -93,7 +209,7 @@ class Draft:
 
     def __init__(
         self,
-        sources: Sources,
+        sources: Making,
         packs: Sequence[Images | None],
         patch_size: int,
         *,
@@ -119,6 +235,7 @@ class Draft:
         self._segment_ids = np.zeros(shape, np.int32)
         self._coords = np.zeros((*shape, 2), np.int32)
         self._grids = np.zeros((*columns, 2), np.int32)
+        self._sizes = np.zeros((*columns, 2), np.int32)
         self._rows = np.full(columns, -1, np.int64)
         self._labels = np.full((*columns, *sources.labels.shape), sources.labels.absent, sources.labels.dtype)
         self._extras: dict[tuple[str, int], Any] = {}
@@ -140,17 +257,15 @@ class Draft:
         self._start = tokens[:-1] - np.repeat(before, counts)
         self._grids[self._pack, self._column] = self._images.grid
         self._rows[self._pack, self._column] = self._images.row
+        images, samples = self._images, sources.samples(self._images.row)
+        self._samples = samples
+        self._sizes[self._pack, self._column] = np.stack([samples.width, samples.height], 1)
         # As Python's own numbers: taking them out of arrays one by one would cost more than all else here.
-        images, rows = self._images, self._images.row
-        self._places = _tuples(rows, images.keep, self._pack, self._column, self._start, *images.size.T, *images.grid.T)
-        whole = (images.box[:, 2] == sources.index.width[rows]) & (images.box[:, 3] == sources.index.height[rows])
+        self._places = _tuples(images.keep, self._pack, self._column, self._start, *images.size.T, *images.grid.T)
+        whole = (images.box[:, 2] == samples.width) & (images.box[:, 3] == samples.height)
         self._boxes = None if whole.all() else _tuples(*images.box.T)
-        self._bytes = _tuples(sources.index.shard_of(rows), sources.index.offset[rows], sources.index.nbytes[rows])
-        self._headers = sources.index.headers(rows)
-        self._digests = sources.index.digest[rows].tolist()
         if sources.transform is not None:
-            ident = sources.index.rows(self._images.row).ident
-            self._transform_keys = keys(Purpose.TRANSFORM, sources.seed, self._epoch, ident)
+            self._transform_keys = keys(Purpose.TRANSFORM, sources.seed, self._epoch, samples.ident)
 
     def run(self, part: int) -> None:
         """Reads, decodes and writes one image, or clears the padding; keeps what it raises for `finish`."""
@@ -184,13 +299,13 @@ class Draft:
             self._place(part)
         except BadImage as error:
             self._failed[part] = True
-            self.bad.append((part, self._sources.bad_row(int(self._images.row[part]), error.stage, str(error))))
+            self.bad.append((part, self._samples.bad_row(part, error.stage, str(error))))
 
     def _place(self, i: int) -> None:
         sources, doing, thread = self._sources, self._doing, threading.current_thread().name
-        row, keep, pack, column, start, width, height, gw, gh = self._places[i]
+        keep, pack, column, start, width, height, gw, gh = self._places[i]
         doing[i] = "read", thread
-        data = self._read(i)
+        data = self._samples.read(i)
         doing[i] = "decode", thread
         pixels = self._decode(i, data, (width, height))
         if sources.transform is not None:
@@ -209,50 +324,24 @@ class Draft:
             self._segment_ids[pack, slots],
             self._coords[pack, slots],
         )
-        self._labels[pack, column] = sources.labels.of(row)
+        self._labels[pack, column] = self._samples.label(i)
         for extension in sources.extras:
-            kind = sources.index.kinds.get(extension, extension)
-            self._extras[extension, i] = _extra(extension, kind, sources.member(row, extension))
+            self._extras[extension, i] = self._samples.extra(i, extension)
 
-    def _read(self, i: int) -> bytes:
-        shard, offset, nbytes = self._bytes[i]
-        data = self._sources.reader.read(shard, offset, nbytes)
-        if xxhash.xxh3_64_intdigest(data) != self._digests[i]:
-            if self._sources.reader.has_changed(shard):
-                raise OSError(
-                    f"shard {self._sources.index.shards[shard]!r} was written to since it was indexed, and the image "
-                    f"at byte {offset} is another one; bring the index up to date: patchnpack index SHARDS"
-                )
-            raise BadImage("its bytes are not those that were indexed: the digest differs", "read")
-        return data
-
-    def _decode(self, i: int, data: bytes, size: tuple[int, int]) -> np.ndarray:
-        packing = self._sources.packing
-
-        def decoded(strict: bool) -> np.ndarray:
-            return decode(
-                data,
-                self._headers[i],
-                size,
-                None if self._boxes is None else self._boxes[i],
-                mode=packing.image_mode,
-                interpolation=packing.interpolation,
-                scaled=packing.scaled_decode,
-                strict=strict,
-            )
-
+    def _decode(self, i: int, data: Any, size: tuple[int, int]) -> np.ndarray:
+        box = None if self._boxes is None else self._boxes[i]
         try:
-            return decoded(strict=True)
+            return self._samples.decode(i, data, size, box, strict=True)
         except BadImage as error:
             if not error.truncated or self._sources.errors.truncated == "skip":
                 raise
             with self._lock:
                 self.truncated += 1
-            return decoded(strict=False)
+            return self._samples.decode(i, data, size, box, strict=False)
 
     def _transformed(self, i: int, pixels: np.ndarray) -> np.ndarray:
         assert self._sources.transform is not None
-        key = self._sources.index.keys[int(self._images.row[i])]
+        key = self._samples.keys[i]
         rng = np.random.Generator(np.random.Philox(key=int(self._transform_keys[i])))
         try:
             out = np.ascontiguousarray(self._sources.transform(pixels, rng))
@@ -283,11 +372,11 @@ class Draft:
         return self._batch
 
     def _stalled(self) -> str:
-        index, lines = self._sources.index, []
-        for i, (stage, thread) in sorted(self._doing.copy().items()):
-            row = self._places[i][0]
-            shard = redact(index.shards[int(index.shard_of(row))])
-            lines.append(f"{thread} is at stage {stage!r} of image {index.keys[row]!r} in shard {shard!r}")
+        lines = [
+            f"{thread} is at stage {stage!r} of image {self._samples.keys[i]!r} in shard "
+            f"{redact(self._samples.shards[i])!r}"
+            for i, (stage, thread) in sorted(self._doing.copy().items())
+        ]
         return (
             f"no image has been finished for {self._sources.errors.stall_s:g} seconds; "
             + ("; ".join(lines) or "no thread has begun one, so an earlier batch or the machine holds them")
@@ -297,12 +386,10 @@ class Draft:
     def _complete(self) -> PackedBatch:
         self.bad.sort(key=lambda bad: bad[0])
         self._close_ranks()
-        index, mask, rows = self._sources.index, self._rows >= 0, self._rows
-        sizes = np.zeros((*rows.shape, 2), np.int32)
-        sizes[mask] = np.stack([index.width[rows[mask]], index.height[rows[mask]]], 1)
+        mask = self._rows >= 0
         labels = self._labels[mask]
         self.without_label = int((np.isnan(labels).all(-1) if labels.ndim == 2 else labels == NO_LABEL).sum())
-        in_pack: list[list[int]] = [[] for _ in rows]  # the numbers of its images that did not fail
+        in_pack: list[list[int]] = [[] for _ in mask]  # the numbers of its images that did not fail
         for i, (b, failed) in enumerate(zip(self._pack.tolist(), self._failed.tolist(), strict=True)):
             if not failed:
                 in_pack[b].append(i)
@@ -311,11 +398,11 @@ class Draft:
             segment_ids=torch.from_numpy(self._segment_ids),
             coords=torch.from_numpy(self._coords),
             grids=torch.from_numpy(self._grids),
-            image_sizes=torch.from_numpy(sizes),
+            image_sizes=torch.from_numpy(self._sizes),
             image_mask=torch.from_numpy(mask),
             labels=torch.from_numpy(self._labels),
-            rows=torch.from_numpy(rows),
-            keys=[[index.keys[self._places[i][0]] for i in pack] for pack in in_pack],
+            rows=torch.from_numpy(self._rows),
+            keys=[[self._samples.keys[i] for i in pack] for pack in in_pack],
             extras={e: [[self._extras[e, i] for i in pack] for pack in in_pack] for e in self._sources.extras},
             patch_size=self._patch_size,
             step=self._step,
@@ -337,6 +424,7 @@ class Draft:
             columns = self._column[good]
             for array, empty in (
                 (self._grids, 0),
+                (self._sizes, 0),
                 (self._rows, -1),
                 (self._labels, self._sources.labels.absent),
             ):

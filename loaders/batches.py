@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -39,6 +39,21 @@ class Part:
     def has(self, number: int) -> bool:
         """Whether the batch of that number, counted over all workers, is one to make."""
         return number % self.num_workers == self.worker and number // self.num_workers >= self.made
+
+
+@dataclass(slots=True)
+class _LeftOut:
+    """Rows that come into no batch, until the next batch is handed out and they are counted with it."""
+
+    oversize: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    bad: list[tuple[int, BadRow]] = field(default_factory=list)
+
+    def taken(self) -> _LeftOut:
+        """What has been noted so far; from here on it is noted anew."""
+        noted = _LeftOut(self.oversize, self.skipped, self.bad)
+        self.oversize, self.skipped, self.bad = 0, Counter(), []
+        return noted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,28 +90,31 @@ class Batches:
         sources = self.sources
         if sources.reader.is_remote:
             sources = replace(sources, reader=sources.reader.prefetching(self._coming(begin)))
-        drafts = self._drafts(sources, begin, part)
-        under_way: deque[Draft] = deque()
+        left_out = _LeftOut()
+        drafts = self._drafts(sources, begin, part, left_out)
+        under_way: deque[tuple[Draft, _LeftOut]] = deque()
 
         def start(count: int) -> None:
             for draft in islice(drafts, count):
                 pool.submit(draft, draft.num_parts)
-                under_way.append(draft)
+                under_way.append((draft, left_out.taken()))
 
         try:
             began = time.perf_counter()
             start(self.prefetch)
             while under_way:
-                draft = under_way.popleft()
+                draft, beside = under_way.popleft()
                 waiting = time.perf_counter()
                 batch = draft.finish()
                 now = time.perf_counter()
+                self._count_left_out(beside)
                 self._count(batch, draft, waited=now - waiting, ran=now - began)
                 self.stats.cache_hits, self.stats.cache_misses = sources.reader.store.counts()
                 began = now
                 start(1)
                 yield batch
                 del batch, draft
+            self._count_left_out(left_out)
         except StallError:
             patience = 0.0  # the thread that is stuck would not end
             raise
@@ -109,11 +127,11 @@ class Batches:
         for epoch in range(begin.epoch, begin.epoch + 1 + self.repeat):
             yield from self.steps.order.shards_in_order(epoch)
 
-    def _drafts(self, sources: Sources, begin: Place, part: Part) -> Iterator[Draft]:
+    def _drafts(self, sources: Sources, begin: Place, part: Part, left_out: _LeftOut) -> Iterator[Draft]:
         number = 0
         while True:
             step, made = -(-begin.position // self.steps.packs), False
-            for packs, position in self._mine(begin, count=part.worker == 0):
+            for packs, position in self._mine(begin, left_out, count=part.worker == 0):
                 if part.has(number):
                     images, patch_size = [pack.images for pack in packs], packs[0].patch_size
                     yield Draft(sources, images, patch_size, epoch=begin.epoch, step=step, position=position)
@@ -122,43 +140,47 @@ class Batches:
                 return
             begin = Place(begin.epoch + 1, 0)
 
-    def _mine(self, begin: Place, *, count: bool) -> Iterator[tuple[list[Pack], int]]:
-        """This rank's packs of each step, and the position behind it; with `count`, what is left out is counted."""
-        rank, world_size, stats = self.rank, self.steps.world_size, self.stats
+    def _mine(self, begin: Place, left_out: _LeftOut, *, count: bool) -> Iterator[tuple[list[Pack], int]]:
+        """This rank's packs of each step, and the position behind it; with `count`, what is left out is noted.
+
+        A resumed epoch notes what the run before had not counted: what it comes to behind the place where it begins.
+        """
+        rank, world_size = self.rank, self.steps.world_size
 
         def mine(rows: np.ndarray) -> int:
             return int((rows % world_size == rank).sum()) if count else 0
 
         def note(plan: Plan) -> None:
-            stats.oversize += mine(plan.oversize)
-            stats.skipped["oversize"] += mine(plan.skipped)
+            left_out.oversize += mine(plan.oversize)
+            left_out.skipped["oversize"] += mine(plan.skipped)
 
-        def left_out(pack: Pack) -> None:
+        def note_tail(pack: Pack) -> None:
             if pack.images is not None:
-                stats.skipped["tail"] += mine(pack.images.row)
+                left_out.skipped["tail"] += mine(pack.images.row)
 
-        stats.skipped["where"] += mine(self.filtered)
-        for row, (stage, reason) in self.bad.items() if count else ():
-            if row % world_size == rank:
-                self._add_bad(self.sources.bad_row(row, stage, reason), begin.epoch)
-        for packs, position in self.steps.groups(begin, note, left_out):
+        if count and not begin.position:
+            left_out.skipped["where"] += mine(self.filtered)
+            for row, (stage, reason) in self.bad.items():
+                if row % world_size == rank:
+                    left_out.bad.append((begin.epoch, self.sources.bad_row(row, stage, reason)))
+        for packs, position in self.steps.groups(begin, note, note_tail):
             yield packs[rank::world_size], position
+
+    def _count_left_out(self, left_out: _LeftOut) -> None:
+        self.stats.oversize += left_out.oversize
+        for reason, count in left_out.skipped.items():
+            self.stats.skipped[reason] += count
+        for epoch, bad in left_out.bad:
+            self._add_bad(bad, epoch)
 
     def _add_bad(self, bad: BadRow, epoch: int) -> None:
         self.stats.add_bad(bad)
         self.judge.quarantine(bad, epoch)
 
     def _count(self, batch: PackedBatch, draft: Draft, *, waited: float, ran: float) -> None:
-        stats = self.stats
-        stats.batches += 1
-        stats.packs += sum(map(bool, batch.keys))
-        stats.images += batch.num_images
-        stats.tokens += batch.num_tokens
-        stats.slots += batch.segment_ids.numel()
-        stats.wait_s += waited
-        stats.run_s += ran
-        stats.without_label += draft.without_label
-        stats.truncated += draft.truncated
+        self.stats.add_batch(
+            batch, without_label=draft.without_label, truncated=draft.truncated, waited=waited, ran=ran
+        )
         for _, bad in draft.bad:
             self._add_bad(bad, batch.epoch)
         self.judge.see(draft.num_parts - 1, draft.bad)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import SUPPORTED as WEBP_SUPPORTED
 from PIL.WebPImagePlugin import WebPImageFile
 
+from patchnpack.loaders.exif import block_orientation
 from patchnpack.loaders.exif import orientation as exif_orientation
 from patchnpack.packer import _kernels
 from patchnpack.packer.config import ImageMode, Interpolation
@@ -30,6 +32,8 @@ from patchnpack.packer.config import ImageMode, Interpolation
 MAX_PIXELS = 178_956_970  # where PIL, too, refuses to decode: 0.5 GB as RGB
 
 _BITS_PER_SAMPLE = 258  # TIFF tag
+
+_loading = threading.Lock()  # one of PIL's images may come to several threads; reading its file twice at once breaks it
 
 # What decoders raise on bad data; anything else is a bug, theirs or ours, and is raised.
 _BAD_DATA = (
@@ -44,8 +48,10 @@ _BAD_DATA = (
     zlib.error,
     Image.DecompressionBombError,
 )
-# Kinds of files. The first is JPEG that libjpeg-turbo itself turns into RGB; PIL decodes the others.
-FORMATS = ("jpeg", "cmyk-jpeg", "png", "webp", "gif", "bmp", "tiff")
+# Kinds of files. The first is JPEG that libjpeg-turbo itself turns into RGB; PIL decodes the others, but for the last:
+# what somebody else has decoded.
+FORMATS = ("jpeg", "cmyk-jpeg", "png", "webp", "gif", "bmp", "tiff", "pixels")
+_PIXELS = 7
 _FORMAT = {
     JpegImageFile: 1,
     PngImageFile: 2,
@@ -129,12 +135,36 @@ def read_header(data: bytes) -> Header:
         plugin = _plugin(data)
         with _as_bad_image():
             image = plugin(io.BytesIO(data))
-            _refuse_kind(image, data)
+            _refuse_depth(image, data)
+            _refuse_kind(image)
         width, height = image.size
         kind = _FORMAT[plugin]
+    return _header(width, height, exif_orientation(data), kind)
+
+
+def image_header(image: Image.Image | np.ndarray) -> Header:
+    """What `read_header` tells, of an image that PIL has opened or made, or of an array; no pixel is looked at.
+
+    Raises:
+        BadImage: it is too large, empty, or of a kind that 8-bit channels cannot hold.
+        ValueError: an array that is not uint8 (height, width, C) with C of 1, 3 or 4, or (height, width).
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)):
+            raise ValueError(
+                f"an image is a {image.dtype} array {image.shape}; it must be uint8 (height, width, 3), or with 1 or 4 "
+                "channels: hand on the encoded bytes, or pixels that were not scaled, normalised or transposed"
+            )
+        return _header(image.shape[1], image.shape[0], 1, _PIXELS)
+    with _as_bad_image():
+        _refuse_kind(image)
+    exif = image.info.get("exif")
+    return _header(*image.size, block_orientation(exif) if isinstance(exif, bytes) else 1, _PIXELS)
+
+
+def _header(width: int, height: int, orientation: int, kind: int) -> Header:
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise BadImage(f"its header says {width}x{height} pixels; the limits are 1 and {MAX_PIXELS} in all")
-    orientation = exif_orientation(data)
     if orientation >= 5:
         width, height = height, width
     return Header(width, height, orientation, kind)
@@ -155,13 +185,16 @@ def _plugin(data: bytes) -> type[ImageFile.ImageFile]:
     raise BadImage(f"it begins with {data[:8]!r}; only JPEG, PNG, WebP, GIF, BMP and TIFF are read")
 
 
-def _refuse_kind(image: ImageFile.ImageFile, data: bytes) -> None:
+def _refuse_depth(image: ImageFile.ImageFile, data: bytes) -> None:
     # PIL reads 16-bit colour as 8-bit without a word; only the file's own header tells.
     bits = data[24] if isinstance(image, PngImageFile) else 8
     if isinstance(image, TiffImageFile):
         bits = max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
     if bits > 8:
         raise BadImage(f"it has {bits} bits a channel; only 8-bit channels are read")
+
+
+def _refuse_kind(image: Image.Image) -> None:
     if image.mode not in _MODES:
         raise BadImage(f"its pixels are of PIL mode {image.mode!r}; only {', '.join(sorted(_MODES))} are read")
     if getattr(image, "is_animated", False):
@@ -169,7 +202,7 @@ def _refuse_kind(image: ImageFile.ImageFile, data: bytes) -> None:
 
 
 def decode(
-    data: bytes,
+    data: bytes | Image.Image | np.ndarray,
     header: Header,
     size: tuple[int, int],
     box: tuple[int, ...] | None = None,
@@ -182,8 +215,8 @@ def decode(
     """The image upright and resized to `size`, uint8 (height, width, C), contiguous.
 
     Args:
-        data: the encoded image.
-        header: what `read_header` said of it.
+        data: the encoded image, one that PIL has opened or made, or an array.
+        header: what `read_header`, or `image_header`, said of it.
         size: (width, height) in pixels, upright; equal to the header's (or the box's), nothing is resized.
         box: (left, top, width, height) in pixels, upright, the part that is used; None is all of it.
         mode: "L", "RGB" or "RGBA"; sets C.
@@ -198,8 +231,10 @@ def decode(
     stored = (header.height, header.width) if turned else (header.width, header.height)
     part = (0, 0, *stored) if box is None else _stored_box(box, header)
     target = size[::-1] if turned else size
-    if header.direct:
+    if header.direct and isinstance(data, bytes):
         pixels = _decode_jpeg(data, stored, part, target, mode, interpolation, scaled, strict)
+    elif isinstance(data, np.ndarray):
+        pixels = _from_array(data, stored, part, target, mode, interpolation)
     else:
         pixels = _decode_other(data, stored, part, target, mode, interpolation)
     return pixels if header.orientation == 1 else _kernels.orient(pixels, header.orientation)
@@ -262,19 +297,26 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def _decode_other(
-    data: bytes,
+    data: bytes | Image.Image,
     stored: tuple[int, int],
     part: tuple[int, int, int, int],
     target: tuple[int, int],
     mode: ImageMode,
     interpolation: Interpolation,
 ) -> np.ndarray:
-    plugin = _plugin(data)
     left, top, width, height = part
+    if isinstance(data, Image.Image):
+        with _loading, _as_bad_image():
+            data.load()
+            _check_size(data.size, stored)
+        image = data
+    else:
+        plugin = _plugin(data)
+        with _as_bad_image():
+            image = plugin(io.BytesIO(data))
+            _check_size(image.size, stored)
+            image.load()
     with _as_bad_image():
-        image: Image.Image = plugin(io.BytesIO(data))
-        _check_size(image.size, stored)
-        image.load()
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         if image.mode != mode:
@@ -285,6 +327,22 @@ def _decode_other(
     elif target != stored:
         image = image.crop(box)
     return np.frombuffer(image.tobytes(), np.uint8).reshape(target[1], target[0], len(mode)).copy()
+
+
+def _from_array(
+    data: np.ndarray,
+    stored: tuple[int, int],
+    part: tuple[int, int, int, int],
+    target: tuple[int, int],
+    mode: ImageMode,
+    interpolation: Interpolation,
+) -> np.ndarray:
+    left, top, width, height = part
+    pixels = data[..., None] if data.ndim == 2 else data
+    if target == (width, height) and pixels.shape[2] == len(mode):
+        return pixels[top : top + height, left : left + width].copy()
+    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+    return _decode_other(image, stored, part, target, mode, interpolation)
 
 
 def _check_size(decoded: tuple[int, ...], stored: tuple[int, int]) -> None:

@@ -17,9 +17,10 @@ _JUDGED_FROM = 1_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BadRow:
-    """One image that could not be used: which, where, at which stage, and why.
+    """One image that could not be used: which, where (`offset` is -1 in a stream), at which stage, and why.
 
-    `stage` is "header" (what the index says of it), "limit", "read", "decode" or "extras".
+    `stage` is "header" (what the index says of it), "limit", "read", "decode" or "extras"; in a stream also "sample"
+    (it has no image) and "size" (it is smaller than a patch).
     """
 
     row: int
@@ -30,7 +31,8 @@ class BadRow:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.key!r} in {self.shard} at byte {self.offset} ({self.stage}): {self.reason}"
+        where = self.shard if self.offset < 0 else f"{self.shard} at byte {self.offset}"
+        return f"{self.key!r} in {where} ({self.stage}): {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +71,15 @@ class ErrorPolicy:
     max_bytes: int = 1 << 28
     truncated: Literal["skip", "keep"] = "skip"
     stall_s: float = 300.0
+
+    def beyond(self, pixels: int, nbytes: int) -> str | None:
+        """Why an image of so many pixels and bytes is too large, None if it is not."""
+        if pixels <= self.max_pixels and nbytes <= self.max_bytes:
+            return None
+        return (
+            f"it has {pixels} pixels in {nbytes} bytes; the limits are max_pixels {self.max_pixels} and max_bytes "
+            f"{self.max_bytes}"
+        )
 
     def __post_init__(self) -> None:
         for name, value, known in (

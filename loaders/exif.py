@@ -25,6 +25,14 @@ def orientation(data: bytes) -> int:
     return 1
 
 
+def block_orientation(block: bytes) -> int:
+    """The orientation that one EXIF block tells, such as PIL keeps in `image.info["exif"]`; 1 where it tells none."""
+    try:
+        return _from_tiff(block.removeprefix(_PREFIX))
+    except struct.error:
+        return 1
+
+
 def _blocks(data: bytes) -> Iterator[bytes]:
     """The EXIF blocks of an image, each a TIFF header with its directories."""
     if data[:2] == b"\xff\xd8":

@@ -20,6 +20,61 @@ Label = str | Callable[[dict[str, bytes]], Any] | None
 Classes = Sequence[str] | Mapping[str, int] | str | os.PathLike[str] | None
 
 
+class LabelRule:
+    """How one sample tells its label; `label` and `classes` are those of `Labels`.
+
+    `member` is the name of the member that holds it; "" where there is none, or a callable is asked.
+    """
+
+    def __init__(self, label: Label, classes: Classes) -> None:
+        self._label = label
+        self.classes = _class_table(classes)
+        self._numbers = set() if self.classes is None else set(self.classes.values())
+        self.member, self._field = "", ""
+        if isinstance(label, str):
+            self.member, _, self._field = label.removeprefix(".").partition(":")
+            if self._field and self.member.lower() != "json":
+                raise ValueError(f"label is {label!r}; only a .json member has fields: write 'json:{self._field}'")
+            if self.member.lower() == "json" and not self._field:
+                raise ValueError("label is 'json'; name the field that holds the label: 'json:FIELD'")
+
+    def value(self, data: Any) -> int | np.ndarray | None:
+        """The label in a member: its bytes or text, or what it was decoded to; None for None."""
+        if data is None:
+            return None
+        if self._field:
+            return self._field_of(json.loads(data) if isinstance(data, bytes | str) else data)
+        if isinstance(data, bytes | str):
+            return self.number((data.decode("utf-8", "replace") if isinstance(data, bytes) else data).strip())
+        label = as_label(data)
+        return self.number(str(label)) if isinstance(label, int) else label
+
+    def _field_of(self, record: Any) -> int | np.ndarray | None:
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"the .json member holds {type(record).__name__}; {self._label!r} asks for a field of an object"
+            )
+        value = record.get(self._field)
+        return as_label(value) if value is None or isinstance(value, bool | list) else self.number(str(value))
+
+    def number(self, text: str) -> int:
+        """The class that a text names."""
+        if self.classes is not None and text in self.classes:
+            return self.classes[text]
+        try:
+            number = int(text)
+        except ValueError:
+            remedy = "give classes=, a list of their names"
+            if self.classes is not None:
+                remedy = f"classes has {len(self.classes)} others"
+            raise ValueError(
+                f"label {text!r} (of {self._label!r}) is neither a whole number nor a known class; {remedy}"
+            ) from None
+        if self.classes is not None and number not in self._numbers:
+            raise ValueError(f"label {number} is not among the {len(self.classes)} classes")
+        return number
+
+
 class Labels:
     """Reads the label of a row.
 
@@ -37,16 +92,8 @@ class Labels:
 
     def __init__(self, index: Index, label: Label, classes: Classes, read: Callable[[int, str], bytes | None]) -> None:
         self._index, self._label, self._read = index, label, read
-        self._classes = _class_table(classes)
-        self._numbers = set() if self._classes is None else set(self._classes.values())
-        self._member, self._field = "", None
-        if isinstance(label, str):
-            self._member, _, self._field = label.removeprefix(".").partition(":")
-            self._member = self._member.lower()
-            if self._field and self._member != "json":
-                raise ValueError(f"label is {label!r}; only a .json member has fields: write 'json:{self._field}'")
-            if self._member == "json" and not self._field:
-                raise ValueError("label is 'json'; name the field that holds the label: 'json:FIELD'")
+        self._rule = LabelRule(label, classes)
+        self._member = self._rule.member.lower()
         self._fixed = self._read_cls() if self._member == index.cls_member else None
         self.shape: tuple[int, ...] = () if label is None else self._probe()
         self.dtype = np.dtype(np.float32 if self.shape else np.int64)
@@ -57,8 +104,8 @@ class Labels:
         """Outputs that a classifier needs: one more than the highest label, or a target's length; None if unknown."""
         if self.shape:
             return self.shape[0]
-        if self._classes:
-            return max(self._classes.values()) + 1
+        if self._rule.classes:
+            return max(self._rule.classes.values()) + 1
         return None if self._fixed is None else int(self._fixed.max()) + 1
 
     def of(self, row: int) -> Any:
@@ -84,7 +131,7 @@ class Labels:
         numbers = []
         for i, text in enumerate(distinct.dictionary.to_pylist()):
             with self._naming(int((which == i).argmax())):
-                numbers.append(self._number(text))
+                numbers.append(self._rule.number(text))
         labels: np.ndarray = np.array([*numbers, NO_LABEL], np.int64)[which]
         return labels
 
@@ -104,37 +151,10 @@ class Labels:
 
     def _read_value(self, row: int) -> int | np.ndarray | None:
         if callable(self._label):
-            return _as_label(
+            return as_label(
                 self._label({e: data for e in self._index.members if (data := self._read(row, e)) is not None})
             )
-        data = self._read(row, self._member)
-        if data is None:
-            return None
-        if not self._field:
-            return self._number(data.decode("utf-8", "replace").strip())
-        record = json.loads(data)
-        if not isinstance(record, dict):
-            raise ValueError(
-                f"the .json member holds {type(record).__name__}; {self._label!r} asks for a field of an object"
-            )
-        value = record.get(self._field)
-        return _as_label(value) if value is None or isinstance(value, bool | list) else self._number(str(value))
-
-    def _number(self, text: str) -> int:
-        if self._classes is not None and text in self._classes:
-            return self._classes[text]
-        try:
-            number = int(text)
-        except ValueError:
-            remedy = "give classes=, a list of their names"
-            if self._classes is not None:
-                remedy = f"classes has {len(self._classes)} others"
-            raise ValueError(
-                f"label {text!r} (of {self._label!r}) is neither a whole number nor a known class; {remedy}"
-            ) from None
-        if self._classes is not None and number not in self._numbers:
-            raise ValueError(f"label {number} is not among the {len(self._classes)} classes")
-        return number
+        return self._rule.value(self._read(row, self._member))
 
     def _probe(self) -> tuple[int, ...]:
         """The shape of the first label there is."""
@@ -152,7 +172,8 @@ class Labels:
         )
 
 
-def _as_label(value: Any) -> int | np.ndarray | None:
+def as_label(value: Any) -> int | np.ndarray | None:
+    """An int (a class), a float32 array (a target), or None for None."""
     if value is None:
         return None
     array = np.asarray(value)

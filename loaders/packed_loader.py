@@ -20,6 +20,7 @@ from patchnpack.loaders.find_index import open_index
 from patchnpack.loaders.index import IMAGE, Index
 from patchnpack.loaders.labels import Classes, Label, Labels
 from patchnpack.loaders.order import Order
+from patchnpack.loaders.process import checked_rank, cpu_share, process_rank
 from patchnpack.loaders.shards import Source
 from patchnpack.loaders.state import Place, from_dict, to_dict
 from patchnpack.loaders.stats import Stats
@@ -135,7 +136,7 @@ class PackedImageLoader:
 
         self.packing = packing if packing is not None else Packing()
         self.batch_size, self.repeat = batch_size, repeat
-        self._rank_given = None if rank is None or world_size is None else _checked_rank(rank, world_size)
+        self._rank_given = None if rank is None or world_size is None else checked_rank(rank, world_size)
         store = Store(cache_dir, cache_limit, storage_options)
         alone = self.rank()[1] == 1
         self.index = open_index(source, index=index, image=image, store=store, may_scan=alone, num_threads=num_threads)
@@ -337,21 +338,13 @@ class PackedImageLoader:
             bad=self._bad,
             stats=self._stats,
             judge=self._judge,
-            num_threads=self._num_threads or _cpu_share(),
+            num_threads=self._num_threads or cpu_share(),
             prefetch=self._prefetch,
         )
 
     def rank(self) -> tuple[int, int]:
         """Rank and world size, as they are now."""
-        if self._rank_given is not None:
-            return self._rank_given
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        try:
-            rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        except ValueError as error:
-            raise ValueError(f"RANK and WORLD_SIZE in the environment must be whole numbers: {error}") from None
-        return _checked_rank(rank, world_size)
+        return self._rank_given or process_rank()
 
     def steps(self) -> Steps:
         """The order of the epochs, cut into steps for the ranks that there are now."""
@@ -373,22 +366,12 @@ class PackedImageLoader:
         return made
 
 
-def _checked_rank(rank: int, world_size: int) -> tuple[int, int]:
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank is {rank}; it must be from 0 to world_size - 1 = {world_size - 1}")
-    return rank, world_size
-
-
 def _bad_rows(index: Index, policy: ErrorPolicy) -> dict[int, tuple[str, str]]:
     """The rows that cannot be used, and (stage, reason): bad headers, and those beyond the policy's limits."""
     bad = {row: ("header", reason) for row, reason in index.bad.items()}
     pixels = index.width.astype(np.int64) * index.height
     for row in np.flatnonzero((pixels > policy.max_pixels) | (index.nbytes > policy.max_bytes)).tolist():
-        bad[row] = (
-            "limit",
-            f"it has {pixels[row]} pixels in {index.nbytes[row]} bytes; the limits are max_pixels {policy.max_pixels} "
-            f"and max_bytes {policy.max_bytes}",
-        )
+        bad[row] = "limit", policy.beyond(int(pixels[row]), int(index.nbytes[row])) or ""
     return dict(sorted(bad.items()))
 
 
@@ -401,9 +384,3 @@ def _mask(where: Where | None, index: Index) -> np.ndarray:
             f"where gave {mask.dtype} {mask.shape}; it must give bool ({len(index)},), one value a row of the index"
         )
     return mask
-
-
-def _cpu_share() -> int:
-    """CPUs of this process, shared among the ranks of this machine."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

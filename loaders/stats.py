@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from patchnpack.loaders.errors import BadRow
+from patchnpack.packer import PackedBatch
 
 LISTED = 1000  # bad images that `stats` lists; all of them are counted and logged
 
@@ -52,6 +53,18 @@ class Stats:
     bad: list[BadRow] = field(default_factory=list)
     wait_s: float = 0.0
     run_s: float = 0.0
+
+    def add_batch(self, batch: PackedBatch, *, without_label: int, truncated: int, waited: float, ran: float) -> None:
+        """Counts a batch that is handed out, and the seconds that it was waited for and took in all."""
+        self.batches += 1
+        self.packs += sum(map(bool, batch.keys))
+        self.images += batch.num_images
+        self.tokens += batch.num_tokens
+        self.slots += batch.segment_ids.numel()
+        self.wait_s += waited
+        self.run_s += ran
+        self.without_label += without_label
+        self.truncated += truncated
 
     NUMBERS: ClassVar[int] = 15  # length of `numbers`
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -73,12 +74,13 @@ class Steps:
     ) -> Iterator[tuple[list[Pack], int]]:
         """From a place to the end of its epoch: the packs of each step, a rank each in turn, and the position behind.
 
-        `on_plan` gets each plan as it is made, `on_tail` each pack that is left out at the end.
+        `on_plan` gets each plan that was made for the packs that follow, `on_tail` each pack left out at the end.
 
         Raises:
             ValueError: `even="drop"`, and the epoch has not one whole step.
         """
-        packs, position, full = self.order.packs(begin.epoch, on_plan), begin.position, None
+        position, full, planned = begin.position, None, deque[Plan]()
+        packs = self.order.packs(begin.epoch, planned.append)
         if self.even == "drop":
             full = self._ends(begin.epoch)[1]
             if full < self.packs:
@@ -86,8 +88,12 @@ class Steps:
                     f"even='drop' leaves no batch: a step takes {self.packs} packs over all ranks, more than the epoch "
                     "has; use even='pad' or a smaller batch_size"
                 )
-        taken = islice(packs, position, None if full is None else max(full, position))
+        deque(islice(packs, position), maxlen=0)
+        planned.clear()  # the run that used those packs has told of their plans
+        taken = packs if full is None else islice(packs, max(0, full - position))
         while group := list(islice(taken, wanted := self._wanted(position))):
+            while planned:
+                on_plan(planned.popleft())
             if full is not None and len(group) < wanted:
                 packs = chain(group, packs)
                 break
@@ -95,6 +101,8 @@ class Steps:
             yield [*group, *[Pack(group[0].patch_size)] * (self.packs - len(group))], position
         for pack in packs:
             on_tail(pack)
+        while planned:
+            on_plan(planned.popleft())
 
     def _wanted(self, position: int) -> int:
         """Packs of the step at `position`: with `PatchSizes` a step ends where its block does."""

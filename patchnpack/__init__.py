@@ -1,6 +1,6 @@
 """Load images at native resolution and pack them into sequences for vision transformers."""
 
-from patchnpack.loaders import ErrorPolicy, PackedImageLoader
+from patchnpack.loaders import ErrorPolicy, PackedImageLoader, pack_stream
 from patchnpack.packer import (
     BetaDrop,
     ConstantDrop,
@@ -37,4 +37,5 @@ __all__ = [
     "ScheduledDrop",
     "ScheduledResolution",
     "Square",
+    "pack_stream",
 ]

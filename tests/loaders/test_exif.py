@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from PIL import Image, features
 
-from patchnpack.loaders.exif import orientation
+from patchnpack.loaders.exif import block_orientation, orientation
 
 KINDS = ["JPEG", "PNG", pytest.param("WEBP", marks=pytest.mark.skipif(not features.check("webp"), reason="no WebP"))]
 
@@ -88,3 +88,10 @@ def test_directory_that_claims_entries_past_the_end_means_upright() -> None:
     block[8:10] = struct.pack("<H", 60000)
     block[-16:-14] = b"\0\0"  # the orientation's tag
     assert orientation(jpeg(segment(0xE1, b"Exif\0\0" + bytes(block)))) == 1
+
+
+def test_block_by_itself_is_read_and_no_cut_of_it_raises() -> None:
+    for block in (tiff_header(6, before=2), b"Exif\0\0" + tiff_header(6, ">", before=2)):
+        assert block_orientation(block) == 6
+        assert {block_orientation(block[:cut]) for cut in range(len(block))} <= {1, 6}
+    assert block_orientation(b"") == block_orientation(b"Exif\0\0") == 1

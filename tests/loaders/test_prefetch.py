@@ -45,7 +45,7 @@ def bytes_of(fd: int) -> bytes:
 def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
     before, fds = threading.active_count(), len(os.listdir("/proc/self/fd"))
     yield
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # a thread of an earlier test may only now have ended
     assert len(os.listdir("/proc/self/fd")) == fds
     assert not list(tmp_path.glob("**/*.part"))
 

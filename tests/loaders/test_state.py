@@ -286,3 +286,45 @@ def test_another_build_of_the_decoders_warns_and_goes_on(index: Index) -> None:
     with pytest.warns(UserWarning, match="saved with simplejpeg 0.1, Pillow 3, this is simplejpeg"):
         loader.load_state_dict(state)
     assert len(list(loader)) == len(loader)
+
+
+@pytest.mark.parametrize("even", ["pad", "drop"])
+def test_what_runs_before_and_after_a_resume_count_adds_up(even: Any, make_drawn: Callable[..., Any]) -> None:
+    drawn = make_drawn((40, 30, 20), kinds=("jpg",))
+    drawn.rewrite({f"{key}.jpg": b"no image" for key in drawn.keys[::9]})
+    index = scan(drawn.shards)
+
+    def make() -> PackedImageLoader:
+        return PackedImageLoader(
+            index,
+            PACKING.replace(seq_len=20, oversize="skip"),
+            batch_size=3,
+            shuffle=True,
+            shuffle_window=1,
+            even=even,
+            where=lambda index: (index.width == 0) | (index.width > 12),
+        )
+
+    counted = ("images", "bad_images", "oversize", "batches", "tokens")
+
+    def counts(loader: PackedImageLoader) -> dict[str, int]:
+        stats = loader.stats()
+        found: dict[str, int] = {name: stats[name] for name in counted} | stats["skipped"]
+        return found
+
+    whole = make()
+    steps = len(list(whole))
+    assert counts(whole)["images"] + counts(whole)["bad_images"] + sum(whole.stats()["skipped"].values()) == 90
+    assert min(counts(whole)[name] for name in ("bad_images", "oversize", "where")) > 0
+    for done in range(1, steps + 1):
+        first, second = make(), make()
+        iterator = iter(first)
+        for _ in range(done):
+            next(iterator)
+        second.load_state_dict(_saved(first))
+        if done < steps:
+            list(second)
+        else:
+            assert list(iterator) == []  # what follows the last batch
+        both = {name: count + counts(second)[name] for name, count in counts(first).items()}
+        assert both == counts(whole), done

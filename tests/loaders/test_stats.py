@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 
@@ -35,6 +36,11 @@ def test_bad_image_is_counted_listed_and_logged(caplog: pytest.LogCaptureFixture
         {"row": 3, "key": "k3", "shard": "a.tar", "offset": 1536, "stage": "decode", "reason": "it is broken"}
     ]
     assert caplog.messages == ["bad image 'k3' in a.tar at byte 1536 (decode): it is broken"]
+
+
+def test_bad_image_of_a_stream_is_logged_without_an_offset(caplog: pytest.LogCaptureFixture) -> None:
+    Stats().add_bad(dataclasses.replace(bad(3), offset=-1))
+    assert caplog.messages == ["bad image 'k3' in a.tar (decode): it is broken"]
 
 
 def test_list_of_bad_images_is_bounded_and_the_count_is_not(caplog: pytest.LogCaptureFixture) -> None:
