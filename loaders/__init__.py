@@ -5,6 +5,7 @@ from patchnpack.loaders.errors import BadDataError, ErrorPolicy, StallError
 from patchnpack.loaders.find_index import open_index, update_index
 from patchnpack.loaders.index import Index
 from patchnpack.loaders.index_file import load_index, save_index
+from patchnpack.loaders.mixture import Mixture
 from patchnpack.loaders.packed_loader import PackedImageLoader
 from patchnpack.loaders.scanner import scan
 from patchnpack.loaders.stream import PackedStream, pack_stream
@@ -13,6 +14,7 @@ __all__ = [
     "BadDataError",
     "ErrorPolicy",
     "Index",
+    "Mixture",
     "PackedDataset",
     "PackedImageLoader",
     "PackedStream",

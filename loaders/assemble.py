@@ -42,14 +42,12 @@ class Samples(Protocol):
         keys: their keys.
         shards: where each came from.
         width, height: int32 (M,), pixels, upright.
-        ident: uint64 (M,), what their draws are keyed by.
     """
 
     keys: list[str]
     shards: list[str]
     width: np.ndarray
     height: np.ndarray
-    ident: np.ndarray
 
     def read(self, i: int) -> Any:
         """What `decode` takes. Raises BadImage."""
@@ -132,7 +130,7 @@ class _IndexedSamples:
     def __init__(self, sources: Sources, rows: np.ndarray) -> None:
         index = sources.index
         shard = index.shard_of(rows)
-        self.width, self.height, self.ident = index.width[rows], index.height[rows], index.rows(rows).ident
+        self.width, self.height = index.width[rows], index.height[rows]
         # As Python's own numbers: taking them out of arrays one by one would cost more than all else here.
         self._sources, self._rows = sources, rows.tolist()
         self._bytes = _tuples(shard, index.offset[rows], index.nbytes[rows])
@@ -265,7 +263,7 @@ class Draft:
         whole = (images.box[:, 2] == samples.width) & (images.box[:, 3] == samples.height)
         self._boxes = None if whole.all() else _tuples(*images.box.T)
         if sources.transform is not None:
-            self._transform_keys = keys(Purpose.TRANSFORM, sources.seed, self._epoch, samples.ident)
+            self._transform_keys = keys(Purpose.TRANSFORM, sources.seed, self._epoch, images.key)
 
     def run(self, part: int) -> None:
         """Reads, decodes and writes one image, or clears the padding; keeps what it raises for `finish`."""

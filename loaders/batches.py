@@ -65,7 +65,7 @@ class Batches:
         steps: of all ranks.
         rank: which rank this is.
         repeat: whether epoch follows epoch.
-        filtered: int64, rows that `where` leaves out.
+        filtered: bool (n,), the rows that `where` leaves out.
         bad: rows that cannot be used, and (stage, reason).
         stats: where all is counted.
         judge: sees every image.
@@ -159,7 +159,7 @@ class Batches:
                 left_out.skipped["tail"] += mine(pack.images.row)
 
         if count and not begin.position:
-            left_out.skipped["where"] += mine(self.filtered)
+            left_out.skipped["where"] += int(self.filtered[rank::world_size].sum())
             for row, (stage, reason) in self.bad.items():
                 if row % world_size == rank:
                     left_out.bad.append((begin.epoch, self.sources.bad_row(row, stage, reason)))
@@ -181,6 +181,9 @@ class Batches:
         self.stats.add_batch(
             batch, without_label=draft.without_label, truncated=draft.truncated, waited=waited, ran=ran
         )
+        if (mixed := self.steps.order.mixed) is not None:
+            for name, images in mixed.count(self.sources.index, batch.rows[batch.image_mask].numpy()).items():
+                self.stats.sources[name] = self.stats.sources.get(name, 0) + images
         for _, bad in draft.bad:
             self._add_bad(bad, batch.epoch)
         self.judge.see(draft.num_parts - 1, draft.bad)

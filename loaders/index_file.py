@@ -53,7 +53,8 @@ def save_index(index: Index, path: str | os.PathLike[str]) -> None:
 
         def write_arrow(file: Any) -> None:
             with pa.ipc.new_file(file, table.schema) as writer:
-                for batch in table.combine_chunks().to_batches():
+                batches = table.to_batches()
+                for batch in batches if len(batches) < 2 else table.combine_chunks().to_batches():
                     writer.write_batch(batch)
 
         atomic_write(path, write_arrow)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from patchnpack.loaders.index import Index
 from patchnpack.loaders.transfer import redact
@@ -94,7 +95,7 @@ class Labels:
         self._index, self._label, self._read = index, label, read
         self._rule = LabelRule(label, classes)
         self._member = self._rule.member.lower()
-        self._fixed = self._read_cls() if self._member == index.cls_member else None
+        self._texts = self._read_cls() if self._member == index.cls_member else None
         self.shape: tuple[int, ...] = () if label is None else self._probe()
         self.dtype = np.dtype(np.float32 if self.shape else np.int64)
         self.absent = np.float32("nan") if self.shape else np.int64(NO_LABEL)
@@ -106,14 +107,14 @@ class Labels:
             return self.shape[0]
         if self._rule.classes:
             return max(self._rule.classes.values()) + 1
-        return None if self._fixed is None else int(self._fixed.max()) + 1
+        return None if self._texts is None else max(self._texts.values()) + 1
 
     def of(self, row: int) -> Any:
         """The label of a row: a number, or an array of `shape`; `absent` where there is none."""
         if self._label is None:
             return self.absent
-        if self._fixed is not None:
-            return self._fixed[row]
+        if self._texts is not None:
+            return self._texts.get(self._index.cls[row], self.absent)
         value = self._value(row)
         if value is None:
             return self.absent
@@ -124,16 +125,14 @@ class Labels:
             )
         return value
 
-    def _read_cls(self) -> np.ndarray:
-        """The labels of all rows at once, so that a bad one is found before any work starts."""
-        distinct = self._index.cls.column.dictionary_encode()
-        which = distinct.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        numbers = []
-        for i, text in enumerate(distinct.dictionary.to_pylist()):
-            with self._naming(int((which == i).argmax())):
-                numbers.append(self._rule.number(text))
-        labels: np.ndarray = np.array([*numbers, NO_LABEL], np.int64)[which]
-        return labels
+    def _read_cls(self) -> dict[str | None, int]:
+        """The label of each text that there is, so that a bad one is found before any work starts."""
+        column, numbers = self._index.cls.column, dict[str | None, int]()
+        for text in pc.unique(column).to_pylist():
+            if text is not None:
+                with self._naming(pc.index(column, text).as_py()):
+                    numbers[text] = self._rule.number(text)
+        return numbers
 
     @contextmanager
     def _naming(self, row: int) -> Iterator[None]:
@@ -158,8 +157,8 @@ class Labels:
 
     def _probe(self) -> tuple[int, ...]:
         """The shape of the first label there is."""
-        if self._fixed is not None:
-            if (self._fixed != NO_LABEL).any():
+        if self._texts is not None:
+            if self._texts:
                 return ()
         else:
             for row in range(len(self._index)):

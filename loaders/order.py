@@ -12,20 +12,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count, islice, pairwise, repeat
+from itertools import count, islice, repeat, zip_longest
 from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
 from patchnpack.loaders.index import Index
-from patchnpack.packer import Images, Packing, Plan, Planner
+from patchnpack.loaders.mixture import Mixed
+from patchnpack.loaders.passes import Passes
+from patchnpack.packer import Images, Packing, Plan, Planner, Rows
 from patchnpack.packer.balance import window_of, window_order
 from patchnpack.packer.packing import SAMPLE
 from patchnpack.packer.plan import images_a_pack
 from patchnpack.packer.random import Purpose, keys
 
 # n rows, s shards, S streams
+
+
+def chunks(mask: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of a mask, int64, some at a time: an index may have more than memory should hold the numbers of.
+
+    Each chunk but the last holds at least `SAMPLE`.
+    """
+    begin, size = 0, 1 << 18
+    while begin < len(mask):
+        rows = np.flatnonzero(mask[begin : begin + size])
+        if len(rows) < SAMPLE and begin + size < len(mask):
+            size *= 2
+            continue
+        if len(rows):
+            yield rows + begin
+        begin, size = begin + size, 1 << 18
 
 
 class Pack(NamedTuple):
@@ -64,6 +82,7 @@ class Order:
         shuffle_window: shards inside which rows are shuffled.
         num_streams: S, slices that the epoch is cut into, each packed by itself.
         block: packs of a block, a multiple of S.
+        mixed: how several sources are mixed; None where there is one.
     """
 
     index: Index
@@ -74,6 +93,7 @@ class Order:
     shuffle_window: int
     num_streams: int
     block: int
+    mixed: Mixed | None = None
 
     def packs(self, epoch: int, on_plan: Callable[[Plan], None] = lambda plan: None) -> Iterator[Pack]:
         """The packs of an epoch in order, with the empty ones that fill short streams (S > 1).
@@ -122,14 +142,14 @@ class Order:
             self.packing,
             seed=self.seed,
             epoch=epoch,
-            start=epoch * self._num_usable,
+            start=epoch * self.num_images,
             stream=stream,
             num_streams=self.num_streams,
             share=self._share,
             images_a_pack=self._images_a_pack,
         )
         for rows in self.stream_rows(epoch, stream):
-            yield planner.add(self.index.rows(rows))
+            yield planner.add(rows)
         yield planner.finish()
 
     @cached_property
@@ -155,50 +175,36 @@ class Order:
         return self.block // self.num_streams
 
     @cached_property
-    def _num_usable(self) -> int:
-        return int(self.usable.sum())
+    def _passes(self) -> Passes:
+        return Passes(
+            index=self.index, usable=self.usable, seed=self.seed, shuffle=self.shuffle, window=self.shuffle_window
+        )
+
+    @property
+    def num_images(self) -> int:
+        """Images that are planned in an epoch."""
+        return self._passes.total if self.mixed is None else sum(self.mixed.images)
 
     @cached_property
     def _images_a_pack(self) -> tuple[float, ...]:
-        first = np.flatnonzero(self.usable)[:SAMPLE]
-        return images_a_pack(self.index.rows(first), self.packing, seed=self.seed)
+        rows = next(chunks(self.usable), np.zeros(0, np.int64))[:SAMPLE]
+        return images_a_pack(self.index.rows(rows), self.packing, seed=self.seed)
 
-    def stream_rows(self, epoch: int, stream: int) -> Iterator[np.ndarray]:
-        """The usable rows of one stream, int64, a window of shards at a time."""
-        segments = self._segments(epoch)[stream]
-        for first in range(0, len(segments), self.shuffle_window):
-            window = segments[first : first + self.shuffle_window]
-            rows = np.concatenate([np.arange(low, high) for low, high in window])
-            rows = rows[self.usable[rows]]
-            if self.shuffle:
-                drawn = keys(Purpose.ROW_ORDER, self.seed, epoch, self.index.rows(rows).ident)
-                rows = rows[np.argsort(drawn, kind="stable")]
-            yield rows
+    def stream_rows(self, epoch: int, stream: int) -> Iterator[Rows]:
+        """The usable rows of one stream, a window at a time."""
+        if self.mixed is not None:
+            yield from self.mixed.rows(self._passes, epoch, stream, self.num_streams)
+            return
+        for window in self._passes.windows(self._passes.streams(epoch, self.num_streams)[stream]):
+            yield self._passes.rows(epoch, window)
 
     def shards_in_order(self, epoch: int) -> Iterator[int]:
-        """The shards as the streams, taking turns, come to them; one that two streams share comes twice."""
-        streams = self._segments(epoch)
-        for turn in range(max(map(len, streams))):
-            for segments in streams:
-                if turn < len(segments):
-                    yield int(self.index.shard_of(segments[turn][0]))
-
-    def _segments(self, epoch: int) -> list[list[tuple[int, int]]]:
-        """For each stream, the runs of rows (low, high) that it takes from each of its shards."""
-        shards = np.arange(len(self.index.shards))
-        if self.shuffle:
-            drawn = keys(Purpose.SHARD_ORDER, self.seed, epoch, shards.astype(np.uint64))
-            shards = np.argsort(drawn, kind="stable")
-        low, high = self.index.starts[shards], self.index.starts[shards + 1]
-        ends = np.cumsum(high - low)
-        cuts = np.arange(self.num_streams + 1) * len(self.index) // self.num_streams
-        streams = []
-        for begin, end in pairwise(cuts):
-            # Where the shard lies on the line of all rows is [ends - rows, ends).
-            first = np.maximum(low, high - (ends - begin))
-            last = np.minimum(high, high - (ends - end))
-            streams.append([(int(a), int(b)) for a, b in zip(first, last, strict=True) if a < b])
-        return streams
+        """The shards about as they are come to; one that is come to again comes again."""
+        if self.mixed is not None:
+            yield from self.mixed.shards_in_order(self._passes, epoch)
+            return
+        for runs in zip_longest(*self._passes.streams(epoch, self.num_streams)):
+            yield from (int(self.index.shard_of(run[0])) for run in runs if run is not None)
 
     def stream_counts(self, epoch: int) -> list[int]:
         """Packs in each stream, from an integer-only planning pass."""

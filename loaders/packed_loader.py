@@ -19,7 +19,8 @@ from patchnpack.loaders.errors import ErrorPolicy, Judge
 from patchnpack.loaders.find_index import open_index
 from patchnpack.loaders.index import IMAGE, Index
 from patchnpack.loaders.labels import Classes, Label, Labels
-from patchnpack.loaders.order import Order
+from patchnpack.loaders.mixture import Mixed, Mixture
+from patchnpack.loaders.order import Order, chunks
 from patchnpack.loaders.process import checked_rank, cpu_share, process_rank
 from patchnpack.loaders.shards import Source
 from patchnpack.loaders.state import Place, from_dict, to_dict
@@ -28,7 +29,7 @@ from patchnpack.loaders.steps import Even, Steps
 from patchnpack.loaders.store import Store
 from patchnpack.packer import PackedBatch, Packing
 from patchnpack.packer.checks import check_whole
-from patchnpack.packer.images import measure
+from patchnpack.packer.images import Images, measure
 from patchnpack.packer.packing import SAMPLE
 from patchnpack.packer.plan import decide_algorithm
 
@@ -45,7 +46,7 @@ class PackedImageLoader:
     any number of threads and any `prefetch`.
 
     Args:
-        source: shards by brace range, glob or list, an index file, or an `Index`.
+        source: shards by brace range, glob or list, an index file, an `Index`, or a `Mixture` of several of these.
         packing: what a sequence looks like; `Packing()` by default.
         batch_size: B, packs in a batch of this rank.
         shuffle: shuffle shards and, inside windows of `shuffle_window` shards, rows; anew each epoch.
@@ -87,7 +88,7 @@ class PackedImageLoader:
 
     def __init__(
         self,
-        source: Source | Index,
+        source: Source | Index | Mixture,
         packing: Packing | None = None,
         *,
         batch_size: int,
@@ -139,16 +140,23 @@ class PackedImageLoader:
         self._rank_given = None if rank is None or world_size is None else checked_rank(rank, world_size)
         store = Store(cache_dir, cache_limit, storage_options)
         alone = self.rank()[1] == 1
-        self.index = open_index(source, index=index, image=image, store=store, may_scan=alone, num_threads=num_threads)
+        if isinstance(source, Mixture) and index is not None:
+            raise ValueError("index= is for one source; in a Mixture, name index files as sources")
+        parts = [
+            open_index(part, index=index, image=image, store=store, may_scan=alone, num_threads=num_threads)
+            for part in ([part for part, _ in source.sources.values()] if isinstance(source, Mixture) else [source])
+        ]
+        self.index = parts[0] if len(parts) == 1 else Index.concatenate(parts)
         self._shuffle, self._seed, self._even = shuffle, seed, even
         self._shuffle_window, self._num_streams, self._block = shuffle_window, num_streams, block
         self._num_threads, self._prefetch = num_threads, prefetch
         policy = errors if errors is not None else ErrorPolicy()
         usable = _mask(where, self.index)
-        self._filtered = np.flatnonzero(~usable)
+        self._filtered = ~usable
         self._bad = {row: why for row, why in _bad_rows(self.index, policy).items() if usable[row]}
         usable[list(self._bad)] = False
         self._usable = usable
+        self._mixed = Mixed.of(source, parts, usable) if isinstance(source, Mixture) else None
         self._check_rows()
 
         reader = self.index.reader(store)
@@ -180,21 +188,26 @@ class PackedImageLoader:
 
     def _check_rows(self) -> None:
         """Finds out whether there is anything to yield, and which algorithm "auto" is."""
-        rows, packing = self.index.rows(np.flatnonzero(self._usable)), self.packing
-        images, fits = [], np.ones(len(rows), np.bool_)
-        for size in packing.patch_sizes:
-            measured, over = measure(rows, packing, seed=self._seed, epoch=0, patch_size=size)
-            images.append(measured)
-            if packing.oversize == "skip":
-                fits &= ~over
-        if not fits.any():
+        packing, found = self.packing, 0
+        first: list[list[Images]] = [[] for _ in packing.patch_sizes]
+        for rows in chunks(self._usable):
+            images, fits = [], np.ones(len(rows), np.bool_)
+            for size in packing.patch_sizes:
+                measured, over = measure(self.index.rows(rows), packing, seed=self._seed, epoch=0, patch_size=size)
+                images.append(measured)
+                if packing.oversize == "skip":
+                    fits &= ~over
+            wanted = np.flatnonzero(fits)[: SAMPLE - found]
+            found += len(wanted)
+            for taken, measured in zip(first, images, strict=True):
+                taken.append(measured.take(wanted))
+        if not found:
             raise ValueError(
                 f"none of the {len(self.index)} images can be used: {len(self._bad)} are bad, "
-                f"{len(self._filtered)} filtered out by where, the others oversize"
+                f"{int(self._filtered.sum())} filtered out by where, the others oversize"
             )
         # Decided once, from the first rows of the index: every epoch and every stream is packed alike.
-        first = np.flatnonzero(fits)[:SAMPLE]
-        algorithm = decide_algorithm(packing, [measured.take(first) for measured in images])
+        algorithm = decide_algorithm(packing, [Images.concatenate(taken) for taken in first])
         self.packing = packing.replace(algorithm=algorithm)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -272,7 +285,8 @@ class PackedImageLoader:
 
         batches, packs, images, tokens, slots, padding (share of slots), bad_images and the first of them in `bad` (row,
         key, shard, offset, stage, reason), truncated (JPEGs that end early and were kept), skipped (by "oversize",
-        "where", "tail"), oversize, without_label, cache_hits and cache_misses (of shards opened in the cache),
+        "where", "tail"), sources (of a `Mixture`: images by source), oversize, without_label, cache_hits and
+        cache_misses (of shards opened in the cache),
         wait_s (seconds that the training loop waited), images_per_s, tokens_per_s. Worker processes of `as_dataset` are
         counted in, but for `bad` and wait_s, which only they know.
         """
@@ -360,6 +374,7 @@ class PackedImageLoader:
                 shuffle_window=self._shuffle_window,
                 num_streams=self._num_streams,
                 block=block,
+                mixed=self._mixed,
             )
             made = Steps(order=order, batch_size=self.batch_size, world_size=world_size, even=self._even)
             self._made_steps = made
@@ -369,9 +384,10 @@ class PackedImageLoader:
 def _bad_rows(index: Index, policy: ErrorPolicy) -> dict[int, tuple[str, str]]:
     """The rows that cannot be used, and (stage, reason): bad headers, and those beyond the policy's limits."""
     bad = {row: ("header", reason) for row, reason in index.bad.items()}
-    pixels = index.width.astype(np.int64) * index.height
-    for row in np.flatnonzero((pixels > policy.max_pixels) | (index.nbytes > policy.max_bytes)).tolist():
-        bad[row] = "limit", policy.beyond(int(pixels[row]), int(index.nbytes[row])) or ""
+    for rows in chunks(np.ones(len(index), np.bool_)):
+        pixels, nbytes = index.width[rows].astype(np.int64) * index.height[rows], index.nbytes[rows]
+        for i in np.flatnonzero((pixels > policy.max_pixels) | (nbytes > policy.max_bytes)).tolist():
+            bad[int(rows[i])] = "limit", policy.beyond(int(pixels[i]), int(nbytes[i])) or ""
     return dict(sorted(bad.items()))
 
 

@@ -49,6 +49,7 @@ class Stats:
     cache_hits: int = 0
     cache_misses: int = 0
     skipped: dict[str, int] = field(default_factory=lambda: {"oversize": 0, "where": 0, "tail": 0})
+    sources: dict[str, int] = field(default_factory=dict)
     bad_images: int = 0
     bad: list[BadRow] = field(default_factory=list)
     wait_s: float = 0.0

@@ -291,7 +291,6 @@ class _Stream:
             buffers=self._buffers,
             errors=self._errors,
             taken=[self._waiting.pop(row) for pack in group for row in pack.row.tolist()],
-            stream=self._number,
         )
         packs = [*group, *[None] * (self._batch_size - len(group))]
         return Draft(making, packs, patch_size, epoch=0, step=step, position=(step + 1) * self._batch_size)

@@ -198,7 +198,6 @@ class StreamMaking(Making):
     """What the images of one batch are made with: `taken` are its samples, in the order of its images."""
 
     taken: Sequence[Sample]
-    stream: int
 
     def samples(self, rows: np.ndarray) -> StreamBatch:
         """The samples of the batch, which are those of `rows`."""
@@ -210,8 +209,8 @@ class StreamBatch:
     """The samples of one batch; see `Samples`."""
 
     def __init__(self, making: StreamMaking) -> None:
-        rows = rows_of(making.taken, making.stream)
-        self.width, self.height, self.ident = rows.width, rows.height, rows.ident
+        rows = rows_of(making.taken, 0)
+        self.width, self.height = rows.width, rows.height
         self.keys = [sample.key for sample in making.taken]
         self.shards = [sample.shard for sample in making.taken]
         self._taken, self._making = making.taken, making

@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     BALANCE = 6
     RESOLUTION = 7
     PATCH_SIZE = 8
+    MIXTURE = 9
 
 
 def keys(purpose: Purpose, seed: int, epoch: int, counters: np.ndarray) -> np.ndarray:

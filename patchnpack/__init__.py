@@ -1,6 +1,6 @@
 """Load images at native resolution and pack them into sequences for vision transformers."""
 
-from patchnpack.loaders import ErrorPolicy, PackedImageLoader, pack_stream
+from patchnpack.loaders import ErrorPolicy, Mixture, PackedImageLoader, pack_stream
 from patchnpack.packer import (
     BetaDrop,
     ConstantDrop,
@@ -25,6 +25,7 @@ __all__ = [
     "DropToTokens",
     "ErrorPolicy",
     "FitTokens",
+    "Mixture",
     "Native",
     "NoDrop",
     "PackedBatch",

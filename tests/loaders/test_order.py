@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchnpack.loaders.index import Index, Texts
-from patchnpack.loaders.order import Order, Pack
+from patchnpack.loaders.order import Order, Pack, chunks
 from patchnpack.packer import FitTokens, Images, Packing, Plan
 from patchnpack.packer.balance import balanced_order
+from patchnpack.packer.packing import SAMPLE
 from patchnpack.packer.random import Purpose, keys
 
 PACKING = Packing(seq_len=24, patch_size=8, resolution=FitTokens(16), lookahead=8, balance=0)
@@ -59,7 +60,9 @@ def order_of(counts: tuple[int, ...], *, usable: np.ndarray | None = None, **cha
 
 def rows_of(order: Order, epoch: int = 0) -> list[list[int]]:
     """The rows of each stream, in order of arrival."""
-    return [[row for rows in order.stream_rows(epoch, s) for row in rows.tolist()] for s in range(order.num_streams)]
+    return [
+        [row for rows in order.stream_rows(epoch, s) for row in rows.row.tolist()] for s in range(order.num_streams)
+    ]
 
 
 def packs_of(order: Order, epoch: int = 0) -> list[list[int] | None]:
@@ -136,7 +139,7 @@ def test_shards_and_rows_are_shuffled_evenly() -> None:
 def test_rows_of_a_window_come_only_from_its_shards(window: int) -> None:
     counts = (5, 1, 0, 8, 3, 9, 4)
     order = order_of(counts, shuffle_window=window)
-    windows = list(order.stream_rows(1, 0))
+    windows = [rows.row for rows in order.stream_rows(1, 0)]
     of_window = [set(order.index.shard_of(rows).tolist()) for rows in windows]
     assert all(len(shards) <= window for shards in of_window)
     assert sum(map(len, of_window)) == 6  # no shard in two windows, none left out but the empty one
@@ -252,3 +255,12 @@ def test_slices_of_one_shard_differ_by_at_most_one_row() -> None:
     order = order_of((10,), num_streams=4, block=4, shuffle=False)
     cuts = [0, *np.cumsum([len(rows) for rows in rows_of(order)]).tolist()]
     assert [b - a for a, b in pairwise(cuts)] == [2, 3, 2, 3]
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-4, 0.01, 1.0])
+def test_chunks_of_a_mask_are_its_rows_and_none_but_the_last_is_small(share: float) -> None:
+    mask = np.random.default_rng(0).random(3_000_000) < share
+    parts = list(chunks(mask))
+    assert np.array_equal(np.concatenate([np.zeros(0, np.int64), *parts]), np.flatnonzero(mask))
+    assert all(len(part) >= SAMPLE for part in parts[:-1])
+    assert all(len(part) for part in parts)

@@ -189,7 +189,7 @@ def test_schedules_count_the_images_seen_over_all_epochs(num_streams: int, index
     order = _order(index, packing, num_streams=num_streams, block=6)
     for epoch in range(4):
         grids: list[int] = []
-        rows = [np.concatenate(list(order.stream_rows(epoch, s))) for s in range(num_streams)]
+        rows = [np.concatenate([part.row for part in order.stream_rows(epoch, s)]) for s in range(num_streams)]
         seen = {
             int(row): epoch * n + s + num_streams * i for s, stream in enumerate(rows) for i, row in enumerate(stream)
         }

@@ -1,0 +1,195 @@
+"""One rank of many over a data set far larger than its memory: what planning costs it, and that nothing is lost.
+
+Makes an index of SHARDS shards of IMAGES images each (sizes drawn, no pixels) as an Arrow file, then starts a fresh
+process that stands for one of RANKS ranks: it makes its loader, finds out the length of the epoch, and goes through all
+steps of an epoch as they would be trained, but for decoding. Every row is checked to come exactly once over all ranks,
+and the memory that the process has for itself (the index lies in the page cache, shared by all processes of a machine)
+to stay under 1 GB.
+
+    python benchmarks/ranks.py [--ranks 1024] [--shards 100000] [--images 1000] [--streams 1]
+
+Writes benchmarks/results/ranks.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from patchnpack import PackedImageLoader, Packing
+from patchnpack.loaders import Index, load_index, save_index
+from patchnpack.loaders.index import Texts
+from patchnpack.loaders.order import Pack
+from patchnpack.loaders.state import Place
+from patchnpack.packer import Plan
+
+HERE = Path(__file__).resolve().parent
+GIGABYTE = 1 << 30
+
+
+def make_index(path: Path, shards: int, images: int) -> None:
+    """Writes an index of that many shards; token counts at patch size 16 are lognormal with mean 650."""
+    n, rng = shards * images, np.random.default_rng(0)
+    side = rng.standard_normal(n, np.float32)
+    side *= 0.5
+    side += np.log(650) / 2 - 0.25
+    np.exp(side, out=side)
+    side *= 16
+    aspect = np.sqrt(rng.random(n, np.float32) * 1.5 + 0.5)
+    width, height = (np.clip(s, 16, 4000).astype(np.int32) for s in (side * aspect, side / aspect))
+    nothing: Texts[str | None] = Texts(pa.nulls(n, pa.large_string()))
+    numbers = np.char.zfill(np.arange(images).astype("U4"), 4)
+    one_shard = pa.array(numbers, pa.large_string())
+    index = Index(
+        shards=tuple(f"s3://bucket/train-{i:06}.tar" for i in range(shards)),
+        shard_bytes=np.full(shards, 100_000 * images),
+        versions=("",) * shards,
+        starts=np.arange(shards + 1) * images,
+        keys=Texts(pa.concat_arrays([one_shard] * shards)),
+        offset=np.tile(np.arange(images) * 100_000, shards),
+        nbytes=np.full(n, 99_000),
+        width=width,
+        height=height,
+        orientation=np.ones(n, np.uint8),
+        format=np.zeros(n, np.uint8),
+        digest=np.zeros(n, np.uint64),
+        reasons=nothing,
+        cls=nothing,
+        members={},
+        without_image=np.zeros(shards, np.int64),
+    )
+    save_index(index, path)
+
+
+def own_memory() -> int:
+    """Bytes resident that this process shares with nobody."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
+
+
+def run_rank(path: Path, ranks: int, streams: int) -> dict[str, float]:
+    """Goes through an epoch as one rank, and gives what it cost."""
+    began = time.perf_counter()
+    loader = PackedImageLoader(
+        load_index(path),
+        Packing(seq_len=4096, algorithm="largest_fit"),
+        batch_size=8,
+        shuffle=True,
+        num_streams=streams,
+        rank=ranks // 2,
+        world_size=ranks,
+    )
+    found = {"construction_s": time.perf_counter() - began, "peak_gb": own_memory() / GIGABYTE}
+    began = time.perf_counter()
+    steps = len(loader)
+    found["counting_s"] = time.perf_counter() - began
+    seen = np.zeros(len(loader.index), np.uint8)
+    handed: dict[int, np.ndarray] = {}
+    plans: list[Plan] = []
+
+    def note(plan: Plan) -> None:
+        np.add.at(seen, plan.images.row, 1)
+        handed[id(plan)] = np.zeros(len(plan), np.uint8)
+        plans.append(plan)
+
+    def timed(groups: Iterator[tuple[list[Pack], int]]) -> Iterator[tuple[list[Pack], float]]:
+        while True:
+            asked = time.perf_counter()
+            try:
+                packs, _ = next(groups)
+            except StopIteration:
+                return
+            mine = [pack.images for pack in packs[ranks // 2 :: ranks]]
+            assert len(mine) == 8
+            yield packs, time.perf_counter() - asked
+
+    times, packs_in_all = [], 0
+    groups = loader.steps().groups(Place(0, 0), note, lambda pack: None)
+    for packs, seconds in timed(groups):
+        times.append(seconds)
+        for pack in packs:
+            if pack.plan is not None:
+                handed[id(pack.plan)][pack.number] += 1
+                packs_in_all += 1
+        if len(plans) > 64:  # those whose packs are all out are done with
+            kept = [plan for plan in plans if not handed[id(plan)].all()]
+            for plan in plans:
+                if handed[id(plan)].all():
+                    assert (handed.pop(id(plan)) == 1).all(), "a pack came twice"
+            plans[:] = kept
+        found["peak_gb"] = max(found["peak_gb"], own_memory() / GIGABYTE)
+    assert all((flags == 1).all() for flags in handed.values()), "a pack was lost or came twice"
+    assert (seen == 1).all(), "a row was lost or came twice"
+    assert len(times) == steps, "the length was not true"
+    assert found["peak_gb"] < 1, f"{found['peak_gb']:.2f} GB of its own"
+    return found | {
+        "steps": steps,
+        "packs": packs_in_all,
+        "first_step_s": times[0],
+        "step_ms_mean": 1000 * float(np.mean(times)),
+        "step_ms_median": 1000 * float(np.median(times)),
+        "step_ms_99": 1000 * float(np.quantile(times, 0.99)),
+        "epoch_s": float(np.sum(times)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=1024)
+    parser.add_argument("--shards", type=int, default=100_000)
+    parser.add_argument("--images", type=int, default=1000, help="in a shard")
+    parser.add_argument("--streams", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="for the index, 50 bytes an image; a temporary one by default")
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "ranks.csv")
+    options = parser.parse_args()
+    if options.run:
+        if options.run.exists():
+            print(json.dumps(run_rank(options.run, options.ranks, options.streams)))
+        else:
+            make_index(options.run, options.shards, options.images)
+        return
+    print(f"$ python {shlex.join(sys.argv)}")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        again = [sys.executable, __file__, *sys.argv[1:], "--run", str(Path(folder, "index.arrow"))]
+        began = time.perf_counter()
+        subprocess.run(again, check=True)  # in processes of their own: what one leaves in memory is not the other's
+        print(
+            f"index: {os.path.getsize(again[-1]) / 1e9:.2f} GB, made in {time.perf_counter() - began:.0f} s", flush=True
+        )
+        found = json.loads(subprocess.run(again, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+    row = {
+        "ranks": options.ranks,
+        "shards": options.shards,
+        "images": options.images,
+        "streams": options.streams,
+        **{name: round(value, 4) for name, value in found.items()},
+        "machine": platform.processor() or platform.machine(),
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    for name, value in row.items():
+        print(f"{name:15} {value}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with options.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()
