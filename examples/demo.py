@@ -62,7 +62,7 @@ def main() -> None:
         patchnpack("train", *data, "--resolution", resolution, *model, "--out", str(folder / name))
     print(
         f"\nLook at {picture}. The class is the aspect of the shape: squares lose it, native aspect keeps it.\n"
-        "Next, your own shards: patchnpack report 'SHARDS' --seq-len 1024"
+        "Next, your own shards: patchnpack report 'SHARDS' --seq-len 4096"
     )
 
 

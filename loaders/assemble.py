@@ -136,7 +136,7 @@ class _IndexedSamples:
         self._bytes = _tuples(shard, index.offset[rows], index.nbytes[rows])
         self._headers = index.headers(rows)
         self._digests = index.digest[rows].tolist()
-        self.keys = index.keys.take(rows)[:]
+        self.keys = [index.keys[row] for row in self._rows]
         self.shards = [index.shards[i] for i in shard.tolist()]
 
     def read(self, i: int) -> bytes:
@@ -218,6 +218,7 @@ class Draft:
         self.num_parts = sum(len(pack) for pack in packs if pack is not None) + 1
         self.bad: list[tuple[int, BadRow]] = []  # and which of the batch's images each is; in order, once finished
         self.without_label = self.truncated = 0
+        self._truncated: set[int] = set()
         self._sources, self._epoch, self._step, self._position = sources, epoch, step, position
         self._packs, self._patch_size = packs, patch_size
         self._prepared, self._left = False, self.num_parts
@@ -333,9 +334,9 @@ class Draft:
         except BadImage as error:
             if not error.truncated or self._sources.errors.truncated == "skip":
                 raise
-            with self._lock:
-                self.truncated += 1
-            return self._samples.decode(i, data, size, box, strict=False)
+            pixels = self._samples.decode(i, data, size, box, strict=False)
+            self._truncated.add(i)
+            return pixels
 
     def _transformed(self, i: int, pixels: np.ndarray) -> np.ndarray:
         assert self._sources.transform is not None
@@ -352,6 +353,11 @@ class Draft:
                 "keep both, since the plan is made"
             )
         return out
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `finish` would not wait."""
+        return self._done.is_set()
 
     def finish(self) -> PackedBatch:
         """Waits until every image is in, and gives the batch. Raises what a thread raised, but for bad images.
@@ -383,6 +389,7 @@ class Draft:
 
     def _complete(self) -> PackedBatch:
         self.bad.sort(key=lambda bad: bad[0])
+        self.truncated = sum(not self._failed[i] for i in self._truncated)
         self._close_ranks()
         mask = self._rows >= 0
         labels = self._labels[mask]

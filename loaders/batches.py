@@ -15,7 +15,7 @@ from patchnpack.loaders.errors import BadRow, Judge, StallError
 from patchnpack.loaders.order import Pack
 from patchnpack.loaders.pool import DecodePool
 from patchnpack.loaders.state import Place
-from patchnpack.loaders.stats import Stats
+from patchnpack.loaders.stats import Stats, Ticker
 from patchnpack.loaders.steps import Steps
 from patchnpack.packer import PackedBatch, Plan
 
@@ -86,10 +86,17 @@ class Batches:
 
     def run(self, begin: Place, part: Part) -> Iterator[PackedBatch]:
         """The batches from a place on, to the end of its epoch or, if they repeat, for ever."""
-        pool, patience = DecodePool(self.num_threads), None
         sources = self.sources
         if sources.reader.is_remote:
-            sources = replace(sources, reader=sources.reader.prefetching(self._coming(begin)))
+            sources = replace(
+                sources,
+                reader=sources.reader.prefetching(
+                    self._coming(begin),
+                    behind=self.steps.order.shuffle_window * self.steps.order.num_streams,
+                    at_start=not begin.position,
+                ),
+            )
+        pool, patience = DecodePool(self.num_threads), None
         left_out = _LeftOut()
         drafts = self._drafts(sources, begin, part, left_out)
         under_way: deque[tuple[Draft, _LeftOut]] = deque()
@@ -99,6 +106,7 @@ class Batches:
                 pool.submit(draft, draft.num_parts)
                 under_way.append((draft, left_out.taken()))
 
+        ticker = Ticker(self.stats)
         try:
             began = time.perf_counter()
             start(self.prefetch)
@@ -111,7 +119,10 @@ class Batches:
                 self._count(batch, draft, waited=now - waiting, ran=now - began)
                 self.stats.cache_hits, self.stats.cache_misses = sources.reader.store.counts()
                 began = now
+                ticker.tick(sum(other.is_done for other, _ in under_way), len(under_way))
                 start(1)
+                if not under_way:  # no batch follows whose rows these would be counted with
+                    self._count_left_out(left_out.taken())
                 yield batch
                 del batch, draft
             self._count_left_out(left_out)
@@ -119,8 +130,8 @@ class Batches:
             patience = 0.0  # the thread that is stuck would not end
             raise
         finally:
+            sources.reader.store.close()  # first: a decoding thread may be waiting for a shard
             pool.close(patience)
-            sources.reader.store.close()
 
     def _coming(self, begin: Place) -> Iterator[int]:
         """The shards in the order of their use, of the epoch that begins and, if epochs repeat, of the next."""
@@ -138,6 +149,8 @@ class Batches:
                 step, number, made = step + 1, number + 1, True
             if (made or not begin.position) and not self.repeat:
                 return
+            if not made and begin.position and not self.repeat:
+                left_out.taken()  # the run that used this epoch's last batch has counted these
             begin = Place(begin.epoch + 1, 0)
 
     def _mine(self, begin: Place, left_out: _LeftOut, *, count: bool) -> Iterator[tuple[list[Pack], int]]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 MOST_WORKERS = 256
 _EPOCH, _POSITION, _BLOCK, _RANK, _WORLD_SIZE = range(5)  # what the main process says
-_BEGUN, _WORKERS = range(2)  # what each worker says: iterators begun since, and of how many workers
+# What each worker says: iterators begun since, of how many workers, the last one's base seed, and how many before it.
+_BEGUN, _WORKERS, _SEED, _BEFORE = range(4)
 
 
 class PackedDataset(IterableDataset[PackedBatch]):
@@ -32,7 +33,7 @@ class PackedDataset(IterableDataset[PackedBatch]):
     def __init__(self, loader: PackedImageLoader, totals: torch.Tensor) -> None:
         self._loader = loader
         self._said = torch.zeros(5, dtype=torch.int64).share_memory_()
-        self._begun = torch.zeros((MOST_WORKERS, 2), dtype=torch.int64).share_memory_()
+        self._begun = torch.zeros((MOST_WORKERS, 4), dtype=torch.int64).share_memory_()
         self._totals = totals
         self.tell()
 
@@ -48,6 +49,8 @@ class PackedDataset(IterableDataset[PackedBatch]):
         self._said[_RANK], self._said[_WORLD_SIZE] = self._loader.rank()
 
     def __len__(self) -> int:
+        if self._loader.repeat:
+            raise TypeError("a loader with repeat=True never ends and has no length; use total_steps(epochs)")
         self._tell_rank()
         return self._loader.steps().count(self._begin(int(self._begun[:, _BEGUN].max())))
 
@@ -66,8 +69,14 @@ class PackedDataset(IterableDataset[PackedBatch]):
                 f"the number of workers was {others.pop()} and is {workers} now; say where to begin: "
                 "loader.set_epoch(epoch), or give each DataLoader a dataset of its own: loader.as_dataset()"
             )
-        begun = int(self._begun[worker, _BEGUN])
-        self._begun[worker] = torch.tensor([begun + 1, workers])
+        # A worker that was ended before it began has counted nothing, so what its fellows have counted holds, too.
+        # Those of the same iterator have the same base seed, and may have counted this iterator already.
+        seed = 0 if info is None else info.seed - info.id
+        begun_by = self._begun[:, _BEGUN].clone()  # read first and written last: fellows may be writing
+        counted = torch.where(self._begun[:, _SEED] == seed, self._begun[:, _BEFORE], begun_by)
+        begun = max(int(counted.max()), int(begun_by[worker]))
+        self._begun[worker, _BEFORE], self._begun[worker, _SEED] = begun, seed
+        self._begun[worker, _WORKERS], self._begun[worker, _BEGUN] = workers, begun + 1
         if info is not None:
             rank, world_size, block = (int(self._said[i]) for i in (_RANK, _WORLD_SIZE, _BLOCK))
             self._loader.stand_in(rank, world_size, block or None)
@@ -80,7 +89,7 @@ class PackedDataset(IterableDataset[PackedBatch]):
     def resume(self, place: Place, worker: int) -> None:
         """A worker has loaded a state of its own, of an epoch that began at `place`."""
         self._said[_EPOCH], self._said[_POSITION] = place.epoch, place.position
-        self._begun[worker, _BEGUN] = 1
+        self._begun[worker, _BEFORE], self._begun[worker, _BEGUN] = 0, 1
 
 
 class _Batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import threading
 import zlib
@@ -175,8 +176,8 @@ def _plugin(data: bytes) -> type[ImageFile.ImageFile]:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         if not WEBP_SUPPORTED:
             raise ValueError(
-                f"there are WebP images, and this PIL {PIL.__version__} was built without WebP; install Pillow in its "
-                "place, or leave those images out"
+                f"there are WebP images, and this PIL {PIL.__version__} was built without WebP; in a checkout: make "
+                "setup SIMD=0, else: pip install --force-reinstall pillow; or leave .webp out of image="
             )
         return WebPImageFile
     for beginning, plugin in _BEGINNINGS.items():
@@ -348,3 +349,12 @@ def _from_array(
 def _check_size(decoded: tuple[int, ...], stored: tuple[int, int]) -> None:
     if decoded != stored:
         raise BadImage(f"its pixels are {decoded[0]}x{decoded[1]}, its header said {stored[0]}x{stored[1]}")
+
+
+def _begin_again() -> None:
+    global _loading
+    _loading = threading.Lock()  # a thread that held it when the process was forked is not there to let it go
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_again)

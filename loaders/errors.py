@@ -19,7 +19,8 @@ _JUDGED_FROM = 1_000
 class BadRow:
     """One image that could not be used: which, where (`offset` is -1 in a stream), at which stage, and why.
 
-    `stage` is "header" (what the index says of it), "limit", "read", "decode" or "extras"; in a stream also "sample"
+    `stage` is "header" (what the index says of it), "limit", "read", "decode", "label" (a .json
+    member that is none) or "extras"; in a stream also "sample"
     (it has no image) and "size" (it is smaller than a patch).
     """
 
@@ -46,7 +47,8 @@ class ErrorPolicy:
         on_error: "skip" leaves a bad image's slots empty and counts it; "raise" raises `BadDataError`.
         max_rate: a larger share of bad ones among the last 10,000 images of this rank stops the run; judged from 1,000
             images on. 1 allows any.
-        max_consecutive: so many bad ones in a row stop the run.
+        max_consecutive: so many in a row that turn out to be bad while they are read stop the run. Those that are bad
+            by their headers are left out beforehand; of 1,000 rows or more, `max_rate` limits them, too.
         quarantine: a file to which each bad image of each epoch is added, as a line of JSON (epoch, row, key, shard,
             offset, stage, reason); all ranks may share it. None keeps none.
         max_pixels: an image of more, by its header, is a bad one; it is not decoded.
@@ -99,6 +101,8 @@ class ErrorPolicy:
             raise ValueError(f"max_pixels is {self.max_pixels}; PIL decodes {MAX_PIXELS} at most")
         if not self.stall_s > 0:
             raise ValueError(f"stall_s is {self.stall_s}; it must be above 0 seconds")
+        if self.quarantine is not None and Path(self.quarantine).is_dir():
+            raise ValueError(f"quarantine is {str(self.quarantine)!r}, a folder; name a file in it")
         if self.quarantine is not None and not Path(self.quarantine).resolve().parent.is_dir():
             raise ValueError(f"quarantine is {str(self.quarantine)!r}, whose folder does not exist; make it first")
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from patchnpack.loaders.index import IMAGE, Index
-from patchnpack.loaders.index_file import NAME, is_index, load_index, save_index
+from patchnpack.loaders.index_file import is_index, load_index, save_index
 from patchnpack.loaders.remote import is_remote
 from patchnpack.loaders.scanner import extensions_of, facts_of, scan, unknown
-from patchnpack.loaders.shards import Source, expand
+from patchnpack.loaders.shards import INDEX_NAMES, Source, expand
 from patchnpack.loaders.store import Store
 from patchnpack.loaders.transfer import redact
 
@@ -59,7 +59,7 @@ def open_index(
         if extensions_of(found.image) != extensions_of(image):
             raise ValueError(
                 f"{name} was made with image={found.image!r}, this loader has {image!r}; give that, or make the "
-                f"index anew: patchnpack index SHARDS --image '{image}'"
+                f"index anew: patchnpack index SHARDS --image '{image}' -o INDEX"
             )
         return checked(_of_these(found, paths, name), name, store)
     if (beside := _beside(paths, image, store)) is not None:
@@ -96,7 +96,7 @@ def update_index(
     paths = [shard if is_remote(shard) else os.path.abspath(shard) for shard in expand(source, store)]
     if path is None and any(map(is_remote, paths)):
         raise ValueError("the shards are remote; say where the index goes: patchnpack index SHARDS -o index.parquet")
-    path = Path(_common_folder(paths), NAME) if path is None else Path(path)
+    path = Path(_common_folder(paths), INDEX_NAMES[0]) if path is None else Path(os.path.abspath(path))
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"the folder of {str(path)!r} does not exist; make it first")
     known = load_index(path.absolute()) if path.exists() else None
@@ -128,9 +128,14 @@ def checked(index: Index, name: str, store: Store) -> Index:
         if size != nbytes:
             raise OSError(
                 f"shard {shard!r} has {size} bytes but had {nbytes} when {name} was made; bring the index up to date: "
-                "patchnpack index SHARDS (only what has changed is read)"
+                f"patchnpack index SHARDS -o {_file_of(name)} (only what has changed is read)"
             )
     return index
+
+
+def _file_of(name: str) -> str:
+    """The file in what messages call an index."""
+    return name.split("'")[1] if "'" in name else "INDEX"
 
 
 def _of_these(index: Index, paths: list[str], name: str) -> Index:
@@ -140,7 +145,7 @@ def _of_these(index: Index, paths: list[str], name: str) -> Index:
         missing = [path for path, i in zip(paths, which, strict=True) if i < 0]
         raise ValueError(
             f"{name} does not hold {len(missing)} of the {len(paths)} shards, {redact(missing[0])!r} for one; add "
-            "them: patchnpack index SHARDS"
+            f"them: patchnpack index SHARDS -o {_file_of(name)}"
         )
     return index if which == list(range(len(index.shards))) else index.select(which)
 
@@ -154,7 +159,7 @@ def _beside(paths: list[str], image: str, store: Store) -> Index | None:
     if any(map(is_remote, paths)):
         return None
     folder = _common_folder(paths)
-    for name in (NAME, Path(NAME).with_suffix(".arrow")):
+    for name in INDEX_NAMES:
         path = os.path.join(folder, name)
         if not (os.path.exists(path) and is_index(path)):
             continue
@@ -180,7 +185,8 @@ def _cached(
 ) -> Index:
     """The index that an earlier call cached, with what has changed since; cached again if anything has."""
     folder = store.folder / "indexes"
-    text = "\n".join([*(p if is_remote(p) else os.path.abspath(p) for p in paths), *extensions_of(image)])
+    paths = [path if is_remote(path) else os.path.abspath(path) for path in paths]  # as an index names them
+    text = "\n".join([*paths, *extensions_of(image)])
     path = folder / f"{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.parquet"
     known = None
     if path.exists():

@@ -12,11 +12,11 @@ import pyarrow as pa
 from patchnpack.loaders.decode import Header
 from patchnpack.loaders.shards import ShardReader
 from patchnpack.loaders.store import Store
+from patchnpack.loaders.tar import IMAGE as IMAGE
 from patchnpack.packer import Rows
 
 # n rows, s shards
 
-IMAGE = "jpg;jpeg;png;webp"
 
 T = TypeVar("T", str, str | None)
 
@@ -30,6 +30,14 @@ class Texts(Sequence[T]):
 
     def __init__(self, column: pa.LargeStringArray) -> None:
         self.column = column
+        # Read without Arrow's functions, whose locks another thread may hold when a process is forked.
+        self._valid, offsets, letters = column.buffers()
+        self._first = column.offset
+        self._ends = np.frombuffer(offsets, np.int64) if offsets is not None and offsets.size else np.zeros(1, np.int64)
+        self._letters = memoryview(letters if letters is not None else b"")
+
+    def __reduce__(self) -> tuple[type[Texts[T]], tuple[pa.LargeStringArray]]:
+        return type(self), (self.column,)
 
     @classmethod
     def of(cls, texts: Iterable[T]) -> Texts[T]:
@@ -44,7 +52,14 @@ class Texts(Sequence[T]):
     @overload
     def __getitem__(self, i: slice) -> list[T]: ...
     def __getitem__(self, i: int | slice) -> Any:
-        return self.column[i].to_pylist() if isinstance(i, slice) else self.column[int(i)].as_py()
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"text {i} of {len(self)}")
+        at = int(i) % len(self) + self._first
+        if self._valid is not None and not self._valid[at >> 3] >> (at & 7) & 1:
+            return None
+        return str(self._letters[int(self._ends[at]) : int(self._ends[at + 1])], "utf-8")
 
     def take(self, which: np.ndarray) -> Texts[T]:
         """The texts at `which`, int64 (m,)."""
@@ -158,7 +173,7 @@ class Index:
             extension: np.concatenate([part.members.get(extension, np.full((len(part), 2), -1)) for part in parts])
             for extension in sorted({extension for part in parts for extension in part.members})
         }
-        kinds = {member: kind for part in parts for member, kind in part.kinds.items()}
+        kinds = {member: kind for part in parts for member, kind in part.kinds.items() if member in part.members}
         for part in parts:
             for member in part.members:
                 if part.kinds.get(member) != kinds.get(member):

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 
 from patchnpack.loaders.decode import FORMATS
 from patchnpack.loaders.index import Index, Texts
+from patchnpack.loaders.parquet import INDEX_KEY
 from patchnpack.packer.files import atomic_write
 
 # n rows, s shards
 
 VERSION = 1
-NAME = "index.parquet"  # what an index beside its shards is called
-_KEY = b"patchnpack.index"
+_KEY = INDEX_KEY
 _MEMBER = "member."
 _BY_SHARD = ("starts", "shard_bytes", "without_image")
 _COLUMNS: dict[str, pa.DataType] = {

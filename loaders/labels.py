@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from patchnpack.loaders.decode import BadImage
 from patchnpack.loaders.index import Index
 from patchnpack.loaders.transfer import redact
 
@@ -44,7 +45,11 @@ class LabelRule:
         if data is None:
             return None
         if self._field:
-            return self._field_of(json.loads(data) if isinstance(data, bytes | str) else data)
+            try:
+                record = json.loads(data) if isinstance(data, bytes | str) else data
+            except ValueError as error:
+                raise BadImage(f"its .json member cannot be read: {error}", "label") from error
+            return self._field_of(record)
         if isinstance(data, bytes | str):
             return self.number((data.decode("utf-8", "replace") if isinstance(data, bytes) else data).strip())
         label = as_label(data)
@@ -69,10 +74,10 @@ class LabelRule:
             if self.classes is not None:
                 remedy = f"classes has {len(self.classes)} others"
             raise ValueError(
-                f"label {text!r} (of {self._label!r}) is neither a whole number nor a known class; {remedy}"
+                f"label {_short(text)} (of {self._label!r}) is neither a whole number nor a known class; {remedy}"
             ) from None
         if self.classes is not None and number not in self._numbers:
-            raise ValueError(f"label {number} is not among the {len(self.classes)} classes")
+            raise ValueError(f"label {number} is not among the {len(self.classes)} classes; name them all in classes=")
         return number
 
 
@@ -95,6 +100,11 @@ class Labels:
         self._index, self._label, self._read = index, label, read
         self._rule = LabelRule(label, classes)
         self._member = self._rule.member.lower()
+        if self._member in index.image.split(";"):
+            others = ", ".join("." + extension for extension in sorted(index.members) if extension != self._member)
+            raise ValueError(f"label {label!r} names the image; the other members are {others or 'none'}: name one")
+        if classes is not None and label is None:
+            raise ValueError("classes= names the classes of labels, and label is None; give label=, such as 'cls'")
         self._texts = self._read_cls() if self._member == index.cls_member else None
         self.shape: tuple[int, ...] = () if label is None else self._probe()
         self.dtype = np.dtype(np.float32 if self.shape else np.int64)
@@ -157,16 +167,22 @@ class Labels:
 
     def _probe(self) -> tuple[int, ...]:
         """The shape of the first label there is."""
+        reason = ""
         if self._texts is not None:
             if self._texts:
                 return ()
         else:
             for row in range(len(self._index)):
-                if (value := self._value(row)) is not None:
+                try:
+                    value = self._value(row)
+                except BadImage as error:  # told when its turn comes
+                    reason = reason or f" ({self._index.keys[row]!r}: {error})"
+                    continue
+                if value is not None:
                     return np.shape(value)
         found = ", ".join("." + extension for extension in sorted(self._index.members))
         raise ValueError(
-            f"label {self._label!r} is absent from all {len(self._index)} samples; their members are {found}: "
+            f"label {self._label!r} is absent from all {len(self._index)} samples{reason}; their members are {found}: "
             "name one of them, or give label=None"
         )
 
@@ -197,3 +213,7 @@ def _class_table(classes: Classes) -> Mapping[str, int] | None:
     if len(table) < len(classes):
         raise ValueError(f"classes names {len(classes) - len(table)} classes twice; each needs a name of its own")
     return table
+
+
+def _short(text: str, most: int = 60) -> str:
+    return repr(text) if len(text) <= most else f"{text[:most]!r}... ({len(text)} characters)"

@@ -130,6 +130,17 @@ class PackedImageLoader:
             raise ValueError(f"even is {even!r}; it must be 'pad' or 'drop'")
         if (rank is None) != (world_size is None):
             raise ValueError(f"rank is {rank} and world_size is {world_size}; give both or neither")
+        typed: tuple[tuple[str, object, type, str], ...] = (
+            ("packing", packing, Packing, "Packing(seq_len=...)"),
+            ("errors", errors, ErrorPolicy, "ErrorPolicy(on_error=...)"),
+            ("image", image, str, "extensions as one text: 'jpg;png'"),
+        )
+        for name, given, kind, remedy in typed:
+            if given is not None and not isinstance(given, kind):
+                raise ValueError(f"{name} is {given!r}; give {remedy}")
+        check_whole("seed", seed, least=-(1 << 63))
+        if cache_limit is not None:
+            check_whole("cache_limit", cache_limit)
         if isinstance(extras, str):
             raise ValueError(f"extras is {extras!r}; give a list of extensions: [{extras!r}]")
         if block is not None and block % num_streams:
@@ -283,12 +294,14 @@ class PackedImageLoader:
     def stats(self) -> dict[str, Any]:
         """Totals since the loader was made, of this rank.
 
-        batches, packs, images, tokens, slots, padding (share of slots), bad_images and the first of them in `bad` (row,
-        key, shard, offset, stage, reason), truncated (JPEGs that end early and were kept), skipped (by "oversize",
-        "where", "tail"), sources (of a `Mixture`: images by source), oversize, without_label, cache_hits and
-        cache_misses (of shards opened in the cache),
-        wait_s (seconds that the training loop waited), images_per_s, tokens_per_s. Worker processes of `as_dataset` are
-        counted in, but for `bad` and wait_s, which only they know.
+        batches, packs, images, tokens, slots, padding (share of slots), bad_images, bad_by_stage and the first of them
+        in `bad` (row, key, shard, offset, stage, reason), truncated (JPEGs that end early and were kept), skipped (by
+        "oversize", "where", "tail"), sources (of a `Mixture`: images by source), oversize, without_label, cache_hits
+        and cache_misses (of shards opened in the cache), wait_s (seconds that the training loop waited), images_per_s,
+        tokens_per_s.
+
+        Worker processes of `as_dataset` are counted in, but for `bad`, `bad_by_stage`, `sources` and wait_s, which only
+        they know. Every minute the logger "patchnpack" gets a line of them, at level INFO.
         """
         return self._stats.plus(torch.cat([torch.zeros(0, Stats.NUMBERS), *self._totals])).report()
 
@@ -302,6 +315,7 @@ class PackedImageLoader:
         dataset = PackedDataset(self, totals)
         self._datasets.add(dataset)
         self._totals.append(totals)
+        weakref.finalize(dataset, _fold, self._totals, totals).atexit = False
         self._stands = None
         return dataset
 
@@ -310,7 +324,10 @@ class PackedImageLoader:
         """Outputs that a classifier of these labels needs; ValueError where only reading every label would tell."""
         count = self._sources.labels.num_classes
         if count is None:
-            raise ValueError("the number of classes cannot be told from these labels; give it, or classes=")
+            raise ValueError(
+                "the number of classes cannot be told without a label or from these labels; give label=, classes=, or "
+                "the number itself"
+            )
         return count
 
     def _tell(self) -> None:
@@ -331,7 +348,7 @@ class PackedImageLoader:
     def stand_in(self, rank: int, world_size: int, block: int | None) -> None:
         """In a worker process: be of the rank and the blocks that the main process says."""
         grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if self._rank_given is None and not grouped and "RANK" not in os.environ:
+        if self._rank_given is None and not grouped:
             self._rank_given = rank, world_size
         self._block = block
 
@@ -379,6 +396,14 @@ class PackedImageLoader:
             made = Steps(order=order, batch_size=self.batch_size, world_size=world_size, even=self._even)
             self._made_steps = made
         return made
+
+
+def _fold(all_totals: list[torch.Tensor], totals: torch.Tensor) -> None:
+    """What the workers of a dataset that has gone have counted is kept; its shared memory is not."""
+    for i, kept in enumerate(all_totals):
+        if kept is totals:
+            all_totals[i] = totals[totals.any(1)].clone()
+    all_totals[:] = [kept for kept in all_totals if len(kept)]
 
 
 def _bad_rows(index: Index, policy: ErrorPolicy) -> dict[int, tuple[str, str]]:

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchnpack.loaders.remote import name_of
-from patchnpack.loaders.tar import TarSample
+from patchnpack.loaders.tar import IMAGE, TarSample
 
+INDEX_KEY = b"patchnpack.index"  # in the metadata of an index, which is a parquet file, too
 LAYOUT = "1"  # changes with what `spill` writes
 _KEY = "__key__"
 _BYTES = (pa.types.is_binary, pa.types.is_large_binary)
@@ -48,6 +49,8 @@ def read_columns(fd: int, shard: str, images: Sequence[str]) -> Columns:
     """
     with _opened(fd, shard) as file:
         schema = file.schema_arrow
+    if INDEX_KEY in (schema.metadata or {}):
+        raise ValueError(f"{shard!r} is an index, no shard; it stands alone as a source: name shards, or it alone")
     kinds = {
         field.name.lower(): "txt" if any(test(field.type) for test in (*_TEXTS, *_SCALARS)) else "json"
         for field in schema
@@ -141,13 +144,13 @@ def _may_be_image(kind: pa.DataType) -> bool:
 def _image_column(schema: pa.Schema, images: Sequence[str], shard: str) -> str:
     able: list[str] = [field.name for field in schema if _may_be_image(field.type)]
     named = [name for wanted in images for name in able if name.lower() == wanted]
-    if named or len(able) == 1:
+    if named or (len(able) == 1 and ";".join(images) == IMAGE):
         return (named or able)[0]
     structs = [name for name in able if pa.types.is_struct(schema.field(name).type)]
-    if len(structs) == 1:
+    if len(structs) == 1 and ";".join(images) == IMAGE:
         return structs[0]
     columns = ", ".join(schema.names)
     raise ValueError(
         f"shard {shard!r} has {len(able)} columns that may hold images ({', '.join(able) or 'none'}; its columns are "
-        f"{columns}); name the one that does: image='COLUMN'"
+        f"{columns}) and image={';'.join(images)!r}; name the one that does: image='COLUMN'"
     )

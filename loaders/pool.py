@@ -6,6 +6,7 @@ import atexit
 import queue
 import sys
 import threading
+import time
 import weakref
 from typing import Protocol
 
@@ -47,14 +48,15 @@ class DecodePool:
             del task, batch  # an idle thread must not keep a batch alive
 
     def close(self, timeout: float | None = None) -> None:
-        """Drops what has not begun, waits for what has (at most `timeout` seconds a thread), and ends the threads."""
+        """Drops what has not begun, waits for what has (at most `timeout` seconds), and ends the threads."""
         self._closed = True
+        until = None if timeout is None else time.monotonic() + timeout
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
             # The collector may drop a forgotten iterator in any thread, also in one of these, and as Python ends.
             if thread is not threading.current_thread() and not sys.is_finalizing():
-                thread.join(timeout)
+                thread.join(None if until is None else max(0.0, until - time.monotonic()))
 
 
 @atexit.register
@@ -64,5 +66,6 @@ def _close_all() -> None:
     Later it would kill them where they next ask for the GIL, and in the middle of C++ (torch, or the library of a
     transform) that aborts the process.
     """
+    until = time.monotonic() + _AT_EXIT_S
     for pool in list(_open):
-        pool.close(_AT_EXIT_S)
+        pool.close(max(0.0, until - time.monotonic()))

@@ -45,14 +45,19 @@ class Prefetcher:
         cache: where the shards go.
         coming: the shards in the order of their use; of a name that comes twice the first counts.
         ahead: how many, at least 0.
+        behind: one so far behind the furthest one asked for is no longer fetched, nor kept open.
+        at_start: whether the first one will be asked for first; else nothing is fetched before one is asked for.
 
     `close` it, or use it as a context manager: its threads end, and what was under way is called off.
     """
 
-    def __init__(self, cache: ShardCache, coming: Iterable[Shard], ahead: int = 2) -> None:
+    def __init__(
+        self, cache: ShardCache, coming: Iterable[Shard], ahead: int = 2, behind: int = 1 << 62, at_start: bool = True
+    ) -> None:
         if ahead < 0:
             raise ValueError(f"ahead is {ahead}; it must be at least 0")
-        self._cache, self._ahead = cache, ahead
+        self._cache, self._ahead, self._behind, self._at_start = cache, ahead, behind, at_start
+        self._passed = 0
         self._jobs: dict[str, _Job] = {}
         for shard in coming:
             if shard.name not in self._jobs:
@@ -85,6 +90,9 @@ class Prefetcher:
         job = self._jobs[name]
         with self._change:
             self._furthest = max(self._furthest, job.place)
+            while self._passed < self._furthest - self._behind:
+                self._let_go(self._order[self._passed])
+                self._passed += 1
             self._change.notify_all()
             if job.state == _WAITING:
                 job.state = _DONE  # this thread makes it
@@ -133,16 +141,24 @@ class Prefetcher:
                 failed = error
             with self._change:
                 job.fd, job.error, job.state = fd, failed, _DONE
+                if job.place < self._passed:
+                    self._let_go(job)
                 self._change.notify_all()
+
+    @staticmethod
+    def _let_go(job: _Job) -> None:
+        if job.fd is not None:
+            os.close(job.fd)
+            job.fd = None
 
     def _take(self) -> _Job | None:
         """The next job once it is near enough, or None when there is none or all is called off."""
         with self._change:
             while not self._stop.is_set() and self._next < len(self._order):
                 job = self._order[self._next]
-                if job.state != _WAITING:
+                if job.state != _WAITING or job.place < self._passed:
                     self._next += 1
-                elif job.place <= self._furthest + self._ahead:
+                elif (self._at_start or self._furthest >= 0) and job.place <= self._furthest + self._ahead:
                     self._next += 1
                     job.state = _RUNNING
                     return job

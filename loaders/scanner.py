@@ -160,6 +160,11 @@ def _scan_shard(shard: str, facts: tuple[int, str], images: Sequence[str], store
             reasons.append(str(error))
         has_text = cls_member in sample.members
         texts.append(get(cls_member).decode("utf-8", "replace").strip() if has_text else None)
+    if columns.image and samples and not rows:
+        raise ValueError(
+            f"shard {redact(shard)!r} has no bytes in its column {columns.image!r}, in none of {samples} rows: it may "
+            "hold paths alone; embed the images in it, or write tars"
+        )
     if extensions and not rows:
         raise ValueError(
             f"shard {redact(shard)!r} has no image: its members end in {_listed(extensions)} and "

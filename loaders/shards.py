@@ -18,6 +18,7 @@ from patchnpack.loaders.transfer import redact
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
+INDEX_NAMES = ("index.parquet", "index.arrow")  # what an index beside its shards is called
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
@@ -51,6 +52,9 @@ def _expand_one(pattern: str, store: Store) -> list[str]:
         raise ValueError("the source is an empty text; give at least one shard, such as 'train-{000000..000009}.tar'")
     if is_remote(pattern):
         return store.expand(pattern)
+    if pattern.startswith("pipe:"):
+        raise ValueError(f"{pattern!r} runs a command; shards are read at any place: name files, or use pack_stream")
+    pattern = os.path.expanduser(pattern)
     if os.path.exists(pattern):
         _refuse_folder(pattern)
         return [pattern]
@@ -63,10 +67,17 @@ def _expand_one(pattern: str, store: Store) -> list[str]:
     found: list[str] = []
     missing: list[str] = []
     for path in paths:
+        if path.endswith(".arrow"):
+            raise ValueError(
+                f"{path!r} is named like an index, which stands alone as a source; name shards, and give index={path!r}"
+                if os.path.exists(path) or len(paths) > 1
+                else f"index {path!r} does not exist; make it with: patchnpack index SHARDS -o {path}"
+            )
         if os.path.exists(path):
             found.append(path)
         elif glob.has_magic(path):
-            matches = sorted(glob.glob(path))
+            # What `patchnpack index` leaves beside parquet shards is none of them.
+            matches = sorted(match for match in glob.glob(path) if os.path.basename(match) not in INDEX_NAMES)
             if not matches:
                 raise FileNotFoundError(f"no file matches {path!r}; looked from {Path.cwd()}, name shards that exist")
             found += matches
@@ -102,6 +113,7 @@ class _File:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.nbytes = os.fstat(fd).st_size
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -133,9 +145,11 @@ class ShardReader:
         """Whether any of the shards is."""
         return any(map(is_remote, self._shards))
 
-    def prefetching(self, coming: Iterable[int]) -> ShardReader:
+    def prefetching(self, coming: Iterable[int], behind: int, at_start: bool) -> ShardReader:
         """A reader of its own that fetches remote shards ahead, in the order in which they will be read."""
-        store = self.store.prefetching((self._shards[i], self._sizes[i], self._versions[i]) for i in coming)
+        store = self.store.prefetching(
+            ((self._shards[i], self._sizes[i], self._versions[i]) for i in coming), behind, at_start
+        )
         return ShardReader(self._shards, self._sizes, self._versions, store, self._max_open)
 
     def read(self, shard: int, offset: int, nbytes: int) -> bytes:
@@ -166,7 +180,12 @@ class ShardReader:
         file = _File(self.store.open(self._shards[shard], self._sizes[shard], self._versions[shard]))
         with self._lock:
             file = self._files.setdefault(shard, file)
-            if len(self._files) > self._max_open:
+            # A file that the cache has deleted takes its place on the disk until it is closed.
+            limit = self.store.limit
+            while len(self._files) > 1 and (
+                len(self._files) > self._max_open
+                or (limit is not None and sum(file.nbytes for file in self._files.values()) > limit)
+            ):
                 self._files.popitem(last=False)
         return file
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -51,6 +52,7 @@ class Stats:
     skipped: dict[str, int] = field(default_factory=lambda: {"oversize": 0, "where": 0, "tail": 0})
     sources: dict[str, int] = field(default_factory=dict)
     bad_images: int = 0
+    bad_by_stage: dict[str, int] = field(default_factory=dict)
     bad: list[BadRow] = field(default_factory=list)
     wait_s: float = 0.0
     run_s: float = 0.0
@@ -89,6 +91,7 @@ class Stats:
     def add_bad(self, row: BadRow) -> None:
         """Counts, lists and logs a bad image."""
         self.bad_images += 1
+        self.bad_by_stage[row.stage] = self.bad_by_stage.get(row.stage, 0) + 1
         if len(self.bad) < LISTED:
             self.bad.append(row)
         _log.warning("bad image %s", row)
@@ -100,3 +103,36 @@ class Stats:
         totals["images_per_s"] = self.images / self.run_s if self.run_s else 0.0
         totals["tokens_per_s"] = self.tokens / self.run_s if self.run_s else 0.0
         return totals
+
+
+class Ticker:
+    """Logs a line about every `every` seconds, on what has happened since the last one."""
+
+    def __init__(self, stats: Stats, every: float = 60.0) -> None:
+        self._stats, self._every = stats, every
+        self._began, self._then = time.perf_counter(), dataclasses.replace(stats)
+
+    def tick(self, ready: int, ahead: int) -> None:
+        """Logs if it is time; `ready` of `ahead` batches are made."""
+        now = time.perf_counter()
+        seconds = now - self._began
+        if seconds < self._every:
+            return
+        new, old = self._stats, self._then
+        images, tokens, slots = new.images - old.images, new.tokens - old.tokens, new.slots - old.slots
+        bad = ", ".join(f"{count} {stage}" for stage, count in sorted(new.bad_by_stage.items()))
+        opened = new.cache_hits + new.cache_misses
+        _log.info(
+            "%.0f images/s, %.0f tokens/s, %.1f%% padding, %d of %d batches ready, the loop waited %.1f%% of the time, "
+            "%d bad images in all%s%s",
+            images / seconds,
+            tokens / seconds,
+            100 * (1 - tokens / slots) if slots else 0.0,
+            ready,
+            ahead,
+            100 * (new.wait_s - old.wait_s) / seconds,
+            new.bad_images,
+            f" ({bad})" if bad else "",
+            f", {new.cache_hits} of {opened} shards were in the cache" if opened else "",
+        )
+        self._began, self._then = now, dataclasses.replace(new)

@@ -47,16 +47,16 @@ class Store:
         if cache_limit is not None and cache_limit < 1:
             raise ValueError(f"cache_limit is {cache_limit}; it must be at least 1 byte, or None for no limit")
         self.folder = default_folder() if cache_dir is None else Path(cache_dir)
-        self._limit, self._options = cache_limit, storage_options
+        self.limit, self._options = cache_limit, storage_options
         self._counts = _Counts()
         self._prefetcher: Prefetcher | None = None
 
     def __reduce__(self) -> tuple[type[Store], tuple[Any, ...]]:
-        return Store, (self.folder, self._limit, self._options)
+        return Store, (self.folder, self.limit, self._options)
 
     @cached_property
     def _cache(self) -> ShardCache:
-        return ShardCache(self.folder, self._limit)
+        return ShardCache(self.folder, self.limit)
 
     def expand(self, pattern: str) -> list[str]:
         """The addresses that a remote pattern names."""
@@ -84,22 +84,22 @@ class Store:
             return self._prefetcher.lend(wanted.name)
         return self._lend(wanted)
 
-    def open_raw(self, shard: str, nbytes: int, version: str) -> int:
+    def open_raw(self, shard: str, nbytes: int, version: str, stop: threading.Event | None = None) -> int:
         """A descriptor of the shard's file itself, for the caller to close."""
         if is_remote(shard):
-            return self._lend(self._raw(shard, nbytes, version))
+            return self._lend(self._raw(shard, nbytes, version), stop)
         return os.open(shard, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
     def has_changed(self, shard: str, version: str) -> bool:
         """Whether a local shard was written to since it was of that version; remote ones were compared when fetched."""
         return not is_remote(shard) and self.facts(shard)[1] != version
 
-    def prefetching(self, shards: Iterable[tuple[str, int, str]]) -> Store:
+    def prefetching(self, shards: Iterable[tuple[str, int, str]], behind: int, at_start: bool) -> Store:
         """A store of its own that brings these remote shards (name, bytes, version) here ahead of their use."""
-        store = Store(self.folder, self._limit, self._options)
+        store = Store(self.folder, self.limit, self._options)
         store._counts = self._counts
         coming = (store._shard(*shard) for shard in shards if is_remote(shard[0]))
-        store._prefetcher = Prefetcher(store._cache, coming, _AHEAD)
+        store._prefetcher = Prefetcher(store._cache, coming, _AHEAD, behind, at_start)
         return store
 
     def close(self) -> None:
@@ -125,8 +125,9 @@ class Store:
         self._counts.lent += 1
         return self._lend(self._shard(os.path.abspath(shard), *self.facts(shard)))
 
-    def _lend(self, shard: Shard) -> int:
-        return self._cache.lend(shard.name, lambda path: shard.make(path, threading.Event()), shard.nbytes)
+    def _lend(self, shard: Shard, stop: threading.Event | None = None) -> int:
+        stop = stop or threading.Event()
+        return self._cache.lend(shard.name, lambda path: shard.make(path, stop), shard.nbytes, stop=stop)
 
     def _raw(self, shard: str, nbytes: int, version: str) -> Shard:
         found = remote.shard(RemoteFile(shard, nbytes, version), self._options)
@@ -138,7 +139,7 @@ class Store:
             return self._raw(shard, nbytes, version)
 
         def make(to: Path, stop: threading.Event) -> None:
-            fd = self.open_raw(shard, nbytes, version)
+            fd = self.open_raw(shard, nbytes, version, stop)
             try:
                 parquet.spill(fd, shard, to)
             finally:

@@ -207,7 +207,8 @@ class _Stream:
         def on_bad(bad: BadRow) -> None:
             stats.add_bad(bad)
             judge.quarantine(bad, 0)
-            judge.see(1, [(0, bad)])
+            if bad.stage != "sample" or reader.has_seen_image:  # else no sample may have one: the reader says so
+                judge.see(1, [(0, bad)])
 
         self._outcomes = _InOrder(on_bad, lambda: judge.see(1, []))
         self._buffers = BufferPool(keep=prefetch + 2)

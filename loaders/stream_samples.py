@@ -110,7 +110,14 @@ class SampleReader:
             return StreamLabels(self._shape, np.dtype(np.float32), np.float32("nan"))
         return StreamLabels((), np.dtype(np.int64), np.int64(NO_LABEL))
 
+    @property
+    def has_seen_image(self) -> bool:
+        """Whether a sample has had an image."""
+        return "image" not in self._unseen
+
     def _refuse(self) -> None:
+        if "image" in self._unseen:
+            self._unseen = {"image"}  # of samples without one nothing else was looked at
         asked = {"image": f"image={';'.join(self._images)!r}", "label": f"label={self._label!r}"}
         wanted = ", ".join(asked.get(name, f"extras={name!r}") for name in sorted(self._unseen))
         raise ValueError(
@@ -130,14 +137,14 @@ class SampleReader:
         try:
             image, header = self._header_of(sample[name], key)
             extras = tuple(self._extra(sample, name) for name in self.extras)
+            with _naming(key):
+                if callable(self._label):
+                    label = as_label(self._label(dict(sample)))
+                else:
+                    label = self._rule.value(sample.get(self._rule.member))
         except BadImage as error:
             stage = "header" if error.stage == "decode" else error.stage
             return BadRow(row=row, key=key, shard=shard, offset=-1, stage=stage, reason=str(error))
-        with _naming(key):
-            if callable(self._label):
-                label = as_label(self._label(dict(sample)))
-            else:
-                label = self._rule.value(sample.get(self._rule.member))
         return Sample(row, key, shard, image, header, self._checked(label, key), extras)
 
     def _read_pair(self, row: int, image: Any, label: Any) -> Sample | BadRow:

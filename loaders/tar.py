@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 _META = re.compile(r"__[^/]*__($|/)")
 _BLOCK = 512
+IMAGE = "jpg;jpeg;png;webp"  # the extensions that are images unless something else is said
 _MOST_PADDING = 1 << 20  # writers round a tar up to 10 KiB, or to a record of their own
 
 
@@ -49,6 +50,11 @@ def read_samples(file: str, shard: str | None = None) -> list[TarSample]:
                 sample.members[extension] = (member.offset_data, member.size)
             end = tar.offset
     except tarfile.TarError as error:
+        with open(file, "rb") as start:
+            if start.read(2) == b"\x1f\x8b":
+                raise ValueError(
+                    f"shard {path!r} is compressed with gzip, so its members cannot be read at any place; gunzip it"
+                ) from error
         raise ValueError(
             f"shard {path!r} cannot be read as an uncompressed tar: {error}; unpack or write it again"
         ) from error

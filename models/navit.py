@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -145,6 +146,12 @@ class NaViT(nn.Module):
                 )
         elif labels.device.type == "cpu":
             labels = labels[batch.image_mask]
+            if len(labels) and (labels == NO_LABEL).all():
+                warnings.warn(
+                    f"none of the {len(labels)} images of the batch has a label, so their loss is 0; was the loader "
+                    "given label=, such as 'cls'?",
+                    stacklevel=4,
+                )
             wrong = labels[(labels != NO_LABEL) & ((labels < 0) | (labels >= classes))]
             if len(wrong):
                 raise ValueError(

@@ -75,7 +75,7 @@ def parse_resolution(text: str) -> Resolution:
 def parse_token_drop(text: str) -> TokenDrop:
     """The token drop that `text` names.
 
-    A rate (0 is none), "beta:MEAN:MAX", "resolution:LOW:HIGH:STD" or "to:TOKENS"; with "@START:END:MIDPOINT:TAU", the
+    A rate (0 is none), "beta:MEAN:MAX", "resolution:LOW:HIGH:STD" or "to:TOKENS"; with "@FIRST:LAST:MIDPOINT:TAU", the
     same on a schedule (`ScheduledDrop`).
 
     >>> parse_token_drop("beta:0.5:0.8")
@@ -97,7 +97,8 @@ def parse_token_drop(text: str) -> TokenDrop:
             raise ValueError
     except (KeyError, ValueError):
         raise ValueError(
-            f"token_drop is {text + at + schedule!r}; it must be {_TOKEN_DROPS}, and may end in @START:END:MIDPOINT:TAU"
+            f"token_drop is {text + at + schedule!r}; it must be {_TOKEN_DROPS}, and may end in "
+            "@FIRST:LAST:MIDPOINT:TAU"
         ) from None
     drop = make(*numbers)
     if not factors:
@@ -188,7 +189,7 @@ takes_packing = takes(
         "token_drop": (
             "0",
             parse_token_drop,
-            f"Share of each image's tokens that is dropped: {_TOKEN_DROPS}; @START:END:MIDPOINT:TAU is a schedule.",
+            f"Share of each image's tokens that is dropped: {_TOKEN_DROPS}; @FIRST:LAST:MIDPOINT:TAU is a schedule.",
         ),
     },
 )

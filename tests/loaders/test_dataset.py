@@ -109,6 +109,40 @@ def make_at(index: Index, epoch: int) -> PackedImageLoader:
     return loader
 
 
+def begin_late(worker: int) -> None:
+    if worker == 1 and not begun_late:
+        time.sleep(30)
+
+
+begun_late: list[int] = []
+
+
+def test_worker_that_was_ended_before_it_began_does_not_stay_an_epoch_behind(index: Index, contents: Contents) -> None:
+    dataset = make(index).as_dataset()
+    begun_late.clear()
+    iterator = iter(workers_of(dataset, 2, worker_init_fn=begin_late))
+    next(iterator)
+    iterator._shutdown_workers()  # type: ignore[attr-defined] # ends the second before it has begun
+    begun_late.append(1)
+    expected = [contents(batch) for batch in make_at(index, 1)]
+    assert [contents(batch) for batch in workers_of(dataset, 2, worker_init_fn=begin_late)] == expected
+
+
+def test_shared_memory_of_a_dataset_goes_with_it_and_its_counts_stay(index: Index) -> None:
+    loader = make(index)
+    fds = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        assert len(take(iter(workers_of(loader.as_dataset(), 1)))) == 8
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= fds
+    assert loader.stats()["batches"] == 24
+
+
+def test_repeating_dataset_has_no_length(index: Index) -> None:
+    with pytest.raises(TypeError, match="never ends and has no length"):
+        len(make(index, repeat=True).as_dataset())
+
+
 def test_spawned_workers_give_the_same_batches(index: Index, contents: Contents) -> None:
     expected = [contents(batch) for batch in make(index)]
     data = workers_of(make(index).as_dataset(), 2, multiprocessing_context="spawn")

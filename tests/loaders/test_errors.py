@@ -336,3 +336,33 @@ def test_image_is_still_told_when_its_pixels_are_not_what_the_header_said(tmp_pa
     loader = PackedImageLoader(shard, PACKING, batch_size=1)
     assert keys_of(loader) == ["a"]
     assert loader.stats()["bad"][0]["key"] == "b"
+
+
+def test_json_that_is_none_makes_its_image_a_bad_one(tmp_path: Path, encode_image: Any, write_tar: Any) -> None:
+    image = encode_image(Image.new("RGB", (16, 16)))
+    members = [
+        member
+        for i in range(8)
+        for member in ((f"{i}.jpg", image), (f"{i}.json", b"{" if i in (0, 5) else b'{"c": 1}'))
+    ]
+    loader = PackedImageLoader(write_tar(tmp_path / "a.tar", members), PACKING, batch_size=1, label="json:c")
+    assert sorted(keys_of(loader)) == ["1", "2", "3", "4", "6", "7"]
+    assert {(row["key"], row["stage"]) for row in loader.stats()["bad"]} == {("0", "label"), ("5", "label")}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"errors": "skip"}, "errors is 'skip'; give ErrorPolicy(on_error=...)"),
+        ({"packing": {"seq_len": 64}}, "packing is {'seq_len': 64}; give Packing(seq_len=...)"),
+        ({"image": ["jpg"]}, "image is ['jpg']; give extensions as one text"),
+        ({"cache_limit": "10GB"}, "cache_limit is '10GB'; it must be a whole number"),
+        ({"seed": "a"}, "seed is 'a'; it must be a whole number"),
+        ({"label": "jpg"}, "label 'jpg' names the image; the other members are .cls, .png, .txt"),
+        ({"classes": ["a"]}, "classes= names the classes of labels, and label is None"),
+    ],
+)
+def test_option_of_another_kind_is_refused_with_the_remedy(options: dict[str, Any], message: str, drawn: Any) -> None:
+    settled: dict[str, Any] = {"packing": PACKING, "batch_size": 1, "image": "jpg;png"}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        PackedImageLoader(drawn.shards, **(settled | options))

@@ -150,3 +150,16 @@ def test_index_into_a_folder_that_is_not_there_is_refused_before_work_starts(
     with pytest.raises(FileNotFoundError, match=r"the folder of '.*' does not exist; make it first"):
         update_index(shards, tmp_path / "none" / "index.parquet")
     assert scanned == []
+
+
+def test_shards_named_from_the_working_folder_are_known_again(
+    shards: list[str], scanned: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [Path(shard).name for shard in shards]
+    for _ in range(3):
+        open_index(names, store=Store(tmp_path / "cache"))
+    assert len(scanned) == 3
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert [update_index("../drawn-*.tar", "../all.parquet")[2] for _ in range(2)] == [3, 0]

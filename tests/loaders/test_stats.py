@@ -3,11 +3,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
+import time
 
 import pytest
 
 from patchnpack.loaders.errors import BadRow
-from patchnpack.loaders.stats import LISTED, Stats
+from patchnpack.loaders.stats import LISTED, Stats, Ticker
 
 
 def bad(row: int) -> BadRow:
@@ -18,7 +20,9 @@ def test_fresh_stats_are_zero_and_divide_by_nothing() -> None:
     report = Stats().report()
     assert report["skipped"] == {"oversize": 0, "where": 0, "tail": 0}
     assert report["bad"] == []
-    assert all(value == 0 for name, value in report.items() if name not in ("skipped", "bad"))
+    assert all(
+        value == 0 for name, value in report.items() if name not in ("skipped", "bad", "bad_by_stage", "sources")
+    )
 
 
 def test_rates_and_padding_follow_from_the_totals() -> None:
@@ -61,3 +65,25 @@ def test_report_is_a_copy_that_can_be_written_as_json() -> None:
     report["bad"].clear()
     assert stats.report()["skipped"]["tail"] == 0
     assert len(stats.report()["bad"]) == 1
+
+
+def test_line_tells_what_happened_since_the_last_one(caplog: pytest.LogCaptureFixture) -> None:
+    stats = Stats(images=10, tokens=1000, slots=1000)
+    ticker = Ticker(stats, every=0.05)
+    with caplog.at_level(logging.INFO, "patchnpack"):
+        ticker.tick(0, 2)
+        assert caplog.messages == []
+        time.sleep(0.06)
+        stats.images, stats.tokens, stats.slots, stats.wait_s = 16, 1300, 1400, 0.03
+        stats.add_bad(bad(1))
+        stats.cache_hits, stats.cache_misses = 3, 1
+        caplog.clear()
+        ticker.tick(1, 2)
+        ticker.tick(1, 2)
+    (line,) = caplog.messages
+    assert re.fullmatch(
+        r"\d+ images/s, \d+ tokens/s, 25.0% padding, 1 of 2 batches ready, the loop waited \d+.\d% of the time, 1 bad "
+        r"images in all \(1 decode\), 3 of 4 shards were in the cache",
+        line,
+    )
+    assert 40 < float(line.split()[0]) <= 120

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import io
@@ -62,9 +63,18 @@ def served(drawn: Any) -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
+def open_files() -> list[str]:
+    """What this process has open, as far as it stays open while it is looked at."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return found
+
+
 def packed(source: Any, **options: Any) -> PackedImageLoader:
     settled: dict[str, Any] = {"batch_size": 2, "shuffle": True, "label": "cls", "extras": ["txt"], "num_threads": 2}
-    return PackedImageLoader(source, PACKING, **(settled | options))
+    return PackedImageLoader(source, **({"packing": PACKING} | settled | options))
 
 
 # Remote shards
@@ -121,6 +131,34 @@ def test_coming_shards_are_fetched_ahead(drawn: Any, served: tuple[str, list[str
     assert len(got) >= 5  # the empty shard is not read
     del iterator
     assert not [t for t in threading.enumerate() if t.name.startswith("patchnpack")]
+
+
+def test_resume_fetches_only_what_is_left(make_drawn: Callable[..., Any], tmp_path: Path) -> None:
+    drawn = make_drawn((6,) * 40)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(tmp_path)))
+    server.got = []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        shards = [f"http://127.0.0.1:{server.server_port}/{Path(shard).name}" for shard in drawn.shards]
+        index = scan(shards, store=Store(tmp_path / "first"))
+        packing = PACKING.replace(lookahead=8, balance=0)  # or the last packs hold images of every shard
+        options: dict[str, Any] = {"shuffle_window": 2, "batch_size": 1, "packing": packing}
+        loader = packed(index, cache_dir=tmp_path / "first", **options)
+        batches = list(loader)
+        state = loader.state_dict(after=batches[len(batches) * 8 // 10])
+        server.got.clear()  # type: ignore[attr-defined]
+        resumed = packed(index, cache_dir=tmp_path / "second", **options)
+        resumed.load_state_dict(state)
+        held = 0
+        for _ in resumed:
+            held = max(held, sum("second" in link for link in open_files()))
+        assert len(set(server.got)) <= 20  # type: ignore[attr-defined]
+        assert held <= 20
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_spawned_workers_share_the_cache_and_forked_ones_may_not_fetch(
@@ -307,3 +345,20 @@ print(json.dumps([len(index), peak() - before]))
     assert images == 320
     assert path.stat().st_size > 300 << 20
     assert grown < 120 << 20
+
+
+def test_glob_of_parquet_shards_leaves_out_their_index(drawn: Any, tmp_path: Path) -> None:
+    as_parquet(drawn, tmp_path, "struct")
+    for _ in range(2):
+        path, index, _ = update_index(str(tmp_path / "*.parquet"), store=Store(tmp_path / "cache"))
+        assert (path.name, len(index.shards), len(index)) == ("index.parquet", 6, 60)
+    assert len(packed(str(tmp_path / "*.parquet"), label=None).index) == 60
+    with pytest.raises(ValueError, match=r"index.parquet' is an index, no shard"):
+        scan([str(tmp_path / "index.parquet"), str(tmp_path / "part-0.parquet")])
+
+
+def test_parquet_that_holds_paths_alone_says_so(tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array([{"bytes": None, "path": "a.jpg"}], kind)}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"has no bytes in its column 'image', in none of 1 rows: it may hold paths"):
+        scan(tmp_path / "a.parquet")

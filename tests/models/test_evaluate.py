@@ -60,6 +60,7 @@ class Endless:
         raise TypeError("repeat=True has no length")
 
 
+@pytest.mark.filterwarnings("ignore:none of the . images of the batch has a label")
 def test_a_loader_that_never_ends_or_has_no_label_is_refused(
     draw: Draw, pack: Pack, build: Build, config: NaViTConfig
 ) -> None:

@@ -115,6 +115,7 @@ def test_a_batch_without_images_has_loss_zero_that_reaches_every_parameter(
         assert not parameter.grad.any(), name
 
 
+@pytest.mark.filterwarnings("ignore:none of the . images of the batch has a label")
 def test_a_batch_without_labels_has_loss_zero_that_reaches_every_parameter(
     draw: Draw, pack: Pack, build: Build, config: NaViTConfig
 ) -> None:

@@ -100,4 +100,5 @@ def test_purposes_keep_their_numbers() -> None:
         ("BALANCE", 6),
         ("RESOLUTION", 7),
         ("PATCH_SIZE", 8),
+        ("MIXTURE", 9),
     ]
