@@ -916,7 +916,7 @@ def test_mistaken_source_is_an_error_with_value_and_remedy(
     for source, error, message in (
         ("train-{000000..000009}.tar", FileNotFoundError, "shard 'train-000000.tar' does not exist"),
         ("train-{}.tar", ValueError, "braces in 'train-{}.tar' name no shard"),
-        ("text.tar", ValueError, "shard 'text.tar' has no image: its members end in .txt"),
+        ("text.tar", ValueError, r"shard '.*text.tar' has no image: its members end in .txt"),
         (drawn.folder, ValueError, "is a folder of 6 shards; name them"),
     ):
         with pytest.raises(error, match=message):
