@@ -18,7 +18,7 @@ from patchnpack.packer.files import atomic_write
 
 # n rows, s shards
 
-VERSION = 1
+VERSION = 2
 _KEY = INDEX_KEY
 _MEMBER = "member."
 _BY_SHARD = ("starts", "shard_bytes", "without_image")
@@ -90,9 +90,13 @@ def load_index(path: str | os.PathLike[str]) -> Index:
         raise ValueError(f"index {str(path)!r} cannot be read ({error}); {_remedy(path)}") from error
     if about is None:
         raise ValueError(f"{str(path)!r} is no index of shards; {_remedy(path)}")
-    if about["version"] != VERSION:
-        raise ValueError(f"index {str(path)!r} is of version {about['version']}, this is {VERSION}; {_remedy(path)}")
-    return _index(table, about, path.parent)
+    if about.get("version") != VERSION:
+        found = about.get("version")
+        raise ValueError(f"index {str(path)!r} is of version {found}, this is {VERSION}; {_remedy(path)}")
+    try:
+        return _index(table, about, path.parent)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"index {str(path)!r} lacks {error}; {_remedy(path)}") from error
 
 
 def is_index(path: str) -> bool:

@@ -113,7 +113,7 @@ def test_index_of_another_version_says_so(path: Path, index: Index, monkeypatch:
     monkeypatch.setattr("patchnpack.loaders.index_file.VERSION", 99)
     save_index(index, path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"is of version 99, this is 1; make it anew"):
+    with pytest.raises(ValueError, match=r"is of version 99, this is 2; make it anew"):
         load_index(path)
 
 
@@ -148,3 +148,11 @@ def test_selected_shards_are_those_of_a_scan_of_them(drawn: Any, index: Index) -
 def test_concatenated_parts_are_the_whole(index: Index) -> None:
     parts = [index.select([0, 1]), index.select([2]), index.select([3, 4, 5])]
     assert as_lists(Index.concatenate(parts)) == as_lists(index)
+
+
+def test_index_that_lacks_something_is_refused_by_name(index: Index, tmp_path: Path) -> None:
+    path = tmp_path / "index.parquet"
+    save_index(index, path)
+    pq.write_table(pq.read_table(path).drop_columns(["digest"]), path)
+    with pytest.raises(ValueError, match=r"index '.*index.parquet' lacks .*digest.*; make it anew"):
+        load_index(path)
