@@ -2,199 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 
-from patchnpack.loaders.buffers import BufferPool
-from patchnpack.loaders.decode import BadImage, Header, decode
-from patchnpack.loaders.errors import BadRow, ErrorPolicy, StallError
-from patchnpack.loaders.index import Index
-from patchnpack.loaders.labels import NO_LABEL, Labels
-from patchnpack.loaders.shards import ShardReader
-from patchnpack.loaders.transfer import redact
-from patchnpack.packer import Images, PackedBatch, Packing, _kernels
+from patchnpack.loaders.decode import BadImage
+from patchnpack.loaders.errors import BadRow, StallError
+from patchnpack.loaders.labels import NO_LABEL
+from patchnpack.loaders.samples import Making, tuples
+from patchnpack.packer import Images, PackedBatch, _kernels
 from patchnpack.packer.random import Purpose, keys
 
 # B packs in the batch, L token slots in a pack, K images in a pack at most, M images in the batch
-
-Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-
-
-class LabelKind(Protocol):
-    """What all labels are: arrays of this shape and type, and `absent` where there is none."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    absent: Any
-
-
-class Samples(Protocol):
-    """The samples of a draft's M images; number i is the same one everywhere.
-
-    Attributes:
-        keys: their keys.
-        shards: where each came from.
-        width, height: int32 (M,), pixels, upright.
-    """
-
-    keys: list[str]
-    shards: list[str]
-    width: np.ndarray
-    height: np.ndarray
-
-    def read(self, i: int) -> Any:
-        """What `decode` takes. Raises BadImage."""
-        ...
-
-    def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
-        """The image upright, the box of it resized to `size`. Raises BadImage."""
-        ...
-
-    def label(self, i: int) -> Any:
-        """Its label, `absent` where there is none."""
-        ...
-
-    def extra(self, i: int, extension: str) -> Any:
-        """What one of its other members holds. Raises BadImage."""
-        ...
-
-    def bad_row(self, i: int, stage: str, reason: str) -> BadRow:
-        """The record of an image that could not be used."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Making:
-    """How a draft's images are made, and where they come from."""
-
-    packing: Packing
-    labels: LabelKind
-    extras: Sequence[str]
-    transform: Transform | None
-    seed: int
-    buffers: BufferPool
-    errors: ErrorPolicy
-
-    def samples(self, rows: np.ndarray) -> Samples:
-        """The samples of these rows (int64); called once a draft, by any thread."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sources(Making):
-    """What the images of every batch are made with, where an index says where they lie."""
-
-    index: Index
-    reader: ShardReader
-    labels: Labels
-
-    def samples(self, rows: np.ndarray) -> Samples:
-        """The samples of these rows of the index (int64)."""
-        return _IndexedSamples(self, rows)
-
-    def bad_row(self, row: int, stage: str, reason: str) -> BadRow:
-        """The record of a row that could not be used."""
-        index = self.index
-        return BadRow(
-            row=row,
-            key=index.keys[row],
-            shard=redact(index.shards[int(index.shard_of(row))]),
-            offset=int(index.offset[row]),
-            stage=stage,
-            reason=reason,
-        )
-
-    def member(self, row: int, extension: str) -> bytes | None:
-        """The bytes of one member of a row's sample, None where it has none."""
-        return read_member(self.index, self.reader, row, extension)
-
-
-def read_member(index: Index, reader: ShardReader, row: int, extension: str) -> bytes | None:
-    """The bytes of one member of a row's sample, None where it has none."""
-    if extension not in index.members:
-        return None
-    offset, nbytes = index.members[extension][row].tolist()
-    if offset < 0:
-        return None
-    return reader.read(int(index.shard_of(row)), offset, nbytes)
-
-
-class _IndexedSamples:
-    def __init__(self, sources: Sources, rows: np.ndarray) -> None:
-        index = sources.index
-        shard = index.shard_of(rows)
-        self.width, self.height = index.width[rows], index.height[rows]
-        # As Python's own numbers: taking them out of arrays one by one would cost more than all else here.
-        self._sources, self._rows = sources, rows.tolist()
-        self._bytes = _tuples(shard, index.offset[rows], index.nbytes[rows])
-        self._headers = index.headers(rows)
-        self._digests = index.digest[rows].tolist()
-        self.keys = [index.keys[row] for row in self._rows]
-        self.shards = [index.shards[i] for i in shard.tolist()]
-
-    def read(self, i: int) -> bytes:
-        shard, offset, nbytes = self._bytes[i]
-        data = self._sources.reader.read(shard, offset, nbytes)
-        if xxhash.xxh3_64_intdigest(data) != self._digests[i]:
-            if self._sources.reader.has_changed(shard):
-                raise OSError(
-                    f"shard {redact(self.shards[i])!r} was written to since it was indexed, and the image at byte "
-                    f"{offset} is another one; bring the index up to date: patchnpack index SHARDS"
-                )
-            raise BadImage("its bytes are not those that were indexed: the digest differs", "read")
-        return data
-
-    def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
-        return decode_for(self._sources.packing, data, self._headers[i], size, box, strict)
-
-    def label(self, i: int) -> Any:
-        return self._sources.labels.of(self._rows[i])
-
-    def extra(self, i: int, extension: str) -> Any:
-        kind = self._sources.index.kinds.get(extension, extension)
-        return extra(extension, kind, self._sources.member(self._rows[i], extension))
-
-    def bad_row(self, i: int, stage: str, reason: str) -> BadRow:
-        return self._sources.bad_row(self._rows[i], stage, reason)
-
-
-def decode_for(
-    packing: Packing, data: Any, header: Header, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool
-) -> np.ndarray:
-    """`decode`, as a packing asks for."""
-    return decode(
-        data,
-        header,
-        size,
-        box,
-        mode=packing.image_mode,
-        interpolation=packing.interpolation,
-        scaled=packing.scaled_decode,
-        strict=strict,
-    )
-
-
-def extra(extension: str, kind: str, data: bytes | None) -> Any:
-    """What a member's bytes say: of kind txt as str, json as object, others as they are. Raises BadImage."""
-    if data is None:
-        return None
-    try:
-        if kind == "json":
-            return json.loads(data)
-        return data.decode("utf-8") if kind == "txt" else data
-    except ValueError as error:
-        raise BadImage(f"its .{extension} member cannot be read: {error}", "extras") from error
-
-
-def _tuples(*columns: np.ndarray) -> list[tuple[int, ...]]:
-    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 class Draft:
@@ -260,9 +82,9 @@ class Draft:
         self._samples = samples
         self._sizes[self._pack, self._column] = np.stack([samples.width, samples.height], 1)
         # As Python's own numbers: taking them out of arrays one by one would cost more than all else here.
-        self._places = _tuples(images.keep, self._pack, self._column, self._start, *images.size.T, *images.grid.T)
+        self._places = tuples(images.keep, self._pack, self._column, self._start, *images.size.T, *images.grid.T)
         whole = (images.box[:, 2] == samples.width) & (images.box[:, 3] == samples.height)
-        self._boxes = None if whole.all() else _tuples(*images.box.T)
+        self._boxes = None if whole.all() else tuples(*images.box.T)
         if sources.transform is not None:
             self._transform_keys = keys(Purpose.TRANSFORM, sources.seed, self._epoch, images.key)
 
@@ -377,8 +199,7 @@ class Draft:
 
     def _stalled(self) -> str:
         lines = [
-            f"{thread} is at stage {stage!r} of image {self._samples.keys[i]!r} in shard "
-            f"{redact(self._samples.shards[i])!r}"
+            f"{thread} is at stage {stage!r} of image {self._samples.keys[i]!r} in shard {self._samples.shard(i)!r}"
             for i, (stage, thread) in sorted(self._doing.copy().items())
         ]
         return (

@@ -10,10 +10,11 @@ from itertools import islice
 
 import numpy as np
 
-from patchnpack.loaders.assemble import Draft, Sources
+from patchnpack.loaders.assemble import Draft
 from patchnpack.loaders.errors import BadRow, Judge, StallError
 from patchnpack.loaders.order import Pack
 from patchnpack.loaders.pool import DecodePool
+from patchnpack.loaders.samples import Sources
 from patchnpack.loaders.state import Place
 from patchnpack.loaders.stats import Stats, Ticker
 from patchnpack.loaders.steps import Steps

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchnpack.loaders.assemble import Sources, Transform, read_member
 from patchnpack.loaders.batches import Batches, Part
 from patchnpack.loaders.buffers import BufferPool
 from patchnpack.loaders.dataset import MOST_WORKERS, PackedDataset
@@ -22,6 +21,7 @@ from patchnpack.loaders.labels import Classes, Label, Labels
 from patchnpack.loaders.mixture import Mixed, Mixture
 from patchnpack.loaders.order import Order, chunks
 from patchnpack.loaders.process import checked_rank, cpu_share, process_rank
+from patchnpack.loaders.samples import Sources, Transform, read_member
 from patchnpack.loaders.shards import Source
 from patchnpack.loaders.state import Place, from_dict, to_dict
 from patchnpack.loaders.stats import Stats

@@ -111,9 +111,9 @@ def _refuse_folder(path: str) -> None:
 class _File:
     """A file descriptor that is closed when the last reader has let go of it."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, cached: bool) -> None:
         self.fd = fd
-        self.nbytes = os.fstat(fd).st_size
+        self.cached_bytes = os.fstat(fd).st_size if cached else 0
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -177,14 +177,15 @@ class ShardReader:
                 self._files.move_to_end(shard)
                 return file
         # Not under the lock: a remote shard may have to be fetched, and others can be read meanwhile.
-        file = _File(self.store.open(self._shards[shard], self._sizes[shard], self._versions[shard]))
+        path = self._shards[shard]
+        file = _File(self.store.open(path, self._sizes[shard], self._versions[shard]), self.store.is_cached(path))
         with self._lock:
             file = self._files.setdefault(shard, file)
             # A file that the cache has deleted takes its place on the disk until it is closed.
             limit = self.store.limit
             while len(self._files) > 1 and (
                 len(self._files) > self._max_open
-                or (limit is not None and sum(file.nbytes for file in self._files.values()) > limit)
+                or (limit is not None and sum(file.cached_bytes for file in self._files.values()) > limit)
             ):
                 self._files.popitem(last=False)
         return file

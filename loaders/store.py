@@ -58,6 +58,10 @@ class Store:
     def _cache(self) -> ShardCache:
         return ShardCache(self.folder, self.limit)
 
+    def is_cached(self, shard: str) -> bool:
+        """Whether what `open` gives lies in the cache."""
+        return is_remote(shard) or is_parquet(shard)
+
     def expand(self, pattern: str) -> list[str]:
         """The addresses that a remote pattern names."""
         return remote.expand_remote(pattern, self._options)

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from patchnpack.loaders.assemble import Draft, Transform
+from patchnpack.loaders.assemble import Draft
 from patchnpack.loaders.buffers import BufferPool
 from patchnpack.loaders.errors import BadRow, ErrorPolicy, Judge, StallError
 from patchnpack.loaders.index import IMAGE
 from patchnpack.loaders.labels import Classes, Label
 from patchnpack.loaders.pool import Batchlike, DecodePool
 from patchnpack.loaders.process import cpu_share, process_rank
+from patchnpack.loaders.samples import Transform
 from patchnpack.loaders.stats import Stats
 from patchnpack.loaders.stream_samples import Sample, SampleReader, StreamMaking, rows_of
 from patchnpack.packer import Images, Native, PackedBatch, Packing, Plan, Planner, Rows, ScheduledResolution

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patchnpack.loaders.assemble import Making, decode_for, extra
 from patchnpack.loaders.decode import BadImage, Header, image_header, read_header
 from patchnpack.loaders.errors import BadRow, ErrorPolicy
 from patchnpack.loaders.labels import NO_LABEL, Classes, Label, LabelRule, as_label
+from patchnpack.loaders.samples import Making, decode_for, extra
+from patchnpack.loaders.transfer import redact
 from patchnpack.packer import Rows
 
 # M images
@@ -219,8 +220,11 @@ class StreamBatch:
         rows = rows_of(making.taken, 0)
         self.width, self.height = rows.width, rows.height
         self.keys = [sample.key for sample in making.taken]
-        self.shards = [sample.shard for sample in making.taken]
         self._taken, self._making = making.taken, making
+
+    def shard(self, i: int) -> str:
+        """The shard that its sample names."""
+        return redact(self._taken[i].shard)
 
     def read(self, i: int) -> bytes | Image.Image | np.ndarray:
         """The image as it came."""

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchnpack.loaders.assemble import Draft, Sources, read_member
+from patchnpack.loaders.assemble import Draft
 from patchnpack.loaders.buffers import BufferPool
 from patchnpack.loaders.errors import ErrorPolicy
 from patchnpack.loaders.labels import Labels
+from patchnpack.loaders.samples import Sources, read_member
 from patchnpack.loaders.scanner import scan
 from patchnpack.packer import ConstantDrop, Images, PackedBatch, Packing, plan
 

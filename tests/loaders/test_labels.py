@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchnpack.loaders.assemble import read_member
 from patchnpack.loaders.labels import NO_LABEL, Labels
+from patchnpack.loaders.samples import read_member
 from patchnpack.loaders.scanner import scan
 
 Make = Callable[..., Labels]

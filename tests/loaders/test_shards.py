@@ -260,3 +260,14 @@ def test_process_forked_while_a_thread_holds_the_lock_can_read(make_reader: Make
     finally:
         child.kill()
         child.join()
+
+
+@needs_proc
+def test_limit_of_the_cache_closes_no_local_shard(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.tar").write_bytes(bytes(600))
+    names = [str(tmp_path / f"{i}.tar") for i in range(3)]
+    reader = ShardReader(names, [600] * 3, [""] * 3, Store(tmp_path, cache_limit=1))
+    for i in range(3):
+        reader.read(i, 0, 1)
+    assert open_descriptors(tmp_path) == 3

@@ -362,3 +362,27 @@ def test_parquet_that_holds_paths_alone_says_so(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": pa.array([{"bytes": None, "path": "a.jpg"}], kind)}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"has no bytes in its column 'image', in none of 1 rows: it may hold paths"):
         scan(tmp_path / "a.parquet")
+
+
+def test_column_that_is_null_throughout_a_shard_is_absent_there(
+    tmp_path: Path, encode_image: Callable[..., bytes]
+) -> None:
+    data = encode_image(Image.new("RGB", (16, 16)))
+    pq.write_table(pa.table({"image": [data], "caption": ["text"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": [data], "caption": pa.nulls(1)}), tmp_path / "b.parquet")
+    loader = packed(str(tmp_path / "*.parquet"), label=None, extras=["caption"], cache_dir=tmp_path / "cache")
+    captions = [caption for batch in loader for pack in batch.extras["caption"] for caption in pack]
+    assert sorted(captions, key=str) == [None, "text"]
+
+
+def test_prefetching_that_cannot_start_leaves_no_thread(
+    drawn: Any, served: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    address, _ = served
+    index = scan(f"{address}/drawn-000.tar", store=Store(tmp_path / "first"))
+    (tmp_path / "file").write_text("no folder")
+    before = threading.active_count()
+    for _ in range(3):
+        with pytest.raises(OSError, match="file"):
+            next(iter(packed(index, label=None, cache_dir=tmp_path / "file")))
+    assert threading.active_count() <= before + 1  # the server may be answering

@@ -11,7 +11,6 @@ import torch
 
 from patchnpack.models import NaViTConfig, TrainConfig, load_checkpoint, save_checkpoint
 from patchnpack.models.train import make_optimizer
-from patchnpack.packer.files import atomic_write
 
 
 def test_a_checkpoint_gives_back_outputs_step_optimizer_and_configuration(
@@ -50,36 +49,6 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.pt is not a patchnpack checkpoint"):
         load_checkpoint(tmp_path / "model.pt")
     assert not (tmp_path / "executed").exists()
-
-
-def test_a_write_that_fails_halfway_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def fail(file: Any) -> None:
-        file.write(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        atomic_write(path, fail)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_content_and_name_are_on_disk_in_that_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, events = tmp_path / "file", []
-    sync = os.fsync
-
-    def watched(descriptor: int) -> None:
-        name = os.readlink(f"/proc/self/fd/{descriptor}")
-        events.append((Path(name) == tmp_path, path.exists(), os.fstat(descriptor).st_size))
-        sync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", watched)
-    atomic_write(path, lambda file: file.write(b"12345"))
-    (folder_first, existed, size), (folder_second, exists, _) = events
-    assert (folder_first, existed, size) == (False, False, 5)
-    assert (folder_second, exists) == (True, True)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(
