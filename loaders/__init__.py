@@ -3,6 +3,7 @@
 from patchnpack.loaders.dataset import PackedDataset
 from patchnpack.loaders.errors import BadDataError, ErrorPolicy, StallError
 from patchnpack.loaders.find_index import open_index, update_index
+from patchnpack.loaders.folder import Written, write_shards
 from patchnpack.loaders.index import Index
 from patchnpack.loaders.index_file import load_index, save_index
 from patchnpack.loaders.mixture import Mixture
@@ -19,10 +20,12 @@ __all__ = [
     "PackedImageLoader",
     "PackedStream",
     "StallError",
+    "Written",
     "load_index",
     "open_index",
     "pack_stream",
     "save_index",
     "scan",
     "update_index",
+    "write_shards",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shlex
 import threading
 import weakref
 from collections import OrderedDict
@@ -103,8 +104,8 @@ def _refuse_folder(path: str) -> None:
             raise ValueError(f"{path!r} is a folder of {shards} shards; name them: {named!r}")
     images = sum(os.path.splitext(name)[1].lower() in _IMAGES for name in inside)
     raise ValueError(
-        f"{path!r} is a folder with {images} image files at its top, not a shard; make shards of it first, for "
-        "example with webdataset.ShardWriter"
+        f"{path!r} is a folder with {images} image files at its top, not a shard; make shards of it first: "
+        f"patchnpack shard {shlex.quote(path)} -o {shlex.quote(path.rstrip(os.sep) + '-shards')}"
     )
 
 

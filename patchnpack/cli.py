@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from patchnpack.loaders import BadDataError, Index, PackedImageLoader, open_index, update_index
+from patchnpack.loaders import BadDataError, Index, PackedImageLoader, open_index, update_index, write_shards
+from patchnpack.loaders.folder import CLASSES
 from patchnpack.models import TrainConfig
 from patchnpack.options import takes_model, takes_packing, takes_training
 from patchnpack.packer import Packing
@@ -102,6 +103,49 @@ def make_index(
     )
     for row, reason in itertools.islice(index.bad.items(), 10):
         typer.echo(f"  {index.keys[row]!r} in {index.shards[int(index.shard_of(row))]}: {reason}")
+
+
+@app.command()
+def shard(
+    folder: Annotated[
+        Path, typer.Argument(help="The folder; its sub-folders name classes, if all images lie in some.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the shards.")],
+    images_per_shard: Annotated[int, typer.Option(help="Images in a shard, at most.")] = 1000,
+    validation: Annotated[float, typer.Option(help="Share of the images, drawn at random, for validation.")] = 0.0,
+    folders: Annotated[str, typer.Option(help="Whether first folders name classes: auto, classes or none.")] = "auto",
+    classes: Annotated[
+        Path | None, typer.Option(help="File with one class name a line, of another data set with the same classes.")
+    ] = None,
+    image: Images = _IMAGES,
+    members: Annotated[str, typer.Option(help="Extensions of files to take along beside images.")] = "txt;json;cls",
+    seed: Seed = 0,
+    shuffle: Annotated[bool, typer.Option(help="Write the images in random order.")] = True,
+) -> None:
+    """Make webdataset shards of the image files in FOLDER; the files' bytes stay as they are.
+
+    patchnpack shard photos -o shards --validation 0.1
+    """
+    with _progress("writing shards") as progress:
+        written = write_shards(
+            folder,
+            out,
+            images_per_shard=images_per_shard,
+            validation=validation,
+            folders=folders,  # type: ignore[arg-type]  # write_shards checks it
+            classes=classes,
+            image=image,
+            members=members.split(";") if members else (),
+            seed=seed if shuffle else None,
+            progress=progress,
+        )
+    kept = f", {written.kept} of them already there" if written.kept else ""
+    held_out = f" and {written.validation:,} for validation" if written.validation else ""
+    typer.echo(f"{out}: {written.images:,} images{held_out} in {len(written.shards)} shards{kept}")
+    if written.classes:
+        names = ", ".join(written.classes[:5]) + (" ..." if len(written.classes) > 5 else "")
+        typer.echo(f"{out / CLASSES}: {len(written.classes)} classes, {names}")
 
 
 @app.command()

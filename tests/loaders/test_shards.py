@@ -105,7 +105,9 @@ def test_folder_of_images_is_refused_with_what_to_do(here: Path) -> None:
     (here / "images").mkdir()
     for name in ("a.jpg", "b.PNG", "c.txt"):
         (here / "images" / name).write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"'images' is a folder with 2 image files .* make shards of it first"):
+    with pytest.raises(
+        ValueError, match=r"'images' is a folder with 2 image files .* first: patchnpack shard images -o images-shards"
+    ):
         expand("images")
 
 

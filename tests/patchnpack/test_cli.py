@@ -52,6 +52,21 @@ def test_an_unknown_verb_is_refused_by_name() -> None:
     assert "No such command 'diagnose'" in result.output
 
 
+def test_shard_makes_shards_that_the_other_verbs_read(tmp_path: Path) -> None:
+    for i in range(10):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32 + i, 48), (i, 0, 0)).save(path)
+    command = ["shard", str(tmp_path / "photos"), "-o", str(tmp_path / "out"), "--validation", "0.2"]
+    result = run(app, command)
+    assert result.exit_code == 0, result.output
+    assert "8 images and 2 for validation in 2 shards\n" in result.output
+    assert result.output.endswith("classes.txt: 2 classes, a, b\n")
+    assert "2 shards, 2 of them already there" in run(app, command).output
+    found = run(app, ["report", str(tmp_path / "out" / "train-*.tar"), "--seq-len", "64", "--json"])
+    assert json.loads(found.output)["images"] == 8
+
+
 def test_report_counts_images_and_bad_ones(shards: Shards) -> None:
     result = run(app, ["report", shards(broken=2), "--seq-len", "64", "--json"])
     assert result.exit_code == 0, result.output
