@@ -20,7 +20,7 @@ SETUP_KEY := $(shell { cat pyproject.toml constraints.txt scripts/use_pillow_sim
 STAMP := $(VENV)/.setup-$(SETUP_KEY)
 UNFINISHED := $(VENV)/.setup-unfinished
 
-.PHONY: help setup test test-webp lint typecheck format demo bench soak simd clean distclean
+.PHONY: help setup test test-webp lint typecheck format links docs demo bench soak simd clean distclean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,7 +37,7 @@ $(STAMP):
 	@rm -f $(VENV)/.setup-*; touch $(UNFINISHED)
 	@echo "Installing into $(VENV); the first time takes minutes"
 	@$(PY) -m pip install --quiet --upgrade pip
-	@$(PY) -m pip install --constraint constraints.txt --editable '.[report]' --group dev \
+	@$(PY) -m pip install --constraint constraints.txt --editable '.[report]' --group dev --group docs \
 	  | awk '/^(Collecting|Processing)/ { print "  " $$2; fflush() }'
 	@$(PY) scripts/use_pillow_simd.py $(if $(filter 0,$(SIMD)),--restore)
 	@echo $(SIMD) > $(VENV)/.simd; rm $(UNFINISHED); touch $@
@@ -62,11 +62,17 @@ format: setup ## rewrite the files to the house's format
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-# The folder mirrors what site-packages holds after an install.
-typecheck: setup ## check types, with the package laid out as it is installed
+# The folder mirrors what site-packages holds after an install, for tools that cannot follow an editable one.
+links:
 	@rm -rf .links && mkdir -p .links/patchnpack
 	@ln -s $(addprefix ../../,$(wildcard patchnpack/*.py) patchnpack/py.typed packer loaders models) .links/patchnpack/
+
+typecheck: setup links ## check types, with the package laid out as it is installed
 	$(PY) -m mypy .links/patchnpack conftest.py tests scripts $(wildcard examples/*.py benchmarks/*.py)
+
+docs: setup links ## build the site into build/site; a warning is an error
+	@rm -rf build/site; NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	@echo "build/site/index.html"
 
 demo: setup ## draw a small data set, pack it, train on it, and leave the results in demo/
 	$(PY) examples/demo.py

@@ -1,0 +1,61 @@
+"""A mkdocs hook: pages of the site that are made from README, CHANGELOG, the examples and the public names."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+_PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages that docs/ does not hold."""
+    from mkdocs.structure.files import File
+
+    pages = {page: (ROOT / source).read_text("utf-8") for source, page in _PAGES.items()}
+    pages = {page: text.replace("](docs/", "](") for page, text in pages.items()}
+    pages["examples.md"] = "# Examples\n\n" + "".join(map(example, sorted((ROOT / "examples").glob("*.py"))))
+    for name in ("patchnpack", "packer", "loaders", "models"):
+        pages[f"reference/{name}.md"] = reference(name)
+    for page, text in pages.items():
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links to files outside docs/ lead to their pages."""
+    markdown = re.sub(r"\]\((?:\.\./)?examples/(\w+)\.py\)", r"](examples.md#\1)", markdown)
+    for source, name in _PAGES.items():
+        markdown = re.sub(rf"\]\((?:\.\./)?{re.escape(source)}", f"]({name}", markdown)
+    return markdown.replace("](LICENSE)", "](https://www.apache.org/licenses/LICENSE-2.0)")
+
+
+def example(path: Path) -> str:
+    """A section with an example's docstring and its code."""
+    source = path.read_text("utf-8")
+    tree = ast.parse(source)
+    docstring = ast.get_docstring(tree) or ""
+    first, _, rest = docstring.partition("\n")
+    code = "\n".join(source.splitlines()[tree.body[0].end_lineno :]).strip()
+    return f"## {path.name} {{ #{path.stem} }}\n\n{first}\n{rest}\n\n```python\n{code}\n```\n\n"
+
+
+def reference(name: str) -> str:
+    """A page with the public names of a package, in the order of its `__all__`."""
+    module = "patchnpack" if name == "patchnpack" else f"patchnpack.{name}"
+    folder = ROOT / name
+    body = ast.parse((folder / "__init__.py").read_text("utf-8")).body
+    names = next(
+        ast.literal_eval(node.value)
+        for node in body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__"
+    )
+    return f"# {module}\n\n" + "".join(f"::: {module}.{public}\n\n" for public in names if not public.startswith("__"))

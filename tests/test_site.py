@@ -1,0 +1,74 @@
+"""The site builds without a warning, and a browser opens it without an error."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    links = subprocess.run(["make", "-s", "links"], cwd=ROOT, capture_output=True, text=True)
+    assert links.returncode == 0, links.stderr
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(out)]
+    built = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert built.returncode == 0, built.stderr
+    return out
+
+
+def test_every_public_name_has_its_place_in_the_reference(site: Path) -> None:
+    for folder, package in (("patchnpack", ""), ("packer", ".packer"), ("loaders", ".loaders"), ("models", ".models")):
+        page = (site / "reference" / f"{folder}.html").read_text("utf-8")
+        source = (ROOT / folder / "__init__.py").read_text("utf-8")
+        names = ast.literal_eval(source[source.index("__all__ = ") + len("__all__ = ") :])
+        public = [f"patchnpack{package}.{name}" for name in names if not name.startswith("__")]
+        assert [name for name in public if f'id="{name}"' not in page] == []
+
+
+def test_links_inside_the_site_lead_somewhere(site: Path) -> None:
+    pages = {path: path.read_text("utf-8") for path in site.rglob("*.html") if path.name != "404.html"}
+    assert len(pages) > 8
+    for path, text in pages.items():
+        for link in re.findall(r'(?:href|src)="([^"]+)"', text):
+            if re.match(r"[a-z]+:", link):
+                continue
+            name, _, anchor = link.partition("#")
+            target = (path.parent / name).resolve() if name else path
+            assert target.exists(), f"{path.name}: {link}"
+            if anchor and target in pages and not anchor.startswith("__"):
+                assert f'id="{anchor}"' in pages[target], f"{path.name}: {link}"
+
+
+def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        fetched = re.findall(r'<(?:script|img|iframe)[^>]+src="(https?:[^"]+)"', path.read_text("utf-8"))
+        fetched += re.findall(
+            r'<link[^>]+rel="(?:stylesheet|preconnect)"[^>]+href="(https?:[^"]+)"', path.read_text("utf-8")
+        )
+        assert fetched == []
+
+
+def test_a_browser_opens_each_page_without_an_error(site: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=3000"]
+    for page in ("index.html", "packing.html", "reference/packer.html"):
+        shown = subprocess.run(
+            [chromium, *options, "--dump-dom", f"file://{site / page}"], capture_output=True, text=True, timeout=120
+        )
+        assert shown.returncode == 0, shown.stderr
+        assert "md-search" in shown.stdout
+        assert [line for line in shown.stderr.splitlines() if ":CONSOLE" in line] == []
