@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from patchnpack.packer import _kernels
+from patchnpack.packer import _kernels, export
+from patchnpack.packer.normalize import normalize
 
 # B packs in the batch, L token slots in a pack, K images in a pack at most,
 # P patch size, C channels, T valid tokens of the whole batch, N images of the whole batch
@@ -149,8 +150,8 @@ class PackedBatch:
 
     def normalized_patches(
         self,
-        mean: float | tuple[float, ...] = 0.5,
-        std: float | tuple[float, ...] = 0.5,
+        mean: export.Channels = 0.5,
+        std: export.Channels = 0.5,
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
         """(patches / 255 - mean) / std in `dtype`, shape (B, L, P*P*C), padding 0.
@@ -158,20 +159,60 @@ class PackedBatch:
         `mean` and `std` are a number for all channels or one for each. Only models that cannot take uint8 need it:
         `NaViT` folds the normalisation into its patch embedding.
         """
-        channels = self.patches.shape[-1] // self.patch_size**2
-        shift, scale = (torch.as_tensor(v, dtype=dtype, device=self.patches.device) for v in (mean, std))
-        for name, value in (("mean", shift), ("std", scale)):
-            if value.numel() not in (1, channels):
-                raise ValueError(
-                    f"{name} has {value.numel()} values for {channels} channels; give one, or one a channel"
-                )
-        pixels = self.patches.to(dtype).unflatten(-1, (-1, channels))
-        normalized: torch.Tensor = ((pixels / 255 - shift) / scale).flatten(-2)
+        normalized = normalize(self.patches, self.patches.shape[-1] // self.patch_size**2, mean, std, dtype)
         return normalized * (self.segment_ids > 0)[..., None]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a plain dict, for trainers that take keyword arguments."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> PackedBatch:
+        """The batch of which `to_dict` gave `fields`; tensors may have moved to another device since."""
+        batch = object.__new__(cls)
+        for f in dataclasses.fields(cls):
+            setattr(batch, f.name, fields[f.name])
+        return batch
+
+    def to_siglip2(
+        self,
+        max_num_patches: int | None = None,
+        mean: export.Channels = 0.5,
+        std: export.Channels = 0.5,
+        dtype: torch.dtype = torch.float32,
+    ) -> dict[str, torch.Tensor]:
+        """pixel_values, pixel_attention_mask, spatial_shapes: see `packer.export.to_siglip2`."""
+        return export.to_siglip2(self, max_num_patches, mean, std, dtype)
+
+    def to_naflex(
+        self,
+        max_num_patches: int | None = None,
+        mean: export.Channels = 0.5,
+        std: export.Channels = 0.5,
+        dtype: torch.dtype = torch.float32,
+    ) -> dict[str, torch.Tensor]:
+        """patches, patch_coord, patch_valid for timm's `NaFlexVit`: see `packer.export.to_naflex`."""
+        return export.to_naflex(self, max_num_patches, mean, std, dtype)
+
+    def to_qwen2_vl(
+        self,
+        mean: export.Channels = export.CLIP_MEAN,
+        std: export.Channels = export.CLIP_STD,
+        dtype: torch.dtype = torch.float32,
+        merge_size: int = 2,
+        temporal_patch_size: int = 2,
+    ) -> dict[str, torch.Tensor]:
+        """pixel_values, image_grid_thw: see `packer.export.to_qwen2_vl`."""
+        return export.to_qwen2_vl(self, mean, std, dtype, merge_size, temporal_patch_size)
+
+    def to_pixtral(
+        self,
+        mean: export.Channels = export.CLIP_MEAN,
+        std: export.Channels = export.CLIP_STD,
+        dtype: torch.dtype = torch.float32,
+    ) -> dict[str, torch.Tensor]:
+        """pixel_values, image_sizes: see `packer.export.to_pixtral`."""
+        return export.to_pixtral(self, mean, std, dtype)
 
     def images(self) -> Iterator[PackedImage]:
         """Walks the images back out, pack by pack, one record an image."""

@@ -1,0 +1,46 @@
+"""`normalize`: uint8 pixels as the floats that a model which does not fold this into its weights expects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+# D values of a patch, P*P*C; C channels
+
+
+def normalize(
+    patches: torch.Tensor,
+    channels: int,
+    mean: float | Sequence[float] = 0.5,
+    std: float | Sequence[float] = 0.5,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """(patches / 255 - mean) / std, computed in float32 at least and given in `dtype`; the shape stays.
+
+    Args:
+        patches: uint8 (..., D), the channel last within each pixel.
+        channels: C.
+        mean, std: a number for all channels, or one for each, of pixels from 0 to 1.
+        dtype: of the result.
+
+    Raises:
+        ValueError: a number of values that is neither 1 nor C, a `std` that is not above 0, a `dtype` of whole numbers.
+
+    >>> pixel = torch.tensor([0, 51, 255], dtype=torch.uint8)
+    >>> normalize(pixel, 3, mean=(0.0, 0.2, 0.5), std=(1.0, 1.0, 0.5)).tolist()
+    [0.0, 0.0, 1.0]
+    """
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}; normalised pixels are fractions, so give torch.float32, float16, ...")
+    exact = torch.promote_types(dtype, torch.float32)
+    shift, scale = (torch.as_tensor(value, dtype=exact) for value in (mean, std))
+    for name, value in (("mean", shift), ("std", scale)):
+        if value.numel() not in (1, channels):
+            raise ValueError(f"{name} has {value.numel()} values for {channels} channels; give one, or one a channel")
+    if not (scale > 0).all():
+        raise ValueError(f"std is {std}; it must be above 0")
+    pixels = patches.to(exact).unflatten(-1, (-1, channels))
+    shift, scale = shift.to(patches.device), scale.to(patches.device)
+    normalized: torch.Tensor = ((pixels / 255 - shift) / scale).flatten(-2)
+    return normalized.to(dtype)
