@@ -49,7 +49,8 @@ def _batch(packing: Packing = PACKING, *, batch_size: int = 3, **sizes: Any) -> 
 
 
 def _normalized(pixels: np.ndarray, mean: Any, std: Any) -> np.ndarray:
-    return (pixels / 255 - np.asarray(mean)) / np.asarray(std)
+    normalized: np.ndarray = (pixels / 255 - np.asarray(mean)) / np.asarray(std)
+    return normalized
 
 
 def _patch(pixels: np.ndarray, x: int, y: int) -> np.ndarray:
