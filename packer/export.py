@@ -61,7 +61,7 @@ def _name(batch: PackedBatch, image: int) -> str:
 
 
 def _tokens(batch: PackedBatch, model: str) -> _Tokens:
-    """Every image's tokens; the one place that waits for a GPU, which is asked for the grids.
+    """Every image's tokens. Of a batch on a GPU the grids are fetched, to check them before work starts.
 
     Raises:
         ValueError: an image has lost tokens.
@@ -129,6 +129,13 @@ def to_siglip2(
 
     Raises:
         ValueError: an image lost tokens or has more than M.
+
+    >>> import numpy as np
+    >>> from patchnpack import Packing, pack_stream
+    >>> images = [(np.zeros((32, 64, 3), np.uint8), 0), (np.zeros((32, 32, 3), np.uint8), 1)]
+    >>> (batch,) = pack_stream(images, Packing(seq_len=16), batch_size=1)
+    >>> {name: list(tensor.shape) for name, tensor in to_siglip2(batch).items()}
+    {'pixel_values': [2, 8, 768], 'pixel_attention_mask': [2, 8], 'spatial_shapes': [2, 2]}
     """
     row = _row_length(batch, max_num_patches)
     tokens = _tokens(batch, "SigLIP 2")
@@ -159,6 +166,13 @@ def to_naflex(
 
     Raises:
         ValueError: an image lost tokens or has more than M.
+
+    >>> import numpy as np
+    >>> from patchnpack import Packing, pack_stream
+    >>> images = [(np.zeros((32, 64, 3), np.uint8), 0), (np.zeros((32, 32, 3), np.uint8), 1)]
+    >>> (batch,) = pack_stream(images, Packing(seq_len=16), batch_size=1)
+    >>> {name: list(tensor.shape) for name, tensor in to_naflex(batch).items()}
+    {'patches': [2, 8, 768], 'patch_coord': [2, 8, 2], 'patch_valid': [2, 8]}
     """
     row = _row_length(batch, max_num_patches)
     tokens = _tokens(batch, "NaFlexVit")
@@ -205,6 +219,13 @@ def to_qwen2_vl(
 
     Raises:
         ValueError: an image lost tokens, or its grid does not divide into blocks.
+
+    >>> import numpy as np
+    >>> from patchnpack import Packing, pack_stream
+    >>> images = [(np.zeros((32, 64, 3), np.uint8), 0), (np.zeros((32, 32, 3), np.uint8), 1)]
+    >>> (batch,) = pack_stream(images, Packing(seq_len=16), batch_size=1)
+    >>> {name: list(tensor.shape) for name, tensor in to_qwen2_vl(batch).items()}
+    {'pixel_values': [12, 1536], 'image_grid_thw': [2, 3]}
     """
     check_whole("merge_size", merge_size)
     check_whole("temporal_patch_size", temporal_patch_size)
@@ -245,6 +266,13 @@ def to_pixtral(
 
     Raises:
         ValueError: an image lost tokens.
+
+    >>> import numpy as np
+    >>> from patchnpack import Packing, pack_stream
+    >>> images = [(np.zeros((32, 64, 3), np.uint8), 0), (np.zeros((32, 32, 3), np.uint8), 1)]
+    >>> (batch,) = pack_stream(images, Packing(seq_len=16), batch_size=1)
+    >>> {name: list(tensor.shape) for name, tensor in to_pixtral(batch).items()}
+    {'pixel_values': [2, 3, 32, 64], 'image_sizes': [2, 2]}
     """
     P, C, tokens = batch.patch_size, _channels(batch), _tokens(batch, "Pixtral")
     gw, gh = tokens.sizes.max(0, initial=0).tolist()
