@@ -40,7 +40,7 @@ def normalize(
             raise ValueError(f"{name} has {value.numel()} values for {channels} channels; give one, or one a channel")
     if not (scale > 0).all():
         raise ValueError(f"std is {std}; it must be above 0")
-    pixels = patches.to(exact).unflatten(-1, (-1, channels))
-    shift, scale = shift.to(patches.device), scale.to(patches.device)
-    normalized: torch.Tensor = ((pixels / 255 - shift) / scale).flatten(-2)
+    normalized = patches.to(exact, copy=True)
+    pixels = normalized.unflatten(-1, (-1, channels))  # a view: the steps are taken in place
+    pixels.div_(255).sub_(shift.to(patches.device)).div_(scale.to(patches.device))
     return normalized.to(dtype)
