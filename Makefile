@@ -20,10 +20,10 @@ SETUP_KEY := $(shell { cat pyproject.toml constraints.txt scripts/use_pillow_sim
 STAMP := $(VENV)/.setup-$(SETUP_KEY)
 UNFINISHED := $(VENV)/.setup-unfinished
 
-.PHONY: help setup test test-webp lint typecheck format links docs demo bench soak simd clean distclean
+.PHONY: help setup test test-all test-frameworks test-webp lint typecheck format links docs demo bench soak simd clean distclean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## make .venv and install the project, its tools and pillow-simd (SIMD=0: leave Pillow)
 	@:
@@ -48,6 +48,12 @@ simd: setup ## try pillow-simd again, after its headers have been installed
 test: lint typecheck ## check format, lint and types, then run the tests
 	$(PY) -m pytest $(ARGS)
 	$(if $(ARGS),,@$(PY) -c 'from PIL import features as f; exit(not f.check("webp"))' || $(MAKE) --no-print-directory test-webp)
+
+test-all: test test-frameworks ## the same, and with Lightning, Accelerate and transformers, which this installs
+
+test-frameworks: setup
+	@$(PY) -c 'import accelerate, lightning, transformers' 2>/dev/null || $(PY) -m pip install --quiet --constraint constraints.txt --group frameworks
+	$(PY) -m pytest tests/packer/test_export_models.py tests/examples/test_frameworks.py tests/test_documentation.py
 
 # pillow-simd built without libwebp leaves its WebP tests out; Pillow, in a folder of its own, runs them.
 test-webp: setup
