@@ -1,6 +1,7 @@
 """First floor: shards, the order of an epoch, decoding, and the loader in which they meet."""
 
 from patchnpack.loaders.dataset import PackedDataset
+from patchnpack.loaders.decode import BadImage
 from patchnpack.loaders.errors import BadDataError, ErrorPolicy, StallError
 from patchnpack.loaders.find_index import open_index, update_index
 from patchnpack.loaders.folder import Written, write_shards
@@ -13,6 +14,7 @@ from patchnpack.loaders.stream import PackedStream, pack_stream
 
 __all__ = [
     "BadDataError",
+    "BadImage",
     "ErrorPolicy",
     "Index",
     "Mixture",

@@ -23,7 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import SUPPORTED as WEBP_SUPPORTED
 from PIL.WebPImagePlugin import WebPImageFile
 
-from patchnpack.loaders.exif import block_orientation
+from patchnpack.loaders.exif import block_orientation, tiff_numbers
 from patchnpack.loaders.exif import orientation as exif_orientation
 from patchnpack.packer import _kernels
 from patchnpack.packer.config import ImageMode, Interpolation
@@ -32,7 +32,8 @@ from patchnpack.packer.config import ImageMode, Interpolation
 
 MAX_PIXELS = 178_956_970  # where PIL, too, refuses to decode: 0.5 GB as RGB
 
-_BITS_PER_SAMPLE = 258  # TIFF tag
+_WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _ORIENTATION, _SAMPLES_PER_PIXEL = 256, 257, 258, 274, 277  # TIFF tags
+_MOST_CHANNELS = 4
 
 _loading = threading.Lock()  # one of PIL's images may come to several threads; reading its file twice at once breaks it
 
@@ -81,10 +82,13 @@ _JPEG_RESIZE_COLORS: dict[ImageMode, tuple[str, str]] = {
 
 
 class BadImage(Exception):
-    """An image that cannot be used.
+    """An image that cannot be used; a `decode` function raises it for one that is damaged.
 
     The message is the reason, `stage` what was being done: "read", "decode" or "extras". `truncated` says of a JPEG
     that it only ends early.
+
+    >>> str(BadImage("its window is empty"))
+    'its window is empty'
     """
 
     def __init__(self, reason: str, stage: str = "decode", *, truncated: bool = False) -> None:
@@ -112,6 +116,15 @@ class Header(NamedTuple):
         return self.format == 0
 
 
+class UnreadKind(BadImage):
+    """An image of a kind that is not read here, such as 16-bit; its `header` is known, so a `decode` function can be
+    given it."""
+
+    def __init__(self, reason: str, header: Header) -> None:
+        super().__init__(f"{reason} unless decode= is given")
+        self.header = header
+
+
 @contextmanager
 def _as_bad_image() -> Iterator[None]:
     try:
@@ -125,9 +138,11 @@ def read_header(data: bytes) -> Header:
     """Size and orientation from an encoded image; no pixel is decoded.
 
     Raises:
-        BadImage: it is no image, too large, or of a kind that 8-bit channels cannot hold.
+        UnreadKind: it is of a kind that 8-bit channels cannot hold, or has several pages.
+        BadImage: it is no image, or too large.
         ValueError: it is WebP, and this build of PIL cannot read any.
     """
+    unread = None
     if data[:2] == b"\xff\xd8":
         with _as_bad_image():
             height, width, color, _ = simplejpeg.decode_jpeg_header(data)
@@ -135,12 +150,12 @@ def read_header(data: bytes) -> Header:
     else:
         plugin = _plugin(data)
         with _as_bad_image():
-            image = plugin(io.BytesIO(data))
-            _refuse_depth(image, data)
-            _refuse_kind(image)
-        width, height = image.size
+            (width, height), unread = _look(plugin, data)
         kind = _FORMAT[plugin]
-    return _header(width, height, exif_orientation(data), kind)
+    header = _header(width, height, exif_orientation(data), kind)
+    if unread is not None:
+        raise UnreadKind(unread, header)
+    return header
 
 
 def image_header(image: Image.Image | np.ndarray) -> Header:
@@ -158,7 +173,9 @@ def image_header(image: Image.Image | np.ndarray) -> Header:
             )
         return _header(image.shape[1], image.shape[0], 1, _PIXELS)
     with _as_bad_image():
-        _refuse_kind(image)
+        unread = _unread_kind(image)
+    if unread is not None:
+        raise BadImage(unread)
     exif = image.info.get("exif")
     return _header(*image.size, block_orientation(exif) if isinstance(exif, bytes) else 1, _PIXELS)
 
@@ -186,20 +203,42 @@ def _plugin(data: bytes) -> type[ImageFile.ImageFile]:
     raise BadImage(f"it begins with {data[:8]!r}; only JPEG, PNG, WebP, GIF, BMP and TIFF are read")
 
 
-def _refuse_depth(image: ImageFile.ImageFile, data: bytes) -> None:
+def _look(plugin: type[ImageFile.ImageFile], data: bytes) -> tuple[tuple[int, int], str | None]:
+    """Width and height as PIL decodes the image, and why it is not read, None if it is."""
+    if plugin is TiffImageFile and (unread := _unread_tiff(data)) is not None:
+        return unread
+    image = plugin(io.BytesIO(data))
     # PIL reads 16-bit colour as 8-bit without a word; only the file's own header tells.
     bits = data[24] if isinstance(image, PngImageFile) else 8
     if isinstance(image, TiffImageFile):
         bits = max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
-    if bits > 8:
-        raise BadImage(f"it has {bits} bits a channel; only 8-bit channels are read")
+    return image.size, _too_deep(bits) if bits > 8 else _unread_kind(image)
 
 
-def _refuse_kind(image: Image.Image) -> None:
+def _unread_tiff(data: bytes) -> tuple[tuple[int, int], str] | None:
+    """What `_look` tells of a TIFF of more channels, or deeper ones, than are read; PIL cannot open all of these."""
+    tags = tiff_numbers(data)
+    width, height = tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0)
+    channels, bits = tags.get(_SAMPLES_PER_PIXEL, 1), tags.get(_BITS_PER_SAMPLE, 1)  # bits of the first channel
+    if not (width and height) or (channels <= _MOST_CHANNELS and bits <= 8):
+        return None
+    if tags.get(_ORIENTATION, 1) in (5, 6, 7, 8):  # as PIL turns those that it opens
+        width, height = height, width
+    if channels > _MOST_CHANNELS:
+        return (width, height), f"it has {channels} channels; only up to {_MOST_CHANNELS} are read"
+    return (width, height), _too_deep(bits)
+
+
+def _too_deep(bits: int) -> str:
+    return f"it has {bits} bits a channel; only 8-bit channels are read"
+
+
+def _unread_kind(image: Image.Image) -> str | None:
     if image.mode not in _MODES:
-        raise BadImage(f"its pixels are of PIL mode {image.mode!r}; only {', '.join(sorted(_MODES))} are read")
+        return f"its pixels are of PIL mode {image.mode!r}; only {', '.join(sorted(_MODES))} are read"
     if getattr(image, "is_animated", False):
-        raise BadImage("it has several pages or frames; only single images are read")
+        return "it has several pages or frames; only single images are read"
+    return None
 
 
 def decode(

@@ -1,9 +1,10 @@
-"""EXIF orientation, straight from the bytes: PIL's own parser warns of damaged blocks, from any thread."""
+"""EXIF orientation and TIFF tags, from the bytes: PIL's own parser warns of damaged blocks, from any thread."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 
 _ORIENTATION = 0x0112
 _INTEGERS = {1: "B", 3: "H", 4: "I"}  # TIFF field types
@@ -31,6 +32,17 @@ def block_orientation(block: bytes) -> int:
         return _from_tiff(block.removeprefix(_PREFIX))
     except struct.error:
         return 1
+
+
+def tiff_numbers(data: bytes) -> dict[int, int]:
+    """The tags of a TIFF file's first directory that hold whole numbers, and the first number of each.
+
+    What can be read of a damaged directory.
+    """
+    found: dict[int, int] = {}
+    with suppress(struct.error):  # an offset points past the end
+        found.update((tag, value) for tag, _, value in _numbers(data))
+    return found
 
 
 def _blocks(data: bytes) -> Iterator[bytes]:
@@ -69,15 +81,22 @@ def _blocks(data: bytes) -> Iterator[bytes]:
 
 
 def _from_tiff(block: bytes) -> int:
-    """The orientation in the first directory of a TIFF header (TIFF 6.0, section 2)."""
+    value = next((value for tag, count, value in _numbers(block) if tag == _ORIENTATION and count == 1), 1)
+    return value if 1 <= value <= 8 else 1
+
+
+def _numbers(block: bytes) -> Iterator[tuple[int, int, int]]:
+    """Tag, count and first value of all whole numbers in the first directory of a TIFF header (TIFF 6.0, section 2)."""
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None:
-        return 1
+        return
     (directory,) = struct.unpack_from(order + "I", block, 4)
     (entries,) = struct.unpack_from(order + "H", block, directory)
     for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
         tag, kind, count = struct.unpack_from(order + "HHI", block, entry)
-        if tag == _ORIENTATION and kind in _INTEGERS and count == 1:
-            (value,) = struct.unpack_from(order + _INTEGERS[kind], block, entry + 8)
-            return value if 1 <= value <= 8 else 1
-    return 1
+        if kind in _INTEGERS and count:
+            number, at = order + _INTEGERS[kind], entry + 8
+            if count * struct.calcsize(number) > 4:
+                (at,) = struct.unpack_from(order + "I", block, at)
+            if at + struct.calcsize(number) <= len(block):
+                yield tag, count, struct.unpack_from(number, block, at)[0]

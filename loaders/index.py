@@ -77,11 +77,12 @@ class Index:
         starts: int64 (s + 1,), the first row of each shard.
         keys: the samples' keys.
         offset, nbytes: int64 (n,), where the encoded image lies in its shard.
-        width, height: int32 (n,), pixels, after EXIF orientation; 0 for a bad image.
+        width, height: int32 (n,), pixels, after EXIF orientation; 0 where the header does not tell.
         orientation: uint8 (n,), EXIF orientation, 1 to 8.
         format: uint8 (n,), which of `patchnpack.loaders.decode.FORMATS` the file is.
         digest: uint64 (n,), XXH3 of the encoded bytes.
-        reasons: why a row's header cannot be used, None where it can.
+        reasons: why a row's image cannot be used, None where it can. One that has a width all the same is of a kind
+            that only a `decode` function reads.
         cls: the text of each sample's `cls_member`, None where there is none.
         members: for each extension, int64 (n, 2), offset and nbytes of that member; (-1, -1) where there is none.
         without_image: int64 (s,), samples that became no row, because none of their members is an image.
@@ -115,8 +116,13 @@ class Index:
 
     @property
     def bad(self) -> dict[int, str]:
-        """The rows whose header cannot be used, and why."""
-        rows = np.flatnonzero(self.reasons.column.is_valid().to_numpy(zero_copy_only=False))
+        """The rows whose image cannot be used without a `decode` function, and why."""
+        return self.bad_rows(decode=False)
+
+    def bad_rows(self, *, decode: bool) -> dict[int, str]:
+        """The rows whose image cannot be used, and why; with `decode`, those of a kind that is not read are none."""
+        bad = self.reasons.column.is_valid().to_numpy(zero_copy_only=False)
+        rows = np.flatnonzero(bad & (self.width == 0) if decode else bad)
         return dict(zip(rows.tolist(), self.reasons.take(rows).column.to_pylist(), strict=True))
 
     def shard_of(self, rows: np.ndarray | int) -> np.ndarray:

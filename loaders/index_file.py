@@ -18,7 +18,7 @@ from patchnpack.packer.files import atomic_write
 
 # n rows, s shards
 
-VERSION = 2
+VERSION = 3
 _KEY = INDEX_KEY
 _MEMBER = "member."
 _BY_SHARD = ("starts", "shard_bytes", "without_image")

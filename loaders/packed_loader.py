@@ -20,6 +20,7 @@ from patchnpack.loaders.index import IMAGE, Index
 from patchnpack.loaders.labels import Classes, Label, Labels
 from patchnpack.loaders.mixture import Mixed, Mixture
 from patchnpack.loaders.order import Order, chunks
+from patchnpack.loaders.own_decode import Decode, check_decode
 from patchnpack.loaders.process import checked_rank, cpu_share, process_rank
 from patchnpack.loaders.samples import Sources, Transform, read_member
 from patchnpack.loaders.shards import Source
@@ -59,6 +60,11 @@ class PackedImageLoader:
             numbers.
         extras: extensions of members to hand out in `batch.extras`: txt as str, json as object, others as bytes; None
             where a sample has none. One that cannot be read so makes its image a bad one.
+        decode: called as `decode(data)` with an image's encoded bytes; gives uint8 (H, W, C), with the height and width
+            that the file says (before EXIF orientation, which the loader applies; TIFF as PIL turns it) and the
+            channels of `image_mode`; or None, which leaves the image to the loader. With it, 16-bit, float and
+            multispectral images and files of several pages can be used. `BadImage` from it makes the image a bad one;
+            all else is raised.
         transform: called as `transform(image, rng)` with a uint8 (H, W, C) array and a Generator keyed by (seed, epoch,
             row); gives an array of the same shape and type. Runs in the decoding threads.
         where: from an `Index` to a bool array, the rows to use; the others are counted as skipped.
@@ -100,6 +106,7 @@ class PackedImageLoader:
         classes: Classes = None,
         extras: Sequence[str] = (),
         transform: Transform | None = None,
+        decode: Decode | None = None,
         where: Where | None = None,
         index: Index | str | os.PathLike[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
@@ -138,6 +145,7 @@ class PackedImageLoader:
         for name, given, kind, remedy in typed:
             if given is not None and not isinstance(given, kind):
                 raise ValueError(f"{name} is {given!r}; give {remedy}")
+        check_decode(decode)
         check_whole("seed", seed, least=-(1 << 63))
         if cache_limit is not None:
             check_whole("cache_limit", cache_limit)
@@ -164,7 +172,7 @@ class PackedImageLoader:
         policy = errors if errors is not None else ErrorPolicy()
         usable = _mask(where, self.index)
         self._filtered = ~usable
-        self._bad = {row: why for row, why in _bad_rows(self.index, policy).items() if usable[row]}
+        self._bad = {row: why for row, why in _bad_rows(self.index, policy, decode).items() if usable[row]}
         usable[list(self._bad)] = False
         self._usable = usable
         self._mixed = Mixed.of(source, parts, usable) if isinstance(source, Mixture) else None
@@ -187,6 +195,7 @@ class PackedImageLoader:
             seed=seed,
             buffers=BufferPool(keep=prefetch + 2),
             errors=policy,
+            own_decode=decode,
         )
         self._stats, self._judge = Stats(), Judge(policy)
         first = next((self._sources.bad_row(row, *why) for row, why in self._bad.items()), None)
@@ -406,13 +415,14 @@ def _fold(all_totals: list[torch.Tensor], totals: torch.Tensor) -> None:
     all_totals[:] = [kept for kept in all_totals if len(kept)]
 
 
-def _bad_rows(index: Index, policy: ErrorPolicy) -> dict[int, tuple[str, str]]:
+def _bad_rows(index: Index, policy: ErrorPolicy, decode: Decode | None) -> dict[int, tuple[str, str]]:
     """The rows that cannot be used, and (stage, reason): bad headers, and those beyond the policy's limits."""
-    bad = {row: ("header", reason) for row, reason in index.bad.items()}
+    bad = {row: ("header", reason) for row, reason in index.bad_rows(decode=decode is not None).items()}
     for rows in chunks(np.ones(len(index), np.bool_)):
         pixels, nbytes = index.width[rows].astype(np.int64) * index.height[rows], index.nbytes[rows]
         for i in np.flatnonzero((pixels > policy.max_pixels) | (nbytes > policy.max_bytes)).tolist():
-            bad[int(rows[i])] = "limit", policy.beyond(int(pixels[i]), int(nbytes[i])) or ""
+            reason = policy.beyond(int(pixels[i]), int(nbytes[i])) or ""
+            bad.setdefault(int(rows[i]), ("limit", reason))
     return dict(sorted(bad.items()))
 
 

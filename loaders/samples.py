@@ -16,6 +16,7 @@ from patchnpack.loaders.decode import BadImage, Header, decode
 from patchnpack.loaders.errors import BadRow, ErrorPolicy
 from patchnpack.loaders.index import Index
 from patchnpack.loaders.labels import Labels
+from patchnpack.loaders.own_decode import Decode, own_pixels
 from patchnpack.loaders.shards import ShardReader
 from patchnpack.loaders.transfer import redact
 from patchnpack.packer import Packing
@@ -81,10 +82,19 @@ class Making(ABC):
     seed: int
     buffers: BufferPool
     errors: ErrorPolicy
+    own_decode: Decode | None = None
 
     @abstractmethod
     def samples(self, rows: np.ndarray) -> Samples:
         """The samples of these rows (int64); called once a draft, by any thread."""
+
+    def pixels(
+        self, key: str, data: Any, header: Header, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool
+    ) -> np.ndarray:
+        """An image (encoded, of PIL, or an array) upright, the box of it resized to `size`. Raises BadImage."""
+        if self.own_decode is not None and isinstance(data, bytes):
+            data = own_pixels(self.own_decode, data, header, self.packing.channels, key)
+        return decode_for(self.packing, data, header, size, box, strict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +164,7 @@ class _IndexedSamples:
         return data
 
     def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
-        return decode_for(self._sources.packing, data, self._headers[i], size, box, strict)
+        return self._sources.pixels(self.keys[i], data, self._headers[i], size, box, strict)
 
     def label(self, i: int) -> Any:
         return self._sources.labels.of(self._rows[i])

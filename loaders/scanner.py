@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from patchnpack.loaders import parquet
-from patchnpack.loaders.decode import BadImage, Header, read_header
+from patchnpack.loaders.decode import BadImage, Header, UnreadKind, read_header
 from patchnpack.loaders.index import IMAGE, Index, Texts
 from patchnpack.loaders.shards import Source, expand
 from patchnpack.loaders.store import Store, is_parquet
@@ -156,7 +156,7 @@ def _scan_shard(shard: str, facts: tuple[int, str], images: Sequence[str], store
             headers.append(read_header(data))
             reasons.append(None)
         except BadImage as error:
-            headers.append(_NO_HEADER)
+            headers.append(error.header if isinstance(error, UnreadKind) else _NO_HEADER)
             reasons.append(str(error))
         has_text = cls_member in sample.members
         texts.append(get(cls_member).decode("utf-8", "replace").strip() if has_text else None)

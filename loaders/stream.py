@@ -19,6 +19,7 @@ from patchnpack.loaders.buffers import BufferPool
 from patchnpack.loaders.errors import BadRow, ErrorPolicy, Judge, StallError
 from patchnpack.loaders.index import IMAGE
 from patchnpack.loaders.labels import Classes, Label
+from patchnpack.loaders.own_decode import Decode, check_decode
 from patchnpack.loaders.pool import Batchlike, DecodePool
 from patchnpack.loaders.process import cpu_share, process_rank
 from patchnpack.loaders.samples import Transform
@@ -46,6 +47,7 @@ def pack_stream(
     classes: Classes = None,
     extras: Sequence[str] = (),
     transform: Transform | None = None,
+    decode: Decode | None = None,
     seed: int = 0,
     drop_last: bool = False,
     num_threads: int | None = None,
@@ -75,6 +77,8 @@ def pack_stream(
         classes: names of classes as a list, a file with one a line, or a mapping to indices.
         extras: members to hand out in `batch.extras`: txt as str, json as object, others as bytes, what is no longer
             bytes as it is; None where a sample has none.
+        decode: called with the bytes of each encoded image, as by `PackedImageLoader`; PIL's images and arrays are
+            decoded already.
         transform: called as `transform(image, rng)`, as by `PackedImageLoader`.
         seed: of every draw. Draws differ between ranks and workers, but not between calls: give each epoch another.
         drop_last: leave out a last batch that is not full; else empty packs fill it.
@@ -113,12 +117,14 @@ def pack_stream(
         check_whole("num_threads", num_threads, least=0)
     if isinstance(extras, str):
         raise ValueError(f"extras is {extras!r}; give a list of members: [{extras!r}]")
+    check_decode(decode)
     stats, policy = Stats(), errors if errors is not None else ErrorPolicy()
     stream = _Stream(
         samples=samples,
-        reader=SampleReader(image, label, classes, extras, policy),
+        reader=SampleReader(image, label, classes, extras, policy, any_kind=decode is not None),
         packing=packing if packing is not None else Packing(),
         batch_size=batch_size,
+        decode=decode,
         transform=transform,
         seed=seed,
         drop_last=drop_last,
@@ -192,6 +198,7 @@ class _Stream:
         reader: SampleReader,
         packing: Packing,
         batch_size: int,
+        decode: Decode | None,
         transform: Transform | None,
         seed: int,
         drop_last: bool,
@@ -201,7 +208,7 @@ class _Stream:
         errors: ErrorPolicy,
     ) -> None:
         self._samples, self._reader, self._packing, self._batch_size = samples, reader, packing, batch_size
-        self._transform, self._seed, self._drop_last = transform, seed, drop_last
+        self._decode, self._transform, self._seed, self._drop_last = decode, transform, seed, drop_last
         self._num_threads, self._prefetch = num_threads, prefetch
         self._stats, self._errors, judge = stats, errors, Judge(errors)
 
@@ -292,6 +299,7 @@ class _Stream:
             seed=self._seed,
             buffers=self._buffers,
             errors=self._errors,
+            own_decode=self._decode,
             taken=[self._waiting.pop(row) for pack in group for row in pack.row.tolist()],
         )
         packs = [*group, *[None] * (self._batch_size - len(group))]

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patchnpack.loaders.decode import BadImage, Header, image_header, read_header
+from patchnpack.loaders.decode import BadImage, Header, UnreadKind, image_header, read_header
 from patchnpack.loaders.errors import BadRow, ErrorPolicy
 from patchnpack.loaders.labels import NO_LABEL, Classes, Label, LabelRule, as_label
-from patchnpack.loaders.samples import Making, decode_for, extra
+from patchnpack.loaders.samples import Making, extra
 from patchnpack.loaders.transfer import redact
 from patchnpack.packer import Rows
 
@@ -62,11 +62,20 @@ class StreamLabels:
 class SampleReader:
     """Reads samples as they arrive: dicts of members, or (image, label) pairs.
 
-    `image`, `label`, `classes`, `extras` and `errors` are those of `pack_stream`.
+    `image`, `label`, `classes`, `extras` and `errors` are those of `pack_stream`; with `any_kind` encoded images of a
+    kind that is not read here are handed on, too, since a `decode` function will be given them.
     """
 
-    def __init__(self, image: str, label: Label, classes: Classes, extras: Sequence[str], errors: ErrorPolicy) -> None:
-        self._errors = errors
+    def __init__(
+        self,
+        image: str,
+        label: Label,
+        classes: Classes,
+        extras: Sequence[str],
+        errors: ErrorPolicy,
+        any_kind: bool = False,
+    ) -> None:
+        self._errors, self._any_kind = errors, any_kind
         self.extras = [name.lstrip(".") for name in extras]
         self._images = [name.strip().lstrip(".") for name in image.split(";")]
         self._label, self._rule = label, LabelRule(label, classes)
@@ -166,7 +175,7 @@ class SampleReader:
         return Sample(row, key, _NOWHERE, image, header, self._checked(value, key), ())
 
     def _header_of(self, image: Any, key: str) -> tuple[bytes | Image.Image | np.ndarray, Header]:
-        image, header = _header_of(image, key)
+        image, header = _header_of(image, key, self._any_kind)
         nbytes = len(image) if isinstance(image, bytes) else 0
         if (reason := self._errors.beyond(header.width * header.height, nbytes)) is not None:
             raise BadImage(reason, "limit")
@@ -232,7 +241,7 @@ class StreamBatch:
 
     def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
         """Image i upright, the box of it resized to `size`."""
-        return decode_for(self._making.packing, data, self._taken[i].header, size, box, strict)
+        return self._making.pixels(self.keys[i], data, self._taken[i].header, size, box, strict)
 
     def label(self, i: int) -> Any:
         """Its label, or what stands where there is none."""
@@ -248,10 +257,15 @@ class StreamBatch:
         return self._taken[i].bad_row(stage, reason)
 
 
-def _header_of(image: Any, key: str) -> tuple[bytes | Image.Image | np.ndarray, Header]:
+def _header_of(image: Any, key: str, any_kind: bool) -> tuple[bytes | Image.Image | np.ndarray, Header]:
     if isinstance(image, bytes | bytearray | memoryview):
         data = bytes(image)
-        return data, read_header(data)
+        try:
+            return data, read_header(data)
+        except UnreadKind as error:
+            if not any_kind:
+                raise
+            return data, error.header
     if not isinstance(image, Image.Image | np.ndarray):
         raise ValueError(
             f"the image of sample {key!r} is a {type(image).__module__}.{type(image).__qualname__}; it must be encoded "

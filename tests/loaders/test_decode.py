@@ -6,6 +6,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import simplejpeg
 from PIL import Image, ImageOps, features
 
 from patchnpack.loaders import decode as decode_module
-from patchnpack.loaders.decode import MAX_PIXELS, BadImage, Header, decode, read_header
+from patchnpack.loaders.decode import MAX_PIXELS, BadImage, Header, UnreadKind, decode, read_header
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
@@ -362,6 +363,56 @@ def test_tiff_of_more_than_8_bits_is_refused(dtype: str, reason: str, encode_ima
 def test_tiff_of_a_colour_space_that_pil_does_not_convert_is_refused(encode_image: Encode) -> None:
     with pytest.raises(BadImage, match="PIL mode 'LAB'"):
         read_header(encode_image(Image.new("LAB", (4, 5)), "TIFF"))
+
+
+def tiff(width: int, height: int, channels: int, bits: int, *, order: str = "<", orientation: int = 1) -> bytes:
+    """A TIFF of black pixels, of as many channels and bits as are asked for."""
+    each = struct.pack(f"{order}{channels}H", *[bits] * channels)
+    pixels = bytes(width * height * channels * bits // 8)
+    start = 8 + 2 + 12 * 10 + 4  # of what does not fit into the directory
+    behind = each if len(each) > 4 else b""
+    entries: list[tuple[int, int, int, Any]] = [(256, 4, 1, width), (257, 4, 1, height), (259, 3, 1, 1), (262, 3, 1, 1)]
+    entries += [(258, 3, channels, start if behind else each), (273, 4, 1, start + len(behind))]
+    entries += [(274, 3, 1, orientation), (277, 3, 1, channels)]
+    entries += [(278, 4, 1, height), (279, 4, 1, len(pixels))]
+    directory = b""
+    for tag, kind, count, value in entries:
+        if not isinstance(value, bytes):
+            value = struct.pack(order + ("H" if kind == 3 and tag != 258 else "I"), value)
+        directory += struct.pack(order + "HHI", tag, kind, count) + value.ljust(4, b"\0")
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(entries))
+    return head + directory + bytes(4) + behind + pixels
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("channels", "bits", "reason"),
+    [
+        (8, 8, "8 channels; only up to 4"),
+        (5, 16, "5 channels"),
+        (2, 16, "16 bits"),
+        (3, 32, "32 bits"),
+        (1, 64, "64 bits"),
+    ],
+)
+def test_tiff_that_pil_cannot_open_is_refused_with_its_size(
+    channels: int, bits: int, reason: str, order: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for orientation in (1, 3, 6):
+        with pytest.raises(UnreadKind, match=f"{reason}.* unless decode= is given") as caught:
+            read_header(tiff(7, 4, channels, bits, order=order, orientation=orientation))
+        assert caught.value.header == Header(*((4, 7) if orientation == 6 else (7, 4)), 1, 6)
+    assert not caplog.records  # PIL would log an error for each
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PIL's own, on damaged directories
+def test_no_cut_of_a_tiff_is_taken_for_a_kind_that_has_no_size() -> None:
+    whole = tiff(7, 4, 8, 16)
+    for cut in range(8, 200):
+        with pytest.raises(BadImage) as caught:
+            read_header(whole[:cut])
+        if isinstance(caught.value, UnreadKind):
+            assert caught.value.header[:2] == (7, 4)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", pytest.param("WEBP", marks=needs_webp)])

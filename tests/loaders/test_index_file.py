@@ -113,7 +113,7 @@ def test_index_of_another_version_says_so(path: Path, index: Index, monkeypatch:
     monkeypatch.setattr("patchnpack.loaders.index_file.VERSION", 99)
     save_index(index, path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"is of version 99, this is 2; make it anew"):
+    with pytest.raises(ValueError, match=r"is of version 99, this is 3; make it anew"):
         load_index(path)
 
 

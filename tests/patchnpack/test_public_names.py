@@ -57,6 +57,7 @@ PUBLIC: dict[str, list[str]] = {
     ],
     "patchnpack.loaders": [
         "BadDataError",
+        "BadImage",
         "ErrorPolicy",
         "Index",
         "Mixture",
