@@ -160,7 +160,7 @@ def open_store(url: str, options: Options, stall_s: float, timeout_s: float) -> 
     given = {**options, **options.get("client_kwargs", {})}
     given.pop("client_kwargs", None)
     if "retry_config" in given:
-        raise ValueError("storage_options has retry_config; retries are the loader's own: leave it out")
+        raise ValueError("storage_options has retry_config; retries are the loader's own: give retry={'attempts': ...}")
     client = {**given.pop("client_options", {})}
     client["default_headers"] = {**client.get("default_headers", {}), **given.pop("headers", {})}
     provider = given.pop("credential_provider", None)

@@ -70,7 +70,8 @@ class PackedImageLoader:
         where: from an `Index` to a bool array, the rows to use; the others are counted as skipped.
         index: an index file that holds the shards, or an `Index`; None looks beside the shards, then in the cache, and
             scans what it does not find.
-        storage_options: of remote shards, as fsspec or obstore have them.
+        storage_options: of remote shards, as fsspec or obstore have them; `retry`, a dict of attempts, deadline_s,
+            stall_s, pause_s and most_pause_s, says how long to try.
         cache_dir: where indexes, remote shards and the images of parquet files are cached; None is $PATCHNPACK_CACHE,
             or ~/.cache/patchnpack.
         cache_limit: bytes that shards may take there; beyond, those used longest ago are deleted.

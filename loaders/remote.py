@@ -17,6 +17,8 @@ from braceexpand import braceexpand
 from patchnpack.loaders.file_system import FileSystemFile
 from patchnpack.loaders.object_store import STORES, StoredFile
 from patchnpack.loaders.prefetch import Shard
+from patchnpack.loaders.retry import RETRY as RETRY
+from patchnpack.loaders.retry import Retry as Retry
 from patchnpack.loaders.shard_cache import Stopped
 from patchnpack.loaders.transfer import (
     CHANGED,
@@ -38,42 +40,6 @@ class RemoteError(OSError):
 
 class RemoteNotFound(RemoteError, FileNotFoundError):
     """There is no such remote file."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Retry:
-    """How long to try, for one file.
-
-    Attributes:
-        attempts: attempts in a row that bring no new byte.
-        deadline_s: seconds for all of it: attempts, pauses and transfer.
-        stall_s: seconds without a byte after which an attempt has failed.
-        pause_s: pause after the first failure; doubled with each in a row, up to `most_pause_s`, less a random part
-            of up to half.
-
-    >>> Retry(attempts=0)
-    Traceback (most recent call last):
-        ...
-    ValueError: attempts is 0; it must be at least 1
-    """
-
-    attempts: int = 6
-    deadline_s: float = 900.0
-    stall_s: float = 20.0
-    pause_s: float = 0.5
-    most_pause_s: float = 20.0
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ValueError(f"attempts is {self.attempts}; it must be at least 1")
-        for name in ("deadline_s", "stall_s"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
-        if not 0 <= self.pause_s <= self.most_pause_s < float("inf"):
-            raise ValueError(f"pause_s is {self.pause_s}; it must be from 0 to most_pause_s, {self.most_pause_s}")
-
-
-RETRY = Retry()
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +268,7 @@ class _Tries:
         self._stop.wait(pause)
 
     def given_up(self, error: Passing | Lasting) -> RemoteError:
-        remedy = error.remedy or f"try again later, or allow more than {self._policy}"
+        remedy = error.remedy or f"try again later, or allow more: storage_options={{'retry': ...}}, now {self._policy}"
         kind = RemoteNotFound if isinstance(error, Lasting) and error.missing else RemoteError
         attempts = f"{self.attempts} attempt{'s'[: self.attempts != 1]}"
         seconds = time.monotonic() - self._began

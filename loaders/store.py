@@ -13,6 +13,7 @@ from typing import Any
 from patchnpack.loaders import parquet, remote
 from patchnpack.loaders.prefetch import Prefetcher, Shard
 from patchnpack.loaders.remote import RemoteFile, is_remote
+from patchnpack.loaders.retry import take_retry
 from patchnpack.loaders.shard_cache import ShardCache, default_folder
 
 _AHEAD = 8  # remote shards that are brought here before they are asked for
@@ -35,7 +36,7 @@ class Store:
     Args:
         cache_dir: where remote shards and the images of parquet files are kept; None is `default_folder()`.
         cache_limit: bytes that they may take together; None is no limit.
-        storage_options: of the remote stores.
+        storage_options: of the remote stores; `retry` in it says how long to try (see `Retry`).
     """
 
     def __init__(
@@ -47,12 +48,13 @@ class Store:
         if cache_limit is not None and cache_limit < 1:
             raise ValueError(f"cache_limit is {cache_limit}; it must be at least 1 byte, or None for no limit")
         self.folder = default_folder() if cache_dir is None else Path(cache_dir)
-        self.limit, self._options = cache_limit, storage_options
+        self.limit, self._given = cache_limit, storage_options
+        self._retry, self._options = take_retry(storage_options)
         self._counts = _Counts()
         self._prefetcher: Prefetcher | None = None
 
     def __reduce__(self) -> tuple[type[Store], tuple[Any, ...]]:
-        return Store, (self.folder, self.limit, self._options)
+        return Store, (self.folder, self.limit, self._given)
 
     @cached_property
     def _cache(self) -> ShardCache:
@@ -64,12 +66,12 @@ class Store:
 
     def expand(self, pattern: str) -> list[str]:
         """The addresses that a remote pattern names."""
-        return remote.expand_remote(pattern, self._options)
+        return remote.expand_remote(pattern, self._options, policy=self._retry)
 
     def facts(self, shard: str) -> tuple[int, str]:
         """A shard's size in bytes, and what tells its version: a local file's time, a remote one's ETag."""
         if is_remote(shard):
-            file = remote.stat(shard, self._options)
+            file = remote.stat(shard, self._options, policy=self._retry)
             return file.nbytes, file.version
         status = os.stat(shard)
         return status.st_size, str(status.st_mtime_ns)
@@ -100,7 +102,7 @@ class Store:
 
     def prefetching(self, shards: Iterable[tuple[str, int, str]], behind: int, at_start: bool) -> Store:
         """A store of its own that brings these remote shards (name, bytes, version) here ahead of their use."""
-        store = Store(self.folder, self.limit, self._options)
+        store = Store(self.folder, self.limit, self._given)
         store._counts = self._counts
         coming = (store._shard(*shard) for shard in shards if is_remote(shard[0]))
         store._prefetcher = Prefetcher(store._cache, coming, _AHEAD, behind, at_start)
@@ -134,7 +136,7 @@ class Store:
         return self._cache.lend(shard.name, lambda path: shard.make(path, stop), shard.nbytes, stop=stop)
 
     def _raw(self, shard: str, nbytes: int, version: str) -> Shard:
-        found = remote.shard(RemoteFile(shard, nbytes, version), self._options)
+        found = remote.shard(RemoteFile(shard, nbytes, version), self._options, policy=self._retry)
         return Shard(found.name, self._counted(found.make), found.nbytes)
 
     def _shard(self, shard: str, nbytes: int, version: str) -> Shard:
