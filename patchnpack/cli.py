@@ -20,8 +20,9 @@ from rich.table import Table
 
 from patchnpack.loaders import BadDataError, Index, PackedImageLoader, open_index, update_index, write_shards
 from patchnpack.loaders.folder import CLASSES
+from patchnpack.loaders.store import Store
 from patchnpack.models import TrainConfig
-from patchnpack.options import takes_model, takes_packing, takes_training
+from patchnpack.options import parse_storage_options, takes_model, takes_packing, takes_training
 from patchnpack.packer import Packing
 from patchnpack.packer.drawing import draw_packs
 from patchnpack.packer.report import report as make_report
@@ -39,6 +40,14 @@ Shards = Annotated[
 ]
 Images = Annotated[str, typer.Option("--image", help="Extensions that are images, separated by semicolons.")]
 Seed = Annotated[int, typer.Option(help="Of every shuffle and draw.")]
+Storage = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage-options",
+        metavar="KEY=VALUE",
+        help="Of remote shards: anon=true, endpoint_url=URL, retry.attempts=3; once for each.",
+    ),
+]
 _IMAGES = "jpg;jpeg;png;webp"
 
 
@@ -77,9 +86,10 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _open(shards: list[str], image: str) -> Index:
+def _open(shards: list[str], image: str, storage: dict[str, Any]) -> Index:
+    source, store = shards[0] if len(shards) == 1 else shards, Store(storage_options=storage)
     with _progress("reading headers") as progress:
-        return open_index(shards[0] if len(shards) == 1 else shards, image=image, progress=progress)
+        return open_index(source, image=image, store=store, progress=progress)
 
 
 @app.command("index")
@@ -90,13 +100,15 @@ def make_index(
         Path | None, typer.Option("-o", "--out", help="The file, .parquet or .arrow; by default beside the shards.")
     ] = None,
     image: Images = _IMAGES,
+    storage_options: Storage = None,
 ) -> None:
     """Read the headers of all images in SHARDS into an index file, or bring one up to date.
 
     patchnpack index 'train-{000000..000009}.tar'
     """
     with _progress("reading headers") as progress:
-        path, index, read = update_index(shards, out, image=image, progress=progress)
+        store = Store(storage_options=parse_storage_options(storage_options or []))
+        path, index, read = update_index(shards, out, image=image, store=store, progress=progress)
     typer.echo(
         f"{path}: {len(index)} images in {len(index.shards)} shards, of which {read} were read now; "
         f"{len(index.bad)} cannot be used, {int(index.without_image.sum())} samples have no image"
@@ -159,12 +171,13 @@ def report(
     ranks: Annotated[int, typer.Option(help="Ranks that train together: how long do they wait for each other?")] = 8,
     width: Annotated[int, typer.Option(help="Features of the model that they train.")] = 768,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    storage_options: Storage = None,
 ) -> None:
     """Tell what packing makes of the images in SHARDS, and what the usual ways would cost.
 
     patchnpack report 'train-{000000..000009}.tar' --seq-len 1024 --patch-size 16
     """
-    index = _open(shards, image)
+    index = _open(shards, image, parse_storage_options(storage_options or []))
     usable = np.setdiff1d(np.arange(len(index)), list(index.bad))
     found = make_report(index.rows(usable), packing, seed=seed, ranks=ranks, width=width)
     if as_json:
@@ -187,14 +200,23 @@ def show(
     label: Annotated[str | None, typer.Option(help="Member that holds the label, such as cls or json:FIELD.")] = None,
     classes: Annotated[str | None, typer.Option(help="File with one class name a line.")] = None,
     seed: Seed = 0,
+    storage_options: Storage = None,
 ) -> None:
     """Draw packs as rows of patches, and beneath them each image put together from its patches and coords.
 
     patchnpack show 'train-{000000..000009}.tar' -o packs.png --seq-len 256
     """
-    index = _open(shards, image)
+    storage = parse_storage_options(storage_options or [])
     loader = PackedImageLoader(
-        index, packing, batch_size=packs, shuffle=shuffle, seed=seed, label=label, classes=classes, prefetch=1
+        _open(shards, image, storage),
+        packing,
+        batch_size=packs,
+        shuffle=shuffle,
+        seed=seed,
+        label=label,
+        classes=classes,
+        prefetch=1,
+        storage_options=storage,
     )
     names = Path(classes).read_text().splitlines() if classes and label else None
     draw_packs(next(iter(loader)), max_packs=packs, width=width, classes=names).save(out)
@@ -221,14 +243,16 @@ def train(
     ] = None,
     flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = False,
     image: Images = _IMAGES,
+    storage_options: Storage = None,
 ) -> None:
     """Train a NaViT to classify the images in SHARDS.
 
     patchnpack train 'train-{000000..000009}.tar' --validation validation-000000.tar --resolution fit:144 --epochs 10
     """
+    storage = parse_storage_options(storage_options or [])
     result = train_on_shards(
-        _open(shards, image),
-        _open(validation, image) if validation else None,
+        _open(shards, image, storage),
+        _open(validation, image, storage) if validation else None,
         packing,
         training,
         model=model,
@@ -238,6 +262,7 @@ def train(
         classes=classes,
         num_classes=num_classes,
         flip=flip,
+        storage_options=storage,
     )
     for name, value in result.metrics.items():
         typer.echo(f"{name}: {value:.4g}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
@@ -117,6 +117,28 @@ def parse_patch_size(text: str) -> int | PatchSizes:
     if not all(size.strip().isdecimal() for size in sizes):
         raise ValueError(f"patch_size is {text!r}; it must be a number of pixels, or several: 8,16,32")
     return int(text) if len(sizes) == 1 else PatchSizes(tuple(map(int, sizes)))
+
+
+def parse_storage_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Options of remote stores out of KEY=VALUE; a dot in KEY is an option within one, true and false are no texts.
+
+    >>> parse_storage_options(["anon=true", "client_kwargs.region_name=eu-west-1"])
+    {'anon': True, 'client_kwargs': {'region_name': 'eu-west-1'}}
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        *path, last = key.split(".")
+        inner: Any = options
+        for name in path:
+            inner = inner.setdefault(name, {}) if isinstance(inner, dict) else inner
+        if not equals or not all([*path, last]) or not isinstance(inner, dict) or last in inner:
+            raise ValueError(
+                f"storage_options has {key!r}{', twice or within itself' if equals and key else ''}; each must be "
+                "KEY=VALUE, once: anon=true, or client_kwargs.region_name=eu-west-1 for one within another"
+            )
+        inner[last] = {"true": True, "false": False}.get(value.lower(), value)
+    return options
 
 
 def takes(

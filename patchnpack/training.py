@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,14 @@ def train_on_shards(
     classes: str | None = None,
     num_classes: int | None = None,
     flip: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Trains a `NaViT` on packed batches of `shards`; evaluates on `validation` without dropping tokens.
 
     Args:
         model: fields of `NaViTConfig` that do not follow from the packing or the classes.
         num_classes: outputs of the head; None is one more than the highest label of `shards`.
+        storage_options: of remote shards.
 
     Raises:
         ValueError: options that do not fit together, before training starts.
@@ -51,11 +54,17 @@ def train_on_shards(
         label=label,
         classes=classes,
         transform=mirror_half if flip else None,
+        storage_options=storage_options,
     )
     held_out = None
     if validation is not None:
         held_out = PackedImageLoader(
-            validation, packing.replace(token_drop=NoDrop()), batch_size=batch_size, label=label, classes=classes
+            validation,
+            packing.replace(token_drop=NoDrop()),
+            batch_size=batch_size,
+            label=label,
+            classes=classes,
+            storage_options=storage_options,
         )
     if num_classes is None:
         num_classes = loader.num_classes

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import functools
+import http.server
 import json
+import shutil
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -16,6 +21,7 @@ from patchnpack.doctor import diagnose, findings
 
 Shards = Callable[..., str]
 run = CliRunner().invoke
+_SMALL = ["--width", "24", "--depth", "1", "--heads", "2", "--device", "cpu"]
 
 
 def test_version_is_the_installed_one() -> None:
@@ -84,7 +90,7 @@ def test_show_writes_a_picture(shards: Shards, tmp_path: Path) -> None:
 
 
 def test_train_leaves_a_checkpoint_and_prints_the_metrics(shards: Shards, tmp_path: Path) -> None:
-    small = ["--width", "24", "--depth", "1", "--heads", "2", "--epochs", "1", "--seq-len", "64", "--device", "cpu"]
+    small = [*_SMALL, "--epochs", "1", "--seq-len", "64"]
     result = run(app, ["train", shards(), "--validation", shards("v.tar"), *small, "--out", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "checkpoint.pt").exists()
@@ -97,6 +103,11 @@ def test_train_leaves_a_checkpoint_and_prints_the_metrics(shards: Shards, tmp_pa
         (["report", "absent-{000..001}.tar"], "error: shard 'absent-000.tar' does not exist (2 of the 2 that"),
         (["report", "x.tar", "--seq-len", "0"], "error: seq_len is 0; it must be at least 1"),
         (["report", "x.tar", "--resolution", "huge"], "error: resolution is 'huge'; it must be native"),
+        (
+            ["report", "s3://b/x.tar", "--storage-options", "anon"],
+            "error: storage_options has 'anon'; each must be",
+        ),
+        (["index", "s3://b/x.tar", "--storage-options", "=1"], "error: storage_options has ''; each must be KEY=VALUE"),
         (["train", "x.tar"], "error: the budget is not given; give exactly one of epochs, steps and minutes"),
     ],
 )
@@ -110,6 +121,53 @@ def test_a_mistake_is_one_line_without_a_traceback(
     error = capsys.readouterr().err
     assert error.startswith(message)
     assert "Traceback" not in error
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder to those who know the word."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def send_head(self) -> Any:
+        if self.headers.get("Authorization") != "Bearer word":
+            self.send_error(403)
+            return None
+        return super().send_head()
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[str]:
+    """The address at which the test's folder is served to those who know the word."""
+    handler = functools.partial(_Handler, directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("verb", ["report", "index", "show", "train"])
+def test_storage_options_reach_the_store_from_every_verb(
+    verb: str, guarded: str, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATCHNPACK_CACHE", str(tmp_path / "cache"))
+    shard, held_out = f"{guarded}/{Path(shards()).name}", f"{guarded}/{Path(shards('v.tar')).name}"
+    rest = {
+        "report": ["--seq-len", "64"],
+        "index": ["--out", str(tmp_path / "index.parquet")],
+        "show": ["--seq-len", "64", "--out", str(tmp_path / "packs.png")],
+        "train": ["--seq-len", "64", "--out", str(tmp_path / "run"), "--validation", held_out, *_SMALL, "--steps", "1"],
+    }[verb]
+    refused = run(app, [verb, shard, *rest])
+    assert "403 Forbidden" in str(refused.exception)
+    for _ in range(2):
+        result = run(app, [verb, shard, *rest, "--storage-options", "headers.Authorization=Bearer word"])
+        assert result.exit_code == 0, result.output
+        shutil.rmtree(tmp_path / "cache" / "patchnpack-shards")  # the index is kept: only reading images fetches now
+        (tmp_path / "cache" / "patchnpack-shards").mkdir()
 
 
 def test_traceback_is_shown_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

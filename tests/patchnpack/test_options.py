@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from patchnpack.options import parse_patch_size, parse_resolution, parse_token_drop, takes, takes_packing
+from patchnpack.options import (
+    parse_patch_size,
+    parse_resolution,
+    parse_storage_options,
+    parse_token_drop,
+    takes,
+    takes_packing,
+)
 from patchnpack.packer import (
     BetaDrop,
     ConstantDrop,
@@ -136,3 +143,23 @@ def test_a_value_out_of_range_is_the_error_of_the_class() -> None:
 
     with pytest.raises(ValueError, match="seq_len is 0; it must be at least 1"):
         command(seq_len=0)
+
+
+def test_storage_options_nest_at_dots_and_know_true_and_false() -> None:
+    texts = ["anon=TRUE", "key=a=b", "client_kwargs.region_name=eu", "client_kwargs.use.it=false", "retry.attempts=3"]
+    assert parse_storage_options(texts) == {
+        "anon": True,
+        "key": "a=b",
+        "client_kwargs": {"region_name": "eu", "use": {"it": False}},
+        "retry": {"attempts": "3"},
+    }
+    assert parse_storage_options([]) == {}
+
+
+@pytest.mark.parametrize(
+    "texts", [["anon"], ["=x"], ["a..b=1"], [".a=1"], ["a=1", "a=2"], ["a=1", "a.b=2"], ["a.b=1", "a=2"]]
+)
+def test_malformed_storage_option_is_refused_without_its_value(texts: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"storage_options has '.*'.*each must be KEY=VALUE") as caught:
+        parse_storage_options([text.replace("=1", "=SECRET").replace("=2", "=SECRET") for text in texts])
+    assert "SECRET" not in str(caught.value)
