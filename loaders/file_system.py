@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 from patchnpack.loaders.transfer import CHANGED, Facts, Lasting, Options, Passing, need, scheme_of
@@ -62,12 +63,16 @@ class FileSystemFile:
                     raise Lasting(f"the file changed while it was read (it was {facts}; it is {now})", CHANGED)
             yield piece
 
+    def write(self, path: Path, until: float) -> None:
+        self._within(until, lambda: self._system.put_file(str(path), self._path), until - time.monotonic())
+
     def glob(self, until: float) -> list[str]:
         names = self._within(until, lambda: self._system.glob(self._path))
         return sorted(self._system.unstrip_protocol(name) for name in names)
 
-    def _within(self, until: float, call: Callable[[], T]) -> T:
+    def _within(self, until: float, call: Callable[[], T], stall_s: float | None = None) -> T:
         """The call's result; a file system of fsspec has no common way to limit the time a call takes."""
+        stall_s = self._stall_s if stall_s is None else stall_s
         result: list[T] = []
         failed: list[BaseException] = []
 
@@ -79,11 +84,11 @@ class FileSystemFile:
 
         thread = threading.Thread(target=run, name="patchnpack-fsspec", daemon=True)
         thread.start()
-        thread.join(max(0.0, min(self._stall_s, until - time.monotonic())))
+        thread.join(max(0.0, min(stall_s, until - time.monotonic())))
         if result:
             return result[0]
         if not failed:
-            raise Passing(f"nothing came for {self._stall_s:g} s, or the deadline passed")
+            raise Passing(f"nothing came for {stall_s:g} s, or the deadline passed")
         error = failed[0]
         if isinstance(error, FileNotFoundError):
             raise Lasting("no such file", "correct the address", missing=True) from None

@@ -6,11 +6,19 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from patchnpack.loaders.index import IMAGE, Index
-from patchnpack.loaders.index_file import is_index, load_index, save_index
-from patchnpack.loaders.remote import is_remote
+from patchnpack.loaders.index_file import check_suffix, is_index, load_index, save_index
+from patchnpack.loaders.remote import RemoteNotFound, is_remote, name_of
+from patchnpack.loaders.remote_index import (
+    check_addresses,
+    find_beside,
+    load_remote_index,
+    names_index,
+    save_remote_index,
+)
 from patchnpack.loaders.scanner import extensions_of, facts_of, scan, unknown
 from patchnpack.loaders.shards import INDEX_NAMES, Source, expand
 from patchnpack.loaders.store import Store
@@ -31,12 +39,13 @@ def open_index(
 ) -> Index:
     """The index of the shards that `source` names, in that order.
 
-    Without `index`, one that lies beside the shards (index.parquet, index.arrow) and holds them all is used; else the
-    one that an earlier call left in the cache, where shards that have changed are read again; else they are scanned.
+    Without `index`, one that lies beside the shards (index.parquet, index.arrow) and holds them all is used; on a remote
+    store a process asks once for one that is not there. Else the one that an earlier call left in the cache is used,
+    where shards that have changed are read again; else they are scanned.
 
     Args:
         source: shards by brace range, glob or list, an index file that `save_index` wrote, or an `Index`.
-        index: an index file, or an `Index`, that holds these shards.
+        index: an index file, its address, or an `Index`, that holds these shards.
         image: the extensions that are images.
         store: how shards are opened, and where the cache is.
         may_scan: whether remote shards may be fetched in order to scan them.
@@ -50,12 +59,14 @@ def open_index(
     store = store or Store()
     if isinstance(source, Index):
         return source
+    if isinstance(source, str) and is_remote(source) and names_index(source):
+        return checked(load_remote_index(source, store), f"index {redact(source)!r}", store)
     if isinstance(source, str | os.PathLike) and os.path.isfile(source) and is_index(os.fspath(source)):
         return checked(load_index(source), f"index {os.fspath(source)!r}", store)
     paths = expand(source, store)
     if index is not None:
-        name = "the index" if isinstance(index, Index) else f"index {os.fspath(index)!r}"
-        found = index if isinstance(index, Index) else load_index(index)
+        name = "the index" if isinstance(index, Index) else f"index {redact(os.fspath(index))!r}"
+        found = index if isinstance(index, Index) else _load(index, store)
         if extensions_of(found.image) != extensions_of(image):
             raise ValueError(
                 f"{name} was made with image={found.image!r}, this loader has {image!r}; give that, or make the "
@@ -75,14 +86,15 @@ def update_index(
     store: Store | None = None,
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Path, Index, int]:
+) -> tuple[Path | str, Index, int]:
     """Makes an index file of shards, or brings one up to date: only new and changed shards are read.
 
     Shards that an existing file holds besides stay in it, unless they are gone.
 
     Args:
         source: shards by brace range, glob or list.
-        path: the file, .parquet or .arrow; None is index.parquet beside the shards, where loaders look for it.
+        path: the file, .parquet or .arrow, or its address; None is index.parquet beside local shards, where loaders
+            look for it. They do so beside remote ones, too.
         image, store, num_threads, progress: as for `scan`.
 
     Returns:
@@ -95,18 +107,32 @@ def update_index(
     store = store or Store()
     paths = [shard if is_remote(shard) else os.path.abspath(shard) for shard in expand(source, store)]
     if path is None and any(map(is_remote, paths)):
-        raise ValueError("the shards are remote; say where the index goes: patchnpack index SHARDS -o index.parquet")
-    path = Path(_common_folder(paths), INDEX_NAMES[0]) if path is None else Path(os.path.abspath(path))
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder of {str(path)!r} does not exist; make it first")
-    known = load_index(path.absolute()) if path.exists() else None
+        raise ValueError(
+            "the shards are remote; say where the index goes: patchnpack index SHARDS -o index.parquet, or "
+            f"-o {redact(paths[0]).rpartition('/')[0]}/{INDEX_NAMES[0]}, beside them, where loaders look"
+        )
+    known: Index | None = None
+    if path is not None and is_remote(os.fspath(path)):
+        path = os.fspath(path)
+        check_suffix(Path(name_of(path)))
+        check_addresses(paths, path)
+        with suppress(RemoteNotFound):
+            known = load_remote_index(path, store)
+    else:
+        path = Path(_common_folder(paths), INDEX_NAMES[0]) if path is None else Path(os.path.abspath(path))
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"the folder of {str(path)!r} does not exist; make it first")
+        known = load_index(path) if path.exists() else None
     named = set(map(_real, paths))
     others = [] if known is None or extensions_of(known.image) != extensions_of(image) else known.shards
     paths = [*(p for p in others if (is_remote(p) or os.path.exists(p)) and _real(p) not in named), *paths]
     read = len(unknown(facts_of(paths, store), known))
     index = scan(paths, image=image, num_threads=num_threads, known=known, store=store, progress=progress)
     if index is not known:
-        save_index(index, path)
+        if isinstance(path, str):
+            save_remote_index(index, path, store)
+        else:
+            save_index(index, path)
     return path, index, read
 
 
@@ -156,19 +182,26 @@ def _real(shard: str) -> str:
 
 def _beside(paths: list[str], image: str, store: Store) -> Index | None:
     """The index in the folder of all shards, if there is one that holds them."""
-    if any(map(is_remote, paths)):
+    if all(map(is_remote, paths)):
+        candidates = find_beside(paths, store)
+    elif any(map(is_remote, paths)):
         return None
-    folder = _common_folder(paths)
-    for name in INDEX_NAMES:
-        path = os.path.join(folder, name)
-        if not (os.path.exists(path) and is_index(path)):
-            continue
-        found = load_index(path)
+    else:
+        files = [os.path.join(_common_folder(paths), name) for name in INDEX_NAMES]
+        candidates = [(path, load_index(path)) for path in files if os.path.exists(path) and is_index(path)]
+    for path, found in candidates:
         held = set(map(_real, found.shards))
         if extensions_of(found.image) == extensions_of(image) and held.issuperset(map(_real, paths)):
-            return checked(_of_these(found, paths, f"index {path!r}"), f"index {path!r}", store)
-        _log.info("index %s is not used: it lacks shards of this source, or was made for other extensions", path)
+            name = f"index {redact(path)!r}"
+            return checked(_of_these(found, paths, name), name, store)
+        _log.info(
+            "index %s is not used: it lacks shards of this source, or was made for other extensions", redact(path)
+        )
     return None
+
+
+def _load(path: str | os.PathLike[str], store: Store) -> Index:
+    return load_remote_index(path, store) if isinstance(path, str) and is_remote(path) else load_index(path)
 
 
 def _common_folder(paths: list[str]) -> str:
@@ -198,7 +231,7 @@ def _cached(
         raise ValueError(
             f"the {len(paths)} shards, from {redact(paths[0])!r} on, are remote and have no index, and each of several "
             "ranks would fetch them all to make one; make it first: patchnpack index SHARDS -o index.parquet, and give "
-            "it: index='index.parquet'"
+            "it: index='index.parquet'; or put it beside them, -o ADDRESS/index.parquet"
         )
     index = scan(paths, image=image, num_threads=num_threads, known=known, store=store, progress=progress)
     if index is not known:

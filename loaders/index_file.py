@@ -36,19 +36,20 @@ _COLUMNS: dict[str, pa.DataType] = {
 }
 
 
-def save_index(index: Index, path: str | os.PathLike[str]) -> None:
+def save_index(index: Index, path: str | os.PathLike[str], *, home: str | None = None) -> None:
     """Writes an index, whole or not at all.
 
     A path that ends in .arrow makes a file several times as large that `load_index` maps into memory instead of reading
     it: for indexes that all processes of a machine share, of more images than memory should hold. Shards that lie in
-    the index's folder, or below, are named from there, so that the folder can be moved.
+    the index's folder, or below, are named from there, so that the folder can be moved. `home` is the address of the
+    folder that the file will be put into, where that is another one.
 
     Raises:
         ValueError: a path with another ending.
     """
     path = Path(path)
-    _check_suffix(path)
-    table = _table(index, path.parent)
+    check_suffix(path)
+    table = _table(index, path.parent if home is None else home)
     if path.suffix == ".arrow":
 
         def write_arrow(file: Any) -> None:
@@ -76,49 +77,60 @@ def load_index(path: str | os.PathLike[str]) -> Index:
         ValueError: it is no index, of another version, or damaged.
     """
     path = Path(path)
-    _check_suffix(path)
+    check_suffix(path)
     if not path.exists():
         raise FileNotFoundError(f"index {str(path)!r} does not exist; make it with: patchnpack index SHARDS -o {path}")
+    return read_index(str(path), str(path), path.suffix, path.parent)
+
+
+def read_index(file: str, name: str, ending: str, home: str | Path) -> Index:
+    """The index in a file; its name and its folder, where the index says that shards lie, may be addresses.
+
+    Raises:
+        ValueError: it is no index, of another version, or damaged.
+    """
     try:
-        if path.suffix == ".arrow":
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        if ending == ".arrow":
+            table = pa.ipc.open_file(pa.memory_map(file)).read_all()
         else:
-            with pq.ParquetFile(path) as file:
-                table = file.read()
+            with pq.ParquetFile(file) as opened:
+                table = opened.read()
         about = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"index {str(path)!r} cannot be read ({error}); {_remedy(path)}") from error
+        raise ValueError(f"index {name!r} cannot be read ({error}); {_remedy(name)}") from error
     if about is None:
-        raise ValueError(f"{str(path)!r} is no index of shards; {_remedy(path)}")
+        raise ValueError(f"{name!r} is no index of shards; {_remedy(name)}")
     if about.get("version") != VERSION:
         found = about.get("version")
-        raise ValueError(f"index {str(path)!r} is of version {found}, this is {VERSION}; {_remedy(path)}")
+        raise ValueError(f"index {name!r} is of version {found}, this is {VERSION}; {_remedy(name)}")
     try:
-        return _index(table, about, path.parent)
+        return _index(table, about, home)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"index {str(path)!r} lacks {error}; {_remedy(path)}") from error
+        raise ValueError(f"index {name!r} lacks {error}; {_remedy(name)}") from error
 
 
-def is_index(path: str) -> bool:
-    """Whether a file is an index; other parquet files hold images."""
-    if path.endswith(".arrow"):
+def is_index(path: str, ending: str | None = None) -> bool:
+    """Whether a file is an index; other parquet files hold images. `ending` is its own where `path` is not its name."""
+    ending = ending or Path(path).suffix
+    if ending == ".arrow":
         return True
     try:
-        return path.endswith(".parquet") and _KEY in (pq.read_schema(path).metadata or {})
+        return ending == ".parquet" and _KEY in (pq.read_schema(path).metadata or {})
     except (pa.ArrowException, OSError):
         return False
 
 
-def _remedy(path: Path) -> str:
-    return f"make it anew: patchnpack index SHARDS -o {path}"
+def _remedy(name: str) -> str:
+    return f"make it anew: patchnpack index SHARDS -o {name}"
 
 
-def _check_suffix(path: Path) -> None:
+def check_suffix(path: Path) -> None:
+    """ValueError where a file cannot be an index by its name."""
     if path.suffix not in (".parquet", ".arrow"):
         raise ValueError(f"index {str(path)!r} ends in {path.suffix!r}; name it .parquet, or .arrow")
 
 
-def _table(index: Index, folder: Path) -> pa.Table:
+def _table(index: Index, home: str | Path) -> pa.Table:
     columns: dict[str, pa.Array] = {}
     for name, kind in _COLUMNS.items():
         column = getattr(index, name)
@@ -129,7 +141,7 @@ def _table(index: Index, folder: Path) -> pa.Table:
         "version": VERSION,
         "image": index.image,
         "formats": FORMATS,
-        "shards": [_relative(shard, folder) for shard in index.shards],
+        "shards": [_relative(shard, home) for shard in index.shards],
         "versions": index.versions,
         "cls_member": index.cls_member,
         "kinds": index.kinds,
@@ -138,7 +150,7 @@ def _table(index: Index, folder: Path) -> pa.Table:
     return pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
 
 
-def _index(table: pa.Table, about: dict[str, Any], folder: Path) -> Index:
+def _index(table: pa.Table, about: dict[str, Any], home: str | Path) -> Index:
     def column(name: str) -> pa.Array:
         chunks = table.column(name).chunks
         # A single chunk stays where it is: in an Arrow file, it is the file's own memory.
@@ -160,14 +172,24 @@ def _index(table: pa.Table, about: dict[str, Any], folder: Path) -> Index:
         for name, kind in _COLUMNS.items()
     }
     by_shard: dict[str, Any] = {name: np.array(about[name], np.int64) for name in _BY_SHARD}
-    shards = tuple(shard if "://" in shard else os.path.join(*folder.parts, shard) for shard in about["shards"])
-    about = {name: about[name] for name in ("image", "cls_member", "kinds")} | {"versions": tuple(about["versions"])}
+    shards, versions = tuple(_absolute(shard, home) for shard in about["shards"]), tuple(about["versions"])
+    if isinstance(home, str):
+        # Made beside local shards and uploaded with them: their times say nothing of the copies.
+        versions = tuple("" if version.isdecimal() else version for version in versions)
+    about = {name: about[name] for name in ("image", "cls_member", "kinds")} | {"versions": versions}
     return Index(shards=shards, members=members, **about, **columns, **by_shard)
 
 
-def _relative(shard: str, folder: Path) -> str:
-    """The shard from the folder's point of view where it lies below, its absolute path else."""
-    if "://" in shard:
+def _absolute(shard: str, home: str | Path) -> str:
+    """The path or address of a shard that an index in the folder, or at the address, `home` names."""
+    if "://" in shard or os.path.isabs(shard):
         return shard
-    absolute, above = os.path.abspath(shard), os.path.abspath(folder)
+    return f"{home}/{shard}" if isinstance(home, str) else os.path.join(*home.parts, shard)
+
+
+def _relative(shard: str, home: str | Path) -> str:
+    """The shard as seen from `home` where it lies below, its absolute path or its address else."""
+    if "://" in shard:
+        return shard.removeprefix(f"{home}/")
+    absolute, above = os.path.abspath(shard), os.path.abspath(home)
     return os.path.relpath(absolute, above) if absolute.startswith(above + os.sep) else absolute

@@ -35,7 +35,12 @@ T = TypeVar("T")
 
 
 class RemoteError(OSError):
-    """A remote file could not be had: its address, what happened, in how many attempts and seconds, and the remedy."""
+    """A remote file could not be had: its address, what happened, in how many attempts and seconds, and the remedy.
+
+    `lasting` says that trying again would not have helped.
+    """
+
+    lasting = False
 
 
 class RemoteNotFound(RemoteError, FileNotFoundError):
@@ -191,6 +196,18 @@ def download(
         _persist(file.url, policy, fetch, stop)
 
 
+def upload(path: Path, url: str, storage_options: Mapping[str, Any] | None = None, *, policy: Retry = RETRY) -> None:
+    """Makes the file at `url` what the local file holds, in one put: a reader finds the old bytes or the new ones.
+
+    Raises:
+        RemoteError: the store does not take it, or not in time.
+        ValueError: an address or an option that cannot be.
+    """
+    _check_address(url)
+    remote = _persist(url, policy, lambda _: _open(url, storage_options, policy))
+    _persist(url, policy, lambda tries: remote.write(path, tries.until()))
+
+
 def shard(file: RemoteFile, storage_options: Mapping[str, Any] | None = None, *, policy: Retry = RETRY) -> Shard:
     """The file as what a `Prefetcher` brings into the cache."""
 
@@ -272,7 +289,9 @@ class _Tries:
         kind = RemoteNotFound if isinstance(error, Lasting) and error.missing else RemoteError
         attempts = f"{self.attempts} attempt{'s'[: self.attempts != 1]}"
         seconds = time.monotonic() - self._began
-        return kind(f"{redact(self._url)}: {error} ({attempts} in {seconds:.1f} s); {remedy}")
+        raised = kind(f"{redact(self._url)}: {error} ({attempts} in {seconds:.1f} s); {remedy}")
+        raised.lasting = isinstance(error, Lasting)
+        return raised
 
 
 def _persist(url: str, policy: Retry, act: Callable[[_Tries], T], stop: threading.Event | None = None) -> T:

@@ -15,6 +15,7 @@ from patchnpack.loaders.prefetch import Prefetcher, Shard
 from patchnpack.loaders.remote import RemoteFile, is_remote
 from patchnpack.loaders.retry import take_retry
 from patchnpack.loaders.shard_cache import ShardCache, default_folder
+from patchnpack.loaders.transfer import redact
 
 _AHEAD = 8  # remote shards that are brought here before they are asked for
 
@@ -25,9 +26,12 @@ def is_parquet(shard: str) -> bool:
 
 
 class _Counts:
-    """Of shards lent by the cache, and of those made for it."""
+    """Of shards lent by the cache, and of those made for it; and the versions of shards whose index tells none."""
 
     lent = made = 0
+
+    def __init__(self) -> None:
+        self.versions: dict[str, str] = {}
 
 
 class Store:
@@ -96,6 +100,15 @@ class Store:
             return self._lend(self._raw(shard, nbytes, version), stop)
         return os.open(shard, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
+    def fetch(self, url: str) -> int:
+        """A descriptor, for the caller to close, of a remote file as it is now; it is not counted among the shards."""
+        file = remote.stat(url, self._options, policy=self._retry)
+        return self._lend(remote.shard(file, self._options, policy=self._retry))
+
+    def put(self, path: Path, url: str) -> None:
+        """Makes a remote file what a local one holds, whole or not at all."""
+        remote.upload(path, url, self._options, policy=self._retry)
+
     def has_changed(self, shard: str, version: str) -> bool:
         """Whether a local shard was written to since it was of that version; remote ones were compared when fetched."""
         return not is_remote(shard) and self.facts(shard)[1] != version
@@ -135,7 +148,22 @@ class Store:
         stop = stop or threading.Event()
         return self._cache.lend(shard.name, lambda path: shard.make(path, stop), shard.nbytes, stop=stop)
 
+    def _version(self, shard: str, nbytes: int, version: str) -> str:
+        """The version of a remote shard; asked for once where its index, made of a copy, tells none."""
+        if version or not is_remote(shard):
+            return version
+        if shard not in self._counts.versions:
+            size, now = self.facts(shard)
+            if size != nbytes:
+                raise OSError(
+                    f"shard {redact(shard)!r} has {size} bytes, its index says {nbytes}; bring the index up to date: "
+                    "patchnpack index SHARDS -o INDEX"
+                )
+            self._counts.versions[shard] = now
+        return self._counts.versions[shard]
+
     def _raw(self, shard: str, nbytes: int, version: str) -> Shard:
+        version = self._version(shard, nbytes, version)
         found = remote.shard(RemoteFile(shard, nbytes, version), self._options, policy=self._retry)
         return Shard(found.name, self._counted(found.make), found.nbytes)
 
@@ -151,6 +179,7 @@ class Store:
             finally:
                 os.close(fd)
 
+        version = self._version(shard, nbytes, version)
         key = hashlib.sha256("\0".join([shard, version, str(nbytes), parquet.LAYOUT]).encode()).hexdigest()[:32]
         return Shard(f"{key}-{Path(remote.name_of(shard)).stem[-60:]}.rows", self._counted(make))
 

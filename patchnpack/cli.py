@@ -97,7 +97,8 @@ def make_index(
     shards: Shards,
     *,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The file, .parquet or .arrow; by default beside the shards.")
+        str | None,
+        typer.Option("-o", "--out", help="The file, .parquet or .arrow, or its address; else beside the shards."),
     ] = None,
     image: Images = _IMAGES,
     storage_options: Storage = None,

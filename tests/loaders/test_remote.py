@@ -31,6 +31,7 @@ from patchnpack.loaders.remote import (
     is_remote,
     shard,
     stat,
+    upload,
 )
 from patchnpack.loaders.shard_cache import ShardCache, Stopped
 from tests.loaders.misbehaving import Misbehaving, wait_until
@@ -482,6 +483,17 @@ def test_s3_object_that_changed_or_went_is_refused(bucket: dict[str, Any], tmp_p
         stat("s3://none/a.tar", bucket, policy=QUICK)
 
 
+@pytest.mark.parametrize("nbytes", [0, 10, 20_000_000])
+def test_s3_object_is_what_was_put_whatever_its_length(nbytes: int, bucket: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(noise(nbytes))
+    for _ in range(2):  # new, and over an old one
+        upload(tmp_path / "a", "s3://shards/put/index file.parquet", bucket)
+        file = stat("s3://shards/put/index file.parquet", bucket, policy=QUICK)
+        assert fetch(file, tmp_path / "b", options=bucket) == noise(nbytes)
+    with pytest.raises(RemoteError, match="no such file"):
+        upload(tmp_path / "a", "s3://nobucket/a.parquet", bucket, policy=QUICK)
+
+
 def test_s3_without_credentials_says_how_to_give_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -569,6 +581,12 @@ def test_protocol_of_fsspec_is_listed_and_read(memory: Any, tmp_path: Path) -> N
     memory.pipe("/d/e/t.tar", b"")
     with pytest.raises(RemoteError, match="this is a folder"):
         stat("memory://d/e")
+
+
+def test_protocol_of_fsspec_is_written(memory: Any, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(noise(1000))
+    upload(tmp_path / "a", "memory://d/index.parquet")
+    assert fetch(stat("memory://d/index.parquet"), tmp_path / "b") == noise(1000)
 
 
 def test_fsspec_that_fails_or_stands_still_is_tried_again(memory: Any, tmp_path: Path) -> None:
