@@ -39,9 +39,9 @@ def open_index(
 ) -> Index:
     """The index of the shards that `source` names, in that order.
 
-    Without `index`, one that lies beside the shards (index.parquet, index.arrow) and holds them all is used; on a remote
-    store a process asks once for one that is not there. Else the one that an earlier call left in the cache is used,
-    where shards that have changed are read again; else they are scanned.
+    Without `index`, one that lies beside the shards (index.parquet, index.arrow) and holds them all is used; on a
+    remote store a process asks once for one that is not there. Else the one that an earlier call left in the cache is
+    used, where shards that have changed are read again; else they are scanned.
 
     Args:
         source: shards by brace range, glob or list, an index file that `save_index` wrote, or an `Index`.

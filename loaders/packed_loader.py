@@ -68,8 +68,8 @@ class PackedImageLoader:
         transform: called as `transform(image, rng)` with a uint8 (H, W, C) array and a Generator keyed by (seed, epoch,
             row); gives an array of the same shape and type. Runs in the decoding threads.
         where: from an `Index` to a bool array, the rows to use; the others are counted as skipped.
-        index: an index file that holds the shards, its address, or an `Index`; None looks beside the shards, then in the
-            cache, and scans what it does not find.
+        index: an index file that holds the shards, its address, or an `Index`; None looks beside the shards, then in
+            the cache, and scans what it does not find.
         storage_options: of remote shards, as fsspec or obstore have them; `retry`, a dict of attempts, deadline_s,
             stall_s, pause_s and most_pause_s, says how long to try.
         cache_dir: where indexes, remote shards and the images of parquet files are cached; None is $PATCHNPACK_CACHE,
