@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from patchnpack.loaders.decode import FORMATS
 from patchnpack.loaders.index import Index, Texts
 from patchnpack.loaders.parquet import INDEX_KEY
+from patchnpack.loaders.transfer import redact
 from patchnpack.packer.files import atomic_write
 
 # n rows, s shards
@@ -42,7 +43,8 @@ def save_index(index: Index, path: str | os.PathLike[str], *, home: str | None =
     A path that ends in .arrow makes a file several times as large that `load_index` maps into memory instead of reading
     it: for indexes that all processes of a machine share, of more images than memory should hold. Shards that lie in
     the index's folder, or below, are named from there, so that the folder can be moved. `home` is the address of the
-    folder that the file will be put into, where that is another one.
+    folder that the file will be put into, where that is another one. Where the addresses of shards hold passwords or
+    signatures, only its owner may read the file.
 
     Raises:
         ValueError: a path with another ending.
@@ -50,6 +52,7 @@ def save_index(index: Index, path: str | os.PathLike[str], *, home: str | None =
     path = Path(path)
     check_suffix(path)
     table = _table(index, path.parent if home is None else home)
+    private = any(redact(shard) != shard for shard in index.shards)
     if path.suffix == ".arrow":
 
         def write_arrow(file: Any) -> None:
@@ -58,7 +61,7 @@ def save_index(index: Index, path: str | os.PathLike[str], *, home: str | None =
                 for batch in batches if len(batches) < 2 else table.combine_chunks().to_batches():
                     writer.write_batch(batch)
 
-        atomic_write(path, write_arrow)
+        atomic_write(path, write_arrow, private=private)
         return
 
     def write_parquet(file: Any) -> None:
@@ -66,7 +69,7 @@ def save_index(index: Index, path: str | os.PathLike[str], *, home: str | None =
             for low, high in zip(index.starts[:-1].tolist(), index.starts[1:].tolist(), strict=True):
                 writer.write_table(table.slice(low, high - low), row_group_size=max(1, high - low))
 
-    atomic_write(path, write_parquet)
+    atomic_write(path, write_parquet, private=private)
 
 
 def load_index(path: str | os.PathLike[str]) -> Index:

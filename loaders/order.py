@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from patchnpack.loaders.culprit import naming_culprit
 from patchnpack.loaders.index import Index
 from patchnpack.loaders.mixture import Mixed
 from patchnpack.loaders.passes import Passes
@@ -149,7 +150,9 @@ class Order:
             images_a_pack=self._images_a_pack,
         )
         for rows in self.stream_rows(epoch, stream):
-            yield planner.add(rows)
+            with naming_culprit(self.index, rows, self.packing, seed=self.seed, epoch=epoch):
+                plan = planner.add(rows)
+            yield plan
         yield planner.finish()
 
     @cached_property

@@ -6,13 +6,14 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
 from patchnpack.loaders.batches import Batches, Part
 from patchnpack.loaders.buffers import BufferPool
+from patchnpack.loaders.culprit import naming_culprit
 from patchnpack.loaders.dataset import MOST_WORKERS, PackedDataset
 from patchnpack.loaders.errors import ErrorPolicy, Judge
 from patchnpack.loaders.find_index import open_index
@@ -214,7 +215,9 @@ class PackedImageLoader:
         for rows in chunks(self._usable):
             images, fits = [], np.ones(len(rows), np.bool_)
             for size in packing.patch_sizes:
-                measured, over = measure(self.index.rows(rows), packing, seed=self._seed, epoch=0, patch_size=size)
+                asked = self.index.rows(rows)
+                with naming_culprit(self.index, asked, packing, seed=self._seed, epoch=0):
+                    measured, over = measure(asked, packing, seed=self._seed, epoch=0, patch_size=size)
                 images.append(measured)
                 if packing.oversize == "skip":
                     fits &= ~over
@@ -250,6 +253,12 @@ class PackedImageLoader:
                 self._next = Place(batch.epoch + 1, 0)
             yield batch
             del batch
+
+    def __getitem__(self, number: Any) -> NoReturn:
+        raise TypeError(
+            "a PackedImageLoader gives its batches in order, not by number; in a DataLoader give its dataset: "
+            "DataLoader(loader.as_dataset(), batch_size=None)"
+        )
 
     def __len__(self) -> int:
         if self.repeat:

@@ -155,6 +155,8 @@ def _scan_shard(shard: str, facts: tuple[int, str], images: Sequence[str], store
         try:
             headers.append(read_header(data))
             reasons.append(None)
+        except ValueError as error:
+            raise ValueError(f"image {sample.key!r} in shard {redact(shard)!r}: {error}") from None
         except BadImage as error:
             headers.append(error.header if isinstance(error, UnreadKind) else _NO_HEADER)
             reasons.append(str(error))

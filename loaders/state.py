@@ -11,6 +11,7 @@ import PIL
 import simplejpeg
 
 from patchnpack.loaders.order import Order
+from patchnpack.loaders.remote import name_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ def fingerprint(order: Order) -> dict[str, str]:
     return {
         "shards": str(len(index.shards)),
         "images": str(len(index)),
+        "used": str(int(order.usable.sum())),
         "index": order.rows_digest,
         **{f"packing.{field.name}": repr(getattr(packing, field.name)) for field in fields(packing)},
         "seed": str(order.seed),
@@ -38,6 +40,25 @@ def fingerprint(order: Order) -> dict[str, str]:
         "num_streams": str(order.num_streams),
         "mixture": repr(order.mixed),
     }
+
+
+def _difference(name: str, theirs: str | None, ours: str | None) -> str:
+    if name == "index":
+        return (
+            "as many shards and images, and as many of them used, but other ones or in another order, so that not all "
+            "bytes, sizes and places in the shards are the same"
+        )
+    what = {"shards": "{} shards", "images": "{} images in its index", "used": "{} images used of those in its index"}
+    if name not in what:
+        return f"{name} = {theirs}, this loader has {ours}"
+    why = "; where=, decode=, bad headers and the limits of ErrorPolicy decide which are used" if name == "used" else ""
+    return f"{what[name].format(theirs)}, this loader has {ours}{why}"
+
+
+def _source(order: Order) -> str:
+    """The shards in words, without secrets: they may lie elsewhere now, so they are no part of the fingerprint."""
+    names = [name_of(shard) for shard in order.index.shards]
+    return f"over {names[0]}" if len(names) == 1 else f"over {len(names)} shards, {names[0]} to {names[-1]}"
 
 
 def decoders() -> str:
@@ -52,6 +73,7 @@ def to_dict(place: Place, order: Order) -> dict[str, Any]:
         "position": place.position,
         "block": order.block,
         "decoders": decoders(),
+        "source": _source(order),
         "fingerprint": fingerprint(order),
     }
 
@@ -75,8 +97,9 @@ def from_dict(state: Mapping[str, Any], order: Order) -> tuple[Place, int]:
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         if ours.get(name) != theirs.get(name):
             raise ValueError(
-                f"the state was saved with {name} = {theirs.get(name)}, this loader has {ours.get(name)}: the packs "
-                "would not be the same; make the loader as it was then, or start anew without the state"
+                f"the state was saved with {_difference(name, theirs.get(name), ours.get(name))}: the packs would not "
+                f"be the same; make the loader as it was then, {state.get('source', 'over the same shards')}, or start "
+                "anew without the state"
             )
     if (saved := state.get("decoders")) != decoders():
         warnings.warn(

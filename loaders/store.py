@@ -52,6 +52,10 @@ class Store:
         if cache_limit is not None and cache_limit < 1:
             raise ValueError(f"cache_limit is {cache_limit}; it must be at least 1 byte, or None for no limit")
         self.folder = default_folder() if cache_dir is None else Path(cache_dir)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(
+                f"the cache {str(self.folder)!r} is a file; give cache_dir=, or $PATCHNPACK_CACHE, a folder"
+            )
         self.limit, self._given = cache_limit, storage_options
         self._retry, self._options = take_retry(storage_options)
         self._counts = _Counts()

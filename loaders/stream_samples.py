@@ -266,6 +266,8 @@ def _header_of(image: Any, key: str, any_kind: bool) -> tuple[bytes | Image.Imag
             if not any_kind:
                 raise
             return data, error.header
+        except ValueError as error:
+            raise ValueError(f"the image of sample {key!r}: {error}") from None
     if not isinstance(image, Image.Image | np.ndarray):
         raise ValueError(
             f"the image of sample {key!r} is a {type(image).__module__}.{type(image).__qualname__}; it must be encoded "

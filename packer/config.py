@@ -99,6 +99,9 @@ class Packing:
     def __post_init__(self) -> None:
         for name in ("seq_len", "lookahead", "max_images", "grid_multiple"):
             check_whole(name, getattr(self, name))
+        given: object = self.patch_size
+        if isinstance(given, tuple | list) and len(given) > 1:
+            raise ValueError(f"patch_size is {given}; for several sizes give PatchSizes({given})")
         if not isinstance(self.patch_size, PatchSizes):
             check_whole("patch_size", self.patch_size)
         check_whole("balance", self.balance, least=0)

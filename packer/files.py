@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+def atomic_write(path: str | Path, write: Callable[[BinaryIO], object], *, private: bool = False) -> None:
     """Calls `write` with an open file that becomes `path` only once it is complete and on disk.
 
     A reader, or the next start after a crash, finds the old content or the new, never a part. The folder must exist.
+    Only its owner may read a `private` file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -23,7 +24,9 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with open(
+            temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o600 if private else 0o666)
+        ) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

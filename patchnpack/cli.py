@@ -22,7 +22,7 @@ from patchnpack.loaders import BadDataError, Index, PackedImageLoader, open_inde
 from patchnpack.loaders.folder import CLASSES
 from patchnpack.loaders.store import Store
 from patchnpack.models import TrainConfig
-from patchnpack.options import parse_storage_options, takes_model, takes_packing, takes_training
+from patchnpack.options import parse_storage_options, takes_model, takes_packing, takes_training, whole_flag
 from patchnpack.packer import Packing
 from patchnpack.packer.drawing import draw_packs
 from patchnpack.packer.report import report as make_report
@@ -39,7 +39,7 @@ Shards = Annotated[
     list[str], typer.Argument(help="Shards: paths, globs, or ranges such as 'train-{000000..000009}.tar'.")
 ]
 Images = Annotated[str, typer.Option("--image", help="Extensions that are images, separated by semicolons.")]
-Seed = Annotated[int, typer.Option(help="Of every shuffle and draw.")]
+Seed = Annotated[int, whole_flag("Of every shuffle and draw.")]
 Storage = Annotated[
     list[str] | None,
     typer.Option(
@@ -169,8 +169,8 @@ def report(
     packing: Packing,
     image: Images = _IMAGES,
     seed: Seed = 0,
-    ranks: Annotated[int, typer.Option(help="Ranks that train together: how long do they wait for each other?")] = 8,
-    width: Annotated[int, typer.Option(help="Features of the model that they train.")] = 768,
+    ranks: Annotated[int, whole_flag("Ranks that train together: how long do they wait for each other?")] = 8,
+    width: Annotated[int, whole_flag("Features of the model that they train.")] = 768,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
     storage_options: Storage = None,
 ) -> None:
@@ -194,8 +194,8 @@ def show(
     *,
     packing: Packing,
     out: Annotated[Path, typer.Option("-o", "--out", help="The picture to write, a .png.")] = Path("packs.png"),
-    packs: Annotated[int, typer.Option(help="Packs to draw.")] = 2,
-    width: Annotated[int, typer.Option(help="Of the picture, in pixels.")] = 1600,
+    packs: Annotated[int, whole_flag("Packs to draw.")] = 2,
+    width: Annotated[int, whole_flag("Of the picture, in pixels.")] = 1600,
     shuffle: Annotated[bool, typer.Option(help="Draw packs of shuffled images.")] = True,
     image: Images = _IMAGES,
     label: Annotated[str | None, typer.Option(help="Member that holds the label, such as cls or json:FIELD.")] = None,
@@ -236,12 +236,10 @@ def train(
     training: TrainConfig,
     validation: Annotated[list[str] | None, typer.Option("--validation", help="Shards to evaluate on.")] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the checkpoint and the history.")] = Path("runs"),
-    batch_size: Annotated[int, typer.Option(help="Packs in a batch.")] = 4,
+    batch_size: Annotated[int, whole_flag("Packs in a batch.")] = 4,
     label: Annotated[str, typer.Option(help="Member that holds the label, such as cls or json:FIELD.")] = "cls",
     classes: Annotated[str | None, typer.Option(help="File with one class name a line.")] = None,
-    num_classes: Annotated[
-        int | None, typer.Option(help="Outputs of the head; by default the highest label + 1.")
-    ] = None,
+    num_classes: Annotated[int | None, whole_flag("Outputs of the head; by default the highest label + 1.")] = None,
     flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = False,
     image: Images = _IMAGES,
     storage_options: Storage = None,

@@ -141,6 +141,22 @@ def parse_storage_options(texts: Sequence[str]) -> dict[str, Any]:
     return options
 
 
+def whole_flag(help: str) -> Any:
+    """A flag that takes a whole number; what typer itself says of another text does not quote it."""
+    return typer.Option(help=help, metavar="INTEGER", parser=functools.partial(_parse, int, "whole number"))
+
+
+def _number_flag(help: str) -> Any:
+    return typer.Option(help=help, metavar="FLOAT", parser=functools.partial(_parse, float, "number"))
+
+
+def _parse(kind: Callable[[str], Any], name: str, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no {name}") from None
+
+
 def takes(
     cls: type[Any],
     parameter: str,
@@ -184,7 +200,9 @@ def takes(
 
 
 def _flag(name: str, kind: Any, default: Any, help: str) -> inspect.Parameter:
-    annotation = Annotated[kind, typer.Option(help=help)]
+    makes = {int: whole_flag, int | None: whole_flag, float: _number_flag, float | None: _number_flag}
+    option = makes[kind](help) if kind in makes else typer.Option(help=help)
+    annotation = Annotated[kind, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 

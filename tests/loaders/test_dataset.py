@@ -320,3 +320,9 @@ def test_abandoned_iterator_leaves_no_process_behind(index: Index) -> None:
     while any(os.path.exists(f"/proc/{pid}") for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_loader_given_to_a_dataloader_says_what_to_give(drawn: Any) -> None:
+    loader = PackedImageLoader(drawn.shards, Packing(seq_len=64, patch_size=8), batch_size=1)
+    with pytest.raises(TypeError, match=r"DataLoader\(loader.as_dataset\(\), batch_size=None\)"):
+        next(iter(DataLoader(loader)))  # type: ignore[arg-type]

@@ -77,10 +77,19 @@ def test_damaged_cache_is_made_anew_and_told(
 def test_cache_that_cannot_be_written_is_told_and_the_index_used(
     shards: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "indexes").write_text("no folder")
     with caplog.at_level(logging.WARNING, "patchnpack"):
-        assert len(open_index(shards, store=Store(tmp_path / "file"))) == 12
+        assert len(open_index(shards, store=Store(tmp_path / "cache"))) == 12
     assert "the index is not kept for the next start" in caplog.text
+
+
+def test_cache_that_is_a_file_is_refused_before_work_starts(shards: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(
+        ValueError, match=r"the cache '.*file' is a file; give cache_dir=, or \$PATCHNPACK_CACHE, a folder"
+    ):
+        PackedImageLoader(shards, PACKING, batch_size=1, cache_dir=tmp_path / "file")
 
 
 def test_index_beside_the_shards_is_used_for_any_of_them(shards: list[str], scanned: list[str], tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -156,3 +158,18 @@ def test_index_that_lacks_something_is_refused_by_name(index: Index, tmp_path: P
     pq.write_table(pq.read_table(path).drop_columns(["digest"]), path)
     with pytest.raises(ValueError, match=r"index '.*index.parquet' lacks .*digest.*; make it anew"):
         load_index(path)
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "index.arrow"])
+def test_index_whose_shards_have_signed_addresses_is_its_owners_alone(name: str, index: Index, tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        save_index(index, tmp_path / name)
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o644
+        for shard in ("https://host/a.tar?X-Amz-Signature=0a1b", "s3://me:word@bucket/a.tar"):
+            shards = (shard, *index.shards[1:])
+            save_index(dataclasses.replace(index, shards=shards), tmp_path / name)
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+            assert load_index(tmp_path / name).shards[0] == shard
+    finally:
+        os.umask(umask)

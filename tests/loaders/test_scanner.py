@@ -13,6 +13,7 @@ import patchnpack.loaders.scanner as scan_module
 from patchnpack.loaders.decode import Header, read_header
 from patchnpack.loaders.index import Index
 from patchnpack.loaders.scanner import scan
+from patchnpack.loaders.stream import pack_stream
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
@@ -203,3 +204,15 @@ def test_clothing_index_holds_the_sizes_that_pil_reads(clothing: str) -> None:
             file.seek(index.offset[i])
             image = Image.open(io.BytesIO(file.read(index.nbytes[i])))
             assert image.size == (index.width[i], index.height[i])
+
+
+def test_webp_that_cannot_be_read_here_is_named_with_its_shard(
+    tmp_path: Path, write_tar: WriteTar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patchnpack.loaders.decode.WEBP_SUPPORTED", False)
+    data = b"RIFF\x10\0\0\0WEBPVP8 "
+    shard = write_tar(tmp_path / "a.tar", [("one.webp", data)])
+    with pytest.raises(ValueError, match=r"image 'one' in shard '.*a.tar': there are WebP images, and this PIL"):
+        scan(shard)
+    with pytest.raises(ValueError, match=r"the image of sample '0': there are WebP images"):
+        list(pack_stream([(data, 0)], batch_size=1))

@@ -256,7 +256,11 @@ def test_set_epoch_keeps_the_place_of_its_own_epoch_and_no_other(index: Index) -
         ({"seed": 1}, "seed = 0, this loader has 1"),
         ({"shuffle": True}, "shuffle = False, this loader has True"),
         ({"num_streams": 2}, "num_streams = 1, this loader has 2"),
-        ({"where": lambda index: index.width > 20}, "index = "),
+        (
+            {"where": lambda index: index.width > 20},
+            r"\d+ images used of .*, this loader has \d+; where=, decode=, bad",
+        ),
+        ({"where": lambda index: index.width != index.width[0]}, r"60 images used of those in its index, this"),
     ],
 )
 def test_a_state_of_another_order_is_refused_by_the_name_of_the_difference(
@@ -270,8 +274,20 @@ def test_a_state_of_another_order_is_refused_by_the_name_of_the_difference(
 
 def test_a_state_of_other_shards_is_refused(drawn: Any, index: Index) -> None:
     state = PackedImageLoader(index, PACKING, batch_size=2).state_dict()
-    with pytest.raises(ValueError, match=r"shards = \d+, this loader has 1"):
+    with pytest.raises(
+        ValueError, match=r"6 shards, this loader has 1: .*, over 6 shards, drawn-000.tar to drawn-005.tar"
+    ):
         PackedImageLoader(drawn.shards[:1], PACKING, batch_size=2).load_state_dict(state)
+
+
+def test_a_state_of_the_same_shards_in_another_order_is_refused_in_words(drawn: Any, index: Index) -> None:
+    state = PackedImageLoader(index, PACKING, batch_size=2).state_dict()
+    with pytest.raises(ValueError, match=r"as many shards and images, .* but other ones or in another order") as caught:
+        PackedImageLoader(drawn.shards[::-1], PACKING, batch_size=2).load_state_dict(state)
+    assert state["fingerprint"]["index"] not in str(caught.value)
+    del state["source"]  # of an earlier version
+    with pytest.raises(ValueError, match="as it was then, over the same shards, or start anew"):
+        PackedImageLoader(drawn.shards[::-1], PACKING, batch_size=2).load_state_dict(state)
 
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 1}, None, {"epoch": "x", "position": 0, "block": 1}, [1, 2]])

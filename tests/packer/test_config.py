@@ -170,3 +170,11 @@ def test_a_square_that_no_pack_can_hold_is_an_error_before_any_image(oversize: A
 
 def test_a_patch_larger_than_any_photograph_is_no_error_of_the_configuration() -> None:
     assert Packing(patch_size=100_000).patch_size == 100_000
+
+
+def test_several_patch_sizes_without_their_class_say_what_to_give() -> None:
+    for sizes in ((8, 16), [8, 16]):
+        with pytest.raises(
+            ValueError, match=_exactly(f"patch_size is {sizes}; for several sizes give PatchSizes({sizes})")
+        ):
+            Packing(patch_size=sizes)  # type: ignore[arg-type]

@@ -52,6 +52,21 @@ def test_doctor_json_holds_the_diagnosis() -> None:
     assert found["missing"].keys() == diagnose().missing.keys()
 
 
+@pytest.mark.parametrize(
+    ("verb", "flag", "value", "message"),
+    [
+        ("report", "--seq-len", "1x", "'1x' is no whole number"),
+        ("report", "--ranks", "two", "'two' is no whole number"),
+        ("train", "--lr", "fast", "'fast' is no number"),
+        ("train", "--num-classes", "1.5", "'1.5' is no whole number"),
+    ],
+)
+def test_a_flag_that_is_no_number_is_quoted(verb: str, flag: str, value: str, message: str) -> None:
+    result = run(app, [verb, "x.tar", flag, value], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert f"Invalid value for '{flag}': {message}" in result.output
+
+
 def test_an_unknown_verb_is_refused_by_name() -> None:
     result = run(app, ["diagnose"])
     assert result.exit_code == 2
