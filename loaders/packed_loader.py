@@ -313,7 +313,9 @@ class PackedImageLoader:
     def stats(self) -> dict[str, Any]:
         """Totals since the loader was made, of this rank.
 
-        batches, packs, images, tokens, slots, padding (share of slots), bad_images, bad_by_stage and the first of them
+        batches, packs, empty_packs, images, tokens, tokens_before_drop, tokens_native, slots, padding (share of slots),
+        padding_in_packs (without the empty ones), images_a_pack, drop_rate, attention_cost (sum of squared lengths),
+        attention_spread (of a pack's: standard deviation over mean), bad_images, bad_by_stage and the first of them
         in `bad` (row, key, shard, offset, stage, reason), truncated (JPEGs that end early and were kept), skipped (by
         "oversize", "where", "tail"), sources (of a `Mixture`: images by source), oversize, without_label, cache_hits
         and cache_misses (of shards opened in the cache), wait_s (seconds that the training loop waited), images_per_s,

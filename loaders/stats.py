@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from patchnpack.loaders.errors import BadRow
@@ -18,9 +19,13 @@ LISTED = 1000  # bad images that `stats` lists; all of them are counted and logg
 _SUMS = (
     "batches",
     "packs",
+    "empty_packs",
     "images",
+    "tokens_native",
+    "tokens_before_drop",
     "tokens",
     "slots",
+    "attention_cost",
     "without_label",
     "truncated",
     "oversize",
@@ -28,6 +33,9 @@ _SUMS = (
     "cache_hits",
     "cache_misses",
 )
+
+# Sums that only the means and spreads in `report` are made of.
+_MOMENTS = ("drop_rates", "attention_squares")
 
 _log = logging.getLogger("patchnpack")
 
@@ -41,9 +49,15 @@ class Stats:
 
     batches: int = 0
     packs: int = 0
+    empty_packs: int = 0
     images: int = 0
+    tokens_native: int = 0
+    tokens_before_drop: int = 0
     tokens: int = 0
     slots: int = 0
+    attention_cost: int = 0
+    drop_rates: float = 0.0
+    attention_squares: float = 0.0
     without_label: int = 0
     truncated: int = 0
     oversize: int = 0
@@ -59,22 +73,35 @@ class Stats:
 
     def add_batch(self, batch: PackedBatch, *, without_label: int, truncated: int, waited: float, ran: float) -> None:
         """Counts a batch that is handed out, and the seconds that it was waited for and took in all."""
+        mask, tokens = batch.image_mask.numpy(), np.array(batch.lengths, np.int64)
+        before = batch.grids.numpy()[mask].prod(1, dtype=np.int64)
+        native = -(-batch.image_sizes.numpy()[mask] // batch.patch_size)
+        images = mask.sum(1)
+        images = images[images > 0]
         self.batches += 1
-        self.packs += sum(map(bool, batch.keys))
-        self.images += batch.num_images
+        self.packs += len(images)
+        self.empty_packs += len(mask) - len(images)
+        self.images += len(tokens)
         self.tokens += batch.num_tokens
         self.slots += batch.segment_ids.numel()
         self.wait_s += waited
         self.run_s += ran
         self.without_label += without_label
         self.truncated += truncated
+        if len(tokens):
+            attention = np.add.reduceat(tokens**2, np.cumsum(images) - images)
+            self.tokens_native += int(native.prod(1, dtype=np.int64).sum())
+            self.tokens_before_drop += int(before.sum())
+            self.drop_rates += float((1 - tokens / before).sum())
+            self.attention_cost += int(attention.sum())
+            self.attention_squares += float((attention.astype(np.float64) ** 2).sum())
 
-    NUMBERS: ClassVar[int] = 15  # length of `numbers`
+    NUMBERS: ClassVar[int] = len(_SUMS) + 3 + len(_MOMENTS) + 1  # length of `numbers`
 
     def numbers(self) -> torch.Tensor:
         """Every total that another process may add to its own, float64 (NUMBERS,)."""
-        sums = [getattr(self, name) for name in _SUMS]
-        return torch.tensor([*sums, *self.skipped.values(), self.run_s], dtype=torch.float64)
+        sums, moments = ([getattr(self, name) for name in names] for names in (_SUMS, _MOMENTS))
+        return torch.tensor([*sums, *self.skipped.values(), *moments, self.run_s], dtype=torch.float64)
 
     def plus(self, others: torch.Tensor) -> Stats:
         """These totals and those of other processes, float64 (n, NUMBERS), which ran side by side."""
@@ -82,8 +109,10 @@ class Stats:
         *sums, _ = others.sum(0).tolist() if len(others) else [0] * self.NUMBERS
         for name, more in zip(_SUMS, sums, strict=False):
             setattr(both, name, getattr(both, name) + int(more))
-        for reason, more in zip(both.skipped, sums[len(_SUMS) :], strict=True):
+        for reason, more in zip(both.skipped, sums[len(_SUMS) :], strict=False):
             both.skipped[reason] += int(more)
+        for name, more in zip(_MOMENTS, sums[-len(_MOMENTS) :], strict=True):
+            setattr(both, name, getattr(both, name) + more)
         if len(others):
             both.run_s += float(others[:, -1].max())
         return both
@@ -99,7 +128,16 @@ class Stats:
     def report(self) -> dict[str, Any]:
         """The totals as a plain dict, with the rates and shares that follow from them."""
         totals = dataclasses.asdict(self)
+        for name in _MOMENTS:
+            del totals[name]
+        filled = self.slots * self.packs / (self.packs + self.empty_packs) if self.packs else 0.0
+        mean = self.attention_cost / self.packs if self.packs else 0.0
+        spread = max(0.0, self.attention_squares / self.packs - mean**2) ** 0.5 if self.packs else 0.0
         totals["padding"] = 1 - self.tokens / self.slots if self.slots else 0.0
+        totals["padding_in_packs"] = 1 - self.tokens / filled if filled else 0.0
+        totals["images_a_pack"] = self.images / self.packs if self.packs else 0.0
+        totals["drop_rate"] = self.drop_rates / self.images if self.images else 0.0
+        totals["attention_spread"] = spread / mean if mean else 0.0
         totals["images_per_s"] = self.images / self.run_s if self.run_s else 0.0
         totals["tokens_per_s"] = self.tokens / self.run_s if self.run_s else 0.0
         return totals

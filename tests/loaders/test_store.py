@@ -351,7 +351,7 @@ def test_glob_of_parquet_shards_leaves_out_their_index(drawn: Any, tmp_path: Pat
     as_parquet(drawn, tmp_path, "struct")
     for _ in range(2):
         path, index, _ = update_index(str(tmp_path / "*.parquet"), store=Store(tmp_path / "cache"))
-        assert (path.name, len(index.shards), len(index)) == ("index.parquet", 6, 60)
+        assert (Path(path).name, len(index.shards), len(index)) == ("index.parquet", 6, 60)
     assert len(packed(str(tmp_path / "*.parquet"), label=None).index) == 60
     with pytest.raises(ValueError, match=r"index.parquet' is an index, no shard"):
         scan([str(tmp_path / "index.parquet"), str(tmp_path / "part-0.parquet")])

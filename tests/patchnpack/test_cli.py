@@ -3,7 +3,9 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import os
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -92,7 +94,7 @@ def test_report_counts_images_and_bad_ones(shards: Shards) -> None:
     result = run(app, ["report", shards(broken=2), "--seq-len", "64", "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
-    assert (found["images"], found["bad"]) == (22, 2)
+    assert (found["images"], found["bad_images"]) == (22, 2)
     assert run(app, ["report", shards(), "--seq-len", "64"]).output.startswith("packing")
 
 
@@ -189,3 +191,20 @@ def test_traceback_is_shown_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "argv", ["patchnpack", "--traceback", "report", "absent.tar"])
     with pytest.raises(FileNotFoundError):
         cli.run()
+
+
+def test_verbose_tells_more_and_quiet_less(shards: Shards, tmp_path: Path) -> None:
+    def told(*flags: str) -> str:
+        environment = {**os.environ, "PATCHNPACK_CACHE": str(tmp_path / "-".join(["cache", *flags]))}
+        start = [sys.executable, "-c", "from patchnpack.cli import run; run()", *flags]
+        command = [*start, "report", shards(broken=2), "--seq-len", "64"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        return str(done.stderr)
+
+    assert "index" in told("--verbose")
+    assert told("--quiet") == ""
+
+
+def test_quiet_and_verbose_together_are_refused() -> None:
+    result = run(app, ["-q", "-v", "doctor"])
+    assert "--quiet and --verbose contradict each other" in str(result.exception)

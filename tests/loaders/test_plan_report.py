@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import tarfile
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+
+from patchnpack import BetaDrop, FitTokens, PackedImageLoader, Packing, PatchSizes
+from patchnpack.loaders.plan_report import planned_rows, report_of
+from patchnpack.packer.report import pack_bytes
+from patchnpack.report_fields import SHARED_WITH_STATS, report_fields
+
+
+def _used(loader: PackedImageLoader, epochs: int = 1) -> dict[str, Any]:
+    for _ in range(epochs):
+        for _batch in loader:
+            pass
+    return loader.stats()
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("fill", ["undrop", "rescale"])
+@pytest.mark.parametrize("oversize", ["shrink", "skip"])
+def test_a_finished_epoch_s_stats_equal_the_report_of_its_plan(
+    drawn: Any, shuffle: bool, fill: Any, oversize: Any
+) -> None:
+    packing = Packing(seq_len=36, patch_size=8, fill=fill, oversize=oversize, token_drop=BetaDrop(mean=0.2, max=0.5))
+    loader = PackedImageLoader(drawn.shards, packing, batch_size=3, shuffle=shuffle, seed=4, shuffle_window=2)
+    planned = report_fields(report_of(loader))
+    stats = _used(loader)
+    for name in SHARED_WITH_STATS:
+        assert stats[name] == pytest.approx(planned[name], rel=1e-9), name
+    assert stats["skipped"]["oversize"] == planned["skipped"]["oversize"]
+    assert stats["batches"] == planned["steps"]
+    assert stats["images"] > 0
+    assert planned["oversize"] > 0
+    assert planned["attention_spread"] > 0
+    assert stats["tokens"] < stats["tokens_before_drop"]
+    assert stats["tokens_before_drop"] < stats["tokens_native"] or oversize == "skip"
+
+
+def test_the_ranks_of_an_epoch_add_up_to_the_report(drawn: Any) -> None:
+    packing = Packing(seq_len=64, patch_size=8, resolution=FitTokens(20))
+    loaders = [
+        PackedImageLoader(drawn.shards, packing, batch_size=2, shuffle=True, seed=1, rank=rank, world_size=3)
+        for rank in range(3)
+    ]
+    planned = report_fields(report_of(loaders[0]))
+    assert (planned["ranks"], planned["batch_size"]) == (3, 2)
+    stats = [_used(loader) for loader in loaders]
+    for name in ("images", "packs", "empty_packs", "tokens_native", "tokens_before_drop", "tokens", "attention_cost"):
+        assert sum(each[name] for each in stats) == planned[name], name
+    assert {each["batches"] for each in stats} == {planned["steps"]}
+
+
+def test_worker_processes_are_counted_in(drawn: Any) -> None:
+    packing = Packing(seq_len=64, patch_size=8, token_drop=BetaDrop(mean=0.2, max=0.5))
+    loader = PackedImageLoader(drawn.shards, packing, batch_size=2, num_threads=1)
+    planned = report_fields(report_of(loader))
+    for _ in DataLoader(loader.as_dataset(), batch_size=None, num_workers=2):
+        pass
+    stats = loader.stats()
+    for name in SHARED_WITH_STATS:
+        assert stats[name] == pytest.approx(planned[name], rel=1e-9), name
+
+
+def test_a_later_epoch_is_reported_as_it_is_drawn(drawn: Any) -> None:
+    packing = Packing(seq_len=64, patch_size=8, token_drop=BetaDrop(mean=0.3, max=0.6), fill="none")
+    loader = PackedImageLoader(drawn.shards, packing, batch_size=2, shuffle=True)
+    reports = [report_of(loader, epoch) for epoch in range(2)]
+    assert reports[0].tokens != reports[1].tokens
+    assert _used(loader, 2)["tokens"] == reports[0].tokens + reports[1].tokens
+
+
+def test_several_patch_sizes_are_counted_at_the_size_of_their_block(drawn: Any) -> None:
+    packing = Packing(seq_len=64, patch_size=PatchSizes((8, 4)), oversize="drop")
+    loader = PackedImageLoader(drawn.shards, packing, batch_size=2, shuffle=True)
+    planned = report_fields(report_of(loader))
+    stats = _used(loader)
+    for name in ("images", "packs", "tokens_native", "tokens_before_drop", "tokens", "attention_cost", "oversize"):
+        assert stats[name] == planned[name], name
+
+
+def test_an_image_that_fails_after_planning_is_missing_from_the_stats_and_counted_as_bad(make_drawn: Any) -> None:
+    drawn = make_drawn((9,), kinds=("png",))
+    packing = Packing(seq_len=64, patch_size=8)
+    whole = report_of(PackedImageLoader(drawn.shards, packing, batch_size=2))
+    with tarfile.open(drawn.shards[0]) as tar:
+        file = tar.extractfile(f"{drawn.keys[4]}.png")
+        assert file is not None
+        data = file.read()
+    drawn.rewrite({f"{drawn.keys[4]}.png": data[:60]})
+    stats = _used(PackedImageLoader(drawn.shards, packing, batch_size=2))
+    height, width, _ = drawn.pixels[drawn.keys[4]].shape
+    tokens = -(-width // 8) * -(-height // 8)
+    assert (stats["images"], stats["bad_images"]) == (whole.images - 1, 1)
+    assert (stats["tokens"], stats["tokens_native"]) == (whole.tokens - tokens, whole.tokens_native - tokens)
+    assert stats["attention_cost"] == whole.attention_cost - tokens**2
+
+
+def test_planned_rows_are_the_loader_s_order(drawn: Any) -> None:
+    packing = Packing(seq_len=64, patch_size=8, algorithm="next_fit", balance=0)
+    loader = PackedImageLoader(drawn.shards, packing, batch_size=2, shuffle=True, seed=3)
+    given = [int(row) for batch in loader for row in batch.rows[batch.image_mask]]
+    assert planned_rows(loader).row.tolist() == given
+
+
+def test_several_streams_are_refused_by_name(drawn: Any) -> None:
+    loader = PackedImageLoader(drawn.shards, Packing(seq_len=64, patch_size=8), batch_size=2, num_streams=2)
+    with pytest.raises(ValueError, match="num_streams is 2; each stream is packed by itself"):
+        report_of(loader)
+
+
+def test_bytes_of_a_batch_are_those_of_its_tensors(drawn: Any) -> None:
+    packing = Packing(seq_len=64, patch_size=8)
+    batch = next(iter(PackedImageLoader(drawn.shards, packing, batch_size=2)))
+    tensors = (
+        batch.patches,
+        batch.segment_ids,
+        batch.coords,
+        batch.grids,
+        batch.image_sizes,
+        batch.image_mask,
+        batch.labels,
+        batch.rows,
+    )
+    assert sum(tensor.nbytes for tensor in tensors) == 2 * pack_bytes(packing)
