@@ -193,6 +193,7 @@ def _beside(paths: list[str], image: str, store: Store) -> Index | None:
         held = set(map(_real, found.shards))
         if extensions_of(found.image) == extensions_of(image) and held.issuperset(map(_real, paths)):
             name = f"index {redact(path)!r}"
+            _log.info("%s is used", name)
             return checked(_of_these(found, paths, name), name, store)
         _log.info(
             "index %s is not used: it lacks shards of this source, or was made for other extensions", redact(path)
@@ -234,7 +235,10 @@ def _cached(
             "it: index='index.parquet'; or put it beside them, -o ADDRESS/index.parquet"
         )
     index = scan(paths, image=image, num_threads=num_threads, known=known, store=store, progress=progress)
-    if index is not known:
+    if index is known:
+        _log.info("the cached index %r is used", str(path))
+    else:
+        _log.info("the headers of %d shards were read; their index is cached as %r", len(paths), str(path))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             save_index(index, path)

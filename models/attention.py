@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,19 +15,33 @@ import torch.nn.functional as F
 # T valid tokens of all images, end to end; N images; Q queries (T or N); H heads; E width of a head
 # within a run of n neighbouring images of equal length: R queries and S tokens of each
 
-BACKENDS = ("auto", "split", "varlen", "dense")
+BACKENDS = ("auto", "split", "varlen", "flash", "flex", "dense")
 _HALF = (torch.float16, torch.bfloat16)
-_HAS_VARLEN = importlib.util.find_spec("torch.nn.attention.varlen") is not None
+_LOG = logging.getLogger(__name__)
+
+
+@functools.cache
+def _has(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it is absent
+        return False
+
+
+@functools.cache
+def _say_once(chosen: str, device: str, dtype: torch.dtype) -> None:
+    _LOG.info("attention backend %r for %s, %s", chosen, device, dtype)
 
 
 def attention_backend(device: torch.device | str, dtype: torch.dtype | None = None, backend: str = "auto") -> str:
-    """The backend that `attention` uses for tensors of `dtype` on `device`: "split", "varlen" or "dense".
+    """The backend that `attention` uses for tensors of `dtype` on `device`.
 
-    `auto` is `varlen` on CUDA in half precision where this torch has the kernel, `dense` on CUDA otherwise, and `split`
-    everywhere else. `dtype` None stands for what training uses there: bfloat16 on CUDA, else float32.
+    `auto` is `flash` or else `varlen` on CUDA in half precision where it is installed, `dense` on CUDA otherwise, and
+    `split` everywhere else; the choice is logged once. `dtype` None stands for what training uses there: bfloat16 on
+    CUDA, else float32.
 
     Raises:
-        ValueError: an unknown backend, or `varlen` where it cannot run.
+        ValueError: an unknown backend, or one that cannot run there.
 
     >>> attention_backend("cpu")
     'split'
@@ -33,15 +50,19 @@ def attention_backend(device: torch.device | str, dtype: torch.dtype | None = No
         raise ValueError(f"attention backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
     cuda = torch.device(device).type == "cuda"
     dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
-    can_varlen = cuda and dtype in _HALF and _HAS_VARLEN
-    if backend == "varlen" and not can_varlen:
+    modules = {"flash": "flash_attn", "varlen": "torch.nn.attention.varlen"}
+    usable = [name for name, module in modules.items() if cuda and dtype in _HALF and _has(module)]
+    if backend in modules and backend not in usable:
         raise ValueError(
-            f"attention backend 'varlen' needs CUDA, float16 or bfloat16, and torch.nn.attention.varlen; this is "
+            f"attention backend {backend!r} needs CUDA, float16 or bfloat16, and {modules[backend]}; this is "
             f"{device}, {dtype}, torch {torch.__version__}. Use 'auto'"
         )
     if backend != "auto":
         return backend
-    return "varlen" if can_varlen else "dense" if cuda else "split"
+    chosen = usable[0] if usable else "dense" if cuda else "split"
+    if not torch.compiler.is_compiling():
+        _say_once(chosen, torch.device(device).type, dtype)
+    return chosen
 
 
 def attention(
@@ -62,8 +83,9 @@ def attention(
         cu_seqlens: int32 (N + 1,), where each image starts in the stream, on the device of `q`.
         lengths: the same as N host ints, so that nothing here waits for a device.
         one_query: whether each image has a single query (attention pooling).
-        backend: "auto", "split" (image by image), "varlen" (torch's variable-length kernel) or "dense" (a mask over all
-            tokens, quadratic in T).
+        backend: "auto", "split" (image by image), "varlen" (torch's variable-length kernel), "flash" (that of the
+            package flash-attn), "flex" (torch's flex_attention with a block mask; no gradient on a CPU) or "dense" (a
+            mask over all tokens, quadratic in T).
 
     Returns:
         The shape and dtype of `q`.
@@ -79,9 +101,17 @@ def attention(
     chosen = attention_backend(q.device, q.dtype, backend)
     if chosen == "split":
         return _split(q, k, v, lengths, one_query)
-    if chosen == "varlen":
-        return _varlen(q, k, v, cu_seqlens, max(lengths), one_query)
-    return _dense(q, k, v, cu_seqlens, one_query)
+    if chosen in ("varlen", "flash"):
+        return _varlen(q, k, v, cu_seqlens, max(lengths), one_query, chosen == "flash")
+    image_T = torch.repeat_interleave(cu_seqlens.diff(), output_size=len(k))
+    image_Q = torch.arange(len(q), device=q.device) if one_query else image_T
+    q_1HQE, k_1HTE, v_1HTE = (x.transpose(0, 1)[None] for x in (q, k, v))
+    if chosen == "flex":
+        out_1HQE = _flex(q_1HQE, k_1HTE, v_1HTE, image_Q, image_T)
+    else:
+        mask_QT = image_Q[:, None] == image_T
+        out_1HQE = F.scaled_dot_product_attention(q_1HQE, k_1HTE, v_1HTE, attn_mask=mask_QT)
+    return out_1HQE[0].transpose(0, 1)
 
 
 def _split(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int], one_query: bool) -> torch.Tensor:
@@ -104,23 +134,47 @@ def _softmax_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tor
 
 
 def _varlen(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, longest: int, one_query: bool
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    longest: int,
+    one_query: bool,
+    flash: bool,
 ) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # here, since older versions of torch do not have it
-
     cu_q, longest_q = cu_seqlens, longest
     if one_query:
         cu_q, longest_q = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device), 1
-    out = varlen_attn(q, k, v, cu_q, cu_seqlens, longest_q, longest)
+    if flash:  # imported here, as neither package need be there
+        from flash_attn import flash_attn_varlen_func as kernel
+    else:
+        from torch.nn.attention.varlen import varlen_attn as kernel
+    out = kernel(q, k, v, cu_q, cu_seqlens, longest_q, longest)
     assert isinstance(out, torch.Tensor)
     return out
 
 
-def _dense(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, one_query: bool
+def _flex(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, image_Q: torch.Tensor, image_T: torch.Tensor
 ) -> torch.Tensor:
-    image_T = torch.repeat_interleave(cu_seqlens.diff(), output_size=len(k))
-    image_Q = torch.arange(len(q), device=q.device) if one_query else image_T
-    q_1HQE, k_1HTE, v_1HTE = (x.transpose(0, 1)[None] for x in (q, k, v))
-    out_1HQE = F.scaled_dot_product_attention(q_1HQE, k_1HTE, v_1HTE, attn_mask=image_Q[:, None] == image_T)
-    return out_1HQE[0].transpose(0, 1)
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    if q.device.type == "cpu":
+        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+            raise ValueError("attention backend 'flex' has no gradient on a CPU; use 'auto', or torch.no_grad()")
+        q, k, v = q.detach(), k.detach(), v.detach()  # it asks whether they require one even where none is computed
+
+    def same_image(b: torch.Tensor, h: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return image_Q[query] == image_T[key]
+
+    mask = create_block_mask(same_image, None, None, len(image_Q), len(image_T), device=q.device)
+    out = _compiled_flex(q.device.type)(q, k, v, block_mask=mask)
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
+@functools.cache
+def _compiled_flex(device: str) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention

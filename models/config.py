@@ -5,6 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from patchnpack.models.attention import attention_backend
+from patchnpack.models.patch_embed import RESIZES
+from patchnpack.models.pooling import POOLINGS
+from patchnpack.models.pos_embed import AXIAL, COMBINES, POSITIONS
+
+_CHOICES = {
+    "patch_resize": RESIZES,
+    "position": POSITIONS,
+    "position_combine": COMBINES,
+    "position_resize": RESIZES,
+    "pooling": POOLINGS,
+    "last_norm": ("tokens", "pooled", "none"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,15 +28,32 @@ class NaViTConfig:
         width: features of a token.
         depth: number of blocks.
         heads: attention heads; divides `width`.
-        patch_size: side of a patch in pixels; that of the packing.
+        patch_size: side in pixels of the patches that the weights are for; batches of another size are embedded with
+            the weights resized (`pi_resize`).
+        patch_resize: how that is done, "bilinear" (FlexiViT) or "bicubic" (timm).
         channels: of a pixel; 3 for RGB.
         mlp_ratio: hidden width of an MLP over `width`.
-        max_grid: patches a side that the position tables hold.
+        position: what tells where a token lies: "absolute", "fractional", "sinusoidal" or "fourier", all of
+            `FactorizedPosEmbed`, "grid" (`GridPosEmbed`), "learned_grid" (`LearnedGridPosEmbed`), "mlp"
+            (`CoordinateMLP`), or "rope" (`axial_rope`). All but "absolute" take any grid.
+        position_combine: of the first four: columns and rows "add", "stack" or "product".
+        max_grid: patches a side that the tables of "absolute" hold.
+        position_grid: rows a side of the tables of "fractional", "grid" and "learned_grid".
+        position_resize: of "grid": "bilinear" or "bicubic", both with antialias.
+        rope_base: of "rope".
+        registers: tokens that each image is given more, learned and thrown away at the end (arXiv 2309.16588).
+        pooling: how tokens become one vector: "attention", "mean", "max", or "cls", which adds a class token.
+        last_norm: of the "tokens", of the "pooled" vector instead ("fc_norm" in timm), or "none".
+        bias: whether linear layers and norms have biases; patch embedding and head always do.
+        qkv_bias: the same for queries, keys and values; None is as `bias`.
+        layer_scale: what LayerScale starts from (arXiv 2103.17239, section 2); None is without.
+        norm_eps: of every norm.
         qk_norm: whether queries and keys are normalised in each head (arXiv 2302.05442, section 2).
         drop_path: chance that an image skips a branch of the last block in training; less in earlier blocks, 0 in the
             first (stochastic depth; arXiv 1603.09382, section 3).
         mean, std: for each channel, or one value for all, on the scale where pixels are 0 to 1.
-        backend: of `attention`: "auto", "split", "varlen" or "dense".
+        backend: of `attention`: "auto", "split", "varlen", "flash", "flex" or "dense", with which shapes depend on the
+            batch's alone.
 
     >>> NaViTConfig(num_classes=10, width=100, heads=3)
     Traceback (most recent call last):
@@ -36,9 +65,22 @@ class NaViTConfig:
     depth: int = 6
     heads: int = 3
     patch_size: int = 16
+    patch_resize: str = "bilinear"
     channels: int = 3
     mlp_ratio: float = 4.0
+    position: str = "absolute"
+    position_combine: str = "add"
     max_grid: int = 128
+    position_grid: int = 16
+    position_resize: str = "bilinear"
+    rope_base: float = 10_000.0
+    registers: int = 0
+    pooling: str = "attention"
+    last_norm: str = "tokens"
+    bias: bool = False
+    qkv_bias: bool | None = None
+    layer_scale: float | None = None
+    norm_eps: float = 1e-5
     qk_norm: bool = True
     drop_path: float = 0.0
     mean: tuple[float, ...] = (0.5,)
@@ -46,15 +88,34 @@ class NaViTConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "patch_size", "channels", "max_grid"):
+        for name in ("width", "depth", "heads", "patch_size", "channels", "max_grid", "position_grid"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        for name in ("norm_eps", "rope_base"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.registers < 0:
+            raise ValueError(f"registers is {self.registers}; give the number of tokens, or 0 for none")
         if self.num_classes < 0:
             raise ValueError(f"num_classes is {self.num_classes}; give the number of classes, or 0 for no head")
         if rest := self.width % self.heads:
             low = self.width - rest
             remedy = f"choose a width of {low} or {low + self.heads}"
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; {remedy}")
+        if self.position == "rope" and self.width // self.heads % 4:
+            raise ValueError(
+                f"width {self.width} over heads {self.heads} is {self.width // self.heads} features a head, but rope "
+                f"turns pairs of them for rows and for columns; choose a width that is a multiple of {4 * self.heads}"
+            )
+        halves = (self.position_combine == "stack") + (self.position in ("sinusoidal", "fourier"))
+        if self.position in AXIAL and self.width % 2**halves:
+            raise ValueError(
+                f"width {self.width} does not go evenly into position {self.position!r}, {self.position_combine!r}; "
+                f"choose a multiple of {2**halves}"
+            )
         if self.mlp_ratio * self.width < 1:
             raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves no hidden unit at width {self.width}; 4 is usual")
         if not 0 <= self.drop_path < 1:
@@ -66,7 +127,7 @@ class NaViTConfig:
             object.__setattr__(self, name, values * (self.channels // len(values)))
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std}; every value must be above 0")
-        if self.backend != "varlen":  # whether that one can run is known only where the tensors are
+        if self.backend not in ("varlen", "flash"):  # whether those can run is known only where the tensors are
             attention_backend("cpu", backend=self.backend)
 
 

@@ -3,87 +3,68 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from patchnpack.models.attention import attention
+from patchnpack.models.attention import attention_backend
 from patchnpack.models.config import NaViTConfig
+from patchnpack.models.features import Features
+from patchnpack.models.linear import Linear
 from patchnpack.models.patch_embed import PatchEmbed
-from patchnpack.models.pooling import AttentionPooling
-from patchnpack.models.pos_embed import FactorizedPosEmbed
+from patchnpack.models.pooling import AttentionPooling, max_pool, mean_pool
+from patchnpack.models.pos_embed import axial_rope, make_pos_embed, rotate
+from patchnpack.models.stream import Stream
 from patchnpack.packer.batch import PackedBatch
 
-# B packs, L token slots in a pack, K images in a pack at most, T valid tokens of the batch, N images of the batch,
-# P patch size, C channels, D width, H heads, E width of a head
+# B packs, L token slots in a pack, K images in a pack at most, T tokens of the stream, N images of the batch,
+# P patch size, C channels, D width, H heads, E width of a head, R prefix tokens of an image
 
 NO_LABEL = -100
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Stream:
-    """The valid tokens of a batch laid end to end, and where each image lies in them."""
-
-    token_index: torch.Tensor  # (T,) in the flattened B*L slots
-    cu_seqlens: torch.Tensor  # int32 (N + 1,)
-    lengths: list[int]  # N host ints
-    columns: torch.Tensor  # (N,) each image's place in the flattened B*K columns
-
-
-def _stream(batch: PackedBatch) -> _Stream:
-    tokens, lengths, cu_seqlens = batch.token_index, batch.lengths, batch.cu_seqlens
-    if tokens.device.type == "cpu":  # sorted, images of one length are neighbours, which attention takes as one batch
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        parts = torch.split(tokens, lengths)
-        tokens = torch.cat([tokens[:0], *(parts[i] for i in order)])
-        lengths = [lengths[i] for i in order]
-        cu_seqlens = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-    first = tokens[cu_seqlens[:-1]]
-    (_, L), (_, K) = batch.segment_ids.shape, batch.image_mask.shape
-    columns = first // L * K + batch.segment_ids.flatten()[first] - 1
-    return _Stream(token_index=tokens, cu_seqlens=cu_seqlens, lengths=lengths, columns=columns)
+Rope = tuple[torch.Tensor, torch.Tensor]
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block on the flat stream, (T, D) -> (T, D).
+    """A pre-norm transformer block on a stream, (T, D) -> (T, D).
 
-    Queries and keys are normalised and biases left out, as in NaViT (arXiv 2307.06304, section 3).
+    By default queries and keys are normalised and biases left out, as in NaViT (arXiv 2307.06304, section 3).
     """
 
     def __init__(self, config: NaViTConfig, drop_path: float) -> None:
         super().__init__()
         D, E, hidden = config.width, config.width // config.heads, int(config.mlp_ratio * config.width)
-        self.heads, self.backend, self.drop_path = config.heads, config.backend, drop_path
-        self.norm1 = nn.LayerNorm(D, bias=False)
-        self.qkv = nn.Linear(D, 3 * D, bias=False)
-        self.q_norm = nn.LayerNorm(E, bias=False) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(E, bias=False) if config.qk_norm else nn.Identity()
-        self.out = nn.Linear(D, D, bias=False)
-        self.norm2 = nn.LayerNorm(D, bias=False)
-        self.up = nn.Linear(D, hidden, bias=False)
-        self.down = nn.Linear(hidden, D, bias=False)
+        bias, eps = config.bias, config.norm_eps
+        self.heads, self.drop_path = config.heads, drop_path
+        self.norm1 = nn.LayerNorm(D, eps, bias=bias)
+        self.qkv = Linear(D, 3 * D, bias=bias if config.qkv_bias is None else config.qkv_bias)
+        self.q_norm = nn.LayerNorm(E, eps, bias=bias) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(E, eps, bias=bias) if config.qk_norm else nn.Identity()
+        self.out = Linear(D, D, bias=bias)
+        self.norm2 = nn.LayerNorm(D, eps, bias=bias)
+        self.up = Linear(D, hidden, bias=bias)
+        self.down = Linear(hidden, D, bias=bias)
+        if config.layer_scale is not None:
+            self.scale1 = nn.Parameter(torch.full((D,), config.layer_scale))
+            self.scale2 = nn.Parameter(torch.full((D,), config.layer_scale))
 
-    def forward(self, x: torch.Tensor, stream: _Stream) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, stream: Stream, rope: Rope | None) -> torch.Tensor:
         q_THE, k_THE, v_THE = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        mixed_THE = attention(
-            self.q_norm(q_THE).to(v_THE.dtype),  # autocast on CUDA normalises in float32
-            self.k_norm(k_THE).to(v_THE.dtype),
-            v_THE,
-            cu_seqlens=stream.cu_seqlens,
-            lengths=stream.lengths,
-            backend=self.backend,
-        )
-        x = x + self._drop(self.out(mixed_THE.flatten(1)), stream)
-        return x + self._drop(self.down(F.gelu(self.up(self.norm2(x)))), stream)
+        q_THE, k_THE = self.q_norm(q_THE), self.k_norm(k_THE)
+        if rope is not None:
+            q_THE, k_THE = rotate(q_THE, rope), rotate(k_THE, rope)
+        # autocast on CUDA normalises in float32
+        mixed_THE = stream.attend(q_THE.to(v_THE.dtype), k_THE.to(v_THE.dtype), v_THE)
+        x = x + self._branch(self.out(mixed_THE.flatten(1)), "scale1", stream)
+        return x + self._branch(self.down(F.gelu(self.up(self.norm2(x)))), "scale2", stream)
 
-    def _drop(self, branch: torch.Tensor, stream: _Stream) -> torch.Tensor:
+    def _branch(self, branch: torch.Tensor, scale: str, stream: Stream) -> torch.Tensor:
+        if hasattr(self, scale):
+            branch = branch * getattr(self, scale)
         if not self.training or self.drop_path == 0:
             return branch
-        keep_N = torch.rand(len(stream.lengths), device=branch.device) >= self.drop_path
-        scale_N = keep_N.to(branch.dtype) / (1 - self.drop_path)
-        return branch * scale_N.repeat_interleave(stream.cu_seqlens.diff(), output_size=len(branch))[:, None]
+        keep_N = torch.rand(stream.rows, device=branch.device) >= self.drop_path
+        return branch * (keep_N.to(branch.dtype) / (1 - self.drop_path))[stream.image, None]
 
 
 class NaViT(nn.Module):
@@ -101,18 +82,33 @@ class NaViT(nn.Module):
         super().__init__()
         self.config = config
         D, hidden, last = config.width, int(config.mlp_ratio * config.width), max(config.depth - 1, 1)
-        self.patch_embed = PatchEmbed(config.patch_size, config.channels, D, mean=config.mean, std=config.std)
-        self.pos_embed = FactorizedPosEmbed(config.max_grid, D)
+        self.patch_embed = PatchEmbed(
+            config.patch_size, config.channels, D, mean=config.mean, std=config.std, resize=config.patch_resize
+        )
+        self.pos_embed = make_pos_embed(
+            config.position,
+            width=D,
+            max_grid=config.max_grid,
+            side=config.position_grid,
+            combine=config.position_combine,
+            resize=config.position_resize,
+        )
+        if R := config.registers + (config.pooling == "cls"):  # the class token is the first
+            self.prefix = nn.Parameter(torch.randn(R, D) * 0.02)
         self.blocks = nn.ModuleList(Block(config, config.drop_path * i / last) for i in range(config.depth))
-        self.norm = nn.LayerNorm(D, bias=False)
-        self.pool = AttentionPooling(width=D, heads=config.heads, hidden=hidden, backend=config.backend)
+        self.norm = nn.Identity() if config.last_norm == "none" else nn.LayerNorm(D, config.norm_eps, bias=config.bias)
+        if config.pooling == "attention":
+            self.pool = AttentionPooling(
+                width=D, heads=config.heads, hidden=hidden, bias=config.bias, eps=config.norm_eps
+            )
         self.head = nn.Linear(D, config.num_classes) if config.num_classes else nn.Identity()
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and not name.startswith("pos_embed"):
                 nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         if isinstance(self.head, nn.Linear):  # every class is equally likely at first
             nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
 
     def check(self, batch: PackedBatch, labels: bool = False) -> None:
         """Raises ValueError if this model cannot take `batch`, or with `labels` cannot be trained on it.
@@ -121,17 +117,18 @@ class NaViT(nn.Module):
         for it. So check a batch before it moves, as `train` and `evaluate` do.
         """
         ours, channels = self.config, batch.patches.shape[-1] // batch.patch_size**2
-        if batch.patch_size != ours.patch_size:
-            raise ValueError(
-                f"the batch has patches of {batch.patch_size} pixels a side, the model takes {ours.patch_size}; "
-                f"give Packing and NaViTConfig the same patch_size"
-            )
         if channels != ours.channels:
             raise ValueError(
                 f"the batch has {channels} channels, the model takes {ours.channels}; "
                 f"set NaViTConfig(channels={channels}), or Packing's image_mode"
             )
-        self.pos_embed.check(batch.coords)
+        if ours.position == "absolute" and batch.grids.device.type == "cpu":
+            largest = int(F.pad(batch.grids.flatten(), (0, 1)).max())
+            if largest > ours.max_grid:
+                raise ValueError(
+                    f"an image has {largest} patches a side, but the position tables end at max_grid {ours.max_grid}; "
+                    f"raise max_grid, make images smaller or patches larger, or choose a position that takes any grid"
+                )
         if labels:
             self._check_labels(batch)
 
@@ -159,21 +156,79 @@ class NaViT(nn.Module):
                     f"classes, or check `label` and `classes` of the loader"
                 )
 
+    def encode(
+        self, patches: torch.Tensor, coords: torch.Tensor, grids: torch.Tensor, stream: Stream
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (T, D) after the last norm, and pooled features (N, D), of the slots that `stream` names.
+
+        Args:
+            patches: uint8 (B, L, S*S*C), of any patch size S.
+            coords: integers (B, L, 2), as in `PackedBatch`.
+            grids: integers (B, K, 2), as in `PackedBatch`.
+            stream: which of the B*L slots are tokens, and of which image.
+        """
+        ours, coords = self.config, coords.flatten(0, 1)[stream.slots]
+        if stream.packs:  # what lies in padding must not become a number that is none
+            coords = coords * (stream.image < len(stream.columns))[:, None]
+        x = self.patch_embed(patches.flatten(0, 1)[stream.slots])
+        if self.pos_embed is not None:
+            grids = F.pad(grids.flatten(0, 1)[stream.columns].clamp(min=1), (0, 0, 0, 1), value=1)
+            with torch.autocast(x.device.type, enabled=False):
+                x = x + self.pos_embed(coords, grids[stream.image]).to(self.patch_embed.weight.dtype)
+        rope = axial_rope(coords, ours.width // ours.heads, ours.rope_base) if ours.position == "rope" else None
+        inner, old, new = stream, None, None
+        if hasattr(self, "prefix"):
+            inner, old, new = stream.with_prefix(len(self.prefix))
+            empty = x.new_empty(len(inner.image), x.shape[1])
+            x = empty.index_copy(0, old, x).index_copy(0, new.flatten(), self.prefix.to(x.dtype).repeat(len(new), 1))
+            if rope is not None:  # prefix tokens lie nowhere, so they are not turned
+                cos, sin = (angles.new_zeros(len(x), *angles.shape[1:]) for angles in rope)
+                rope = (cos + 1).index_copy(0, old, rope[0]), sin.index_copy(0, old, rope[1])
+        for block in self.blocks:
+            x = block(x, inner, rope)
+        x = x if ours.last_norm == "pooled" else self.norm(x)
+        tokens = x if old is None else x[old]
+        if ours.pooling == "attention":
+            pooled = self.pool(tokens, stream)
+        elif new is not None and ours.pooling == "cls":
+            pooled = x[new[:, 0]]
+        else:
+            pooled = mean_pool(tokens, stream) if ours.pooling == "mean" else max_pool(tokens, stream)
+        return tokens, self.norm(pooled) if ours.last_norm == "pooled" else pooled
+
+    def stream(self, batch: PackedBatch) -> Stream:
+        """The order in which this model computes the tokens of `batch`, by its backend for the device and dtype."""
+        device = batch.patches.device
+        dtype = self.patch_embed.weight.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        backend = attention_backend(device, dtype, self.config.backend)
+        if backend == "dense":
+            return Stream.dense(batch.segment_ids, batch.image_mask.shape[1])
+        return Stream.flat(batch, backend)
+
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Logits (B, K, num_classes), 0 where there is no image; with num_classes 0 the pooled features (B, K, D).
 
         Raises:
-            ValueError: the batch's patch size, channels or a coordinate do not fit this model.
+            ValueError: the batch's channels or a grid do not fit this model.
         """
         self.check(batch)
-        stream = _stream(batch)
-        x = self.patch_embed(batch.patches.flatten(0, 1)[stream.token_index])
-        x = x + self.pos_embed(batch.coords.flatten(0, 1)[stream.token_index])
-        for block in self.blocks:
-            x = block(x, stream)
-        out: torch.Tensor = self.head(self.pool(self.norm(x), cu_seqlens=stream.cu_seqlens, lengths=stream.lengths))
-        B, K = batch.image_mask.shape
-        return out.new_zeros(B * K, out.shape[-1]).index_copy(0, stream.columns, out).unflatten(0, (B, K))
+        stream = self.stream(batch)
+        _, pooled = self.encode(batch.patches, batch.coords, batch.grids, stream)
+        return in_columns(self.head(pooled), stream, batch.image_mask)
+
+    def features(self, batch: PackedBatch) -> Features:
+        """Token features and pooled features of `batch`, for other heads than this model's; see `Features`."""
+        self.check(batch)
+        stream = self.stream(batch)
+        tokens, pooled = self.encode(batch.patches, batch.coords, batch.grids, stream)
+        in_slots = tokens.new_zeros(batch.segment_ids.numel(), tokens.shape[1]).index_copy(0, stream.slots, tokens)
+        return Features(
+            tokens=in_slots[batch.token_index],
+            cu_seqlens=batch.cu_seqlens,
+            pooled=in_columns(pooled, stream, batch.image_mask),
+        )
 
     def loss(self, batch: PackedBatch, reduction: str = "mean", label_smoothing: float = 0.0) -> torch.Tensor:
         """Classification loss over the labelled images of the batch, 0-d; see `classification_loss`.
@@ -194,6 +249,38 @@ class NaViT(nn.Module):
         self.check(batch, labels=True)
         total, images = classification_loss(self(batch), batch, label_smoothing)
         return total if reduction == "sum" else total / images.clamp(min=1)
+
+
+class DenseNaViT(nn.Module):
+    """A `NaViT` that takes a batch's tensors instead of the batch, for `torch.export` and for compiling as one graph.
+
+    It computes the packs as they are, with a mask, so nothing depends on the images in them: shapes follow from B, L
+    and K. Nothing is checked but shapes; call `NaViT.check` before.
+
+    >>> model = DenseNaViT(NaViT(NaViTConfig(num_classes=10, width=48, depth=1)).eval())
+    >>> patches = torch.zeros(2, 8, 16 * 16 * 3, dtype=torch.uint8)
+    >>> segment_ids, coords, grids = (torch.ones(2, *s, dtype=torch.int32) for s in ((8,), (8, 2), (3, 2)))
+    >>> model(patches, segment_ids, coords, grids).shape
+    torch.Size([2, 3, 10])
+    """
+
+    def __init__(self, model: NaViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, patches: torch.Tensor, segment_ids: torch.Tensor, coords: torch.Tensor, grids: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits (B, K, num_classes), as `NaViT` gives them, of the fields of a `PackedBatch`."""
+        stream = Stream.dense(segment_ids, grids.shape[1])
+        _, pooled = self.model.encode(patches, coords, grids, stream)
+        return in_columns(self.model.head(pooled), stream, grids[..., 0] > 0)
+
+
+def in_columns(values: torch.Tensor, stream: Stream, image_mask: torch.Tensor) -> torch.Tensor:
+    """A row for each image of `stream`, (N, ...), put in its place in `image_mask` (B, K); 0 where there is none."""
+    placed = values.new_zeros(image_mask.numel(), values.shape[1]).index_copy(0, stream.columns, values)
+    return placed.unflatten(0, image_mask.shape).masked_fill(~image_mask[..., None], 0)
 
 
 def classification_loss(

@@ -1,16 +1,17 @@
-"""Attention pooling: one vector for each image, from a flat stream of tokens."""
+"""Pooling: one vector for each image, from a stream of tokens."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from patchnpack.models.attention import attention
+from patchnpack.models.linear import Linear
+from patchnpack.models.stream import Stream
 
-# T valid tokens of all images, end to end; N images; D width; H heads; E width of a head
+# T tokens of a stream; N images; D width; H heads; E width of a head
+
+POOLINGS = ("attention", "mean", "max", "cls")
 
 
 class AttentionPooling(nn.Module):
@@ -20,26 +21,45 @@ class AttentionPooling(nn.Module):
     so it needs no projection of its own: `query` (H, E) is the projected one.
 
     >>> pool = AttentionPooling(width=8, heads=2, hidden=16)
-    >>> pool(torch.ones(5, 8), cu_seqlens=torch.tensor([0, 2, 5], dtype=torch.int32), lengths=[2, 3]).shape
-    torch.Size([2, 8])
+    >>> pool(torch.ones(6, 8), Stream.dense(torch.tensor([[1, 1, 2], [1, 1, 1]]), 2)).shape
+    torch.Size([4, 8])
     """
 
-    def __init__(self, *, width: int, heads: int, hidden: int, backend: str = "auto") -> None:
+    def __init__(self, *, width: int, heads: int, hidden: int, bias: bool = False, eps: float = 1e-5) -> None:
         super().__init__()
-        self.backend = backend
         self.query = nn.Parameter(torch.randn(heads, width // heads))
-        self.kv = nn.Linear(width, 2 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.norm = nn.LayerNorm(width, bias=False)
-        self.up = nn.Linear(width, hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.kv = Linear(width, 2 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+        self.norm = nn.LayerNorm(width, eps, bias=bias)
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
 
-    def forward(self, x: torch.Tensor, *, cu_seqlens: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, stream: Stream) -> torch.Tensor:
         k_THE, v_THE = self.kv(x).unflatten(-1, (2, *self.query.shape)).unbind(1)
-        q_NHE = self.query.to(k_THE.dtype).repeat(len(lengths), 1, 1)
-        pooled_NHE = attention(
-            q_NHE, k_THE, v_THE, cu_seqlens=cu_seqlens, lengths=lengths, one_query=True, backend=self.backend
-        )
-        pooled: torch.Tensor = self.out(pooled_NHE.flatten(1))
+        q_NHE = self.query.to(k_THE.dtype).repeat(len(stream.columns), 1, 1)
+        pooled: torch.Tensor = self.out(stream.attend(q_NHE, k_THE, v_THE, one_query=True).flatten(1))
         hidden = F.gelu(self.up(self.norm(pooled)))
         return pooled + self.down(hidden)
+
+
+def mean_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
+    """The mean of each image's tokens, (T, D) -> (N, D), summed in float32 at least; 0 for an image without any.
+
+    >>> mean_pool(torch.arange(4.0)[:, None], Stream.dense(torch.tensor([[1, 1, 2, 0]]), 2)).tolist()
+    [[0.5], [2.0]]
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    total = wide.new_zeros(stream.rows, x.shape[1]).index_add(0, stream.image, wide)
+    count = wide.new_zeros(stream.rows).index_add(0, stream.image, wide.new_ones(len(x)))
+    return (total / count.clamp(min=1)[:, None])[: len(stream.columns)].to(x.dtype)
+
+
+def max_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
+    """The largest value of each feature among an image's tokens, (T, D) -> (N, D); 0 for an image without any.
+
+    >>> max_pool(torch.arange(4.0)[:, None], Stream.dense(torch.tensor([[1, 1, 2, 0]]), 2)).tolist()
+    [[1.0], [2.0]]
+    """
+    index = stream.image[:, None].expand_as(x)
+    largest = x.new_zeros(stream.rows, x.shape[1]).scatter_reduce(0, index, x, "amax", include_self=False)
+    return largest[: len(stream.columns)]

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import logging
+import sys
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
+from patchnpack.models import attention as module
 from patchnpack.models.attention import attention, attention_backend
 
 LENGTHS = [3, 3, 1, 7, 2, 7, 7]
@@ -60,6 +66,51 @@ def test_every_backend_equals_attention_by_hand_in_output_and_gradient(
             torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("one_query", [False, True])
+def test_flex_equals_attention_by_hand_and_says_on_a_cpu_that_it_has_no_gradient(one_query: bool) -> None:
+    q, k, v, cu_seqlens = stream("cpu", torch.float32, one_query)
+    with torch.no_grad():
+        out = attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, one_query=one_query, backend="flex")
+        torch.testing.assert_close(out, by_hand(q, k, v, one_query), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"'flex' has no gradient on a CPU; use 'auto'"):
+        attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, one_query=one_query, backend="flex")
+
+
+@pytest.mark.parametrize("one_query", [False, True])
+def test_flash_is_called_with_the_boundaries_of_queries_and_keys(
+    one_query: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kernel(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, longest_q: int, longest_k: int) -> torch.Tensor:
+        assert (longest_q, longest_k) == (1 if one_query else 7, 7)
+        assert cu_q.tolist() == (list(range(8)) if one_query else cu_k.tolist())
+        return by_hand(q, k, v, one_query)
+
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=kernel))
+    monkeypatch.setattr("patchnpack.models.attention.attention_backend", lambda *_: "flash")  # as if on CUDA
+    q, k, v, cu_seqlens = stream("cpu", torch.float32, one_query)
+    out = attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, one_query=one_query, backend="flash")
+    torch.testing.assert_close(out, by_hand(q, k, v, one_query))
+
+
+def test_auto_says_once_what_it_picked(caplog: pytest.LogCaptureFixture) -> None:
+    module._say_once.cache_clear()
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            attention_backend("cpu", torch.float32)
+    assert [record.getMessage() for record in caplog.records] == ["attention backend 'split' for cpu, torch.float32"]
+
+
+def test_auto_takes_flash_attn_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_has", lambda name: name == "flash_attn")
+    assert attention_backend("cuda", torch.bfloat16) == "flash"
+    assert attention_backend("cuda", torch.float32) == "dense"
+    monkeypatch.setattr(module, "_has", lambda name: False)
+    assert attention_backend("cuda", torch.bfloat16) == "dense"
+    with pytest.raises(ValueError, match=r"'flash' needs CUDA.*flash_attn.*Use 'auto'"):
+        attention_backend("cuda", torch.bfloat16, "flash")
+
+
 @pytest.mark.parametrize("backend", ["split", "dense"])
 def test_no_images_give_an_empty_output_that_reaches_every_input(backend: str) -> None:
     q, k, v = (torch.zeros(0, 2, 8, requires_grad=True) for _ in range(3))
@@ -73,7 +124,7 @@ def test_auto_is_split_on_cpu_and_never_varlen_in_float32() -> None:
     assert attention_backend("cpu") == "split"
     assert attention_backend("cpu", torch.bfloat16) == "split"
     assert attention_backend("cuda", torch.float32) == "dense"
-    assert attention_backend("cuda") in ("varlen", "dense")
+    assert attention_backend("cuda") in ("flash", "varlen", "dense")
     assert attention_backend("cpu", backend="dense") == "dense"
 
 
@@ -82,5 +133,5 @@ def test_an_impossible_backend_is_refused_with_the_remedy() -> None:
         attention_backend("cpu", backend="varlen")
     with pytest.raises(ValueError, match=r"'varlen' needs CUDA.*float32"):
         attention_backend("cuda", torch.float32, "varlen")
-    with pytest.raises(ValueError, match=r"'flash' is unknown; choose one of auto, split"):
-        attention_backend("cpu", backend="flash")
+    with pytest.raises(ValueError, match=r"'fast' is unknown; choose one of auto, split"):
+        attention_backend("cpu", backend="fast")

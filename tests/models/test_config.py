@@ -23,7 +23,24 @@ def test_one_mean_stands_for_all_channels() -> None:
         ({"drop_path": 1.0}, r"drop_path is 1.0; it must be at least 0 and less than 1"),
         ({"mean": (0.5, 0.5)}, r"mean has 2 values for 3 channels; give one, or one each"),
         ({"std": (0.0,)}, r"std is \(0.0, 0.0, 0.0\); every value must be above 0"),
-        ({"backend": "flash"}, r"'flash' is unknown; choose one of auto"),
+        ({"position": "2d"}, r"position is '2d'; choose one of absolute, fractional"),
+        ({"position_combine": "sum"}, r"position_combine is 'sum'; choose one of add, stack, product"),
+        ({"position_resize": "nearest"}, r"position_resize is 'nearest'; choose one of bilinear, bicubic"),
+        ({"patch_resize": "area"}, r"patch_resize is 'area'; choose one of bilinear, bicubic"),
+        ({"pooling": "token"}, r"pooling is 'token'; choose one of attention, mean, max, cls"),
+        ({"last_norm": "both"}, r"last_norm is 'both'; choose one of tokens, pooled, none"),
+        ({"registers": -1}, r"registers is -1; give the number of tokens, or 0"),
+        ({"rope_base": 0.0}, r"rope_base is 0.0; it must be above 0"),
+        ({"position": "rope", "width": 18}, r"6 features a head, but rope turns pairs.*multiple of 12"),
+        (
+            {"width": 15, "position_combine": "stack"},
+            r"width 15 does not .*'stack'; choose a multiple of 2",
+        ),
+        (
+            {"width": 18, "position": "fourier", "position_combine": "stack"},
+            r"'fourier', 'stack'; choose a multiple of 4",
+        ),
+        ({"backend": "fast"}, r"'fast' is unknown; choose one of auto"),
     ],
 )
 def test_an_impossible_model_is_refused_with_value_and_remedy(changes: dict[str, Any], message: str) -> None:

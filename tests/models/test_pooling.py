@@ -5,8 +5,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from patchnpack.models.pooling import AttentionPooling
+from patchnpack.models.stream import Stream
 
 LENGTHS = [4, 1, 4, 6]
+
+
+def flat_stream(lengths: list[int]) -> Stream:
+    image = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+    columns, slots = torch.arange(len(lengths)), torch.arange(sum(lengths))
+    return Stream(slots=slots, columns=columns, image=image, lengths=lengths, cu_seqlens=starts, backend="split")
 
 
 def test_pooling_equals_torch_multi_head_attention_image_by_image() -> None:
@@ -21,5 +29,4 @@ def test_pooling_equals_torch_multi_head_attention_image_by_image() -> None:
     query = pool.query.flatten()[None]
     pooled = torch.cat([theirs(query, tokens, tokens)[0] for tokens in x.split(LENGTHS)])
     expected = pooled + pool.down(F.gelu(pool.up(pool.norm(pooled))))
-    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0, dtype=torch.int32)
-    torch.testing.assert_close(pool(x, cu_seqlens=cu_seqlens, lengths=LENGTHS), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(pool(x, flat_stream(LENGTHS)), expected, rtol=1e-12, atol=1e-12)

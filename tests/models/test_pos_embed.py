@@ -1,25 +1,58 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
 
-from patchnpack.models.pos_embed import FactorizedPosEmbed
+from patchnpack.models.pos_embed import FactorizedPosEmbed, GridPosEmbed, resampling
+
+SIDES = [1, 2, 3, 5, 8, 9, 15, 16, 17, 24, 40, 97]
 
 
-def test_the_embedding_of_a_token_is_its_column_plus_its_row() -> None:
-    embed = FactorizedPosEmbed(4, 8)
+def raster(gw: int, gh: int) -> tuple[torch.Tensor, torch.Tensor]:
+    y, x = torch.meshgrid(torch.arange(gh), torch.arange(gw), indexing="ij")
+    return torch.stack([x, y], -1).view(-1, 2).int(), torch.tensor([[gw, gh]]).expand(gw * gh, 2).int()
+
+
+@pytest.mark.parametrize("combine", ["add", "stack", "product"])
+def test_the_embedding_of_a_token_is_its_columns_and_its_rows_combined(combine: str) -> None:
+    embed = FactorizedPosEmbed(4, 8, "absolute", combine)
     coords = torch.tensor([[0, 0], [3, 1], [1, 3]], dtype=torch.int32)
-    torch.testing.assert_close(embed(coords), torch.stack([embed.x[x] + embed.y[y] for x, y in coords.tolist()]))
+    combined: dict[str, Callable[[int, int], torch.Tensor]] = {
+        "add": lambda x, y: embed.x[x] + embed.y[y],
+        "stack": lambda x, y: torch.cat([embed.x[x], embed.y[y]]),
+        "product": lambda x, y: embed.x[x] * embed.y[y],
+    }
+    expected = combined[combine]
+    out = embed(coords, torch.full((3, 2), 4))
+    torch.testing.assert_close(out, torch.stack([expected(x, y) for x, y in coords.tolist()]))
+    assert out.shape == (3, 8)
 
 
-def test_a_coordinate_beyond_the_table_is_refused_with_value_limit_and_remedy() -> None:
-    embed = FactorizedPosEmbed(4, 8)
-    embed(torch.tensor([[3, 3]]))
-    for coords in ([[4, 0]], [[0, 4]]):
-        with pytest.raises(ValueError, match=r"coordinate 4.*ends at 3.*max_grid to at least 5"):
-            embed(torch.tensor(coords))
+@pytest.mark.parametrize("mode", ["linear", "bilinear", "bicubic"])
+@pytest.mark.parametrize("G", [2, 7, 16])
+def test_resampling_weights_are_those_of_torch_at_every_side(mode: str, G: int) -> None:
+    for side in SIDES:
+        weights = resampling(torch.arange(side), torch.full((side,), side), G, mode)
+        table = torch.eye(G, dtype=torch.float64)
+        if mode == "linear":
+            expected = F.interpolate(table.T[None], size=side, mode="linear")[0].T
+        else:
+            image = table[None, :, :, None].expand(1, G, G, 2)  # resized along its rows only
+            expected = F.interpolate(image, size=(side, 2), mode=mode, antialias=True)[0, ..., 0].T
+        torch.testing.assert_close(weights.double(), expected, rtol=0, atol=2e-6)
 
 
-def test_coords_that_are_not_on_the_host_are_not_looked_at() -> None:
-    FactorizedPosEmbed(4, 8).check(torch.full((2, 2), 9, device="meta"))
-    FactorizedPosEmbed(4, 8).check(torch.empty(0, 2, dtype=torch.int32))
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
+def test_a_grid_of_positions_is_the_table_resized_to_each_images_grid(resize: str) -> None:
+    embed = GridPosEmbed(8, 6, resize)
+    shapes = [(5, 7), (8, 8), (14, 3), (1, 30), (40, 9)]
+    coords, grids = (torch.cat(each) for each in zip(*(raster(gw, gh) for gw, gh in shapes), strict=True))
+    together = embed(coords, grids).split([gw * gh for gw, gh in shapes])
+    for (gw, gh), ours in zip(shapes, together, strict=True):
+        # rows first, then columns: at a width of 1, torch 2.13 gives wrong values for both at once
+        rows = F.interpolate(embed.table.permute(2, 0, 1)[None], size=(gh, 8), mode=resize, antialias=True)
+        expected = F.interpolate(rows, size=(gh, gw), mode=resize, antialias=True)[0].flatten(1).T
+        torch.testing.assert_close(ours, expected, rtol=0, atol=2e-6)

@@ -76,8 +76,11 @@ PUBLIC: dict[str, list[str]] = {
     ],
     "patchnpack.models": [
         "Checkpoint",
+        "DenseNaViT",
+        "Features",
         "NaViT",
         "NaViTConfig",
+        "TokenMap",
         "TrainConfig",
         "TrainResult",
         "attention_backend",
@@ -88,6 +91,7 @@ PUBLIC: dict[str, list[str]] = {
         "learning_rate",
         "load_checkpoint",
         "save_checkpoint",
+        "token_maps",
         "train",
     ],
 }

@@ -1,0 +1,216 @@
+"""Packed against padded: images a CPU-second of one model, forward and backward, on photographs of native size.
+
+The same photographs, capped at 1,024 tokens of 16x16 pixels, go through the same weights (width 192, depth 3, 3 heads):
+
+    packed                      `NaViT` on packs of 4,096 slots, as `PackedImageLoader` makes them, one at a time
+    padded                      4 images at a time, each padded to 1,024 tokens, in plain torch: `F.linear`, attention
+                                with a key mask
+    padded, our linear          the same with the linear layers of `NaViT` (`models/linear.py`)
+    padded a batch, our linear  that, padded to the longest of the 4 only
+
+About 4,096 tokens at a time in each: larger working sets lose to page faults what they gain. The padded model is
+written out below: the blocks of the packed one on (images, tokens) tensors, with `scaled_dot_product_attention` and a
+boolean key mask. That it computes the same is asserted first. Then the choices of the model, packed, on the first two
+packs. One thread; the ways take turns, and a figure is the median of its rounds, each in CPU time of the process.
+
+    python benchmarks/model.py [--shards SHARDS] [--images 40] [--rounds 5] [--precision float32 bfloat16]
+
+Writes benchmarks/results/model.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import itertools
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+import torch.nn.functional as F
+
+from patchnpack import Native, PackedBatch, PackedImageLoader, Packing
+from patchnpack.models import NaViT, NaViTConfig, autocast, classification_loss
+from patchnpack.models.pooling import POOLINGS
+from patchnpack.models.pos_embed import POSITIONS
+
+HERE = Path(__file__).resolve().parent
+CLOTHING = str(HERE.parents[1] / "shared" / "data" / "clothing" / "train-{000000..000009}.tar")
+CAP, SLOTS, PATCH = 1024, 4096, 16
+CHOICES: dict[str, dict[str, Any]] = {
+    "default": {},
+    **{position: {"position": position} for position in POSITIONS[1:]},
+    **{pooling: {"pooling": pooling} for pooling in POOLINGS[1:]},
+    "4 registers": {"registers": 4},
+    "dense backend": {"backend": "dense"},
+}
+
+
+def load(shards: str, images: int, seq_len: int, batch_size: int, max_images: int = 64) -> list[PackedBatch]:
+    """The first images of `shards`, shuffled alike for every `seq_len`."""
+    packing = Packing(
+        seq_len=seq_len,
+        patch_size=PATCH,
+        resolution=Native(max_tokens=CAP),
+        algorithm="next_fit",
+        max_images=max_images,
+        balance=0,
+    )
+    loader = PackedImageLoader(shards, packing, batch_size=batch_size, label="cls", shuffle=True)
+    batches, seen = [], 0
+    for batch in loader:
+        if seen + batch.num_images > images:
+            break
+        batches.append(batch)
+        seen += batch.num_images
+    return batches
+
+
+def padded_logits(model: Any, batch: PackedBatch, longest: int, plain: bool) -> torch.Tensor:
+    """Logits (n, classes) of a batch with one image a pack, each padded to `longest` tokens; the default model only."""
+    patches, coords = batch.patches[:, :longest], batch.coords[:, :longest]
+    mask = (batch.segment_ids[:, :longest] > 0)[:, None, None]
+    n, L, _ = patches.shape
+    x = model.patch_embed(patches.flatten(0, 1)) + model.pos_embed(coords.flatten(0, 1), coords.flatten(0, 1))
+    x = x.unflatten(0, (n, L))
+
+    def linear(layer: Any, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(0, 1)
+        out: torch.Tensor = F.linear(flat, layer.weight, layer.bias) if plain else layer(flat)
+        return out.unflatten(0, (n, L))  # type: ignore[no-any-return]
+
+    def heads(x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (3, -1)).transpose(1, 2)  # type: ignore[no-any-return]
+
+    for block in model.blocks:
+        q, k, v = (heads(part) for part in linear(block.qkv, block.norm1(x)).chunk(3, -1))
+        q, k = block.q_norm(q).to(v.dtype), block.k_norm(k).to(v.dtype)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + linear(block.out, mixed.transpose(1, 2).flatten(2))
+        x = x + linear(block.down, F.gelu(linear(block.up, block.norm2(x))))
+    pool = model.pool
+    k, v = (heads(part) for part in linear(pool.kv, model.norm(x)).chunk(2, -1))
+    q = pool.query.to(k.dtype).expand(n, 1, -1, -1).transpose(1, 2)
+    pooled = pool.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(1))
+    logits: torch.Tensor = model.head(pooled + pool.down(F.gelu(pool.up(pool.norm(pooled)))))
+    return logits
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to compute the images of `batches`."""
+
+    batches: list[PackedBatch]
+    model: NaViT
+    logits: Callable[[PackedBatch], torch.Tensor]
+    slots: int
+
+    @property
+    def images(self) -> int:
+        return sum(batch.num_images for batch in self.batches)
+
+    def run(self, precision: str) -> float:
+        """CPU-seconds of forward and backward of all batches."""
+        began = time.process_time()
+        for batch in self.batches:
+            self.model.zero_grad()
+            with autocast(torch.device("cpu"), precision):
+                logits = self.logits(batch)
+            total, images = classification_loss(logits, batch)
+            (total / images).backward()
+        return time.process_time() - began
+
+
+def rates(ways: dict[str, Way], precision: str, rounds: int) -> dict[str, float]:
+    """Images a CPU-second of each way, the median of rounds that take turns; one round more warms up."""
+    seconds = [[way.run(precision) for way in ways.values()] for _ in range(rounds + 1)][1:]
+    medians = (statistics.median(times) for times in zip(*seconds, strict=True))
+    return {name: way.images / median for (name, way), median in zip(ways.items(), medians, strict=True)}
+
+
+def layouts(shards: str, images: int) -> dict[str, Way]:
+    """One model over packed and padded batches, once they are seen to give the same logits."""
+    packs = load(shards, images, SLOTS, 1)
+    singles = load(shards, sum(batch.num_images for batch in packs), CAP, SLOTS // CAP, 1)
+    model = make()
+    with torch.no_grad():
+        ours = torch.cat([model(batch)[batch.image_mask] for batch in packs])
+        theirs = torch.cat([padded_logits(model, batch, CAP, plain=True) for batch in singles])
+    torch.testing.assert_close(ours[: len(theirs)], theirs, rtol=1e-3, atol=1e-4)
+
+    def padded(longest: Callable[[PackedBatch], int], plain: bool) -> Way:
+        slots = sum(longest(batch) * batch.num_images for batch in singles)
+        return Way(singles, model, lambda b: padded_logits(model, b, longest(b), plain)[:, None], slots)
+
+    return {
+        "packed": Way(packs, model, model, sum(batch.num_tokens for batch in packs)),
+        "padded": padded(lambda _: CAP, True),
+        "padded, our linear": padded(lambda _: CAP, False),
+        "padded a batch, our linear": padded(lambda batch: batch.max_seqlen, False),
+    }
+
+
+def make(**changes: Any) -> NaViT:
+    model = NaViT(NaViTConfig(num_classes=10, width=192, depth=3, heads=3, patch_size=PATCH, **changes))
+    assert isinstance(model.head, torch.nn.Linear)
+    torch.nn.init.normal_(model.head.weight, std=0.1)
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", default=CLOTHING)
+    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "model.csv")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    ways = layouts(options.shards, options.images)
+    few = ways["packed"].batches[:2]
+    choices = {name: make(**changes) for name, changes in CHOICES.items()}
+    choice_ways = {name: Way(few, model, model, sum(b.num_tokens for b in few)) for name, model in choices.items()}
+    print(f"$ python {shlex.join(sys.argv)}")
+    print(f"{'':38}{'images':>8}{'slots':>9}{'images a CPU-second':>22}{'the first is':>14}")
+    rows = []
+    for precision, group in itertools.product(options.precision, (ways, choice_ways)):
+        found = rates(group, precision, options.rounds)
+        for name, rate in found.items():
+            first = next(iter(found.values())) / rate
+            way, label = group[name], f"{precision}, {name}"
+            print(f"{label:38}{way.images:>8}{way.slots:>9,}{rate:>22.2f}{first:>13.2f}x", flush=True)
+            rows.append(
+                {
+                    "way": name,
+                    "precision": precision,
+                    "images": way.images,
+                    "slots": way.slots,
+                    "images_per_cpu_second": round(rate, 3),
+                    "first_of_group_over_this": round(first, 3),
+                    "machine": platform.processor() or platform.machine(),
+                    "torch": torch.__version__,
+                    "date": datetime.date.today().isoformat(),
+                    "command": shlex.join(["python", *sys.argv]),
+                }
+            )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with options.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Features of a `NaViT` for other heads: tokens, pooled vectors, and tokens laid back into maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from patchnpack.packer.batch import PackedBatch
+
+if TYPE_CHECKING:
+    pass
+
+# B packs, K images in a pack at most, T valid tokens of the batch, N images of the batch, D width
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Features:
+    """What `NaViT.features` gives.
+
+    Attributes:
+        tokens: (T, D), the valid tokens in the batch's order, that of `PackedBatch.token_index`, after the last norm.
+        cu_seqlens: int32 (N + 1,), where each image starts in them; images in the order of `PackedBatch.images`.
+        pooled: (B, K, D), the vector that the head takes; 0 where there is no image.
+    """
+
+    tokens: torch.Tensor
+    cu_seqlens: torch.Tensor
+    pooled: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TokenMap:
+    """The tokens of one image, laid out as its patches lie.
+
+    Attributes:
+        features: (gh, gw, D); 0 where the token was dropped.
+        mask: bool (gh, gw), True where there is a token.
+    """
+
+    features: torch.Tensor
+    mask: torch.Tensor
+
+
+def token_maps(tokens: torch.Tensor, batch: PackedBatch) -> list[TokenMap]:
+    """Lays token features (T, D), in the batch's order, back into one map an image, in the order of `batch.images()`.
+
+    On a GPU this waits once, for the grids. Gradients pass through.
+
+    Raises:
+        ValueError: `tokens` has not one row for each valid token of the batch.
+    """
+    if len(tokens) != batch.num_tokens:
+        raise ValueError(
+            f"there are {len(tokens)} token features for a batch of {batch.num_tokens} tokens; give those of "
+            "NaViT.features(batch).tokens, one for each valid token"
+        )
+    coords = batch.coords.flatten(0, 1)[batch.token_index].long().split(batch.lengths)
+    maps = []
+    for (gw, gh), image, xy in zip(
+        batch.grids[batch.image_mask].tolist(), tokens.split(batch.lengths), coords, strict=True
+    ):
+        place = xy[:, 1] * gw + xy[:, 0]
+        features = tokens.new_zeros(gh * gw, tokens.shape[1]).index_copy(0, place, image)
+        mask = torch.zeros(gh * gw, dtype=torch.bool, device=tokens.device).index_fill(0, place, True)
+        maps.append(TokenMap(features=features.unflatten(0, (gh, gw)), mask=mask.unflatten(0, (gh, gw))))
+    return maps

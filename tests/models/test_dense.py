@@ -1,0 +1,90 @@
+"""`DenseNaViT`: the model over tensors of fixed shapes, compiled and exported."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from patchnpack.models import DenseNaViT, NaViTConfig
+
+Draw = Callable[..., Any]
+Pack = Callable[..., Any]
+Build = Callable[..., Any]
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "grid, mean": {"position": "grid", "pooling": "mean"},
+    "rope, cls, registers": {"position": "rope", "pooling": "cls", "registers": 2},
+    "learned_grid, max": {"position": "learned_grid", "pooling": "max"},
+    "fractional": {"position": "fractional"},
+    "sinusoidal": {"position": "sinusoidal"},
+    "fourier": {"position": "fourier"},
+    "mlp": {"position": "mlp"},
+}
+
+
+def two_batches(draw: Draw, pack: Pack) -> list[Any]:
+    """Of one shape, with other images in them."""
+    one = pack([[draw(5, 3), draw(3, 5, keep=9), draw(1, 1)], [draw(4, 4)]], slots=32, columns=4)
+    return [one, pack([[], [draw(2, 6), draw(6, 2, keep=3), draw(3, 3), draw(1, 4)]], slots=32, columns=4)]
+
+
+def tensors(batch: Any) -> tuple[torch.Tensor, ...]:
+    return batch.patches, batch.segment_ids, batch.coords, batch.grids
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_an_exported_model_gives_the_logits_of_other_batches_of_its_shape_too(
+    variant: dict[str, Any], draw: Draw, pack: Pack, build: Build, config: NaViTConfig
+) -> None:
+    model = build(dataclasses.replace(config, **variant))
+    first, second = two_batches(draw, pack)
+    exported = torch.export.export(DenseNaViT(model), tensors(first)).module()
+    for batch in (first, second):
+        torch.testing.assert_close(exported(*tensors(batch)), model(batch), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_exports_at_a_patch_size_that_is_not_its_own(
+    draw: Draw, pack: Pack, build: Build, config: NaViTConfig
+) -> None:
+    model, batch = build(dataclasses.replace(config, patch_size=6)), two_batches(draw, pack)[0]
+    exported = torch.export.export(DenseNaViT(model), tensors(batch)).module()
+    torch.testing.assert_close(exported(*tensors(batch)), model(batch), rtol=1e-4, atol=1e-5)
+
+
+def compiled_equals_eager(model: DenseNaViT, batches: list[Any], backend: str, tolerance: float) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
+    for batch in batches:
+        results = []
+        for run in (compiled, model):
+            model.zero_grad()
+            logits = run(*tensors(batch))
+            logits.square().sum().backward()
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            assert len(gradients) == len(list(model.parameters()))
+            results.append((logits, gradients))
+        (ours, our_gradients), (theirs, their_gradients) = results
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+        scale = max(float(gradient.norm()) for gradient in their_gradients)
+        for mine, other in zip(our_gradients, their_gradients, strict=True):
+            assert (mine - other).norm() <= tolerance * scale
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "a batch of the same shape compiled anew"
+
+
+@pytest.mark.parametrize("name", ["default", "grid, mean", "rope, cls, registers"])
+def test_forward_and_backward_compile_as_one_graph_for_all_batches_of_a_shape(
+    name: str, draw: Draw, pack: Pack, build: Build, config: NaViTConfig
+) -> None:
+    model = DenseNaViT(build(dataclasses.replace(config, **VARIANTS[name])).train())
+    compiled_equals_eager(model, two_batches(draw, pack), "aot_eager", 1e-4)
+
+
+@pytest.mark.soak
+def test_forward_and_backward_compile_with_inductor(draw: Draw, pack: Pack, build: Build, config: NaViTConfig) -> None:
+    compiled_equals_eager(DenseNaViT(build(config).train()), two_batches(draw, pack), "inductor", 1e-4)
