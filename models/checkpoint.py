@@ -1,4 +1,4 @@
-"""Checkpoints: a trained model with its optimizer, step and configuration, in one file that is whole or absent."""
+"""Checkpoints: a model, and all that its training needs to go on, in one file that is whole or absent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patchnpack.models.config import NaViTConfig
 from patchnpack.models.navit import NaViT
 from patchnpack.packer.files import atomic_write
 
-FORMAT = "patchnpack.navit.1"
+FORMAT = "patchnpack.navit.2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,11 +22,12 @@ class Checkpoint:
     """What `load_checkpoint` gives back.
 
     Attributes:
-        model: with its weights, in evaluation mode.
+        model: in evaluation mode, with its weights, or their moving average where the run kept one.
         optimizer: the optimizer's state dict; empty where none was saved.
         step: optimizer steps taken.
         train_config: fields of the `TrainConfig`; empty where none was saved.
         metrics: of the last evaluation.
+        state: what else `train` needs to go on; empty where none was saved.
     """
 
     model: NaViT
@@ -34,6 +35,7 @@ class Checkpoint:
     step: int = 0
     train_config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -44,8 +46,12 @@ def save_checkpoint(
     step: int = 0,
     train_config: dict[str, Any] | None = None,
     metrics: dict[str, float] | None = None,
+    state: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a checkpoint of tensors and plain dicts, readable with `torch.load(path, weights_only=True)`."""
+    """Writes a checkpoint of tensors and plain dicts, readable with `torch.load(path, weights_only=True)`.
+
+    `state["ema"]`, a state dict of the model, is what `load_checkpoint` gives the model.
+    """
     content = {
         "format": FORMAT,
         "model_config": asdict(model.config),
@@ -54,17 +60,13 @@ def save_checkpoint(
         "step": step,
         "train_config": train_config or {},
         "metrics": metrics or {},
+        "state": state or {},
     }
     atomic_write(path, lambda file: torch.save(content, file))
 
 
-def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Reads a checkpoint; nothing in the file is executed.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a checkpoint of this library.
-    """
+def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint as it was saved; errors as of `load_checkpoint`."""
     remedy = f"{path} is not a patchnpack checkpoint; give a file that train(out=...) or save_checkpoint wrote"
     with Path(path).open("rb") as file:
         if not zipfile.is_zipfile(file):  # a file cut short, too: the directory of a zip archive is at its end
@@ -75,12 +77,20 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         raise ValueError(f"{remedy} ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(remedy)
+    return content
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Reads a checkpoint; nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a checkpoint of this library.
+    """
+    content = read_checkpoint(path, device)
     model = NaViT(NaViTConfig(**content["model_config"])).to(device)
-    model.load_state_dict(content["model"])
+    model.load_state_dict(content["state"].get("ema") or content["model"])
     return Checkpoint(
         model=model.eval(),
-        optimizer=content["optimizer"],
-        step=content["step"],
-        train_config=content["train_config"],
-        metrics=content["metrics"],
+        **{name: content[name] for name in ("optimizer", "step", "train_config", "metrics", "state")},
     )

@@ -1,4 +1,4 @@
-"""What a model is made of and how it is trained: plain values, checked when they are given."""
+"""What a model is made of: plain values, checked when they are given."""
 
 from __future__ import annotations
 
@@ -129,59 +129,3 @@ class NaViTConfig:
             raise ValueError(f"std is {self.std}; every value must be above 0")
         if self.backend not in ("varlen", "flash"):  # whether those can run is known only where the tensors are
             attention_backend("cpu", backend=self.backend)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """How a model is trained. Give exactly one of `epochs`, `steps` and `minutes`.
-
-    Attributes:
-        epochs, steps, minutes: the budget; the learning rate falls to 0 at its end. With `minutes` of wall time the
-            schedule follows the clock, so two runs differ; the last evaluation comes on top.
-        lr: peak learning rate of AdamW; the default suits steps of some tens of images.
-        weight_decay: on matrices; norms, biases, position tables and the pooling query have none.
-        betas: of AdamW.
-        warmup: share of the budget in which the learning rate grows linearly; then it falls as a half cosine.
-        clip: largest norm of the gradient over all parameters.
-        label_smoothing: share of the target spread evenly over the classes; int labels only.
-        eval_every: epochs between evaluations and checkpoints; there is always one at the end.
-        log_every: seconds between lines where the output is not a terminal.
-        seed: of the initial weights and of drop_path.
-        device: "auto" is CUDA where there is one, else the CPU.
-        precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the hardware multiplies it.
-
-    >>> TrainConfig(epochs=10, minutes=5)
-    Traceback (most recent call last):
-    ValueError: the budget is {'epochs': 10, 'minutes': 5}; give exactly one of epochs, steps and minutes
-    """
-
-    epochs: int | None = None
-    steps: int | None = None
-    minutes: float | None = None
-    lr: float = 2e-4
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.99)
-    warmup: float = 0.1
-    clip: float = 1.0
-    label_smoothing: float = 0.1
-    eval_every: int = 1
-    log_every: float = 20.0
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-
-    def __post_init__(self) -> None:
-        budgets = {"epochs": self.epochs, "steps": self.steps, "minutes": self.minutes}
-        given = {name: value for name, value in budgets.items() if value is not None}
-        if len(given) != 1:
-            raise ValueError(f"the budget is {given or 'not given'}; give exactly one of epochs, steps and minutes")
-        for name, value in {**given, "lr": self.lr, "clip": self.clip, "eval_every": self.eval_every}.items():
-            if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
-        for name in ("warmup", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, at least 0 and less than 1")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must not be negative")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"precision is {self.precision!r}; choose 'auto', 'float32' or 'bfloat16'")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
-from patchnpack.models.navit import NaViT, classification_loss
+from patchnpack.models.losses import Classification, Objective, Outcome
+from patchnpack.models.navit import NaViT
+from patchnpack.models.ranks import over_ranks
 from patchnpack.packer.batch import PackedBatch
 
 
@@ -46,7 +48,7 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
 
 @dataclass(kw_only=True, slots=True)
 class Meter:
-    """Sums over batches. Losses and hits stay on the device until `row` reads them, so that no step waits for one."""
+    """Sums over batches. Losses and hits stay on the device until they are read, so that no step waits for one."""
 
     loss: Any = 0.0
     hits: Any = 0
@@ -56,19 +58,32 @@ class Meter:
     slots: int = 0
     start: float = field(default_factory=time.perf_counter)
 
-    def add(self, batch: PackedBatch, logits: torch.Tensor, loss: torch.Tensor, labelled: torch.Tensor) -> None:
-        """Counts one batch, with `loss` and `labelled` of `classification_loss`."""
-        best, labels = logits.detach().argmax(-1), batch.labels
-        if labels.is_floating_point():  # a hit: no target of the image is larger than that of the class it was given
-            hits = labels.gather(-1, best[..., None])[..., 0] == labels.amax(-1)
-        else:
-            hits = labels == best
-        self.hits += (hits & batch.image_mask).sum()
-        self.loss += loss.detach()
-        self.labelled += labelled
+    SUMS: ClassVar = ("loss", "hits", "labelled", "images", "tokens", "slots")
+
+    def add(self, batch: PackedBatch, outcome: Outcome) -> None:
+        """Counts one batch."""
+        self.loss += outcome.total.detach()
+        self.hits += outcome.hits
+        self.labelled += outcome.images
         self.images += batch.num_images
         self.tokens += batch.num_tokens
         self.slots += batch.segment_ids.numel()
+
+    def over_ranks(self, device: torch.device) -> Meter:
+        """The sums of all ranks; every rank calls it."""
+        ours = torch.tensor([float(getattr(self, name)) for name in self.SUMS], dtype=torch.float64)
+        sums: dict[str, Any] = dict(zip(self.SUMS, over_ranks(ours, device).tolist(), strict=True))
+        return Meter(start=self.start, **sums)
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps of it: the sums, and the seconds that they took."""
+        return {name: float(getattr(self, name)) for name in self.SUMS} | {"seconds": time.perf_counter() - self.start}
+
+    @classmethod
+    def of_state(cls, state: dict[str, float]) -> Meter:
+        """One that goes on where `state` was taken."""
+        sums: dict[str, Any] = {name: state[name] for name in cls.SUMS}
+        return cls(start=time.perf_counter() - state["seconds"], **sums)
 
     def row(self) -> dict[str, float]:
         """Means so far: loss, accuracy, images_per_second, tokens_per_second, padding."""
@@ -82,13 +97,18 @@ class Meter:
         }
 
 
-def evaluate(model: NaViT, loader: Batches, *, precision: str = "auto") -> dict[str, float]:
+def evaluate(
+    model: NaViT, loader: Batches, *, precision: str = "auto", objective: Objective | None = None
+) -> dict[str, float]:
     """Loss and accuracy over one pass of `loader`, each of its images counted once.
+
+    Where several ranks train together, each gives the loader of its own share, and gets the figures of all.
 
     Args:
         model: evaluated on the device where its weights lie; its mode is left as it was.
         loader: one that gives each image once: no `repeat`, no token drop. Batches may hold unequal numbers of images.
         precision: as in `TrainConfig`.
+        objective: what is measured, on the same device; None is `Classification()`.
 
     Returns:
         loss, accuracy, images (the labelled ones, which alone count), unlabelled, seconds. An image with float targets
@@ -101,23 +121,25 @@ def evaluate(model: NaViT, loader: Batches, *, precision: str = "auto") -> dict[
         len(loader)
     except TypeError as error:
         raise ValueError("evaluation needs a loader that ends, so one with a length; use repeat=False") from error
+    objective = Classification() if objective is None else objective.for_evaluation()
     device, was_training, meter = next(model.parameters()).device, model.training, Meter()
     model.eval()
     for batch in loader:
-        model.check(batch, labels=True)
-        batch = batch.to(device, non_blocking=True)
+        moved = [part.to(device, non_blocking=True) for part in objective.prepare(model, batch)]
         with torch.no_grad(), autocast(device, precision):
-            logits = model(batch)
-        meter.add(batch, logits, *classification_loss(logits, batch))
+            meter.add(batch, objective(model, *moved))
     model.train(was_training)
+    meter = meter.over_ranks(device)
     labelled = int(meter.labelled)
     if labelled == 0:
-        raise ValueError(f"the evaluation data hold {meter.images} images, none labelled; check `label` and the shards")
+        raise ValueError(
+            f"the evaluation data hold {int(meter.images)} images, none labelled; check `label` and the shards"
+        )
     means = meter.row()
     return {
         "loss": means["loss"],
         "accuracy": means["accuracy"],
         "images": labelled,
-        "unlabelled": meter.images - labelled,
+        "unlabelled": int(meter.images) - labelled,
         "seconds": time.perf_counter() - meter.start,
     }

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 import math
-import time
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from patchnpack.models.checkpoint import save_checkpoint
-from patchnpack.models.config import NaViTConfig, TrainConfig
-from patchnpack.models.evaluate import Batches, Meter, autocast, evaluate
-from patchnpack.models.navit import NaViT, classification_loss
-from patchnpack.packer.batch import PackedBatch
-from patchnpack.packer.files import atomic_write
+from patchnpack.models.config import NaViTConfig
+from patchnpack.models.display import Display, TensorBoard
+from patchnpack.models.evaluate import Batches, evaluate
+from patchnpack.models.losses import Classification, Objective
+from patchnpack.models.navit import NaViT
+from patchnpack.models.ranks import over_ranks, rank_and_size
+from patchnpack.models.run import CHECKPOINT, Run
+from patchnpack.models.train_config import TrainConfig
 
-CHECKPOINT = "checkpoint.pt"
-HISTORY = "history.jsonl"
+Log = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,12 +28,12 @@ class TrainResult:
     """What `train` gives back.
 
     Attributes:
-        model: the trained model, in evaluation mode.
+        model: the trained model, or its moving average, in evaluation mode.
         metrics: of the last evaluation, or of the last epoch's training where there is no validation.
         history: one row for each evaluation: step, epoch, minutes, loss, accuracy, images_per_second,
             tokens_per_second and padding of the epoch's training, and with validation val_loss, val_accuracy,
             val_images.
-        losses: the loss of every step.
+        losses: the loss of every step, those before the run was taken up again too.
         checkpoint: where it lies, or None without `out`.
     """
 
@@ -46,196 +44,112 @@ class TrainResult:
     checkpoint: Path | None
 
 
-def learning_rate(progress: float, config: TrainConfig) -> float:
-    """The learning rate at `progress` (0 to 1) of the budget: linear warm-up, then a half cosine down to 0.
-
-    >>> [round(learning_rate(p, TrainConfig(steps=100, lr=1.0, warmup=0.1)), 2) for p in (0.0, 0.05, 0.1, 0.55, 1.0)]
-    [0.0, 0.5, 1.0, 0.5, 0.0]
-    """
-    if progress < config.warmup:
-        return config.lr * progress / config.warmup
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min((progress - config.warmup) / (1 - config.warmup), 1.0)))
-
-
-def make_optimizer(model: NaViT, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only."""
-    groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        groups[parameter.ndim > 1 and not name.startswith(("pos_embed.", "pool.query"))].append(parameter)
-    decays = ((True, config.weight_decay), (False, 0.0))
-    settings = [{"params": groups[decayed], "weight_decay": decay} for decayed, decay in decays]
-    return torch.optim.AdamW(settings, lr=config.lr, betas=config.betas, fused=True)
-
-
 def train(
     model: NaViT | NaViTConfig,
     loader: Batches,
     *,
     config: TrainConfig,
+    objective: Objective | None = None,
     validation: Batches | None = None,
     out: str | Path | None = None,
+    resume: bool | None = None,
+    log: Log | None = None,
+    started: Callable[[], None] | None = None,
 ) -> TrainResult:
     """Trains a `NaViT` on a loader of packed batches.
 
+    Where a process group of several ranks has been started, every rank calls this with the loader of its own share, and
+    they train one model (DDP). The loss of a step is the sum over its images, of all ranks and `config.accumulate`
+    batches, divided by their number.
+
     Args:
         model: a model, trained in place, or the configuration of a new one, drawn from `config.seed`.
-        loader: each `iter` is one epoch. `set_epoch(epoch)` is called before it and `total_steps(epochs)` gives the
-            length of the schedule, where the loader has them. Augmentation is its `transform`.
+        loader: each `iter` is one epoch. `set_epoch(epoch)` is called before it, `total_steps(epochs)` gives the length
+            of the schedule, and `state_dict` and `load_state_dict` its place, where the loader has them; otherwise the
+            batches of an epoch that was interrupted are drawn again and passed over.
         config: how to train.
+        objective: what is minimised; None is `Classification` as `config` says.
         validation: evaluated every `eval_every` epochs and at the end.
         out: folder, made if absent, that receives `checkpoint.pt` and `history.jsonl` at each evaluation.
-
-    The loss of a step is the sum over the labelled images of the batch, divided by their number.
+        resume: whether to go on from the checkpoint in `out`: None where there is one, True insists, False deletes it.
+            The losses are then those of a run that was never interrupted, on a CPU bit for bit. A finished run gives
+            back what it gave.
+        log: called on rank 0 with the step and its scalars, every `log_steps` steps and after each evaluation. Every
+            rank must give one, or none.
+        started: called on rank 0 once everything has been checked, before the first step.
 
     Raises:
-        ValueError: a batch does not fit the model, or a loader is empty.
+        ValueError: a batch does not fit the model, a loader is empty, or the checkpoint is of another run.
         FloatingPointError: the loss is no longer a number.
     """
-    best = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(best if config.device == "auto" else config.device)
-    total = None if config.minutes else config.steps or _total_steps(loader, config.epochs or 0)
-    folder = None if out is None else Path(out)
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), _Display(config.log_every) as display:
+    rank, _ = rank_and_size()
+    device, folder = _device(config), None if out is None else Path(out)
+    if folder is None and (resume or config.tensorboard or config.save_every or config.save_minutes):
+        raise ValueError("resume, tensorboard, save_every and save_minutes need a folder; give out=")
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        Display(config.log_every, quiet=rank > 0) as display,
+    ):
         torch.manual_seed(config.seed)
         model = (NaViT(model) if isinstance(model, NaViTConfig) else model).to(device).train()
-        first = () if validation is None else itertools.islice(validation, 1)
-        for batch in first:  # a mistake there must not wait for the end of an epoch
-            model.check(batch, labels=True)
-        optimizer = make_optimizer(model, config)
-        history: list[dict[str, float]] = []
-        losses: list[torch.Tensor] = []
-        start, progress = time.perf_counter(), 0.0
-        half = 0.5 / total if total else 0.0  # a step takes the learning rate of its middle, so that no step has none
-        for epoch in itertools.count():
-            if hasattr(loader, "set_epoch"):
-                loader.set_epoch(epoch)
-            meter = Meter()
-            for batch in loader:
-                model.check(batch, labels=True)
-                batch = batch.to(device, non_blocking=True)
-                losses.append(_step(model, optimizer, batch, meter, config, progress + half))
-                minutes = (time.perf_counter() - start) / 60
-                progress = len(losses) / total if total else minutes / (config.minutes or 1)
+        if objective is None:
+            mixing = {name: getattr(config, name) for name in ("loss", "label_smoothing", "mixup", "cutmix")}
+            objective = Classification(**mixing)
+        run = Run(model, objective.to(device), config, device, folder)
+        batches_left = run.restore(loader, resume)
+        if validation is not None and run.progress < 1:
+            for batch in itertools.islice(validation, 1):  # a mistake there must not wait for the end of an epoch
+                objective.for_evaluation().prepare(model, batch)
+        run.plan(loader, batches_left)
+        if started is not None and rank == 0:
+            started()
+        board = TensorBoard(folder, run.step) if config.tensorboard and folder and rank == 0 else None
+        logs = [one for one in (log, board) if one is not None and rank == 0]
+        logging = log is not None or config.tensorboard
+        while run.progress < 1:
+            for _ in run.steps(loader):
+                if logging and run.step % config.log_steps == 0:
+                    scalars = run.scalars(loader)
+                    for one in logs:
+                        one(run.step, scalars)
                 if display.due():
-                    display.show(progress, {"epoch": epoch, **_finite(meter.row(), config)})
-                if progress >= 1:
-                    break
-            if meter.slots == 0:
-                raise ValueError(f"the loader gave no batch in epoch {epoch}; check its source and its filters")
-            if progress < 1 and (epoch + 1) % config.eval_every:
+                    display.show(run.progress, {"epoch": run.epoch, **_finite(run.meter.row(), config)})
+            if run.progress < 1 and (run.epoch + 1) % config.eval_every:
+                run.end_epoch(save=run.save_due())
                 continue
-            row = {"step": len(losses), "epoch": epoch, "minutes": minutes, **_finite(meter.row(), config)}
-            metrics = {"loss": row["loss"], "accuracy": row["accuracy"]}
+            row = {"step": run.step, "epoch": run.epoch, "minutes": run.minutes()}
+            row |= _finite(run.meter.over_ranks(device).row(), config)
+            run.metrics = {"loss": row["loss"], "accuracy": row["accuracy"]}
             if validation is not None:
-                metrics = evaluate(model, validation, precision=config.precision)
-                row |= {f"val_{name}": metrics[name] for name in ("loss", "accuracy", "images")}
-            history.append(row)
-            display.show(progress, row, keep=True)
-            if folder:
-                _write(folder, model, optimizer, config, history, metrics)
-            if progress >= 1:
-                break
+                if hasattr(validation, "set_epoch"):
+                    validation.set_epoch(0)  # the same draws each time
+                run.metrics = evaluate(run.evaluated(), validation, precision=config.precision, objective=objective)
+                row |= {f"val_{name}": run.metrics[name] for name in ("loss", "accuracy", "images")}
+                for one in logs:
+                    one(run.step, {f"validation/{name}": value for name, value in run.metrics.items()})
+            run.history.append(row)
+            display.show(run.progress, row, keep=True)
+            run.end_epoch(save=True)
+        if board:
+            board.writer.close()
+        over_ranks(torch.zeros(1), device)  # no rank returns before the checkpoint is there
     return TrainResult(
-        model=model.eval(),
-        metrics=metrics,
-        history=history,
-        losses=torch.stack(losses).tolist(),
+        model=run.evaluated().eval(),
+        metrics=run.metrics,
+        history=run.history,
+        losses=run.all_losses().tolist(),
         checkpoint=folder and folder / CHECKPOINT,
     )
 
 
-def _step(
-    model: NaViT,
-    optimizer: torch.optim.Optimizer,
-    batch: PackedBatch,
-    meter: Meter,
-    config: TrainConfig,
-    progress: float,
-) -> torch.Tensor:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(progress, config)
-    with autocast(batch.patches.device, config.precision):
-        logits = model(batch)
-    total, images = classification_loss(logits, batch, config.label_smoothing)
-    loss = total / images.clamp(min=1)
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    optimizer.step()
-    meter.add(batch, logits, total, images)
-    return loss.detach()
-
-
-def _total_steps(loader: Batches, epochs: int) -> int:
-    try:
-        steps = int(loader.total_steps(epochs)) if hasattr(loader, "total_steps") else epochs * len(loader)
-    except TypeError as error:
-        raise ValueError("this loader has no length, so epochs cannot be counted; give steps or minutes") from error
-    if steps == 0:
-        raise ValueError("the loader has no batch; check its source and its filters")
-    return steps
+def _device(config: TrainConfig) -> torch.device:
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    name = best if config.device == "auto" else config.device
+    # torchrun starts a process for each GPU
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
 
 
 def _finite(row: dict[str, float], config: TrainConfig) -> dict[str, float]:
     if not math.isfinite(row["loss"]):
         raise FloatingPointError(f"the loss is {row['loss']}; try an lr below {config.lr}, or precision 'float32'")
     return row
-
-
-def _write(
-    folder: Path,
-    model: NaViT,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    history: list[dict[str, float]],
-    metrics: dict[str, float],
-) -> None:
-    save_checkpoint(
-        folder / CHECKPOINT,
-        model,
-        optimizer=optimizer,
-        step=int(history[-1]["step"]),
-        train_config=dataclasses.asdict(config),
-        metrics=metrics,
-    )
-    lines = "".join(json.dumps(row) + "\n" for row in history)
-    atomic_write(folder / HISTORY, lambda file: file.write(lines.encode()))
-
-
-class _Display:
-    """A progress bar on a terminal; elsewhere a plain line every `log_every` seconds."""
-
-    def __init__(self, log_every: float) -> None:
-        console = Console(stderr=True, highlight=False)
-        text = TextColumn("{task.description}")
-        self.bar = Progress(BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), text, console=console)
-        self.bar.disable = not console.is_terminal
-        self.every = log_every if self.bar.disable else 0.5
-        self.task = self.bar.add_task("", total=1.0)
-        self.last = time.perf_counter()
-
-    def __enter__(self) -> _Display:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def due(self) -> bool:
-        return time.perf_counter() - self.last >= self.every
-
-    def show(self, progress: float, row: dict[str, float], keep: bool = False) -> None:
-        """Shows a row; with `keep`, as a line that stays."""
-        self.last = time.perf_counter()
-        text = (
-            f"epoch {row['epoch']}  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}  "
-            f"{row['images_per_second']:.0f} images/s  {row['tokens_per_second']:.0f} tokens/s  "
-            f"padding {row['padding']:.1%}"
-        )
-        if "val_loss" in row:
-            text += f"  validation loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.3f}"
-        self.bar.update(self.task, completed=progress, description=text)
-        if keep or self.bar.disable:
-            self.bar.console.print(f"{progress:4.0%}  {text}", soft_wrap=True)

@@ -180,7 +180,7 @@ def takes(
             default, _, help = parsed[field.name]
             flags.append(_flag(field.name, type(default), default, help))
         elif field.name in helps:
-            kind = hints[field.name] if hints[field.name] in (int, float, int | None, float | None) else str
+            kind = hints[field.name] if hints[field.name] in (bool, int, float, int | None, float | None) else str
             flags.append(_flag(field.name, kind, field.default, helps[field.name]))
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -234,6 +234,28 @@ takes_packing = takes(
     },
 )
 
+takes_evaluation = takes(
+    Packing,
+    "packing",
+    {
+        "seq_len": "Token slots in a pack.",
+        "oversize": "Images of more than seq-len tokens: shrink, drop, skip or error.",
+        "max_images": "Images in a pack at most.",
+        "grid_multiple": "Both sides of a grid are multiples of this.",
+        "image_mode": "RGB, L or RGBA.",
+        "interpolation": "Filter that resizes images, by PIL's name.",
+    },
+    {
+        "patch_size": (
+            "",
+            lambda text: parse_patch_size(text) if text else None,
+            "Side of a patch in pixels; by default the model's.",
+        ),
+        "resolution": ("native", parse_resolution, f"{_RESOLUTIONS}."),
+    },
+    make=dict,
+)
+
 takes_model = takes(
     NaViTConfig,
     "model",
@@ -252,12 +274,28 @@ takes_training = takes(
     {
         "epochs": "Budget in epochs; give this, steps or minutes.",
         "steps": "Budget in batches.",
-        "minutes": "Budget in minutes.",
+        "minutes": "Budget in minutes, over all parts of a run.",
+        "accumulate": "Batches of a step.",
         "lr": "Peak learning rate.",
-        "weight_decay": "Of AdamW, on matrices.",
+        "schedule": "cosine or rsqrt.",
         "warmup": "Share of the budget in which the learning rate grows.",
+        "cooldown": "Share of the budget at its end in which it falls to 0, of rsqrt.",
+        "layer_decay": "Learning rate of a block over that of the next one.",
+        "weight_decay": "Of AdamW, on matrices.",
+        "clip": "Largest norm of the gradient.",
+        "ema": "Decay of a moving average of the weights; 0 is none.",
+        "loss": "softmax, sigmoid, or auto: softmax for classes.",
         "label_smoothing": "Share of the target spread over all classes.",
+        "mixup": "Alpha of MixUp; 0 is off.",
+        "cutmix": "Alpha of CutMix; 0 is off.",
+        "temperature": "Of distillation.",
+        "task_weight": "Of the labels' loss in distillation.",
         "eval_every": "Epochs between evaluations.",
+        "save_every": "Steps between further checkpoints.",
+        "save_minutes": "Minutes between further checkpoints.",
+        "keep": "Newest checkpoints that are kept.",
+        "log_steps": "Steps between scalars.",
+        "tensorboard": "Write scalars for TensorBoard into OUT.",
         "seed": "Of the initial weights, the order and every draw.",
         "device": "auto, cpu or cuda.",
         "precision": "auto, float32 or bfloat16.",

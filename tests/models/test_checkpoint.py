@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from patchnpack.models import NaViTConfig, TrainConfig, load_checkpoint, save_checkpoint
-from patchnpack.models.train import make_optimizer
+from patchnpack.models.optim import make_optimizer
 
 
 def test_a_checkpoint_gives_back_outputs_step_optimizer_and_configuration(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from patchnpack.models import NaViTConfig, TrainConfig
+from patchnpack.models import NaViTConfig
 
 
 def test_one_mean_stands_for_all_channels() -> None:
@@ -46,21 +46,3 @@ def test_one_mean_stands_for_all_channels() -> None:
 def test_an_impossible_model_is_refused_with_value_and_remedy(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NaViTConfig(**{"num_classes": 2, **changes})
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"epochs": None}, r"not given.*exactly one of epochs, steps and minutes"),
-        ({"steps": 5}, r"'epochs': 1, 'steps': 5.*exactly one"),
-        ({"epochs": 0}, r"epochs is 0; it must be above 0"),
-        ({"lr": -1.0}, r"lr is -1.0; it must be above 0"),
-        ({"warmup": 1.0}, r"warmup is 1.0; it is a share"),
-        ({"label_smoothing": -0.1}, r"label_smoothing is -0.1; it is a share"),
-        ({"weight_decay": -0.1}, r"weight_decay is -0.1; it must not be negative"),
-        ({"precision": "float16"}, r"precision is 'float16'; choose 'auto', 'float32' or 'bfloat16'"),
-    ],
-)
-def test_an_impossible_training_is_refused_with_value_and_remedy(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainConfig(**{"epochs": 1, **changes})

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from patchnpack.models import NaViT, NaViTConfig, TrainConfig, evaluate, learning_rate, load_checkpoint, train
-from patchnpack.models.train import make_optimizer
+from patchnpack.models import NaViTConfig, TrainConfig, evaluate, learning_rate, load_checkpoint, train
+from patchnpack.models.optim import make_optimizer
 
 Draw = Callable[..., Any]
 Pack = Callable[..., Any]
@@ -107,7 +108,7 @@ def test_training_ends_with_its_budget(
     result = train(small, loader, config=settings(**budget))
     assert len(result.losses) == steps
     assert loader.epochs == epochs
-    assert loader.asked == ([3] if "epochs" in budget else [])
+    assert loader.asked == ([0, 3] if "epochs" in budget else [])
 
 
 def test_training_by_the_clock_ends_once_the_minutes_are_over(batches: list[Any], small: NaViTConfig) -> None:
@@ -142,17 +143,6 @@ def test_padding_and_accuracy_of_a_row_are_those_of_the_epoch(batches: list[Any]
     assert row["padding"] == pytest.approx(1 - tokens / sum(batch.segment_ids.numel() for batch in batches))
     assert 0 <= row["accuracy"] <= 1
     assert row["tokens_per_second"] / row["images_per_second"] == pytest.approx(tokens / 16)
-
-
-def test_weight_decay_spares_norms_biases_positions_and_the_pooling_query(config: NaViTConfig) -> None:
-    model = NaViT(config)
-    decayed, spared = make_optimizer(model, settings(weight_decay=0.3)).param_groups
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
-    names = {id(p): name for name, p in model.named_parameters()}
-    assert len(decayed["params"]) + len(spared["params"]) == len(names)
-    spared_names = {names[id(p)] for p in spared["params"]}
-    assert {"pos_embed.x", "pos_embed.y", "pool.query", "head.bias", "patch_embed.bias", "norm.weight"} <= spared_names
-    assert all(p.ndim == 2 for p in decayed["params"])
 
 
 def test_progress_shows_loss_accuracy_speed_and_padding(
@@ -196,3 +186,17 @@ def test_a_loss_that_is_no_number_stops_the_run(batches: list[Any], small: NaViT
         model.head.weight.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match=r"the loss is nan; try an lr below 0.003"):
         train(model, batches, config=settings())
+
+
+def test_losses_are_those_recorded(draw: Draw, pack: Pack, small: NaViTConfig) -> None:
+    images = [draw(2 + i % 4, 2 + i % 3, label=i % 2, seed=i, high=256 if i % 2 else 150) for i in range(18)]
+    batches = [pack([images[i : i + 3], images[i + 3 : i + 6]]) for i in range(0, 18, 6)]
+    small = dataclasses.replace(small, depth=2, drop_path=0.1)
+    config = settings(lr=1e-2, accumulate=2, layer_decay=0.8, mixup=0.2, cutmix=0.3, schedule="rsqrt", warmup=0.2)
+    losses = train(small, batches, config=config).losses
+    # recorded with torch 2.13.0 on a CPU, 2026-11-21; other builds add up in other orders
+    assert losses == pytest.approx(
+        [0.69315, 0.68963, 0.66614, 0.55084, 0.49521, 0.53058, 0.35085, 0.21008, 0.40128, 0.55404, 0.6948, 0.25848],
+        abs=2e-3,
+    )
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6), "every class is as likely at first"

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patchnpack import ConstantDrop, Packing
+from patchnpack import ConstantDrop, Packing, PatchSizes
+from patchnpack.augment import mirror_half
 from patchnpack.loaders import scan
 from patchnpack.models import TrainConfig, load_checkpoint
-from patchnpack.training import mirror_half, train_on_shards
+from patchnpack.training import model_config, train_on_shards
 
 SMALL = {"width": 24, "depth": 1, "heads": 2}
 CONFIG = TrainConfig(epochs=2, label_smoothing=0.0, precision="float32", device="cpu")
@@ -43,3 +44,12 @@ def test_half_of_the_images_are_mirrored() -> None:
     mirrored = [bool((mirror_half(image, np.random.default_rng(i)) != image).any()) for i in range(400)]
     assert 160 < sum(mirrored) < 240
     assert (mirror_half(image, np.random.default_rng(mirrored.index(True))) == image[:, ::-1]).all()
+
+
+def test_with_several_patch_sizes_the_weights_are_of_an_underlying_one() -> None:
+    packing = Packing(patch_size=PatchSizes((8, 12, 16)))
+    assert model_config(packing, 10, {}).patch_size == 32
+    assert model_config(packing, 10, {"width": 96}, underlying=48).patch_size == 48
+    assert model_config(Packing(patch_size=8), 10, {}).patch_size == 8
+    with pytest.raises(ValueError, match=r"underlying is 32, and patch_size 8; it is for several patch sizes"):
+        model_config(Packing(patch_size=8), 10, {}, underlying=32)

@@ -1,0 +1,67 @@
+"""What a run shows while it goes on: a progress bar or lines on the terminal, and scalars for TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+
+class TensorBoard:
+    """Writes scalars to `folder`; those of later steps than `step`, of a run that was killed, are taken back.
+
+    Raises:
+        ValueError: the package is not there.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                "tensorboard=True needs the extra `tensorboard`: pip install 'patchnpack[tensorboard]'"
+            ) from error
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def __call__(self, step: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, step)
+
+
+class Display:
+    """A progress bar on a terminal; elsewhere a plain line every `log_every` seconds."""
+
+    def __init__(self, log_every: float, quiet: bool = False) -> None:
+        console = Console(stderr=True, highlight=False, quiet=quiet)
+        text = TextColumn("{task.description}")
+        self.bar = Progress(BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), text, console=console)
+        self.bar.disable = not console.is_terminal
+        self.every = log_every if self.bar.disable else 0.5
+        self.task = self.bar.add_task("", total=1.0)
+        self.last = time.perf_counter()
+
+    def __enter__(self) -> Display:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def due(self) -> bool:
+        return time.perf_counter() - self.last >= self.every
+
+    def show(self, progress: float, row: dict[str, float], keep: bool = False) -> None:
+        """Shows a row; with `keep`, as a line that stays."""
+        self.last = time.perf_counter()
+        text = (
+            f"epoch {row['epoch']}  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}  "
+            f"{row['images_per_second']:.0f} images/s  {row['tokens_per_second']:.0f} tokens/s  "
+            f"padding {row['padding']:.1%}"
+        )
+        if "val_loss" in row:
+            text += f"  validation loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.3f}"
+        self.bar.update(self.task, completed=progress, description=text)
+        if keep or self.bar.disable:
+            self.bar.console.print(f"{progress:4.0%}  {text}", soft_wrap=True)

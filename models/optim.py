@@ -1,0 +1,77 @@
+"""Optimizer, learning rate and moving average of the weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from patchnpack.models.navit import NaViT
+from patchnpack.models.train_config import TrainConfig
+
+
+def learning_rate(progress: float, config: TrainConfig) -> float:
+    """The learning rate at `progress` (0 to 1) of the budget: linear warm-up, then `config.schedule`.
+
+    >>> [round(learning_rate(p, TrainConfig(steps=100, lr=1.0, warmup=0.1)), 2) for p in (0.0, 0.05, 0.1, 0.55, 1.0)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    >>> rsqrt = TrainConfig(steps=100, lr=1.0, schedule="rsqrt", warmup=0.1, cooldown=0.2)
+    >>> [round(learning_rate(p, rsqrt), 3) for p in (0.05, 0.1, 0.4, 0.9, 1.0)]
+    [0.5, 1.0, 0.5, 0.167, 0.0]
+    """
+    if progress < config.warmup:
+        return config.lr * progress / config.warmup
+    if config.schedule == "rsqrt":
+        end = min(max(1 - progress, 0) / config.cooldown, 1.0) if config.cooldown else 1.0
+        return config.lr * math.sqrt(config.warmup / progress) * end
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min((progress - config.warmup) / (1 - config.warmup), 1.0)))
+
+
+def make_optimizer(model: NaViT, config: TrainConfig, others: Iterable[nn.Parameter] = ()) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only; each group has the factor of its learning rate as `scale`.
+
+    With `layer_decay` d the head and the pooling have the factor 1, the last block d, the one before d squared ..., and
+    the embeddings the least. `others` are parameters besides the model's, of factor 1.
+    """
+    depth, groups = model.config.depth, dict[tuple[float, bool], list[nn.Parameter]]()
+    for name, parameter in model.named_parameters():
+        part, _, rest = name.partition(".")
+        above = depth - int(rest.partition(".")[0]) if part == "blocks" else 0
+        if part in ("patch_embed", "pos_embed", "prefix"):
+            above = depth + 1
+        decayed = parameter.ndim > 1 and not name.startswith(("pos_embed.", "pool.query", "prefix"))
+        groups.setdefault((config.layer_decay**above, decayed), []).append(parameter)
+    for parameter in others:
+        groups.setdefault((1.0, parameter.ndim > 1), []).append(parameter)
+    settings = [
+        {"params": groups[key], "weight_decay": config.weight_decay if key[1] else 0.0, "scale": key[0]}
+        for key in sorted(groups, reverse=True)
+    ]
+    return torch.optim.AdamW(settings, lr=config.lr, betas=config.betas, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives each group the rate `lr` times its `scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]
+
+
+class Average:
+    """An exponential moving average of a model's weights, `model`, in evaluation mode (arXiv 1703.01780, section 2).
+
+    >>> from patchnpack.models import NaViTConfig
+    >>> average = Average(NaViT(NaViTConfig(num_classes=2, width=6, depth=1)), decay=0.999)
+    """
+
+    def __init__(self, model: NaViT, decay: float) -> None:
+        self.model, self.decay = copy.deepcopy(model).eval().requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, model: NaViT, step: int) -> None:
+        """Moves towards `model`, by 1 - decay, or more in the first steps, which have no past worth keeping."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for ours, new in zip(self.model.parameters(), model.parameters(), strict=True):
+            ours.lerp_(new, 1 - decay)

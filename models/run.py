@@ -1,0 +1,296 @@
+"""A training in progress: all that a checkpoint holds, and how to take a step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from patchnpack.models.checkpoint import read_checkpoint, save_checkpoint
+from patchnpack.models.evaluate import Batches, Meter, autocast
+from patchnpack.models.losses import Objective, Outcome
+from patchnpack.models.navit import NaViT
+from patchnpack.models.optim import Average, learning_rate, make_optimizer, set_learning_rate
+from patchnpack.models.ranks import over_ranks, rank_and_size
+from patchnpack.models.train_config import TrainConfig
+from patchnpack.packer.batch import PackedBatch
+from patchnpack.packer.files import atomic_write
+
+CHECKPOINT = "checkpoint.pt"
+HISTORY = "history.jsonl"
+
+
+class _Step(nn.Module):
+    """Model and objective as one module, which DDP wraps."""
+
+    def __init__(self, model: NaViT, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, *batches: PackedBatch) -> Outcome:
+        return self.objective(self.model, *batches)
+
+
+class Run:
+    """A training in progress: all that a checkpoint holds, and how to take a step."""
+
+    def __init__(
+        self, model: NaViT, objective: Objective, config: TrainConfig, device: torch.device, folder: Path | None
+    ) -> None:
+        self.model, self.objective, self.config, self.device, self.folder = model, objective, config, device, folder
+        self.rank, self.size = rank_and_size()
+        self.module: nn.Module = _Step(model, objective)
+        if self.size > 1:
+            # DDP keeps its group alive past destroy_process_group, so it has one of its own
+            self.module = DistributedDataParallel(self.module, process_group=dist.new_group())
+        self.optimizer = make_optimizer(model, config, objective.parameters())
+        self.average = Average(model, config.ema) if config.ema else None
+        self.step, self.epoch, self.batches = 0, 0, 0  # batches: of this epoch, used so far
+        self.meter, self.metrics, self.history = Meter(), dict[str, float](), list[dict[str, float]]()
+        self.losses: list[torch.Tensor] = []  # of each step, this rank's share
+        self.old_losses = torch.zeros(0)  # of all ranks, before `losses`
+        self.norm = torch.zeros(())
+        self.anchor = (0.0, 0, 0)  # progress at a step, and the steps that were left then
+        self.loader_state: dict[str, Any] = {}
+        self.began, self.saved_step, self.saved_minutes = time.perf_counter(), 0, 0.0
+
+    def evaluated(self) -> NaViT:
+        """The model that is measured and given back."""
+        return self.average.model if self.average else self.model
+
+    def minutes(self) -> float:
+        """Minutes of rank 0 so far, over all parts of the run."""
+        minutes = (time.perf_counter() - self.began) / 60
+        if self.size == 1:
+            return minutes
+        return float(over_ranks(torch.tensor(minutes if self.rank == 0 else 0.0, dtype=torch.float64), self.device))
+
+    def plan(self, loader: Batches, batches_left: int | None) -> None:
+        """Fixes how progress is counted; a run taken up with other steps left goes on from the progress it had."""
+        config, (_, begin, left) = self.config, self.anchor
+        if config.minutes or self.progress >= 1:
+            return
+        now = config.steps - self.step if config.steps else _steps_left(loader, config, self.epoch, batches_left)
+        if begin + left != self.step + now:
+            self.anchor = (self.progress, self.step, now)
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is spent, 0 to 1."""
+        if self.config.minutes:
+            return min(self.clock / self.config.minutes, 1.0)
+        return self._progress_at(self.step)
+
+    clock = 0.0  # minutes, after the last step
+
+    def _progress_at(self, step: float) -> float:
+        start, begin, left = self.anchor
+        return start + (1 - start) * (step - begin) / left if left else start
+
+    def steps(self, loader: Batches) -> Iterator[None]:
+        """Takes the steps that are left of an epoch, or of the budget."""
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(self.epoch)
+        batches: Iterable[PackedBatch] = loader
+        if self.batches and not hasattr(loader, "load_state_dict"):
+            batches = itertools.islice(loader, self.batches, None)
+        last, batches = None, iter(batches)
+        while group := list(itertools.islice(batches, self.config.accumulate)):
+            if last is not None and self.save_due():  # here it is known that the epoch goes on
+                self.save()
+            self._take(group)
+            last = group[-1]
+            if hasattr(loader, "state_dict"):
+                self.loader_state = loader.state_dict(after=last)
+            yield
+            if self.progress >= 1:
+                break
+        if not self.batches:
+            raise ValueError(f"the loader gave no batch in epoch {self.epoch}; check its source and its filters")
+
+    def _take(self, group: list[PackedBatch]) -> None:
+        """One step on the mean over the images of a group of batches, on all ranks."""
+        config, objective = self.config, self.objective
+        # Keyed by step and rank, so that there is no random state to save.
+        keys = ((config.seed % 2**64, self.step, self.rank, i) for i in range(len(group)))
+        rngs = [np.random.default_rng(key) for key in keys]
+        prepared = [objective.prepare(self.model, batch, rng) for batch, rng in zip(group, rngs, strict=True)]
+        counted = torch.tensor(sum(objective.count(parts[0]) for parts in prepared))
+        images = over_ranks(counted, self.device).clamp(min=1)
+        # the rate of the step's middle, so that no step has none
+        progress = self.progress if config.minutes else self._progress_at(self.step + 0.5)
+        set_learning_rate(self.optimizer, learning_rate(progress, config))
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for i, (batch, parts, rng) in enumerate(zip(group, prepared, rngs, strict=True), 1):
+            moved = [part.to(self.device, non_blocking=True) for part in parts]
+            torch.manual_seed(int(rng.integers(2**63)))
+            between = self.size > 1 and i < len(group)
+            with self.module.no_sync() if between else contextlib.nullcontext():  # type: ignore[operator]
+                with autocast(self.device, config.precision):
+                    outcome: Outcome = self.module(*moved)
+                # DDP divides the sum of gradients by the number of ranks; wanted is the number of images of all ranks
+                (outcome.total * self.size / images).backward()
+            self.meter.add(batch, outcome)
+            total += outcome.total.detach()
+        self.norm = nn.utils.clip_grad_norm_(self.module.parameters(), config.clip)
+        self.optimizer.step()
+        self.step, self.batches = self.step + 1, self.batches + len(group)
+        if self.average:
+            self.average.update(self.model, self.step)
+        self.losses.append(total / images)
+        if config.minutes:
+            self.clock = self.minutes()
+
+    def scalars(self, loader: Batches) -> dict[str, float]:
+        """Of the last step, of the epoch so far, and of the loaders of all ranks; every rank calls it."""
+        row = self.meter.over_ranks(self.device).row()
+        scalars = {
+            "train/loss": float(over_ranks(self.losses[-1], self.device)),
+            "train/accuracy": row["accuracy"],
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/gradient_norm": float(self.norm),
+            "train/epoch": float(self.epoch),
+        }
+        stats = loader.stats() if hasattr(loader, "stats") else {}
+        flat = {name: value for name, value in stats.items() if isinstance(value, int | float)}
+        flat |= {f"skipped_{name}": value for name, value in stats.get("skipped", {}).items()}
+        sums = over_ranks(torch.tensor(list(flat.values()), dtype=torch.float64), self.device).tolist()
+        means = ("padding", "wait_s", "run_s")  # of which a sum over ranks says nothing
+        for name, value in zip(flat, sums, strict=True):
+            scalars[f"loader/{name}"] = value / self.size if name in means else value
+        return scalars
+
+    def all_losses(self) -> torch.Tensor:
+        """float32 (step,), the loss of every step; every rank calls it."""
+        if self.losses:
+            new = over_ranks(torch.stack(self.losses), self.device).cpu()
+            self.old_losses, self.losses = torch.cat([self.old_losses, new]), []
+        return self.old_losses
+
+    def save_due(self) -> bool:
+        """Whether steps or minutes ask for a checkpoint; alike on all ranks, which all call it."""
+        config = self.config
+        if config.save_every and self.step - self.saved_step >= config.save_every:
+            return True
+        return bool(config.save_minutes and self.minutes() - self.saved_minutes >= config.save_minutes)
+
+    def end_epoch(self, save: bool) -> None:
+        """The next epoch begins."""
+        self.epoch, self.batches, self.meter = self.epoch + 1, 0, Meter()
+        if save:
+            self.save()
+
+    def save(self) -> None:
+        """Writes the checkpoint and the history; every rank calls it, and rank 0 writes."""
+        losses, meter = self.all_losses(), self.meter.over_ranks(self.device)
+        before, self.saved_step, self.saved_minutes = self.saved_step, self.step, self.minutes()
+        if self.folder is None or self.rank:
+            return
+        path = self.folder / CHECKPOINT
+        if self.config.keep > 1 and path.exists():
+            kept = self.folder / f"checkpoint-{before:010d}.pt"
+            kept.unlink(missing_ok=True)
+            os.link(path, kept)  # another name of the same file, so that a whole one is there at any time
+        state = {
+            "objective": {"name": type(self.objective).__name__, "weights": self.objective.state_dict()},
+            "ema": self.average.model.state_dict() if self.average else {},
+            "loader": self.loader_state,
+            "epoch": self.epoch,
+            "batches": self.batches,
+            "anchor": self.anchor,
+            "minutes": self.saved_minutes,
+            "meter": meter.state(),
+            "history": self.history,
+            "losses": losses,
+        }
+        save_checkpoint(
+            path,
+            self.model,
+            optimizer=self.optimizer,
+            step=self.step,
+            train_config=dataclasses.asdict(self.config),
+            metrics=self.metrics,
+            state=state,
+        )
+        for old in sorted(self.folder.glob("checkpoint-*.pt"))[: -self.config.keep + 1 or None]:
+            old.unlink()
+        lines = "".join(json.dumps(row) + "\n" for row in self.history)
+        atomic_write(self.folder / HISTORY, lambda file: file.write(lines.encode()))
+
+    def restore(self, loader: Batches, resume: bool | None) -> int | None:
+        """Goes on from the checkpoint in the folder; the batches left of an epoch that has begun, else None."""
+        if self.folder is None:
+            return None
+        path = self.folder / CHECKPOINT
+        if self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for old in self.folder.glob("checkpoint*.pt") if resume is False else ():
+                old.unlink()
+        over_ranks(torch.zeros(1), self.device)  # nobody looks before that
+        if not path.exists():
+            if resume:
+                raise ValueError(f"{path} does not exist, so there is nothing to resume; give its folder as `out`")
+            return None
+        content = read_checkpoint(path)
+        state = content["state"]
+        if not state:
+            raise ValueError(f"{path} holds a model and no run; give another `out`, or resume=False to delete it")
+        self._check_same(path, content)
+        self.model.load_state_dict(content["model"])
+        self.objective.load_state_dict(state["objective"]["weights"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.average:
+            self.average.model.load_state_dict(state["ema"])
+        self.step, self.epoch, self.batches = content["step"], state["epoch"], state["batches"]
+        self.metrics, self.history, self.old_losses = content["metrics"], state["history"], state["losses"]
+        self.anchor, self.clock = tuple(state["anchor"]), state["minutes"]
+        self.saved_step, self.saved_minutes = self.step, self.clock
+        self.began = time.perf_counter() - 60 * self.clock
+        if self.batches and self.rank == 0:  # the sums of all ranks
+            self.meter = Meter.of_state(state["meter"])
+        if self.progress >= 1:
+            return None
+        if hasattr(loader, "load_state_dict"):
+            self.loader_state = state["loader"]
+            loader.load_state_dict(self.loader_state)
+            return len(loader) if self.batches else None
+        return len(loader) - self.batches if self.batches and self.config.epochs else None
+
+    def _check_same(self, path: Path, content: dict[str, Any]) -> None:
+        theirs = {**content["model_config"], **content["train_config"]}
+        ours = {**dataclasses.asdict(self.model.config), **dataclasses.asdict(self.config)}
+        theirs["objective"], ours["objective"] = content["state"]["objective"]["name"], type(self.objective).__name__
+        for name in ours.keys() - TrainConfig.FREE - {"backend"}:
+            if ours[name] != theirs.get(name):
+                raise ValueError(
+                    f"{path} is of a run with {name} {theirs.get(name)}, this one has {ours[name]}; give the "
+                    "configuration that it had, another `out`, or resume=False to delete it and start anew"
+                )
+
+
+def _steps_left(loader: Batches, config: TrainConfig, epoch: int, batches_left: int | None) -> int:
+    """Steps to the end of the last epoch, where `batches_left` of `epoch` are left, or None if it has not begun."""
+    epochs, k = config.epochs or 0, config.accumulate
+    first = epoch if batches_left is None else epoch + 1
+    try:
+        count = getattr(loader, "total_steps", None) or (len(loader).__mul__)
+    except TypeError as error:
+        raise ValueError("this loader has no length, so epochs cannot be counted; give steps or minutes") from error
+    ends = [int(count(e)) for e in ((first, epochs) if k == 1 else range(first, epochs + 1))]
+    steps = sum(-(-(end - start) // k) for start, end in itertools.pairwise(ends)) - (-(batches_left or 0) // k)
+    if steps == 0:
+        raise ValueError("the loader has no batch; check its source and its filters")
+    return steps

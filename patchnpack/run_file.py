@@ -1,0 +1,74 @@
+"""A command's options as a TOML file: read in place of flags, and written beside what the command made."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from patchnpack.packer.files import atomic_write
+
+RUN_FILE = "run.toml"
+
+
+def read_run_file(path: str | Path) -> dict[str, Any]:
+    """The options in a file of lines `name = value`; dashes in names are underscores.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a file.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
+    for name, value in content.items():
+        if isinstance(value, dict):
+            raise ValueError(f"{path} has a table [{name}]; write options without tables, as {name}_... = value")
+    return {name.replace("-", "_"): value for name, value in content.items()}
+
+
+def run_file_text(values: Mapping[str, Any]) -> str:
+    """The text of a file that gives `values` back; those that are None are left out.
+
+    >>> print(run_file_text({"shards": ["a.tar"], "lr": 0.001, "classes": None, "flip": True}), end="")
+    shards = ["a.tar"]
+    lr = 0.001
+    flip = true
+    """
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return "".join(
+        f"{name} = {json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)}\n"
+        for name, value in plain.items()
+        if value is not None
+    )
+
+
+def write_run_file(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes `run_file_text`, whole or not at all."""
+    atomic_write(path, lambda file: file.write(run_file_text(values).encode()))
+
+
+def _from_file(context: typer.Context, path: Path | None) -> Path | None:
+    if path is not None:
+        names = {parameter.name for parameter in context.command.params} - {"config"}
+        options = read_run_file(path)
+        for name in options.keys() - names:
+            close = difflib.get_close_matches(name, map(str, names), 1)
+            hint = f"did you mean {close[0]!r}?" if close else "see --help"
+            raise ValueError(f"{path} has the option {name!r}, which this command has not; {hint}")
+        context.default_map = {**(context.default_map or {}), **options}
+    return path
+
+
+RunFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", is_eager=True, callback=_from_file, help="File of options, NAME = VALUE in TOML; flags override it."
+    ),
+]

@@ -1,0 +1,61 @@
+"""Trains on as many ranks as torchrun starts, and writes down losses and weights; started by test_ranks.py.
+
+ranks_agree.py OUT SHARDS BATCH_SIZE ACCUMULATE [DIE_BEFORE_STEP]
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from patchnpack import PackedImageLoader, Packing
+from patchnpack.models import NaViTConfig, TrainConfig, train
+
+CONFIG = {"epochs": 2, "lr": 1e-4, "ema": 0.9, "precision": "float32", "save_every": 2, "warmup": 0.0}
+
+
+def main() -> None:
+    out, shards, batch_size, accumulate, *die = sys.argv[1:]
+    steps = 0
+
+    def count(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if die and steps == int(die[0]) and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    register_optimizer_step_pre_hook(count)
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    packing, keys = Packing(seq_len=16, fill="none"), list[str]()
+    loader = PackedImageLoader(
+        shards, packing, batch_size=int(batch_size), shuffle=True, label="cls", num_threads=1, block=2
+    )
+    held_out = PackedImageLoader(shards, packing, batch_size=2, label="cls", num_threads=1)
+    model = NaViTConfig(num_classes=2, width=12, depth=2, heads=2)
+    config = TrainConfig(**CONFIG, accumulate=int(accumulate))  # type: ignore[arg-type]
+    begin = PackedImageLoader.__iter__
+
+    def noted(loader: PackedImageLoader) -> Any:
+        for batch in begin(loader):
+            keys.extend(f"{batch.epoch}/{key}" for pack in batch.keys for key in pack)
+            yield batch
+
+    loader.__class__ = type("Noting", (PackedImageLoader,), {"__iter__": noted})
+    result = train(model, loader, config=config, validation=held_out, out=Path(out))
+    weights = [p.detach().flatten() for p in result.model.parameters()]
+    record = {"losses": result.losses, "weights": torch.cat(weights), "metrics": result.metrics, "keys": keys}
+    torch.save(record, Path(out) / f"rank-{os.environ.get('RANK', 0)}.pt")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

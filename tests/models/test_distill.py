@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from patchnpack.models import Distillation, NaViT, NaViTConfig, TrainConfig, repatchify, train
+from patchnpack.packer.batch import PackedBatch
+
+Draw = Callable[..., Any]
+Pack = Callable[..., Any]
+Build = Callable[..., Any]
+
+
+@pytest.fixture
+def batch(draw: Draw, pack: Pack) -> PackedBatch:
+    images = [draw(5, 3, 1), draw(2, 4, 0), draw(4, 4, -100), draw(1, 1, 3)]
+    batch: PackedBatch = pack([images[:2], [], images[2:]])
+    return batch
+
+
+@pytest.mark.parametrize("patch_size", [2, 3, 4, 8, 16])
+def test_images_cut_anew_hold_the_same_pixels_and_0_beyond_their_edges(patch_size: int, batch: PackedBatch) -> None:
+    again = repatchify(batch, patch_size)
+    assert again.keys == [["0/0", "0/1", "2/0", "2/1"]]
+    for old, new in zip(batch.images(), again.images(), strict=True):
+        pixels, others = old.pixels(), new.pixels()
+        height, width = pixels.shape[:2]
+        assert new.grid == (-(-width // patch_size), -(-height // patch_size))
+        assert (others[:height, :width] == pixels).all()
+        assert not others[height:].any()
+        assert not others[:, width:].any()
+
+
+def test_an_image_without_some_of_its_tokens_is_not_cut_anew(draw: Draw, pack: Pack) -> None:
+    with pytest.raises(ValueError, match=r"has 7 of its 15 tokens.*patch size 8 needs the pixels of all"):
+        repatchify(pack([[draw(5, 3, keep=7)]]), 8)
+
+
+@pytest.mark.parametrize(("t", "weight"), [(1.0, 0.0), (3.0, 0.0), (2.0, 0.7)])
+@pytest.mark.parametrize("P", [4, 8])
+def test_the_loss_is_t_squared_kl_image_by_image_plus_the_tasks(
+    P: int, t: float, weight: float, batch: PackedBatch, build: Build, config: NaViTConfig
+) -> None:
+    teacher = build(dataclasses.replace(config, patch_size=P, width=12))
+    student = NaViT(config)
+    with torch.no_grad():
+        student.get_parameter("head.weight").normal_()
+    objective = Distillation(teacher, temperature=t, task_weight=weight)
+    total, count, _ = objective(student, *objective.prepare(student, batch))
+    seen = batch if P == 4 else repatchify(batch, P)
+    expected = 0.0
+    for z, y in zip(teacher(seen)[seen.image_mask], student(batch)[batch.image_mask], strict=True):
+        p, q = (z.double() / t).softmax(-1), (y.double() / t).softmax(-1)
+        expected += t**2 * float((p * (p / q).log()).sum())
+    expected += weight * student.loss(batch, "sum").item()
+    assert total.item() == pytest.approx(expected, rel=1e-4)
+    assert count.item() == objective.count(batch) == 4
+
+
+def test_a_student_comes_to_agree_with_a_teacher_of_another_patch_size(
+    draw: Draw, pack: Pack, build: Build, config: NaViTConfig
+) -> None:
+    batches = [pack([[draw(4, 4, -100, seed=i), draw(6, 2, -100, seed=i)]], slots=30) for i in range(6)]
+    teacher = build(dataclasses.replace(config, patch_size=8, num_classes=3))
+    before = [p.clone() for p in teacher.parameters()]
+    small = dataclasses.replace(config, num_classes=3)
+    settings = TrainConfig(steps=150, lr=5e-3, weight_decay=0.0, precision="float32", eval_every=25)
+    result = train(small, batches, config=settings, objective=Distillation(teacher))
+    assert result.metrics["accuracy"] >= 11 / 12
+    assert result.losses[-1] < 0.2 * result.losses[0]
+    assert all(torch.equal(*pair) for pair in zip(before, teacher.parameters(), strict=True))
+
+
+def test_a_student_that_is_the_teacher_has_loss_0(batch: PackedBatch, build: Build, config: NaViTConfig) -> None:
+    objective = Distillation(build(config), temperature=2.0)
+    assert float(objective(build(config), *objective.prepare(build(config), batch)).total) == pytest.approx(0, abs=1e-5)
+
+
+def test_teacher_and_student_must_fit(batch: PackedBatch, build: Build, config: NaViTConfig) -> None:
+    objective = Distillation(build(dataclasses.replace(config, num_classes=7)))
+    with pytest.raises(ValueError, match=r"the student has 5 classes, the teacher 7"):
+        objective.prepare(build(config), batch)
+    far = Distillation(build(dataclasses.replace(config, patch_size=1, max_grid=4)))
+    with pytest.raises(ValueError, match=r"position table ends at 3"):
+        far.prepare(build(config), batch)
+    with pytest.raises(ValueError, match=r"temperature is 0"):
+        Distillation(build(config), temperature=0)
+
+
+def test_the_teacher_is_neither_trained_nor_saved(build: Build, config: NaViTConfig) -> None:
+    objective = Distillation(build(config))
+    assert list(objective.parameters()) == []
+    assert objective.state_dict() == {}
+
+
+def test_a_mixed_image_is_shown_to_both(draw: Draw, pack: Pack, build: Build, config: NaViTConfig) -> None:
+    batch = pack([[draw(4, 4, 0), draw(4, 4, 1, seed=1)]])
+    objective = Distillation(build(dataclasses.replace(config, patch_size=8)), mixup=1.0)
+    mixed, seen = objective.prepare(build(config), batch, np.random.default_rng(0))
+    assert not torch.equal(mixed.patches, batch.patches)
+    for ours, theirs in zip(mixed.images(), seen.images(), strict=True):
+        assert (ours.pixels() == theirs.pixels()).all()

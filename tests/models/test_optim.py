@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from patchnpack.models import NaViT, NaViTConfig, TrainConfig, learning_rate
+from patchnpack.models.optim import Average, make_optimizer, set_learning_rate
+
+
+def settings(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{"steps": 12, "lr": 1.0, **changes})
+
+
+def test_cosine_and_rsqrt_follow_their_formulas() -> None:
+    cosine = settings(warmup=0.2)
+    rsqrt = settings(schedule="rsqrt", warmup=0.1, cooldown=0.25)
+    for p in (0.3, 0.5, 0.9):
+        assert learning_rate(p, cosine) == pytest.approx(0.5 + 0.5 * math.cos(math.pi * (p - 0.2) / 0.8))
+    for p in (0.2, 0.5, 0.74):
+        assert learning_rate(p, rsqrt) == pytest.approx(math.sqrt(0.1 / p))
+    assert learning_rate(0.875, rsqrt) == pytest.approx(0.5 * math.sqrt(0.1 / 0.875))
+    for config in (cosine, rsqrt):
+        assert learning_rate(config.warmup / 4, config) == pytest.approx(0.25)
+        assert learning_rate(1.0, config) == pytest.approx(0)
+    assert learning_rate(1.0, settings(schedule="rsqrt", cooldown=0.0)) == pytest.approx(math.sqrt(0.1))
+
+
+def test_weight_decay_spares_norms_biases_positions_and_the_pooling_query(config: NaViTConfig) -> None:
+    model = NaViT(config)
+    decayed, spared = make_optimizer(model, settings(weight_decay=0.3)).param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+    spared_names = {names[id(p)] for p in spared["params"]}
+    assert {"pos_embed.x", "pos_embed.y", "pool.query", "head.bias", "patch_embed.bias", "norm.weight"} <= spared_names
+    assert all(p.ndim == 2 for p in decayed["params"])
+
+
+def test_class_token_and_registers_are_spared_and_learn_at_the_embeddings_rate(config: NaViTConfig) -> None:
+    model = NaViT(dataclasses.replace(config, pooling="cls", registers=2))
+    groups = make_optimizer(model, settings(weight_decay=0.3, layer_decay=0.5)).param_groups
+    (group,) = (group for group in groups if any(parameter is model.prefix for parameter in group["params"]))
+    assert (group["weight_decay"], group["scale"]) == (0.0, 0.5 ** (config.depth + 1))
+
+
+def test_layers_further_from_the_head_learn_more_slowly(config: NaViTConfig) -> None:
+    model, other = NaViT(dataclasses.replace(config, depth=3)), nn.Parameter(torch.ones(2, 2))
+    optimizer = make_optimizer(model, settings(layer_decay=0.5), [other])
+    set_learning_rate(optimizer, 0.8)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    rates = {name: rate[id(p)] for name, p in model.named_parameters()}
+    assert len(rate) == len(rates) + 1
+    assert rates["head.weight"] == rates["pool.query"] == rates["norm.weight"] == rate[id(other)] == 0.8
+    assert [rates[f"blocks.{i}.qkv.weight"] for i in (2, 1, 0)] == [0.4, 0.2, 0.1]
+    assert rates["patch_embed.weight"] == rates["pos_embed.x"] == 0.05
+
+
+def test_the_average_is_that_of_its_formula(config: NaViTConfig) -> None:
+    model = NaViT(config)
+    average, bias = Average(model, 0.8), model.get_parameter("head.bias")
+    expected = bias.detach().clone()
+    for step in range(1, 60):
+        with torch.no_grad():
+            bias.add_(step)
+        average.update(model, step)
+        decay = min(0.8, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * bias.detach()
+    torch.testing.assert_close(average.model.get_parameter("head.bias"), expected)
+    assert not average.model.training
+    assert not any(p.requires_grad for p in average.model.parameters())

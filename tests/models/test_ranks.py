@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from webdataset import ShardWriter
+
+from patchnpack.models.ranks import rank_and_size
+
+SCRIPT = str(Path(__file__).with_name("ranks_agree.py"))
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> str:
+    """27 small images, so that the last step of an epoch holds fewer."""
+    rng = np.random.default_rng(0)
+    with ShardWriter(f"{tmp_path}/images-%d.tar", verbose=0, encoder=False) as sink:
+        for i in range(27):
+            buffer = io.BytesIO()
+            pixels = rng.integers(0, 256 if i % 2 else 120, (*rng.integers(16, 65, 2), 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(buffer, "PNG")
+            sink.write({"__key__": f"{i:03d}", "png": buffer.getvalue(), "cls": str(i % 2).encode()})
+    return f"{tmp_path}/images-0.tar"
+
+
+def start(out: Path, shard: str, *, ranks: int, batch_size: int, accumulate: int = 1, die: int = 0) -> list[Any]:
+    """Runs the script, on one rank without torchrun; what each rank wrote down."""
+    arguments = [SCRIPT, str(out), shard, str(batch_size), str(accumulate), *([str(die)] if die else [])]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    done = subprocess.run(
+        [sys.executable, "-P", *torchrun, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert (done.returncode == 0) != bool(die), done.stderr
+    return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(0 if die else ranks)]
+
+
+def close(one: Any, other: Any) -> None:
+    torch.testing.assert_close(torch.tensor(one["losses"]), torch.tensor(other["losses"]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(one["weights"], other["weights"], rtol=0, atol=1e-5)
+    assert one["metrics"]["images"] == other["metrics"]["images"] == 27
+    for name in ("loss", "accuracy"):
+        assert one["metrics"][name] == pytest.approx(other["metrics"][name], abs=1e-5)
+
+
+def test_two_ranks_are_one_with_twice_the_batch_and_one_that_accumulates(tmp_path: Path, shard: str) -> None:
+    first, second = start(tmp_path / "two", shard, ranks=2, batch_size=1)
+    (one,) = start(tmp_path / "one", shard, ranks=1, batch_size=2)
+    (steps,) = start(tmp_path / "accumulated", shard, ranks=1, batch_size=1, accumulate=2)
+    close(first, one)
+    close(steps, one)
+    assert first["losses"] == second["losses"]
+    assert torch.equal(first["weights"], second["weights"])
+    assert Counter(first["keys"] + second["keys"]) == Counter(one["keys"])
+    assert set(Counter(one["keys"]).values()) == {1}, "every image once an epoch, over both ranks"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("die", [3, 6, 9])
+def test_two_ranks_of_which_one_is_killed_go_on_bit_for_bit(die: int, tmp_path: Path, shard: str) -> None:
+    whole = start(tmp_path / "whole", shard, ranks=2, batch_size=1, accumulate=2)
+    start(tmp_path / "killed", shard, ranks=2, batch_size=1, accumulate=2, die=die)
+    resumed = start(tmp_path / "killed", shard, ranks=2, batch_size=1, accumulate=2)
+    for rank in range(2):
+        assert resumed[rank]["losses"] == whole[rank]["losses"]
+        assert torch.equal(resumed[rank]["weights"], whole[rank]["weights"])
+
+
+def test_ranks_without_a_process_group_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"WORLD_SIZE is 2, and there is no process group"):
+        rank_and_size()

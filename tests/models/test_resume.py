@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from webdataset import ShardWriter
+
+from patchnpack.models import Classification, NaViTConfig, TrainConfig, load_checkpoint, train
+from patchnpack.models.checkpoint import save_checkpoint
+
+Draw = Callable[..., Any]
+Pack = Callable[..., Any]
+
+
+@pytest.fixture
+def batches(draw: Draw, pack: Pack) -> list[Any]:
+    """Five batches of dark images (class 0) and bright ones (class 1), in packs of two."""
+    images = [draw(2 + i % 3, 3, label=i % 2, seed=i, high=256 if i % 2 else 60) for i in range(20)]
+    return [pack([images[i : i + 2], images[i + 2 : i + 4]], slots=24, columns=3) for i in range(0, 20, 4)]
+
+
+@pytest.fixture
+def small(config: NaViTConfig) -> NaViTConfig:
+    return dataclasses.replace(config, num_classes=2, depth=2, width=12, drop_path=0.2)
+
+
+def settings(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{"epochs": 3, "lr": 3e-3, "precision": "float32", "mixup": 0.5, **changes})
+
+
+class Stopped(Exception):
+    """A run that ends early."""
+
+
+class Interrupted:
+    """The batches, until one too many has been asked for."""
+
+    def __init__(self, batches: list[Any], most: int) -> None:
+        self.batches, self.left = batches, most
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            if self.left == 0:
+                raise Stopped
+            self.left -= 1
+            yield batch
+
+
+@pytest.mark.parametrize("points", [2, pytest.param(10, marks=pytest.mark.soak)])
+def test_a_run_killed_anywhere_and_started_again_has_the_losses_of_one_that_was_not(
+    points: int, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    with ShardWriter(f"{tmp_path}/images-%d.tar", verbose=0, encoder=False) as sink:
+        for i in range(26):
+            buffer = io.BytesIO()
+            pixels = rng.integers(0, 256 if i % 2 else 120, (*rng.integers(16, 65, 2), 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(buffer, "PNG")
+            sink.write({"__key__": f"{i:03d}", "png": buffer.getvalue(), "cls": str(i % 2).encode()})
+    script = str(Path(__file__).with_name("killed.py"))
+    command = [sys.executable, "-P", script, str(tmp_path), f"{tmp_path}/images-0.tar", str(points), "5"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    whole, *others = (
+        json.loads((tmp_path / name / "record.json").read_text())
+        for name in ("whole", *(f"killed-{i}" for i in range(points)))
+    )
+    assert len(whole["losses"]) >= 10
+    for other in others:
+        assert other["losses"] == whole["losses"]
+        assert other["history"] == whole["history"]
+    ends = [
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", f"killed-{points - 1}")
+    ]
+    for ours, theirs in ((ends[0]["model"], ends[1]["model"]), (ends[0]["state"]["ema"], ends[1]["state"]["ema"])):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert sorted(path.name for path in (tmp_path / "killed-0").glob("checkpoint*")) == sorted(
+        path.name for path in (tmp_path / "whole").glob("checkpoint*")
+    )
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 6, 8, 11, 14])
+def test_a_loader_without_a_state_is_wound_forward(
+    most: int, tmp_path: Path, batches: list[Any], small: NaViTConfig
+) -> None:
+    config = settings(save_every=1)
+    whole = train(small, batches, config=settings())
+    with pytest.raises(Stopped):
+        train(small, Interrupted(batches, most), config=config, out=tmp_path)
+    resumed = train(small, batches, config=config, out=tmp_path)
+    assert resumed.losses == whole.losses
+    assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
+
+
+def test_a_finished_run_gives_back_what_it_gave(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
+    first = train(small, batches, config=settings(), out=tmp_path)
+    again = train(small, Interrupted(batches, 0), config=settings(), out=tmp_path)
+    assert (again.losses, again.metrics, again.history) == (first.losses, first.metrics, first.history)
+
+
+def test_the_minutes_of_all_parts_count(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
+    config = settings(epochs=None, minutes=1.0, save_every=1)
+    with pytest.raises(Stopped):
+        train(small, Interrupted(batches, 3), config=config, out=tmp_path)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    content["state"]["minutes"] = 0.999
+    save_again = {name: content[name] for name in ("step", "train_config", "metrics", "state")}
+    model = load_checkpoint(tmp_path / "checkpoint.pt").model
+    save_checkpoint(tmp_path / "checkpoint.pt", model, optimizer=_Saved(content["optimizer"]), **save_again)  # type: ignore[arg-type]
+    result = train(small, batches, config=config, out=tmp_path)
+    assert 1 <= result.history[-1]["minutes"] < 1.1
+    assert len(result.losses) > content["step"]
+
+
+class _Saved:
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state_dict = lambda: state
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
+    train(small, batches, config=settings(save_every=2, keep=3), out=tmp_path)
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint*"))
+    assert kept == ["checkpoint-0000000010.pt", "checkpoint-0000000012.pt", "checkpoint.pt"] or len(kept) == 3
+    steps = [load_checkpoint(tmp_path / name).step for name in kept]
+    assert steps == [*(int(name[11:21]) for name in kept[:2]), 15]
+    assert steps == sorted(steps)
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
+    tmp_path: Path, batches: list[Any], small: NaViTConfig
+) -> None:
+    train(small, batches, config=settings(), out=tmp_path)
+    train(small, batches, config=settings(keep=4, log_steps=3, eval_every=2), out=tmp_path)
+    for config, model, message in (
+        (settings(lr=1e-3), small, r"a run with lr 0.003, this one has 0.001"),
+        (settings(), dataclasses.replace(small, width=24), r"a run with width 12, this one has 24"),
+    ):
+        with pytest.raises(ValueError, match=message + r"; give the configuration that it had, another `out`, or"):
+            train(model, batches, config=config, out=tmp_path)
+
+    class Other(Classification):
+        pass
+
+    with pytest.raises(ValueError, match=r"a run with objective Classification, this one has Other"):
+        train(small, batches, config=settings(), objective=Other(), out=tmp_path)
+
+
+def test_resume_insists_or_deletes(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
+    with pytest.raises(ValueError, match=r"checkpoint.pt does not exist, so there is nothing to resume"):
+        train(small, batches, config=settings(), out=tmp_path, resume=True)
+    train(small, batches, config=settings(), out=tmp_path)
+    anew = train(small, batches, config=settings(seed=1), out=tmp_path, resume=False)
+    assert load_checkpoint(tmp_path / "checkpoint.pt").train_config["seed"] == 1
+    assert train(small, batches, config=settings(seed=1), out=tmp_path, resume=True).losses == anew.losses
+    save_checkpoint(tmp_path / "checkpoint.pt", anew.model)
+    with pytest.raises(ValueError, match=r"holds a model and no run"):
+        train(small, batches, config=settings(), out=tmp_path)
+    for changes in ({"resume": True}, {"config": settings(tensorboard=True)}, {"config": settings(save_every=1)}):
+        with pytest.raises(ValueError, match=r"need a folder; give out="):
+            train(small, batches, **{"config": settings(), **changes})  # type: ignore[arg-type]
+
+
+def test_a_run_taken_up_with_other_steps_left_goes_on_from_its_progress(
+    tmp_path: Path, batches: list[Any], small: NaViTConfig
+) -> None:
+    config = settings(save_every=1, mixup=0.0)
+    with pytest.raises(Stopped):
+        train(small, Interrupted(batches, 6), config=config, out=tmp_path)  # 5 of 15 steps are saved
+    rates: list[float] = []
+    longer = [*batches, *batches]  # 10 steps an epoch from now on, as with half the ranks
+    train(
+        small,
+        longer,
+        config=dataclasses.replace(config, log_steps=1),
+        out=tmp_path,
+        log=lambda step, scalars: rates.append(scalars.get("train/lr", -1)),
+    )
+    rates = [rate for rate in rates if rate >= 0]
+    assert len(rates) == 20
+    assert all(a > b for a, b in itertools.pairwise(rates)), "it falls without a jump, to the end"
+    assert rates[-1] < 0.02 * config.lr
