@@ -4,7 +4,7 @@ from patchnpack.loaders.dataset import PackedDataset
 from patchnpack.loaders.decode import BadImage
 from patchnpack.loaders.errors import BadDataError, ErrorPolicy, StallError
 from patchnpack.loaders.find_index import open_index, update_index
-from patchnpack.loaders.folder import Written, write_shards
+from patchnpack.loaders.image_folder import Written, write_shards
 from patchnpack.loaders.index import Index
 from patchnpack.loaders.index_file import load_index, save_index
 from patchnpack.loaders.mixture import Mixture

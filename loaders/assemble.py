@@ -37,7 +37,8 @@ class Draft:
         step: int,
         position: int,
     ) -> None:
-        self.num_parts = sum(len(pack) for pack in packs if pack is not None) + 1
+        self.num_images = sum(len(pack) for pack in packs if pack is not None)
+        self.num_parts = self.num_images + 1
         self.bad: list[tuple[int, BadRow]] = []  # and which of the batch's images each is; in order, once finished
         self.without_label = self.truncated = 0
         self._truncated: set[int] = set()

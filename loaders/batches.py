@@ -13,6 +13,7 @@ import numpy as np
 from patchnpack.loaders.assemble import Draft
 from patchnpack.loaders.errors import BadRow, Judge, StallError
 from patchnpack.loaders.order import Pack
+from patchnpack.loaders.patch_store import PatchSources, StoredDraft
 from patchnpack.loaders.pool import DecodePool
 from patchnpack.loaders.samples import Sources
 from patchnpack.loaders.state import Place
@@ -97,10 +98,12 @@ class Batches:
                     at_start=not begin.position,
                 ),
             )
+        if isinstance(sources, PatchSources):
+            sources = sources.fresh()
         pool, patience = DecodePool(self.num_threads), None
         left_out = _LeftOut()
         drafts = self._drafts(sources, begin, part, left_out)
-        under_way: deque[tuple[Draft, _LeftOut]] = deque()
+        under_way: deque[tuple[Draft | StoredDraft, _LeftOut]] = deque()
 
         def start(count: int) -> None:
             for draft in islice(drafts, count):
@@ -139,14 +142,17 @@ class Batches:
         for epoch in range(begin.epoch, begin.epoch + 1 + self.repeat):
             yield from self.steps.order.shards_in_order(epoch)
 
-    def _drafts(self, sources: Sources, begin: Place, part: Part, left_out: _LeftOut) -> Iterator[Draft]:
+    def _drafts(self, sources: Sources, begin: Place, part: Part, left_out: _LeftOut) -> Iterator[Draft | StoredDraft]:
         number = 0
         while True:
             step, made = -(-begin.position // self.steps.packs), False
             for packs, position in self._mine(begin, left_out, count=part.worker == 0):
                 if part.has(number):
-                    images, patch_size = [pack.images for pack in packs], packs[0].patch_size
-                    yield Draft(sources, images, patch_size, epoch=begin.epoch, step=step, position=position)
+                    at = {"epoch": begin.epoch, "step": step, "position": position}
+                    if isinstance(sources, PatchSources):
+                        yield StoredDraft(sources, packs, packs[0].patch_size, **at)
+                    else:
+                        yield Draft(sources, [pack.images for pack in packs], packs[0].patch_size, **at)
                 step, number, made = step + 1, number + 1, True
             if (made or not begin.position) and not self.repeat:
                 return
@@ -191,7 +197,7 @@ class Batches:
         self.stats.add_bad(bad)
         self.judge.quarantine(bad, epoch)
 
-    def _count(self, batch: PackedBatch, draft: Draft, *, waited: float, ran: float) -> None:
+    def _count(self, batch: PackedBatch, draft: Draft | StoredDraft, *, waited: float, ran: float) -> None:
         self.stats.add_batch(
             batch, without_label=draft.without_label, truncated=draft.truncated, waited=waited, ran=ran
         )
@@ -200,4 +206,4 @@ class Batches:
                 self.stats.sources[name] = self.stats.sources.get(name, 0) + images
         for _, bad in draft.bad:
             self._add_bad(bad, batch.epoch)
-        self.judge.see(draft.num_parts - 1, draft.bad)
+        self.judge.see(draft.num_images, draft.bad)

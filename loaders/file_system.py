@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from patchnpack.loaders.transfer import CHANGED, Facts, Lasting, Options, Passing, need, scheme_of
 
@@ -63,8 +63,13 @@ class FileSystemFile:
                     raise Lasting(f"the file changed while it was read (it was {facts}; it is {now})", CHANGED)
             yield piece
 
-    def write(self, path: Path, until: float) -> None:
-        self._within(until, lambda: self._system.put_file(str(path), self._path), until - time.monotonic())
+    def write(self, data: Any, until: float) -> None:
+        """Puts bytes, or a local file, there."""
+        if isinstance(data, Path):
+            self._within(until, lambda: self._system.put_file(str(data), self._path), until - time.monotonic())
+        else:
+            self._within(until, lambda: self._system.pipe_file(self._path, bytes(data)))
+        self._system.invalidate_cache()
 
     def glob(self, until: float) -> list[str]:
         names = self._within(until, lambda: self._system.glob(self._path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def save_index(index: Index, path: str | os.PathLike[str], *, home: str | None =
     """
     path = Path(path)
     check_suffix(path)
-    table = _table(index, path.parent if home is None else home)
+    seen_from = path.parent if home is None else home
+    table = index_table(index, [_relative(shard, seen_from) for shard in index.shards])
     private = any(redact(shard) != shard for shard in index.shards)
     if path.suffix == ".arrow":
 
@@ -107,7 +109,11 @@ def read_index(file: str, name: str, ending: str, home: str | Path) -> Index:
         found = about.get("version")
         raise ValueError(f"index {name!r} is of version {found}, this is {VERSION}; {_remedy(name)}")
     try:
-        return _index(table, about, home)
+        shards = [_absolute(shard, home) for shard in about["shards"]]
+        if isinstance(home, str):
+            # Made beside local shards and uploaded with them: their times say nothing of the copies.
+            about["versions"] = ["" if version.isdecimal() else version for version in about["versions"]]
+        return index_of_table(table, about, shards)
     except (KeyError, TypeError) as error:
         raise ValueError(f"index {name!r} lacks {error}; {_remedy(name)}") from error
 
@@ -133,7 +139,8 @@ def check_suffix(path: Path) -> None:
         raise ValueError(f"index {str(path)!r} ends in {path.suffix!r}; name it .parquet, or .arrow")
 
 
-def _table(index: Index, home: str | Path) -> pa.Table:
+def index_table(index: Index, shards: Sequence[str]) -> pa.Table:
+    """The index as a table that says of itself what it is; `shards` are the names to write."""
     columns: dict[str, pa.Array] = {}
     for name, kind in _COLUMNS.items():
         column = getattr(index, name)
@@ -144,7 +151,7 @@ def _table(index: Index, home: str | Path) -> pa.Table:
         "version": VERSION,
         "image": index.image,
         "formats": FORMATS,
-        "shards": [_relative(shard, home) for shard in index.shards],
+        "shards": list(shards),
         "versions": index.versions,
         "cls_member": index.cls_member,
         "kinds": index.kinds,
@@ -153,7 +160,13 @@ def _table(index: Index, home: str | Path) -> pa.Table:
     return pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
 
 
-def _index(table: pa.Table, about: dict[str, Any], home: str | Path) -> Index:
+def index_of_table(table: pa.Table, about: dict[str, Any], shards: Sequence[str]) -> Index:
+    """The index that `index_table` laid out, of shards by these names; `about` is what the table says of itself.
+
+    Raises:
+        KeyError, TypeError: it lacks something.
+    """
+
     def column(name: str) -> pa.Array:
         chunks = table.column(name).chunks
         # A single chunk stays where it is: in an Arrow file, it is the file's own memory.
@@ -175,12 +188,8 @@ def _index(table: pa.Table, about: dict[str, Any], home: str | Path) -> Index:
         for name, kind in _COLUMNS.items()
     }
     by_shard: dict[str, Any] = {name: np.array(about[name], np.int64) for name in _BY_SHARD}
-    shards, versions = tuple(_absolute(shard, home) for shard in about["shards"]), tuple(about["versions"])
-    if isinstance(home, str):
-        # Made beside local shards and uploaded with them: their times say nothing of the copies.
-        versions = tuple("" if version.isdecimal() else version for version in versions)
-    about = {name: about[name] for name in ("image", "cls_member", "kinds")} | {"versions": versions}
-    return Index(shards=shards, members=members, **about, **columns, **by_shard)
+    about = {name: about[name] for name in ("image", "cls_member", "kinds")} | {"versions": tuple(about["versions"])}
+    return Index(shards=tuple(shards), members=members, **about, **columns, **by_shard)
 
 
 def _absolute(shard: str, home: str | Path) -> str:

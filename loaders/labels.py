@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,29 @@ NO_LABEL = -100
 
 Label = str | Callable[[dict[str, bytes]], Any] | None
 Classes = Sequence[str] | Mapping[str, int] | str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownLabels:
+    """Labels that lie with their packs; `shape`, `dtype`, `absent` and `num_classes` are those of `Labels`."""
+
+    shape: tuple[int, ...]
+    num_classes: int | None
+    classes: Mapping[str, int] | None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the arrays."""
+        return np.dtype(np.float32 if self.shape else np.int64)
+
+    @property
+    def absent(self) -> Any:
+        """What stands where there is none."""
+        return np.float32("nan") if self.shape else np.int64(NO_LABEL)
+
+    def of(self, row: int) -> Any:
+        """Not told by row."""
+        raise NotImplementedError(row)
 
 
 class LabelRule:
@@ -109,6 +133,11 @@ class Labels:
         self.shape: tuple[int, ...] = () if label is None else self._probe()
         self.dtype = np.dtype(np.float32 if self.shape else np.int64)
         self.absent = np.float32("nan") if self.shape else np.int64(NO_LABEL)
+
+    @property
+    def classes(self) -> Mapping[str, int] | None:
+        """From name to index, None where labels are numbers."""
+        return self._rule.classes
 
     @property
     def num_classes(self) -> int | None:

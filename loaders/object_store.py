@@ -101,12 +101,13 @@ class StoredFile:
             result = self._obstore.get(store, self._path, options=options)
         return _facts(result.meta), self._pieces(result)
 
-    def write(self, path: Path, until: float) -> None:
-        """Puts a local file there."""
-        store = self._store(until)
+    def write(self, data: Any, until: float) -> None:
+        """Puts bytes, or a local file, there."""
+        store, is_file = self._store(until), isinstance(data, Path)
+        # Bytes go in one put. A large file goes in parts, but for a web server, which knows none.
+        parts = None if is_file and self._kind != "http" else False
         with self._translated():
-            # A web server knows no upload in parts; the others switch to it for large files.
-            self._obstore.put(store, self._path, path, use_multipart=False if self._kind == "http" else None)
+            self._obstore.put(store, self._path, data if is_file else bytes(data), use_multipart=parts)
 
     def glob(self, until: float) -> list[str]:
         """The addresses that match this one, sorted; `*`, `?` and `[...]` stand for part of a name, never for `/`."""

@@ -173,6 +173,11 @@ class Order:
         return digest.hexdigest()
 
     @property
+    def details(self) -> dict[str, str]:
+        """What the order depends on beside these fields: nothing, unless it was planned before."""
+        return {}
+
+    @property
     def _share(self) -> int:
         """Packs of a block that each stream gives."""
         return self.block // self.num_streams

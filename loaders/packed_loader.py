@@ -22,6 +22,7 @@ from patchnpack.loaders.labels import Classes, Label, Labels
 from patchnpack.loaders.mixture import Mixed, Mixture
 from patchnpack.loaders.order import Order, chunks
 from patchnpack.loaders.own_decode import Decode, check_decode
+from patchnpack.loaders.prepacked import Options, Prepacked, is_prepacked
 from patchnpack.loaders.process import checked_rank, cpu_share, process_rank
 from patchnpack.loaders.samples import Sources, Transform, read_member
 from patchnpack.loaders.shards import Source
@@ -48,7 +49,8 @@ class PackedImageLoader:
     any number of threads and any `prefetch`.
 
     Args:
-        source: shards by brace range, glob or list, an index file, an `Index`, or a `Mixture` of several of these.
+        source: shards by brace range, glob or list, an index file, an `Index`, a `Mixture` of several of these, or a
+            folder of packs that `patchnpack pack` wrote.
         packing: what a sequence looks like; `Packing()` by default.
         batch_size: B, packs in a batch of this rank.
         shuffle: shuffle shards and, inside windows of `shuffle_window` shards, rows; anew each epoch.
@@ -163,10 +165,35 @@ class PackedImageLoader:
         alone = self.rank()[1] == 1
         if isinstance(source, Mixture) and index is not None:
             raise ValueError("index= is for one source; in a Mixture, name index files as sources")
-        parts = [
-            open_index(part, index=index, image=image, store=store, may_scan=alone, num_threads=num_threads)
-            for part in ([part for part, _ in source.sources.values()] if isinstance(source, Mixture) else [source])
-        ]
+        stored = None
+        parts: list[Index]
+        if isinstance(source, str | os.PathLike) and is_prepacked(source):
+            stored = Prepacked.open(
+                source, cache_dir=cache_dir, cache_limit=cache_limit, storage_options=storage_options
+            )
+            given = Options(
+                packing=packing,
+                label=label,
+                classes=classes,
+                extras=extras,
+                block=block,
+                num_streams=num_streams,
+                where=where,
+                index=index,
+                transform=transform,
+                errors=errors,
+            )
+            settled = stored.settle(given)
+            self.packing, store = stored.recipe.packing, stored.store
+            label, classes, extras = settled.label, settled.classes, settled.extras
+            block, num_streams = settled.block, settled.num_streams
+            parts = [stored.index]
+        else:
+            parts = [
+                open_index(part, index=index, image=image, store=store, may_scan=alone, num_threads=num_threads)
+                for part in ([part for part, _ in source.sources.values()] if isinstance(source, Mixture) else [source])
+            ]
+        self._prepacked = stored
         self.index = parts[0] if len(parts) == 1 else Index.concatenate(parts)
         self._shuffle, self._seed, self._even = shuffle, seed, even
         self._shuffle_window, self._num_streams, self._block = shuffle_window, num_streams, block
@@ -174,14 +201,18 @@ class PackedImageLoader:
         policy = errors if errors is not None else ErrorPolicy()
         usable = _mask(where, self.index)
         self._filtered = ~usable
-        self._bad = {row: why for row, why in _bad_rows(self.index, policy, decode).items() if usable[row]}
+        limits = policy if stored is None else stored.limits
+        self._bad = {row: why for row, why in _bad_rows(self.index, limits, decode).items() if usable[row]}
         usable[list(self._bad)] = False
         self._usable = usable
         self._mixed = Mixed.of(source, parts, usable) if isinstance(source, Mixture) else None
-        self._check_rows()
+        if stored is None:
+            self._check_rows()
 
-        reader = self.index.reader(store)
-        labels = Labels(self.index, label, classes, partial(read_member, self.index, reader))
+        reader = self.index.reader(store) if stored is None else stored.reader()
+        labels = (stored and stored.labels()) or Labels(
+            self.index, label, classes, partial(read_member, self.index, reader)
+        )
         extras = [extension.lstrip(".").lower() for extension in extras]
         for extension in extras:
             if extension not in self.index.members:
@@ -199,6 +230,8 @@ class PackedImageLoader:
             errors=policy,
             own_decode=decode,
         )
+        if stored is not None:
+            self._sources = stored.sources(self._sources)
         self._stats, self._judge = Stats(), Judge(policy)
         first = next((self._sources.bad_row(row, *why) for row, why in self._bad.items()), None)
         self._judge.before_start(len(self._bad), len(self._bad) + int(usable.sum()), first)
@@ -341,6 +374,11 @@ class PackedImageLoader:
         return dataset
 
     @property
+    def sources(self) -> Sources:
+        """What the images of every batch are made with."""
+        return self._sources
+
+    @property
     def num_classes(self) -> int:
         """Outputs that a classifier of these labels needs; ValueError where only reading every label would tell."""
         count = self._sources.labels.num_classes
@@ -403,20 +441,31 @@ class PackedImageLoader:
         world_size = self.rank()[1]
         block, made = self._block or self.batch_size * world_size, self._made_steps
         if made is None or (made.order.block, made.world_size) != (block, world_size):
-            order = Order(
-                index=self.index,
-                usable=self._usable,
-                packing=self.packing,
-                seed=self._seed,
-                shuffle=self._shuffle,
-                shuffle_window=self._shuffle_window,
-                num_streams=self._num_streams,
-                block=block,
-                mixed=self._mixed,
-            )
+            order = self._order(block)
             made = Steps(order=order, batch_size=self.batch_size, world_size=world_size, even=self._even)
             self._made_steps = made
         return made
+
+    def _order(self, block: int) -> Order:
+        if self._prepacked is not None:
+            return self._prepacked.order(
+                usable=self._usable,
+                seed=self._seed,
+                shuffle=self._shuffle,
+                shuffle_window=self._shuffle_window,
+                block=block,
+            )
+        return Order(
+            index=self.index,
+            usable=self._usable,
+            packing=self.packing,
+            seed=self._seed,
+            shuffle=self._shuffle,
+            shuffle_window=self._shuffle_window,
+            num_streams=self._num_streams,
+            block=block,
+            mixed=self._mixed,
+        )
 
 
 def _fold(all_totals: list[torch.Tensor], totals: torch.Tensor) -> None:

@@ -196,8 +196,8 @@ def download(
         _persist(file.url, policy, fetch, stop)
 
 
-def upload(path: Path, url: str, storage_options: Mapping[str, Any] | None = None, *, policy: Retry = RETRY) -> None:
-    """Makes the file at `url` what the local file holds, in one put: a reader finds the old bytes or the new ones.
+def put(url: str, data: Any, storage_options: Mapping[str, Any] | None = None, *, policy: Retry = RETRY) -> None:
+    """Makes `data`, bytes or a local file, the file at `url`: a reader finds what was there before, or all of it.
 
     Raises:
         RemoteError: the store does not take it, or not in time.
@@ -205,7 +205,7 @@ def upload(path: Path, url: str, storage_options: Mapping[str, Any] | None = Non
     """
     _check_address(url)
     remote = _persist(url, policy, lambda _: _open(url, storage_options, policy))
-    _persist(url, policy, lambda tries: remote.write(path, tries.until()))
+    _persist(url, policy, lambda tries: remote.write(data, tries.until()))
 
 
 def shard(file: RemoteFile, storage_options: Mapping[str, Any] | None = None, *, policy: Retry = RETRY) -> Shard:

@@ -15,7 +15,7 @@ from patchnpack.loaders.buffers import BufferPool
 from patchnpack.loaders.decode import BadImage, Header, decode
 from patchnpack.loaders.errors import BadRow, ErrorPolicy
 from patchnpack.loaders.index import Index
-from patchnpack.loaders.labels import Labels
+from patchnpack.loaders.labels import KnownLabels, Labels
 from patchnpack.loaders.own_decode import Decode, own_pixels
 from patchnpack.loaders.shards import ShardReader
 from patchnpack.loaders.transfer import redact
@@ -29,9 +29,20 @@ Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 class LabelKind(Protocol):
     """What all labels are: arrays of this shape and type, and `absent` where there is none."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    absent: Any
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """() for classes, (D,) for targets."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the arrays."""
+        ...
+
+    @property
+    def absent(self) -> Any:
+        """What stands where there is none."""
+        ...
 
 
 class Samples(Protocol):
@@ -103,7 +114,7 @@ class Sources(Making):
 
     index: Index
     reader: ShardReader
-    labels: Labels
+    labels: Labels | KnownLabels
 
     def samples(self, rows: np.ndarray) -> Samples:
         """The samples of these rows of the index (int64)."""

@@ -167,6 +167,10 @@ class ShardReader:
             data += more
         return data
 
+    def open(self, shard: int) -> int:
+        """A descriptor, for the caller to close, of what the shard's offsets count in."""
+        return self.store.open(self._shards[shard], self._sizes[shard], self._versions[shard])
+
     def has_changed(self, shard: int) -> bool:
         """Whether the shard was written to since it was indexed."""
         return self.store.has_changed(self._shards[shard], self._versions[shard])

@@ -39,6 +39,7 @@ def fingerprint(order: Order) -> dict[str, str]:
         "shuffle_window": str(order.shuffle_window),
         "num_streams": str(order.num_streams),
         "mixture": repr(order.mixed),
+        **order.details,
     }
 
 

@@ -111,7 +111,7 @@ class Store:
 
     def put(self, path: Path, url: str) -> None:
         """Makes a remote file what a local one holds, whole or not at all."""
-        remote.upload(path, url, self._options, policy=self._retry)
+        remote.put(url, path, self._options, policy=self._retry)
 
     def has_changed(self, shard: str, version: str) -> bool:
         """Whether a local shard was written to since it was of that version; remote ones were compared when fetched."""
@@ -119,7 +119,9 @@ class Store:
 
     def prefetching(self, shards: Iterable[tuple[str, int, str]], behind: int, at_start: bool) -> Store:
         """A store of its own that brings these remote shards (name, bytes, version) here ahead of their use."""
-        store = Store(self.folder, self.limit, self._given)
+        return self._prefetching(Store(self.folder, self.limit, self._given), shards, behind, at_start)
+
+    def _prefetching(self, store: Store, shards: Iterable[tuple[str, int, str]], behind: int, at_start: bool) -> Store:
         store._counts = self._counts
         coming = (store._shard(*shard) for shard in shards if is_remote(shard[0]))
         store._prefetcher = Prefetcher(store._cache, coming, _AHEAD, behind, at_start)

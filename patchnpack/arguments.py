@@ -43,12 +43,16 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
         logging.basicConfig(format="%(message)s")
 
 
+def shows_progress(console: Console) -> bool:
+    """Whether there is somebody to see a bar, who has not asked for quiet."""
+    return console.is_terminal and _log.isEnabledFor(logging.WARNING)
+
+
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar where there is a terminal, moved by a call with (done, in all)."""
     console = Console(stderr=True)
-    shown = console.is_terminal and _log.isEnabledFor(logging.WARNING)
-    with Progress(console=console, transient=True, disable=not shown) as bar:
+    with Progress(console=console, transient=True, disable=not shows_progress(console)) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from patchnpack.arguments import set_verbosity
 from patchnpack.data_commands import make_index, shard, show
 from patchnpack.loaders import BadDataError
+from patchnpack.prepack_commands import add_prepack_commands
 from patchnpack.report_commands import report
 from patchnpack.training_commands import add_training_commands
 
@@ -59,6 +60,7 @@ app.command()(shard)
 app.command("index")(make_index)
 app.command()(report)
 app.command()(show)
+add_prepack_commands(app)
 add_training_commands(app)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from patchnpack.arguments import IMAGES, Images, Seed, Shards, Storage, open_shards, progress_bar
 from patchnpack.loaders import PackedImageLoader, update_index, write_shards
-from patchnpack.loaders.folder import CLASSES
+from patchnpack.loaders.image_folder import CLASSES
 from patchnpack.loaders.store import Store
 from patchnpack.options import parse_storage_options, takes_packing, whole_flag
 from patchnpack.packer import Packing

@@ -29,9 +29,9 @@ from patchnpack.loaders.remote import (
     download,
     expand_remote,
     is_remote,
+    put,
     shard,
     stat,
-    upload,
 )
 from patchnpack.loaders.shard_cache import ShardCache, Stopped
 from tests.loaders.misbehaving import Misbehaving, wait_until
@@ -487,11 +487,11 @@ def test_s3_object_that_changed_or_went_is_refused(bucket: dict[str, Any], tmp_p
 def test_s3_object_is_what_was_put_whatever_its_length(nbytes: int, bucket: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(noise(nbytes))
     for _ in range(2):  # new, and over an old one
-        upload(tmp_path / "a", "s3://shards/put/index file.parquet", bucket)
+        put("s3://shards/put/index file.parquet", tmp_path / "a", bucket)
         file = stat("s3://shards/put/index file.parquet", bucket, policy=QUICK)
         assert fetch(file, tmp_path / "b", options=bucket) == noise(nbytes)
     with pytest.raises(RemoteError, match="no such file"):
-        upload(tmp_path / "a", "s3://nobucket/a.parquet", bucket, policy=QUICK)
+        put("s3://nobucket/a.parquet", tmp_path / "a", bucket, policy=QUICK)
 
 
 def test_s3_without_credentials_says_how_to_give_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,7 +585,7 @@ def test_protocol_of_fsspec_is_listed_and_read(memory: Any, tmp_path: Path) -> N
 
 def test_protocol_of_fsspec_is_written(memory: Any, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(noise(1000))
-    upload(tmp_path / "a", "memory://d/index.parquet")
+    put("memory://d/index.parquet", tmp_path / "a")
     assert fetch(stat("memory://d/index.parquet"), tmp_path / "b") == noise(1000)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from patchnpack import PackedImageLoader, Packing
 from patchnpack.loaders import Written, scan, write_shards
-from patchnpack.loaders import folder as folder_module
+from patchnpack.loaders import image_folder as folder_module
 from patchnpack.loaders.tar import read_samples
 
 

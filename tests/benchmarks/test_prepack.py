@@ -1,0 +1,25 @@
+"""benchmarks/prepack.py on few images: it measures every way, and what it writes is whole."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+CLOTHING = Path(__file__).resolve().parents[3] / "shared" / "data" / "clothing"
+
+
+@pytest.mark.skipif(not CLOTHING.is_dir(), reason="the clothing photographs are not beside the checkout")
+def test_every_way_is_measured_and_written(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "prepack.py"), str(CLOTHING / "train-000009.tar"), "--rounds", "1"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out.csv")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "out.csv").open() as file:
+        rows = {row["what"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 11
+    assert all(float(row["images_per_s"] or row["ratio"]) > 0 for name, row in rows.items() if name != "memcpy")
+    assert float(rows["memcpy"]["gb_per_s"]) > 0

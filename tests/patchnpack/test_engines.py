@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from patchnpack.engines import run_local, run_ray
+from patchnpack.loaders import Index, scan
+from patchnpack.loaders.prepack import Job
+from patchnpack.packer import Packing
+
+PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
+NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray, of the extra [ray], is not installed")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Four shards of 60 small images each."""
+    folder, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
+    paths = []
+    for s in range(4):
+        paths.append(str(folder / f"train-{s}.tar"))
+        with tarfile.open(paths[-1], "w") as tar:
+            for i in range(60):
+                file = io.BytesIO()
+                pixels = rng.integers(0, 256, (*rng.integers(16, 60, 2), 3), np.uint8)
+                Image.fromarray(pixels).save(file, "PNG")
+                for extension, data in (("png", file.getvalue()), ("cls", str(i % 5).encode())):
+                    info = tarfile.TarInfo(f"{s}-{i}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def index(shards: list[str]) -> Index:
+    return scan(shards)
+
+
+def job(index: Index, out: Path, **changes: Any) -> Job:
+    given: dict[str, Any] = {"store": "patches", "part_packs": 2, "label": "cls", "shuffle": True}
+    return Job(index=index, out=str(out), packing=PACKING, **given | changes)
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def expected(index: Index, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one process writes."""
+    out = tmp_path_factory.mktemp("expected") / "out"
+    seen: list[int] = []
+    assert run_local(job(index, out), 1, seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == len(index)
+    return written(out)
+
+
+def children(parent: int, of: str) -> list[int]:
+    """The processes that a process has begun whose command line begins, or goes on, so."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            above = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue
+        if entry.name.isdecimal() and above == parent and of in command:
+            found.append(int(entry.name))
+    return found
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := what():
+            return found
+        time.sleep(0.002)
+    raise AssertionError("it did not come to pass")
+
+
+def markers(out: Path) -> int:
+    return len(list((out / "done").glob("*.json"))) if (out / "done").exists() else 0
+
+
+# Processes of this machine
+
+
+def test_two_workers_write_the_bytes_of_one(index: Index, tmp_path: Path, expected: dict[str, bytes]) -> None:
+    seen: list[int] = []
+    assert run_local(job(index, tmp_path / "out"), 2, seen.append)
+    assert written(tmp_path / "out") == expected
+    assert seen == sorted(seen)
+    assert seen[-1] == len(index)
+
+
+def test_a_killed_worker_is_an_error_and_a_rerun_completes(
+    index: Index, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    out = tmp_path / "out"
+
+    def kill() -> None:
+        wait_for(lambda: markers(out) > 2)
+        os.kill(children(os.getpid(), "spawn_main")[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(OSError, match=r"a worker process was killed.*; what is finished is kept: run the same command"):
+        run_local(job(index, out, part_packs=1), 2)
+    killer.join()
+    assert markers(out) > 0
+    assert not (out / "manifest.json").exists()
+    assert run_local(job(index, out, part_packs=1), 1)
+    assert run_local(job(index, tmp_path / "other", part_packs=1), 1)
+    assert written(out) == written(tmp_path / "other")
+
+
+def test_what_a_worker_raises_is_raised(index: Index, shards: list[str], tmp_path: Path) -> None:
+    work = job(index, tmp_path / "out")
+    held = Path(shards[1]).read_bytes()
+    Path(shards[1]).write_bytes(held[:-512])
+    try:
+        with pytest.raises(OSError, match=r"it has changed"):
+            run_local(work, 2)
+    finally:
+        Path(shards[1]).write_bytes(held)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_command_that_began_them(
+    number: int, shards: list[str], index: Index, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-P", "-c", "from patchnpack.cli import run; run()", "pack", *shards, "-o", str(out)]
+    command += ["--seq-len", "64", "--patch-size", "8", "--max-images", "7", "--store", "patches", "--label", "cls"]
+    command += ["--part-packs", "1", "--workers", "2"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        wait_for(lambda: markers(out) > 2)
+        workers = children(running.pid, "spawn_main")
+        assert len(workers) == 2
+        running.send_signal(number)
+        running.communicate(timeout=60)
+        assert running.returncode == (-number if number == signal.SIGKILL else 128 + number)
+        wait_for(lambda: not any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers))
+    finally:
+        running.kill()
+        running.communicate()
+    assert not (out / "manifest.json").exists()
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert f"{len(index)} images, labels of 'cls', 0 bad, 0 skipped" in result.stdout
+    job(index, tmp_path / "other", part_packs=1).run()
+    assert written(out) == written(tmp_path / "other")
+
+
+# Ray
+
+
+@pytest.fixture
+def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would write a token into the home folder."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+
+
+@NEEDS_RAY
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.usefixtures("no_token")
+def test_ray_writes_the_bytes_of_one_process_though_a_worker_is_killed(
+    index: Index, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    out = tmp_path / "out"
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_for(lambda: markers(out) > 2)
+        (raylet,) = children(os.getpid(), "/raylet/raylet ")
+        worker = wait_for(lambda: children(raylet, "ray::_run_task"))[0]
+        os.kill(worker, signal.SIGKILL)
+        if not (out / "manifest.json").exists():
+            killed.append(worker)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    seen: list[int] = []
+    assert run_ray(job(index, out), None, tasks=3, progress=seen.append)
+    killer.join()
+    assert len(killed) == 1
+    assert written(out) == expected
+    assert seen[-1] == len(index)
+
+
+@NEEDS_RAY
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.usefixtures("no_token")
+def test_what_a_ray_task_raises_is_raised(index: Index, shards: list[str], tmp_path: Path) -> None:
+    work = job(index, tmp_path / "out")
+    held = Path(shards[1]).read_bytes()
+    Path(shards[1]).write_bytes(held[:-512])
+    try:
+        with pytest.raises(OSError, match=r"it has changed"):
+            run_ray(work, None, tasks=2)
+    finally:
+        Path(shards[1]).write_bytes(held)
+
+
+@NEEDS_RAY
+def test_a_ray_address_that_does_not_answer_is_an_error_with_the_remedy(index: Index, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nothing listens
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for form in (address, "ray://" + address):
+            with pytest.raises(OSError, match=r"Ray at .* does not answer .*ray start --head, or leave out"):
+                run_ray(job(index, tmp_path / "out"), form)
+    for wrong in ("host", "host:port", ":"):
+        with pytest.raises(ValueError, match=f"the Ray address is '{wrong}'; give host:port"):
+            run_ray(job(index, tmp_path / "out"), wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_ray_the_error_says_how_to_install_it(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'patchnpack\[ray\]'"):
+        run_ray(job(index, tmp_path / "out"), None)
