@@ -49,11 +49,11 @@ test: lint typecheck ## check format, lint and types, then run the tests
 	$(PY) -m pytest $(ARGS)
 	$(if $(ARGS),,@$(PY) -c 'from PIL import features as f; exit(not f.check("webp"))' || $(MAKE) --no-print-directory test-webp)
 
-test-all: test test-frameworks ## the same, and with Lightning, Accelerate and transformers, which this installs
+test-all: test test-frameworks ## the same, and with Lightning, Accelerate, transformers and Ray, which this installs
 
 test-frameworks: setup
-	@$(PY) -c 'import accelerate, lightning, transformers' 2>/dev/null || $(PY) -m pip install --quiet --constraint constraints.txt --group frameworks
-	$(PY) -m pytest tests/packer/test_export_models.py tests/examples/test_frameworks.py tests/test_documentation.py
+	@$(PY) -c 'import accelerate, lightning, ray, transformers' 2>/dev/null || $(PY) -m pip install --quiet --constraint constraints.txt --group frameworks
+	$(PY) -m pytest tests/packer/test_export_models.py tests/examples/test_frameworks.py tests/test_documentation.py tests/patchnpack/test_engines.py
 
 # pillow-simd built without libwebp leaves its WebP tests out; Pillow, in a folder of its own, runs them.
 test-webp: setup
