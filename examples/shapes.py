@@ -1,10 +1,11 @@
 """Draw the demo's data set: shapes whose class can only be told at the true aspect ratio.
 
-    python examples/shapes.py OUT
+    python examples/shapes.py OUT [--files]
 
 writes `OUT/train-000000.tar` ..., `OUT/validation-000000.tar` and `OUT/classes.txt`: webdataset shards whose samples
-are `KEY.jpg` and `KEY.cls`, the class as a number. The classes are `tall` (1:3), `even` (1:1) and `wide` (3:1), each an
-ellipse or a diamond. An image's own sides are drawn without a look at its class: 48 to 384 pixels, 1:4 to 4:1.
+are `KEY.jpg` and `KEY.cls`, the class as a number; or with --files `OUT/CLASS/00000.jpg` ... The classes are `tall`
+(1:3), `even` (1:1) and `wide` (3:1), each an ellipse or a diamond. An image's own sides are drawn without a look at its
+class: 48 to 384 pixels, 1:4 to 4:1.
 
 Why no model can tell the classes once the images are squares: resizing W x H to a square divides a shape's aspect by
 W/H, and only the quotient can still be seen. In octaves, the image's aspect is spread evenly over -2 to 2 and the
@@ -96,6 +97,15 @@ def draw_shapes(
                 shards.write({"__key__": f"{split}-{i:05d}", "jpg": jpeg.getvalue(), "cls": str(label).encode()})
 
 
+def draw_files(folder: str | Path, images: int = 480, *, seed: int = 0) -> None:
+    """Writes `images` JPEG files into `folder`, those of a class into a folder of its own."""
+    for i in range(images):
+        path = Path(folder, CLASSES[i % len(CLASSES)], f"{i:05d}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = draw_image(i % len(CLASSES), np.random.default_rng((seed, 2, i)))
+        Image.fromarray(pixels).save(path, "JPEG", quality=92)
+
+
 # Each gives the distance to the outline in pixels, negative inside, at (dx, dy) from the centre of a shape 2a x 2b.
 def _ellipse(dx: Floats, dy: Floats, a: float, b: float) -> Floats:
     # To first order: the implicit function over the length of its gradient.
@@ -128,7 +138,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=480, help="images for training")
     parser.add_argument("--validation", type=int, default=120, help="images for validation")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--files", action="store_true", help="files in a folder a class instead, and none held out")
     args = parser.parse_args()
+    if args.files:
+        draw_files(args.out, args.images, seed=args.seed)
+        print(f"{args.images} images of {', '.join(CLASSES)} shapes in {args.out}")
+        return
     draw_shapes(args.out, args.images, args.validation, seed=args.seed)
     print(f"{args.images} + {args.validation} images of {', '.join(CLASSES)} shapes in {args.out}")
 

@@ -7,17 +7,21 @@ import dataclasses
 import numpy as np
 
 from patchnpack.loaders.packed_loader import PackedImageLoader
-from patchnpack.packer import Rows
+from patchnpack.loaders.stored_order import StoredOrder
+from patchnpack.packer import Plan, Rows
 from patchnpack.packer.report import PackingReport, report
 
 
 def planned_rows(loader: PackedImageLoader, epoch: int = 0) -> Rows:
-    """The rows of an epoch in the order in which the loader plans them.
+    """The rows of an epoch in the order in which the loader plans them, or in that of packs planned before.
 
     Raises:
         ValueError: a loader of several streams, each of which is packed by itself.
     """
     order = loader.steps().order
+    if isinstance(order, StoredOrder):
+        made = order.whole_plan(epoch)
+        return loader.index.rows(np.concatenate([made.images.row, made.skipped]))
     if order.num_streams > 1:
         raise ValueError(
             f"num_streams is {order.num_streams}; each stream is packed by itself, and a report is of one. Make the "
@@ -45,4 +49,11 @@ def report_of(loader: PackedImageLoader, epoch: int = 0, *, width: int = 768) ->
         batch_size=loader.batch_size,
         ranks=loader.rank()[1],
         width=width,
+        made=planned_before(loader, epoch),
     )
+
+
+def planned_before(loader: PackedImageLoader, epoch: int = 0) -> Plan | None:
+    """The plan of an epoch of a pre-packed folder; None where the loader plans."""
+    order = loader.steps().order
+    return order.whole_plan(epoch) if isinstance(order, StoredOrder) else None

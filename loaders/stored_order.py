@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import repeat, zip_longest
@@ -82,6 +83,21 @@ class StoredOrder(Order):
             )
         if first:
             on_plan(self._taken(arrays, np.zeros(0, np.int64), epoch, stream, True))
+
+    def whole_plan(self, epoch: int) -> Plan:
+        """All packs of an epoch, stream by stream."""
+        parts: list[Plan] = []
+        for stream in range(self.num_streams):
+            deque(self._planned_packs(epoch, stream, parts.append), maxlen=0)
+        counts = np.concatenate([np.diff(part.offsets) for part in parts])
+        return Plan(
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            patch_size=np.concatenate([part.patch_size for part in parts]),
+            images=Images.concatenate([part.images for part in parts]),
+            skipped=np.concatenate([part.skipped for part in parts]),
+            oversize=np.concatenate([part.oversize for part in parts]),
+            algorithm=parts[0].algorithm,
+        )
 
     def _taken(
         self, arrays: Mapping[str, np.ndarray], numbers: np.ndarray, epoch: int, stream: int, first: bool

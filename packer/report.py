@@ -126,6 +126,7 @@ def report(
     batch_size: int = 8,
     ranks: int = 8,
     width: int = 768,
+    made: Plan | None = None,
 ) -> PackingReport:
     """Plans the rows with `packing`, and by the ways that people use otherwise.
 
@@ -136,6 +137,7 @@ def report(
         batch_size: packs in a batch of one rank, at least 1.
         ranks: ranks that train together, at least 1: how long they wait for each other is told.
         width: features of the model that they train.
+        made: the plan, where there is one already.
 
     >>> import numpy as np
     >>> sides = np.random.default_rng(0).integers(48, 385, (2, 1000))
@@ -147,7 +149,7 @@ def report(
     check_whole("ranks", ranks)
     check_whole("width", width)
     step = batch_size * ranks
-    made = plan(rows, packing, seed=seed, epoch=epoch, block=step)
+    made = plan(rows, packing, seed=seed, epoch=epoch, block=step) if made is None else made
     images = made.images
     if not len(images):
         raise ValueError(

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from patchnpack.arguments import IMAGES, Images, Seed, Shards, Storage, open_shards, progress_bar
 from patchnpack.loaders import Index, PackedImageLoader
-from patchnpack.loaders.plan_report import planned_rows
+from patchnpack.loaders.plan_report import planned_before, planned_rows
+from patchnpack.loaders.prepacked import is_prepacked
 from patchnpack.options import parse_storage_options, takes_packing, whole_flag
 from patchnpack.packer import Packing, Rows
 from patchnpack.packer.advice import advise
@@ -69,9 +70,15 @@ def report(
         from patchnpack.report_page import check_page
 
         check_page(html)
-    index = open_shards(shards, image, storage_options)
-    rows, planned = _rows(index, packing, batch_size=batch_size, shuffle=shuffle, seed=seed)
-    found = make_report(rows, planned, seed=seed, batch_size=batch_size, ranks=ranks, width=width)
+    storage, made = parse_storage_options(storage_options or []), None
+    if is_prepacked(shards[0]):
+        loader = _packed_before(shards, packing, batch_size=batch_size, shuffle=shuffle, storage=storage)
+        rows, planned, bad, made = planned_rows(loader), loader.packing, 0, planned_before(loader)
+    else:
+        index = open_shards(shards, image, storage_options)
+        rows, planned = _rows(index, packing, batch_size=batch_size, shuffle=shuffle, seed=seed)
+        bad = len(index.bad)
+    found = make_report(rows, planned, seed=seed, batch_size=batch_size, ranks=ranks, width=width, made=made)
     swept = advice = None
     if sweep or html is not None:
         with progress_bar("packing") as progress:
@@ -88,12 +95,12 @@ def report(
                 progress=progress,
             )
         advice = advise(swept)
-    bad = len(index.bad)
     if html is not None and swept is not None and advice is not None:
         from patchnpack.report_page import picture_of, write_page
 
-        storage = parse_storage_options(storage_options or [])
-        drawn = picture_of(index, planned, seed=seed, storage_options=storage) if picture else None
+        if picture and made is None:
+            loader = PackedImageLoader(index, planned, batch_size=2, seed=seed, prefetch=1, storage_options=storage)
+        drawn = picture_of(loader) if picture else None
         write_page(html, found, swept, advice, title=_title(shards), picture=drawn, bad_images=bad)
     console = Console(highlight=False)
     if as_json:
@@ -111,6 +118,20 @@ def report(
             print_sweep(swept, advice, console)
         if html is not None:
             typer.echo(f"wrote {html}")
+
+
+def _packed_before(
+    shards: list[str], packing: Packing, *, batch_size: int, shuffle: bool, storage: dict[str, Any]
+) -> PackedImageLoader:
+    """A loader of a pre-packed folder, whose packing is what it was packed with."""
+    if len(shards) > 1 or shuffle:
+        raise ValueError(f"{shards[0]!r} is a folder of packs; give it alone, and without --shuffle")
+    loader = PackedImageLoader(shards[0], batch_size=batch_size, storage_options=storage, prefetch=1)
+    if packing not in (Packing(), loader.packing.replace(algorithm=packing.algorithm)):
+        raise ValueError(
+            f"{shards[0]!r} was packed with {loader.packing}; leave out the options of packing, or report on shards"
+        )
+    return loader
 
 
 def _rows(index: Index, packing: Packing, *, batch_size: int, shuffle: bool, seed: int) -> tuple[Rows, Packing]:

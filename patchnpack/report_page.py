@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from patchnpack.loaders import Index, PackedImageLoader
-from patchnpack.packer import Packing
+from patchnpack.loaders import PackedImageLoader
 from patchnpack.packer.advice import Advice
 from patchnpack.packer.drawing import draw_packs
 from patchnpack.packer.files import atomic_write
@@ -63,15 +61,10 @@ def check_page(path: str | Path) -> None:
         raise ValueError(f"html is {str(path)!r}, but the folder {str(folder)!r} does not exist; make it first")
 
 
-def picture_of(
-    index: Index, packing: Packing, *, seed: int = 0, storage_options: dict[str, Any] | None = None
-) -> Picture:
-    """The first packs of the images of an index, drawn with their pixels."""
-    loader = PackedImageLoader(
-        index, packing, batch_size=_SHOWN, seed=seed, prefetch=1, storage_options=storage_options
-    )
+def picture_of(loader: PackedImageLoader) -> Picture:
+    """The packs of a loader's next batch, drawn with their pixels."""
     batch = next(iter(loader))
-    return Picture(image=draw_packs(batch, width=1400), keys=[keys for keys in batch.keys if keys])
+    return Picture(image=draw_packs(batch, max_packs=_SHOWN, width=1400), keys=[keys for keys in batch.keys if keys])
 
 
 def render_page(

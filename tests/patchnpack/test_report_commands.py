@@ -118,3 +118,21 @@ def test_the_clothing_photographs_are_best_packed_six_or_seven_at_a_time(tmp_pat
     assert (found["images"], found["packs"], found["oversize"]) == (3068, 725, 0)
     assert found["sweep"]["advice"]["flags"].startswith("--seq-len 6144 ")
     assert out.read_text().count("<svg") == 8
+
+
+def test_a_folder_of_packs_is_reported_as_the_shards_that_it_was_made_of(shards: Shards, tmp_path: Path) -> None:
+    source, folder = shards(), str(tmp_path / "packed")
+    flags = ["--seq-len", "64", "--token-drop", "0.25"]
+    assert run(app, ["pack", source, "-o", folder, "--workers", "1", "--no-shuffle", *flags]).exit_code == 0
+    found = [json.loads(run(app, ["report", *words, "--json"]).output) for words in ([folder], [source, *flags])]
+    for name in ("images", "tokens", "packs", "padding", "images_a_pack", "attention_cost", "drop_rate", "steps"):
+        assert found[0][name] == found[1][name], name
+    assert found[0]["images"] == 24
+
+
+def test_packing_of_a_folder_of_packs_cannot_be_changed_by_a_report(shards: Shards, tmp_path: Path) -> None:
+    folder = str(tmp_path / "packed")
+    assert run(app, ["pack", shards(), "-o", folder, "--workers", "1", "--seq-len", "64"]).exit_code == 0
+    refused = run(app, ["report", folder, "--seq-len", "99"])
+    assert "leave out the options of packing, or report on shards" in str(refused.exception)
+    assert "give it alone, and without --shuffle" in str(run(app, ["report", folder, "--shuffle"]).exception)

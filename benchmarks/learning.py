@@ -1,0 +1,240 @@
+"""What the papers' ideas bring here, each against training without it: small models, shapes, several seeds.
+
+    python benchmarks/learning.py patch_sizes|distillation|positions|token_drop [--seeds 3] [--epochs 4]
+
+The images are those of examples/shapes.py, 48 to 192 pixels a side, 960 to train on, 480 others to measure with. A
+model of width 96 and depth 3 learns from scratch, for as many steps in each variant of an experiment. Epochs are few
+by default, since all of these models come to know the shapes: what is compared is how soon.
+
+* patch_sizes: FlexiViT's figure (arXiv 2212.08013, section 3.2). One model trained at random patch sizes, and models
+  trained at one size, all evaluated at every size, the latter with their patch embedding PI-resized.
+* distillation: random patch sizes again, learning from labels or from a model of patch size 8 (section 3.5), from
+  whose weights the student starts; and, to tell the two apart, labels from those weights.
+* positions: every position embedding, trained on images of at most 36 tokens, measured at 36 and at sizes not seen in
+  training (NaViT, arXiv 2307.06304, section 3.4).
+* token_drop: half of the tokens dropped at a rate that each image draws (section 3.3), at equal numbers of packs, so at
+  equal compute, against none; evaluated on whole images.
+
+Prints a table of means and standard deviations over seeds, and writes benchmarks/results/learning_*.csv with a line a
+figure; patch_sizes also draws docs/images/patch_sizes.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchnpack import BetaDrop, FitTokens, PackedImageLoader, Packing, PatchSizes
+from patchnpack.loaders import Index, scan
+from patchnpack.models import Distillation, NaViT, NaViTConfig, TrainConfig, evaluate, train
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+
+import shapes  # noqa: E402
+
+SIZES = (8, 12, 16, 24, 32, 48)
+MODEL: dict[str, Any] = {"num_classes": 3, "width": 96, "depth": 3, "heads": 3}
+POSITIONS: dict[str, dict[str, Any]] = {
+    "absolute, added": {"position": "absolute"},
+    "absolute, stacked": {"position": "absolute", "position_combine": "stack"},
+    "absolute, product": {"position": "absolute", "position_combine": "product"},
+    "fractional, learned": {"position": "fractional"},
+    "fractional, sinusoidal": {"position": "sinusoidal"},
+    "fractional, Fourier": {"position": "fourier"},
+    "grid, interpolated": {"position": "grid"},
+    "grid, learned weights": {"position": "learned_grid"},
+    "coordinate MLP": {"position": "mlp"},
+    "axial RoPE": {"position": "rope"},
+}
+
+Row = dict[str, Any]
+Found = tuple[str, dict[str, float], float]  # a variant, accuracy by where it was measured, minutes of training
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images, and how long to learn from them."""
+
+    train: Index
+    validation: Index
+    epochs: int
+
+    def fit(self, packing: Packing, seed: int, model: NaViT | NaViTConfig, **options: Any) -> tuple[NaViT, float]:
+        """A model trained for `epochs`, and the minutes that it took."""
+        loader = PackedImageLoader(self.train, packing, batch_size=1, shuffle=True, seed=seed, label="cls")
+        budget = {"steps": options.pop("steps")} if "steps" in options else {"epochs": self.epochs}
+        config = TrainConfig(**budget, lr=1e-3, seed=seed, eval_every=10**6, log_every=1e9)
+        began = time.perf_counter()
+        result = train(model, loader, config=config, **options)
+        return result.model, (time.perf_counter() - began) / 60
+
+    def accuracy(self, model: NaViT, packing: Packing) -> float:
+        loader = PackedImageLoader(self.validation, packing, batch_size=1, label="cls")
+        return evaluate(model, loader)["accuracy"]
+
+    def at_each_size(self, model: NaViT) -> dict[str, float]:
+        return {f"patch {size}": self.accuracy(model, Packing(seq_len=576, patch_size=size)) for size in SIZES}
+
+
+def patch_sizes(data: Data, seed: int) -> Iterator[Found]:
+    for name, size in {"random": PatchSizes(SIZES), **{f"only {size}": size for size in (8, 16, 32)}}.items():
+        steps = _steps(data, Packing(seq_len=576, patch_size=16))
+        config = NaViTConfig(**MODEL, patch_size=32 if isinstance(size, PatchSizes) else size)
+        model, minutes = data.fit(Packing(seq_len=576, patch_size=size), seed, config, steps=steps)
+        yield name, data.at_each_size(model), minutes
+
+
+def distillation(data: Data, seed: int) -> Iterator[Found]:
+    steps = _steps(data, Packing(seq_len=576, patch_size=16))
+    small = Packing(seq_len=576, patch_size=8)
+    teacher, minutes = data.fit(small, 100 + seed, NaViTConfig(**MODEL, patch_size=8), steps=10 * steps)
+    yield "teacher", data.at_each_size(teacher), minutes
+    flexible = Packing(seq_len=576, patch_size=PatchSizes(SIZES))
+    for name, start, objective in (
+        ("labels", None, None),
+        ("labels, from the teacher's weights", teacher, None),
+        ("distilled, from the teacher's weights", teacher, Distillation(teacher)),
+    ):
+        student: NaViT | NaViTConfig = NaViTConfig(**MODEL, patch_size=8)
+        if start is not None:
+            student = NaViT(start.config)
+            student.load_state_dict(start.state_dict())
+        model, minutes = data.fit(flexible, seed, student, steps=steps, objective=objective)
+        yield name, data.at_each_size(model), minutes
+
+
+def positions(data: Data, seed: int) -> Iterator[Found]:
+    for name, options in POSITIONS.items():
+        config = NaViTConfig(**MODEL, patch_size=16, **options)
+        model, minutes = data.fit(Packing(seq_len=256, resolution=FitTokens(36, upsample=True)), seed, config)
+        sizes = {
+            f"{tokens} tokens": data.accuracy(model, Packing(seq_len=256, resolution=FitTokens(tokens, upsample=True)))
+            for tokens in (36, 64, 100, 144, 256)
+        }
+        yield name, sizes, minutes
+
+
+def token_drop(data: Data, seed: int) -> Iterator[Found]:
+    whole = Packing(seq_len=256, patch_size=16)
+    dropped = whole.replace(token_drop=BetaDrop(mean=0.5, max=0.8))
+    steps = _steps(data, whole)
+    ways = {"none": whole, "half, undrop": dropped, "half, none given back": dropped.replace(fill="none")}
+    for name, packing in ways.items():
+        model, minutes = data.fit(packing, seed, NaViTConfig(**MODEL), steps=steps)
+        epochs = steps / _steps(Data(data.train, data.validation, 1), packing)
+        yield name, {"whole images": data.accuracy(model, whole), "epochs": epochs}, minutes
+
+
+def _steps(data: Data, packing: Packing) -> int:
+    return PackedImageLoader(data.train, packing, batch_size=1, shuffle=True, label="cls").total_steps(data.epochs)
+
+
+EXPERIMENTS: dict[str, tuple[Callable[[Data, int], Iterator[Found]], int]] = {  # each with its number of epochs
+    "patch_sizes": (patch_sizes, 4),
+    "distillation": (distillation, 1),
+    "positions": (positions, 3),
+    "token_drop": (token_drop, 1),
+}
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Accuracy at each patch size, a line for each way of training: means, and a band from least to most."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "patchnpack"
+    figure = Figure(figsize=(6.5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        found = [
+            [row["value"] for row in rows if row["variant"] == variant and row["at"] == f"patch {s}"] for s in SIZES
+        ]
+        name = "trained at random patch sizes" if variant == "random" else f"trained at {variant.split()[-1]}"
+        (line,) = axes.plot(SIZES, [statistics.mean(values) for values in found], marker="o", label=name)
+        axes.fill_between(SIZES, [min(v) for v in found], [max(v) for v in found], color=line.get_color(), alpha=0.15)
+    axes.set(xscale="log", xlabel="patch size at evaluation", ylabel="validation accuracy", ylim=(0.3, 1.02))
+    axes.set_xticks(SIZES, [str(size) for size in SIZES])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def print_table(rows: list[Row]) -> None:
+    """A line a variant, a column for what it was measured at: the mean over seeds, and the standard deviation."""
+    places = list(dict.fromkeys(row["at"] for row in rows))
+    print("| variant | " + " | ".join(places) + " | minutes |")
+    print("|---|" + "---|" * (len(places) + 1))
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == variant]
+        cells = []
+        for place in places:
+            values = [row["value"] for row in own if row["at"] == place]
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.3f}{spread}")
+        print(f"| {variant} | " + " | ".join(cells) + f" | {statistics.mean(row['minutes'] for row in own):.1f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; by default all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="by default as few as show a difference")
+    parser.add_argument("--images", type=int, default=960)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+    if unknown := set(options.experiment) - set(EXPERIMENTS):
+        parser.error(f"no experiment is called {unknown.pop()!r}; choose of {', '.join(EXPERIMENTS)}")
+    torch.set_num_threads(1)
+    details = {
+        "images": options.images,
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, 1 thread",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        "command": f"python {shlex.join(sys.argv)}",
+        "date": str(datetime.date.today()),
+    }
+    print("\n".join(f"{name:9}{value}" for name, value in details.items()))
+    shapes.MAX_SIDE = 192
+    with tempfile.TemporaryDirectory() as folder:
+        shapes.draw_shapes(folder, options.images, options.images // 2)
+        training, validation = (scan(f"{folder}/{split}-*.tar") for split in ("train", "validation"))
+        for experiment in options.experiment or EXPERIMENTS:
+            run, epochs = EXPERIMENTS[experiment]
+            data = Data(training, validation, options.epochs or epochs)
+            rows: list[Row] = []
+            for seed in range(options.seeds):
+                for variant, found, minutes in run(data, seed):
+                    for at, value in found.items():
+                        rows.append(
+                            {"variant": variant, "seed": seed, "epochs": data.epochs, "at": at, "value": value}
+                            | {"minutes": minutes}
+                        )
+                    shown = ", ".join(f"{at} {value:.3f}" for at, value in found.items())
+                    print(f"{experiment}, {variant}, seed {seed}: {shown} ({minutes:.1f} min)", flush=True)
+            print_table(rows)
+            options.out.mkdir(exist_ok=True)
+            with (options.out / f"learning_{experiment}.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, [*rows[0], *details])
+                writer.writeheader()
+                writer.writerows({**row, **details} for row in rows)
+            if experiment == "patch_sizes" and options.out == ROOT / "benchmarks" / "results":
+                draw(rows, ROOT / "docs" / "images" / "patch_sizes.svg")
+
+
+if __name__ == "__main__":
+    main()

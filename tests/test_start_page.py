@@ -1,0 +1,44 @@
+"""The commands of docs/start.md, pasted one after another into an empty folder, print what the page says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def commands(page: str) -> list[tuple[str, str]]:
+    """(command, what it prints) of each console block; "..." stands for anything."""
+    blocks = "\n".join(re.findall(r"^```console\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
+    parts = re.split(r"^\$ (.*)\n", blocks, flags=re.MULTILINE)[1:]
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_a_newcomer_sees_what_the_page_says(tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    found = commands((ROOT / "docs" / "start.md").read_text("utf-8"))
+    assert len(found) > 6
+    environment = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    for command, expected in found:
+        name, *arguments = shlex.split(command)
+        start = {
+            "patchnpack": [sys.executable, "-c", "from patchnpack.cli import run; run()"],
+            "python": [sys.executable],
+        }
+        done = subprocess.run([*start[name], *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        printed = "\n".join(line.rstrip() for line in done.stdout.splitlines())
+        pattern = re.escape(expected.strip()).replace(r"\.\.\.", ".*")
+        assert re.fullmatch(pattern, printed.strip(), re.DOTALL), f"{command} printed\n{printed}"
+
+
+@pytest.mark.parametrize(("page", "found"), [("```console\n$ a\nb\n$ c\n```\n", [("a", "b\n"), ("c", "")])])
+def test_commands_are_found_with_what_they_print(page: str, found: list[tuple[str, str]]) -> None:
+    assert commands(page) == [(command, text) for command, text in found]
