@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from patchnpack.models.attention import attention_backend
 from patchnpack.models.patch_embed import RESIZES
-from patchnpack.models.pooling import POOLINGS
+from patchnpack.models.pooling import GELUS, POOLINGS
 from patchnpack.models.pos_embed import AXIAL, COMBINES, POSITIONS
 
 _CHOICES = {
@@ -15,6 +15,7 @@ _CHOICES = {
     "position_combine": COMBINES,
     "position_resize": RESIZES,
     "pooling": POOLINGS,
+    "gelu": GELUS,
     "last_norm": ("tokens", "pooled", "none"),
 }
 
@@ -47,6 +48,7 @@ class NaViTConfig:
         bias: whether linear layers and norms have biases; patch embedding and head always do.
         qkv_bias: the same for queries, keys and values; None is as `bias`.
         layer_scale: what LayerScale starts from (arXiv 2103.17239, section 2); None is without.
+        gelu: of the MLPs: "erf", the exact one, or "tanh", its approximation, which flax and so big_vision compute.
         norm_eps: of every norm.
         qk_norm: whether queries and keys are normalised in each head (arXiv 2302.05442, section 2).
         drop_path: chance that an image skips a branch of the last block in training; less in earlier blocks, 0 in the
@@ -80,6 +82,7 @@ class NaViTConfig:
     bias: bool = False
     qkv_bias: bool | None = None
     layer_scale: float | None = None
+    gelu: str = "erf"
     norm_eps: float = 1e-5
     qk_norm: bool = True
     drop_path: float = 0.0

@@ -13,7 +13,7 @@ from patchnpack.models.config import NaViTConfig
 from patchnpack.models.features import Features
 from patchnpack.models.linear import Linear
 from patchnpack.models.patch_embed import PatchEmbed
-from patchnpack.models.pooling import AttentionPooling, max_pool, mean_pool
+from patchnpack.models.pooling import GELUS, AttentionPooling, max_pool, mean_pool
 from patchnpack.models.pos_embed import axial_rope, make_pos_embed, rotate
 from patchnpack.models.stream import Stream
 from patchnpack.packer.batch import PackedBatch
@@ -35,7 +35,7 @@ class Block(nn.Module):
         super().__init__()
         D, E, hidden = config.width, config.width // config.heads, int(config.mlp_ratio * config.width)
         bias, eps = config.bias, config.norm_eps
-        self.heads, self.drop_path = config.heads, drop_path
+        self.heads, self.drop_path, self.gelu = config.heads, drop_path, GELUS[config.gelu]
         self.norm1 = nn.LayerNorm(D, eps, bias=bias)
         self.qkv = Linear(D, 3 * D, bias=bias if config.qkv_bias is None else config.qkv_bias)
         self.q_norm = nn.LayerNorm(E, eps, bias=bias) if config.qk_norm else nn.Identity()
@@ -56,7 +56,8 @@ class Block(nn.Module):
         # autocast on CUDA normalises in float32
         mixed_THE = stream.attend(q_THE.to(v_THE.dtype), k_THE.to(v_THE.dtype), v_THE)
         x = x + self._branch(self.out(mixed_THE.flatten(1)), "scale1", stream)
-        return x + self._branch(self.down(F.gelu(self.up(self.norm2(x)))), "scale2", stream)
+        hidden = F.gelu(self.up(self.norm2(x)), approximate=self.gelu)
+        return x + self._branch(self.down(hidden), "scale2", stream)
 
     def _branch(self, branch: torch.Tensor, scale: str, stream: Stream) -> torch.Tensor:
         if hasattr(self, scale):
@@ -99,7 +100,7 @@ class NaViT(nn.Module):
         self.norm = nn.Identity() if config.last_norm == "none" else nn.LayerNorm(D, config.norm_eps, bias=config.bias)
         if config.pooling == "attention":
             self.pool = AttentionPooling(
-                width=D, heads=config.heads, hidden=hidden, bias=config.bias, eps=config.norm_eps
+                width=D, heads=config.heads, hidden=hidden, bias=config.bias, eps=config.norm_eps, gelu=config.gelu
             )
         self.head = nn.Linear(D, config.num_classes) if config.num_classes else nn.Identity()
         for name, module in self.named_modules():

@@ -12,6 +12,7 @@ from patchnpack.models.stream import Stream
 # T tokens of a stream; N images; D width; H heads; E width of a head
 
 POOLINGS = ("attention", "mean", "max", "cls")
+GELUS = {"erf": "none", "tanh": "tanh"}  # to what `F.gelu` calls them
 
 
 class AttentionPooling(nn.Module):
@@ -25,8 +26,11 @@ class AttentionPooling(nn.Module):
     torch.Size([4, 8])
     """
 
-    def __init__(self, *, width: int, heads: int, hidden: int, bias: bool = False, eps: float = 1e-5) -> None:
+    def __init__(
+        self, *, width: int, heads: int, hidden: int, bias: bool = False, eps: float = 1e-5, gelu: str = "erf"
+    ) -> None:
         super().__init__()
+        self.gelu = GELUS[gelu]
         self.query = nn.Parameter(torch.randn(heads, width // heads))
         self.kv = Linear(width, 2 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
@@ -38,7 +42,7 @@ class AttentionPooling(nn.Module):
         k_THE, v_THE = self.kv(x).unflatten(-1, (2, *self.query.shape)).unbind(1)
         q_NHE = self.query.to(k_THE.dtype).repeat(len(stream.columns), 1, 1)
         pooled: torch.Tensor = self.out(stream.attend(q_NHE, k_THE, v_THE, one_query=True).flatten(1))
-        hidden = F.gelu(self.up(self.norm(pooled)))
+        hidden = F.gelu(self.up(self.norm(pooled)), approximate=self.gelu)
         return pooled + self.down(hidden)
 
 

@@ -1,0 +1,195 @@
+"""State dicts of other libraries: read from memory or a file, and held against the names and shapes they must have."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from patchnpack.models import NaViT, NaViTConfig
+
+Source = str | Path | Mapping[str, Any]
+Weights = dict[str, torch.Tensor]
+Reasons = Sequence[tuple[str, str]]
+
+_LISTED = 12  # names in a message
+
+
+def read_weights(source: Source, prefix: str = "") -> Weights:
+    """The arrays of a state dict as float32 tensors on the CPU. Nothing in a file is executed.
+
+    Args:
+        source: a mapping from names to tensors or numpy arrays, or a file: .npz, .safetensors (needs the package of
+            that name), or torch's .pth, .pt and .bin, read with `weights_only=True`.
+        prefix: take only the names that start with it, and take it off.
+
+    Returns:
+        Names to tensors that may share memory with `source`. float16 and bfloat16 become float32 exactly, also where
+        numpy wrote bfloat16 as two void bytes; float64 is rounded.
+
+    Raises:
+        ValueError: no such kind of file, a file that cannot be read or would have to be executed, a value that is no
+            floating-point array, or nothing under `prefix`.
+
+    >>> read_weights({"a.w": np.ones(2), "b.w": np.ones(3)}, prefix="a.")
+    {'w': tensor([1., 1.])}
+    """
+    found = source if isinstance(source, Mapping) else _read_file(Path(source))
+    if not isinstance(found, Mapping) or not found:
+        raise ValueError(f"the state dict is {found!r:.80}; it must be a mapping from names to arrays")
+    chosen = {name: value for name, value in found.items() if str(name).startswith(prefix)}
+    if not chosen:
+        raise ValueError(f"no name starts with {prefix!r}; there are {named(found)}")
+    return {name.removeprefix(prefix): _tensor(name, value, found) for name, value in chosen.items()}
+
+
+def _read_file(path: Path) -> Any:
+    if path.suffix not in (".npz", ".safetensors", ".pth", ".pt", ".bin"):
+        raise ValueError(f"{path} ends in {path.suffix!r}; give a .npz, .safetensors, .pth, .pt or .bin file")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (ValueError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} cannot be read as arrays alone, and nothing in it is executed: {reason}") from error
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{path} needs the package safetensors: pip install safetensors") from error
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _tensor(name: str, value: Any, found: Mapping[str, Any]) -> torch.Tensor:
+    if isinstance(value, np.ndarray) and value.dtype == np.dtype("V2"):  # so numpy writes bfloat16
+        value = torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+    elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        value = torch.from_numpy(value)
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.detach().to("cpu", torch.float32)
+    kind = f"{value.dtype} array" if isinstance(value, np.ndarray | torch.Tensor) else type(value).__name__
+    nested = [key for key, inner in found.items() if isinstance(inner, Mapping)]
+    remedy = (
+        f"the state dict lies inside: read the file yourself and pass what is under {' or '.join(map(repr, nested))}"
+        if nested
+        else "leave it out, or pass float16, bfloat16, float32 or float64 arrays"
+    )
+    raise ValueError(f"{name!r} is no array of weights but a {kind}; {remedy}")
+
+
+def named(names: Iterable[str], reasons: Reasons = ()) -> str:
+    """Names in a row, those of the blocks put together, each with the reason whose pattern is found in it.
+
+    >>> named(["blocks.0.a", "blocks.1.a", "b"], [("^b$", "why")])
+    'blocks.*.a (2 of them), b (why)'
+    """
+    counts = Counter(re.sub(r"(?<=[._])\d+(?=[./])", "*", str(name)) for name in names)
+    listed = []
+    for name, count in list(counts.items())[:_LISTED]:
+        notes = [f"{count} of them"] * (count > 1) + [why for pattern, why in reasons if re.search(pattern, name)][:1]
+        listed.append(name + (f" ({': '.join(notes)})" if notes else ""))
+    rest = len(counts) - len(listed)
+    return ", ".join(listed) + (f" and {rest} more" if rest else "")
+
+
+def check_fit(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], reasons: Reasons = ()) -> None:
+    """Compares names and shapes, and says all that is wrong at once.
+
+    Args:
+        given: what was read.
+        wanted: what the model made for it would be written as; its values are not looked at.
+        reasons: patterns of names that are known to have no place, and why.
+
+    Raises:
+        ValueError: a name too many, a name too few, or a shape that differs.
+
+    >>> check_fit({"a": torch.ones(2), "c": torch.ones(1)}, {"a": torch.ones(3), "b": torch.ones(1)})
+    Traceback (most recent call last):
+    ValueError: the state dict does not fit: no place for c; b is missing; a has shape (2,), wanted (3,)
+    """
+    faults = []
+    if extra := [name for name in given if name not in wanted]:
+        faults.append(f"no place for {named(extra, reasons)}")
+    if missing := [name for name in wanted if name not in given]:
+        faults.append(f"{named(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+    faults += [
+        f"{name} has shape {tuple(given[name].shape)}, wanted {tuple(wanted[name].shape)}"
+        for name in given
+        if name in wanted and given[name].shape != wanted[name].shape
+    ]
+    if faults:
+        shown = faults[:_LISTED] + [f"{len(faults) - _LISTED} more shapes"] * (len(faults) > _LISTED)
+        raise ValueError(f"the state dict does not fit: {'; '.join(shown)}")
+
+
+def need(weights: Mapping[str, torch.Tensor], name: str, ndims: Sequence[int], meaning: str) -> torch.Tensor:
+    """The array of that name, from whose shape the model is told, if it has one of these numbers of dimensions."""
+    if name not in weights:
+        raise ValueError(f"{name} is missing, {meaning}; there are {named(weights)}")
+    if weights[name].ndim not in ndims:
+        raise ValueError(f"{name} has shape {tuple(weights[name].shape)}; it must be {meaning}")
+    return weights[name]
+
+
+def depth_of(weights: Mapping[str, torch.Tensor], pattern: str) -> int:
+    """One more than the highest number that `pattern` finds in the names; 0 where it finds none."""
+    return max((int(match[1]) + 1 for name in weights if (match := re.match(pattern, name))), default=0)
+
+
+def mlp_ratio(hidden: int, width: int) -> float:
+    """The ratio that gives `hidden` again when it is multiplied by `width` and cut to a whole number."""
+    ratio = hidden / width
+    return ratio if int(ratio * width) == hidden else (hidden + 0.5) / width
+
+
+def side_of(tokens: int) -> int | None:
+    """The side of a square grid of so many tokens; None if there is none."""
+    side = round(tokens**0.5)
+    return side if side * side == tokens and side else None
+
+
+def with_biases(model: NaViT) -> Weights:
+    """A model's state dict, with biases of 0 where its linear layers and norms have none: the others always have them.
+
+    Queries, keys and values are left without where the model has biases elsewhere; that is an option of timm's too.
+    """
+    weights = {name: value.detach() for name, value in model.state_dict().items()}
+    kept = model.config.bias and model.config.qkv_bias is False
+    for name, module in model.named_modules():
+        bare = isinstance(module, torch.nn.Linear | torch.nn.LayerNorm) and module.bias is None
+        if bare and not (kept and name.endswith(".qkv")):
+            weights[f"{name}.bias"] = module.weight.new_zeros(module.weight.shape[0])
+    return weights
+
+
+def outline(config: NaViTConfig) -> Weights:
+    """The state dict of a model of `config`, as `with_biases`, without memory for its values."""
+    with torch.device("meta"):
+        return with_biases(NaViT(config))
+
+
+def build(config: NaViTConfig, weights: Weights, num_classes: int | None) -> NaViT:
+    """A model of `config` in evaluation mode with copies of `weights`; its head is new where `num_classes` is given."""
+    model = NaViT(config)
+    if num_classes is not None:
+        head = {name: value for name, value in model.state_dict().items() if name.startswith("head.")}
+        weights = {name: value for name, value in weights.items() if not name.startswith("head.")} | head
+    model.load_state_dict(weights)
+    return model.eval()
