@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def _read_file(path: Path) -> Any:
         raise ValueError(f"{path} ends in {path.suffix!r}; give a .npz, .safetensors, .pth, .pt or .bin file")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
@@ -70,7 +70,9 @@ def _read_safetensors(path: Path) -> Weights:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{path} needs the package safetensors: pip install safetensors") from error
+        raise ModuleNotFoundError(
+            f"{path} needs safetensors, which is not installed: pip install 'patchnpack[weights]'", name=error.name
+        ) from error
     try:
         return dict(load_file(path))
     except SafetensorError as error:
@@ -100,22 +102,35 @@ def named(names: Iterable[str], reasons: Reasons = ()) -> str:
     >>> named(["blocks.0.a", "blocks.1.a", "b"], [("^b$", "why")])
     'blocks.*.a (2 of them), b (why)'
     """
-    counts = Counter(re.sub(r"(?<=[._])\d+(?=[./])", "*", str(name)) for name in names)
+    alike: dict[str, list[str]] = {}
+    for name in map(str, names):
+        alike.setdefault(re.sub(r"(?<=blocks\.)\d+|(?<=encoderblock_)\d+", "*", name), []).append(name)
     listed = []
-    for name, count in list(counts.items())[:_LISTED]:
-        notes = [f"{count} of them"] * (count > 1) + [why for pattern, why in reasons if re.search(pattern, name)][:1]
-        listed.append(name + (f" ({': '.join(notes)})" if notes else ""))
-    rest = len(counts) - len(listed)
+    for pattern, each in list(alike.items())[:_LISTED]:
+        why = [reason for part, reason in reasons if re.search(part, each[0])][:1]
+        notes = [f"{len(each)} of them"] * (len(each) > 1) + why
+        listed.append((pattern if len(each) > 1 else each[0]) + (f" ({': '.join(notes)})" if notes else ""))
+    rest = len(alike) - len(listed)
     return ", ".join(listed) + (f" and {rest} more" if rest else "")
 
 
-def check_fit(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], reasons: Reasons = ()) -> None:
+def refuse(given: Iterable[str], reasons: Reasons) -> None:
+    """Raises ValueError for names that are known to have no place, and says why, before anything is told from others.
+
+    >>> refuse(["a", "b"], [("^b$", "why")])
+    Traceback (most recent call last):
+    ValueError: the state dict does not fit: no place for b (why)
+    """
+    if extra := [name for name in given if any(re.search(pattern, name) for pattern, _ in reasons)]:
+        raise ValueError(f"the state dict does not fit: no place for {named(extra, reasons)}")
+
+
+def check_fit(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
     """Compares names and shapes, and says all that is wrong at once.
 
     Args:
         given: what was read.
         wanted: what the model made for it would be written as; its values are not looked at.
-        reasons: patterns of names that are known to have no place, and why.
 
     Raises:
         ValueError: a name too many, a name too few, or a shape that differs.
@@ -126,7 +141,7 @@ def check_fit(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tens
     """
     faults = []
     if extra := [name for name in given if name not in wanted]:
-        faults.append(f"no place for {named(extra, reasons)}")
+        faults.append(f"no place for {named(extra)}")
     if missing := [name for name in wanted if name not in given]:
         faults.append(f"{named(missing)} {'is' if len(missing) == 1 else 'are'} missing")
     faults += [
@@ -148,6 +163,11 @@ def need(weights: Mapping[str, torch.Tensor], name: str, ndims: Sequence[int], m
     return weights[name]
 
 
+def has(weights: Iterable[str], start: str) -> bool:
+    """Whether some name starts so."""
+    return any(name.startswith(start) for name in weights)
+
+
 def depth_of(weights: Mapping[str, torch.Tensor], pattern: str) -> int:
     """One more than the highest number that `pattern` finds in the names; 0 where it finds none."""
     return max((int(match[1]) + 1 for name in weights if (match := re.match(pattern, name))), default=0)
@@ -161,7 +181,7 @@ def mlp_ratio(hidden: int, width: int) -> float:
 
 def side_of(tokens: int) -> int | None:
     """The side of a square grid of so many tokens; None if there is none."""
-    side = round(tokens**0.5)
+    side = math.isqrt(max(tokens, 0))
     return side if side * side == tokens and side else None
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from patchnpack.models import NaViTConfig
-from patchnpack.state_dicts import Weights, need, outline, side_of
+from patchnpack.state_dicts import Weights, has, need, outline, side_of
 
 # P patch size, C channels, D width, H heads, E width of a head, G side of a position table, R prefix tokens
 
@@ -68,10 +68,10 @@ class Layout:
 
 
 def layout_of(theirs: Mapping[str, torch.Tensor]) -> Layout:
-    kind: Kind = "naflexvit" if "embeds.proj.weight" in theirs else "vit"
+    kind: Kind = "naflexvit" if has(theirs, "embeds.") else "vit"
     layout = Layout(
         kind=kind,
-        conv=kind == "vit" or theirs["embeds.proj.weight"].ndim == 4,
+        conv=kind == "vit" or ("embeds.proj.weight" in theirs and theirs["embeds.proj.weight"].ndim == 4),
         class_token=("cls_token" if kind == "vit" else "embeds.cls_token") in theirs,
         prefix_positions=False,
     )

@@ -16,10 +16,12 @@ from patchnpack.state_dicts import (
     build,
     check_fit,
     depth_of,
+    has,
     mlp_ratio,
     need,
     outline,
     read_weights,
+    refuse,
     side_of,
     with_biases,
 )
@@ -52,7 +54,8 @@ def from_timm(
     head follow from names and shapes. The rest is not in a state dict; say what timm's model was made with:
 
     Args:
-        source: a mapping of tensors or numpy arrays, or a file; see `read_weights`.
+        source: a mapping of tensors or numpy arrays, or a file: .safetensors (needs the package of that name), .npz, or
+            torch's .pth, .pt and .bin, read with `weights_only=True`, so that nothing in them is executed.
         heads: attention heads; needed unless QK-norm tells. Most models of timm have 64 features a head.
         pooling: "attention" (timm's "map"), "mean" ("avg"), "max" or "cls" ("token"). None is attention where there
             are `attn_pool` weights, mean with `fc_norm`, cls with a class token, else mean.
@@ -85,13 +88,10 @@ def from_timm(
     ValueError: the state dict does not fit: norm.bias is missing
     """
     theirs = read_weights(source, prefix)
+    refuse(theirs, NO_PLACE)
     layout = layout_of(theirs)
-    stem = need(
-        theirs,
-        f"{layout.stem}.weight",
-        (4,) if layout.conv else (2,),
-        "the patch embedding, (D, C, P, P) or (D, P*P*C)",
-    )
+    meaning = "the patch embedding, (D, C, P, P), or in NaFlexVit (D, P*P*C)"
+    stem = need(theirs, f"{layout.stem}.weight", (4,) if layout.conv else (2,), meaning)
     hidden = need(theirs, "blocks.0.mlp.fc1.weight", (2,), "an MLP's first matrix, (hidden, D)")
     width = stem.shape[0]
     if layout.conv:
@@ -103,11 +103,11 @@ def from_timm(
             "give channels, or patches of equal sides"
         )
     if pooling is None:
-        pooled_norm, has_pool = "fc_norm.weight" in theirs, any(name.startswith("attn_pool.") for name in theirs)
-        pooling = "attention" if has_pool else "cls" if layout.class_token and not pooled_norm else "mean"
+        from_class = layout.class_token and not has(theirs, "fc_norm.")
+        pooling = "attention" if has(theirs, "attn_pool.") else "cls" if from_class else "mean"
     if pooling == "cls" and not layout.class_token:
         raise ValueError(f"pooling is 'cls', but there is no {layout.token}cls_token; choose 'mean' or 'max'")
-    head = "head.weight" in theirs and need(theirs, "head.weight", (2,), "the head, (classes, D)")
+    head = has(theirs, "head.") and need(theirs, "head.weight", (2,), "the head, (classes, D)")
     config = NaViTConfig(
         num_classes=0 if head is False else len(head),
         width=width,
@@ -133,7 +133,7 @@ def from_timm(
         std=std,
         backend=backend,
     )
-    check_fit(theirs, lay_out(outline(config), config, layout), NO_PLACE)
+    check_fit(theirs, lay_out(outline(config), config, layout))
     weights = take_in(theirs, config, layout)
     if num_classes is not None:
         config = replace(config, num_classes=num_classes)
@@ -181,7 +181,7 @@ def to_timm(model: NaViT, kind: Kind = "vit", *, like: Source | None = None) -> 
         )
     theirs = lay_out(with_biases(model), config, layout)
     if like is not None:
-        check_fit(original, theirs, NO_PLACE)
+        check_fit(original, theirs)
         _take_apart(theirs, original, layout)
     return {name: value.clone(memory_format=torch.contiguous_format) for name, value in theirs.items()}
 
@@ -219,9 +219,8 @@ def _position(theirs: Mapping[str, torch.Tensor], layout: Layout, rope_base: flo
             raise ValueError(f"{table} has shape {shape}, which is no square grid of positions; only square ones map")
         return {"position": "grid", "position_grid": side}
     if learned:
-        lengths = [
-            need(theirs, name, (3,), "a position table of one axis, (1, G, D)").shape[1] for name in (row, column)
-        ]
+        meaning = "a position table of one axis, (1, G, D)"
+        lengths = [need(theirs, name, (3,), meaning).shape[1] for name in (row, column)]
         if lengths[0] != lengths[1]:
             raise ValueError(f"{row} and {column} have {lengths[0]} and {lengths[1]} rows; they must be equally many")
         return {"position": "fractional", "position_grid": lengths[0]}
@@ -235,9 +234,8 @@ def _heads(theirs: Mapping[str, torch.Tensor], width: int, heads: int | None) ->
     norm = theirs.get("blocks.0.attn.q_norm.weight")
     if norm is None:
         if heads is None:
-            raise ValueError(
-                f"the weights do not tell the number of heads; give heads, {max(width // 64, 1)} at 64 each"
-            )
+            remedy = f"give heads, {width // 64} of 64 features each is usual" if width % 64 == 0 else "give heads"
+            raise ValueError(f"weights of width {width} do not tell the number of heads; {remedy}")
         return heads
     told = width // max(norm.numel(), 1)
     if heads not in (None, told):
@@ -246,8 +244,9 @@ def _heads(theirs: Mapping[str, torch.Tensor], width: int, heads: int | None) ->
 
 
 def _last_norm(theirs: Mapping[str, torch.Tensor]) -> str:
-    if "norm.weight" in theirs and "fc_norm.weight" in theirs:
+    if has(theirs, "norm.") and has(theirs, "fc_norm."):
         raise ValueError(
-            "there are norm.weight and fc_norm.weight; a NaViT has one last norm, of tokens or of the pooled"
+            "there are norm.weight and fc_norm.weight, as NaFlexVit makes them for global_pool='avg' and fc_norm=None; "
+            "a NaViT has one last norm, of the tokens or of the pooled vector"
         )
-    return "pooled" if "fc_norm.weight" in theirs else "tokens" if "norm.weight" in theirs else "none"
+    return "pooled" if has(theirs, "fc_norm.") else "tokens" if has(theirs, "norm.") else "none"

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 from webdataset import ShardWriter
 
+from patchnpack import PackedBatch, Packing, pack_stream
+
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Callable[..., str]:
@@ -28,3 +30,15 @@ def shards(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def pack() -> Callable[[list[np.ndarray]], PackedBatch]:
+    """One batch of uint8 images (height, width, 3) in patches of 16 pixels; labels are their places in the list."""
+
+    def packed(images: list[np.ndarray]) -> PackedBatch:
+        samples = [(image, place) for place, image in enumerate(images)]
+        [batch] = pack_stream(samples, Packing(seq_len=256, patch_size=16), batch_size=1, num_threads=0)
+        return batch
+
+    return packed

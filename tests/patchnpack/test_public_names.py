@@ -103,6 +103,7 @@ PUBLIC: dict[str, list[str]] = {
         "token_maps",
         "train",
     ],
+    "patchnpack.weights": ["from_big_vision", "from_timm", "to_big_vision", "to_timm"],
 }
 
 
