@@ -151,7 +151,8 @@ def to_timm(model: NaViT, kind: Kind = "vit", *, like: Source | None = None) -> 
         like: a state dict of the same model as timm made it, such as the one that `from_timm` read. It decides `kind`
             and which tokens and positions there are, and how sums are taken apart: what it has added to the class
             token stays there, and so does the latent query. Without it the class token's position is 0, and the latent
-            query is the projected one, with the identity as projection.
+            query is the projected one, with the identity as projection: a `VisionTransformer(no_embed_class=False)`, or
+            a `NaFlexVit(embed_proj_type="linear")`, whose only prefix tokens are a pooled class token and registers.
 
     Returns:
         Names to contiguous float tensors, not shared with the model. Biases that the model is without are 0.
@@ -246,7 +247,7 @@ def _heads(theirs: Mapping[str, torch.Tensor], width: int, heads: int | None) ->
 def _last_norm(theirs: Mapping[str, torch.Tensor]) -> str:
     if has(theirs, "norm.") and has(theirs, "fc_norm."):
         raise ValueError(
-            "there are norm.weight and fc_norm.weight, as NaFlexVit makes them for global_pool='avg' and fc_norm=None; "
+            "there are norm.weight and fc_norm.weight, as older NaFlexVit have them for 'avg'; "
             "a NaViT has one last norm, of the tokens or of the pooled vector"
         )
     return "pooled" if has(theirs, "fc_norm.") else "tokens" if has(theirs, "norm.") else "none"
