@@ -384,5 +384,5 @@ def test_prefetching_that_cannot_start_leaves_no_thread(
     before = threading.active_count()
     for _ in range(3):
         with pytest.raises(OSError, match="file"):
-            next(iter(packed(index, label=None, cache_dir=tmp_path / "file")))
+            next(iter(packed(index, label=None, cache_dir=tmp_path / "file" / "below")))
     assert threading.active_count() <= before + 1  # the server may be answering
