@@ -196,13 +196,15 @@ def _names_of_today(weights: Weights) -> Weights:
             weights = {name.removeprefix(lead): value for name, value in weights.items()}
     today: Weights = {}
     for name, value in weights.items():
-        for old, new in _OLD_NAMES.items():
-            name = name.replace(old, new)
-        stacked = re.fullmatch(r"Transformer/encoderblock/(.+)", name)
-        if stacked and value.ndim:
-            today |= {f"Transformer/encoderblock_{i}/{stacked[1]}": layer for i, layer in enumerate(value)}
-        else:
-            today[name] = value
+        new = name
+        for old, replacement in _OLD_NAMES.items():
+            new = new.replace(old, replacement)
+        parts = {new: value}
+        if value.ndim and (stacked := re.fullmatch(r"Transformer/encoderblock/(.+)", new)):
+            parts = {f"Transformer/encoderblock_{i}/{stacked[1]}": layer for i, layer in enumerate(value)}
+        if twice := parts.keys() & today.keys():
+            raise ValueError(f"{name} is another name of {min(twice)}, which is there too; leave one of them out")
+        today |= parts
     return today
 
 

@@ -251,6 +251,13 @@ def test_names_from_before_2022_load_and_the_class_position_is_added(pack: Pack)
     assert error(logits_of(from_big_vision(old), pack(SQUARE)), wanted) < TOLERANCE
 
 
+def test_an_old_name_beside_the_new_one_is_an_error() -> None:
+    weights = draw("gap")
+    old = {"Transformer/encoderblock_0/MlpBlock_3/Dense_0/bias": np.zeros(M, np.float32)}
+    with pytest.raises(ValueError, match="MlpBlock_3/Dense_0/bias is another name of"):
+        from_big_vision(weights | old)
+
+
 def test_the_image_tower_of_siglip_loads(pack: Pack) -> None:
     weights = draw("map")
     wanted = wanted_of(weights, "map", SQUARE)
