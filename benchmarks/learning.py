@@ -6,7 +6,7 @@ The images are those of examples/shapes.py, 48 to 192 pixels a side, 960 to trai
 model of width 96 and depth 3 learns from scratch, for as many steps in each variant of an experiment. Epochs are few
 by default, since all of these models come to know the shapes: what is compared is how soon.
 
-* patch_sizes: FlexiViT's figure (arXiv 2212.08013, section 3.2). One model trained at random patch sizes, and models
+* patch_sizes: FlexiViT's figure (arXiv 2212.08013, section 3.3). One model trained at random patch sizes, and models
   trained at one size, all evaluated at every size, the latter with their patch embedding PI-resized.
 * distillation: random patch sizes again, learning from labels or from a model of patch size 8 (section 3.5), from
   whose weights the student starts; and, to tell the two apart, labels from those weights.
