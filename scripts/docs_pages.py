@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import csv
 import re
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
+DETAILS = ("machine", "versions", "command", "date")  # the same in each line of a result
 _PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
@@ -28,6 +31,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {page: (ROOT / source).read_text("utf-8") for source, page in _PAGES.items()}
     pages = {page: text.replace("](docs/", "](") for page, text in pages.items()}
     pages["examples.md"] = "# Examples\n\n" + "".join(map(example, sorted((ROOT / "examples").glob("*.py"))))
+    pages["benchmarks.md"] = "# Benchmarks\n\n" + "".join(map(benchmark, sorted((ROOT / "benchmarks").glob("*.py"))))
     for name in ("patchnpack", "packer", "loaders", "models"):
         pages[f"reference/{name}.md"] = reference(name)
     for page, text in pages.items():
@@ -51,6 +55,21 @@ def example(path: Path) -> str:
     first, _, rest = docstring.partition("\n")
     code = "\n".join(source.splitlines()[tree.body[0].end_lineno :]).strip()
     return f"## {path.name} {{ #{path.stem} }}\n\n{first}\n{rest}\n\n```python\n{code}\n```\n\n"
+
+
+def benchmark(path: Path) -> str:
+    """A section with what a benchmark measures, and its newest results; "" for a script without results."""
+    docstring = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n    python ")[0]
+    tables = []
+    for file in sorted((ROOT / "benchmarks" / "results").glob(f"{path.stem}*.csv")):
+        with file.open(newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        about = "; ".join(rows[0][name] for name in DETAILS if rows[0].get(name))
+        columns = [name for name in rows[0] if name not in DETAILS]
+        table = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
+        text = "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+        tables.append(f'??? note "{file.name}: {len(rows)} lines"\n\n' + indent(f"{about}\n\n{text}", "    "))
+    return f"## {path.stem}\n\n{docstring}\n\n" + "\n\n".join(tables) + "\n\n" if tables else ""
 
 
 def reference(name: str) -> str:
