@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 LOOP = """
-import hashlib, json, os, sys, threading, time
+import hashlib, json, os, signal, sys, threading, time
 import numpy as np
 from torch.utils.data import DataLoader
 from patchnpack import PackedImageLoader, Packing, PatchSizes, BetaDrop
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 options = json.loads(sys.argv[1])
 packing = Packing(
     seq_len=48,
@@ -143,7 +144,11 @@ def test_end_in_the_middle_leaves_no_process_and_no_shared_memory(how: str, case
     if how == "interrupt":
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     began = time.monotonic()
-    _, errors = process.communicate(timeout=30)
+    try:
+        _, errors = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:  # neither a failure nor its workers may outlast the test
+            os.killpg(process.pid, signal.SIGKILL)
     assert time.monotonic() - began < 20
     assert process.returncode != 0
     assert ("KeyboardInterrupt" if how == "interrupt" else "in the training loop") in errors
