@@ -53,15 +53,26 @@ def draw_image(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     >>> draw_image(2, np.random.default_rng(0)).dtype
     dtype('uint8')
     """
+    return draw_with_cover(label, rng)[0]
+
+
+def draw_with_cover(label: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], Floats]:
+    """The image that `draw_image` gives, and the share of each pixel that its shape covers, float64 (height, width).
+
+    >>> image, cover = draw_with_cover(2, np.random.default_rng(0))
+    >>> image.shape[:2] == cover.shape, cover.min(), cover.max()
+    (True, 0.0, 1.0)
+    """
     width, height = draw_size(rng)
     fit = rng.uniform(0.7, 0.95) * min(width / ASPECTS[label], height)
     a, b = fit * ASPECTS[label] / 2, fit / 2
     dx = np.arange(0.5, width) - float(rng.uniform(a, width - a))
     dy = np.arange(0.5, height)[:, None] - float(rng.uniform(b, height - b))
     outside = (_ellipse, _diamond)[rng.integers(2)](dx, dy, a, b)
-    cover = np.clip(0.5 - outside, 0.0, 1.0)[..., None]
-    picture: Floats = _background(width, height, rng) * (1 - cover) + _LIGHT[rng.integers(len(_LIGHT))] * cover
-    return np.round(picture).astype(np.uint8)
+    cover = np.clip(0.5 - outside, 0.0, 1.0)
+    blend = cover[..., None]
+    picture: Floats = _background(width, height, rng) * (1 - blend) + _LIGHT[rng.integers(len(_LIGHT))] * blend
+    return np.round(picture).astype(np.uint8), cover
 
 
 def draw_shapes(

@@ -1,0 +1,118 @@
+"""Do a model's layers say the same of an image at every patch size? Linear CKA, as FlexiViT compares them.
+
+    python examples/cka.py [--picture cka.png]
+
+trains two small NaViTs from scratch on the shapes of `shapes.py`, 48 to 192 pixels a side, for as many steps: one at
+random patch sizes (FlexiViT, arXiv 2212.08013), one at 16 pixels only. Both then see the same held-out images at 8, 16
+and 32 pixels, the second with its patch embedding PI-resized. A block's output, averaged over an image's tokens, is
+what that layer says of the image; linear CKA (Kornblith et al., arXiv 1905.00414, section 3) compares what two layers
+say of all images, 0 for nothing in common and 1 for the same up to rotation and scale. Prints
+
+OUTPUT
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import shapes
+import torch
+
+from patchnpack import PackedImageLoader, Packing, PatchSizes
+from patchnpack.models import NaViT, NaViTConfig, TrainConfig, evaluate, train
+
+shapes.MAX_SIDE = 192
+SIZES, DEPTH = (8, 16, 32), 4
+# N images, D and E widths, M blocks of the model
+
+
+def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
+    """How alike x (N, D) and y (N, E) are, rows being the same N images: from 0 to 1.
+
+    >>> x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    >>> round(linear_cka(x, 3 * x.flip(1) + 1), 4)  # the same, in other axes
+    1.0
+    """
+    x, y = (z.double() - z.double().mean(0) for z in (x, y))
+    return float((x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm()))
+
+
+@torch.no_grad()
+def layers(model: NaViT, loader: PackedImageLoader) -> torch.Tensor:
+    """(M, N, D): each block's output, averaged over the tokens of an image, by the index's order of images."""
+    outputs: list[torch.Tensor] = []
+    hooks = [block.register_forward_hook(lambda _, __, output: outputs.append(output)) for block in model.blocks]
+    pooled, rows = [], []
+    for batch in loader:
+        model(batch)
+        stream = model.stream(batch)  # the order that blocks compute in, which need not be the batch's
+        sums = torch.zeros(len(outputs), stream.rows, model.config.width)
+        sums.index_add_(1, stream.image, torch.stack(outputs))
+        pooled.append(sums / stream.image.bincount(minlength=stream.rows)[:, None])
+        rows.append(batch.rows.flatten()[stream.columns])
+        outputs.clear()
+    for hook in hooks:
+        hook.remove()
+    return torch.cat(pooled, 1)[:, torch.cat(rows).argsort()]
+
+
+def draw(matrices: dict[str, np.ndarray], path: Path) -> None:
+    """A matrix a model, its rows and columns the layers at each patch size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(matrices) + 0.8, 4.3), layout="constrained")
+    axes = figure.subplots(1, len(matrices))
+    names = [f"patch {size}" for size in SIZES]
+    for each, (name, matrix) in zip(axes, matrices.items(), strict=True):
+        drawn = each.imshow(matrix, vmin=0, vmax=1)
+        middle = np.arange(len(SIZES)) * DEPTH + (DEPTH - 1) / 2
+        each.set_xticks(middle, names)
+        each.set_yticks(middle, names, rotation=90, va="center")
+        for edge in middle[1:] - DEPTH / 2:
+            each.axhline(edge, color="white")
+            each.axvline(edge, color="white")
+        each.set_title(f"trained at {name}", fontsize=11)
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="linear CKA")
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=960)
+    parser.add_argument("--epochs", type=int, default=3, help="at patch size 16; the other takes as many steps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--picture", type=Path, help="a PNG of both models' CKA, drawn by matplotlib")
+    options = parser.parse_args()
+    matrices = {}
+    with tempfile.TemporaryDirectory() as folder:
+        shapes.draw_shapes(folder, options.images, max(options.images // 4, 3))
+
+        def loader(split: str, size: int | PatchSizes) -> PackedImageLoader:
+            packing, files, seed = Packing(seq_len=576, patch_size=size), f"{folder}/{split}-*.tar", options.seed
+            return PackedImageLoader(files, packing, batch_size=1, shuffle=split == "train", seed=seed, label="cls")
+
+        steps = loader("train", 16).total_steps(options.epochs)
+        times = TrainConfig(steps=steps, lr=1e-3, seed=options.seed, eval_every=10**6)
+        config = NaViTConfig(num_classes=3, width=96, depth=DEPTH, heads=3, patch_size=16)
+        print(f"{steps} steps each, patch sizes 8, 16, 32\ntrained at     accuracy             CKA of equal layers")
+        ways: dict[str, int | PatchSizes] = {"random sizes": PatchSizes(SIZES), "16 only": 16}
+        for name, size in ways.items():
+            model = train(config, loader("train", size), config=times).model.eval()
+            right = "  ".join(f"{evaluate(model, loader('validation', s))['accuracy']:.3f}" for s in SIZES)
+            said = [layer for s in SIZES for layer in layers(model, loader("validation", s))]
+            matrices[name] = np.array([[linear_cka(x, y) for y in said] for x in said])
+            blocks = matrices[name].reshape(len(SIZES), DEPTH, len(SIZES), DEPTH)
+            pairs = {(a, b): np.trace(blocks[a, :, b]) / DEPTH for a, b in combinations(range(len(SIZES)), 2)}
+            alike = ", ".join(f"{SIZES[a]}-{SIZES[b]} {value:.3f}" for (a, b), value in pairs.items())
+            print(f"{name:13}  {right}  {alike}, mean {np.mean(list(pairs.values())):.3f}", flush=True)
+    if options.picture:
+        draw(matrices, options.picture)
+        print(f"wrote {options.picture}")
+
+
+if __name__ == "__main__":
+    main()
