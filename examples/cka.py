@@ -2,13 +2,15 @@
 
     python examples/cka.py [--picture cka.png]
 
-trains two small NaViTs from scratch on the shapes of `shapes.py`, 48 to 192 pixels a side, for as many steps: one at
-random patch sizes (FlexiViT, arXiv 2212.08013), one at 16 pixels only. Both then see the same held-out images at 8, 16
-and 32 pixels, the second with its patch embedding PI-resized. A block's output, averaged over an image's tokens, is
-what that layer says of the image; linear CKA (Kornblith et al., arXiv 1905.00414, section 3) compares what two layers
-say of all images, 0 for nothing in common and 1 for the same up to rotation and scale. Prints
+trains two small NaViTs on the shapes of `shapes.py`, 48 to 192 pixels a side, for as many steps: one at random patch
+sizes (FlexiViT, arXiv 2212.08013), one at 16 pixels only. Both then see the same held-out images at 8, 16 and 32
+pixels. A block's output, averaged over an image's tokens, is what that layer says of it; linear CKA (Kornblith et al.,
+arXiv 1905.00414) compares what two layers say of all images, 1 for the same up to rotation and scale. Prints
 
-OUTPUT
+    231 steps each, patch sizes 8, 16, 32
+    trained at     accuracy             CKA of equal layers
+    random sizes   0.983  0.983  0.950  8-16 0.863, 8-32 0.708, 16-32 0.741, mean 0.771
+    16 only        1.000  0.996  0.821  8-16 0.916, 8-32 0.486, 16-32 0.532, mean 0.645
 """
 
 from __future__ import annotations
@@ -111,7 +113,6 @@ def main() -> None:
             print(f"{name:13}  {right}  {alike}, mean {np.mean(list(pairs.values())):.3f}", flush=True)
     if options.picture:
         draw(matrices, options.picture)
-        print(f"wrote {options.picture}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from patchnpack import PackedImageLoader, Packing
 from patchnpack.models import NaViT, NaViTConfig
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+# Where PYTHONSAFEPATH is set, a script does not find shapes.py beside it.
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(EXAMPLES), os.environ.get("PYTHONPATH")]))}
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def test_script_prints_a_line_a_model_and_writes_its_picture(tmp_path: Path) -> 
     pytest.importorskip("matplotlib", reason="the picture is drawn by matplotlib, of the extra report")
     picture = tmp_path / "cka.png"
     script = [sys.executable, str(EXAMPLES / "cka.py"), "--images", "12", "--epochs", "1", "--picture", str(picture)]
-    lines = subprocess.run(script, check=True, capture_output=True, text=True).stdout.splitlines()
+    lines = subprocess.run(script, check=True, capture_output=True, text=True, env=ENVIRONMENT).stdout.splitlines()
     (random, single) = (line for line in lines if ", mean " in line)
     for line, name in ((random, "random sizes"), (single, "16 only")):
         assert line.startswith(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from patchnpack import PackedImageLoader, Packing
 from patchnpack.models import NaViT, NaViTConfig, save_checkpoint
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+# Where PYTHONSAFEPATH is set, a script does not find shapes.py beside it.
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(EXAMPLES), os.environ.get("PYTHONPATH")]))}
 
 
 @pytest.fixture
@@ -59,13 +62,15 @@ def test_linear_head_separates_what_a_plane_separates(segment) -> None:  # type:
 
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_script_prints_its_table_and_writes_its_picture(checkpoint: bool, tmp_path: Path) -> None:
-    script = [sys.executable, str(EXAMPLES / "segment.py"), "--images", "12", "--epochs", "1"]
+    script = [sys.executable, str(EXAMPLES / "segment.py"), "--images", "12"]
     if checkpoint:
         model = NaViT(NaViTConfig(num_classes=3, width=24, depth=1, heads=1, patch_size=32))
         save_checkpoint(tmp_path / "model.pt", model)
         script += ["--checkpoint", str(tmp_path / "model.pt")]
     picture = tmp_path / "segment.png"
-    done = subprocess.run([*script, "--picture", str(picture)], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [*script, "--picture", str(picture)], check=True, capture_output=True, text=True, env=ENVIRONMENT
+    )
     lines = done.stdout.splitlines()
     assert lines[-5].startswith("accuracy of the model on held-out images: ")
     assert [line.split("  ")[0] for line in lines[-3:]] == [
