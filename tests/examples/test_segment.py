@@ -64,7 +64,7 @@ def test_linear_head_separates_what_a_plane_separates(segment) -> None:  # type:
 def test_script_prints_its_table_and_writes_its_picture(checkpoint: bool, tmp_path: Path) -> None:
     script = [sys.executable, str(EXAMPLES / "segment.py"), "--images", "12"]
     if checkpoint:
-        model = NaViT(NaViTConfig(num_classes=3, width=24, depth=1, heads=1, patch_size=32))
+        model = NaViT(NaViTConfig(num_classes=3, width=24, depth=1, heads=1, patch_size=8))
         save_checkpoint(tmp_path / "model.pt", model)
         script += ["--checkpoint", str(tmp_path / "model.pt")]
     picture = tmp_path / "segment.png"
