@@ -54,8 +54,8 @@ def test_patches_of_shape_are_brighter_than_those_of_background(segment, tmp_pat
 
 
 def test_linear_head_separates_what_a_plane_separates(segment) -> None:  # type: ignore[no-untyped-def]
-    x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) * 40 + 7
-    y = (x[:, 0] > 7).long() + 2 * (x[:, 1] > 7).long()
+    x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) * 40 + 700
+    y = (x[:, 0] > 700).long() + 2 * (x[:, 1] > 700).long()
     head = segment.fit(x, y)
     assert (head(x).argmax(1) == y).float().mean() > 0.97
 
