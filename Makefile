@@ -53,7 +53,7 @@ test-all: test test-frameworks ## the same, and with Lightning, Accelerate, tran
 
 test-frameworks: setup
 	@$(PY) -c 'import accelerate, lightning, ray, transformers' 2>/dev/null || $(PY) -m pip install --quiet --constraint constraints.txt --group frameworks
-	$(PY) -m pytest tests/packer/test_export_models.py tests/examples/test_frameworks.py tests/test_documentation.py tests/patchnpack/test_engines.py
+	$(PY) -m pytest tests/packer/test_export_models.py tests/examples/test_frameworks.py tests/test_documentation.py tests/patchnpack/test_engines.py tests/examples/test_prepack_on_ray.py
 
 # pillow-simd built without libwebp leaves its WebP tests out; Pillow, in a folder of its own, runs them.
 test-webp: setup

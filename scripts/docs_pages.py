@@ -30,7 +30,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
     pages = {page: (ROOT / source).read_text("utf-8") for source, page in _PAGES.items()}
     pages = {page: text.replace("](docs/", "](") for page, text in pages.items()}
-    pages["examples.md"] = "# Examples\n\n" + "".join(map(example, sorted((ROOT / "examples").glob("*.py"))))
+    pages["examples.md"] = "# Examples\n\n" + "".join(map(example, sorted((ROOT / "examples").glob("*.*"))))
     pages["benchmarks.md"] = "# Benchmarks\n\n" + "".join(map(benchmark, sorted((ROOT / "benchmarks").glob("*.py"))))
     for name in ("patchnpack", "packer", "loaders", "models"):
         pages[f"reference/{name}.md"] = reference(name)
@@ -41,7 +41,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links to files outside docs/ lead to their pages."""
-    markdown = re.sub(r"\]\((?:\.\./)?examples/(\w+)\.py\)", r"](examples.md#\1)", markdown)
+    markdown = re.sub(r"\]\((?:\.\./)?examples/(\w+)\.(?:py|sbatch)\)", r"](examples.md#\1)", markdown)
     for source, name in _PAGES.items():
         markdown = re.sub(rf"\]\((?:\.\./)?{re.escape(source)}", f"]({name}", markdown)
     return re.sub(r"\[([\w.]+)\]\((?:LICENSE|CITATION\.cff)\)", r"`\1` in the repository", markdown)
@@ -50,6 +50,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def example(path: Path) -> str:
     """A section with an example's docstring and its code."""
     source = path.read_text("utf-8")
+    if path.suffix != ".py":
+        return f"## {path.name} {{ #{path.stem} }}\n\n```sh\n{source}\n```\n\n"
     tree = ast.parse(source)
     docstring = ast.get_docstring(tree) or ""
     first, _, rest = docstring.partition("\n")
