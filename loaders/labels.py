@@ -42,8 +42,8 @@ class KnownLabels:
         return np.float32("nan") if self.shape else np.int64(NO_LABEL)
 
     def of(self, row: int) -> Any:
-        """Not told by row."""
-        raise NotImplementedError(row)
+        """Never asked: a pack brings its labels."""
+        raise AssertionError(f"row {row} was asked for a label that lies with its pack")
 
 
 class LabelRule:

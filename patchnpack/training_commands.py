@@ -170,15 +170,26 @@ def train(
 
 def _write_run(context: typer.Context, out: Path) -> None:
     names = [str(parameter.name) for parameter in context.command.params]
-    values = {
-        name: context.params[name] for name in names if name not in ("config", "resume", "help", "storage_options")
-    }
+    others = ("config", "resume", "help", "storage_options")  # the last may hold credentials
+    values = {name: context.params[name] for name in names if name not in others}
     write_run_file(out / RUN_FILE, values)
 
 
 def _open(checkpoint: Path, device: str) -> NaViT:
     best = "cuda" if torch.cuda.is_available() else "cpu"
     return load_checkpoint(checkpoint, best if device == "auto" else device).model
+
+
+def _each_once(
+    model: NaViT, shards: list[str], packing: dict[str, Any], image: str, storage: list[str] | None, **options: Any
+) -> PackedImageLoader:
+    """A loader that gives each image of the shards once, as the model takes it."""
+    return PackedImageLoader(
+        open_shards(shards, image, storage),
+        evaluation_packing(model, packing),
+        storage_options=parse_storage_options(storage or []),
+        **options,
+    )
 
 
 def _must_be(path: Path, suffix: str) -> None:
@@ -212,13 +223,8 @@ def evaluate_checkpoint(
     """
     _must_be(out, ".parquet")
     model = _open(checkpoint, device)
-    loader = PackedImageLoader(
-        open_shards(shards, image, storage_options),
-        evaluation_packing(model, packing),
-        batch_size=batch_size,
-        label=label or None,
-        classes=classes,
-        storage_options=parse_storage_options(storage_options or []),
+    loader = _each_once(
+        model, shards, packing, image, storage_options, batch_size=batch_size, label=label or None, classes=classes
     )
     table = predict(model, loader, precision=precision)
     write_table(out, table)
@@ -250,12 +256,7 @@ def write_features(
     """
     _must_be(out, ".parquet")
     model = _open(checkpoint, device)
-    loader = PackedImageLoader(
-        open_shards(shards, image, storage_options),
-        evaluation_packing(model, packing),
-        batch_size=batch_size,
-        storage_options=parse_storage_options(storage_options or []),
-    )
+    loader = _each_once(model, shards, packing, image, storage_options, batch_size=batch_size)
     table = features(model, loader, precision=precision)
     write_table(out, table)
     typer.echo(f"wrote {out}: {len(table)} images, {_left_out(loader)}")

@@ -51,6 +51,13 @@ def test_the_configuration_that_a_run_leaves_gives_the_same_run_again(
     assert texts[0] == texts[1].replace("/again", "/run")
 
 
+def test_the_configuration_that_a_run_leaves_holds_no_credentials(shards: Shards, tmp_path: Path) -> None:
+    given = ["--epochs=1", "--storage-options", "secret=hunter2", "-o", tmp_path / "run"]
+    ran("train", shards(), *SMALL, "--resolution=native:resize", *given)
+    for path in (tmp_path / "run").iterdir():
+        assert b"hunter2" not in path.read_bytes()
+
+
 def test_eval_writes_each_image_once_with_the_logits_that_the_model_gives(
     shards: Shards, tmp_path: Path, run: Path
 ) -> None:
