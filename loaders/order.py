@@ -156,6 +156,11 @@ class Order:
         yield planner.finish()
 
     @cached_property
+    def used(self) -> int:
+        """Rows of the index that are used."""
+        return int(self.usable.sum())
+
+    @cached_property
     def rows_digest(self) -> str:
         """A digest of everything that the index says of the images, and of which are used."""
         index, digest = self.index, xxhash.xxh3_128()

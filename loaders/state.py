@@ -31,7 +31,7 @@ def fingerprint(order: Order) -> dict[str, str]:
     return {
         "shards": str(len(index.shards)),
         "images": str(len(index)),
-        "used": str(int(order.usable.sum())),
+        "used": str(order.used),
         "index": order.rows_digest,
         **{f"packing.{field.name}": repr(getattr(packing, field.name)) for field in fields(packing)},
         "seed": str(order.seed),
@@ -58,8 +58,9 @@ def _difference(name: str, theirs: str | None, ours: str | None) -> str:
 
 def _source(order: Order) -> str:
     """The shards in words, without secrets: they may lie elsewhere now, so they are no part of the fingerprint."""
-    names = [name_of(shard) for shard in order.index.shards]
-    return f"over {names[0]}" if len(names) == 1 else f"over {len(names)} shards, {names[0]} to {names[-1]}"
+    shards = order.index.shards
+    first, last = name_of(shards[0]), name_of(shards[-1])
+    return f"over {first}" if len(shards) == 1 else f"over {len(shards)} shards, {first} to {last}"
 
 
 def decoders() -> str:

@@ -9,9 +9,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from patchnpack.loaders import Index, PackedImageLoader, scan
+from patchnpack.loaders import state as state_module
 from patchnpack.packer import BetaDrop, PackedBatch, Packing, PatchSizes, RandomResizedCrop
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
@@ -234,6 +236,32 @@ def test_images_that_were_seen_are_not_read_again(index: Index, monkeypatch: pyt
     monkeypatch.setattr(reader, "read", counted)
     left = sum(batch.num_images for batch in resumed)
     assert len(read) == left < len(index) - 20
+
+
+def test_states_after_the_first_look_at_no_row_and_at_two_shards(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(np.ndarray):  # a view in which sums are counted
+        sums = 0
+
+        def sum(self, *args: Any, **options: Any) -> Any:
+            Counted.sums += 1
+            return super().sum(*args, **options)
+
+    loader = PackedImageLoader(index, PACKING, batch_size=2)
+    order = loader.steps().order
+    object.__setattr__(order, "usable", order.usable.view(Counted))
+    first, summed = loader.state_dict(), Counted.sums
+    named: list[str] = []
+    assert summed == 1
+
+    def name_of(shard: str) -> str:
+        named.append(shard)
+        return real(shard)
+
+    real = state_module.name_of  # type: ignore[attr-defined]  # what the module imports
+    monkeypatch.setattr(state_module, "name_of", name_of)
+    assert [loader.state_dict() for _ in range(5)] == [first] * 5
+    assert Counted.sums == summed
+    assert named == [index.shards[0], index.shards[-1]] * 5
 
 
 def test_set_epoch_keeps_the_place_of_its_own_epoch_and_no_other(index: Index) -> None:
