@@ -25,6 +25,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from patchnpack.loaders.exif import block_orientation, tiff_numbers
 from patchnpack.loaders.exif import orientation as exif_orientation
+from patchnpack.loaders.scratch import Scratch
 from patchnpack.packer import _kernels
 from patchnpack.packer.config import ImageMode, Interpolation
 
@@ -35,6 +36,7 @@ MAX_PIXELS = 178_956_970  # where PIL, too, refuses to decode: 0.5 GB as RGB
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _ORIENTATION, _SAMPLES_PER_PIXEL = 256, 257, 258, 274, 277  # TIFF tags
 _MOST_CHANNELS = 4
 
+_scratch = Scratch()
 _loading = threading.Lock()  # one of PIL's images may come to several threads; reading its file twice at once breaks it
 
 # What decoders raise on bad data; anything else is a bug, theirs or ours, and is raised.
@@ -304,7 +306,7 @@ def _decode_jpeg(
     with _as_bad_image():
         if target == stored and part == (0, 0, *stored):
             # Into memory of the size that it should have: one call less, and a larger image is refused all the same.
-            pixels = np.empty((stored[1], stored[0], len(mode)), np.uint8)
+            pixels = _scratch.lend((stored[1], stored[0], len(mode)))
             try:
                 native: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], buffer=pixels, strict=strict)
             except ValueError:
@@ -314,13 +316,23 @@ def _decode_jpeg(
             return native
         _check_size(_jpeg_size(data), stored)
         if target == (width, height):
-            native = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], strict=strict)
+            pixels = _scratch.lend((stored[1], stored[0], len(mode)))
+            native = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], buffer=pixels, strict=strict)
             return np.ascontiguousarray(native[top : top + height, left : left + width])
         color, pil_mode = _JPEG_RESIZE_COLORS[mode]
         # The smallest of libjpeg-turbo's scales up to a half at which the part is at least the target, or else 1.
-        least = (-(-stored[1] * target[1] // height), -(-stored[0] * target[0] // width)) if scaled else (0, 0)
+        least, half = stored[::-1], (-(-stored[1] // 2), -(-stored[0] // 2))
+        if scaled:
+            least = (-(-stored[1] * target[1] // height), -(-stored[0] * target[0] // width))
+        most = half if least[0] <= half[0] and least[1] <= half[1] else stored[::-1]
         pixels = simplejpeg.decode_jpeg(
-            data, color, min_height=least[0], min_width=least[1], min_factor=2, strict=strict
+            data,
+            color,
+            min_height=least[0],
+            min_width=least[1],
+            min_factor=2,
+            buffer=_scratch.lend((*most, len(pil_mode))),
+            strict=strict,
         )
     size = (pixels.shape[1], pixels.shape[0])
     image = Image.frombuffer(pil_mode, size, pixels, "raw", pil_mode, 0, 1)
