@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).parent
-_FOLDERS = (_ROOT / "packer", _ROOT / "loaders", _ROOT / "models")
+_FOLDERS = tuple(_ROOT / name for name in ("packer", "loaders", "models", "trainer"))
 
 
 def pytest_collect_file(file_path: Path) -> None:

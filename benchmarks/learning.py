@@ -40,7 +40,8 @@ import torch
 
 from patchnpack import BetaDrop, FitTokens, PackedImageLoader, Packing, PatchSizes
 from patchnpack.loaders import Index, scan
-from patchnpack.models import Distillation, NaViT, NaViTConfig, TrainConfig, evaluate, train
+from patchnpack.models import NaViT, NaViTConfig
+from patchnpack.trainer import Distillation, TrainConfig, evaluate, train
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))

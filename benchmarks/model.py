@@ -41,9 +41,10 @@ import torch
 import torch.nn.functional as F
 
 from patchnpack import Native, PackedBatch, PackedImageLoader, Packing
-from patchnpack.models import NaViT, NaViTConfig, autocast, classification_loss
+from patchnpack.models import NaViT, NaViTConfig, classification_loss
 from patchnpack.models.pooling import POOLINGS
 from patchnpack.models.pos_embed import POSITIONS
+from patchnpack.trainer import autocast
 
 HERE = Path(__file__).resolve().parent
 CLOTHING = str(HERE.parents[1] / "shared" / "data" / "clothing" / "train-{000000..000009}.tar")

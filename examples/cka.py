@@ -25,7 +25,8 @@ import shapes
 import torch
 
 from patchnpack import PackedImageLoader, Packing, PatchSizes
-from patchnpack.models import NaViT, NaViTConfig, TrainConfig, evaluate, train
+from patchnpack.models import NaViT, NaViTConfig
+from patchnpack.trainer import TrainConfig, evaluate, train
 
 shapes.MAX_SIDE = 192
 SIZES, DEPTH = (8, 16, 32), 4

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from patchnpack import FitTokens, Packing, Square
 from patchnpack.loaders import scan
-from patchnpack.models import TrainConfig
+from patchnpack.trainer import TrainConfig
 from patchnpack.training import train_on_shards
 
 

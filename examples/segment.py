@@ -27,7 +27,8 @@ from PIL import Image
 from torch import nn
 
 from patchnpack import PackedImageLoader, Packing
-from patchnpack.models import NaViT, NaViTConfig, TrainConfig, evaluate, load_checkpoint, token_maps, train
+from patchnpack.models import NaViT, NaViTConfig, token_maps
+from patchnpack.trainer import TrainConfig, evaluate, load_checkpoint, train
 
 shapes.MAX_SIDE = 192
 COLOURS = np.array([(0, 0, 0), (230, 57, 70), (42, 157, 143), (69, 103, 230)])  # background, tall, even, wide

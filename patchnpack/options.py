@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from patchnpack.models import NaViTConfig, TrainConfig
+from patchnpack.models import NaViTConfig
 from patchnpack.packer import (
     BetaDrop,
     ConstantDrop,
@@ -30,6 +30,7 @@ from patchnpack.packer import (
 from patchnpack.packer.config import Algorithm
 from patchnpack.packer.resolution import Resolution
 from patchnpack.packer.token_drop import TokenDrop
+from patchnpack.trainer import TrainConfig
 
 _RESOLUTIONS = (
     "native, native:crop, native:resize, fit:TOKENS, naflex:TOKENS, side:LOW:HIGH, side:LOW:HIGH:uniform, crop, "

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from patchnpack.loaders import Index, PackedImageLoader
-from patchnpack.models import NaViT, autocast, evaluate
+from patchnpack.models import NaViT
 from patchnpack.packer import NoDrop, PackedBatch, Packing, PatchSizes
 from patchnpack.packer.files import atomic_write
+from patchnpack.trainer import autocast, evaluate
 
 # B packs, K images in a pack at most, N images, C classes, D width
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from patchnpack.arguments import IMAGES, Images, Shards, Storage, open_shards
 from patchnpack.augment import parse_augment
 from patchnpack.loaders import PackedImageLoader
-from patchnpack.models import NaViT, TrainConfig, load_checkpoint
+from patchnpack.models import NaViT
 from patchnpack.options import (
     parse_patch_size,
     parse_resolution,
@@ -39,6 +39,7 @@ from patchnpack.predict import (
     write_table,
 )
 from patchnpack.run_file import RUN_FILE, RunFile, read_run_file, write_run_file
+from patchnpack.trainer import TrainConfig, load_checkpoint
 from patchnpack.training import train_on_shards
 
 Label = Annotated[str, typer.Option(help="Member that holds the label, such as cls or json:FIELD.")]

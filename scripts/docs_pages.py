@@ -32,7 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {page: text.replace("](docs/", "](") for page, text in pages.items()}
     pages["examples.md"] = "# Examples\n\n" + "".join(map(example, sorted((ROOT / "examples").glob("*.*"))))
     pages["benchmarks.md"] = "# Benchmarks\n\n" + "".join(map(benchmark, sorted((ROOT / "benchmarks").glob("*.py"))))
-    for name in ("patchnpack", "packer", "loaders", "models"):
+    for name in ("patchnpack", "packer", "loaders", "models", "trainer"):
         pages[f"reference/{name}.md"] = reference(name)
     for page, text in pages.items():
         files.append(File.generated(config, page, content=text))

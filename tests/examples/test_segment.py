@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from patchnpack import PackedImageLoader, Packing
-from patchnpack.models import NaViT, NaViTConfig, save_checkpoint
+from patchnpack.models import NaViT, NaViTConfig
+from patchnpack.trainer import save_checkpoint
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 # Where PYTHONSAFEPATH is set, a script does not find shapes.py beside it.

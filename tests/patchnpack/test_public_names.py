@@ -75,24 +75,27 @@ PUBLIC: dict[str, list[str]] = {
         "write_shards",
     ],
     "patchnpack.models": [
-        "Checkpoint",
-        "Classification",
-        "Contrastive",
         "DenseNaViT",
-        "Distillation",
         "Features",
         "NaViT",
         "NaViTConfig",
+        "TokenMap",
+        "attention_backend",
+        "classification_loss",
+        "token_maps",
+    ],
+    "patchnpack.trainer": [
+        "Checkpoint",
+        "Classification",
+        "Contrastive",
+        "Distillation",
         "Objective",
         "Outcome",
         "TextTower",
-        "TokenMap",
         "TrainConfig",
         "TrainResult",
-        "attention_backend",
         "autocast",
         "autocast_dtype",
-        "classification_loss",
         "evaluate",
         "learning_rate",
         "load_checkpoint",
@@ -100,7 +103,6 @@ PUBLIC: dict[str, list[str]] = {
         "repatchify",
         "save_checkpoint",
         "sigmoid_loss",
-        "token_maps",
         "train",
     ],
     "patchnpack.weights": ["from_big_vision", "from_timm", "to_big_vision", "to_timm"],
@@ -133,3 +135,11 @@ print(*({{name.split(".")[0] for name in set(sys.modules) - before}} & {optional
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
+
+
+def test_train_may_be_imported_from_models_too() -> None:
+    from patchnpack import models, trainer
+
+    assert models.train is trainer.train
+    with pytest.raises(AttributeError, match="no attribute 'evaluate'"):
+        _ = models.evaluate

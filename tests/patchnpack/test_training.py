@@ -9,7 +9,7 @@ import pytest
 from patchnpack import ConstantDrop, Packing, PatchSizes
 from patchnpack.augment import mirror_half
 from patchnpack.loaders import scan
-from patchnpack.models import TrainConfig, load_checkpoint
+from patchnpack.trainer import TrainConfig, load_checkpoint
 from patchnpack.training import model_config, train_on_shards
 
 SMALL = {"width": 24, "depth": 1, "heads": 2}

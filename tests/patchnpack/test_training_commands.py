@@ -13,7 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from patchnpack.cli import app
-from patchnpack.models import NaViT, load_checkpoint
+from patchnpack.models import NaViT
+from patchnpack.trainer import load_checkpoint
 
 Shards = Callable[..., str]
 SMALL = [

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def source(tree: Path) -> set[str]:
     """Each file that should be installed, under its installed name."""
     names = {"patchnpack/py.typed", "patchnpack/report_page.html"}
-    for folder in ("patchnpack", "packer", "loaders", "models"):
+    for folder in ("patchnpack", "packer", "loaders", "models", "trainer"):
         prefix = "" if folder == "patchnpack" else "patchnpack/"
         names |= {f"{prefix}{path.relative_to(tree).as_posix()}" for path in (tree / folder).rglob("*.py")}
     return names
@@ -25,7 +25,7 @@ def source(tree: Path) -> set[str]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and the wheel that was built from that sdist."""
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
-    for folder in ("patchnpack", "packer", "loaders", "models"):
+    for folder in ("patchnpack", "packer", "loaders", "models", "trainer"):
         shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, tree)
@@ -41,7 +41,7 @@ def test_wheel_holds_every_module_of_the_tree_and_nothing_else(built: Path) -> N
     assert names == source(ROOT)
 
 
-def test_wheel_puts_no_bare_models_packer_or_loaders_into_site_packages(built: Path) -> None:
+def test_wheel_puts_nothing_but_patchnpack_into_site_packages(built: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         tops = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" not in name}
     assert tops == {"patchnpack"}
@@ -51,6 +51,6 @@ def test_sdist_holds_the_source_the_readme_and_the_licence(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     wanted = {"pyproject.toml", "README.md", "LICENSE", "patchnpack/py.typed", "patchnpack/report_page.html"}
-    for folder in ("patchnpack", "packer", "loaders", "models"):
+    for folder in ("patchnpack", "packer", "loaders", "models", "trainer"):
         wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py")}
     assert wanted <= names

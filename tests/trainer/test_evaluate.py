@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from patchnpack.models import NaViTConfig, autocast_dtype, evaluate
+from patchnpack.models import NaViTConfig
+from patchnpack.trainer import autocast_dtype, evaluate
 
 Draw = Callable[..., Any]
 Pack = Callable[..., Any]

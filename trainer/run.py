@@ -18,15 +18,15 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from patchnpack.models.checkpoint import read_checkpoint, save_checkpoint
-from patchnpack.models.evaluate import Batches, Meter, autocast
-from patchnpack.models.losses import Objective, Outcome
 from patchnpack.models.navit import NaViT
-from patchnpack.models.optim import Average, learning_rate, make_optimizer, set_learning_rate
-from patchnpack.models.ranks import over_ranks, rank_and_size
-from patchnpack.models.train_config import TrainConfig
 from patchnpack.packer.batch import PackedBatch
 from patchnpack.packer.files import atomic_write
+from patchnpack.trainer.checkpoint import read_checkpoint, save_checkpoint
+from patchnpack.trainer.evaluate import Batches, Meter, autocast
+from patchnpack.trainer.losses import Objective, Outcome
+from patchnpack.trainer.optim import Average, learning_rate, make_optimizer, set_learning_rate
+from patchnpack.trainer.ranks import over_ranks, rank_and_size
+from patchnpack.trainer.train_config import TrainConfig
 
 CHECKPOINT = "checkpoint.pt"
 HISTORY = "history.jsonl"

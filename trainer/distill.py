@@ -6,9 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from patchnpack.models.losses import Classification, Outcome
 from patchnpack.models.navit import NaViT
 from patchnpack.packer.batch import PackedBatch
+from patchnpack.trainer.losses import Classification, Outcome
 
 # N images of a batch, T their tokens, P patch size, C channels
 

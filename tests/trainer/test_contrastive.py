@@ -12,15 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from patchnpack.models import Contrastive, NaViT, NaViTConfig, TextTower, TrainConfig, sigmoid_loss, train
+from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.packer.batch import PackedBatch
+from patchnpack.trainer import Contrastive, TextTower, TrainConfig, sigmoid_loss, train
 
 Draw = Callable[..., Any]
 Pack = Callable[..., Any]
 
 RANKS = """
 import sys, torch, torch.distributed as dist, torch.nn.functional as F
-from patchnpack.models import sigmoid_loss
+from patchnpack.trainer import sigmoid_loss
 dist.init_process_group("gloo")
 rank, size = dist.get_rank(), dist.get_world_size()
 counts = [5, 3][:size]

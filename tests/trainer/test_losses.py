@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from patchnpack.models import Classification, NaViTConfig, TrainConfig, train
+from patchnpack.models import NaViTConfig
+from patchnpack.trainer import Classification, TrainConfig, train
 
 Draw = Callable[..., Any]
 Pack = Callable[..., Any]

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from patchnpack.models import NaViTConfig, TrainConfig, evaluate, learning_rate, load_checkpoint, train
-from patchnpack.models.optim import make_optimizer
+from patchnpack.models import NaViTConfig
+from patchnpack.trainer import TrainConfig, evaluate, learning_rate, load_checkpoint, train
+from patchnpack.trainer.optim import make_optimizer
 
 Draw = Callable[..., Any]
 Pack = Callable[..., Any]

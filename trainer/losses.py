@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from patchnpack.models.mixing import mix
 from patchnpack.models.navit import NaViT, classification_loss
 from patchnpack.packer.batch import PackedBatch
+from patchnpack.trainer.mixing import mix
 
 # B packs, K images in a pack at most, C classes
 

@@ -10,10 +10,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from patchnpack.models.losses import Objective, Outcome
 from patchnpack.models.navit import NaViT
-from patchnpack.models.ranks import rank_and_size
 from patchnpack.packer.batch import PackedBatch
+from patchnpack.trainer.losses import Objective, Outcome
+from patchnpack.trainer.ranks import rank_and_size
 
 # N image-text pairs of this rank, M texts of a chunk, W ranks, S bytes of a text at most, D width, E embedding
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from patchnpack.models import TrainConfig
+from patchnpack.trainer import TrainConfig
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from patchnpack.models.navit import NaViT
-from patchnpack.models.train_config import TrainConfig
+from patchnpack.trainer.train_config import TrainConfig
 
 
 def learning_rate(progress: float, config: TrainConfig) -> float:

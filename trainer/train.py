@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from patchnpack.models.config import NaViTConfig
-from patchnpack.models.display import Display, TensorBoard
-from patchnpack.models.evaluate import Batches, evaluate
-from patchnpack.models.losses import Classification, Objective
 from patchnpack.models.navit import NaViT
-from patchnpack.models.ranks import over_ranks, rank_and_size
-from patchnpack.models.run import CHECKPOINT, Run
-from patchnpack.models.train_config import TrainConfig
+from patchnpack.trainer.display import Display, TensorBoard
+from patchnpack.trainer.evaluate import Batches, evaluate
+from patchnpack.trainer.losses import Classification, Objective
+from patchnpack.trainer.ranks import over_ranks, rank_and_size
+from patchnpack.trainer.run import CHECKPOINT, Run
+from patchnpack.trainer.train_config import TrainConfig
 
 Log = Callable[[int, dict[str, float]], None]
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from patchnpack.models import Distillation, NaViT, NaViTConfig, TrainConfig, repatchify, train
+from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.packer.batch import PackedBatch
+from patchnpack.trainer import Distillation, TrainConfig, repatchify, train
 
 Draw = Callable[..., Any]
 Pack = Callable[..., Any]

@@ -17,7 +17,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from patchnpack import ConstantDrop, FitTokens, PackedImageLoader, Packing
-from patchnpack.models import NaViTConfig, TrainConfig, checkpoint, train
+from patchnpack.models import NaViTConfig
+from patchnpack.trainer import TrainConfig, checkpoint, train
 
 CONFIG = TrainConfig(
     epochs=2,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from patchnpack.models import mix
 from patchnpack.packer.batch import PackedBatch, PackedImage
+from patchnpack.trainer import mix
 
 Draw = Callable[..., Any]
 Pack = Callable[..., Any]

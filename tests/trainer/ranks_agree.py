@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from patchnpack import PackedImageLoader, Packing
-from patchnpack.models import NaViTConfig, TrainConfig, train
+from patchnpack.models import NaViTConfig
+from patchnpack.trainer import TrainConfig, train
 
 CONFIG = {"epochs": 2, "lr": 1e-4, "ema": 0.9, "precision": "float32", "save_every": 2, "warmup": 0.0}
 

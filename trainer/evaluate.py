@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from patchnpack.models.losses import Classification, Objective, Outcome
 from patchnpack.models.navit import NaViT
-from patchnpack.models.ranks import over_ranks
 from patchnpack.packer.batch import PackedBatch
+from patchnpack.trainer.losses import Classification, Objective, Outcome
+from patchnpack.trainer.ranks import over_ranks
 
 
 class Batches(Protocol):

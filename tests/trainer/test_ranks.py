@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from webdataset import ShardWriter
 
-from patchnpack.models.ranks import rank_and_size
+from patchnpack.trainer.ranks import rank_and_size
 
 SCRIPT = str(Path(__file__).with_name("ranks_agree.py"))
 

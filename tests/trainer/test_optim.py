@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from patchnpack.models import NaViT, NaViTConfig, TrainConfig, learning_rate
-from patchnpack.models.optim import Average, make_optimizer, set_learning_rate
+from patchnpack.models import NaViT, NaViTConfig
+from patchnpack.trainer import TrainConfig, learning_rate
+from patchnpack.trainer.optim import Average, make_optimizer, set_learning_rate
 
 
 def settings(**changes: Any) -> TrainConfig:

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from webdataset import ShardWriter
 
-from patchnpack.models import Classification, NaViTConfig, TrainConfig, load_checkpoint, train
-from patchnpack.models.checkpoint import save_checkpoint
+from patchnpack.models import NaViTConfig
+from patchnpack.trainer import Classification, TrainConfig, load_checkpoint, train
+from patchnpack.trainer.checkpoint import save_checkpoint
 
 Draw = Callable[..., Any]
 Pack = Callable[..., Any]

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from patchnpack.models import NaViTConfig, TrainConfig, load_checkpoint, save_checkpoint
-from patchnpack.models.optim import make_optimizer
+from patchnpack.models import NaViTConfig
+from patchnpack.trainer import TrainConfig, load_checkpoint, save_checkpoint
+from patchnpack.trainer.optim import make_optimizer
 
 
 def test_a_checkpoint_gives_back_outputs_step_optimizer_and_configuration(

@@ -1,0 +1,33 @@
+"""Second floor: trains and evaluates a model of `patchnpack.models`, and the losses and ideas of training."""
+
+from patchnpack.trainer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from patchnpack.trainer.contrastive import Contrastive, TextTower, sigmoid_loss
+from patchnpack.trainer.distill import Distillation, repatchify
+from patchnpack.trainer.evaluate import autocast, autocast_dtype, evaluate
+from patchnpack.trainer.losses import Classification, Objective, Outcome
+from patchnpack.trainer.mixing import mix
+from patchnpack.trainer.optim import learning_rate
+from patchnpack.trainer.train import TrainResult, train
+from patchnpack.trainer.train_config import TrainConfig
+
+__all__ = [
+    "Checkpoint",
+    "Classification",
+    "Contrastive",
+    "Distillation",
+    "Objective",
+    "Outcome",
+    "TextTower",
+    "TrainConfig",
+    "TrainResult",
+    "autocast",
+    "autocast_dtype",
+    "evaluate",
+    "learning_rate",
+    "load_checkpoint",
+    "mix",
+    "repatchify",
+    "save_checkpoint",
+    "sigmoid_loss",
+    "train",
+]
