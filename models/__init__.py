@@ -8,7 +8,7 @@ from patchnpack.models.features import Features, TokenMap, token_maps
 from patchnpack.models.navit import DenseNaViT, NaViT, classification_loss
 
 if TYPE_CHECKING:
-    from patchnpack.trainer import train as train
+    from patchnpack.trainer.train import train as train
 
 __all__ = [
     "DenseNaViT",

@@ -1,4 +1,4 @@
-"""Linear layers in float32 on a CPU, by oneDNN: there MKL, torch's own choice, can leave half of the machine unused."""
+"""Linear layers, which run on oneDNN where that is faster than torch's own choice."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from patchnpack.models import onednn
+
 # T tokens, I features in, O features out
 
 _FEWEST = 256  # tokens from which on the product is worth the packing of its weight
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return out
 
 
 class _OneDNN(torch.autograd.Function):
@@ -26,7 +22,7 @@ class _OneDNN(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return onednn.product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -34,32 +30,29 @@ class _OneDNN(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
-            _product(grad, weight.T) if for_x else None,
-            _product(grad.T, x.T) if for_weight else None,
+            onednn.product(grad, weight.T) if for_x else None,
+            _outer(grad, x) if for_weight else None,
             grad.sum(0) if for_bias else None,
         )
+
+
+def _outer(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The transpose of grad (T, O) times x (T, I), (O, I). oneDNN copies its first factor: the smaller one."""
+    if grad.shape[1] <= x.shape[1]:
+        return onednn.product(grad.T, x.T)
+    return onednn.product(x.T, grad.T).T
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear` of x (T, I) with weight (O, I) and bias (O,), to (T, O).
 
-    In float32 on a CPU, from 256 tokens on, it runs on oneDNN's kernel, in full float32. On an AMD EPYC 9005 that
-    multiplies at 160 to 215 GFLOP/s a core, where MKL, which uses no AVX-512 there, reaches 75 to 100. Everything else,
-    compiling and exporting included, is `F.linear`.
+    In float32 on a CPU, from 256 tokens on, it runs on oneDNN; everything else, compiling and exporting included, is
+    `F.linear`.
 
     >>> linear(torch.ones(300, 8), torch.ones(4, 8)).shape
     torch.Size([300, 4])
     """
-    by_onednn = (
-        _ONEDNN
-        and not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.ndim == 2
-        and len(x) >= _FEWEST
-        and not torch.is_autocast_enabled("cpu")
-    )
-    if not by_onednn:
+    if x.ndim != 2 or len(x) < _FEWEST or not onednn.usable(x, weight):
         return F.linear(x, weight, bias)
     out: torch.Tensor = _OneDNN.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return out

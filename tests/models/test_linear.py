@@ -4,28 +4,29 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from patchnpack.models import linear as module
+from patchnpack.models import onednn
 from patchnpack.models.linear import Linear, linear
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 255, 256, 700])
 @pytest.mark.parametrize("bias", [True, False])
-def test_output_and_gradients_equal_those_of_float64(tokens: int, bias: bool) -> None:
+@pytest.mark.parametrize("features", [8, 24, 40])
+def test_output_and_gradients_equal_those_of_float64(tokens: int, bias: bool, features: int) -> None:
     torch.manual_seed(0)
-    layer, wide = Linear(24, 40, bias=bias), torch.nn.Linear(24, 40, bias=bias)
+    layer, wide = Linear(24, features, bias=bias), torch.nn.Linear(24, features, bias=bias)
     wide.load_state_dict(layer.state_dict())
     x = torch.randn(tokens, 24, requires_grad=True)
     x64, wide = x.detach().double().requires_grad_(), wide.double()
     out, expected = layer(x), wide(x64)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
-    direction = torch.randn(tokens, 40)
+    direction = torch.randn(tokens, features)
     ours = torch.autograd.grad(out, [x, *layer.parameters()], direction)
     theirs = torch.autograd.grad(expected, [x64, *wide.parameters()], direction.double())
     for mine, exact in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.skipif(not module._ONEDNN, reason="this torch has no oneDNN")
+@pytest.mark.skipif(not onednn._THERE, reason="this torch has no oneDNN")
 def test_only_float32_from_256_tokens_on_runs_on_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
@@ -33,7 +34,7 @@ def test_only_float32_from_256_tokens_on_runs_on_onednn(monkeypatch: pytest.Monk
         calls.append(len(x))
         return F.linear(x, weight, bias)
 
-    monkeypatch.setattr(module, "_product", product)
+    monkeypatch.setattr(onednn, "product", product)
     layer = Linear(8, 4)
     for x in (torch.ones(255, 8), torch.ones(2, 300, 8)):
         layer(x)
