@@ -92,6 +92,10 @@ class Contrastive(Objective):
         self.scale = nn.Parameter(torch.tensor(10.0).log())  # t = exp(scale); start values of section 3.2
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
+    def settings(self) -> dict[str, float | str]:
+        """Which member the texts are."""
+        return {"text": self.text}
+
     def prepare(
         self, model: NaViT, batch: PackedBatch, rng: np.random.Generator | None = None
     ) -> tuple[PackedBatch, ...]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+import xxhash
 
 from patchnpack.models.navit import NaViT
 from patchnpack.packer.batch import PackedBatch
@@ -107,6 +110,19 @@ class Distillation(Classification):
     def count(self, batch: PackedBatch) -> int:
         """All images."""
         return batch.num_images
+
+    def settings(self) -> dict[str, float | str]:
+        """Its arguments; of the teacher a digest of configuration and weights."""
+        own = super().settings()
+        return own | {"temperature": self.temperature, "task_weight": self.task_weight, "teacher": self._digest}
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        (teacher,) = self._teacher
+        digest = xxhash.xxh3_64(repr(teacher.config).encode())
+        for weight in teacher.state_dict().values():
+            digest.update(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def forward(self, model: NaViT, *batches: PackedBatch) -> Outcome:
         """The outcome for (batch, the teacher's batch)."""

@@ -54,6 +54,10 @@ class Objective(nn.Module):
         """What evaluation measures."""
         return self
 
+    def settings(self) -> dict[str, float | str]:
+        """What its loss depends on beside its weights; a run is resumed with the same only."""
+        return {}
+
 
 class Classification(Objective):
     """Softmax or sigmoid cross entropy, of classes, soft labels or several labels; with MixUp and CutMix.
@@ -129,6 +133,11 @@ class Classification(Objective):
     def for_evaluation(self) -> Objective:
         """The plain loss: no smoothing, nothing mixed."""
         return Classification(loss=self.loss)
+
+    def settings(self) -> dict[str, float | str]:
+        """Its arguments."""
+        names = ("loss", "label_smoothing", "mixup", "cutmix")
+        return {name: getattr(self, name) for name in names}
 
 
 def _labelled(batch: PackedBatch) -> torch.Tensor:

@@ -205,7 +205,11 @@ class Run:
             kept.unlink(missing_ok=True)
             os.link(path, kept)  # another name of the same file, so that a whole one is there at any time
         state = {
-            "objective": {"name": type(self.objective).__name__, "weights": self.objective.state_dict()},
+            "objective": {
+                "name": type(self.objective).__name__,
+                "settings": self.objective.settings(),
+                "weights": self.objective.state_dict(),
+            },
             "ema": self.average.model.state_dict() if self.average else {},
             "loader": self.loader_state,
             "epoch": self.epoch,
@@ -272,8 +276,13 @@ class Run:
     def _check_same(self, path: Path, content: dict[str, Any]) -> None:
         theirs = {**content["model_config"], **content["train_config"]}
         ours = {**dataclasses.asdict(self.model.config), **dataclasses.asdict(self.config)}
-        theirs["objective"], ours["objective"] = content["state"]["objective"]["name"], type(self.objective).__name__
-        for name in ours.keys() - TrainConfig.FREE - {"backend"}:
+        objective = content["state"]["objective"]
+        theirs["objective"], ours["objective"] = objective["name"], type(self.objective).__name__
+        if theirs["objective"] == ours["objective"]:
+            asked = self.objective.settings()
+            ours |= {f"the objective's {name}": value for name, value in asked.items()}
+            theirs |= {f"the objective's {name}": value for name, value in objective.get("settings", asked).items()}
+        for name in sorted(ours.keys() - TrainConfig.FREE - {"backend"}):
             if ours[name] != theirs.get(name):
                 raise ValueError(
                     f"{path} is of a run with {name} {theirs.get(name)}, this one has {ours[name]}; give the "

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import itertools
@@ -17,8 +18,8 @@ import torch
 from PIL import Image
 from webdataset import ShardWriter
 
-from patchnpack.models import NaViTConfig
-from patchnpack.trainer import Classification, TrainConfig, load_checkpoint, train
+from patchnpack.models import NaViT, NaViTConfig
+from patchnpack.trainer import Classification, Distillation, TrainConfig, load_checkpoint, train
 from patchnpack.trainer.checkpoint import save_checkpoint
 
 Draw = Callable[..., Any]
@@ -161,6 +162,24 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
 
     with pytest.raises(ValueError, match=r"a run with objective Classification, this one has Other"):
         train(small, batches, config=settings(), objective=Other(), out=tmp_path)
+    with pytest.raises(ValueError, match=r"a run with the objective's label_smoothing 0.1, this one has 0.2"):
+        train(small, batches, config=settings(), objective=Classification(label_smoothing=0.2), out=tmp_path)
+
+
+def test_a_run_goes_on_with_the_teacher_that_it_had_only(
+    tmp_path: Path, batches: list[Any], small: NaViTConfig
+) -> None:
+    teacher = NaViT(small)
+    train(small, batches, config=settings(), objective=Distillation(teacher), out=tmp_path)
+    train(small, batches, config=settings(keep=4), objective=Distillation(copy.deepcopy(teacher)), out=tmp_path)
+    other = copy.deepcopy(teacher)
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-6)
+    for taught in (Distillation(other), Distillation(NaViT(dataclasses.replace(small, norm_eps=1e-4)))):
+        with pytest.raises(ValueError, match=r"a run with the objective's teacher [0-9a-f]{16}, this one has [0-9a-f]"):
+            train(small, batches, config=settings(), objective=taught, out=tmp_path)
+    with pytest.raises(ValueError, match=r"a run with the objective's temperature 1.0, this one has 2.0"):
+        train(small, batches, config=settings(), objective=Distillation(teacher, temperature=2.0), out=tmp_path)
 
 
 def test_resume_insists_or_deletes(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
