@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 
 from patchnpack.loaders.batches import Batches, Part
 from patchnpack.loaders.buffers import BufferPool
-from patchnpack.loaders.culprit import naming_culprit
 from patchnpack.loaders.dataset import MOST_WORKERS, PackedDataset
 from patchnpack.loaders.errors import ErrorPolicy, Judge
 from patchnpack.loaders.find_index import open_index
 from patchnpack.loaders.index import IMAGE, Index
 from patchnpack.loaders.labels import Classes, Label, Labels
 from patchnpack.loaders.mixture import Mixed, Mixture
-from patchnpack.loaders.order import Order, chunks
+from patchnpack.loaders.order import Order
 from patchnpack.loaders.own_decode import Decode, check_decode
 from patchnpack.loaders.prepacked import Options, Prepacked, is_prepacked
 from patchnpack.loaders.process import checked_rank, cpu_share, process_rank
@@ -30,15 +28,11 @@ from patchnpack.loaders.state import Place, from_dict, to_dict
 from patchnpack.loaders.stats import Stats
 from patchnpack.loaders.steps import Even, Steps
 from patchnpack.loaders.store import Store
+from patchnpack.loaders.usable import Usable, Where
 from patchnpack.packer import PackedBatch, Packing
 from patchnpack.packer.checks import check_whole
-from patchnpack.packer.images import Images, measure
-from patchnpack.packer.packing import SAMPLE
-from patchnpack.packer.plan import decide_algorithm
 
 # B packs in a batch, W ranks, S streams
-
-Where = Callable[[Index], np.ndarray]
 
 
 class PackedImageLoader:
@@ -199,15 +193,11 @@ class PackedImageLoader:
         self._shuffle_window, self._num_streams, self._block = shuffle_window, num_streams, block
         self._num_threads, self._prefetch = num_threads, prefetch
         policy = errors if errors is not None else ErrorPolicy()
-        usable = _mask(where, self.index)
-        self._filtered = ~usable
-        limits = policy if stored is None else stored.limits
-        self._bad = {row: why for row, why in _bad_rows(self.index, limits, decode).items() if usable[row]}
-        usable[list(self._bad)] = False
-        self._usable = usable
-        self._mixed = Mixed.of(source, parts, usable) if isinstance(source, Mixture) else None
+        self._rows = Usable.of(self.index, where, policy if stored is None else stored.limits, decode)
+        self._mixed = Mixed.of(source, parts, self._rows.mask) if isinstance(source, Mixture) else None
         if stored is None:
-            self._check_rows()
+            # Decided once, from the first rows of the index: every epoch and every stream is packed alike.
+            self.packing = self._rows.with_algorithm(self.index, self.packing, seed)
 
         reader = self.index.reader(store) if stored is None else stored.reader()
         labels = (stored and stored.labels()) or Labels(
@@ -233,39 +223,14 @@ class PackedImageLoader:
         if stored is not None:
             self._sources = stored.sources(self._sources)
         self._stats, self._judge = Stats(), Judge(policy)
-        first = next((self._sources.bad_row(row, *why) for row, why in self._bad.items()), None)
-        self._judge.before_start(len(self._bad), len(self._bad) + int(usable.sum()), first)
+        bad = self._rows.bad
+        first = next((self._sources.bad_row(row, *why) for row, why in bad.items()), None)
+        self._judge.before_start(len(bad), len(bad) + int(self._rows.mask.sum()), first)
         self._next = Place(0, 0)  # where the next iterator begins
         self._stands: Place | None = self._next  # where training stands
         self._made_steps: Steps | None = None
         self._datasets: weakref.WeakSet[PackedDataset] = weakref.WeakSet()
         self._totals: list[torch.Tensor] = []  # of the workers of each dataset
-
-    def _check_rows(self) -> None:
-        """Finds out whether there is anything to yield, and which algorithm "auto" is."""
-        packing, found = self.packing, 0
-        first: list[list[Images]] = [[] for _ in packing.patch_sizes]
-        for rows in chunks(self._usable):
-            images, fits = [], np.ones(len(rows), np.bool_)
-            for size in packing.patch_sizes:
-                asked = self.index.rows(rows)
-                with naming_culprit(self.index, asked, packing, seed=self._seed, epoch=0):
-                    measured, over = measure(asked, packing, seed=self._seed, epoch=0, patch_size=size)
-                images.append(measured)
-                if packing.oversize == "skip":
-                    fits &= ~over
-            wanted = np.flatnonzero(fits)[: SAMPLE - found]
-            found += len(wanted)
-            for taken, measured in zip(first, images, strict=True):
-                taken.append(measured.take(wanted))
-        if not found:
-            raise ValueError(
-                f"none of the {len(self.index)} images can be used: {len(self._bad)} are bad, "
-                f"{int(self._filtered.sum())} filtered out by where, the others oversize"
-            )
-        # Decided once, from the first rows of the index: every epoch and every stream is packed alike.
-        algorithm = decide_algorithm(packing, [Images.concatenate(taken) for taken in first])
-        self.packing = packing.replace(algorithm=algorithm)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_datasets": None, "_totals": []}  # in another process it serves one dataset only
@@ -424,8 +389,8 @@ class PackedImageLoader:
             steps=steps,
             rank=self.rank()[0],
             repeat=self.repeat,
-            filtered=self._filtered,
-            bad=self._bad,
+            filtered=self._rows.filtered,
+            bad=self._rows.bad,
             stats=self._stats,
             judge=self._judge,
             num_threads=self._num_threads or cpu_share(),
@@ -449,7 +414,7 @@ class PackedImageLoader:
     def _order(self, block: int) -> Order:
         if self._prepacked is not None:
             return self._prepacked.order(
-                usable=self._usable,
+                usable=self._rows.mask,
                 seed=self._seed,
                 shuffle=self._shuffle,
                 shuffle_window=self._shuffle_window,
@@ -457,7 +422,7 @@ class PackedImageLoader:
             )
         return Order(
             index=self.index,
-            usable=self._usable,
+            usable=self._rows.mask,
             packing=self.packing,
             seed=self._seed,
             shuffle=self._shuffle,
@@ -474,25 +439,3 @@ def _fold(all_totals: list[torch.Tensor], totals: torch.Tensor) -> None:
         if kept is totals:
             all_totals[i] = totals[totals.any(1)].clone()
     all_totals[:] = [kept for kept in all_totals if len(kept)]
-
-
-def _bad_rows(index: Index, policy: ErrorPolicy, decode: Decode | None) -> dict[int, tuple[str, str]]:
-    """The rows that cannot be used, and (stage, reason): bad headers, and those beyond the policy's limits."""
-    bad = {row: ("header", reason) for row, reason in index.bad_rows(decode=decode is not None).items()}
-    for rows in chunks(np.ones(len(index), np.bool_)):
-        pixels, nbytes = index.width[rows].astype(np.int64) * index.height[rows], index.nbytes[rows]
-        for i in np.flatnonzero((pixels > policy.max_pixels) | (nbytes > policy.max_bytes)).tolist():
-            reason = policy.beyond(int(pixels[i]), int(nbytes[i])) or ""
-            bad.setdefault(int(rows[i]), ("limit", reason))
-    return dict(sorted(bad.items()))
-
-
-def _mask(where: Where | None, index: Index) -> np.ndarray:
-    if where is None:
-        return np.ones(len(index), np.bool_)
-    mask = np.array(where(index))  # a copy: it may be one of the caller's own
-    if mask.shape != (len(index),) or mask.dtype != np.bool_:
-        raise ValueError(
-            f"where gave {mask.dtype} {mask.shape}; it must give bool ({len(index)},), one value a row of the index"
-        )
-    return mask
