@@ -83,7 +83,7 @@ def uniform(keys: np.ndarray, out: np.ndarray) -> None:
 def crops(
     keys: np.ndarray, width: np.ndarray, height: np.ndarray, scale: np.ndarray, ratio: np.ndarray, out: np.ndarray
 ) -> None:
-    """See `reference.random_crop`; `scale` and `ratio` are (2,), writes (left, top, width, height), int32 (n, 4)."""
+    """See `reference_draws.random_crop`; `scale`, `ratio` (2,), writes (left, top, width, height), int32 (n, 4)."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for i in range(len(keys)):
         state, w, h = keys[i], np.int64(width[i]), np.int64(height[i])

@@ -1,4 +1,4 @@
-"""The compiled ways to deal with a pack's leftover slots. `reference.py` says in plain Python what each does."""
+"""The compiled ways to deal with a pack's leftover slots. `reference_fill.py` says in plain Python what each does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OPTIONS = 512  # sizes that an image may be given, at most
 
 @njit(nogil=True, cache=True)
 def undrop(tokens, keep, offsets, capacity):  # type: ignore[no-untyped-def]
-    """See `reference.undrop`; changes `keep` in place, pack by pack."""
+    """See `reference_fill.undrop`; changes `keep` in place, pack by pack."""
     for p in range(len(offsets) - 1):
         start, end = offsets[p], offsets[p + 1]
         left, dropped = np.int64(capacity), np.int64(0)
@@ -34,7 +34,7 @@ def undrop(tokens, keep, offsets, capacity):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def trim(least, keep, offsets, capacity):  # type: ignore[no-untyped-def]
-    """See `reference.trim`; changes `keep` in place, pack by pack."""
+    """See `reference_fill.trim`; changes `keep` in place, pack by pack."""
     for p in range(len(offsets) - 1):
         start, end = offsets[p], offsets[p + 1]
         over, slack = -np.int64(capacity), np.int64(0)
@@ -74,7 +74,7 @@ def _option(found, count, w, h, gw, gh, keep, width, height, columns, rows, most
 
 @njit(nogil=True, cache=True)
 def options(size, grid, keep, patch, multiple, edge, max_scale, max_tokens, found):  # type: ignore[no-untyped-def]
-    """See `reference.options`: writes them to `found` (`_OPTIONS`, 6) as (keep, width, height, gw, gh, change)."""
+    """See `reference_fill.options`: writes them to `found` (`_OPTIONS`, 6) as (keep, width, height, gw, gh, change)."""
     w, h, gw, gh = np.int64(size[0]), np.int64(size[1]), np.int64(grid[0]), np.int64(grid[1])
     kept, unit = np.int64(keep), np.int64(patch * multiple)
     most = max(np.int64(max_tokens), gw * gh)
@@ -120,7 +120,7 @@ def fewest(size, grid, keep, patch, multiple, edge, max_scale, max_tokens, least
 
 @njit(nogil=True, cache=True)
 def rescale(size, grid, keep, offsets, capacity, patch, multiple, edge, max_scale, max_tokens):  # type: ignore[no-untyped-def]
-    """See `reference.rescale`; changes `size`, `grid` and `keep` in place, pack by pack."""
+    """See `reference_fill.rescale`; changes `size`, `grid` and `keep` in place, pack by pack."""
     largest = 0
     for p in range(len(offsets) - 1):
         largest = max(largest, offsets[p + 1] - offsets[p])

@@ -1,6 +1,6 @@
 """The compiled inner loops: functions on arrays, no Python objects.
 
-`reference.py` says in plain Python what they do.
+`reference_draws.py` says in plain Python what those that draw do.
 """
 
 from __future__ import annotations

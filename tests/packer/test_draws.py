@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from patchnpack.packer import _draws, reference
+from patchnpack.packer import _draws, reference_draws
 
 KEYS = np.random.default_rng(7).integers(0, 2**64, 100_000, np.uint64)
 
@@ -40,7 +40,7 @@ def test_beta_values_are_the_references(a: float, b: float) -> None:
     values = np.empty(2000)
     _draws.beta(KEYS[:2000], a, b, values)
     np.testing.assert_allclose(
-        values, [reference.beta(key, a, b) for key in KEYS[:2000].tolist()], rtol=1e-9, atol=1e-300
+        values, [reference_draws.beta(key, a, b) for key in KEYS[:2000].tolist()], rtol=1e-9, atol=1e-300
     )
 
 
@@ -48,7 +48,7 @@ def test_beta_values_are_the_references(a: float, b: float) -> None:
 def test_truncated_normal_and_uniform_values_are_the_references(mean: float, std: float) -> None:
     values = np.empty(2000)
     _draws.truncated_normal(KEYS[:2000], np.full(2000, mean), std, -1.0, 1.0, values)
-    plain = [reference.truncated_normal(key, mean, std, -1.0, 1.0) for key in KEYS[:2000].tolist()]
+    plain = [reference_draws.truncated_normal(key, mean, std, -1.0, 1.0) for key in KEYS[:2000].tolist()]
     np.testing.assert_allclose(values, plain, rtol=1e-9)
     _draws.uniform(KEYS[:2000], values)
-    assert values.tolist() == [reference.uniform(key)[1] for key in KEYS[:2000].tolist()]
+    assert values.tolist() == [reference_draws.uniform(key)[1] for key in KEYS[:2000].tolist()]

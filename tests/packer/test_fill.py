@@ -24,7 +24,7 @@ from patchnpack.packer import (
     Square,
     _fill,
     plan,
-    reference,
+    reference_fill,
 )
 
 EDGES = {"pad": _fill.PAD, "crop": _fill.CROP, "resize": _fill.RESIZE}
@@ -46,7 +46,7 @@ def test_undrop_fills_each_pack_or_gives_everything_back_and_equals_the_referenc
     _fill.undrop(tokens, filled, offsets, capacity)
     assert ((keep <= filled) & (filled <= tokens)).all()
     for a, b in pairwise(offsets):
-        assert filled[a:b].tolist() == reference.undrop(tokens[a:b].tolist(), keep[a:b].tolist(), capacity)
+        assert filled[a:b].tolist() == reference_fill.undrop(tokens[a:b].tolist(), keep[a:b].tolist(), capacity)
         assert filled[a:b].sum() == min(capacity, tokens[a:b].sum())
 
 
@@ -66,7 +66,7 @@ def test_trim_cuts_what_is_over_and_no_more_and_equals_the_reference(
     _fill.trim(least, cut, offsets, capacity)
     assert ((least <= cut) & (cut <= keep)).all()
     for a, b in pairwise(offsets):
-        assert cut[a:b].tolist() == reference.trim(least[a:b].tolist(), keep[a:b].tolist(), capacity)
+        assert cut[a:b].tolist() == reference_fill.trim(least[a:b].tolist(), keep[a:b].tolist(), capacity)
         assert cut[a:b].sum() == min(capacity, keep[a:b].sum())
 
 
@@ -98,7 +98,7 @@ def test_options_are_the_references_and_within_their_limits(
     found = np.empty((_fill._OPTIONS, 6), np.int64)
     count = _fill.options(size, grid, keep, patch, m, EDGES[edge], max_scale, max_tokens, found)
     (w, h), (gw, gh) = size.tolist(), grid.tolist()
-    expected = reference.options((w, h), (gw, gh), keep, patch, m, edge, max_scale, max_tokens)
+    expected = reference_fill.options((w, h), (gw, gh), keep, patch, m, edge, max_scale, max_tokens)
     if len(expected) < _fill._OPTIONS:
         assert [tuple(row) for row in found[:count].tolist()] == expected
     assert expected[0] == (keep, w, h, gw, gh, 0)
@@ -136,12 +136,12 @@ def test_rescale_is_the_references_choice(edge: str, packs: list[list[tuple[int,
     sums = [int(keep[a:b].sum()) for a, b in pairwise(offsets)]
     capacity = max([int(least[a:b].sum()) for a, b in pairwise(offsets)] + [int(share * n) for n in sums] + [1])
     choices = [
-        reference.options(tuple(s.tolist()), tuple(g.tolist()), k, 8, 1, edge, 0.05, 10**9) for s, g, k in images
+        reference_fill.options(tuple(s.tolist()), tuple(g.tolist()), k, 8, 1, edge, 0.05, 10**9) for s, g, k in images
     ]
     assert least.tolist() == [min(option[0] for option in found) for found in choices]
     _fill.rescale(size, grid, keep, offsets, capacity, *how)
     for a, b in pairwise(offsets):
-        chosen = reference.rescale(choices[a:b], capacity)
+        chosen = reference_fill.rescale(choices[a:b], capacity)
         found = np.concatenate([keep[a:b, None], size[a:b], grid[a:b]], 1).tolist()
         assert found == [list(option[:5]) for option in chosen]
 

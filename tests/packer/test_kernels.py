@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from patchnpack.packer import _kernels, reference
+from patchnpack.packer import _kernels, reference_draws
 
 # H, W pixels of an image, P patch size, C channels, (gw, gh) patches across and down
 
@@ -21,8 +21,8 @@ _GUARD = 0xA5
 def test_compiled_mix_equals_the_reference(base: int, counters: list[int]) -> None:
     out = np.empty(len(counters), np.uint64)
     _kernels.mix_all(np.array(counters, np.uint64), np.uint64(base), out)
-    assert out.tolist() == [reference.mix((base ^ c) + 0x9E3779B97F4A7C15 & 2**64 - 1) for c in counters]
-    assert [int(_kernels.mix(np.uint64(c))) for c in counters] == [reference.mix(c) for c in counters]
+    assert out.tolist() == [reference_draws.mix((base ^ c) + 0x9E3779B97F4A7C15 & 2**64 - 1) for c in counters]
+    assert [int(_kernels.mix(np.uint64(c))) for c in counters] == [reference_draws.mix(c) for c in counters]
 
 
 tokens_and_keep = st.integers(1, 300).flatmap(lambda tokens: st.tuples(st.just(tokens), st.integers(1, tokens)))
@@ -40,7 +40,7 @@ def test_kept_tokens_equal_the_reference_and_are_as_many_as_asked_for_ascending_
     assert (np.diff(kept) > 0).all()
     assert kept[0] >= 0
     assert kept[-1] < tokens
-    assert kept.tolist() == reference.kept_tokens(key, tokens, keep)
+    assert kept.tolist() == reference_draws.kept_tokens(key, tokens, keep)
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(2, 60))

@@ -28,6 +28,8 @@ from patchnpack.packer import (
     _kernels,
     plan,
     reference,
+    reference_draws,
+    reference_fill,
 )
 from patchnpack.packer.config import Algorithm
 from patchnpack.packer.images import measure
@@ -154,7 +156,7 @@ def test_a_plan_is_the_reference_packing_of_rows_measured_one_by_one(
         expected = images.take(np.array(pack))
         if packing.fill == "undrop":
             tokens = expected.grid.prod(1).tolist()
-            expected.keep[:] = reference.undrop(tokens, expected.keep.tolist(), packing.seq_len)
+            expected.keep[:] = reference_fill.undrop(tokens, expected.keep.tolist(), packing.seq_len)
         assert _equal(made.pack(i), expected)
 
 
@@ -247,7 +249,7 @@ def test_kept_tokens_of_a_plan_are_the_references() -> None:
         tokens, keep = int(images.grid[i].prod()), int(images.keep[i])
         assert keep == round(tokens * (1 - 0.7))
         found = _kernels.kept_tokens(images.key[i], tokens, keep).tolist()
-        assert found == reference.kept_tokens(int(images.key[i]), tokens, keep)
+        assert found == reference_draws.kept_tokens(int(images.key[i]), tokens, keep)
 
 
 def test_a_plan_has_the_documented_dtypes_and_shapes() -> None:

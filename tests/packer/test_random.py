@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchnpack.packer import reference
+from patchnpack.packer import reference_draws
 from patchnpack.packer.random import Purpose, keys
 
 _WORD = 1 << 64
@@ -18,7 +18,7 @@ words = st.lists(st.integers(0, _WORD - 1), min_size=1, max_size=30)
 def _by_hand(purpose: int, seed: int, epoch: int, counter: int) -> int:
     base = 0
     for word in (purpose, seed, epoch, counter):
-        base = reference.mix((base ^ word % _WORD) + _GOLDEN & _WORD - 1)
+        base = reference_draws.mix((base ^ word % _WORD) + _GOLDEN & _WORD - 1)
     return base
 
 

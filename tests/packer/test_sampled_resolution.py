@@ -17,7 +17,7 @@ from patchnpack.packer import (
     ScheduledResolution,
     Square,
     _draws,
-    reference,
+    reference_draws,
 )
 from patchnpack.packer.resolution import Resolution
 
@@ -121,7 +121,7 @@ def test_a_crop_is_the_references(key: int, width: int, height: int, ranges: Any
     scale, ratio = (np.array(pair, np.float64) for pair in ranges)
     _draws.crops(np.array([key], np.uint64), np.array([width]), np.array([height]), scale, ratio, out)
     left, top, w, h = out[0].tolist()
-    assert (left, top, w, h) == reference.random_crop(key, width, height, *ranges)
+    assert (left, top, w, h) == reference_draws.random_crop(key, width, height, *ranges)
     assert 0 <= left <= left + w <= width
     assert 0 <= top <= top + h <= height
     assert min(w, h) >= 1
