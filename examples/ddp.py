@@ -1,28 +1,20 @@
 """Train a NaViT on several processes: a plain loop around DistributedDataParallel that stops and goes on exactly.
 
     python examples/shapes.py shapes
-    torchrun --standalone --nproc-per-node 2 examples/ddp.py 'shapes/train-{000000..000003}.tar' --out runs/ddp
+    torchrun --standalone --nproc-per-node 2 examples/ddp.py 'shapes/train-{000000..000003}.tar' runs/ddp
 
-Each rank makes its own loader; rank and world size come from torchrun. Every rank gets equally many batches, but not
-equally many images: bad ones, and the end of an epoch, leave some ranks less, or nothing. So the loss is the mean over
-the images of all ranks, and the gradient the one that a single process would compute from all of them.
+NCCL where torch sees GPUs, one a process, else gloo on CPUs. Ranks get equally many batches, but not equally many
+images, so the loss is the mean over the images of all ranks, and the gradient the one that a single process would
+compute from all of them. The same command again goes on from runs/ddp/checkpoint.pt with the batches that were left: on
+two CPUs bit for bit; on more, gloo may add up in another order. Expected, on two cores in 20 seconds, first and last:
 
-`--out` receives `checkpoint.pt` every `--save-every` steps and after each epoch. The same command started again goes on
-from there with the batches that were left: on two ranks, bit for bit as if nothing had happened; on more, gloo may add
-up in another order after a start, so that the last bits of a sum can differ.
-
-Expected, on two cores in about 20 seconds: a line an epoch, of which the first and the fifth are about
-
-    epoch 0: 11 steps, loss 1.060, 480 images + 0 bad + 0 skipped = 480 in the index
-    epoch 4: 11 steps, loss 0.156, 480 images + 0 bad + 0 skipped = 480 in the index
+    epoch 0, step 11: loss 1.060, 480 images + 0 bad + 0 skipped of 480
+    epoch 4, step 55: loss 0.156, 480 images + 0 bad + 0 skipped of 480
 """
 
-from __future__ import annotations
-
-import argparse
 import os
+import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,116 +23,57 @@ from torch.nn.parallel import DistributedDataParallel
 from patchnpack import ErrorPolicy, FitTokens, PackedImageLoader, Packing
 from patchnpack.models import NaViT, NaViTConfig, classification_loss
 
-
-def make_loader(options: argparse.Namespace) -> PackedImageLoader:
-    """This rank's part of the shards."""
-    return PackedImageLoader(
-        options.shards,
-        Packing(seq_len=options.seq_len, resolution=FitTokens(options.tokens)),
-        batch_size=options.batch_size,
-        shuffle=True,
-        label="cls",
-        errors=ErrorPolicy(max_rate=1),  # however many images are bad, no rank stops alone
-    )
+PACKING, BATCH_SIZE = Packing(seq_len=1024, resolution=FitTokens(144)), 2  # packs a step and rank
+EPOCHS, SAVE_EVERY = 5, 100  # steps, and at the end of an epoch
+ERRORS = ErrorPolicy(max_rate=1)  # however many images are bad, no rank stops alone
 
 
-def over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of every rank's tensor."""
-    tensor = tensor.detach().clone()
-    dist.all_reduce(tensor)
-    return tensor
-
-
-def met(loader: PackedImageLoader) -> torch.Tensor:
-    """Images, bad images and skipped ones that this rank has met since its loader was made, int64 (3,)."""
-    stats = loader.stats()
-    return torch.tensor([stats["images"], stats["bad_images"], sum(stats["skipped"].values())])
-
-
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Rank 0 writes the checkpoint, whole or not at all; the loader's state is the same on every rank."""
-    if dist.get_rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
-    dist.barrier()  # no rank goes on, or ends, before it is there
-
-
-def train(options: argparse.Namespace) -> None:
-    """Trains for the epochs that are left; every rank calls it."""
-    loader, world_size = make_loader(options), dist.get_world_size()
-    torch.manual_seed(options.seed)
-    model = NaViT(NaViTConfig(num_classes=loader.num_classes, width=options.width, depth=options.depth))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
-    path, first, step = options.out / "checkpoint.pt", 0, 0
-    before = torch.zeros(3, dtype=torch.int64)  # what an interrupted epoch had met, over all ranks
+def main(shards: str, path: Path) -> None:
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+    loader = PackedImageLoader(shards, PACKING, batch_size=BATCH_SIZE, shuffle=True, label="cls", errors=ERRORS)
+    torch.manual_seed(0)
+    model = NaViT(NaViTConfig(num_classes=loader.num_classes, width=96, depth=3)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    epoch, step, sums = 0, 0, torch.zeros(5, dtype=torch.float64, device=device)
     if path.exists():
-        saved = torch.load(path, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        loader.load_state_dict(saved["loader"])
-        first, step, before = saved["epoch"], saved["step"], saved["met"]
-    if first >= options.epochs:
-        if dist.get_rank() == 0:
-            print(f"{path} has {first} epochs behind it already; give more --epochs, or another --out")
-        return
-    # DDP never lets go of its group, so it has one of its own, and the one of `over_ranks` can end with its threads:
-    # one that still holds a tensor of Python's when Python ends would abort the process.
-    ddp = DistributedDataParallel(model, process_group=dist.new_group())
-
-    def checkpoint(epoch: int, so_far: torch.Tensor, state: dict[str, Any]) -> None:
-        content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loader": state}
-        save(path, {**content, "epoch": epoch, "step": step, "met": so_far})
-
-    for epoch in range(first, options.epochs):
-        loader.set_epoch(epoch)  # one that was interrupted goes on where it stood
-        begin, steps, sums = met(loader), len(loader), torch.zeros(2, dtype=torch.float64)
-        for i, batch in enumerate(loader, 1):
-            loss, images = classification_loss(ddp(batch), batch)
-            total, count = over_ranks(torch.stack([loss.double(), images.double()]))
-            optimizer.zero_grad()
+        epoch, step, sums, *states = torch.load(path, map_location=device, weights_only=True)
+        model.load_state_dict(states[0])
+        optimizer.load_state_dict(states[1])
+        loader.load_state_dict(states[2])
+    # A group of its own, which DDP never ends: a gloo thread that still holds a tensor as Python ends would abort it.
+    ddp, before = DistributedDataParallel(model, process_group=dist.new_group()), torch.zeros_like(sums[2:])
+    while epoch < EPOCHS:
+        for left, batch in zip(reversed(range(len(loader))), loader, strict=True):
+            loss, count = classification_loss(ddp(batch.to(device)), batch.to(device))
+            dist.all_reduce(over_ranks := torch.stack([loss.detach(), count.to(loss)]))
             # DDP divides the sum of gradients by the number of ranks; wanted is the number of images of all ranks.
-            (loss * world_size / count.clamp(min=1)).backward()
+            (loss * dist.get_world_size() / over_ranks[1].clamp(min=1)).backward()
             optimizer.step()
-            sums, step = sums + torch.stack([total, count]), step + 1
-            if step % options.save_every == 0 and i < steps:  # the end of an epoch has a checkpoint of its own
-                so_far = before + over_ranks(met(loader) - begin)
-                checkpoint(epoch, so_far, loader.state_dict(after=batch))
-        images, bad, skipped = (before + over_ranks(met(loader) - begin)).tolist()
-        rows = len(loader.index)
-        if dist.get_rank() == 0:
-            print(
-                f"epoch {epoch}: {steps} steps, loss {sums[0] / sums[1].clamp(min=1):.3f}, {images} images + {bad} bad "
-                f"+ {skipped} skipped = {rows} in the index",
-                flush=True,
-            )
-        assert images + bad + skipped == rows, "an image was lost or came twice"
-        before = torch.zeros_like(before)
-        checkpoint(epoch + 1, before, loader.state_dict())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=2, help="packs a step and rank")
-    parser.add_argument("--seq-len", type=int, default=1024)
-    parser.add_argument("--tokens", type=int, default=144, help="patches of an image at most")
-    parser.add_argument("--width", type=int, default=96)
-    parser.add_argument("--depth", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
-    options = parser.parse_args()
-    if "RANK" not in os.environ:
-        parser.error("start it with torchrun: torchrun --standalone --nproc-per-node 2 examples/ddp.py ...")
-    dist.init_process_group("gloo")
-    try:
-        train(options)
-    finally:
-        dist.destroy_process_group()
+            optimizer.zero_grad()
+            step, sums[:2] = step + 1, sums[:2] + over_ranks
+            if left and step % SAVE_EVERY:
+                continue
+            stats = loader.stats()
+            met = torch.tensor([stats["images"], stats["bad_images"], sum(stats["skipped"].values())], device=device)
+            dist.all_reduce(more := met - before)
+            before, sums[2:] = met, sums[2:] + more
+            total, count, images, bad, skipped = sums.tolist()
+            assert left or images + bad + skipped == len(loader.index), "an image was lost or came twice"
+            where = f"epoch {epoch}, step {step}: loss {total / max(count, 1):.3f}"
+            if not left:
+                epoch, sums = epoch + 1, torch.zeros_like(sums)
+            if dist.get_rank() == 0:
+                print(f"{where}, {images:.0f} images + {bad:.0f} bad + {skipped:.0f} skipped of {len(loader.index)}")
+                states = model.state_dict(), optimizer.state_dict(), loader.state_dict(after=batch)
+                torch.save((epoch, step, sums, *states), path.with_suffix(".tmp"))
+                path.with_suffix(".tmp").replace(path)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    if "RANK" not in os.environ or len(sys.argv) != 3:
+        sys.exit("start it with torchrun: torchrun --standalone --nproc-per-node 2 examples/ddp.py SHARDS FOLDER")
+    Path(sys.argv[2]).mkdir(parents=True, exist_ok=True)
+    main(sys.argv[1], Path(sys.argv[2], "checkpoint.pt"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import io
 import json
@@ -21,55 +20,15 @@ from types import ModuleType
 import pytest
 import torch
 
+from patchnpack import ErrorPolicy, PackedImageLoader
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SMALL = {"tokens": 16, "seq_len": 64, "batch_size": 1}
-OPTIONS = ["--tokens=16", "--seq-len=64", "--batch-size=1", "--width=48", "--depth=1", "--save-every=2", "--epochs=2"]
-EPOCH = re.compile(r"epoch (\d+): (\d+) steps, loss (\S+), (\d+) images \+ (\d+) bad \+ (\d+) skipped = (\d+) in the")
-
-# Runs the example as it is and writes down what this rank trained on, its gradients and its weights after each step.
-SPY = """
-import hashlib, json, os, runpy, sys
-import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from patchnpack import PackedImageLoader
-
-log, die_before, script, *arguments = sys.argv[1:]
-rank, steps, begin = os.environ["RANK"], 0, PackedImageLoader.__iter__
-file = open(f"{log}.{rank}", "w", buffering=1)
-
-def write(**record):
-    file.write(json.dumps(record) + "\\n")
-
-def digest(tensors):
-    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
-
-def parameters(optimizer):
-    return [p.detach() for group in optimizer.param_groups for p in group["params"]]
-
-def before(optimizer, *_):
-    global steps
-    steps += 1
-    if rank == "1" and steps == int(die_before):
-        os._exit(1)
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
-    norm = sum(float(grad.double().square().sum()) for grad in grads) ** 0.5
-    write(grads=digest(grads), norm=norm)
-
-def noted(batches):
-    for batch in batches:
-        write(keys=sum(batch.keys, []), epoch=batch.epoch)
-        yield batch
-
-register_optimizer_step_pre_hook(before)
-register_optimizer_step_post_hook(lambda optimizer, *_: write(weights=digest(parameters(optimizer))))
-PackedImageLoader.__iter__ = lambda loader: noted(begin(loader))
-sys.argv = [script, *arguments]
-runpy.run_path(script, run_name="__main__")
-"""
+TRIAL = Path(__file__).with_name("ddp_trial.py")
+PRINTED = re.compile(r"epoch (\d+), step (\d+): loss (\S+), (\d+) images \+ (\d+) bad \+ (\d+) skipped of (\d+)")
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -79,10 +38,10 @@ def load(name: str) -> ModuleType:
 
 @dataclass
 class Epoch:
-    """A line that the example printed."""
+    """The last line of an epoch that the example printed; `step` counts from the start of the run."""
 
     number: int
-    steps: int
+    step: int
     loss: float
     images: int
     bad: int
@@ -100,10 +59,11 @@ class Run:
 
     @property
     def epochs(self) -> list[Epoch]:
-        return [
-            Epoch(int(number), int(steps), float(loss), *map(int, rest))
-            for number, steps, loss, *rest in EPOCH.findall(self.output)
+        lines = [
+            Epoch(int(number), int(step), float(loss), *map(int, rest))
+            for number, step, loss, *rest in PRINTED.findall(self.output)
         ]
+        return list({line.number: line for line in lines}.values())
 
     def noted(self, rank: int, name: str) -> list[object]:
         """What the rank wrote under `name`, a value a step."""
@@ -120,12 +80,10 @@ class Run:
 
 def torchrun(folder: Path, name: str, shards: str, *, ranks: int = 2, die_before: int = 0, batch_size: int = 1) -> Run:
     """Runs the example; `name` is of its checkpoint, which another run goes on from."""
-    spy, log = folder / "spy.py", folder / f"{name}-{len(list(folder.glob('*.0')))}"
-    spy.write_text(SPY)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(spy)]
-    example = [str(EXAMPLES / "ddp.py"), shards, f"--out={folder / name}", *OPTIONS, f"--batch-size={batch_size}"]
+    log = folder / f"{name}-{len(list(folder.glob('*.0')))}"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(TRIAL)]
     process = subprocess.Popen(
-        [*command, str(log), str(die_before), *example],
+        [*command, str(log), str(batch_size), str(die_before), shards, str(folder / name / "checkpoint.pt")],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -146,7 +104,8 @@ def check(run: Run, rows: int, lost: set[str] = frozenset()) -> None:  # type: i
     assert run.code == 0, run.output
     assert [epoch.number for epoch in run.epochs] == [0, 1]
     first = run.noted(0, "grads")
-    assert len(first) == sum(epoch.steps for epoch in run.epochs) > 0
+    assert len(first) == run.epochs[-1].step > run.epochs[0].step > 0
+    assert run.noted(0, "missing") == [0] * len(first)
     for rank in range(len(run.ranks)):
         assert run.noted(rank, "grads") == first
         assert run.noted(rank, "weights") == run.noted(0, "weights")
@@ -160,7 +119,7 @@ def check(run: Run, rows: int, lost: set[str] = frozenset()) -> None:  # type: i
 
 
 def draw(folder: Path, images: int, images_per_shard: int) -> str:
-    load("shapes").draw_shapes(folder, images, 1, images_per_shard=images_per_shard)
+    load(EXAMPLES / "shapes.py").draw_shapes(folder, images, 1, images_per_shard=images_per_shard)
     return f"{folder}/train-*.tar"
 
 
@@ -168,7 +127,8 @@ def rank_keys(shards: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> list[s
     """The images of this rank in the first epoch of two ranks."""
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    loader = load("ddp").make_loader(argparse.Namespace(shards=shards, **SMALL))
+    packing = load(TRIAL).SMALL
+    loader = PackedImageLoader(shards, packing, batch_size=1, shuffle=True, errors=ErrorPolicy(max_rate=1))
     return [key for batch in loader for keys in batch.keys for key in keys]
 
 
@@ -228,7 +188,8 @@ def test_damaged_shards_are_counted_and_a_killed_run_goes_on_bit_for_bit(
 
     killed = torchrun(tmp_path, "killed", shards, die_before=6)
     assert killed.code != 0
-    assert torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)["step"] == 4
+    _, step, *_ = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)
+    assert step == 4 < whole.epochs[0].step  # in the middle of the first epoch
     resumed = torchrun(tmp_path, "killed", shards)
     assert resumed.code == 0, resumed.output
     for rank in range(2):
@@ -237,14 +198,15 @@ def test_damaged_shards_are_counted_and_a_killed_run_goes_on_bit_for_bit(
     counted = [(epoch.images, epoch.bad, epoch.skipped, epoch.rows) for epoch in resumed.epochs]
     assert counted == [(60 - len(lost), len(lost), 0, 60)] * 2
     ends = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "killed")]
-    assert all(torch.equal(*pair) for pair in zip(*(end["model"].values() for end in ends), strict=True))
-    assert ends[0]["loader"] == ends[1]["loader"]
-    assert [end["step"] for end in ends] == [len(whole.noted(0, "grads"))] * 2
+    (epoch, step, _, model, _, loader), (epochs, steps, _, resumed_model, _, resumed_loader) = ends
+    assert all(torch.equal(weight, resumed_model[name]) for name, weight in model.items())
+    assert loader == resumed_loader
+    assert (epoch, step) == (epochs, steps) == (2, len(whole.noted(0, "grads")))
 
 
 def test_without_torchrun_it_says_how_to_start(tmp_path: Path) -> None:
-    script = [sys.executable, str(EXAMPLES / "ddp.py"), "a.tar", "--out", str(tmp_path)]
+    script = [sys.executable, str(EXAMPLES / "ddp.py"), "a.tar", str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "RANK"}
     done = subprocess.run(script, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert "start it with torchrun" in done.stderr
