@@ -8,11 +8,17 @@ Each command would take 3 s to import torch; of the shell blocks of the docs the
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import signal
 import socket
 import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 
 def serve(address: str) -> None:
@@ -21,6 +27,8 @@ def serve(address: str) -> None:
     import patchnpack.report_page
     import patchnpack.training  # noqa: F401 -- what the commands import when they run
 
+    gc.collect()
+    gc.freeze()  # children that never look at these objects share their memory
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who wait at a connection leave nothing to be waited for
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
@@ -46,10 +54,28 @@ def answer(connection: socket.socket) -> None:
             os.dup2(file, number)
             os.close(file)
         connection.close()
-        begin(**json.loads(text))
-        sys.exit()
+        leave(begin, json.loads(text))
     connection.sendall(bytes([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 255]))
     os._exit(0)
+
+
+def leave(run: Callable[..., None], options: dict[str, Any]) -> NoReturn:
+    """Runs and ends as Python does, but for taking apart what was imported, which takes half a second."""
+    status = 0
+    try:
+        run(**options)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:  # noqa: BLE001 -- as at the end of any script
+        traceback.print_exc()
+        status = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def begin(words: list[str], folder: str, environment: dict[str, str]) -> None:
