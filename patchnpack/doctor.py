@@ -31,6 +31,7 @@ class Diagnosis:
         versions: library to version, this package and Python first.
         pil: "Pillow" or "pillow-simd", whichever code `import PIL` runs.
         pil_version: its version.
+        pil_written_over: the version of pillow-simd whose files Pillow has been written over, or None.
         pil_cannot_read: formats that this build of PIL was made without.
         jpeg_decoder: the library that decodes JPEG.
         libjpeg_turbo: the version of libjpeg-turbo inside it, or None where the file does not say.
@@ -45,6 +46,7 @@ class Diagnosis:
     versions: dict[str, str]
     pil: str
     pil_version: str
+    pil_written_over: str | None
     pil_cannot_read: tuple[str, ...]
     jpeg_decoder: str
     libjpeg_turbo: str | None
@@ -62,7 +64,7 @@ def diagnose() -> Diagnosis:
     >>> diagnose().attention["cpu"]
     'split'
     """
-    machine = os.cpu_count() or 1
+    machine, simd = os.cpu_count() or 1, _installed("pillow-simd")
     cuda = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return Diagnosis(
         versions={
@@ -70,8 +72,9 @@ def diagnose() -> Diagnosis:
             "python": platform.python_version(),
             **{library: metadata.version(library) for library in _LIBRARIES},
         },
-        pil="pillow-simd" if _installed("pillow-simd") == PIL.__version__ else "Pillow",
+        pil="pillow-simd" if simd == PIL.__version__ else "Pillow",
         pil_version=PIL.__version__,
+        pil_written_over=None if simd == PIL.__version__ else simd,
         pil_cannot_read=tuple(name for feature, name in _FORMATS.items() if not features.check(feature)),
         jpeg_decoder="simplejpeg",
         libjpeg_turbo=_turbo_version(),
@@ -112,7 +115,12 @@ def findings(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     if d.pil_cannot_read:
         pil += f"; cannot read {', '.join(d.pil_cannot_read)}"
     lines = [*d.versions.items(), ("PIL", pil)]
-    if d.pil == "Pillow":
+    if d.pil_written_over:
+        over = f"installed over pillow-simd {d.pil_written_over}, which pip still lists: `make simd` in a checkout "
+        lines.append(
+            ("", f"{over}brings that back, or else `pip uninstall pillow pillow-simd`, and then install one of them")
+        )
+    elif d.pil == "Pillow":
         lines.append(("", "pillow-simd resizes faster: `make simd` in a checkout, or see CONTRIBUTING.md"))
     turbo = f"libjpeg-turbo {d.libjpeg_turbo}" if d.libjpeg_turbo else "a libjpeg-turbo that does not say its version"
     lines.append(("JPEG decoder", f"{d.jpeg_decoder}, {turbo}"))

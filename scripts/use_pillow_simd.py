@@ -92,11 +92,15 @@ def running() -> tuple[str, str]:
     """The name and version of the PIL that a new process would import."""
     code = "import PIL; print(PIL.__version__)"
     version = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+    return ("pillow-simd" if version and listed() == version else "Pillow"), version
+
+
+def listed() -> str | None:
+    """The version of pillow-simd that pip lists, whether its files are still there or Pillow was written over them."""
     try:
-        is_simd = metadata.version("pillow-simd") == version
+        return metadata.version("pillow-simd")
     except metadata.PackageNotFoundError:
-        is_simd = False
-    return ("pillow-simd" if is_simd else "Pillow"), version
+        return None
 
 
 def restore() -> None:
@@ -163,7 +167,7 @@ def main() -> None:
     reason = None
     if arguments.restore:
         reason = "as asked (SIMD=0)"
-        if name != "Pillow" or not version:
+        if not version or listed():  # removing a pillow-simd that Pillow was written over would take Pillow with it
             restore()
     elif name == "Pillow" or arguments.rebuild:
         reason = swap(fresh=arguments.rebuild)

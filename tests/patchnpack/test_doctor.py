@@ -43,6 +43,7 @@ def test_pil_is_pillow_simd_only_where_its_version_is_the_one_imported(
     monkeypatch.setattr(doctor, "_installed", lambda name: versions[name] if name in versions else real(name))
     monkeypatch.setattr(PIL, "__version__", "12.1.1.post0")
     assert diagnose().pil == runs
+    assert diagnose().pil_written_over == (simd if runs == "Pillow" else None)
 
 
 def test_every_declared_extra_is_judged(diagnosis: Diagnosis) -> None:
@@ -59,8 +60,16 @@ def test_a_requirement_for_another_platform_is_not_missing() -> None:
 
 
 def test_pillow_is_told_how_to_become_pillow_simd(diagnosis: Diagnosis) -> None:
-    assert "make simd" in line(diagnosis, "", pil="Pillow")
-    assert "" not in dict(findings(dataclasses.replace(diagnosis, pil="pillow-simd")))
+    assert "make simd" in line(diagnosis, "", pil="Pillow", pil_written_over=None)
+    simd = dataclasses.replace(diagnosis, pil="pillow-simd", pil_written_over=None)
+    assert "" not in dict(findings(simd))
+
+
+def test_pillow_over_pillow_simd_is_told_how_to_have_one_of_them(diagnosis: Diagnosis) -> None:
+    found = findings(dataclasses.replace(diagnosis, pil="Pillow", pil_written_over="12.1.1.post0"))
+    text = " ".join(finding for subject, finding in found if not subject)
+    assert text.startswith("installed over pillow-simd 12.1.1.post0, which pip still lists: `make simd`")
+    assert "pip uninstall pillow pillow-simd" in text
 
 
 def test_findings_name_devices_unread_formats_and_the_install_of_an_extra(diagnosis: Diagnosis) -> None:

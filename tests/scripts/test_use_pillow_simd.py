@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,6 +74,35 @@ def test_stand_in_is_a_pillow_of_that_version_without_files(script: ModuleType, 
     assert [path.name for path in target.iterdir()] == ["pillow-12.1.1.post0.dist-info"]
     listed = [sys.executable, "-m", "pip", "list", "--path", str(target), "--format", "freeze"]
     assert "pillow" in subprocess.run(listed, check=True, capture_output=True, text=True).stdout
+
+
+def test_what_asks_for_pillow_is_content_with_the_stand_in() -> None:
+    held = re.search(r"^pillow-simd==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
+    assert held is not None
+    asked = [
+        f"{distribution.name} asks for {requirement}"
+        for distribution in metadata.distributions()
+        for requirement in map(Requirement, distribution.requires or [])
+        if requirement.name.lower() == "pillow"
+        and (not requirement.marker or requirement.marker.evaluate({"extra": ""}))
+        and not requirement.specifier.contains(held[1], prereleases=True)
+    ]
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("listed", "runs", "restored"), [(None, "13.0.0", False), ("12.1.1.post0", "13.0.0", True), (None, "", True)]
+)
+def test_pillow_is_installed_anew_where_it_was_written_over_pillow_simd(
+    listed: str | None, runs: str, restored: bool, script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str | Path, ...]] = []
+    monkeypatch.setattr(script, "pip", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(script, "listed", lambda: listed)
+    monkeypatch.setattr(script, "running", lambda: ("Pillow", runs))
+    monkeypatch.setattr(sys, "argv", ["use_pillow_simd.py", "--restore"])
+    script.main()
+    assert [call[0] for call in calls] == (["uninstall", "install"] if restored else [])
 
 
 def test_pillow_simd_that_does_not_build_leaves_pillow_as_it_was(
