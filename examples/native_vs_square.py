@@ -62,13 +62,9 @@ def main() -> None:
                 )
             accuracies[name].append(result.metrics["accuracy"])
             last = result.history[-1]
-            rows.append(
-                [name, seed, f"{result.metrics['accuracy']:.4f}", f"{last['minutes']:.2f}", f"{last['loss']:.4f}"]
-            )
-            print(
-                f"{name} seed {seed}: accuracy {result.metrics['accuracy']:.3f} in {last['minutes']:.1f} min",
-                flush=True,
-            )
+            accuracy, minutes = accuracies[name][-1], last["minutes"]
+            rows.append([name, seed, f"{accuracy:.4f}", f"{minutes:.2f}", f"{last['loss']:.4f}"])
+            print(f"{name} seed {seed}: accuracy {accuracy:.3f} in {minutes:.1f} min", flush=True)
     for name, values in accuracies.items():
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         print(f"{name:8} mean {statistics.mean(values):.3f}, standard deviation {spread:.3f}, over {len(values)} seeds")

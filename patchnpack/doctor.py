@@ -71,6 +71,7 @@ def diagnose() -> Diagnosis:
             "patchnpack": metadata.version("patchnpack"),
             "python": platform.python_version(),
             **{library: metadata.version(library) for library in _LIBRARIES},
+            "torch": torch.__version__,  # which build it is, too
         },
         pil="pillow-simd" if simd == PIL.__version__ else "Pillow",
         pil_version=PIL.__version__,
