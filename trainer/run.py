@@ -265,12 +265,12 @@ class Run:
         self.began = time.perf_counter() - 60 * self.clock
         if self.batches and self.rank == 0:  # the sums of all ranks
             self.meter = Meter.of_state(state["meter"])
-        if self.progress >= 1:
-            return None
         if hasattr(loader, "load_state_dict"):
             self.loader_state = state["loader"]
-            loader.load_state_dict(self.loader_state)
-            return len(loader) if self.batches else None
+            loader.load_state_dict(self.loader_state)  # of a finished run too: other shards are not its result
+            return len(loader) if self.batches and self.progress < 1 else None
+        if self.progress >= 1:
+            return None
         return len(loader) - self.batches if self.batches and self.config.epochs else None
 
     def _check_same(self, path: Path, content: dict[str, Any]) -> None:

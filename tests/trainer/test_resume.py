@@ -117,6 +117,30 @@ def test_a_finished_run_gives_back_what_it_gave(tmp_path: Path, batches: list[An
     assert (again.losses, again.metrics, again.history) == (first.losses, first.metrics, first.history)
 
 
+class _Named(list[Any]):
+    """Batches of a loader whose state is its shards' name."""
+
+    def __init__(self, name: str, batches: list[Any]) -> None:
+        super().__init__(batches)
+        self.name = name
+
+    def state_dict(self, after: object = None) -> dict[str, Any]:
+        return {"shards": self.name}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state != self.state_dict():
+            raise ValueError(f"the state is of {state['shards']}, this loader has {self.name}")
+
+
+def test_a_finished_run_is_not_the_result_of_other_shards(
+    tmp_path: Path, batches: list[Any], small: NaViTConfig
+) -> None:
+    first = train(small, _Named("a", batches), config=settings(), out=tmp_path)
+    assert train(small, _Named("a", batches), config=settings(), out=tmp_path).losses == first.losses
+    with pytest.raises(ValueError, match="the state is of a, this loader has b"):
+        train(small, _Named("b", batches), config=settings(), out=tmp_path)
+
+
 def test_the_minutes_of_all_parts_count(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
     config = settings(epochs=None, minutes=1.0, save_every=1)
     with pytest.raises(Stopped):
