@@ -77,6 +77,7 @@ def compiled_equals_eager(model: DenseNaViT, batches: list[Any], backend: str, t
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "a batch of the same shape compiled anew"
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")  # torch, there alone
 @pytest.mark.parametrize("name", ["default", "grid, mean", "rope, cls, registers"])
 def test_forward_and_backward_compile_as_one_graph_for_all_batches_of_a_shape(
     name: str, draw: Draw, pack: Pack, build: Build, config: NaViTConfig
