@@ -45,8 +45,8 @@ def main(shards: str, path: Path) -> None:
     # A group of its own, which DDP never ends: a gloo thread that still holds a tensor as Python ends would abort it.
     ddp, before = DistributedDataParallel(model, process_group=dist.new_group()), torch.zeros_like(sums[2:])
     while epoch < EPOCHS:
-        for left, batch in zip(reversed(range(len(loader))), loader, strict=True):
-            loss, count = classification_loss(ddp(batch.to(device)), batch.to(device))
+        for left, batch in zip(reversed(range(len(loader))), (batch.to(device) for batch in loader), strict=True):
+            loss, count = classification_loss(ddp(batch), batch)
             dist.all_reduce(over_ranks := torch.stack([loss.detach(), count.to(loss)]))
             # DDP divides the sum of gradients by the number of ranks; wanted is the number of images of all ranks.
             (loss * dist.get_world_size() / over_ranks[1].clamp(min=1)).backward()
