@@ -143,6 +143,8 @@ def rates(ways: dict[str, Way], precision: str, rounds: int) -> dict[str, float]
 def layouts(shards: str, images: int) -> dict[str, Way]:
     """One model over packed and padded batches, once they are seen to give the same logits."""
     packs = load(shards, images, SLOTS, 1)
+    if not packs:
+        raise SystemExit(f"--images {images} is fewer than the first pack holds; give more, such as 40")
     singles = load(shards, sum(batch.num_images for batch in packs), CAP, SLOTS // CAP, 1)
     model = make()
     with torch.no_grad():
