@@ -11,6 +11,7 @@ import simplejpeg
 import torch
 from PIL import Image
 
+from patchnpack.loaders import decode as decode_module
 from patchnpack.loaders import scratch as scratch_module
 from patchnpack.loaders.decode import decode, read_header
 from patchnpack.loaders.scratch import Scratch
@@ -121,3 +122,14 @@ def test_decoded_images_that_are_kept_stay_as_they_are(size, box, scaled, mode) 
     for one, copy in zip(kept, copies, strict=True):
         assert np.array_equal(one, copy)
     assert not np.array_equal(kept[0], kept[1])
+
+
+@pytest.mark.parametrize("size", [(90, 60), (40, 30), (80, 50)])
+def test_what_a_cut_image_lacks_is_not_taken_from_the_one_before(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (60, 90, 3)).astype(np.uint8)
+    data = simplejpeg.encode_jpeg(noise)[:2000]
+    found = []
+    for before in (0, 255):
+        decode_module._scratch.lend((200, 200, 3))[:] = before
+        found.append(decode(data, read_header(data), size, strict=False))
+    assert np.array_equal(*found)
