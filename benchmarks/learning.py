@@ -10,8 +10,9 @@ by default, since all of these models come to know the shapes: what is compared 
   trained at one size, all evaluated at every size, the latter with their patch embedding PI-resized.
 * distillation: random patch sizes again, learning from labels or from a model of patch size 8 (section 3.5), from
   whose weights the student starts; and, to tell the two apart, labels from those weights.
-* positions: every position embedding, trained on images of at most 36 tokens, measured at 36 and at sizes not seen in
-  training (NaViT, arXiv 2307.06304, section 3.4).
+* positions: every position embedding, and a model that sees none, on pictures of about 36 tokens whose class only
+  positions tell (`marks.py`; twice as many as there are images, other ones for each seed), measured there, at up to
+  seven times the tokens and at other aspect ratios (NaViT, arXiv 2307.06304, section 3.4). A smaller model than above.
 * token_drop: half of the tokens dropped at a rate that each image draws (section 3.3), at equal numbers of packs, so at
   equal compute, against none; evaluated on whole images.
 
@@ -32,13 +33,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from patchnpack import BetaDrop, FitTokens, PackedImageLoader, Packing, PatchSizes
+from patchnpack import BetaDrop, PackedImageLoader, Packing, PatchSizes
 from patchnpack.loaders import Index, scan
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.trainer import Distillation, TrainConfig, evaluate, train
@@ -46,25 +47,37 @@ from patchnpack.trainer import Distillation, TrainConfig, evaluate, train
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
+import marks  # noqa: E402
 import shapes  # noqa: E402
 
 SIZES = (8, 12, 16, 24, 32, 48)
 MODEL: dict[str, Any] = {"num_classes": 3, "width": 96, "depth": 3, "heads": 3}
+SMALL: dict[str, Any] = {"width": 64, "depth": 2, "heads": 2, "patch_size": marks.PATCH, "max_grid": 16}
 POSITIONS: dict[str, dict[str, Any]] = {
     "absolute, added": {"position": "absolute"},
     "absolute, stacked": {"position": "absolute", "position_combine": "stack"},
     "absolute, product": {"position": "absolute", "position_combine": "product"},
     "fractional, learned": {"position": "fractional"},
     "fractional, sinusoidal": {"position": "sinusoidal"},
+    "fractional, sinusoidal, stacked": {"position": "sinusoidal", "position_combine": "stack"},
     "fractional, Fourier": {"position": "fourier"},
     "grid, interpolated": {"position": "grid"},
     "grid, learned weights": {"position": "learned_grid"},
     "coordinate MLP": {"position": "mlp"},
     "axial RoPE": {"position": "rope"},
+    "none": {"max_grid": 32},
+}
+MARKED: dict[str, tuple[marks.Grid, ...]] = {  # where positions are measured; the first is what they are trained on
+    "35 or 36 tokens": ((6, 6), (5, 7), (7, 5), (4, 9), (9, 4)),
+    "8x8": ((8, 8),),
+    "12x12": ((12, 12),),
+    "16x16": ((16, 16),),
+    "4x16, 16x4": ((4, 16), (16, 4)),
+    "8x32, 32x8": ((8, 32), (32, 8)),
 }
 
 Row = dict[str, Any]
-Found = tuple[str, dict[str, float], float]  # a variant, accuracy by where it was measured, minutes of training
+Found = tuple[str, dict[str, float | str], float]  # a variant, accuracy by where it was measured, or "refuses", minutes
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,16 @@ class Data:
         loader = PackedImageLoader(self.validation, packing, batch_size=1, label="cls")
         return evaluate(model, loader)["accuracy"]
 
-    def at_each_size(self, model: NaViT) -> dict[str, float]:
+    def accuracy_if_taken(self, model: NaViT, packing: Packing) -> float | str:
+        """The accuracy, or "refuses" where grids are larger than the model's `max_grid`."""
+        try:
+            return self.accuracy(model, packing)
+        except ValueError as error:
+            if "max_grid" not in str(error):
+                raise
+            return "refuses"
+
+    def at_each_size(self, model: NaViT) -> dict[str, float | str]:
         return {f"patch {size}": self.accuracy(model, Packing(seq_len=576, patch_size=size)) for size in SIZES}
 
 
@@ -119,15 +141,32 @@ def distillation(data: Data, seed: int) -> Iterator[Found]:
         yield name, data.at_each_size(model), minutes
 
 
+class Unplaced(NaViT):
+    """A NaViT to which every patch lies in the corner: what it knows, it knows without positions."""
+
+    def encode(self, patches: Any, coords: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().encode(patches, torch.zeros_like(coords), *others)
+
+
 def positions(data: Data, seed: int) -> Iterator[Found]:
-    for name, options in POSITIONS.items():
-        config = NaViTConfig(**MODEL, patch_size=16, **options)
-        model, minutes = data.fit(Packing(seq_len=256, resolution=FitTokens(36, upsample=True)), seed, config)
-        sizes = {
-            f"{tokens} tokens": data.accuracy(model, Packing(seq_len=256, resolution=FitTokens(tokens, upsample=True)))
-            for tokens in (36, 64, 100, 144, 256)
-        }
-        yield name, sizes, minutes
+    packing, images = Packing(seq_len=256, patch_size=marks.PATCH), 2 * len(data.train)
+    for part, (task, classes) in enumerate(marks.CLASSES.items()):
+        with tempfile.TemporaryDirectory() as folder:
+            places = [next(iter(MARKED.values())), *MARKED.values()]
+            counts = [images, *[images // 10] * len(MARKED)]
+            indexes = [
+                scan(marks.draw_marks(Path(folder), task, grids, count, (seed, part, i)))
+                for i, (grids, count) in enumerate(zip(places, counts, strict=True))
+            ]
+            training = replace(data, train=indexes[0])
+            sizes = {at: replace(data, validation=index) for at, index in zip(MARKED, indexes[1:], strict=True)}
+            for name, options in POSITIONS.items():
+                model: NaViT | NaViTConfig = NaViTConfig(num_classes=classes, **{**SMALL, **options})
+                if name == "none":
+                    torch.manual_seed(seed)
+                    model = Unplaced(model)
+                model, minutes = training.fit(packing, seed, model)
+                yield f"{task}: {name}", {at: sizes[at].accuracy_if_taken(model, packing) for at in sizes}, minutes
 
 
 def token_drop(data: Data, seed: int) -> Iterator[Found]:
@@ -186,6 +225,9 @@ def print_table(rows: list[Row]) -> None:
         cells = []
         for place in places:
             values = [row["value"] for row in own if row["at"] == place]
+            if "refuses" in values:
+                cells.append("refuses")
+                continue
             spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.3f}{spread}")
         print(f"| {variant} | " + " | ".join(cells) + f" | {statistics.mean(row['minutes'] for row in own):.1f} |")
@@ -225,7 +267,7 @@ def main() -> None:
                             {"variant": variant, "seed": seed, "epochs": data.epochs, "at": at, "value": value}
                             | {"minutes": minutes}
                         )
-                    shown = ", ".join(f"{at} {value:.3f}" for at, value in found.items())
+                    shown = ", ".join(f"{at} {v if isinstance(v, str) else f'{v:.3f}'}" for at, v in found.items())
                     print(f"{experiment}, {variant}, seed {seed}: {shown} ({minutes:.1f} min)", flush=True)
             print_table(rows)
             options.out.mkdir(exist_ok=True)

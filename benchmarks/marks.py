@@ -1,0 +1,84 @@
+"""Pictures whose class only positions tell: light discs, each in a patch of its own, on one dark colour.
+
+* place: in which ninth of the picture the disc lies, of 3 x 3: a matter of fractions of its sides.
+* steps: how many patches lie between the left edge and the disc, 0 to 3: a matter of counting from an edge.
+* apart: how many columns two discs lie apart, 0 to 3, whatever their rows: a matter of one patch to another.
+
+A patch shows the same at every size of picture, a disc or none; only how many patches there are, and where, differs. At
+every size the classes are equally frequent and have as many discs, so a model that does not see positions sees the same
+patches whatever the class, and is right by chance.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from webdataset import TarWriter
+
+# gw, gh patches across and down; P pixels of a patch's side
+
+PATCH = 8
+CLASSES = {"place": 9, "steps": 4, "apart": 4}
+
+Grid = tuple[int, int]
+
+
+def choose_cells(task: str, label: int, grid: Grid, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Cells (n, 2) as (x, y) for the discs of a picture of class `label`: two of "apart", one of the others.
+
+    Raises:
+        ValueError: the grid (gw, gh) is too small for every class of the task: 4 x 3 is the least.
+
+    >>> choose_cells("place", 5, (9, 6), np.random.default_rng(0)) // (3, 2)  # the middle row's right cell
+    array([[2, 1]])
+    >>> first, second = choose_cells("apart", 3, (9, 4), np.random.default_rng(0))
+    >>> int(abs(first - second)[0])
+    3
+    """
+    gw, gh = grid
+    if gw < 4 or gh < 3:
+        raise ValueError(f"a grid of {gw} x {gh} patches has no room for every class; 4 x 3 is the least")
+    cells = np.stack(np.meshgrid(np.arange(gw), np.arange(gh)), -1).reshape(-1, 2)
+    if task == "apart":
+        columns = np.abs(cells[:, None, 0] - cells[:, 0])
+        pairs = np.argwhere(np.triu(columns == label, 1))
+        return cells[pairs[rng.integers(len(pairs))]]
+    found = cells[:, 0] if task == "steps" else (2 * cells + 1) * 3 // (2 * np.array(grid)) @ (1, 3)
+    return cells[rng.choice(np.flatnonzero(found == label))][None]
+
+
+def draw_picture(discs: NDArray[np.int64], grid: Grid, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A picture, uint8 (gh * P, gw * P, 3), with a disc in each of these cells (n, 2).
+
+    >>> draw_picture(np.array([[0, 2]]), (5, 3), np.random.default_rng(0)).shape
+    (24, 40, 3)
+    """
+    gw, gh = grid
+    picture = np.empty((gh, PATCH, gw, PATCH, 3), np.uint8)
+    picture[:] = rng.integers(10, 80, 3)
+    away = np.arange(PATCH) - (PATCH - 1) / 2
+    inside = np.hypot(away, away[:, None]) < PATCH / 2
+    for x, y in discs.tolist():
+        picture[y, :, x][inside] = rng.integers(160, 256, 3)
+    return picture.reshape(gh * PATCH, gw * PATCH, 3)
+
+
+def draw_marks(folder: Path, task: str, grids: Sequence[Grid], count: int, seed: tuple[int, ...]) -> str:
+    """Writes a shard of `count` pictures (PNG): the classes in turn, each picture of one of `grids` at random.
+
+    Its path, which the seed names, is what is given back; other seeds draw other pictures.
+    """
+    path = str(folder / f"marks-{'-'.join(map(str, seed))}.tar")
+    with TarWriter(path, encoder=False, mtime=0) as shard:
+        for i in range(count):
+            rng = np.random.default_rng((*seed, i))
+            label, grid = i % CLASSES[task], grids[rng.integers(len(grids))]
+            png = io.BytesIO()
+            Image.fromarray(draw_picture(choose_cells(task, label, grid, rng), grid, rng)).save(png, "PNG")
+            shard.write({"__key__": f"{i:06d}", "png": png.getvalue(), "cls": str(label).encode()})
+    return path
