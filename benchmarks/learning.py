@@ -161,11 +161,10 @@ def positions(data: Data, seed: int) -> Iterator[Found]:
             training = replace(data, train=indexes[0])
             sizes = {at: replace(data, validation=index) for at, index in zip(MARKED, indexes[1:], strict=True)}
             for name, options in POSITIONS.items():
-                model: NaViT | NaViTConfig = NaViTConfig(num_classes=classes, **{**SMALL, **options})
-                if name == "none":
-                    torch.manual_seed(seed)
-                    model = Unplaced(model)
-                model, minutes = training.fit(packing, seed, model)
+                config = NaViTConfig(num_classes=classes, **{**SMALL, **options})
+                torch.manual_seed(seed)
+                start = Unplaced(config) if name == "none" else NaViT(config)
+                model, minutes = training.fit(packing, seed, start)
                 yield f"{task}: {name}", {at: sizes[at].accuracy_if_taken(model, packing) for at in sizes}, minutes
 
 
@@ -269,12 +268,12 @@ def main() -> None:
                         )
                     shown = ", ".join(f"{at} {v if isinstance(v, str) else f'{v:.3f}'}" for at, v in found.items())
                     print(f"{experiment}, {variant}, seed {seed}: {shown} ({minutes:.1f} min)", flush=True)
+                options.out.mkdir(exist_ok=True)  # after each seed, so that a run cut short leaves what it found
+                with (options.out / f"learning_{experiment}.csv").open("w", newline="") as file:
+                    writer = csv.DictWriter(file, [*rows[0], *details])
+                    writer.writeheader()
+                    writer.writerows({**row, **details} for row in rows)
             print_table(rows)
-            options.out.mkdir(exist_ok=True)
-            with (options.out / f"learning_{experiment}.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, [*rows[0], *details])
-                writer.writeheader()
-                writer.writerows({**row, **details} for row in rows)
             if experiment == "patch_sizes" and options.out == ROOT / "benchmarks" / "results":
                 draw(rows, ROOT / "docs" / "images" / "patch_sizes.svg")
 

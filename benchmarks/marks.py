@@ -43,13 +43,15 @@ def choose_cells(task: str, label: int, grid: Grid, rng: np.random.Generator) ->
     gw, gh = grid
     if gw < 4 or gh < 3:
         raise ValueError(f"a grid of {gw} x {gh} patches has no room for every class; 4 x 3 is the least")
-    cells = np.stack(np.meshgrid(np.arange(gw), np.arange(gh)), -1).reshape(-1, 2)
+    cells: NDArray[np.int64] = np.stack(np.meshgrid(np.arange(gw), np.arange(gh)), -1).reshape(-1, 2)
     if task == "apart":
         columns = np.abs(cells[:, None, 0] - cells[:, 0])
         pairs = np.argwhere(np.triu(columns == label, 1))
-        return cells[pairs[rng.integers(len(pairs))]]
-    found = cells[:, 0] if task == "steps" else (2 * cells + 1) * 3 // (2 * np.array(grid)) @ (1, 3)
-    return cells[rng.choice(np.flatnonzero(found == label))][None]
+        discs = pairs[rng.integers(len(pairs))]
+    else:
+        found = cells[:, 0] if task == "steps" else (2 * cells + 1) * 3 // (2 * np.array(grid)) @ (1, 3)
+        discs = rng.choice(np.flatnonzero(found == label), 1)
+    return cells[discs]
 
 
 def draw_picture(discs: NDArray[np.int64], grid: Grid, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -77,7 +79,7 @@ def draw_marks(folder: Path, task: str, grids: Sequence[Grid], count: int, seed:
     with TarWriter(path, encoder=False, mtime=0) as shard:
         for i in range(count):
             rng = np.random.default_rng((*seed, i))
-            label, grid = i % CLASSES[task], grids[rng.integers(len(grids))]
+            label, grid = i % CLASSES[task], grids[int(rng.integers(len(grids)))]
             png = io.BytesIO()
             Image.fromarray(draw_picture(choose_cells(task, label, grid, rng), grid, rng)).save(png, "PNG")
             shard.write({"__key__": f"{i:06d}", "png": png.getvalue(), "cls": str(label).encode()})
