@@ -10,9 +10,10 @@ by default, since all of these models come to know the shapes: what is compared 
   trained at one size, all evaluated at every size, the latter with their patch embedding PI-resized.
 * distillation: random patch sizes again, learning from labels or from a model of patch size 8 (section 3.5), from
   whose weights the student starts; and, to tell the two apart, labels from those weights.
-* positions: every position embedding, and a model that sees none, on pictures of about 36 tokens whose class only
-  positions tell (`marks.py`; twice as many as there are images, other ones for each seed), measured there, at up to
-  seven times the tokens and at other aspect ratios (NaViT, arXiv 2307.06304, section 3.4). A smaller model than above.
+* positions: every position embedding, and a model that sees none, on pictures whose class only positions tell
+  (`marks.py`): trained at 35 or 36 tokens, measured there, at up to seven times as many, and at aspect ratios not seen
+  in training (NaViT, arXiv 2307.06304, section 3.4). Width 64, depth 2; twice as many pictures as there are images, a
+  tenth of that at each size to measure with, others for each seed. `--images 120 --seeds 1 --epochs 1` is a quick look.
 * token_drop: half of the tokens dropped at a rate that each image draws (section 3.3), at equal numbers of packs, so at
   equal compute, against none; evaluated on whole images.
 
@@ -232,6 +233,15 @@ def print_table(rows: list[Row]) -> None:
         print(f"| {variant} | " + " | ".join(cells) + f" | {statistics.mean(row['minutes'] for row in own):.1f} |")
 
 
+def write(rows: list[Row], details: Row, path: Path) -> None:
+    """Writes all rows so far, after each variant, so that a run cut short leaves what it found."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *details])
+        writer.writeheader()
+        writer.writerows({**row, **details} for row in rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; by default all")
@@ -268,11 +278,7 @@ def main() -> None:
                         )
                     shown = ", ".join(f"{at} {v if isinstance(v, str) else f'{v:.3f}'}" for at, v in found.items())
                     print(f"{experiment}, {variant}, seed {seed}: {shown} ({minutes:.1f} min)", flush=True)
-                options.out.mkdir(exist_ok=True)  # after each seed, so that a run cut short leaves what it found
-                with (options.out / f"learning_{experiment}.csv").open("w", newline="") as file:
-                    writer = csv.DictWriter(file, [*rows[0], *details])
-                    writer.writeheader()
-                    writer.writerows({**row, **details} for row in rows)
+                    write(rows, details, options.out / f"learning_{experiment}.csv")
             print_table(rows)
             if experiment == "patch_sizes" and options.out == ROOT / "benchmarks" / "results":
                 draw(rows, ROOT / "docs" / "images" / "patch_sizes.svg")

@@ -51,7 +51,8 @@ def choose_cells(task: str, label: int, grid: Grid, rng: np.random.Generator) ->
     else:
         found = cells[:, 0] if task == "steps" else (2 * cells + 1) * 3 // (2 * np.array(grid)) @ (1, 3)
         discs = rng.choice(np.flatnonzero(found == label), 1)
-    return cells[discs]
+    chosen: NDArray[np.int64] = cells[discs]
+    return chosen
 
 
 def draw_picture(discs: NDArray[np.int64], grid: Grid, rng: np.random.Generator) -> NDArray[np.uint8]:
