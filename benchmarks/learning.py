@@ -60,7 +60,6 @@ POSITIONS: dict[str, dict[str, Any]] = {
     "absolute, product": {"position": "absolute", "position_combine": "product"},
     "fractional, learned": {"position": "fractional"},
     "fractional, sinusoidal": {"position": "sinusoidal"},
-    "fractional, sinusoidal, stacked": {"position": "sinusoidal", "position_combine": "stack"},
     "fractional, Fourier": {"position": "fourier"},
     "grid, interpolated": {"position": "grid"},
     "grid, learned weights": {"position": "learned_grid"},

@@ -37,7 +37,8 @@ class NaViTConfig:
         position: what tells where a token lies: "absolute", "fractional", "sinusoidal" or "fourier", all of
             `FactorizedPosEmbed`, "grid" (`GridPosEmbed`), "learned_grid" (`LearnedGridPosEmbed`), "mlp"
             (`CoordinateMLP`), or "rope" (`axial_rope`). All but "absolute" take any grid.
-        position_combine: of the first four: columns and rows "add", "stack" or "product".
+        position_combine: of the first four: columns and rows "add", "stack" or "product"; "auto" is "stack" for
+            "sinusoidal", where the others could not tell columns from rows, and else "add".
         max_grid: patches a side that the tables of "absolute" hold.
         position_grid: rows a side of the tables of "fractional", "grid" and "learned_grid".
         position_resize: of "grid": "bilinear" or "bicubic", both with antialias.
@@ -71,7 +72,7 @@ class NaViTConfig:
     channels: int = 3
     mlp_ratio: float = 4.0
     position: str = "absolute"
-    position_combine: str = "add"
+    position_combine: str = "auto"
     max_grid: int = 128
     position_grid: int = 16
     position_resize: str = "bilinear"
@@ -113,10 +114,15 @@ class NaViTConfig:
                 f"width {self.width} over heads {self.heads} is {self.width // self.heads} features a head, but rope "
                 f"turns pairs of them for rows and for columns; choose a width that is a multiple of {4 * self.heads}"
             )
-        halves = (self.position_combine == "stack") + (self.position in ("sinusoidal", "fourier"))
+        if self.position == "sinusoidal" and self.combine != "stack":
+            raise ValueError(
+                f"position_combine is {self.position_combine!r}; sinusoids are the same for columns and rows, so (x, y)"
+                " and (y, x) would embed alike: choose 'stack'"
+            )
+        halves = (self.combine == "stack") + (self.position in ("sinusoidal", "fourier"))
         if self.position in AXIAL and self.width % 2**halves:
             raise ValueError(
-                f"width {self.width} does not go evenly into position {self.position!r}, {self.position_combine!r}; "
+                f"width {self.width} does not go evenly into position {self.position!r}, {self.combine!r}; "
                 f"choose a multiple of {2**halves}"
             )
         if self.mlp_ratio * self.width < 1:
@@ -132,3 +138,10 @@ class NaViTConfig:
             raise ValueError(f"std is {self.std}; every value must be above 0")
         if self.backend not in ("varlen", "flash"):  # whether those can run is known only where the tensors are
             attention_backend("cpu", backend=self.backend)
+
+    @property
+    def combine(self) -> str:
+        """How columns and rows are combined: `position_combine`, and what "auto" stands for."""
+        if self.position_combine != "auto":
+            return self.position_combine
+        return "stack" if self.position == "sinusoidal" else "add"

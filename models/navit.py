@@ -91,7 +91,7 @@ class NaViT(nn.Module):
             width=D,
             max_grid=config.max_grid,
             side=config.position_grid,
-            combine=config.position_combine,
+            combine=config.combine,
             resize=config.position_resize,
         )
         if R := config.registers + (config.pooling == "cls"):  # the class token is the first

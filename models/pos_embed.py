@@ -13,7 +13,7 @@ from torch import nn
 
 AXIAL = ("absolute", "fractional", "sinusoidal", "fourier")
 POSITIONS = (*AXIAL, "grid", "learned_grid", "mlp", "rope")
-COMBINES = ("add", "stack", "product")
+COMBINES = ("auto", "add", "stack", "product")
 _OCTAVES = 128  # patches a side at which the sinusoids' shortest wave is as fine as patches are
 
 
@@ -84,8 +84,10 @@ class FactorizedPosEmbed(nn.Module):
         if kind in ("absolute", "fractional"):
             self.x = nn.Parameter(torch.empty(rows, self.width))
             self.y = nn.Parameter(torch.empty(rows, self.width))
+            # Patches embed with about 0.5, and positions must show beside them: the sum of two tables with 0.28, and so
+            # must their product.
             for table in (self.x, self.y):
-                nn.init.trunc_normal_(table, std=0.2)  # patches embed with about 0.5: positions must show beside them
+                nn.init.trunc_normal_(table, std=0.08**0.25 if combine == "product" else 0.2)
         elif kind == "fourier":
             self.x, self.y = FourierFeatures(self.width), FourierFeatures(self.width)
 

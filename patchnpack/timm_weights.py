@@ -175,9 +175,9 @@ def to_timm(model: NaViT, kind: Kind = "vit", *, like: Source | None = None) -> 
         original = read_weights(like)
         layout = layout_of(original)
     placed = {"grid"} if layout.kind == "vit" else {"grid", "fractional", "rope"}
-    if config.position not in placed or (config.position == "fractional" and config.position_combine != "add"):
+    if config.position not in placed or (config.position == "fractional" and config.combine != "add"):
         raise ValueError(
-            f"position {config.position!r}, {config.position_combine!r} has no place in timm's {layout.kind}; it knows "
+            f"position {config.position!r}, {config.combine!r} has no place in timm's {layout.kind}; it knows "
             f"{', '.join(sorted(placed))}" + (", added" if "fractional" in placed else "")
         )
     theirs = lay_out(with_biases(model), config, layout)

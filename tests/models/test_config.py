@@ -24,7 +24,9 @@ def test_one_mean_stands_for_all_channels() -> None:
         ({"mean": (0.5, 0.5)}, r"mean has 2 values for 3 channels; give one, or one each"),
         ({"std": (0.0,)}, r"std is \(0.0, 0.0, 0.0\); every value must be above 0"),
         ({"position": "2d"}, r"position is '2d'; choose one of absolute, fractional"),
-        ({"position_combine": "sum"}, r"position_combine is 'sum'; choose one of add, stack, product"),
+        ({"position_combine": "sum"}, r"position_combine is 'sum'; choose one of auto, add, stack, product"),
+        ({"position": "sinusoidal", "position_combine": "add"}, r"is 'add'; sinusoids are the same .* choose 'stack'"),
+        ({"position": "sinusoidal", "position_combine": "product"}, r"is 'product'; sinusoids are the same"),
         ({"position_resize": "nearest"}, r"position_resize is 'nearest'; choose one of bilinear, bicubic"),
         ({"patch_resize": "area"}, r"patch_resize is 'area'; choose one of bilinear, bicubic"),
         ({"pooling": "token"}, r"pooling is 'token'; choose one of attention, mean, max, cls"),
@@ -46,3 +48,10 @@ def test_one_mean_stands_for_all_channels() -> None:
 def test_an_impossible_model_is_refused_with_value_and_remedy(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NaViTConfig(**{"num_classes": 2, **changes})
+
+
+def test_columns_and_rows_are_added_but_for_sinusoids() -> None:
+    assert NaViTConfig(num_classes=2).combine == "add"
+    assert NaViTConfig(num_classes=2, position="fourier").combine == "add"
+    assert NaViTConfig(num_classes=2, position="sinusoidal").combine == "stack"
+    assert NaViTConfig(num_classes=2, position="fourier", position_combine="product").combine == "product"

@@ -87,5 +87,6 @@ def test_forward_and_backward_compile_as_one_graph_for_all_batches_of_a_shape(
 
 
 @pytest.mark.soak
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor uses it
 def test_forward_and_backward_compile_with_inductor(draw: Draw, pack: Pack, build: Build, config: NaViTConfig) -> None:
     compiled_equals_eager(DenseNaViT(build(config).train()), two_batches(draw, pack), "inductor", 1e-4)

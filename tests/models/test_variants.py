@@ -21,10 +21,9 @@ POSITIONS: dict[str, dict[str, Any]] = {
     **{
         f"{kind} {how}": {"position": kind, "position_combine": how}
         for kind in ("absolute", "fractional")
-        for how in COMBINES
+        for how in COMBINES[1:]
     },
     "sinusoidal": {"position": "sinusoidal"},
-    "sinusoidal stack": {"position": "sinusoidal", "position_combine": "stack"},
     "fourier": {"position": "fourier"},
     "fourier product": {"position": "fourier", "position_combine": "product"},
     "grid bilinear": {"position": "grid"},
