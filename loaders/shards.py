@@ -13,6 +13,7 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
+from patchnpack.loaders.recipe import MANIFEST, RECIPE
 from patchnpack.loaders.remote import is_remote
 from patchnpack.loaders.store import Store
 from patchnpack.loaders.transfer import redact
@@ -98,6 +99,11 @@ def _refuse_folder(path: str) -> None:
     if not os.path.isdir(path):
         return
     inside = os.listdir(path)
+    if MANIFEST in inside or RECIPE in inside:
+        raise ValueError(
+            f"{path!r} is a folder of packs, not a shard: PackedImageLoader({path!r}) and `patchnpack report` read it; "
+            f"for other commands write shards again: patchnpack unpack {shlex.quote(path)} -o SHARDS"
+        )
     for ending in ("tar", "parquet"):
         if shards := sum(name.endswith("." + ending) for name in inside):
             named = os.path.join(path, "*." + ending)

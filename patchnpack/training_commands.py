@@ -40,6 +40,7 @@ from patchnpack.predict import (
 )
 from patchnpack.run_file import RUN_FILE, RunFile, read_run_file, write_run_file
 from patchnpack.trainer import TrainConfig, load_checkpoint
+from patchnpack.trainer.device import find_device
 from patchnpack.training import train_on_shards
 
 Label = Annotated[str, typer.Option(help="Member that holds the label, such as cls or json:FIELD.")]
@@ -81,7 +82,7 @@ def _process_group(device: str) -> Iterator[bool]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
-    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    cuda = find_device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
@@ -177,8 +178,7 @@ def _write_run(context: typer.Context, out: Path) -> None:
 
 
 def _open(checkpoint: Path, device: str) -> NaViT:
-    best = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_checkpoint(checkpoint, best if device == "auto" else device).model
+    return load_checkpoint(checkpoint, find_device(device)).model
 
 
 def _each_once(

@@ -52,6 +52,10 @@ class Display:
     def due(self) -> bool:
         return time.perf_counter() - self.last >= self.every
 
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.bar.console.print(text, soft_wrap=True)
+
     def show(self, progress: float, row: dict[str, float], keep: bool = False) -> None:
         """Shows a row; with `keep`, as a line that stays."""
         self.last = time.perf_counter()
@@ -64,4 +68,4 @@ class Display:
             text += f"  validation loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.3f}"
         self.bar.update(self.task, completed=progress, description=text)
         if keep or self.bar.disable:
-            self.bar.console.print(f"{progress:4.0%}  {text}", soft_wrap=True)
+            self.say(f"{progress:4.0%}  {text}")

@@ -180,6 +180,17 @@ class Run:
             self.old_losses, self.losses = torch.cat([self.old_losses, new]), []
         return self.old_losses
 
+    def stopped(self) -> str:
+        """What is left of a run that is interrupted now."""
+        if self.folder is None:
+            return f"stopped at step {self.step}, and nothing is saved without `out`"
+        if not self.saved_step:
+            return (
+                f"stopped at step {self.step}, before the first checkpoint: there is one at the end of each epoch, and "
+                "every so many minutes with save_minutes"
+            )
+        return f"stopped at step {self.step}; the same again goes on from the checkpoint of step {self.saved_step}"
+
     def save_due(self) -> bool:
         """Whether steps or minutes ask for a checkpoint; alike on all ranks, which all call it."""
         config = self.config
@@ -187,11 +198,10 @@ class Run:
             return True
         return bool(config.save_minutes and self.minutes() - self.saved_minutes >= config.save_minutes)
 
-    def end_epoch(self, save: bool) -> None:
-        """The next epoch begins."""
+    def end_epoch(self) -> None:
+        """The next epoch begins; what the last one came to is saved."""
         self.epoch, self.batches, self.meter = self.epoch + 1, 0, Meter()
-        if save:
-            self.save()
+        self.save()
 
     def save(self) -> None:
         """Writes the checkpoint and the history; every rank calls it, and rank 0 writes."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from patchnpack.models.config import NaViTConfig
 from patchnpack.models.navit import NaViT
+from patchnpack.trainer.device import find_device
 from patchnpack.trainer.display import Display, TensorBoard
 from patchnpack.trainer.evaluate import Batches, evaluate
 from patchnpack.trainer.losses import Classification, Objective
@@ -70,7 +70,7 @@ def train(
         config: how to train.
         objective: what is minimised; None is `Classification` as `config` says.
         validation: evaluated every `eval_every` epochs and at the end.
-        out: folder, made if absent, that receives `checkpoint.pt` and `history.jsonl` at each evaluation.
+        out: folder, made if absent, that receives `checkpoint.pt` and `history.jsonl` at the end of each epoch.
         resume: whether to go on from the checkpoint in `out`: None where there is one, True insists, False deletes it.
             The losses are then those of a run that was never interrupted, on a CPU bit for bit. A finished run gives
             back what it gave.
@@ -83,7 +83,7 @@ def train(
         FloatingPointError: the loss is no longer a number.
     """
     rank, _ = rank_and_size()
-    device, folder = _device(config), None if out is None else Path(out)
+    device, folder = find_device(config.device), None if out is None else Path(out)
     if folder is None and (resume or config.tensorboard or config.save_every or config.save_minutes):
         raise ValueError("resume, tensorboard, save_every and save_minutes need a folder; give out=")
     with (
@@ -106,30 +106,34 @@ def train(
         board = TensorBoard(folder, run.step) if config.tensorboard and folder and rank == 0 else None
         logs = [one for one in (log, board) if one is not None and rank == 0]
         logging = log is not None or config.tensorboard
-        while run.progress < 1:
-            for _ in run.steps(loader):
-                if logging and run.step % config.log_steps == 0:
-                    scalars = run.scalars(loader)
+        try:
+            while run.progress < 1:
+                for _ in run.steps(loader):
+                    if logging and run.step % config.log_steps == 0:
+                        scalars = run.scalars(loader)
+                        for one in logs:
+                            one(run.step, scalars)
+                    if display.due():
+                        display.show(run.progress, {"epoch": run.epoch, **_finite(run.meter.row(), config)})
+                if run.progress < 1 and (run.epoch + 1) % config.eval_every:
+                    run.end_epoch()
+                    continue
+                row = {"step": run.step, "epoch": run.epoch, "minutes": run.minutes()}
+                row |= _finite(run.meter.over_ranks(device).row(), config)
+                run.metrics = {"loss": row["loss"], "accuracy": row["accuracy"]}
+                if validation is not None:
+                    if hasattr(validation, "set_epoch"):
+                        validation.set_epoch(0)  # the same draws each time
+                    run.metrics = evaluate(run.evaluated(), validation, precision=config.precision, objective=objective)
+                    row |= {f"val_{name}": run.metrics[name] for name in ("loss", "accuracy", "images")}
                     for one in logs:
-                        one(run.step, scalars)
-                if display.due():
-                    display.show(run.progress, {"epoch": run.epoch, **_finite(run.meter.row(), config)})
-            if run.progress < 1 and (run.epoch + 1) % config.eval_every:
-                run.end_epoch(save=run.save_due())
-                continue
-            row = {"step": run.step, "epoch": run.epoch, "minutes": run.minutes()}
-            row |= _finite(run.meter.over_ranks(device).row(), config)
-            run.metrics = {"loss": row["loss"], "accuracy": row["accuracy"]}
-            if validation is not None:
-                if hasattr(validation, "set_epoch"):
-                    validation.set_epoch(0)  # the same draws each time
-                run.metrics = evaluate(run.evaluated(), validation, precision=config.precision, objective=objective)
-                row |= {f"val_{name}": run.metrics[name] for name in ("loss", "accuracy", "images")}
-                for one in logs:
-                    one(run.step, {f"validation/{name}": value for name, value in run.metrics.items()})
-            run.history.append(row)
-            display.show(run.progress, row, keep=True)
-            run.end_epoch(save=True)
+                        one(run.step, {f"validation/{name}": value for name, value in run.metrics.items()})
+                run.history.append(row)
+                run.end_epoch()
+                display.show(run.progress, row, keep=True)
+        except KeyboardInterrupt:
+            display.say(run.stopped())
+            raise
         if board:
             board.writer.close()
         over_ranks(torch.zeros(1), device)  # no rank returns before the checkpoint is there
@@ -140,13 +144,6 @@ def train(
         losses=run.all_losses().tolist(),
         checkpoint=folder and folder / CHECKPOINT,
     )
-
-
-def _device(config: TrainConfig) -> torch.device:
-    best = "cuda" if torch.cuda.is_available() else "cpu"
-    name = best if config.device == "auto" else config.device
-    # torchrun starts a process for each GPU
-    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
 
 
 def _finite(row: dict[str, float], config: TrainConfig) -> dict[str, float]:

@@ -31,8 +31,8 @@ class TrainConfig:
         label_smoothing: share of the target spread evenly over the classes; not of the float targets of a sigmoid loss.
         mixup, cutmix: alpha of the Beta distribution that shares are drawn from (see `mix`); 0 is off.
         temperature, task_weight: of distillation (see `Distillation`); read where there is a teacher.
-        eval_every: epochs between evaluations; there is always one at the end. Each writes a checkpoint.
-        save_every, save_minutes: steps, and minutes, between further checkpoints; None is none.
+        eval_every: epochs between evaluations; there is always one at the end.
+        save_every, save_minutes: steps, and minutes, between checkpoints beside those at the end of each epoch.
         keep: newest checkpoints that are kept.
         log_steps: steps between the scalars that `log` and TensorBoard get.
         log_every: seconds between lines where the output is not a terminal.

@@ -111,6 +111,17 @@ def test_folder_of_images_is_refused_with_what_to_do(here: Path) -> None:
         expand("images")
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "recipe.json"])
+def test_folder_of_packs_is_refused_with_what_reads_it(here: Path, name: str) -> None:
+    (here / "packed").mkdir()
+    (here / "packed" / name).write_bytes(b"{}")
+    with pytest.raises(
+        ValueError,
+        match=r"'packed' is a folder of packs, not a shard: .*'packed'\).* unpack packed -o SHARDS",
+    ):
+        expand("packed")
+
+
 def test_folder_of_shards_is_refused_with_the_pattern_that_names_them(here: Path) -> None:
     (here / "shards").mkdir()
     (here / "shards" / "a.tar").write_bytes(b"x")

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -139,6 +140,43 @@ def test_a_finished_run_is_not_the_result_of_other_shards(
     assert train(small, _Named("a", batches), config=settings(), out=tmp_path).losses == first.losses
     with pytest.raises(ValueError, match="the state is of a, this loader has b"):
         train(small, _Named("b", batches), config=settings(), out=tmp_path)
+
+
+def test_an_epoch_without_evaluation_ends_with_a_checkpoint_too(
+    tmp_path: Path, batches: list[Any], small: NaViTConfig
+) -> None:
+    steps: list[int] = []
+
+    def log(step: int, scalars: dict[str, float]) -> None:
+        if (tmp_path / "checkpoint.pt").exists():
+            steps.append(load_checkpoint(tmp_path / "checkpoint.pt").step)
+
+    config = settings(epochs=3, eval_every=3, log_steps=1, save_every=None)
+    result = train(small, batches, config=config, out=tmp_path, log=log)
+    assert len(result.history) == 1
+    assert len(set(steps)) == 2, "after the first epoch, and after the second"
+
+
+def test_an_interrupted_run_says_what_is_saved(
+    tmp_path: Path, batches: list[Any], small: NaViTConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(epochs=3, eval_every=3, log_steps=1, save_every=None)
+
+    def interrupt_at(wanted: int) -> Callable[[int, dict[str, float]], None]:
+        def log(step: int, scalars: dict[str, float]) -> None:
+            if step == wanted:
+                raise KeyboardInterrupt
+
+        return log
+
+    for step, out, said in (
+        (1, None, r"stopped at step 1, and nothing is saved without `out`"),
+        (1, tmp_path, r"stopped at step 1, before the first checkpoint: there is one at the end of each epoch"),
+        (7, tmp_path, r"stopped at step 7; the same again goes on from the checkpoint of step 5"),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            train(small, batches, config=config, out=out, log=interrupt_at(step))
+        assert re.search(said, capsys.readouterr().err)
 
 
 def test_the_minutes_of_all_parts_count(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
