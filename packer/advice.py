@@ -12,11 +12,14 @@ from patchnpack.packer.sweep import Setting, Sweep
 MAY_EXCEED = 0.01
 # Padding that is this near to the best is as good, as a share of the slots: the shorter sequence then has the call.
 AS_GOOD = 0.01
-# Likewise the packs of algorithms and lookaheads at one length, or one pack: the first in the sweep then has the call.
+# Likewise the packs of algorithms and lookaheads at one length, as a share: the first in the sweep then has the call.
 SAME = 0.0005
+# One pack more is also as good, where it is no larger a share than this.
+ONE_PACK = 0.005
 # Settings that take away more of the tokens than this, as a share, show the model other images.
 _OTHER_IMAGES = 0.005
 _UNEVEN = 1.05
+_NOW = "what is set now"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,18 +40,36 @@ class Advice:
 def best_setting(settings: Sequence[Setting]) -> Setting:
     """The shortest sequence whose padding is as good as the best, of those that at most 1 % of the images exceed.
 
-    Where every length is exceeded by more, of those that take away least.
+    Where every length is exceeded by more, of those that take away least. What is set stays unless another is better:
+    less padding, and no more slots for the same images.
     """
-    fair = [s for s in settings if s.oversize <= MAY_EXCEED * (s.images + s.skipped)]
+    fair = [s for s in settings if _fair(s)]
     if not fair:
         least = min(s.lost for s in settings)
         fair = [s for s in settings if s.lost == least]
+    current = next((s for s in fair if s.current), None)
+    if current is not None:
+        fair = [s for s in fair if s.current or _better(s, current)]
     least_padding = min(s.padding for s in fair)
     length = min(s.seq_len for s in fair if s.padding <= least_padding + AS_GOOD)
     of_length = [s for s in fair if s.seq_len == length]
     fewest = min(s.packs for s in of_length)
-    good = [s for s in of_length if s.packs <= max(fewest + 1, fewest * (1 + SAME))]
+    good = [s for s in of_length if s.packs - fewest <= max(SAME * fewest, min(1, ONE_PACK * fewest))]
     return next((s for s in good if s.current), good[0])
+
+
+def _fair(setting: Setting) -> bool:
+    return setting.oversize <= MAY_EXCEED * (setting.images + setting.skipped)
+
+
+def _better(setting: Setting, current: Setting) -> bool:
+    if setting.padding >= current.padding - SAME:
+        return False
+    return not _same_images(setting, current) or setting.slots < current.slots
+
+
+def _same_images(one: Setting, other: Setting) -> bool:
+    return abs(one.lost - other.lost) < _OTHER_IMAGES
 
 
 def advise(sweep: Sweep) -> Advice:
@@ -91,22 +112,25 @@ def _what(best: Setting, flags: str, current: Setting | None) -> str:
 
 
 def _saves(best: Setting, current: Setting | None) -> str:
-    saved = [f"{_percent(best.saved_longest)} of the slots of padding each image to the longest"]
+    buckets = f"{BUCKETS} buckets of like length"
+    ways = [("padding each image to the longest", best.saved_longest)]
     if best.algorithm != "next_fit":
-        saved.insert(0, f"{_percent(max(0.0, best.saved_next_fit))} of the slots of next-fit at this length")
-    if current is not None and not best.current and abs(current.lost - best.lost) < _OTHER_IMAGES:
-        saved.append(f"{_percent(1 - best.slots / current.slots)} of what is set now")
-    bucketed = best.saved_bucketed
-    if bucketed > 0:
-        saved.append(f"{_percent(bucketed)} of {BUCKETS} buckets of like length")
-    *first, last = saved
-    words = f"It saves {', '.join(first)}{' and ' if first else ''}{last}."
-    if bucketed <= 0:
-        words += (
-            f" {BUCKETS} buckets of like length would need {_percent(1 - 1 / (1 - bucketed))} fewer slots, but a batch"
-        )
-        words += " would hold images of like size only."
-    return words
+        ways.insert(0, ("next-fit at this length", best.saved_next_fit))
+    if current is not None and not best.current and _same_images(best, current):
+        ways.append((_NOW, 1 - best.slots / current.slots))
+    ways.append((buckets, best.saved_bucketed))
+    of = {way: f"of {way}" if way in (_NOW, buckets) else f"of the slots of {way}" for way, _ in ways}
+    saved = [f"{_percent(share)} {of[way]}" for way, share in ways if share > 0]
+    words = []
+    if saved:
+        *first, last = saved
+        words.append(f"It saves {', '.join(first)}{' and ' if first else ''}{last}.")
+    for way, share in ways:
+        if share < 0:
+            but = ", but a batch would hold images of like size only" if way == buckets else ""
+            verb = "needs" if way == _NOW else "would need"
+            words.append(f"{way[0].upper()}{way[1:]} {verb} {_percent(1 - 1 / (1 - share))} fewer slots{but}.")
+    return " ".join(words)
 
 
 def _exceeded(best: Setting, sweep: Sweep) -> str:
@@ -127,6 +151,10 @@ def _exceeded(best: Setting, sweep: Sweep) -> str:
         words.append(
             f"With the {current.seq_len:,} slots that are set, {_share(current.oversize, sweep.images)} {how}, and "
             f"{_percent(current.lost)} of the tokens are gone: its figures are those of other images."
+        )
+    elif current is not None and not best.current and not _fair(current):
+        words.append(
+            f"With the {current.seq_len:,} slots that are set, {_share(current.oversize, sweep.images)} {how}."
         )
     return " ".join(words)
 

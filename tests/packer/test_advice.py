@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from patchnpack.packer import Packing, PatchSizes, Rows
 from patchnpack.packer.advice import Advice, advise, best_setting
@@ -98,3 +100,62 @@ def test_of_settings_that_pack_alike_the_one_that_is_set_stays() -> None:
     settings = sweep(_of([64] * 256), Packing(seq_len=128, algorithm="subset_sum"), seq_lens=[128]).settings
     assert best_setting(settings).current
     assert best_setting([s for s in settings if not s.current]) == settings[0]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_advised_for_a_few_images_is_better_than_what_is_set_or_is_what_is_set(seed: int) -> None:
+    rows = _of(np.random.default_rng(seed).integers(40, 160, 49).tolist())
+    swept = sweep(rows, Packing(seq_len=576))
+    best, current = advise(swept).best, swept.current
+    assert current is not None
+    assert best.current or (best.padding < current.padding and best.slots < current.slots)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_of_few_packs_one_more_is_not_as_good(seed: int) -> None:
+    rows = _of(np.random.default_rng(seed).integers(40, 160, 49).tolist())
+    swept = sweep(rows, Packing(seq_len=576))
+    best = advise(swept).best
+    assert best.current or best.packs == min(s.packs for s in swept.settings if s.seq_len == best.seq_len)
+
+
+def test_one_pack_more_is_as_good_where_it_is_a_small_share_of_them() -> None:
+    (setting,) = sweep(_of([64] * 256), Packing(seq_len=128), seq_lens=[128], algorithms=["next_fit"]).settings[:1]
+    for packs, first in ((199, False), (200, True)):
+        fewest = replace(setting, current=False, packs=packs, tokens=128 * packs - 64)
+        one_more = replace(fewest, packs=packs + 1)
+        assert (best_setting([one_more, fewest]) is one_more) == first
+
+
+def test_what_is_set_stays_where_a_shorter_sequence_would_pad_more() -> None:
+    rows = _of(np.random.default_rng(0).integers(100, 500, 2000).tolist())
+    swept = sweep(rows, Packing(seq_len=4096), seq_lens=[2048, 4096], algorithms=["largest_fit"])
+    assert min(s.padding for s in swept.settings if s.seq_len == 2048) < min(s.padding for s in swept.settings) + 0.01
+    advice = advise(swept)
+    assert advice.best.current
+    assert advice.sentences[0].startswith("Keep what is set, --seq-len 4096 --algorithm subset_sum --lookahead 256: ")
+    assert "of what is set now" not in " ".join(advice.sentences)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "packing", "lengths", "says"),
+    [
+        ([600] * 1000, 1024, [1024], ["Padding each image to the longest would need 41.4% fewer slots."]),
+        ([100], 1024, [1024], ["Padding each image to the longest would need 90.2% fewer slots."]),
+        (
+            [256] * 970 + [260] * 30,
+            256,
+            [256, 260],
+            [
+                "What is set now needs 1.5% fewer slots.",
+                "With the 256 slots that are set, 30 of 1,000 images (3.0%) are made smaller.",
+            ],
+        ),
+    ],
+)
+def test_a_way_that_needs_fewer_slots_is_named_and_no_saving_is_negative(
+    tokens: list[int], packing: int, lengths: list[int], says: list[str]
+) -> None:
+    said = " ".join(_advice(_of(tokens), Packing(seq_len=packing), seq_lens=lengths).sentences)
+    assert all(sentence in said for sentence in says)
+    assert " -" not in said.replace(" --", "")  # the flags
