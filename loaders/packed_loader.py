@@ -22,7 +22,7 @@ from patchnpack.loaders.order import Order
 from patchnpack.loaders.own_decode import Decode, check_decode
 from patchnpack.loaders.prepacked import Options, Prepacked, is_prepacked
 from patchnpack.loaders.process import checked_rank, cpu_share, process_rank
-from patchnpack.loaders.samples import Sources, Transform, read_member
+from patchnpack.loaders.samples import Sources, Transform, check_transform, read_member
 from patchnpack.loaders.shards import Source
 from patchnpack.loaders.state import Place, from_dict, to_dict
 from patchnpack.loaders.stats import Stats
@@ -144,6 +144,7 @@ class PackedImageLoader:
             if given is not None and not isinstance(given, kind):
                 raise ValueError(f"{name} is {given!r}; give {remedy}")
         check_decode(decode)
+        check_transform(transform)
         check_whole("seed", seed, least=-(1 << 63))
         if cache_limit is not None:
             check_whole("cache_limit", cache_limit)

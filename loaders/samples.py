@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -24,6 +25,26 @@ from patchnpack.packer import Packing
 # M images in the batch
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def check_transform(transform: object) -> None:
+    """ValueError where `transform` is neither None nor a function of two arguments; one without a signature may be."""
+    if transform is None:
+        return
+    wanted = "transform takes (image, rng), a uint8 array (height, width, C) and a numpy Generator"
+    if not callable(transform):
+        raise ValueError(f"{wanted}; {transform!r} is no function")
+    try:
+        signature = inspect.signature(transform)
+    except (TypeError, ValueError):  # of some that are written in C
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        name = getattr(transform, "__name__", type(transform).__name__)
+        raise ValueError(
+            f"{wanted}; {name}{signature} cannot be called so ({error}): wrap it, as in lambda image, rng: f(image)"
+        ) from error
 
 
 class LabelKind(Protocol):

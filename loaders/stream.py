@@ -22,7 +22,7 @@ from patchnpack.loaders.labels import Classes, Label
 from patchnpack.loaders.own_decode import Decode, check_decode
 from patchnpack.loaders.pool import Batchlike, DecodePool
 from patchnpack.loaders.process import cpu_share, process_rank
-from patchnpack.loaders.samples import Transform
+from patchnpack.loaders.samples import Transform, check_transform
 from patchnpack.loaders.stats import Stats
 from patchnpack.loaders.stream_samples import Sample, SampleReader, StreamMaking, rows_of
 from patchnpack.packer import Images, Native, PackedBatch, Packing, Plan, Planner, Rows, ScheduledResolution
@@ -118,6 +118,7 @@ def pack_stream(
     if isinstance(extras, str):
         raise ValueError(f"extras is {extras!r}; give a list of members: [{extras!r}]")
     check_decode(decode)
+    check_transform(transform)
     stats, policy = Stats(), errors if errors is not None else ErrorPolicy()
     stream = _Stream(
         samples=samples,

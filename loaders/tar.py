@@ -11,6 +11,7 @@ _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 _META = re.compile(r"__[^/]*__($|/)")
 _BLOCK = 512
 IMAGE = "jpg;jpeg;png;webp"  # the extensions that are images unless something else is said
+_IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")  # JPEG to TIFF
 _MOST_PADDING = 1 << 20  # writers round a tar up to 10 KiB, or to a record of their own
 
 
@@ -50,16 +51,33 @@ def read_samples(file: str, shard: str | None = None) -> list[TarSample]:
                 sample.members[extension] = (member.offset_data, member.size)
             end = tar.offset
     except tarfile.TarError as error:
-        with open(file, "rb") as start:
-            if start.read(2) == b"\x1f\x8b":
-                raise ValueError(
-                    f"shard {path!r} is compressed with gzip, so its members cannot be read at any place; gunzip it"
-                ) from error
         raise ValueError(
-            f"shard {path!r} cannot be read as an uncompressed tar: {error}; unpack or write it again"
+            _what_else(file, path)
+            or f"shard {path!r} cannot be read as an uncompressed tar: {error}; unpack or write it again"
         ) from error
     _check_end(file, path, end)
     return list(samples.values())
+
+
+def _what_else(file: str, path: str) -> str | None:
+    """What is wrong and what to do, where a file that is no tar begins like one of a kind that people hand in."""
+    with open(file, "rb") as start:
+        head = start.read(_BLOCK)
+    if head.startswith(b"\x1f\x8b"):
+        return f"shard {path!r} is compressed with gzip, so its members cannot be read at any place; gunzip it"
+    if head[257:262] == b"ustar":  # a tar, though a damaged one, whatever its first member is called
+        return None
+    if head.startswith(_IMAGES) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP"):
+        return (
+            f"{path!r} is an image, not a shard: make shards of the folder that holds it with "
+            "`patchnpack shard FOLDER -o SHARDS`, and give those"
+        )
+    if head.startswith(b"PK\x03\x04"):
+        return (
+            f"{path!r} is a zip archive, as checkpoints (.pt) are, not a shard: give tar or parquet shards; of images "
+            "in an archive, unpacked, `patchnpack shard FOLDER -o SHARDS` makes them"
+        )
+    return None
 
 
 def _check_end(name: str, path: str, end: int) -> None:

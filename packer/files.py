@@ -9,6 +9,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def make_folder_of(path: str | Path) -> None:
+    """Makes the folder that a file will lie in, with those above it, where it is not there.
+
+    Raises:
+        ValueError: one of them is a file.
+    """
+    folder = Path(path).absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{str(path)!r} cannot be written: {str(folder)!r} is no folder; give another path") from error
+
+
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], object], *, private: bool = False) -> None:
     """Calls `write` with an open file that becomes `path` only once it is complete and on disk.
 

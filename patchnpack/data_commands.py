@@ -11,10 +11,12 @@ import typer
 from patchnpack.arguments import IMAGES, Images, Seed, Shards, Storage, open_shards, progress_bar
 from patchnpack.loaders import PackedImageLoader, update_index, write_shards
 from patchnpack.loaders.image_folder import CLASSES
+from patchnpack.loaders.remote import is_remote
 from patchnpack.loaders.store import Store
 from patchnpack.options import parse_storage_options, takes_packing, whole_flag
 from patchnpack.packer import Packing
 from patchnpack.packer.drawing import draw_packs
+from patchnpack.packer.files import make_folder_of
 
 
 def shard(
@@ -73,6 +75,8 @@ def make_index(
 
     patchnpack index 'train-{000000..000009}.tar'
     """
+    if out is not None and not is_remote(out):
+        make_folder_of(out)
     with progress_bar("reading headers") as progress:
         store = Store(storage_options=parse_storage_options(storage_options or []))
         path, index, read = update_index(shards, out, image=image, store=store, progress=progress)
@@ -103,6 +107,7 @@ def show(
 
     patchnpack show 'train-{000000..000009}.tar' -o packs.png --seq-len 256
     """
+    make_folder_of(out)
     loader = PackedImageLoader(
         open_shards(shards, image, storage_options),
         packing,

@@ -16,7 +16,7 @@ from PIL import Image
 from patchnpack.loaders import PackedImageLoader
 from patchnpack.packer.advice import Advice
 from patchnpack.packer.drawing import draw_packs
-from patchnpack.packer.files import atomic_write
+from patchnpack.packer.files import atomic_write, make_folder_of
 from patchnpack.packer.report import PackingReport
 from patchnpack.packer.sweep import Sweep
 from patchnpack.report_table import facts
@@ -49,16 +49,14 @@ class Picture:
 
 
 def check_page(path: str | Path) -> None:
-    """Raises a ValueError if a page cannot be written, before any work is done."""
+    """Makes the folder of a page, and raises a ValueError if it cannot be written, before any work is done."""
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
             f"a page needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
             "pip install 'patchnpack[report]'"
         )
-    folder = Path(path).absolute().parent
-    if not folder.is_dir():
-        raise ValueError(f"html is {str(path)!r}, but the folder {str(folder)!r} does not exist; make it first")
+    make_folder_of(path)
 
 
 def picture_of(loader: PackedImageLoader) -> Picture:

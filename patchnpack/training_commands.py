@@ -28,6 +28,7 @@ from patchnpack.options import (
     whole_flag,
 )
 from patchnpack.packer import Packing, PatchSizes
+from patchnpack.packer.files import make_folder_of
 from patchnpack.predict import (
     check_can_plot,
     evaluation_packing,
@@ -194,8 +195,10 @@ def _each_once(
 
 
 def _must_be(path: Path, suffix: str) -> None:
+    """Refuses a file of another kind; makes the folder that it will lie in."""
     if path.suffix != suffix:
         raise ValueError(f"out is {str(path)!r}; it must end in {suffix}")
+    make_folder_of(path)
 
 
 def _left_out(loader: PackedImageLoader) -> str:

@@ -67,6 +67,12 @@ def save_checkpoint(
 
 def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The content of a checkpoint as it was saved; errors as of `load_checkpoint`."""
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"checkpoint {str(path)!r} does not exist (looked from {Path.cwd()}); `train` writes OUT/checkpoint.pt"
+        )
+    if Path(path).is_dir():
+        raise ValueError(f"checkpoint {str(path)!r} is a folder; give the file in it: `train` writes OUT/checkpoint.pt")
     remedy = f"{path} is not a patchnpack checkpoint; give a file that train(out=...) or save_checkpoint wrote"
     with Path(path).open("rb") as file:
         if not zipfile.is_zipfile(file):  # a file cut short, too: the directory of a zip archive is at its end

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import gc
 import io
 import itertools
@@ -19,7 +20,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from patchnpack.loaders import Index, PackedImageLoader, scan
+from patchnpack.loaders import Index, PackedImageLoader, pack_stream, scan
 from patchnpack.loaders.state import Place
 from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Native, PackedBatch, Packing, Square, plan
 
@@ -541,6 +542,34 @@ def test_transform_may_give_a_view_that_is_not_contiguous(index: Index, drawn: A
         for image in batch.images():
             height, width, _ = drawn.pixels[image.key].shape
             assert np.array_equal(image.pixels()[:height, :width], drawn.pixels[image.key][::-1, ::-1])
+
+
+class OneArgument:
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return image
+
+
+@pytest.mark.parametrize(
+    ("transform", "says"),
+    [
+        (lambda image: image, r"<lambda>\(image\) cannot be called so \(too many positional arguments\): wrap it"),
+        (OneArgument(), r"OneArgument\(image: .*\) -> .* cannot be called so \(too many"),
+        (lambda image, rng, more: image, r"\(missing a required argument: 'more'\)"),
+        (lambda image, *, rng: image, r"<lambda>\(image, \*, rng\) cannot be called so"),
+        ("flip", r"'flip' is no function"),
+    ],
+)
+def test_a_transform_of_other_than_two_arguments_is_refused_before_anything_is_read(transform: Any, says: str) -> None:
+    for make in (lambda **given: PackedImageLoader("absent.tar", **given), lambda **given: pack_stream([], **given)):
+        with pytest.raises(ValueError, match=r"^transform takes \(image, rng\), .*; .*" + says):
+            make(batch_size=2, transform=transform)
+
+
+@pytest.mark.parametrize(
+    "transform", [np.add, max, functools.partial(lambda a, image, rng: image, 1), lambda *given: given[0]]
+)
+def test_a_transform_that_takes_two_arguments_or_has_no_signature_is_taken(transform: Any, index: Index) -> None:
+    PackedImageLoader(index, PACKING, batch_size=2, transform=transform)
 
 
 def test_error_of_the_transform_is_raised_with_the_key(index: Index) -> None:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
+from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from patchnpack.loaders.tar import TarSample, read_samples
@@ -118,6 +120,38 @@ def test_tar_without_members_has_no_samples(tmp_path: Path, write_tar: WriteTar)
 @pytest.mark.parametrize("data", [b"", b"short", bytes(100), b"not a tar" * 1000])
 def test_file_that_is_no_tar_is_refused_by_name(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"shard '.*a.tar' cannot be read as an uncompressed tar"):
+        read_samples(str(path))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF"])
+def test_an_image_in_place_of_a_shard_is_called_one(format: str, tmp_path: Path) -> None:
+    path = tmp_path / "im00"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(path, format)
+    with pytest.raises(ValueError, match=r"im00' is an image, not a shard: .*`patchnpack shard FOLDER -o SHARDS`"):
+        read_samples(str(path))
+
+
+def test_a_webp_in_place_of_a_shard_is_called_an_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.webp"
+    path.write_bytes(b"RIFF" + (1000).to_bytes(4, "little") + b"WEBPVP8 " + b"x" * 992)
+    with pytest.raises(ValueError, match=r"a.webp' is an image, not a shard"):
+        read_samples(str(path))
+
+
+def test_a_zip_archive_in_place_of_a_shard_is_called_one(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data.pkl", b"x" * 1000)
+    with pytest.raises(ValueError, match=r"checkpoint.pt' is a zip archive, as checkpoints \(.pt\) are, not a shard"):
+        read_samples(str(path))
+
+
+def test_a_damaged_tar_is_called_a_tar_whatever_its_first_member_is_called(tmp_path: Path, write_tar: WriteTar) -> None:
+    path = Path(write_tar(tmp_path / "a.tar", [("BM.jpg", b"x" * 1000)]))
+    data = bytearray(path.read_bytes())
+    data[148:156] = b"damaged\0"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"shard '.*a.tar' cannot be read as an uncompressed tar"):
         read_samples(str(path))

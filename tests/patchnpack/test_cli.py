@@ -106,6 +106,30 @@ def test_show_writes_a_picture(shards: Shards, tmp_path: Path) -> None:
         assert picture.width == 1600
 
 
+@pytest.mark.parametrize(
+    ("arguments", "flag", "name"),
+    [
+        (["show", "--seq-len", "64"], "-o", "packs.png"),
+        (["index"], "-o", "index.parquet"),
+        (["report", "--seq-len", "64", "--no-picture"], "--html", "report.html"),
+    ],
+)
+def test_a_file_is_written_into_a_folder_that_was_not_there(
+    arguments: list[str], flag: str, name: str, shards: Shards, tmp_path: Path
+) -> None:
+    out = tmp_path / "absent" / "too" / name
+    result = run(app, [*arguments, shards(), flag, str(out)])
+    assert result.exit_code == 0, result.output
+    assert out.is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_shards_are_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for arguments in (["show", "-o"], ["index", "-o"], ["report", "--html"]):
+        result = run(app, [*arguments, str(tmp_path / "file" / "out.parquet"), "absent.tar"])
+        assert "cannot be written" in str(result.exception)
+
+
 def test_train_leaves_a_checkpoint_and_prints_the_metrics(shards: Shards, tmp_path: Path) -> None:
     small = [*_SMALL, "--epochs", "1", "--seq-len", "64"]
     result = run(app, ["train", shards(), "--validation", shards("v.tar"), *small, "--out", str(tmp_path / "run")])

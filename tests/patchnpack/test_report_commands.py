@@ -84,7 +84,6 @@ def test_html_is_one_page_with_the_images_drawn_and_may_go_without(shards: Shard
         (["--sweep-seq-len", "1k"], "error: sweep-seq-len is '1k'; it must be whole numbers of at least 1: 1024,2048"),
         (["--sweep-lookahead", "0"], "error: sweep-lookahead is '0'; it must be whole numbers"),
         (["--sweep-algorithm", "worst"], "error: sweep-algorithm has 'worst'; it must be of auto, next_fit"),
-        (["--html", "absent/report.html"], "error: html is 'absent/report.html', but the folder"),
         (["--batch-size", "0"], "error: batch_size is 0; it must be at least 1"),
     ],
 )

@@ -138,9 +138,16 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == [tmp_path / "a.html"]
 
 
-def test_a_missing_extra_or_folder_is_an_error_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"html is .*absent/a.html', but the folder .* does not exist"):
-        check_page(tmp_path / "absent" / "a.html")
+def test_the_folder_of_a_page_is_made_before_any_work(tmp_path: Path) -> None:
+    check_page(tmp_path / "absent" / "too" / "a.html")
+    assert (tmp_path / "absent" / "too").is_dir()
+    (tmp_path / "file").touch()
+    for name in ("file/a.html", "file/absent/a.html"):
+        with pytest.raises(ValueError, match=rf"{name}' cannot be written: '.*' is no folder; give another path"):
+            check_page(tmp_path / name)
+
+
+def test_a_missing_extra_is_an_error_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_page(tmp_path / "a.html")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))

@@ -183,7 +183,8 @@ def test_images_and_texts_are_trained_together(shards: Shards, tmp_path: Path) -
     assert checkpoint.state["objective"]["name"] == "Contrastive"
     with pytest.raises(ValueError, match=r"the model has no classes, so there is nothing to predict"):
         ran("eval", tmp_path / "run" / "checkpoint.pt", renamed, "-o", tmp_path / "p.parquet", "--label=")
-    ran("features", tmp_path / "run" / "checkpoint.pt", renamed, "-o", tmp_path / "f.parquet")
+    ran("features", tmp_path / "run" / "checkpoint.pt", renamed, "-o", tmp_path / "absent" / "f.parquet")
+    assert (tmp_path / "absent" / "f.parquet").is_file()
 
 
 @pytest.mark.parametrize(

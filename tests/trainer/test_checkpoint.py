@@ -56,8 +56,13 @@ def test_a_file_that_is_no_checkpoint_is_refused(
     tmp_path: Path, build: Callable[..., Any], config: NaViTConfig
 ) -> None:
     path = tmp_path / "model.pt"
-    with pytest.raises(FileNotFoundError, match=r"model\.pt"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"^checkpoint '.*model\.pt' does not exist \(looked from .*\); `train` writes OUT/checkpoint\.pt$",
+    ):
         load_checkpoint(path)
+    with pytest.raises(ValueError, match=r"is a folder; give the file in it: `train` writes OUT/checkpoint\.pt"):
+        load_checkpoint(tmp_path)
     save_checkpoint(path, build(config))
     whole = path.read_bytes()
     for content in (b"", b"not a checkpoint", whole[: len(whole) // 2]):
