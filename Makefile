@@ -80,7 +80,7 @@ docs: setup links ## build the site into build/site; a warning is an error
 	@rm -rf build/site; NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 	@echo "build/site/index.html"
 
-demo: setup ## draw a small data set, pack it, train on it, and leave the results in demo/
+demo: setup ## draw a small data set, pack it, train on it in minutes (where cores are busy: OMP_NUM_THREADS=1), and leave the results in demo/
 	$(PY) examples/demo.py
 
 bench: setup ## run every benchmark

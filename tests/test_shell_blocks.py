@@ -32,7 +32,7 @@ PROGRAMS = "bash|git|make|patchnpack|pip|python|sbatch|sh|tar|torchrun"
 # What makes a block small: a pattern, and what stands in its place. Each is used by some block.
 SMALLER = [
     (r"\{000000\.\.0\d+\}", "{000000..000001}"),
-    (r"train-000017\.tar \| grep KEY", "train-000000.tar | grep train-00000"),
+    (r"train-000017\.tar KEY\.jpg", "train-000000.tar train-00000.jpg"),
     (r"-o /(data|shared)/", r"-o \1/"),
     (r"--epochs 20\b", "--epochs 1 --width 24 --depth 1"),
     (r"--minutes 18\b", "--minutes 0.01 --width 24 --depth 1"),
@@ -193,12 +193,13 @@ def bucket(data: Path) -> Iterator[dict[str, str]]:
 
 
 def lay_out(folder: Path, data: Path, page: str) -> None:
-    """What pages suppose: photos/, scripts, and shards here, in clothing/ and, unless the page makes it, in shards/."""
+    """What pages suppose: .venv/, photos/, scripts, and shards here, in clothing/ and, unless the page makes it, in shards/."""
     shutil.copytree(data / "photos", folder / "photos")
     for name in (".", "clothing", *([] if " -o shards" in page else ["shards"])):
         shutil.copytree(data / "shards", folder / name, dirs_exist_ok=True)
-    for name in ("docs/images", "data", "shared"):
+    for name in ("docs/images", "data", "shared", ".venv/bin"):
         (folder / name).mkdir(parents=True)
+    (folder / ".venv/bin/activate").touch()  # `commands` are found already
     for name in ("benchmarks", "examples"):
         (folder / name).symlink_to(ROOT / name)
 

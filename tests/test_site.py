@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import os
 import re
 import shutil
@@ -73,3 +74,28 @@ def test_a_browser_opens_each_page_without_an_error(site: Path) -> None:
         assert shown.returncode == 0, shown.stderr
         assert "md-search" in shown.stdout
         assert [line for line in shown.stderr.splitlines() if ":CONSOLE" in line] == []
+
+
+def test_the_copy_button_of_a_console_block_copies_its_commands_alone(site: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    # The button's script selects the text in a field of its own and asks the browser to copy that.
+    click = """<script>
+    document.execCommand = () => document.body.append(Object.assign(document.createElement("pre"),
+      {className: "copied", textContent: document.activeElement.value}));
+    setTimeout(() => document.querySelectorAll("[data-clipboard-target]").forEach(button => button.click()), 2000);
+    </script>"""
+    page = site / "copying.html"
+    page.write_text((site / "start.html").read_text("utf-8").replace("</body>", f"{click}</body>"), "utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,9000", "--virtual-time-budget=6000"]
+    shown = subprocess.run(
+        [chromium, *options, "--dump-dom", f"file://{page}"], capture_output=True, text=True, timeout=120
+    )
+    page.unlink()
+    copied = [html.unescape(text) for text in re.findall(r'<pre class="copied">(.*?)</pre>', shown.stdout, re.DOTALL)]
+    source = (ROOT / "docs" / "start.md").read_text("utf-8")
+    written = re.findall(r"^\$ ((?:.*\\\n)*.*)\n", source, re.MULTILINE)
+    assert len(written) > 6
+    lines = "\n".join(text for text in copied if "PackedImageLoader" not in text).splitlines()
+    assert [line for line in lines if line] == "\n".join(written).splitlines()

@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def commands(page: str) -> list[tuple[str, str]]:
-    """(command, what it prints) of each console block; "..." stands for anything."""
+    """(command on one line, what it prints) of each console block; "..." stands for anything."""
     blocks = "\n".join(re.findall(r"^```console\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
-    parts = re.split(r"^\$ (.*)\n", blocks, flags=re.MULTILINE)[1:]
-    return list(zip(parts[::2], parts[1::2], strict=True))
+    parts = re.split(r"^\$ ((?:.*\\\n)*.*)\n", blocks, flags=re.MULTILINE)[1:]
+    return [(command.replace("\\\n", ""), text) for command, text in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def test_a_newcomer_sees_what_the_page_says(tmp_path: Path) -> None:
@@ -39,6 +39,6 @@ def test_a_newcomer_sees_what_the_page_says(tmp_path: Path) -> None:
         assert re.fullmatch(pattern, printed.strip(), re.DOTALL), f"{command} printed\n{printed}"
 
 
-@pytest.mark.parametrize(("page", "found"), [("```console\n$ a\nb\n$ c\n```\n", [("a", "b\n"), ("c", "")])])
+@pytest.mark.parametrize(("page", "found"), [("```console\n$ a\nb\n$ c \\\n  d\n```\n", [("a", "b\n"), ("c   d", "")])])
 def test_commands_are_found_with_what_they_print(page: str, found: list[tuple[str, str]]) -> None:
     assert commands(page) == [(command, text) for command, text in found]
