@@ -1,4 +1,4 @@
-"""From drawn images to trained models: draw images, report on packing, draw packs, train at native aspect and on squares.
+"""From images to trained models: draw them, report on packing, draw packs, train at native aspect and on squares.
 
     python examples/demo.py [--folder demo] [--epochs 10] [--images 480]
 

@@ -48,6 +48,14 @@ def shows_progress(console: Console) -> bool:
     return console.is_terminal and _log.isEnabledFor(logging.WARNING)
 
 
+def counted(number: int, what: str) -> str:
+    """
+    >>> counted(1, "image"), counted(1200, "image")
+    ('1 image', '1,200 images')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar where there is a terminal, moved by a call with (done, in all)."""

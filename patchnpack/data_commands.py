@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from patchnpack.arguments import IMAGES, Images, Seed, Shards, Storage, open_shards, progress_bar
+from patchnpack.arguments import IMAGES, Images, Seed, Shards, Storage, counted, open_shards, progress_bar
 from patchnpack.loaders import PackedImageLoader, update_index, write_shards
 from patchnpack.loaders.image_folder import CLASSES
 from patchnpack.loaders.remote import is_remote
@@ -55,7 +55,7 @@ def shard(
         )
     kept = f", {written.kept} of them already there" if written.kept else ""
     held_out = f" and {written.validation:,} for validation" if written.validation else ""
-    typer.echo(f"{out}: {written.images:,} images{held_out} in {len(written.shards)} shards{kept}")
+    typer.echo(f"{out}: {counted(written.images, 'image')}{held_out} in {counted(len(written.shards), 'shard')}{kept}")
     if written.classes:
         names = ", ".join(written.classes[:5]) + (" ..." if len(written.classes) > 5 else "")
         typer.echo(f"{out / CLASSES}: {len(written.classes)} classes, {names}")
@@ -81,8 +81,8 @@ def make_index(
         store = Store(storage_options=parse_storage_options(storage_options or []))
         path, index, read = update_index(shards, out, image=image, store=store, progress=progress)
     typer.echo(
-        f"{path}: {len(index)} images in {len(index.shards)} shards, of which {read} were read now; "
-        f"{len(index.bad)} cannot be used, {int(index.without_image.sum())} samples have no image"
+        f"{path}: {counted(len(index), 'image')} in {counted(len(index.shards), 'shard')}, {read} read now; "
+        f"{len(index.bad)} cannot be used, {counted(int(index.without_image.sum()), 'sample')} without an image"
     )
     for row, reason in itertools.islice(index.bad.items(), 10):
         typer.echo(f"  {index.keys[row]!r} in {index.shards[int(index.shard_of(row))]}: {reason}")

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from patchnpack.arguments import IMAGES, Images, Seed, Shards, Storage, shows_progress
+from patchnpack.arguments import IMAGES, Images, Seed, Shards, Storage, counted, shows_progress
 from patchnpack.engines import run_local, run_ray
 from patchnpack.loaders import ErrorPolicy, open_index
 from patchnpack.loaders.manifest import Manifest, read_manifest
@@ -122,7 +122,9 @@ def verify(packs: Packs, *, storage_options: Storage = None) -> None:
     for problem in verdict.problems:
         typer.echo(problem)
     if verdict.problems:
-        typer.echo(f"{packs}: {len(verdict.problems)} problems; copy the folder anew, or pack into another one")
+        typer.echo(
+            f"{packs}: {counted(len(verdict.problems), 'problem')}; copy the folder anew, or pack into another one"
+        )
         raise typer.Exit(1)
     typer.echo(f"{packs}: {verdict.files} files of {verdict.nbytes} bytes are as they were written")
 
@@ -143,7 +145,7 @@ def unpack(
     with _bar("writing images") as bar:
         options = parse_storage_options(storage_options or [])
         images = unpack_images(packs, out, images_per_shard=images_per_shard, storage_options=options, progress=bar)
-    typer.echo(f"{out}: {images} images")
+    typer.echo(f"{out}: {counted(images, 'image')}")
 
 
 def _check_tasks(
@@ -168,9 +170,9 @@ def _told(manifest: Manifest) -> str:
     nbytes = sum(about["nbytes"] for about in manifest.files.values())
     plans = f" in {recipe.epochs} plans" if recipe.epochs > 1 else ""
     return (
-        f"{counts['packs']} packs of {recipe.packing.seq_len} slots{plans}, {manifest.padding:.1%} padding; "
-        f"{counts['images']} images, {labels}, {counts['bad']} bad, {counts['skipped']} skipped; "
-        f"{len(manifest.files)} files of {nbytes} bytes"
+        f"{counted(counts['packs'], 'pack')} of {recipe.packing.seq_len} slots{plans}, {manifest.padding:.1%} padding; "
+        f"{counted(counts['images'], 'image')}, {labels}, {counts['bad']} bad, {counts['skipped']} skipped; "
+        f"{counted(len(manifest.files), 'file')} of {nbytes} bytes"
     )
 
 

@@ -7,6 +7,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
+from patchnpack.arguments import counted
 from patchnpack.packer import Packing
 from patchnpack.packer.advice import Advice
 from patchnpack.packer.report import PackingReport
@@ -44,8 +45,11 @@ def facts(report: PackingReport, *, bad: int = 0) -> list[tuple[str, str]]:
         ("", f"mean {cost:,.0f}, standard deviation {report.attention_spread:.0%} of it"),
         (f"{report.ranks} ranks", f"slowest over mean {_slowest(report.slowest_attention)} in attention,"),
         ("", f"{_slowest(report.slowest_model)} in a whole model of width {report.width}"),
-        ("a batch", f"{_count(report.batch_size, 'pack')}, {report.batch_bytes / 2**20:.2f} MiB"),
-        ("an epoch", f"{_count(report.steps, 'step')} of {report.batch_size} x {report.ranks} packs" + _filled(report)),
+        ("a batch", f"{counted(report.batch_size, 'pack')}, {report.batch_bytes / 2**20:.2f} MiB"),
+        (
+            "an epoch",
+            f"{counted(report.steps, 'step')} of {report.batch_size} x {report.ranks} packs" + _filled(report),
+        ),
         ("planning", f"{report.plan_s_a_million:.2f} s a million images, on one core"),
     ]
 
@@ -131,12 +135,8 @@ def _slowest(slowest: tuple[float, float]) -> str:
     return f"{slowest[1]:.2f} ({slowest[0]:.2f} unbalanced)"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def _filled(report: PackingReport) -> str:
-    return f", {_count(report.empty_packs, 'pack')} of the last empty" if report.empty_packs else ""
+    return f", {counted(report.empty_packs, 'pack')} of the last empty" if report.empty_packs else ""
 
 
 def _became(report: PackingReport) -> str:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from patchnpack.arguments import IMAGES, Images, Shards, Storage, open_shards
+from patchnpack.arguments import IMAGES, Images, Shards, Storage, counted, open_shards
 from patchnpack.augment import parse_augment
 from patchnpack.loaders import PackedImageLoader
 from patchnpack.models import NaViT
@@ -167,7 +167,7 @@ def train(
         )
     if first:
         for name, value in result.metrics.items():
-            typer.echo(f"{name}: {value:.4g}")
+            typer.echo(f"{name}: {value:.4f}" if name == "accuracy" else f"{name}: {value:.4g}")
         typer.echo(f"wrote {result.checkpoint}")
 
 
@@ -203,7 +203,7 @@ def _must_be(path: Path, suffix: str) -> None:
 
 def _left_out(loader: PackedImageLoader) -> str:
     stats = loader.stats()
-    return f"{stats['bad_images']} bad images, {sum(stats['skipped'].values())} skipped"
+    return f"{counted(stats['bad_images'], 'bad image')}, {sum(stats['skipped'].values())} skipped"
 
 
 @takes_evaluation
@@ -237,8 +237,8 @@ def evaluate_checkpoint(
     ]
     if pairs:
         hits = sum(x[y] == max(x) if isinstance(x, list) else x == y for x, y in pairs)
-        typer.echo(f"accuracy: {hits / len(pairs):.4g} of {len(pairs)} labelled images")
-    typer.echo(f"wrote {out}: {len(table)} images, {_left_out(loader)}")
+        typer.echo(f"accuracy: {hits / len(pairs):.4f} of {counted(len(pairs), 'labelled image')}")
+    typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {_left_out(loader)}")
 
 
 @takes_evaluation
@@ -263,7 +263,7 @@ def write_features(
     loader = _each_once(model, shards, packing, image, storage_options, batch_size=batch_size)
     table = features(model, loader, precision=precision)
     write_table(out, table)
-    typer.echo(f"wrote {out}: {len(table)} images, {_left_out(loader)}")
+    typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {_left_out(loader)}")
 
 
 @takes_evaluation

@@ -73,8 +73,11 @@ def test_eval_writes_each_image_once_with_the_logits_that_the_model_gives(
     assert logits.shape == (18, 2)
     assert logits.argmax(-1).tolist() == table["prediction"].to_pylist()
     hits = sum(x == y for x, y in zip(table["label"].to_pylist(), table["prediction"].to_pylist(), strict=True))
-    assert f"accuracy: {hits / 18:.4g} of 18 labelled images" in printed
+    assert f"accuracy: {hits / 18:.4f} of 18 labelled images" in printed
     assert "18 images, 2 bad images" in printed
+    one_bad = ran("eval", run, shards("w.tar", images=2, broken=1), "-o", out, "--device=cpu")
+    assert "1 image, 1 bad image, 0 skipped" in one_bad
+    assert re.search(r"accuracy: [01]\.0000 of 1 labelled image\n", one_bad)
 
 
 def test_features_are_what_the_head_is_given(shards: Shards, tmp_path: Path, run: Path) -> None:
