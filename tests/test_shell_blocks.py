@@ -193,7 +193,7 @@ def bucket(data: Path) -> Iterator[dict[str, str]]:
 
 
 def lay_out(folder: Path, data: Path, page: str) -> None:
-    """What pages suppose: .venv/, photos/, scripts, and shards in ., clothing/ and, unless the page makes it, shards/."""
+    """What pages suppose: .venv/, photos/, scripts; shards in ., clothing/ and, unless the page makes it, shards/."""
     shutil.copytree(data / "photos", folder / "photos")
     for name in (".", "clothing", *([] if " -o shards" in page else ["shards"])):
         shutil.copytree(data / "shards", folder / name, dirs_exist_ok=True)
