@@ -71,7 +71,7 @@ format: setup ## rewrite the files to the house's format
 # The folder mirrors what site-packages holds after an install, for tools that cannot follow an editable one.
 links:
 	@rm -rf .links && mkdir -p .links/patchnpack
-	@ln -s $(addprefix ../../,$(wildcard patchnpack/*.py) patchnpack/py.typed packer loaders models trainer) .links/patchnpack/
+	@ln -s $(addprefix ../../,$(wildcard patchnpack/*.py patchnpack/*.html) patchnpack/py.typed packer loaders models trainer) .links/patchnpack/
 
 typecheck: setup links ## check types, with the package laid out as it is installed
 	$(PY) -m mypy .links/patchnpack conftest.py tests scripts $(wildcard examples/*.py benchmarks/*.py)
