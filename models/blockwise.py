@@ -18,7 +18,7 @@ _FEWEST = 384  # tokens from which on it is faster than torch's own kernel
 def usable(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
     """Whether `blockwise_attention` takes these (n, H, S, E) and is worth it.
 
-    With more threads it is not: torch's kernel shares out heads and blocks of queries to them.
+    With more threads it seldom is: torch's kernel shares out heads and blocks of queries to them.
     """
     return q.shape == k.shape and q.shape[2] >= _FEWEST and torch.get_num_threads() == 1 and onednn.usable(q, k, v)
 
