@@ -192,7 +192,7 @@ def _header(width: int, height: int, orientation: int, kind: int) -> Header:
 
 def _plugin(data: bytes) -> type[ImageFile.ImageFile]:
     """The part of PIL that reads what `data` begin as. `Image.open` would try them all, and some run other programs."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+    if _is_webp(data):
         if not WEBP_SUPPORTED:
             raise ValueError(
                 f"there are WebP images, and this PIL {PIL.__version__} was built without WebP; in a checkout: make "
@@ -203,6 +203,15 @@ def _plugin(data: bytes) -> type[ImageFile.ImageFile]:
         if data.startswith(beginning):
             return plugin
     raise BadImage(f"it begins with {data[:8]!r}; only JPEG, PNG, WebP, GIF, BMP and TIFF are read")
+
+
+def begins_as_image(data: bytes) -> bool:
+    """Whether a file of these first bytes is of a kind that is read here."""
+    return _is_webp(data) or data.startswith(tuple(_BEGINNINGS))
+
+
+def _is_webp(data: bytes) -> bool:
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
 
 
 def _look(plugin: type[ImageFile.ImageFile], data: bytes) -> tuple[tuple[int, int], str | None]:

@@ -11,10 +11,6 @@ import numpy as np
 _KEEP = 64 * 2**20  # bytes that a thread keeps at most: an image of 22 megapixels
 _LINE = 64  # bytes of a cache line
 
-# libjpeg-turbo writes rows that begin at a multiple of 32 bytes past the caches, out of which the patches are then cut.
-# One byte on, next to no row does.
-_ODD = 1
-
 
 class Scratch(threading.local):
     """Lends each thread uint8 arrays, out of the same memory as soon as nothing refers to the last one any more.
@@ -38,7 +34,9 @@ class Scratch(threading.local):
             memory = np.empty(size + _LINE, np.uint8)
             if size <= _KEEP:
                 self._memory = memory
-        start = -memory.ctypes.data % _LINE + _ODD
+        # libjpeg-turbo writes rows that begin at a multiple of 32 bytes past the caches, out of which the patches are
+        # then cut. One byte on, next to no row does; pixels of four bytes, which are read as one word, stay in place.
+        start = -memory.ctypes.data % _LINE + (4 if shape[-1] == 4 else 1)
         # Every view refers to `loan`, the last array on the way down: its own base is a memoryview.
         loan = np.frombuffer(memory.data[start : start + size], np.uint8)
         if memory is self._memory:

@@ -7,11 +7,12 @@ import re
 import tarfile
 from dataclasses import dataclass, field
 
+from patchnpack.loaders.decode import begins_as_image
+
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 _META = re.compile(r"__[^/]*__($|/)")
 _BLOCK = 512
 IMAGE = "jpg;jpeg;png;webp"  # the extensions that are images unless something else is said
-_IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")  # JPEG to TIFF
 _MOST_PADDING = 1 << 20  # writers round a tar up to 10 KiB, or to a record of their own
 
 
@@ -67,7 +68,7 @@ def _what_else(file: str, path: str) -> str | None:
         return f"shard {path!r} is compressed with gzip, so its members cannot be read at any place; gunzip it"
     if head[257:262] == b"ustar":  # a tar, though a damaged one, whatever its first member is called
         return None
-    if head.startswith(_IMAGES) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP"):
+    if begins_as_image(head):
         return (
             f"{path!r} is an image, not a shard: make shards of the folder that holds it with "
             "`patchnpack shard FOLDER -o SHARDS`, and give those"

@@ -447,21 +447,6 @@ def test_no_usable_image_at_all_is_a_value_error_that_counts_why(make_drawn: Mak
         PackedImageLoader(index, PACKING, batch_size=1, where=lambda index: np.zeros(len(index), np.bool_))
 
 
-def test_where_chooses_rows_by_what_the_index_knows(index: Index) -> None:
-    loader = PackedImageLoader(
-        index, PACKING, batch_size=2, where=lambda index: np.array([key.endswith("3") for key in index.keys])
-    )
-    expected = [key for key in index.keys if key.endswith("3")]
-    assert sorted(keys_of(list(loader))) == expected
-    assert loader.stats()["skipped"] == {"oversize": 0, "where": 60 - len(expected), "tail": 0}
-
-
-@pytest.mark.parametrize("result", [[0, 1, 2], np.ones(60), np.ones(59, np.bool_), True])
-def test_where_that_gives_no_mask_is_refused(result: object, index: Index) -> None:
-    with pytest.raises(ValueError, match=r"where gave .*; it must give bool \(60,\), one value a row"):
-        PackedImageLoader(index, PACKING, batch_size=2, where=lambda index: result)  # type: ignore[arg-type,return-value]
-
-
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_oversize_images_are_counted_and_skipped_where_asked(world_size: int, index: Index) -> None:
     packing = PACKING.replace(seq_len=20, oversize="skip")
