@@ -53,12 +53,12 @@ test-all: test test-frameworks ## the same, and with Lightning, Accelerate, tran
 
 test-frameworks: setup
 	@$(PY) -c 'import accelerate, lightning, ray, transformers' 2>/dev/null || $(PY) -m pip install --quiet --constraint constraints.txt --group frameworks
-	$(PY) -m pytest tests/packer/test_export_models.py tests/examples/test_frameworks.py tests/test_documentation.py tests/patchnpack/test_engines.py tests/examples/test_prepack_on_ray.py
+	$(PY) -m pytest tests/packer/batch/test_export_models.py tests/examples/test_frameworks.py tests/test_documentation.py tests/patchnpack/test_engines.py tests/examples/test_prepack_on_ray.py
 
 # pillow-simd built without libwebp leaves its WebP tests out; Pillow, in a folder of its own, runs them.
 test-webp: setup
 	@[ -d $(VENV)/pillow ] || $(PY) -m pip install --quiet --no-deps --target $(VENV)/pillow 'pillow>=12.1,<14'
-	PYTHONPATH=$(VENV)/pillow $(PY) -m pytest tests/loaders/test_decode.py tests/loaders/test_exif.py
+	PYTHONPATH=$(VENV)/pillow $(PY) -m pytest tests/loaders/imaging/test_decode.py tests/loaders/imaging/test_exif.py
 
 lint: setup ## check format and lint
 	$(PY) -m ruff format --check .
@@ -71,7 +71,7 @@ format: setup ## rewrite the files to the house's format
 # The folder mirrors what site-packages holds after an install, for tools that cannot follow an editable one.
 links:
 	@rm -rf .links && mkdir -p .links/patchnpack
-	@ln -s $(addprefix ../../,$(wildcard patchnpack/*.py patchnpack/*.html) patchnpack/py.typed packer loaders models trainer) .links/patchnpack/
+	@ln -s $(addprefix ../../,$(filter-out %/__pycache__,$(wildcard patchnpack/*)) packer loaders models trainer) .links/patchnpack/
 
 typecheck: setup links ## check types, with the package laid out as it is installed
 	$(PY) -m mypy .links/patchnpack conftest.py tests scripts $(wildcard examples/*.py benchmarks/*.py)

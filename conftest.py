@@ -1,6 +1,6 @@
 """Doctests meet each module once, under its installed name.
 
-pytest would import packer/batch.py as `packer.batch`: a second copy, with other classes than `patchnpack.packer.batch`.
+pytest would import packer/plan.py as `packer.plan`: a second copy, with other classes than `patchnpack.packer.plan`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FOLDERS = tuple(_ROOT / name for name in ("packer", "loaders", "models", "train
 
 def pytest_collect_file(file_path: Path) -> None:
     """Give pytest the installed module for a file of a package that is installed under another name."""
-    if file_path.suffix == ".py" and file_path.parent in _FOLDERS:
+    if file_path.suffix == ".py" and any(file_path.is_relative_to(folder) for folder in _FOLDERS):
         path = file_path.parent if file_path.stem == "__init__" else file_path.with_suffix("")
         name = ".".join(path.relative_to(_ROOT).parts)
         sys.modules[name] = importlib.import_module(f"patchnpack.{name}")

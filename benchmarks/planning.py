@@ -26,7 +26,7 @@ import numba
 import numpy as np
 
 from patchnpack import Packing
-from patchnpack.options import parse_patch_size
+from patchnpack.cli.options import parse_patch_size
 from patchnpack.packer import Planner, Rows
 
 HERE = Path(__file__).resolve().parent

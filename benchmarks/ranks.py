@@ -32,9 +32,9 @@ import pyarrow as pa
 
 from patchnpack import PackedImageLoader, Packing
 from patchnpack.loaders import Index, load_index, save_index
-from patchnpack.loaders.index import Texts
-from patchnpack.loaders.order import Pack
-from patchnpack.loaders.state import Place
+from patchnpack.loaders.index.table import Texts
+from patchnpack.loaders.order.order import Pack
+from patchnpack.loaders.order.state import Place
 from patchnpack.packer import Plan
 
 HERE = Path(__file__).resolve().parent

@@ -27,11 +27,11 @@ import numpy as np
 from planning import window_of_rows
 
 from patchnpack import PackedBatch, Packing
-from patchnpack.loaders.stats import Stats
+from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.packer import Rows, plan
-from patchnpack.packer.advice import advise
-from patchnpack.packer.report import report
-from patchnpack.packer.sweep import sweep
+from patchnpack.packer.analysis.advice import advise
+from patchnpack.packer.analysis.report import report
+from patchnpack.packer.analysis.sweep import sweep
 
 HERE = Path(__file__).resolve().parent
 WINDOW = 160_000
@@ -127,7 +127,7 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name:22} {value}")
     if options.html is not None:
-        from patchnpack.report_page import check_page, write_page
+        from patchnpack.report.page import check_page, write_page
 
         check_page(options.html)
         title = f"{options.rows:,} synthetic images"

@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from patchnpack.cli import app
+from patchnpack.cli.main import app
 
 sys.path.insert(0, str(Path(__file__).parent))
 from shapes import draw_shapes

@@ -19,8 +19,8 @@ from pathlib import Path
 from patchnpack import PackedImageLoader, Packing
 from patchnpack.engines import run_ray
 from patchnpack.loaders import open_index
-from patchnpack.loaders.manifest import read_manifest
-from patchnpack.loaders.prepack import Job
+from patchnpack.loaders.packs.manifest import read_manifest
+from patchnpack.loaders.prepacking.job import Job
 
 sys.path.insert(0, str(Path(__file__).parent))
 from shapes import draw_shapes

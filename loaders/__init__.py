@@ -1,16 +1,16 @@
 """First floor: shards, the order of an epoch, decoding, and the loader in which they meet."""
 
 from patchnpack.loaders.dataset import PackedDataset
-from patchnpack.loaders.decode import BadImage
 from patchnpack.loaders.errors import BadDataError, ErrorPolicy, StallError
-from patchnpack.loaders.find_index import open_index, update_index
-from patchnpack.loaders.image_folder import Written, write_shards
-from patchnpack.loaders.index import Index
-from patchnpack.loaders.index_file import load_index, save_index
-from patchnpack.loaders.mixture import Mixture
+from patchnpack.loaders.imaging.decode import BadImage
+from patchnpack.loaders.index.index_file import load_index, save_index
+from patchnpack.loaders.index.resolve import open_index, update_index
+from patchnpack.loaders.index.scanner import scan
+from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.order.mixture import Mixture
 from patchnpack.loaders.packed_loader import PackedImageLoader
-from patchnpack.loaders.scanner import scan
-from patchnpack.loaders.stream import PackedStream, pack_stream
+from patchnpack.loaders.shards.writer import Written, write_shards
+from patchnpack.loaders.streaming.pack_stream import PackedStream, pack_stream
 
 __all__ = [
     "BadDataError",

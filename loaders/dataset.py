@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from patchnpack.loaders.batches import Part
-from patchnpack.loaders.state import Place, from_dict, to_dict
-from patchnpack.loaders.stats import Stats
+from patchnpack.loaders.assembly.pipeline import Part
+from patchnpack.loaders.assembly.stats import Stats
+from patchnpack.loaders.order.state import Place, from_dict, to_dict
 from patchnpack.packer import PackedBatch
 
 if TYPE_CHECKING:

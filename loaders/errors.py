@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from patchnpack.loaders.decode import MAX_PIXELS
+from patchnpack.loaders.imaging.decode import MAX_PIXELS
 
 _WINDOW = 10_000  # images that `max_rate` looks back on
 _JUDGED_FROM = 1_000

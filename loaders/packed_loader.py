@@ -10,25 +10,25 @@ from typing import Any, NoReturn
 
 import torch
 
-from patchnpack.loaders.batches import Batches, Part
-from patchnpack.loaders.buffers import BufferPool
+from patchnpack.loaders.assembly.buffers import BufferPool
+from patchnpack.loaders.assembly.pipeline import Batches, Part
+from patchnpack.loaders.assembly.samples import Sources, Transform, check_transform, read_member
+from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.dataset import MOST_WORKERS, PackedDataset
 from patchnpack.loaders.errors import ErrorPolicy, Judge
-from patchnpack.loaders.find_index import open_index
-from patchnpack.loaders.index import IMAGE, Index
-from patchnpack.loaders.labels import Classes, Label, Labels
-from patchnpack.loaders.mixture import Mixed, Mixture
-from patchnpack.loaders.order import Order
-from patchnpack.loaders.own_decode import Decode, check_decode
-from patchnpack.loaders.prepacked import Options, Prepacked, is_prepacked
+from patchnpack.loaders.imaging.user_decode import Decode, check_decode
+from patchnpack.loaders.index.labels import Classes, Label, Labels
+from patchnpack.loaders.index.resolve import open_index
+from patchnpack.loaders.index.table import IMAGE, Index
+from patchnpack.loaders.order.mixture import Mixed, Mixture
+from patchnpack.loaders.order.order import Order
+from patchnpack.loaders.order.row_filter import Usable, Where
+from patchnpack.loaders.order.state import Place, from_dict, to_dict
+from patchnpack.loaders.order.steps import Even, Steps
+from patchnpack.loaders.packs.source import Options, Prepacked, is_prepacked
 from patchnpack.loaders.process import checked_rank, cpu_share, process_rank
-from patchnpack.loaders.samples import Sources, Transform, check_transform, read_member
-from patchnpack.loaders.shards import Source
-from patchnpack.loaders.state import Place, from_dict, to_dict
-from patchnpack.loaders.stats import Stats
-from patchnpack.loaders.steps import Even, Steps
-from patchnpack.loaders.store import Store
-from patchnpack.loaders.usable import Usable, Where
+from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.reader import Source
 from patchnpack.packer import PackedBatch, Packing
 from patchnpack.packer.checks import check_whole
 

@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 
 from patchnpack.loaders.packed_loader import PackedImageLoader
-from patchnpack.loaders.stored_order import StoredOrder
+from patchnpack.loaders.packs.stored_order import StoredOrder
 from patchnpack.packer import Plan, Rows
-from patchnpack.packer.report import PackingReport, report
+from patchnpack.packer.analysis.report import PackingReport, report
 
 
 def planned_rows(loader: PackedImageLoader, epoch: int = 0) -> Rows:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from patchnpack.packer.batch import PackedBatch
+from patchnpack.packer.batch.packed_batch import PackedBatch
 
 if TYPE_CHECKING:
     pass

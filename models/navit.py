@@ -16,7 +16,7 @@ from patchnpack.models.patch_embed import PatchEmbed
 from patchnpack.models.pooling import GELUS, AttentionPooling, max_pool, mean_pool
 from patchnpack.models.pos_embed import axial_rope, make_pos_embed, rotate
 from patchnpack.models.stream import Stream
-from patchnpack.packer.batch import PackedBatch
+from patchnpack.packer.batch.packed_batch import PackedBatch
 
 # B packs, L token slots in a pack, K images in a pack at most, T tokens of the stream, N images of the batch,
 # P patch size, C channels, D width, H heads, E width of a head, R prefix tokens of an image

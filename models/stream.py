@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from patchnpack.models.attention import attention
-from patchnpack.packer.batch import PackedBatch
+from patchnpack.packer.batch.packed_batch import PackedBatch
 
 # B packs, L token slots in a pack, K images in a pack at most, N images, T tokens of the stream, Q queries (T or N),
 # R prefix tokens of an image (class token, registers), H heads, E width of a head

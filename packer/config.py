@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from patchnpack.packer.checks import check_whole
-from patchnpack.packer.patch_sizes import PatchSizes
-from patchnpack.packer.resolution import FitTokens, Native, Resolution, Square
-from patchnpack.packer.sampled_resolution import RandomResizedCrop, SampleSide, ScheduledResolution
-from patchnpack.packer.token_drop import (
+from patchnpack.packer.policies.patch_sizes import PatchSizes
+from patchnpack.packer.policies.resolution import FitTokens, Native, Resolution, Square
+from patchnpack.packer.policies.sampled_resolution import RandomResizedCrop, SampleSide, ScheduledResolution
+from patchnpack.packer.policies.token_drop import (
     BetaDrop,
     ConstantDrop,
     DropToTokens,

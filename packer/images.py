@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from patchnpack.packer.config import Packing
-from patchnpack.packer.random import Purpose, keys
-from patchnpack.packer.resolution import Sizes
+from patchnpack.packer.policies.random import Purpose, keys
+from patchnpack.packer.policies.resolution import Sizes
 
 # n rows, M images
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from patchnpack.packer.binpacking.fill import fewest_tokens, fill_packs
+from patchnpack.packer.binpacking.pack_lengths import DECREASING, SAMPLE, pack_ready, resolve_algorithm
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Algorithm, Packing
-from patchnpack.packer.fill import fewest_tokens, fill_packs
 from patchnpack.packer.images import Images, Rows, measure
-from patchnpack.packer.packing import DECREASING, SAMPLE, pack_ready, resolve_algorithm
-from patchnpack.packer.patch_sizes import PatchSizes
+from patchnpack.packer.policies.patch_sizes import PatchSizes
 
 # M images in the plan's packs, N packs
 

@@ -17,9 +17,9 @@ from dataclasses import replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from patchnpack.loaders.prepack import Job
-from patchnpack.loaders.recipe import MARKERS
-from patchnpack.loaders.remote import is_remote
+from patchnpack.loaders.packs.recipe import MARKERS
+from patchnpack.loaders.prepacking.job import Job
+from patchnpack.loaders.remote.download import is_remote
 from patchnpack.packer.checks import check_whole
 
 Progress = Callable[[int], None]  # called with the images that are written in all

@@ -13,7 +13,7 @@ from patchnpack.augment import Compose, RandAugment, mirror_half
 from patchnpack.loaders import Index, PackedImageLoader
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.packer import NoDrop, Packing, PatchSizes
-from patchnpack.packer.resolution import Resolution
+from patchnpack.packer.policies.resolution import Resolution
 from patchnpack.trainer import Contrastive, Distillation, Objective, TrainConfig, TrainResult, load_checkpoint, train
 
 UNDERLYING = 32  # FlexiViT's own (arXiv 2212.08013, section 3.4)

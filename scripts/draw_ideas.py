@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 
 from patchnpack import Packing
 from patchnpack.packer import Rows, pack_lengths, plan
-from patchnpack.packer.balance import balanced_order, slowest_over_mean
+from patchnpack.packer.binpacking.balance import balanced_order, slowest_over_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

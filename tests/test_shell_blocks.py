@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import typer
 
-from patchnpack.cli import app
+from patchnpack.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -29,7 +29,7 @@ def test_a_newcomer_sees_what_the_page_says(tmp_path: Path) -> None:
     for command, expected in found:
         name, *arguments = shlex.split(command)
         start = {
-            "patchnpack": [sys.executable, "-c", "from patchnpack.cli import run; run()"],
+            "patchnpack": [sys.executable, "-c", "from patchnpack.cli.main import run; run()"],
             "python": [sys.executable],
         }
         done = subprocess.run([*start[name], *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment)

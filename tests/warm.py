@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 
 
 def serve(address: str) -> None:
-    import patchnpack.cli
-    import patchnpack.doctor
-    import patchnpack.report_page
+    import patchnpack.cli.doctor
+    import patchnpack.cli.main
+    import patchnpack.report.page
     import patchnpack.training  # noqa: F401 -- what the commands import when they run
 
     gc.collect()
@@ -81,7 +81,7 @@ def leave(run: Callable[..., None], options: dict[str, Any]) -> NoReturn:
 def begin(words: list[str], folder: str, environment: dict[str, str]) -> None:
     import runpy
 
-    from patchnpack.cli import run
+    from patchnpack.cli.main import run
 
     os.chdir(folder)
     os.environ.clear()

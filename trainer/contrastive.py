@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from patchnpack.models.navit import NaViT
-from patchnpack.packer.batch import PackedBatch
+from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.trainer.losses import Objective, Outcome
 from patchnpack.trainer.ranks import rank_and_size
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import xxhash
 
 from patchnpack.models.navit import NaViT
-from patchnpack.packer.batch import PackedBatch
+from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.trainer.losses import Classification, Outcome
 
 # N images of a batch, T their tokens, P patch size, C channels

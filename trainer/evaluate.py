@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from patchnpack.models.navit import NaViT
-from patchnpack.packer.batch import PackedBatch
+from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.trainer.losses import Classification, Objective, Outcome
 from patchnpack.trainer.ranks import over_ranks
 

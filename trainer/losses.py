@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from patchnpack.models.navit import NaViT, classification_loss
-from patchnpack.packer.batch import PackedBatch
+from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.trainer.mixing import mix
 
 # B packs, K images in a pack at most, C classes

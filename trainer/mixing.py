@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from patchnpack.packer.batch import PackedBatch
+from patchnpack.packer.batch.packed_batch import PackedBatch
 
 # B packs, L token slots, K images in a pack at most, C classes; image i of n tokens in a grid of gw x gh
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from patchnpack.models.navit import NaViT
-from patchnpack.packer.batch import PackedBatch
+from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.packer.files import atomic_write
 from patchnpack.trainer.checkpoint import read_checkpoint, save_checkpoint
 from patchnpack.trainer.evaluate import Batches, Meter, autocast

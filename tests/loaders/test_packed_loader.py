@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageOps
 
 from patchnpack.loaders import Index, PackedImageLoader, pack_stream, scan
-from patchnpack.loaders.state import Place
+from patchnpack.loaders.order.state import Place
 from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Native, PackedBatch, Packing, Square, plan
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)

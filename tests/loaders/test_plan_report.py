@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader
 
 from patchnpack import BetaDrop, FitTokens, PackedImageLoader, Packing, PatchSizes
 from patchnpack.loaders.plan_report import planned_rows, report_of
-from patchnpack.packer.report import pack_bytes
-from patchnpack.report_fields import SHARED_WITH_STATS, report_fields
+from patchnpack.packer.analysis.report import pack_bytes
+from patchnpack.report.fields import SHARED_WITH_STATS, report_fields
 
 
 def _used(loader: PackedImageLoader, epochs: int = 1) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from patchnpack.models import NaViT, NaViTConfig
-from patchnpack.packer.batch import PackedBatch
+from patchnpack.packer.batch.packed_batch import PackedBatch
 
 P, C = 4, 3
 

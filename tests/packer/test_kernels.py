@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from patchnpack.packer import _kernels, reference_draws
+from patchnpack.packer import _kernels
+from patchnpack.packer.policies import reference_draws
 
 # H, W pixels of an image, P patch size, C channels, (gw, gh) patches across and down
 

@@ -27,15 +27,14 @@ from patchnpack.packer import (
     Square,
     _kernels,
     plan,
-    reference,
-    reference_draws,
-    reference_fill,
 )
+from patchnpack.packer.binpacking import reference, reference_fill
 from patchnpack.packer.config import Algorithm
 from patchnpack.packer.images import measure
-from patchnpack.packer.random import Purpose, keys
-from patchnpack.packer.resolution import Resolution
-from patchnpack.packer.token_drop import TokenDrop
+from patchnpack.packer.policies import reference_draws
+from patchnpack.packer.policies.random import Purpose, keys
+from patchnpack.packer.policies.resolution import Resolution
+from patchnpack.packer.policies.token_drop import TokenDrop
 
 ALGORITHMS = get_args(Algorithm)
 DROPS: list[TokenDrop] = [ConstantDrop(0), ConstantDrop(0.5), ConstantDrop(0.9), BetaDrop(0.5, 0.9),

@@ -20,7 +20,7 @@ from PIL import Image
 
 from patchnpack.engines import run_local, run_ray
 from patchnpack.loaders import Index, scan
-from patchnpack.loaders.prepack import Job
+from patchnpack.loaders.prepacking.job import Job
 from patchnpack.packer import Packing
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
@@ -146,7 +146,8 @@ def test_workers_end_with_the_command_that_began_them(
     number: int, shards: list[str], index: Index, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-P", "-c", "from patchnpack.cli import run; run()", "pack", *shards, "-o", str(out)]
+    command = [sys.executable, "-P", "-c", "from patchnpack.cli.main import run; run()", "pack", *shards]
+    command += ["-o", str(out)]
     command += ["--seq-len", "64", "--patch-size", "8", "--max-images", "7", "--store", "patches", "--label", "cls"]
     command += ["--part-packs", "1", "--workers", "2"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

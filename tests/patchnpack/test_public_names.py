@@ -130,7 +130,7 @@ def test_importing_every_part_imports_no_optional_dependency() -> None:
 import sys
 import numba, pyarrow, rich, simplejpeg, torch, typer, webdataset
 before = set(sys.modules)
-import {", ".join(PUBLIC)}, patchnpack.cli
+import {", ".join(PUBLIC)}, patchnpack.cli.main
 print(*({{name.split(".")[0] for name in set(sys.modules) - before}} & {optional}))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 def source(tree: Path) -> set[str]:
     """Each file that should be installed, under its installed name."""
-    names = {"patchnpack/py.typed", "patchnpack/report_page.html"}
+    names = {"patchnpack/py.typed", "patchnpack/report/page.html"}
     for folder in ("patchnpack", "packer", "loaders", "models", "trainer"):
         prefix = "" if folder == "patchnpack" else "patchnpack/"
         names |= {f"{prefix}{path.relative_to(tree).as_posix()}" for path in (tree / folder).rglob("*.py")}
@@ -50,7 +50,7 @@ def test_wheel_puts_nothing_but_patchnpack_into_site_packages(built: Path) -> No
 def test_sdist_holds_the_source_the_readme_and_the_licence(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    wanted = {"pyproject.toml", "README.md", "LICENSE", "patchnpack/py.typed", "patchnpack/report_page.html"}
+    wanted = {"pyproject.toml", "README.md", "LICENSE", "patchnpack/py.typed", "patchnpack/report/page.html"}
     for folder in ("patchnpack", "packer", "loaders", "models", "trainer"):
         wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py")}
     assert wanted <= names

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from patchnpack.models import NaViT, NaViTConfig
-from patchnpack.packer.batch import PackedBatch
+from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.trainer import Contrastive, TextTower, TrainConfig, sigmoid_loss, train
 
 Draw = Callable[..., Any]

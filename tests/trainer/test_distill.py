@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from patchnpack.models import NaViT, NaViTConfig
-from patchnpack.packer.batch import PackedBatch
+from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.trainer import Distillation, TrainConfig, repatchify, train
 
 Draw = Callable[..., Any]

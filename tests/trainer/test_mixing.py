@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchnpack.packer.batch import PackedBatch, PackedImage
+from patchnpack.packer.batch.packed_batch import PackedBatch, PackedImage
 from patchnpack.trainer import mix
 
 Draw = Callable[..., Any]

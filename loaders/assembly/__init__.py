@@ -1,0 +1,1 @@
+"""Assembly: decode threads fill the buffers of a batch, and the pipeline hands batches out in order."""

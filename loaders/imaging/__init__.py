@@ -1,0 +1,1 @@
+"""Imaging: from encoded bytes to upright pixels of the planned size."""

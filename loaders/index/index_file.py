@@ -1,0 +1,207 @@
+"""The index on disk: a parquet file with a row group a shard, or an Arrow file that is used where it lies."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchnpack.loaders.imaging.decode import FORMATS
+from patchnpack.loaders.index.table import Index, Texts
+from patchnpack.loaders.remote.addresses import redact
+from patchnpack.loaders.shards.parquet import INDEX_KEY
+from patchnpack.packer.files import atomic_write
+
+# n rows, s shards
+
+VERSION = 3
+_KEY = INDEX_KEY
+_MEMBER = "member."
+_BY_SHARD = ("starts", "shard_bytes", "without_image")
+_COLUMNS: dict[str, pa.DataType] = {
+    "keys": pa.large_string(),
+    "offset": pa.int64(),
+    "nbytes": pa.int64(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "orientation": pa.uint8(),
+    "format": pa.uint8(),
+    "digest": pa.uint64(),
+    "reasons": pa.large_string(),
+    "cls": pa.large_string(),
+}
+
+
+def save_index(index: Index, path: str | os.PathLike[str], *, home: str | None = None) -> None:
+    """Writes an index, whole or not at all.
+
+    A path that ends in .arrow makes a file several times as large that `load_index` maps into memory instead of reading
+    it: for indexes that all processes of a machine share, of more images than memory should hold. Shards that lie in
+    the index's folder, or below, are named from there, so that the folder can be moved. `home` is the address of the
+    folder that the file will be put into, where that is another one. Where the addresses of shards hold passwords or
+    signatures, only its owner may read the file.
+
+    Raises:
+        ValueError: a path with another ending.
+    """
+    path = Path(path)
+    check_suffix(path)
+    seen_from = path.parent if home is None else home
+    table = index_table(index, [_relative(shard, seen_from) for shard in index.shards])
+    private = any(redact(shard) != shard for shard in index.shards)
+    if path.suffix == ".arrow":
+
+        def write_arrow(file: Any) -> None:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                batches = table.to_batches()
+                for batch in batches if len(batches) < 2 else table.combine_chunks().to_batches():
+                    writer.write_batch(batch)
+
+        atomic_write(path, write_arrow, private=private)
+        return
+
+    def write_parquet(file: Any) -> None:
+        with pq.ParquetWriter(file, table.schema, compression="zstd", write_statistics=False) as writer:
+            for low, high in zip(index.starts[:-1].tolist(), index.starts[1:].tolist(), strict=True):
+                writer.write_table(table.slice(low, high - low), row_group_size=max(1, high - low))
+
+    atomic_write(path, write_parquet, private=private)
+
+
+def load_index(path: str | os.PathLike[str]) -> Index:
+    """Reads an index that `save_index` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no index, of another version, or damaged.
+    """
+    path = Path(path)
+    check_suffix(path)
+    if not path.exists():
+        raise FileNotFoundError(f"index {str(path)!r} does not exist; make it with: patchnpack index SHARDS -o {path}")
+    return read_index(str(path), str(path), path.suffix, path.parent)
+
+
+def read_index(file: str, name: str, ending: str, home: str | Path) -> Index:
+    """The index in a file; its name and its folder, where the index says that shards lie, may be addresses.
+
+    Raises:
+        ValueError: it is no index, of another version, or damaged.
+    """
+    try:
+        if ending == ".arrow":
+            table = pa.ipc.open_file(pa.memory_map(file)).read_all()
+        else:
+            with pq.ParquetFile(file) as opened:
+                table = opened.read()
+        about = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"index {name!r} cannot be read ({error}); {_remedy(name)}") from error
+    if about is None:
+        raise ValueError(f"{name!r} is no index of shards; {_remedy(name)}")
+    if about.get("version") != VERSION:
+        found = about.get("version")
+        raise ValueError(f"index {name!r} is of version {found}, this is {VERSION}; {_remedy(name)}")
+    try:
+        shards = [_absolute(shard, home) for shard in about["shards"]]
+        if isinstance(home, str):
+            # Made beside local shards and uploaded with them: their times say nothing of the copies.
+            about["versions"] = ["" if version.isdecimal() else version for version in about["versions"]]
+        return index_of_table(table, about, shards)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"index {name!r} lacks {error}; {_remedy(name)}") from error
+
+
+def is_index(path: str, ending: str | None = None) -> bool:
+    """Whether a file is an index; other parquet files hold images. `ending` is its own where `path` is not its name."""
+    ending = ending or Path(path).suffix
+    if ending == ".arrow":
+        return True
+    try:
+        return ending == ".parquet" and _KEY in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def _remedy(name: str) -> str:
+    return f"make it anew: patchnpack index SHARDS -o {name}"
+
+
+def check_suffix(path: Path) -> None:
+    """ValueError where a file cannot be an index by its name."""
+    if path.suffix not in (".parquet", ".arrow"):
+        raise ValueError(f"index {str(path)!r} ends in {path.suffix!r}; name it .parquet, or .arrow")
+
+
+def index_table(index: Index, shards: Sequence[str]) -> pa.Table:
+    """The index as a table that says of itself what it is; `shards` are the names to write."""
+    columns: dict[str, pa.Array] = {}
+    for name, kind in _COLUMNS.items():
+        column = getattr(index, name)
+        columns[name] = column.column if isinstance(column, Texts) else pa.array(column, kind)
+    for extension, where in index.members.items():
+        columns[_MEMBER + extension] = pa.FixedSizeListArray.from_arrays(pa.array(where.reshape(-1)), 2)
+    about = {
+        "version": VERSION,
+        "image": index.image,
+        "formats": FORMATS,
+        "shards": list(shards),
+        "versions": index.versions,
+        "cls_member": index.cls_member,
+        "kinds": index.kinds,
+        **{name: getattr(index, name).tolist() for name in _BY_SHARD},
+    }
+    return pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
+
+
+def index_of_table(table: pa.Table, about: dict[str, Any], shards: Sequence[str]) -> Index:
+    """The index that `index_table` laid out, of shards by these names; `about` is what the table says of itself.
+
+    Raises:
+        KeyError, TypeError: it lacks something.
+    """
+
+    def column(name: str) -> pa.Array:
+        chunks = table.column(name).chunks
+        # A single chunk stays where it is: in an Arrow file, it is the file's own memory.
+        return (
+            chunks[0] if len(chunks) == 1 else pa.chunked_array(chunks, table.schema.field(name).type).combine_chunks()
+        )
+
+    def numbers(name: str) -> np.ndarray:
+        found: np.ndarray = column(name).to_numpy(zero_copy_only=False)
+        return found
+
+    members = {
+        name.removeprefix(_MEMBER): np.asarray(column(name).flatten().to_numpy()).reshape(-1, 2)
+        for name in table.column_names
+        if name.startswith(_MEMBER)
+    }
+    columns: dict[str, Any] = {
+        name: Texts(column(name)) if pa.types.is_large_string(kind) else numbers(name)
+        for name, kind in _COLUMNS.items()
+    }
+    by_shard: dict[str, Any] = {name: np.array(about[name], np.int64) for name in _BY_SHARD}
+    about = {name: about[name] for name in ("image", "cls_member", "kinds")} | {"versions": tuple(about["versions"])}
+    return Index(shards=tuple(shards), members=members, **about, **columns, **by_shard)
+
+
+def _absolute(shard: str, home: str | Path) -> str:
+    """The path or address of a shard that an index in the folder, or at the address, `home` names."""
+    if "://" in shard or os.path.isabs(shard):
+        return shard
+    return f"{home}/{shard}" if isinstance(home, str) else os.path.join(*home.parts, shard)
+
+
+def _relative(shard: str, home: str | Path) -> str:
+    """The shard as seen from `home` where it lies below, its absolute path or its address else."""
+    if "://" in shard:
+        return shard.removeprefix(f"{home}/")
+    absolute, above = os.path.abspath(shard), os.path.abspath(home)
+    return os.path.relpath(absolute, above) if absolute.startswith(above + os.sep) else absolute

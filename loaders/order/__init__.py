@@ -1,0 +1,1 @@
+"""The order of an epoch: shuffling, mixtures, packs, steps per rank, and resumable state."""

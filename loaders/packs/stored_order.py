@@ -1,0 +1,192 @@
+"""The order of packs that were planned before: what `Order` is where a plan is made as it is needed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import repeat, zip_longest
+from typing import Any
+
+import numpy as np
+
+from patchnpack.loaders.order.order import Order, Pack
+from patchnpack.packer import Images, PatchSizes, Plan
+from patchnpack.packer.policies.random import Purpose, keys
+
+# N packs of a stream, M images in them
+
+_CHUNK = 4096  # packs that are looked at together
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredPlan(Plan):
+    """Some packs of a stored plan.
+
+    Attributes:
+        epoch, stream: whose plan; epochs count from 0 to the number of plans - 1.
+        numbers: int64 (N,), which packs of the stream these are.
+    """
+
+    epoch: int
+    stream: int
+    numbers: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredOrder(Order):
+    """Packs in the order in which they were planned, put in blocks and balanced as `Order` does.
+
+    Its `seed` and `shuffle` are those that the packs were planned with, unless packs are mixed.
+
+    Attributes:
+        plan: the arrays of the plan of one (epoch, stream), epochs from 0 to `epochs` - 1.
+        ident: uint64 of the rows given, what their draws are keyed by.
+        counts: for each of these epochs, the packs of each stream.
+        mixed_packs: whether packs are read in another order each epoch: `shuffle_window` parts at a time.
+        draw_seed: of the tokens that are kept.
+        part_packs: packs of a part.
+        digest: of all that was packed.
+        part_numbers: of an epoch's stream, the numbers of its parts among all; empty where images lie in any part.
+        num_parts: parts in all.
+    """
+
+    plan: Callable[[int, int], Mapping[str, np.ndarray]]
+    ident: Callable[[np.ndarray], np.ndarray]
+    counts: list[list[int]]
+    mixed_packs: bool
+    draw_seed: int
+    part_packs: int
+    digest: str
+    part_numbers: Callable[[int, int], list[int]]
+    num_parts: int
+    _cached: dict[tuple[int, int], Mapping[str, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def rows_digest(self) -> str:
+        """A digest of everything that was packed."""
+        return self.digest
+
+    @property
+    def details(self) -> dict[str, str]:
+        """What the packs of an epoch depend on beside the fields of an `Order`."""
+        return {"packs shuffled": str(self.mixed_packs), "seed of draws": str(self.draw_seed)}
+
+    def _planned_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[Pack]:
+        arrays, first = self._arrays(epoch, stream), True
+        for numbers in self._numbers(epoch, stream):
+            part = self._taken(arrays, numbers, epoch, stream, first)
+            first = False
+            on_plan(part)
+            yield from map(
+                Pack, part.patch_size.tolist(), repeat(part), range(len(part)), arrays["cost"][numbers].tolist()
+            )
+        if first:
+            on_plan(self._taken(arrays, np.zeros(0, np.int64), epoch, stream, True))
+
+    def whole_plan(self, epoch: int) -> Plan:
+        """All packs of an epoch, stream by stream."""
+        parts: list[Plan] = []
+        for stream in range(self.num_streams):
+            deque(self._planned_packs(epoch, stream, parts.append), maxlen=0)
+        counts = np.concatenate([np.diff(part.offsets) for part in parts])
+        return Plan(
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            patch_size=np.concatenate([part.patch_size for part in parts]),
+            images=Images.concatenate([part.images for part in parts]),
+            skipped=np.concatenate([part.skipped for part in parts]),
+            oversize=np.concatenate([part.oversize for part in parts]),
+            algorithm=parts[0].algorithm,
+        )
+
+    def _taken(
+        self, arrays: Mapping[str, np.ndarray], numbers: np.ndarray, epoch: int, stream: int, first: bool
+    ) -> StoredPlan:
+        ends = arrays["offsets"]
+        low, count = ends[numbers], ends[numbers + 1] - ends[numbers]
+        offsets = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+        which = np.repeat(low - offsets[:-1], count) + np.arange(offsets[-1])
+        row, none = arrays["row"][which], np.zeros(0, np.int64)
+        images = Images(
+            row=row,
+            key=keys(Purpose.TOKEN_DROP, self.draw_seed, epoch, self.ident(row)),  # other tokens are kept each epoch
+            box=arrays["box"].reshape(-1, 4)[which],
+            size=arrays["size"].reshape(-1, 2)[which],
+            grid=arrays["grid"].reshape(-1, 2)[which],
+            keep=arrays["keep"][which],
+        )
+        return StoredPlan(
+            offsets=offsets,
+            patch_size=arrays["patch_size"][numbers],
+            images=images,
+            skipped=arrays["skipped"] if first else none,
+            oversize=arrays["oversize"] if first else none,
+            algorithm=self.packing.algorithm,
+            epoch=epoch % len(self.counts),
+            stream=stream,
+            numbers=numbers,
+        )
+
+    def _numbers(self, epoch: int, stream: int) -> Iterator[np.ndarray]:
+        """The numbers of the stream's packs as they are read, some at a time."""
+        packs = self._counts(epoch)
+        count = packs[stream]
+        if not self.mixed_packs:
+            yield from (np.arange(low, min(count, low + _CHUNK)) for low in range(0, count, _CHUNK))
+            return
+        # With patch sizes whole blocks change places, in all streams alike, since a block has one patch size.
+        sizes = isinstance(self.packing.patch_size, PatchSizes)
+        unit = self.block // self.num_streams if sizes else 1
+        units = (min(packs) if sizes else count) // unit
+        salt = np.uint64(0 if sizes else stream << 40)
+        for window in self._windows(epoch, units, max(1, self.part_packs // unit), salt):
+            drawn = keys(Purpose.ROW_ORDER, self.seed, epoch, window.astype(np.uint64) | salt)
+            window = window[np.argsort(drawn, kind="stable")]
+            yield (window[:, None] * unit + np.arange(unit)).ravel()
+        if units * unit < count:
+            yield np.arange(units * unit, count)
+
+    def _windows(self, epoch: int, units: int, part: int, salt: np.uint64) -> Iterator[np.ndarray]:
+        """The units of each window of parts, the parts in an order drawn anew."""
+        parts = np.arange(-(-units // part))
+        parts = parts[
+            np.argsort(keys(Purpose.SHARD_ORDER, self.seed, epoch, parts.astype(np.uint64) | salt), kind="stable")
+        ]
+        for first in range(0, len(parts), self.shuffle_window):
+            window = parts[first : first + self.shuffle_window]
+            units_in = (window[:, None] * part + np.arange(part)).ravel()
+            yield units_in[units_in < units]
+
+    def _counts(self, epoch: int) -> list[int]:
+        return self.counts[epoch % len(self.counts)]
+
+    def _arrays(self, epoch: int, stream: int) -> Mapping[str, np.ndarray]:
+        which = epoch % len(self.counts), stream
+        if which not in self._cached:
+            if len(self._cached) > 2 * self.num_streams:
+                self._cached.clear()
+            self._cached[which] = self.plan(*which)
+        return self._cached[which]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cached": {}}
+
+    def stream_counts(self, epoch: int) -> list[int]:
+        """Packs in each stream."""
+        return self._counts(epoch)
+
+    def shards_in_order(self, epoch: int) -> Iterator[int]:
+        """The parts about as they are come to."""
+        orders = [self._parts_in_order(epoch, stream) for stream in range(self.num_streams)]
+        seen = dict.fromkeys(part for parts in zip_longest(*orders) for part in parts if part is not None)
+        yield from seen
+        yield from (part for part in range(self.num_parts) if part not in seen)
+
+    def _parts_in_order(self, epoch: int, stream: int) -> list[int]:
+        parts = self.part_numbers(epoch % len(self.counts), stream)
+        if not parts:
+            return []
+        come = dict.fromkeys(
+            number for chunk in self._numbers(epoch, stream) for number in np.unique(chunk // self.part_packs).tolist()
+        )
+        return [parts[number] for number in come]

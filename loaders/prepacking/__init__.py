@@ -1,0 +1,1 @@
+"""Pre-packing: write, verify and unpack packed folders."""

@@ -1,0 +1,120 @@
+"""Verifying pre-packed data: every file has the bytes that were written, and every image is in one pack an epoch."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from patchnpack.loaders.packs.arrow_file import digest_of
+from patchnpack.loaders.packs.manifest import Manifest, read_manifest
+from patchnpack.loaders.packs.recipe import MARKERS, PARTS, RECIPE, plan_name
+from patchnpack.loaders.remote.storage import open_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found.
+
+    Attributes:
+        files, nbytes: what was read.
+        problems: what is not as it should be, one line each; empty if all is well.
+    """
+
+    files: int
+    nbytes: int
+    problems: list[str] = field(default_factory=list)
+
+
+def verify(
+    out: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Verdict:
+    """Reads every file of a finished folder of packs, and compares digests and counts with the manifest.
+
+    Args:
+        out: the folder, local or an address.
+        storage_options: of an address.
+        progress: called with (bytes read, bytes in all).
+
+    Raises:
+        FileNotFoundError: there are no packs.
+        ValueError: they are not finished, or of another schema, or the manifest is damaged.
+    """
+    folder = open_folder(out, storage_options)
+    manifest = read_manifest(folder)
+    problems: list[str] = []
+    if folder.read(RECIPE) != manifest.recipe.to_json():
+        problems.append(f"{RECIPE} is not the manifest's")
+    total, done = sum(about["nbytes"] for about in manifest.files.values()), 0
+    plans: dict[str, bytes] = {}
+    for name, about in manifest.files.items():
+        data = folder.read(name)
+        if data is None:
+            problems.append(f"{name} is not there")
+            continue
+        if len(data) != about["nbytes"]:
+            problems.append(f"{name} has {len(data)} bytes, and should have {about['nbytes']}")
+        elif digest_of(data) != about["digest"]:
+            problems.append(f"{name} has other bytes than were written: its digest differs")
+        elif name.startswith("plans/"):
+            plans[name] = data
+        if name.startswith(PARTS + "/"):
+            _check_marker(folder.read(_marker_of(name)), name, about, problems)
+        done += len(data)
+        progress(done, total)
+    stray = set(folder.names(PARTS, "")) - {name.removeprefix(PARTS + "/") for name in manifest.files}
+    problems += [f"{PARTS}/{name} is in no manifest" for name in sorted(stray)]
+    _check_counts(manifest, plans, problems)
+    return Verdict(len(manifest.files), done, problems)
+
+
+def _marker_of(part: str) -> str:
+    return part.replace(PARTS, MARKERS, 1).removesuffix(".arrow") + ".json"
+
+
+def _check_marker(text: bytes | None, name: str, about: Mapping[str, Any], problems: list[str]) -> None:
+    if text is None:
+        problems.append(f"{name} has no marker")
+        return
+    try:
+        marker = json.loads(text)
+        agrees = all(marker[what] == about[what] for what in ("nbytes", "digest", "packs", "images"))
+    except (ValueError, KeyError, TypeError):
+        agrees = False
+    if not agrees:
+        problems.append(f"the marker of {name} does not say what the manifest says")
+
+
+def _check_counts(manifest: Manifest, plans: Mapping[str, bytes], problems: list[str]) -> None:
+    """Every pack is in a part, and every row in one pack of each epoch, or left out for a reason."""
+    recipe = manifest.recipe
+    for epoch, of_streams in enumerate(manifest.packs):
+        rows = []
+        for stream, packs in enumerate(of_streams):
+            name = plan_name(epoch, stream)
+            if name not in plans:
+                continue
+            with pa.ipc.open_file(io.BytesIO(plans[name])) as file:
+                table = file.get_batch(0)
+            arrays = {column: table.column(column).values.to_numpy() for column in ("patch_size", "row", "skipped")}
+            if len(arrays["patch_size"]) != packs:
+                problems.append(f"{name} has {len(arrays['patch_size'])} packs, and should have {packs}")
+            rows += [arrays["row"], arrays["skipped"]]
+            if epoch < recipe.part_epochs:
+                begin = f"{PARTS}/e{epoch:04d}-s{stream:03d}-"
+                held = sum(about["packs"] for part, about in manifest.files.items() if part.startswith(begin))
+                if held < packs:
+                    problems.append(f"the parts of stream {stream} of epoch {epoch} hold {held} packs of {packs}")
+        all_rows = np.concatenate([np.zeros(0, np.int64), *rows])
+        if (twice := len(all_rows) - len(np.unique(all_rows))) > 0:
+            problems.append(f"{twice} rows are planned more than once in epoch {epoch}")
+        if len(all_rows) and not 0 <= all_rows.min() <= all_rows.max() < recipe.source["images"]:
+            problems.append(f"epoch {epoch} has rows that the source has not")

@@ -1,0 +1,1 @@
+"""Remote files: addresses, retries, downloads, and the local shard cache."""

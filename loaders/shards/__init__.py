@@ -1,0 +1,1 @@
+"""Shards: tar and parquet files, how they are named, opened, read and written."""

@@ -1,0 +1,1 @@
+"""`pack_stream`: batches from any iterable of samples."""

@@ -1,0 +1,1 @@
+"""Analysis of a packing before any pixel is read: report, sweep, advice, baselines."""

@@ -1,0 +1,185 @@
+"""The ways that people batch images of many sizes in, and what each costs for the same images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from patchnpack.packer.config import Packing
+from patchnpack.packer.images import Images, Rows
+from patchnpack.packer.plan import Plan, plan
+from patchnpack.packer.policies.resolution import FitTokens
+
+# n images; a slot is the place of one token in what the model is given, whether a token fills it or not
+
+BUCKETS = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Way:
+    """One way to batch the same images, and what it costs.
+
+    Attributes:
+        name: what is done with the images.
+        sequences: rows of the batches, in all.
+        slots: token slots in all.
+        tokens: slots that hold a token.
+        attention_cost: pairs of slots that attention computes in all: within each image where packs are attended to by
+            image, within each row of slots where images are padded and masked.
+        resized: whether images are given another size than the packing gives them, so that the model sees others.
+        note: what the figures do not show.
+    """
+
+    name: str
+    sequences: int
+    slots: int
+    tokens: int
+    attention_cost: int
+    resized: bool = False
+    note: str = ""
+
+    @property
+    def padding(self) -> float:
+        """Share of the slots that hold no token."""
+        return 1 - self.tokens / self.slots if self.slots else 0.0
+
+
+def ways(made: Plan, rows: Rows, packing: Packing, *, seed: int, epoch: int, block: int) -> tuple[Way, ...]:
+    """The plan itself, then the same images by the other ways.
+
+    Args:
+        made: the plan of the rows.
+        rows: the images.
+        packing: what the plan was made with.
+        seed, epoch, block: likewise.
+    """
+    return (
+        _packed(made, packing),
+        *_next_fit(rows, packing, seed, epoch, block),
+        _longest(made),
+        _bucketed(made),
+        _fitted(made, rows, packing),
+        _square(made, rows),
+    )
+
+
+def buckets(keep: np.ndarray, count: int = BUCKETS) -> tuple[np.ndarray, np.ndarray]:
+    """Buckets of like token counts, of as many images each: the longest of each, and its images, int64 (count,).
+
+    >>> buckets(np.array([5, 1, 2, 4, 3]), 2)
+    (array([2, 5]), array([2, 3]))
+    """
+    keep = np.sort(keep.astype(np.int64))
+    ends = np.unique(np.arange(1, count + 1) * len(keep) // count)
+    ends = ends[ends > 0]
+    return keep[ends - 1], np.diff(ends, prepend=0)
+
+
+def rows_of(images: Images, rows: Rows) -> np.ndarray:
+    """Which of the rows each image is, int64 (M,)."""
+    order = np.argsort(rows.row, kind="stable")
+    return order[np.searchsorted(rows.row, images.row, sorter=order)]
+
+
+def _packed(made: Plan, packing: Packing) -> Way:
+    return Way(
+        name=f"packed, {made.algorithm}",
+        sequences=len(made),
+        slots=len(made) * packing.seq_len,
+        tokens=int(made.tokens().sum()),
+        attention_cost=int(made.attention_cost().sum()),
+    )
+
+
+def _next_fit(rows: Rows, packing: Packing, seed: int, epoch: int, block: int) -> list[Way]:
+    if packing.algorithm == "next_fit":
+        return []
+    usual = packing.replace(algorithm="next_fit", fill="none" if packing.fill == "none" else "undrop")
+    return [_packed(plan(rows, usual, seed=seed, epoch=epoch, block=block), packing)]
+
+
+def _by_patch_size(made: Plan) -> list[tuple[int, Images]]:
+    """The images at each patch size."""
+    each = np.repeat(made.patch_size, np.diff(made.offsets))
+    return [(int(size), made.images.take(each == size)) for size in np.unique(each)]
+
+
+def _longest(made: Plan) -> Way:
+    """One image a row of as many slots as the longest has; of the longest at each patch size, if there are several."""
+    parts = [images.keep.astype(np.int64) for _, images in _by_patch_size(made)]
+    longest = " or ".join(f"{part.max():,}" for part in parts)
+    return Way(
+        name="padded to the longest",
+        sequences=sum(map(len, parts)),
+        slots=sum(len(part) * int(part.max()) for part in parts),
+        tokens=int(made.tokens().sum()),
+        attention_cost=sum(len(part) * int(part.max()) ** 2 for part in parts),
+        note=f"one image a row of {longest} slots",
+    )
+
+
+def _bucketed(made: Plan) -> Way:
+    """One image a row, in batches of like length: each row has the slots of the longest image of its bucket."""
+    slots, attention, edges = 0, 0, []
+    for _, images in _by_patch_size(made):
+        longest, rows = buckets(images.keep)
+        slots += int((longest * rows).sum())
+        attention += int((longest**2 * rows).sum())
+        edges.append(", ".join(f"{edge:,}" for edge in np.unique(longest)))
+    return Way(
+        name="bucketed by length",
+        sequences=len(made.images),
+        slots=slots,
+        tokens=int(made.tokens().sum()),
+        attention_cost=attention,
+        note=f"{BUCKETS} buckets of as many images, in rows of {' or '.join(edges)} slots; a batch "
+        "holds one bucket, so its images are of like size",
+    )
+
+
+def _fitted(made: Plan, rows: Rows, packing: Packing) -> Way:
+    """Each image resized, up or down, to at most as many tokens as the mean image has, and padded to that many."""
+    slots = tokens = attention = 0
+    lengths: list[str] = []
+    enlarged = 0
+    for size, images in _by_patch_size(made):
+        length = max(packing.grid_multiple**2, round(float(images.keep.mean())))
+        at = rows_of(images, rows)
+        policy = FitTokens(length, upsample=True)
+        grid = policy.sizes(rows.width[at], rows.height[at], size, packing.grid_multiple).grid.prod(1, dtype=np.int64)
+        slots, tokens = slots + len(grid) * length, tokens + int(grid.sum())
+        attention += len(grid) * length**2
+        enlarged += int((grid > images.grid.prod(1, dtype=np.int64)).sum())
+        lengths.append(f"{length:,}")
+    words = " or ".join(dict.fromkeys(lengths))
+    return Way(
+        name=f"fitted to {words} tokens",
+        sequences=len(made.images),
+        slots=slots,
+        tokens=tokens,
+        attention_cost=attention,
+        resized=True,
+        note=f"one image a row, resized to at most {words} tokens with its aspect kept, as timm's NaFlex loader "
+        f"does for each length that it draws; {enlarged / max(1, len(made.images)):.0%} of images enlarged",
+    )
+
+
+def _square(made: Plan, rows: Rows) -> Way:
+    """The square whose tokens come nearest to the mean image's, so that the model computes about as much."""
+    sides, tokens, attention = [], 0, 0
+    for size, images in _by_patch_size(made):
+        side = max(1, round(float(images.keep.mean()) ** 0.5))
+        sides.append(f"{side * size}x{side * size}")
+        tokens += len(images) * side**2
+        attention += len(images) * side**4
+    stretch = np.maximum(rows.width, rows.height) / np.minimum(rows.width, rows.height)
+    return Way(
+        name=f"resized to {' or '.join(dict.fromkeys(sides))}",
+        sequences=len(made.images),
+        slots=tokens,
+        tokens=tokens,
+        attention_cost=attention,
+        resized=True,
+        note=f"{(stretch > 1.1).mean():.0%} of images stretched by over 10 %; median {np.median(stretch) - 1:.0%}",
+    )

@@ -1,0 +1,247 @@
+"""What a configuration makes of a data set: packs, padding, and what the usual ways would cost instead."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from patchnpack.packer.analysis.baselines import Way, rows_of, ways
+from patchnpack.packer.analysis.histogram import Histogram
+from patchnpack.packer.binpacking.balance import slowest_over_mean, window_of, window_order
+from patchnpack.packer.checks import check_whole
+from patchnpack.packer.config import Packing
+from patchnpack.packer.images import Rows
+from patchnpack.packer.plan import Plan, plan
+from patchnpack.packer.policies.random import Purpose, keys
+
+# n images, N packs; a slot is the place of one token in what the model is given, whether a token fills it or not
+
+_TIMED_ROWS = 200_000
+_GROUPS = 100  # of consecutive packs, of which the fill is told: as many as a chart can show
+_SHOWN_PACKS = 12
+_ASPECTS = 2.0 ** np.arange(-2, 2.0625, 0.125)  # width over height; wider and taller ones are in the outermost bins
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distributions:
+    """What the means of a report hide.
+
+    Attributes:
+        tokens_an_image: images by the tokens that they keep.
+        aspect: images by width over height, of the source.
+        drop_rate: images by the share of their tokens that is dropped.
+        images_a_pack: packs by images.
+        attention_a_pack: packs by attention cost.
+        fill: of groups of consecutive packs, in order: the least and the mean share of a pack's slots that are filled.
+        packs: the first packs, each the numbers of tokens of its images.
+    """
+
+    tokens_an_image: Histogram
+    aspect: Histogram
+    drop_rate: Histogram
+    images_a_pack: Histogram
+    attention_a_pack: Histogram
+    fill: tuple[tuple[float, float], ...]
+    packs: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackingReport:
+    """What `packing` makes of n images.
+
+    Attributes:
+        packing: the configuration.
+        images: images in packs.
+        tokens_native: patches that they would have at their own sizes, sides rounded up.
+        tokens_before_drop: their patches at the sizes that the packing gives them.
+        tokens: their tokens, after dropping.
+        tokens_an_image: smallest, median, mean and largest number of tokens.
+        drop_rate: mean share of an image's tokens that is dropped.
+        packs: sequences of `packing.seq_len` slots.
+        images_a_pack: smallest, mean and largest number of images.
+        oversize: images of more than `seq_len` tokens; `packing.oversize` says what became of them.
+        skipped: images left out because of that.
+        attention_cost: sum of the images' squared numbers of tokens.
+        attention_a_pack: the same of a pack: smallest, mean and largest.
+        attention_spread: standard deviation of that over its mean; 0 is even.
+        ways: packing as configured first, then the ways it is compared with.
+        batch_size: packs in a batch.
+        batch_bytes: bytes of a batch's tensors, at the largest patch size.
+        steps: batches of each rank in an epoch.
+        empty_packs: packs without images that fill the last step.
+        ranks: ranks that a step's packs are shared out to.
+        slowest_attention: the attention cost of a step's dearest pack over the packs' mean: as packed, and balanced in
+            windows of `packing.balance`; 1 is even.
+        slowest_model: the same of the whole model's cost, of `width` features.
+        width: features of the model.
+        plan_s_a_million: seconds of one core to plan a million such images.
+        distributions: what the means hide.
+    """
+
+    packing: Packing
+    images: int
+    tokens_native: int
+    tokens_before_drop: int
+    tokens: int
+    tokens_an_image: tuple[int, float, float, int]
+    drop_rate: float
+    packs: int
+    images_a_pack: tuple[int, float, int]
+    oversize: int
+    skipped: int
+    attention_cost: int
+    attention_a_pack: tuple[int, float, int]
+    attention_spread: float
+    ways: tuple[Way, ...]
+    batch_size: int
+    batch_bytes: int
+    steps: int
+    empty_packs: int
+    ranks: int
+    slowest_attention: tuple[float, float]
+    slowest_model: tuple[float, float]
+    width: int
+    plan_s_a_million: float
+    distributions: Distributions
+
+    @property
+    def padding(self) -> float:
+        """Share of the packs' slots that hold no token."""
+        return self.ways[0].padding
+
+    @property
+    def epoch_padding(self) -> float:
+        """Share of the slots of all batches that hold no token, also of the packs that fill the last step."""
+        return 1 - self.tokens / ((self.packs + self.empty_packs) * self.packing.seq_len)
+
+
+def report(
+    rows: Rows,
+    packing: Packing,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    batch_size: int = 8,
+    ranks: int = 8,
+    width: int = 768,
+    made: Plan | None = None,
+) -> PackingReport:
+    """Plans the rows with `packing`, and by the ways that people use otherwise.
+
+    Args:
+        rows: the images, in order of arrival.
+        packing: what a sequence looks like.
+        seed, epoch: of all draws.
+        batch_size: packs in a batch of one rank, at least 1.
+        ranks: ranks that train together, at least 1: how long they wait for each other is told.
+        width: features of the model that they train.
+        made: the plan, where there is one already.
+
+    >>> import numpy as np
+    >>> sides = np.random.default_rng(0).integers(48, 385, (2, 1000))
+    >>> found = report(Rows.of_sizes(*sides), Packing(seq_len=256))
+    >>> found.images, found.packs, [way.name for way in found.ways][:2]
+    (1000, 677, ['packed, largest_fit', 'packed, next_fit'])
+    """
+    check_whole("batch_size", batch_size)
+    check_whole("ranks", ranks)
+    check_whole("width", width)
+    step = batch_size * ranks
+    made = plan(rows, packing, seed=seed, epoch=epoch, block=step) if made is None else made
+    images = made.images
+    if not len(images):
+        raise ValueError(
+            f"none of the {len(rows)} images is left to pack; {len(made.skipped)} were skipped as oversize"
+        )
+    keep, before = images.keep.astype(np.int64), images.grid.prod(1, dtype=np.int64)
+    counts, attention, source = np.diff(made.offsets), made.attention_cost(), rows_of(images, rows)
+    patch = np.repeat(made.patch_size, counts).astype(np.int64)
+    native = -(-rows.width[source].astype(np.int64) // patch) * -(-rows.height[source].astype(np.int64) // patch)
+    steps = -(-len(made) // step)
+    return PackingReport(
+        packing=packing,
+        images=len(images),
+        tokens_native=int(native.sum()),
+        tokens_before_drop=int(before.sum()),
+        tokens=int(keep.sum()),
+        tokens_an_image=(int(keep.min()), float(np.median(keep)), float(keep.mean()), int(keep.max())),
+        drop_rate=float((1 - keep / before).mean()),
+        packs=len(made),
+        images_a_pack=(int(counts.min()), float(counts.mean()), int(counts.max())),
+        oversize=len(made.oversize),
+        skipped=len(made.skipped),
+        attention_cost=int(attention.sum()),
+        attention_a_pack=(int(attention.min()), float(attention.mean()), int(attention.max())),
+        attention_spread=float(attention.std() / attention.mean()),
+        ways=ways(made, rows, packing, seed=seed, epoch=epoch, block=step),
+        batch_size=batch_size,
+        batch_bytes=batch_size * pack_bytes(packing),
+        steps=steps,
+        empty_packs=steps * step - len(made),
+        ranks=ranks,
+        slowest_attention=slowest(attention, attention, made.patch_size, packing, seed, ranks),
+        slowest_model=slowest(attention, made.model_cost(width), made.patch_size, packing, seed, ranks),
+        width=width,
+        plan_s_a_million=_plan_s_a_million(rows, packing, seed),
+        distributions=Distributions(
+            tokens_an_image=Histogram.of_counts(keep),
+            aspect=Histogram.of(rows.width[source] / rows.height[source], _ASPECTS),
+            drop_rate=Histogram.of(1 - keep / before, np.linspace(0, 1, 21)),
+            images_a_pack=Histogram.of_counts(counts),
+            attention_a_pack=Histogram.of_counts(attention),
+            fill=_fill_in_order(made, packing),
+            packs=tuple(tuple(made.pack(i).keep.tolist()) for i in range(min(_SHOWN_PACKS, len(made)))),
+        ),
+    )
+
+
+def pack_bytes(packing: Packing) -> int:
+    """Bytes of one pack in the tensors of a `PackedBatch`, labels being class numbers, at the largest patch size.
+
+    Patches, segment ids and coords by slot; grids, sizes, mask, labels and rows by image.
+
+    >>> pack_bytes(Packing(seq_len=1024, patch_size=16, max_images=64))
+    800832
+    """
+    slot = max(map(packing.token_bytes, packing.patch_sizes)) + 4 + 8
+    return packing.seq_len * slot + packing.max_images * (8 + 8 + 1 + 8 + 8)
+
+
+def slowest(
+    attention: np.ndarray, cost: np.ndarray, patch_size: np.ndarray, packing: Packing, seed: int, ranks: int
+) -> tuple[float, float]:
+    """The dearest of `ranks` packs over their mean, averaged over an epoch: as packed, and as `packing.balance` does.
+
+    Args:
+        attention: (N,), what the packs are balanced by.
+        cost: (N,), what is compared.
+        patch_size: (N,), of each pack.
+        packing: says in which windows packs are balanced.
+        seed: that shares are mixed by.
+        ranks: packs that run at a time.
+    """
+    as_packed = slowest_over_mean(cost, ranks)
+    if not packing.balance:
+        return as_packed, as_packed
+    window = window_of(packing.balance, ranks)
+    drawn = keys(Purpose.BALANCE, seed, 0, np.arange(window // ranks, dtype=np.uint64))
+    parts = []
+    for first in range(0, len(cost), window):
+        part = slice(first, first + window)
+        parts.append(cost[part][window_order(attention[part], patch_size[part], ranks, drawn)])
+    return as_packed, slowest_over_mean(np.concatenate(parts), ranks)
+
+
+def _fill_in_order(made: Plan, packing: Packing) -> tuple[tuple[float, float], ...]:
+    groups = np.array_split(made.tokens() / packing.seq_len, min(_GROUPS, len(made)))
+    return tuple((float(group.min()), float(group.mean())) for group in groups)
+
+
+def _plan_s_a_million(rows: Rows, packing: Packing, seed: int) -> float:
+    count = max(len(rows), _TIMED_ROWS)
+    many = Rows.of_sizes(np.resize(rows.width, count), np.resize(rows.height, count))
+    began = time.perf_counter()
+    plan(many, packing, seed=seed)
+    return (time.perf_counter() - began) / count * 1e6

@@ -1,0 +1,340 @@
+"""`draw_packs`: a picture of packs, token by token, with each image rebuilt beneath."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import islice
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, features
+
+from patchnpack.packer.batch.packed_batch import PackedBatch, PackedImage
+
+# L token slots in a pack, P patch size, C channels, n slots in a line, s pixels that a slot is wide
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart, in an order that sets light beside dark.
+_COLOURS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233))
+_PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (33, 37, 41), (99, 107, 115), (222, 226, 230)
+_GROUND, _STROKE = (238, 240, 243), (173, 181, 189)
+
+_MARGIN, _TAB, _EDGE, _LINE_GAP = 32, 16, 4, 6
+_MIN_SLOT, _MAX_SLOT, _MAX_STRIP = 7, 32, 420
+_THUMBS, _FRAME, _CAPTION, _CARD_GAP = (240, 200, 160, 120), 4, 132, 20
+
+
+def draw_packs(
+    batch: PackedBatch, *, max_packs: int = 8, width: int = 1600, classes: Sequence[str] | None = None
+) -> Image.Image:
+    """Draws the first `max_packs` packs of a batch and the images in them, as an RGB picture `width` pixels wide.
+
+    ```
+    Pack 1   2 images   14 of 16 tokens   87.5 % full
+    |1 1 1 1 1 1|2 2|      token slots in order, line by line, each with its patch; one colour and number an image
+    |2 2 2 2 2 2|///|      hatched: padding
+    [1]       [ 2 ]        the images, put together from patches and coords, all to one scale; hatched: dropped tokens
+    ```
+
+    Args:
+        batch: grey, RGB or RGBA patches; what is transparent is drawn over white.
+        max_packs: packs to draw; a line at the end says how many are left out.
+        width: of the picture, at least 480 pixels. The height follows from what is drawn.
+        classes: names of the labels 0, 1, 2 ..., written beside the keys. Without them no label is shown.
+
+    Raises:
+        ValueError: `max_packs` or `width` is too small, a label has no name, or the patches have other channels.
+
+    The same batch gives the same picture, for one build of PIL. No plotting library is needed.
+
+    >>> import torch
+    >>> batch = PackedBatch(
+    ...     patches=torch.zeros(1, 4, 2 * 2 * 3, dtype=torch.uint8),
+    ...     segment_ids=torch.tensor([[1, 1, 0, 0]]),
+    ...     coords=torch.tensor([[[0, 0], [1, 0], [0, 0], [0, 0]]]),
+    ...     grids=torch.tensor([[[2, 1]]]),
+    ...     image_sizes=torch.tensor([[[4, 2]]]),
+    ...     image_mask=torch.tensor([[True]]),
+    ...     labels=torch.tensor([[0]]),
+    ...     rows=torch.tensor([[0]]),
+    ...     keys=[["a"]],
+    ...     patch_size=2,
+    ... )
+    >>> draw_packs(batch, width=640).width
+    640
+    """
+    L, P = batch.segment_ids.shape[1], batch.patch_size
+    channels = batch.patches.shape[-1] // P**2
+    if max_packs < 1:
+        raise ValueError(f"max_packs is {max_packs}; it must be at least 1")
+    if width < 480:
+        raise ValueError(f"width is {width} pixels; it must be at least 480, or captions would not fit")
+    if channels not in (1, 3, 4):
+        raise ValueError(f"the patches have {channels} channels; 1 (grey), 3 (RGB) or 4 (RGBA) can be drawn")
+
+    walk, room = batch.images(), width - 2 * _MARGIN
+    packs = [list(islice(walk, count)) for count in batch.image_mask[:max_packs].sum(1).tolist()]
+    segments = batch.segment_ids[:max_packs].cpu().numpy()
+    patches = batch.patches[:max_packs].reshape(len(packs), L, P, P, channels).cpu().numpy()
+    scale = _thumb_scale(packs, P, room)
+
+    panels = [_header(batch, room, any(_dropped(image) for pack in packs for image in pack))]
+    for b, pack in enumerate(packs):
+        panels.append(_title(b, pack, L, room))
+        panels.append(_strip(patches[b], segments[b], room))
+        panels.extend(_gallery(pack, classes, scale, room))
+    if left := len(batch.keys) - len(packs):
+        panels.append(_line([(f"and {left} more {'pack' if left == 1 else 'packs'}", 17, _FAINT)], room))
+    return _stack(panels, width)
+
+
+def _strip(patches: np.ndarray, segments: np.ndarray, room: int) -> Image.Image:
+    """One pack's slots, patches (L, P, P, C) and segments (L,), as lines of a film strip with numbered tabs."""
+    n, s = _slots(len(segments), room)
+    lines = _runs(segments, n, s)
+    tops = np.cumsum([0] + [s + 2 * _EDGE + _LINE_GAP + _TAB * any(run[3] for run in line) for line in lines])
+    pixels = np.full((int(tops[-1]) - _LINE_GAP, n * s, 3), _PAPER, np.uint8)
+    for i, line in enumerate(lines):
+        body = pixels[tops[i + 1] - _LINE_GAP - s - 2 * _EDGE : tops[i + 1] - _LINE_GAP]
+        for start, end, number, _ in line:
+            box = body[:, start * s : end * s]
+            box[:] = _colour(number) if number else _hatch(*box.shape[:2])
+            if number:
+                _fill_slots(box[_EDGE:-_EDGE], patches[i * n + start : i * n + end])
+            if start:
+                body[:, start * s - 1 : start * s + 1] = _PAPER
+    picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
+    for top, line in zip(tops.tolist(), lines, strict=False):
+        for start, _, number, labelled in line:
+            if labelled:
+                _tab(draw, start * s + (start > 0), top, number)
+    return picture
+
+
+def _slots(length: int, room: int) -> tuple[int, int]:
+    """Slots in a line and pixels a slot: the largest with which the strip stays about `_MAX_STRIP` pixels high."""
+    for s in range(_MAX_SLOT, _MIN_SLOT - 1, -1):
+        lines = -(-length // (room // s))
+        if lines * (s + 2 * _EDGE + _LINE_GAP) <= _MAX_STRIP:
+            break
+    # Lines of equal length, and slots that grow into the room which that leaves.
+    n = -(-length // lines)
+    return n, min(room // n, s + 4)
+
+
+def _runs(segments: np.ndarray, n: int, s: int) -> list[list[tuple[int, int, int, bool]]]:
+    """For each line of n slots, its runs of one segment: first slot, end, segment, and whether it is labelled here.
+
+    A segment is labelled once, on the first line on which it has room for the label.
+    """
+    lines, before, waiting = [], -1, False
+    for first in range(0, len(segments), n):
+        ids = segments[first : first + n]
+        starts = np.flatnonzero(np.diff(ids, prepend=-1)).tolist()
+        line = []
+        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+            number = int(ids[start])
+            waiting = waiting or number != before if start == 0 else True
+            labelled = waiting and _tab_width(number) < (end - start) * s
+            line.append((start, end, number, labelled))
+            before, waiting = number, waiting and not labelled
+        lines.append(line)
+    return lines
+
+
+def _fill_slots(box: np.ndarray, patches: np.ndarray) -> None:
+    """Draws patches (n, P, P, C) side by side into `box` (s, n * s, 3), with lines between slots that are large."""
+    s, gap = len(box), int(len(box) >= 10)
+    # One resize for all: a box filter mixes no neighbours, as each patch's edges fall on edges of drawn pixels.
+    row = _rgb(np.concatenate(patches, axis=1)).resize((len(patches) * (s - gap), s - gap), Image.Resampling.BOX)
+    cells = np.asarray(row).reshape(s - gap, len(patches), s - gap, 3)
+    box.reshape(s, len(patches), s, 3)[: s - gap, :, gap:] = cells
+
+
+def _tab(draw: ImageDraw.ImageDraw, x: int, y: int, number: int) -> None:
+    colour = _colour(number) if number else _GROUND
+    corners = (True, True, False, False)
+    draw.rounded_rectangle((x, y, x + _tab_width(number) - 2, y + _TAB), 3, colour, corners=corners)
+    _write(draw, x + 5, y + 1, _tab_text(number), 13, _text_on(colour))
+
+
+def _tab_text(number: int) -> str:
+    return str(number) if number else "padding"
+
+
+def _tab_width(number: int) -> int:
+    return int(_font(13).getlength(_tab_text(number))) + 11
+
+
+def _gallery(pack: list[PackedImage], classes: Sequence[str] | None, scale: float, room: int) -> list[Image.Image]:
+    """The images of one pack, each over its caption, in rows."""
+    cards = [_card(number, image, classes, scale) for number, image in enumerate(pack, 1)]
+    rows: list[list[Image.Image]] = []
+    left = 0
+    for card in cards:
+        if card.width > left:
+            rows.append([])
+            left = room
+        rows[-1].append(card)
+        left -= card.width + _CARD_GAP
+    pictures = []
+    for row in rows:
+        picture = Image.new("RGB", (room, max(card.height for card in row)), _PAPER)
+        x = 0
+        for card in row:
+            picture.paste(card, (x, picture.height - card.height))
+            x += card.width + _CARD_GAP
+        pictures.append(picture)
+    return pictures
+
+
+def _card(number: int, image: PackedImage, classes: Sequence[str] | None, scale: float) -> Image.Image:
+    (gw, gh), colour = image.grid, _colour(number)
+    thumb = _thumb(image, scale)
+    captions = [_shorten(image.key), f"{gw}x{gh} patches", f"{len(image.coords)} of {gw * gh} tokens"]
+    if classes is not None:
+        captions.insert(1, _class_name(image, classes))
+    badge = int(_font(15).getlength(str(number))) + 10
+    wide = max(_CAPTION, thumb.width + 2 * _FRAME, badge + 6 + int(_font(15).getlength(_printable(captions[0]))) + 1)
+    top = thumb.height + 2 * _FRAME + 6
+    card = Image.new("RGB", (wide, top + 20 * len(captions)), _PAPER)
+    draw = ImageDraw.Draw(card)
+    draw.rectangle((0, 0, thumb.width + 2 * _FRAME - 1, thumb.height + 2 * _FRAME - 1), colour)
+    card.paste(thumb, (_FRAME, _FRAME))
+    draw.rounded_rectangle((0, top, badge - 1, top + 18), 3, colour)
+    _write(draw, 5, top + 1, str(number), 15, _text_on(colour))
+    _write(draw, badge + 6, top + 1, captions[0], 15, _INK)
+    for i, caption in enumerate(captions[1:], 1):
+        _write(draw, 0, top + 1 + 20 * i, caption, 14, _FAINT)
+    return card
+
+
+def _thumb(image: PackedImage, scale: float) -> Image.Image:
+    """The image put together from its patches, `scale` pixels a patch; dropped patches are hatched."""
+    (gw, gh), P = image.grid, image.patch_size
+    size = max(2, round(gw * scale)), max(2, round(gh * scale))
+    kept = np.zeros((gh, gw), np.uint8)
+    x, y = image.coords.cpu().numpy().T
+    kept[y, x] = 255
+    pixels = np.asarray(_rgb(image.pixels())).copy()
+    pixels[np.repeat(np.repeat(kept == 0, P, 0), P, 1)] = _GROUND
+    thumb = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+    mask = Image.fromarray(kept).resize(size, Image.Resampling.NEAREST)
+    return Image.composite(thumb, Image.fromarray(_hatch(size[1], size[0], back=True)), mask)
+
+
+def _thumb_scale(packs: list[list[PackedImage]], P: int, room: int) -> float:
+    """Pixels a patch, for all images alike: as large as lets each pack's images stand in one row, within limits."""
+    grids = [[image.grid for image in pack] for pack in packs]
+    longest = max((max(grid) for pack in grids for grid in pack), default=1)
+    for limit in _THUMBS:
+        scale = min(P, limit / longest)
+        if all(sum(max(_CAPTION, gw * scale + 2 * _FRAME) + _CARD_GAP for gw, _ in pack) <= room for pack in grids):
+            break
+    return scale
+
+
+def _header(batch: PackedBatch, room: int, dropped: bool) -> Image.Image:
+    P, (B, L) = batch.patch_size, batch.segment_ids.shape
+    picture = Image.new("RGB", (room, 62), _PAPER)
+    draw = ImageDraw.Draw(picture)
+    title = f"{B} {'pack' if B == 1 else 'packs'} of {L} token slots"
+    x = _write(draw, 0, 0, title, 26, _INK) + 20
+    _write(draw, x, 8, f"{batch.num_images} images, patches of {P}x{P} pixels", 17, _FAINT)
+    x = 0
+    legend = [(None, "one image's tokens: one colour, one number"), (False, "padding"), (True, "dropped token")]
+    for back, text in legend[: 2 + dropped]:
+        sample = np.full((16, 22, 3), _COLOURS[0], np.uint8) if back is None else _hatch(16, 22, back=back)
+        picture.paste(Image.fromarray(sample), (round(x), 40))
+        x = _write(draw, x + 30, 39, text, 15, _FAINT) + 28
+    return picture
+
+
+def _title(b: int, pack: list[PackedImage], L: int, room: int) -> Image.Image:
+    tokens = sum(len(image.coords) for image in pack)
+    # Rounded down, so that only a pack without padding is called full.
+    fill = 1000 * tokens // L / 10
+    images = f"{len(pack)} {'image' if len(pack) == 1 else 'images'}"
+    words = [images, f"{tokens} of {L} tokens", f"{fill:g} % full"] if pack else ["empty"]
+    return _line([(f"Pack {b + 1}", 21, _INK), *((word, 17, _FAINT) for word in words)], room, rule=True)
+
+
+def _line(words: list[tuple[str, int, tuple[int, int, int]]], room: int, rule: bool = False) -> Image.Image:
+    picture = Image.new("RGB", (room, 44), _PAPER)
+    draw = ImageDraw.Draw(picture)
+    if rule:
+        draw.line((0, 6, room, 6), _RULE)
+    x = 0.0
+    for text, size, fill in words:
+        x = _write(draw, x, 38 - round(size * 1.05), text, size, fill) + 24
+    return picture
+
+
+def _stack(panels: list[Image.Image], width: int) -> Image.Image:
+    gap = 14
+    height = 2 * _MARGIN + sum(panel.height for panel in panels) + gap * (len(panels) - 1)
+    picture = Image.new("RGB", (width, height), _PAPER)
+    y = _MARGIN
+    for panel in panels:
+        picture.paste(panel, (_MARGIN, y))
+        y += panel.height + gap
+    return picture
+
+
+def _dropped(image: PackedImage) -> int:
+    return image.grid[0] * image.grid[1] - len(image.coords)
+
+
+def _class_name(image: PackedImage, classes: Sequence[str]) -> str:
+    if not isinstance(image.label, int) or image.label < 0:
+        return ""
+    if image.label >= len(classes):
+        raise ValueError(f"image {image.key!r} has label {image.label}, but classes names only {len(classes)} labels")
+    return classes[image.label]
+
+
+def _shorten(key: str, limit: int = 14) -> str:
+    return key if len(key) <= limit else f"{key[: limit // 2 - 3]}...{key[-limit // 2 :]}"
+
+
+def _rgb(pixels: np.ndarray) -> Image.Image:
+    """uint8 (height, width, C) as an RGB picture; what is transparent shows white."""
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    if picture.mode == "RGBA":
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, _PAPER), picture)
+    return picture.convert("RGB")
+
+
+def _hatch(height: int, width: int, *, back: bool = False) -> np.ndarray:
+    """uint8 (height, width, 3) of slanted lines, leaning back where `back`."""
+    y, x = np.ogrid[:height, :width]
+    stroke = np.take([0.5, 1.0, 0.5, 0, 0, 0, 0, 0], (x - y if back else x + y) % 8)[..., None]
+    colours: np.ndarray = _GROUND * (1 - stroke) + np.multiply(_STROKE, stroke)
+    return np.round(colours).astype(np.uint8)
+
+
+def _colour(number: int) -> tuple[int, int, int]:
+    return _COLOURS[(number - 1) % len(_COLOURS)]
+
+
+def _text_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    return _INK if np.dot(colour, (0.299, 0.587, 0.114)) > 125 else _PAPER
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    # A PIL built without FreeType has one small bitmap font only.
+    return ImageFont.load_default(size) if features.check("freetype2") else ImageFont.load_default_imagefont()
+
+
+def _printable(text: str) -> str:
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    # The bitmap font knows Latin-1 alone.
+    return text if features.check("freetype2") else text.encode("latin-1", "replace").decode("latin-1")
+
+
+def _write(draw: ImageDraw.ImageDraw, x: float, y: float, text: str, size: int, fill: tuple[int, int, int]) -> float:
+    """Writes `text` with its upper left corner at (x, y); returns where it ends."""
+    text, font = _printable(text), _font(size)
+    draw.text((x, y), text, fill, font)
+    return x + font.getlength(text)

@@ -1,0 +1,284 @@
+"""A batch in the form that other people's models take: a row an image, one flat row of tokens, or a canvas an image.
+
+Each export gives a dict of tensors on the batch's device, named as the model's own processor names them. Images come in
+the order of `batch.labels[batch.image_mask]`: pack after pack, column after column. All of these models number the
+tokens of an image by the size of its grid, so one that lost tokens would be given wrong positions: it is a ValueError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from patchnpack.packer.batch.normalize import normalize
+from patchnpack.packer.checks import check_whole
+
+if TYPE_CHECKING:
+    from patchnpack.packer.batch.packed_batch import PackedBatch
+
+# N images of the batch, T tokens of them all, M token slots of a row, P patch size, C channels, D = P*P*C,
+# F frames that one patch spans, (gw, gh) an image's patches across and down, (H, W) pixels of the largest grid
+
+Channels = float | Sequence[float]
+
+# Mean and standard deviation of CLIP's training images (arXiv 2103.00020), by which Qwen2-VL and Pixtral normalise too.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tokens:
+    """The tokens of a batch without its padding, image after image, each whole and in raster order.
+
+    Attributes:
+        patches: uint8 (T, D).
+        image: int64 (T,), which image each is of.
+        start: int64 (N,), the first token of each image.
+        coords: int64 (T, 2), (x, y).
+        grids: int64 (N, 2), (gw, gh).
+        sizes: the same on the host.
+    """
+
+    patches: torch.Tensor
+    image: torch.Tensor
+    start: torch.Tensor
+    coords: torch.Tensor
+    grids: torch.Tensor
+    sizes: np.ndarray
+
+    def place(self) -> torch.Tensor:
+        """int64 (T,), which of its image's tokens each is."""
+        return torch.arange(len(self.image), device=self.image.device) - self.start[self.image]
+
+
+def _name(batch: PackedBatch, image: int) -> str:
+    """An image's key, as error messages quote it."""
+    return repr([key for pack in batch.keys for key in pack][image])
+
+
+def _tokens(batch: PackedBatch, model: str) -> _Tokens:
+    """Every image's tokens. Of a batch on a GPU the grids are fetched, to check them before work starts.
+
+    Raises:
+        ValueError: an image has lost tokens.
+    """
+    device, lengths = batch.patches.device, np.array(batch.lengths, np.int64)
+    grids = batch.grids[batch.image_mask].long()
+    sizes = grids.cpu().numpy()
+    whole = sizes.prod(1)
+    if len(dropped := np.flatnonzero(lengths != whole)):
+        i = int(dropped[0])
+        raise ValueError(
+            f"image {_name(batch, i)} holds {lengths[i]} of its {whole[i]} tokens ({len(dropped)} of {len(lengths)} "
+            f"images lost some), and {model} takes whole images only: it derives positions from the grid's size. Use "
+            "Packing(token_drop=NoDrop()) without oversize='drop' and fill='trim'"
+        )
+    image = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
+    start = torch.from_numpy(np.cumsum(lengths) - lengths)
+    return _Tokens(
+        patches=batch.patches.flatten(0, 1)[batch.token_index],
+        image=image.to(device),
+        start=start.to(device),
+        coords=batch.coords.flatten(0, 1)[batch.token_index].long(),
+        grids=grids,
+        sizes=sizes,
+    )
+
+
+def _channels(batch: PackedBatch) -> int:
+    return int(batch.patches.shape[-1]) // batch.patch_size**2
+
+
+def _row_length(batch: PackedBatch, max_num_patches: int | None) -> int:
+    """M: what was asked for, or the tokens of the longest image."""
+    longest = batch.max_seqlen
+    if max_num_patches is None:
+        return longest
+    check_whole("max_num_patches", max_num_patches)
+    if longest > max_num_patches:
+        raise ValueError(
+            f"max_num_patches is {max_num_patches} and image {_name(batch, batch.lengths.index(longest))} has "
+            f"{longest} tokens; give at least {longest}, or make images smaller: "
+            f"Packing(resolution=FitTokens({max_num_patches}))"
+        )
+    return max_num_patches
+
+
+def to_siglip2(
+    batch: PackedBatch,
+    max_num_patches: int | None = None,
+    mean: Channels = 0.5,
+    std: Channels = 0.5,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, torch.Tensor]:
+    """What `Siglip2VisionModel` of transformers takes (SigLIP 2, arXiv 2502.14786, section 2.4.2): one row an image.
+
+    Args:
+        batch: images in whole.
+        max_num_patches: M, slots of a row; None is the tokens of the longest image.
+        mean, std: of pixels from 0 to 1, for all channels or one for each.
+        dtype: of the pixels.
+
+    Returns:
+        pixel_values (N, M, D) with padding 0; pixel_attention_mask int32 (N, M), 1 where there is a token;
+        spatial_shapes int64 (N, 2), (gh, gw).
+
+    Raises:
+        ValueError: an image lost tokens or has more than M.
+
+    >>> import numpy as np
+    >>> from patchnpack import Packing, pack_stream
+    >>> images = [(np.zeros((32, 64, 3), np.uint8), 0), (np.zeros((32, 32, 3), np.uint8), 1)]
+    >>> (batch,) = pack_stream(images, Packing(seq_len=16), batch_size=1)
+    >>> {name: list(tensor.shape) for name, tensor in to_siglip2(batch).items()}
+    {'pixel_values': [2, 8, 768], 'pixel_attention_mask': [2, 8], 'spatial_shapes': [2, 2]}
+    """
+    row = _row_length(batch, max_num_patches)
+    tokens = _tokens(batch, "SigLIP 2")
+    values, mask, _ = _rows(batch, tokens, row, normalize(tokens.patches, _channels(batch), mean, std, dtype))
+    return {"pixel_values": values, "pixel_attention_mask": mask.int(), "spatial_shapes": tokens.grids.flip(1)}
+
+
+def to_naflex(
+    batch: PackedBatch,
+    max_num_patches: int | None = None,
+    mean: Channels = 0.5,
+    std: Channels = 0.5,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, torch.Tensor]:
+    """What timm's `NaFlexVit` takes: one row an image.
+
+    A model that resizes its patch embedding to the patch size of the batch (`enable_patch_interpolator`) wants to see
+    that size: give it `patches.unflatten(2, (P, P, C))`.
+
+    Args:
+        batch: images in whole.
+        max_num_patches: M, slots of a row; None is the tokens of the longest image.
+        mean, std: of pixels from 0 to 1, for all channels or one for each.
+        dtype: of the pixels.
+
+    Returns:
+        patches (N, M, D) with padding 0; patch_coord int64 (N, M, 2), (y, x), 0 in padding; patch_valid bool (N, M).
+
+    Raises:
+        ValueError: an image lost tokens or has more than M.
+
+    >>> import numpy as np
+    >>> from patchnpack import Packing, pack_stream
+    >>> images = [(np.zeros((32, 64, 3), np.uint8), 0), (np.zeros((32, 32, 3), np.uint8), 1)]
+    >>> (batch,) = pack_stream(images, Packing(seq_len=16), batch_size=1)
+    >>> {name: list(tensor.shape) for name, tensor in to_naflex(batch).items()}
+    {'patches': [2, 8, 768], 'patch_coord': [2, 8, 2], 'patch_valid': [2, 8]}
+    """
+    row = _row_length(batch, max_num_patches)
+    tokens = _tokens(batch, "NaFlexVit")
+    patches, valid, slots = _rows(batch, tokens, row, normalize(tokens.patches, _channels(batch), mean, std, dtype))
+    coord = tokens.coords.new_zeros((*valid.shape, 2))
+    coord.flatten(0, 1)[slots] = tokens.coords.flip(1)
+    return {"patches": patches, "patch_coord": coord, "patch_valid": valid}
+
+
+def _rows(
+    batch: PackedBatch, tokens: _Tokens, row: int, values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Values (N, M, D), a row an image; where they are, bool (N, M); each token's slot of the N*M, int64 (T,)."""
+    slots = tokens.image * row + tokens.place()
+    rows = values.new_zeros((batch.num_images, row, values.shape[1]))
+    valid = torch.zeros(rows.shape[:2], dtype=torch.bool, device=values.device)
+    rows.flatten(0, 1)[slots] = values
+    valid.flatten()[slots] = True
+    return rows, valid, slots
+
+
+def to_qwen2_vl(
+    batch: PackedBatch,
+    mean: Channels = CLIP_MEAN,
+    std: Channels = CLIP_STD,
+    dtype: torch.dtype = torch.float32,
+    merge_size: int = 2,
+    temporal_patch_size: int = 2,
+) -> dict[str, torch.Tensor]:
+    """What Qwen2-VL takes (arXiv 2409.12191, section 2.1): all images in one row, tokens in blocks that merge into one.
+
+    A still image is shown to its patches of F frames F times. The vision model by itself calls these two
+    `hidden_states` and `grid_thw`.
+
+    Args:
+        batch: images in whole, whose grids are multiples of `merge_size`: `Packing(grid_multiple=2)`.
+        mean, std: of pixels from 0 to 1, for all channels or one for each.
+        dtype: of the pixels.
+        merge_size: sides of the blocks, in tokens; blocks are in raster order, and tokens within each.
+        temporal_patch_size: F.
+
+    Returns:
+        pixel_values (T, C*F*P*P) in the order channel, frame, row, column; image_grid_thw int64 (N, 3), (1, gh, gw).
+
+    Raises:
+        ValueError: an image lost tokens, or its grid does not divide into blocks.
+
+    >>> import numpy as np
+    >>> from patchnpack import Packing, pack_stream
+    >>> images = [(np.zeros((32, 64, 3), np.uint8), 0), (np.zeros((32, 32, 3), np.uint8), 1)]
+    >>> (batch,) = pack_stream(images, Packing(seq_len=16), batch_size=1)
+    >>> {name: list(tensor.shape) for name, tensor in to_qwen2_vl(batch).items()}
+    {'pixel_values': [12, 1536], 'image_grid_thw': [2, 3]}
+    """
+    check_whole("merge_size", merge_size)
+    check_whole("temporal_patch_size", temporal_patch_size)
+    m, tokens = merge_size, _tokens(batch, "Qwen2-VL")
+    if len(odd := np.flatnonzero((tokens.sizes % m).any(1))):
+        gw, gh = tokens.sizes[odd[0]].tolist()
+        raise ValueError(
+            f"image {_name(batch, int(odd[0]))} has a grid of {gw}x{gh} patches, and Qwen2-VL merges {m}x{m} of them "
+            f"into one: both sides must be multiples of {m}; use Packing(grid_multiple={m})"
+        )
+    P, C = batch.patch_size, _channels(batch)
+    x, y = tokens.coords.T
+    across = tokens.grids[tokens.image, 0] // m
+    block, within = y // m * across + x // m, y % m * m + x % m
+    values = normalize(tokens.patches, C, mean, std, dtype).view(-1, P, P, C).permute(0, 3, 1, 2)
+    frames = values.new_empty((len(values), C, temporal_patch_size, P, P))
+    frames[tokens.start[tokens.image] + block * m**2 + within] = values[:, :, None]
+    thw = torch.cat([torch.ones_like(tokens.grids[:, :1]), tokens.grids.flip(1)], 1)
+    return {"pixel_values": frames.flatten(1), "image_grid_thw": thw}
+
+
+def to_pixtral(
+    batch: PackedBatch,
+    mean: Channels = CLIP_MEAN,
+    std: Channels = CLIP_STD,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, torch.Tensor]:
+    """What Pixtral takes (arXiv 2410.07073, section 2.2): images put together again, padded to the largest.
+
+    Args:
+        batch: images in whole.
+        mean, std: of pixels from 0 to 1, for all channels or one for each.
+        dtype: of the pixels.
+
+    Returns:
+        pixel_values (N, C, H, W), 0 to the right of an image and below it; image_sizes int64 (N, 2), (height, width) in
+        pixels.
+
+    Raises:
+        ValueError: an image lost tokens.
+
+    >>> import numpy as np
+    >>> from patchnpack import Packing, pack_stream
+    >>> images = [(np.zeros((32, 64, 3), np.uint8), 0), (np.zeros((32, 32, 3), np.uint8), 1)]
+    >>> (batch,) = pack_stream(images, Packing(seq_len=16), batch_size=1)
+    >>> {name: list(tensor.shape) for name, tensor in to_pixtral(batch).items()}
+    {'pixel_values': [2, 3, 32, 64], 'image_sizes': [2, 2]}
+    """
+    P, C, tokens = batch.patch_size, _channels(batch), _tokens(batch, "Pixtral")
+    gw, gh = tokens.sizes.max(0, initial=0).tolist()
+    values = normalize(tokens.patches, C, mean, std, dtype).view(-1, P, P, C)
+    canvas = values.new_zeros((batch.num_images, C, gh, P, gw, P))
+    x, y = tokens.coords.T
+    # A view in the order of `values`: the pixels are written once, in their place.
+    canvas.permute(0, 2, 4, 3, 5, 1)[tokens.image, y, x] = values
+    return {"pixel_values": canvas.flatten(4, 5).flatten(2, 3), "image_sizes": tokens.grids.flip(1) * P}

@@ -1,0 +1,234 @@
+"""`PackedBatch`: what a training loop receives, B packs of L token slots as tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from patchnpack.packer import _kernels
+from patchnpack.packer.batch import export
+from patchnpack.packer.batch.normalize import normalize
+
+# B packs in the batch, L token slots in a pack, K images in a pack at most,
+# P patch size, C channels, T valid tokens of the whole batch, N images of the whole batch
+
+
+@dataclass(eq=False, frozen=True, slots=True)
+class PackedImage:
+    """One image taken back out of a pack.
+
+    Attributes:
+        key: the sample's name in its shard.
+        label: int, or a float32 tensor (D,) for soft targets; -100 or NaN where there is none.
+        grid: (gw, gh), patches across and down, before any token was dropped.
+        coords: int32 (n, 2), the (x, y) of each kept token in the grid.
+        patches: uint8 (n, P*P*C), the kept tokens' pixels in row, column, channel order.
+        patch_size: P, in pixels.
+    """
+
+    key: str
+    label: int | torch.Tensor
+    grid: tuple[int, int]
+    coords: torch.Tensor
+    patches: torch.Tensor
+    patch_size: int
+
+    def pixels(self) -> np.ndarray:
+        """The image as uint8 (gh*P, gw*P, C), put together from its patches; dropped patches are black."""
+        P, (gw, gh) = self.patch_size, self.grid
+        canvas = np.zeros((gh, gw, P, P, self.patches.shape[1] // (P * P)), np.uint8)
+        x, y = self.coords.cpu().numpy().T
+        canvas[y, x] = self.patches.cpu().numpy().reshape(len(x), P, P, -1)
+        return canvas.transpose(0, 2, 1, 3, 4).reshape(gh * P, gw * P, -1)
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class PackedBatch:
+    """B packs of L token slots, each holding at most K images (NaViT, arXiv 2307.06304, section 2.1).
+
+    ```
+    segment_ids  1 1 1 1 1 1 2 2 2 2 3 3 3 3 3 0      one pack, L = 16: three images and one slot of padding
+    coords       (0,0) (1,0) (2,0) (0,1) ...          (x, y) in each image's own grid
+    column j     of grids, labels, keys, ...          is the image of segment j + 1
+    ```
+
+    Attributes:
+        patches: uint8 (B, L, P*P*C), pixels in row, column, channel order; padding is 0.
+        segment_ids: int32 (B, L), 1..K; 0 is padding. An image's tokens are contiguous and in raster order.
+        coords: int32 (B, L, 2), (x, y) of each token in its image's grid.
+        grids: int32 (B, K, 2), (gw, gh) before dropping; 0 where there is no image.
+        image_sizes: int32 (B, K, 2), (width, height) of the source in pixels, after EXIF orientation.
+        image_mask: bool (B, K), where there is an image.
+        labels: int64 (B, K), or float32 (B, K, D); -100, or NaN, where there is none.
+        rows: int64 (B, K), row in the index; -1 where there is none.
+        keys: for each pack, the images' keys.
+        extras: for each member asked for, for each pack, the images' values.
+        patch_size: P, in pixels.
+        step: batches of this epoch before this one.
+        epoch: the epoch that the batch belongs to.
+        position: packs of the epoch consumed, over all ranks, once this batch has been used.
+        cu_seqlens: int32 (N + 1,), where each image starts in the flat order of valid tokens.
+        token_index: int64 (T,), where each valid token lies in the flattened (B*L) slots.
+        lengths: for each of the N images, its number of tokens, as Python ints.
+    """
+
+    patches: torch.Tensor
+    segment_ids: torch.Tensor
+    coords: torch.Tensor
+    grids: torch.Tensor
+    image_sizes: torch.Tensor
+    image_mask: torch.Tensor
+    labels: torch.Tensor
+    rows: torch.Tensor
+    keys: list[list[str]]
+    extras: dict[str, list[list[Any]]] = field(default_factory=dict)
+    patch_size: int
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    cu_seqlens: torch.Tensor = field(init=False, repr=False)
+    token_index: torch.Tensor = field(init=False, repr=False)
+    lengths: list[int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Counted once, while the batch is still on the host: on a GPU each of these would be a synchronisation.
+        mask = self.image_mask.numpy()
+        token_index = np.empty(self.segment_ids.numel(), np.int64)
+        cu_seqlens = np.empty(int(mask.sum()) + 1, np.int32)
+        tokens, images = _kernels.find_tokens(self.segment_ids.numpy(), token_index, cu_seqlens)
+        assert images == len(cu_seqlens) - 1, "an image without tokens, or tokens without an image"
+        self.lengths = np.diff(cu_seqlens).tolist()
+        self.cu_seqlens = torch.from_numpy(cu_seqlens)
+        self.token_index = torch.from_numpy(token_index[:tokens])
+
+    @property
+    def num_images(self) -> int:
+        """Images in the batch; a host int, so reading it never waits for a device."""
+        return len(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """Valid tokens in the batch; a host int."""
+        return sum(self.lengths)
+
+    @property
+    def max_seqlen(self) -> int:
+        """Tokens of the longest image; a host int, 0 for an empty batch."""
+        return max(self.lengths, default=0)
+
+    @property
+    def padding_fraction(self) -> float:
+        """Share of the B*L token slots that hold no token."""
+        return 1.0 - self.num_tokens / self.segment_ids.numel()
+
+    def _map(self, move: Any) -> PackedBatch:
+        moved = object.__new__(PackedBatch)
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            setattr(moved, f.name, move(value) if isinstance(value, torch.Tensor) else value)
+        return moved
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
+        """The same batch with its tensors on `device`; keys and extras stay as they are."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PackedBatch:
+        """The same batch in page-locked memory, for `to(device, non_blocking=True)`."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def attention_mask(self) -> torch.Tensor:
+        """bool (B, L, L), True where query and key are tokens of one image.
+
+        Rows of padding are False throughout; `scaled_dot_product_attention` gives 0 there.
+        """
+        segments = self.segment_ids
+        return (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, :, None]
+
+    def normalized_patches(
+        self,
+        mean: export.Channels = 0.5,
+        std: export.Channels = 0.5,
+        dtype: torch.dtype = torch.float32,
+    ) -> torch.Tensor:
+        """(patches / 255 - mean) / std in `dtype`, shape (B, L, P*P*C), padding 0.
+
+        `mean` and `std` are a number for all channels or one for each. Only models that cannot take uint8 need it:
+        `NaViT` folds the normalisation into its patch embedding.
+        """
+        normalized = normalize(self.patches, self.patches.shape[-1] // self.patch_size**2, mean, std, dtype)
+        return normalized * (self.segment_ids > 0)[..., None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a plain dict, for trainers that take keyword arguments."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> PackedBatch:
+        """The batch of which `to_dict` gave `fields`; tensors may have moved to another device since."""
+        batch = object.__new__(cls)
+        for f in dataclasses.fields(cls):
+            setattr(batch, f.name, fields[f.name])
+        return batch
+
+    def to_siglip2(
+        self,
+        max_num_patches: int | None = None,
+        mean: export.Channels = 0.5,
+        std: export.Channels = 0.5,
+        dtype: torch.dtype = torch.float32,
+    ) -> dict[str, torch.Tensor]:
+        """pixel_values, pixel_attention_mask, spatial_shapes: see `packer.export.to_siglip2`."""
+        return export.to_siglip2(self, max_num_patches, mean, std, dtype)
+
+    def to_naflex(
+        self,
+        max_num_patches: int | None = None,
+        mean: export.Channels = 0.5,
+        std: export.Channels = 0.5,
+        dtype: torch.dtype = torch.float32,
+    ) -> dict[str, torch.Tensor]:
+        """patches, patch_coord, patch_valid for timm's `NaFlexVit`: see `packer.export.to_naflex`."""
+        return export.to_naflex(self, max_num_patches, mean, std, dtype)
+
+    def to_qwen2_vl(
+        self,
+        mean: export.Channels = export.CLIP_MEAN,
+        std: export.Channels = export.CLIP_STD,
+        dtype: torch.dtype = torch.float32,
+        merge_size: int = 2,
+        temporal_patch_size: int = 2,
+    ) -> dict[str, torch.Tensor]:
+        """pixel_values, image_grid_thw: see `packer.export.to_qwen2_vl`."""
+        return export.to_qwen2_vl(self, mean, std, dtype, merge_size, temporal_patch_size)
+
+    def to_pixtral(
+        self,
+        mean: export.Channels = export.CLIP_MEAN,
+        std: export.Channels = export.CLIP_STD,
+        dtype: torch.dtype = torch.float32,
+    ) -> dict[str, torch.Tensor]:
+        """pixel_values, image_sizes: see `packer.export.to_pixtral`."""
+        return export.to_pixtral(self, mean, std, dtype)
+
+    def images(self) -> Iterator[PackedImage]:
+        """Walks the images back out, pack by pack, one record an image."""
+        ends = np.cumsum(self.lengths)
+        flat_coords, flat_patches = self.coords.flatten(0, 1), self.patches.flatten(0, 1)
+        columns = self.image_mask.nonzero().tolist()
+        for (b, j), end, length in zip(columns, ends, self.lengths, strict=True):
+            slots = self.token_index[end - length : end]
+            label = self.labels[b, j]
+            gw, gh = self.grids[b, j].tolist()
+            yield PackedImage(
+                key=self.keys[b][j],
+                label=label if self.labels.ndim == 3 else int(label),
+                grid=(gw, gh),
+                coords=flat_coords[slots],
+                patches=flat_patches[slots],
+                patch_size=self.patch_size,
+            )

@@ -1,0 +1,1 @@
+"""Bin packing: from lengths to packs. Compiled packers with plain-Python references."""

@@ -1,0 +1,223 @@
+"""The compiled packers that sort: `first_fit_decreasing` and `best_fit_decreasing`, on blocks of 4R items.
+
+Their arguments are those of `_packers.py`; `reference.py` says in plain Python what each does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from patchnpack.packer.binpacking._bits import trailing_zeros
+
+# n items (images) of a given length (tokens), L capacity of a pack, R lookahead, K items in a pack at most
+
+
+@njit(nogil=True, cache=True)
+def _longest_first(lengths, start, end, starts, items):  # type: ignore[no-untyped-def]
+    """Writes the items from `start` to `end` to `items`, longest first, of one length the oldest first."""
+    starts[:] = 0
+    longest = 0
+    for i in range(start, end):
+        starts[lengths[i]] += 1
+        longest = max(longest, lengths[i])
+    before = 0
+    for length in range(longest, 0, -1):
+        before, starts[length] = before + starts[length], before
+    for i in range(start, end):
+        items[starts[lengths[i]]] = i
+        starts[lengths[i]] += 1
+
+
+@njit(nogil=True, cache=True)
+def _emit_block(items, where, opened, order, offsets, packs):  # type: ignore[no-untyped-def]
+    """Emits a block's packs in the order in which they were opened; item `items[j]` lies in pack `where[j]`."""
+    for p in range(opened):
+        offsets[packs + p + 1] = 0
+    for j in range(len(items)):
+        offsets[packs + where[j] + 1] += 1
+    out = offsets[packs]
+    for p in range(opened):  # each entry becomes its pack's start, and its end once its items are written
+        offsets[packs + p + 1], out = out, out + offsets[packs + p + 1]
+    for j in range(len(items)):
+        p = packs + where[j] + 1
+        order[offsets[p]] = items[j]
+        offsets[p] += 1
+    return packs + opened
+
+
+@njit(nogil=True, cache=True)
+def first_fit_decreasing(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+    """See `reference.first_fit_decreasing`. A tree of maxima over the packs' rooms finds the first that fits."""
+    n = len(lengths)
+    block = min(n, 4 * lookahead)
+    starts = np.empty(capacity + 1, np.int64)
+    items, where = np.empty(block, np.int64), np.empty(block, np.int64)
+    leaves = 1
+    while leaves < block:
+        leaves *= 2
+    tree = np.empty(2 * leaves, np.int64)
+    count = np.empty(block, np.int64)
+    packs, start = 0, 0
+    while start < n and (flush or n - start >= 4 * lookahead):
+        end = min(n, start + block)
+        _longest_first(lengths, start, end, starts, items)
+        tree[:] = capacity
+        count[:] = 0
+        opened = 0
+        for j in range(end - start):
+            length = lengths[items[j]]
+            node = 1
+            while node < leaves:
+                node *= 2
+                if tree[node] < length:
+                    node += 1
+            pack = node - leaves
+            where[j] = pack
+            opened = max(opened, pack + 1)
+            count[pack] += 1
+            tree[node] = tree[node] - length if count[pack] < max_items else 0
+            while node > 1:
+                node //= 2
+                room = max(tree[2 * node], tree[2 * node + 1])
+                if tree[node] == room:
+                    break
+                tree[node] = room
+        packs = _emit_block(items[: end - start], where, opened, order, offsets, packs)
+        start = end
+    return packs
+
+
+@njit(nogil=True, cache=True)
+def _sort_runs(lengths, start, size, ends, items):  # type: ignore[no-untyped-def]
+    """Writes the places of items from `start` on to `items`, longest first, of one length the oldest first.
+
+    `ends[length]` is where those of a length end. Returns the largest length.
+    """
+    ends[:] = 0
+    for i in range(start, start + size):
+        ends[lengths[i]] += 1
+    before, longest = 0, 0
+    for length in range(len(ends) - 1, 0, -1):
+        if ends[length] > 0:
+            longest = max(longest, length)
+        before, ends[length] = before + ends[length], before
+    for i in range(size):
+        length = lengths[start + i]
+        items[ends[length]] = i
+        ends[length] += 1
+    return longest
+
+
+# Best fit decreasing moves runs, not items. Items of one length are alike but for their age, so packs that hold the
+# same lengths stay together as a group: packs of consecutive numbers. A run of items goes to the packs of a group in
+# turn, the last changed first, which is from one end of the numbers to the other, and next time back again. Groups of
+# one room stand in a stack. Each run remembers the one before it in the same packs; at the end every pack is written
+# out by following its runs, so that memory is read and written in order.
+
+
+@njit(nogil=True, cache=True)
+def best_fit_decreasing(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+    """See `reference.best_fit_decreasing`."""
+    n = len(lengths)
+    block = min(n, 4 * lookahead)
+    starts = np.empty(capacity + 1, np.int64)
+    items = np.empty(block, np.int32)
+    # A run: the one before it, its first item, items a pack, the pack that it visits first, and the step to the next.
+    run_before, run_item = np.empty(2 * block, np.int32), np.empty(2 * block, np.int32)
+    run_each, run_pack = np.empty(2 * block, np.int32), np.empty(2 * block, np.int32)
+    run_step = np.empty(2 * block, np.int8)
+    # A group, numbered as the run that made it: its packs, how many items each holds, and the group below in its stack.
+    first, last = np.empty(2 * block, np.int32), np.empty(2 * block, np.int32)
+    held, below = np.empty(2 * block, np.int32), np.empty(2 * block, np.int32)
+    top = np.full(capacity + 1, -1, np.int32)
+    words = np.zeros((capacity >> 6) + 1, np.uint64)
+    group_of = np.empty(block, np.int32)  # by the first pack of the group
+    path = np.empty(min(max_items, block) + 1, np.int32)
+    packs, start = 0, 0
+    while start < n and (flush or n - start >= 4 * lookahead):
+        size = min(n - start, block)
+        longest = _sort_runs(lengths, start, size, starts, items)
+        opened, groups, item = 0, 0, 0
+        for length in range(longest, 0, -1):
+            left = starts[length] - item
+            while left > 0:
+                # The least room of at least `length`.
+                w = length >> 6
+                word = words[w] & (np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64(length & 63))
+                while word == 0 and w + 1 < len(words):
+                    w += 1
+                    word = words[w]
+                if word == 0:  # new packs
+                    old, room, before, count, step = -1, np.int64(capacity), -1, 0, 1
+                    each = min(room // length, max_items)
+                    some = (left + each - 1) // each
+                    lowest, highest = opened, opened + some
+                    opened += some
+                else:
+                    room = (w << 6) + np.int64(trailing_zeros(word))
+                    old = top[room]
+                    before, count, step = old, held[old], -run_step[old]
+                    each = min(room // length, np.int64(max_items - count))
+                    some = min((left + each - 1) // each, np.int64(last[old] - first[old]))
+                    # What is left of the group keeps its place; `some` packs leave it at the end that was changed last.
+                    lowest = np.int64(first[old] if step > 0 else last[old] - some)
+                    highest = lowest + some
+                    if step > 0:
+                        first[old] = highest
+                    else:
+                        last[old] = lowest
+                    if first[old] == last[old]:
+                        top[room] = below[old]
+                        if top[room] < 0:
+                            words[w] &= ~(np.uint64(1) << np.uint64(room & 63))
+                    else:
+                        group_of[first[old]] = old
+                # All but the last of these packs take `each` items, and the last may take fewer.
+                full = min(left // each, some)
+                for part in range(2):
+                    number, number_each = (full, each) if part == 0 else (some - full, left)
+                    if number == 0:
+                        continue
+                    g = groups
+                    groups += 1
+                    run_before[g], run_item[g], run_each[g], run_step[g] = before, item, number_each, step
+                    if step > 0:
+                        first[g], last[g] = lowest, lowest + number
+                        run_pack[g] = lowest
+                        lowest += number
+                    else:
+                        first[g], last[g] = highest - number, highest
+                        run_pack[g] = highest - 1
+                        highest -= number
+                    held[g] = count + number_each
+                    group_of[first[g]] = g
+                    rest = room - number_each * length
+                    if rest > 0 and held[g] < max_items:
+                        below[g] = top[rest]
+                        top[rest] = g
+                        words[rest >> 6] |= np.uint64(1) << np.uint64(rest & 63)
+                    item += number * number_each
+                    left -= number * number_each
+        out, pack = offsets[packs], 0
+        while pack < opened:
+            g = group_of[pack]
+            depth, run = 0, g
+            while run >= 0:
+                path[depth] = run
+                depth += 1
+                run = run_before[run]
+            for pack in range(first[g], last[g]):
+                for d in range(depth - 1, -1, -1):
+                    run = path[d]
+                    at = run_item[run] + (pack - run_pack[run]) * run_step[run] * run_each[run]
+                    for i in range(at, at + run_each[run]):
+                        order[out] = start + items[i]
+                        out += 1
+                packs += 1
+                offsets[packs] = out
+            pack = last[g]
+        top[:] = -1
+        words[:] = 0
+        start += size
+    return packs

@@ -1,0 +1,331 @@
+"""The compiled packers that choose from a room of waiting items: `largest_fit` and `subset_sum`.
+
+Their arguments are those of `_packers.py`, and `least` and `widest`: what each item may be cut to (n,), and the most
+that any may lose; at 0 no item is cut, and `least` is not read. `reference.py` says in plain Python what each does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from patchnpack.packer.binpacking._bits import leading_zeros, trailing_zeros
+
+# n items (images) of a given length (tokens), L capacity of a pack, R lookahead, K items in a pack at most
+
+_CLOSING = 256  # items that a closing subset is chosen from, at most: bounds time and memory at large lookaheads
+
+
+@njit(nogil=True, cache=True)
+def _highest(words, summary, limit):  # type: ignore[no-untyped-def]
+    """The highest set bit at or below `limit`, or -1. `summary` has a bit for each word that is not 0."""
+    w = limit >> 6
+    word = words[w] & (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(63 - (limit & 63)))
+    if word != 0:
+        return (w << 6) + 63 - np.int64(leading_zeros(word))
+    s = w >> 6
+    above = summary[s] & ((np.uint64(1) << np.uint64(w & 63)) - np.uint64(1))
+    while above == 0:
+        s -= 1
+        if s < 0:
+            return -1
+        above = summary[s]
+    w = (s << 6) + 63 - np.int64(leading_zeros(above))
+    return (w << 6) + 63 - np.int64(leading_zeros(words[w]))
+
+
+@njit(nogil=True, cache=True)
+def _longer(words, head, least, room, slack, widest):  # type: ignore[no-untyped-def]
+    """The length of what `reference.closing_over` gives, or -1."""
+    longest = room + min(room, slack + widest)
+    w, above = (room + 1) >> 6, np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64((room + 1) & 63)
+    while w < len(words):
+        word = words[w] & above
+        if word == 0:
+            w, above = w + 1, np.uint64(0xFFFFFFFFFFFFFFFF)
+            continue
+        length = (w << 6) + np.int64(trailing_zeros(word))
+        if length > longest:
+            break
+        if least[head[length]] - room <= slack:
+            return length
+        above = word & (word - np.uint64(1))
+    return np.int64(-1)
+
+
+# The waiting items stand in one queue a length, oldest first (head, tail, following), with a bitmap over the lengths
+# that have any (words, summary): the largest that fits is a bit scan away, and the oldest of all heads its own queue.
+# Entering and leaving a queue is written out where it happens: numba counts the references to each array of a call, and
+# as functions of their own they took three quarters of the time.
+
+
+@njit(nogil=True, cache=True)
+def largest_fit(lengths, capacity, max_items, lookahead, flush, order, offsets, least, widest):  # type: ignore[no-untyped-def]
+    """See `reference.largest_fit`."""
+    n = len(lengths)
+    head = np.full(capacity + 1, -1, np.int64)
+    tail = np.full(capacity + 1, -1, np.int64)
+    following = np.full(n, -1, np.int64)
+    gone = np.zeros(n, np.bool_)
+    words = np.zeros((capacity >> 6) + 1, np.uint64)
+    summary = np.zeros((capacity >> 12) + 1, np.uint64)
+    packs, out, entered, waiting, oldest = 0, 0, 0, 0, 0
+    while True:
+        while waiting < lookahead and entered < n:
+            length = lengths[entered]
+            if head[length] < 0:
+                head[length] = entered
+                words[length >> 6] |= np.uint64(1) << np.uint64(length & 63)
+                summary[length >> 12] |= np.uint64(1) << np.uint64((length >> 6) & 63)
+            else:
+                following[tail[length]] = entered
+            tail[length] = entered
+            entered += 1
+            waiting += 1
+        if waiting == 0 or (waiting < lookahead and not flush):
+            return packs
+        while gone[oldest]:
+            oldest += 1
+        length, room, count, slack = np.int64(lengths[oldest]), capacity, 0, np.int64(0)
+        while length > 0:
+            item = head[length]
+            head[length] = following[item]
+            if head[length] < 0:
+                words[length >> 6] &= ~(np.uint64(1) << np.uint64(length & 63))
+                if words[length >> 6] == 0:
+                    summary[length >> 12] &= ~(np.uint64(1) << np.uint64((length >> 6) & 63))
+            gone[item] = True
+            order[out] = item
+            out += 1
+            waiting -= 1
+            room -= length
+            count += 1
+            if count == max_items or waiting == 0 or room <= 0:
+                break
+            if widest > 0:
+                slack += length - least[item]
+            length = _highest(words, summary, room)
+            if length < 0 and widest > 0:
+                length = _longer(words, head, least, room, slack, widest)
+        packs += 1
+        offsets[packs] = out
+
+
+@njit(nogil=True, cache=True)
+def _has_sum(reach, i, total):  # type: ignore[no-untyped-def]
+    return reach[i, total >> 6] >> np.uint64(total & 63) & np.uint64(1) != 0
+
+
+@njit(nogil=True, cache=True)
+def _add_length(reach, i, length, size):  # type: ignore[no-untyped-def]
+    """reach[i + 1] = reach[i] | reach[i] << length, in `size` words: the sums with and without one more length."""
+    skip, bits = length >> 6, np.uint64(length & 63)
+    for w in range(min(skip, size)):
+        reach[i + 1, w] = reach[i, w]
+    if bits == 0:
+        for w in range(skip, size):
+            reach[i + 1, w] = reach[i, w] | reach[i, w - skip]
+    elif skip < size:
+        reach[i + 1, skip] = reach[i, skip] | reach[i, 0] << bits
+        for w in range(skip + 1, size):
+            low = reach[i, w - skip - 1] >> (np.uint64(64) - bits)
+            reach[i + 1, w] = reach[i, w] | reach[i, w - skip] << bits | low
+
+
+@njit(nogil=True, cache=True)
+def _commonest(count, words, summary, longest):  # type: ignore[no-untyped-def]
+    """The length that most items have (of equals the longest), and how many have it."""
+    common, most = np.int64(0), np.int64(0)
+    length = _highest(words, summary, longest)
+    while length > 0:
+        if count[length] > most:
+            common, most = length, count[length]
+        length = _highest(words, summary, length - 1)
+    return common, most
+
+
+@njit(nogil=True, cache=True)
+def _exact(room, most, common, copies, count, words, summary, chosen):  # type: ignore[no-untyped-def]
+    """Fills the room exactly with copies of the common length, as many as can be, and one or two others; or 0."""
+    for j in range(copies, -1, -1):
+        rest = room - j * common
+        if rest == 0 or (j < most and rest != common and count[rest] > 0):
+            chosen[:j] = common
+            chosen[j] = rest
+            return j if rest == 0 else j + 1
+    for j in range(min(copies, most - 2), -1, -1):
+        rest = room - j * common
+        length = _highest(words, summary, rest - 1)
+        while 2 * length >= rest:
+            other = rest - length
+            if length != common and other != common and count[other] > (1 if other == length else 0):
+                chosen[:j] = common
+                chosen[j], chosen[j + 1] = length, other
+                return j + 2
+            length = _highest(words, summary, length - 1)
+    return 0
+
+
+@njit(nogil=True, cache=True)
+def _thirds(length, capacity):  # type: ignore[no-untyped-def]
+    """See `reference.thirds`."""
+    if 4 * (capacity - length) <= capacity:
+        return 3
+    return (4 * length > capacity) + (2 * length > capacity)
+
+
+@njit(nogil=True, cache=True)
+def _next_long(room, pairs, capacity, count, words, summary):  # type: ignore[no-untyped-def]
+    """See `reference.next_long`."""
+    largest = _highest(words, summary, room)
+    if not pairs or 2 * room <= capacity:  # no two over a quarter fit
+        return largest
+    both, larger = largest + (capacity >> 6) if 2 * largest > capacity else np.int64(0), largest
+    length = _highest(words, summary, room - (capacity >> 2))
+    while 2 * length > both:
+        other = _highest(words, summary, min(length if count[length] > 1 else length - 1, room - length))
+        if 4 * other > capacity and length + other > both:
+            both, larger = length + other, length
+        length = _highest(words, summary, length - 1)
+    return larger
+
+
+@njit(nogil=True, cache=True)
+def _close(room, most, common, count, words, summary, reach, taken, chosen):  # type: ignore[no-untyped-def]
+    """Writes to `chosen` the lengths that close a pack, see `reference.closing_subset`; returns how many."""
+    copies = min(room // common, count[common], most) if 0 < common <= room else np.int64(0)
+    number = _exact(room, most, common, copies, count, words, summary, chosen)
+    if number > 0:
+        return number
+    # reach[i] has a bit for each sum of some of the first i lengths of `taken`.
+    size = (room >> 6) + 1
+    reach[0, :size] = 0
+    reach[0, 0] = 1
+    goal, i = room - copies * common, 0
+    length = _highest(words, summary, room)
+    while length > 0 and i < len(taken) and not _has_sum(reach, i, goal):
+        if length != common:
+            for _ in range(min(count[length], room // length)):
+                taken[i] = length
+                _add_length(reach, i, length, size)
+                i += 1
+                if i == len(taken) or _has_sum(reach, i, goal):
+                    break
+        length = _highest(words, summary, length - 1)
+    best, number, total = room + 1, np.int64(0), np.int64(0)
+    for j in range(copies, -1, -1):
+        reached = room - j * common
+        while not _has_sum(reach, i, reached):
+            reached -= 1
+        if room - j * common - reached < best:
+            best, number, total = room - j * common - reached, j, reached
+    chosen[:number] = common
+    while total > 0:
+        while _has_sum(reach, i - 1, total):
+            i -= 1
+        i -= 1
+        chosen[number] = taken[i]
+        total -= taken[i]
+        number += 1
+    if number > most:  # the largest of them fit as well
+        for i in range(most):
+            for j in range(i + 1, number):
+                if chosen[j] > chosen[i]:
+                    chosen[i], chosen[j] = chosen[j], chosen[i]
+        number = most
+    return number
+
+
+@njit(nogil=True, cache=True)
+def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, least, widest):  # type: ignore[no-untyped-def]
+    """See `reference.subset_sum`."""
+    n = len(lengths)
+    held_at_most = min(lookahead, n)
+    head = np.full(capacity + 1, -1, np.int64)
+    tail = np.full(capacity + 1, -1, np.int64)
+    following = np.full(n, -1, np.int64)
+    count = np.zeros(capacity + 1, np.int64)
+    gone = np.zeros(n, np.bool_)
+    words = np.zeros((capacity >> 6) + 1, np.uint64)
+    summary = np.zeros((capacity >> 12) + 1, np.uint64)
+    taken = np.empty(min(held_at_most, _CLOSING), np.int64)
+    reach = np.empty((len(taken) + 1, len(words)), np.uint64)
+    chosen = np.empty(held_at_most + 2, np.int64)
+    packs, out, entered, waiting, oldest, tokens, thirds = 0, 0, 0, 0, 0, 0, 0
+    peak = np.int64(0)  # no length has more items
+    while True:
+        while waiting < lookahead and entered < n:
+            length = lengths[entered]
+            if head[length] < 0:
+                head[length] = entered
+                words[length >> 6] |= np.uint64(1) << np.uint64(length & 63)
+                summary[length >> 12] |= np.uint64(1) << np.uint64((length >> 6) & 63)
+            else:
+                following[tail[length]] = entered
+            tail[length] = entered
+            count[length] += 1
+            peak = max(peak, count[length])
+            tokens += length
+            thirds += _thirds(length, capacity)
+            entered += 1
+            waiting += 1
+        if waiting == 0 or (waiting < lookahead and not flush):
+            return packs
+        while gone[oldest]:
+            oldest += 1
+        length, room, pack_start, arrival = lengths[oldest], capacity, out, oldest
+        common, closing, next_chosen, slack = -1, -1, 0, np.int64(0)
+        scarce, pack_thirds = thirds * capacity > 3 * tokens, 0
+        while True:
+            item = head[length]
+            head[length] = following[item]
+            if head[length] < 0:
+                words[length >> 6] &= ~(np.uint64(1) << np.uint64(length & 63))
+                if words[length >> 6] == 0:
+                    summary[length >> 12] &= ~(np.uint64(1) << np.uint64((length >> 6) & 63))
+            count[length] -= 1
+            tokens -= length
+            third = _thirds(length, capacity)
+            thirds -= third
+            pack_thirds += third
+            gone[item] = True
+            order[out] = item
+            out += 1
+            waiting -= 1
+            room -= length
+            most = max_items - (out - pack_start)
+            if room <= 0 or waiting == 0 or most == 0:
+                break
+            if widest > 0:
+                slack += length - least[item]
+            if scarce:
+                length = _next_long(room, pack_thirds == 1 and most > 1, capacity, count, words, summary)
+                if length <= 0 and widest > 0:
+                    length = _longer(words, head, least, room, slack, widest)
+                if length <= 0:
+                    break
+                continue
+            if closing < 0:
+                if common < 0:
+                    common = 0
+                    if 4 * peak >= waiting:  # or no length is common: saves looking through all of them
+                        common, peak = _commonest(count, words, summary, capacity)
+                        common = common if 4 * peak >= waiting else 0
+                if 0 < common <= room and 3 * count[common] > waiting:
+                    length = common
+                    continue
+                while gone[arrival]:
+                    arrival += 1
+                if room * waiting >= 6 * tokens and lengths[arrival] <= room:
+                    length = lengths[arrival]
+                    continue
+                closing = _close(room, most, common, count, words, summary, reach, taken, chosen)
+            if next_chosen == closing:
+                length = _longer(words, head, least, room, slack, widest) if widest > 0 else np.int64(-1)
+                if length < 0:
+                    break
+                continue
+            length = chosen[next_chosen]
+            next_chosen += 1
+        packs += 1
+        offsets[packs] = out

@@ -1,0 +1,46 @@
+"""What becomes of the slots that a pack has left, or lacks: `Packing.fill`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from patchnpack.packer.binpacking import _fill
+from patchnpack.packer.config import Packing
+from patchnpack.packer.images import Images
+
+# M images
+
+_EDGES = {"pad": _fill.PAD, "crop": _fill.CROP, "resize": _fill.RESIZE}
+_NO_LIMIT = 1 << 40
+
+
+def _rescaling(packing: Packing, patch_size: int) -> tuple[int, int, int, float, int]:
+    """How sizes may change: P, grid multiple, edge, the share that sides change at most, and the largest grid."""
+    policy = packing.resolution
+    edge, most = getattr(policy, "edge", "resize"), getattr(policy, "max_tokens", None)
+    return patch_size, packing.grid_multiple, _EDGES[edge], packing.max_scale, _NO_LIMIT if most is None else most
+
+
+def fewest_tokens(images: Images, packing: Packing, patch_size: int) -> np.ndarray | None:
+    """What `fill` may cut each image to so that it closes a pack, int64 (M,); None where it cuts none."""
+    if packing.fill == "trim":
+        keep = images.keep.astype(np.int64)
+        return keep - (keep * packing.max_trim).astype(np.int64)
+    if packing.fill == "rescale":
+        least = np.empty(len(images), np.int64)
+        _fill.fewest(images.size, images.grid, images.keep, *_rescaling(packing, patch_size), least)
+        return least
+    return None
+
+
+def fill_packs(images: Images, offsets: np.ndarray, packing: Packing, patch_size: int) -> None:
+    """Makes the tokens of each pack fill its slots as `packing.fill` says; changes `images` in place."""
+    if packing.fill == "none":
+        return
+    if packing.fill == "trim":
+        least = fewest_tokens(images, packing, patch_size)
+        _fill.trim(least, images.keep, offsets, packing.seq_len)
+    elif packing.fill == "rescale":
+        how = _rescaling(packing, patch_size)
+        _fill.rescale(images.size, images.grid, images.keep, offsets, packing.seq_len, *how)
+    _fill.undrop(images.grid.prod(1, dtype=np.int64), images.keep, offsets, packing.seq_len)

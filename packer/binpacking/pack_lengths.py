@@ -1,0 +1,127 @@
+"""Packing lengths: which items go into which pack. Integers in, integers out."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from patchnpack.packer.binpacking import _classical as _packers
+from patchnpack.packer.binpacking import _decreasing, _waiting
+from patchnpack.packer.checks import check_whole
+from patchnpack.packer.config import Algorithm
+
+# Lengths by which "auto" is decided: enough to see how they are spread, and packed in a millisecond.
+SAMPLE = 4096
+
+_PACKERS = {
+    "next_fit": _packers.next_fit,
+    "first_fit": _packers.first_fit,
+    "best_fit": _packers.best_fit,
+    "first_fit_decreasing": _decreasing.first_fit_decreasing,
+    "best_fit_decreasing": _decreasing.best_fit_decreasing,
+}
+_WAITING = {
+    "largest_fit": _waiting.largest_fit,
+    "subset_sum": _waiting.subset_sum,
+}
+DECREASING = ("first_fit_decreasing", "best_fit_decreasing")
+
+
+def resolve_algorithm(
+    algorithm: Algorithm, lengths: np.ndarray, capacity: int, *, max_items: int, lookahead: int
+) -> Algorithm:
+    """The algorithm that runs: `algorithm` itself, or for "auto" what packs the first of `lengths` into fewer packs.
+
+    "auto" is "subset_sum", or "largest_fit" where that is better, as it is where lengths are spread evenly.
+    """
+    if algorithm not in get_args(Algorithm):
+        names = ", ".join(map(repr, get_args(Algorithm)))
+        raise ValueError(f"algorithm is {algorithm!r}; it must be one of {names}")
+    if algorithm != "auto":
+        return algorithm
+    ways: list[Algorithm] = ["subset_sum", "largest_fit"]
+    packs = [
+        len(pack_lengths(lengths[:SAMPLE], capacity, max_items=max_items, algorithm=way, lookahead=lookahead)[1])
+        for way in ways
+    ]
+    return ways[packs[1] < packs[0]]
+
+
+def pack_ready(
+    lengths: ArrayLike,
+    capacity: int,
+    *,
+    max_items: int,
+    algorithm: Algorithm,
+    lookahead: int,
+    flush: bool,
+    least: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Like `pack_lengths`, but without `flush` items that later arrivals could still join stay behind.
+
+    The next call takes those first, in their order, then the new arrivals; however the arrivals are cut, the packs are
+    the same. "auto" is decided anew in each call: resolve it first. With `least` (n,), what each item may be cut to, an
+    item that is slightly too long may close a pack of "largest_fit" and "subset_sum".
+    """
+    lengths = np.asarray(lengths)
+    if lengths.ndim != 1:
+        raise ValueError(f"lengths has shape {lengths.shape}; it must be one-dimensional")
+    if len(lengths) and lengths.dtype.kind not in "iu":
+        raise ValueError(f"lengths has dtype {lengths.dtype}; each length must be a whole number")
+    lengths = np.ascontiguousarray(lengths, np.int64)
+    for name, value in (("capacity", capacity), ("max_items", max_items), ("lookahead", lookahead)):
+        check_whole(name, value)
+    if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= capacity:
+        i = int(((lengths < 1) | (lengths > capacity)).argmax())
+        raise ValueError(
+            f"lengths[{i}] is {lengths[i]}; each length must be from 1 to the capacity, {capacity}: "
+            "shrink the item or leave it out"
+        )
+    order = np.empty(len(lengths), np.int64)
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    name = resolve_algorithm(algorithm, lengths, capacity, max_items=max_items, lookahead=lookahead)
+    limits = (lengths, capacity, max_items, lookahead, flush, order, offsets)
+    if name in _WAITING:
+        least = lengths if least is None else np.ascontiguousarray(least, np.int64)
+        packs = _WAITING[name](*limits, least, int((lengths - least).max(initial=0)))
+    else:
+        packs = _PACKERS[name](*limits)
+    offsets = offsets[: packs + 1].copy()
+    # Mostly all of it; a part is copied so that the whole is not held.
+    return order if offsets[-1] == len(order) else order[: offsets[-1]].copy(), offsets
+
+
+def pack_lengths(
+    lengths: ArrayLike,
+    capacity: int,
+    *,
+    max_items: int = 64,
+    algorithm: Algorithm = "auto",
+    lookahead: int = 256,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Packs items of the given lengths, each whole and exactly once, into packs of at most `capacity`.
+
+    Args:
+        lengths: tokens of each item, (n,), each from 1 to `capacity`, in order of arrival.
+        capacity: L, token slots in a pack.
+        max_items: K, items in a pack at most.
+        algorithm: "next_fit", "first_fit", "best_fit", "first_fit_decreasing", "best_fit_decreasing", "largest_fit",
+            "subset_sum", or "auto", which is one of the last two; `packer/binpacking/reference.py` draws each.
+        lookahead: R, how many waiting items the packer may choose from; the decreasing ones choose from all.
+
+    Returns:
+        `order` and `offsets`, int64: pack i holds the items `order[offsets[i]:offsets[i + 1]]`.
+
+    Raises:
+        ValueError: a length below 1 or above the capacity, or a parameter below 1.
+
+    >>> order, offsets = pack_lengths([3, 5, 6, 2, 4], 10, algorithm="largest_fit")
+    >>> [order[a:b].tolist() for a, b in zip(offsets, offsets[1:])]
+    [[0, 2], [1, 4], [3]]
+    """
+    if algorithm in DECREASING:
+        check_whole("lookahead", lookahead)
+        lookahead = max(1, len(np.atleast_1d(lengths)))
+    return pack_ready(lengths, capacity, max_items=max_items, algorithm=algorithm, lookahead=lookahead, flush=True)

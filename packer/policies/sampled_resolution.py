@@ -1,0 +1,237 @@
+"""Resolution policies that change: sizes drawn anew for each image and epoch, and a schedule over training."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from patchnpack.packer.checks import check_whole
+from patchnpack.packer.policies import _draws
+from patchnpack.packer.policies.resolution import (
+    Asked,
+    FitTokens,
+    Native,
+    Resolution,
+    Sizes,
+    Square,
+    check_edge,
+    fit_tokens,
+    shrink_above,
+)
+
+# n images; all sides in pixels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleSide(Resolution):
+    """Each image draws a side: its area becomes side squared, its aspect stays (NaViT, arXiv 2307.06304, section 2.2).
+
+    ```
+    400 x 100 pixels, a side of 128 drawn        256 x 64 pixels, at P = 16 a grid of 16 x 4
+    ```
+
+    Attributes:
+        low, high: the sides drawn, in pixels.
+        dist: "truncnormal" is a normal of mean -0.5 and deviation 1, cut to [-1, 1] and mapped to [low, high], so that
+            smaller sides come up more often; "uniform" is even.
+        upsample: also enlarge images that are smaller; without, those stay as they are.
+        edge: "resize" rounds both sides to whole patches; "pad" keeps the aspect to the pixel and leaves the last
+            patches part empty.
+
+    >>> import numpy as np
+    >>> keys = np.arange(3, dtype=np.uint64)
+    >>> SampleSide(low=64, high=256).sizes(np.full(3, 400), np.full(3, 100), patch=16, keys=keys).size.tolist()
+    [[144, 32], [224, 48], [224, 48]]
+    """
+
+    low: int
+    high: int
+    dist: Literal["truncnormal", "uniform"] = "truncnormal"
+    upsample: bool = True
+    edge: Literal["pad", "resize"] = "resize"
+
+    def __post_init__(self) -> None:
+        check_whole("low", self.low)
+        if not self.low < self.high:
+            raise ValueError(
+                f"low is {self.low} and high is {self.high}; low must be below high (for one area use FitTokens)"
+            )
+        check_whole("high", self.high)
+        if self.dist not in ("truncnormal", "uniform"):
+            raise ValueError(f"dist is {self.dist!r}; it must be 'truncnormal' or 'uniform'")
+        check_edge(self.edge, ("pad", "resize"))
+
+    @property
+    def draws(self) -> bool:
+        """True: sizes differ from epoch to epoch."""
+        return True
+
+    def sides(self, keys: np.ndarray) -> np.ndarray:
+        """The side that each key draws, float64 (n,), in pixels."""
+        unit = np.empty(len(keys))
+        if self.dist == "uniform":
+            _draws.uniform(keys, unit)
+        else:
+            _draws.truncated_normal(keys, np.full(len(keys), -0.5), 1.0, -1.0, 1.0, unit)
+            unit = (unit + 1) / 2
+        return self.low + (self.high - self.low) * unit
+
+    def _sizes(self, asked: Asked) -> Sizes:
+        native = np.stack([asked.width, asked.height], 1).astype(np.float64)
+        scale = self.sides(asked.keys) / np.sqrt(native.prod(1))
+        if not self.upsample:
+            scale = np.minimum(scale, 1)
+        scaled, unit = native * scale[:, None], asked.unit
+        if self.edge == "pad":
+            size = np.maximum(1, np.rint(scaled)).astype(np.int64)
+            grid = -(-size // unit)
+        else:
+            grid = np.maximum(1, np.rint(scaled / unit)).astype(np.int64)
+            size = grid * unit
+        sizes = Sizes(size.astype(np.int32), (grid * asked.multiple).astype(np.int32))
+        if asked.limit is not None:
+            shrink_above(sizes, *asked[:4], asked.limit, pad=self.edge == "pad")
+        return sizes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RandomResizedCrop(Resolution):
+    """A random part of each image, at most `max_tokens` patches: the usual augmentation, without a square at its end.
+
+    The part's area is a uniform share of the image's, its aspect uniform in the logarithm, its place uniform (Szegedy
+    et al. 2015, arXiv 1409.4842, section 6). It keeps its own resolution, both sides rounded up to whole patches,
+    unless that makes it more than `max_tokens`.
+
+    ```
+    640 x 480 pixels      +---------------+
+                          |    +-------+  |     a part of 272 x 359 pixels, at P = 16 a grid of 17 x 23;
+                          |    |       |  |     with max_tokens=100 it is shrunk to 144 x 176 pixels, 9 x 11
+                          +----+-------+--+
+    ```
+
+    Attributes:
+        scale: least and largest share of the image's area, above 0 and at most 1.
+        ratio: least and largest aspect, width over height.
+        max_tokens: a larger crop is shrunk, aspect kept; None is no limit.
+        upsample: enlarge a smaller crop to it as well.
+
+    >>> import numpy as np
+    >>> crop = RandomResizedCrop(scale=(0.2, 0.5), max_tokens=100)
+    >>> sizes = crop.sizes(np.array([640]), np.array([480]), patch=16, keys=np.array([7], np.uint64))
+    >>> sizes.box.tolist(), sizes.grid.tolist()
+    ([[332, 71, 272, 359]], [[9, 11]])
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    max_tokens: int | None = None
+    upsample: bool = False
+
+    def __post_init__(self) -> None:
+        for name, most in (("scale", 1.0), ("ratio", float("inf"))):
+            try:
+                low, high = getattr(self, name)
+                good = 0 < low <= high <= most and high < float("inf")
+            except (TypeError, ValueError):
+                good = False
+            if not good:
+                limit = " <= 1" if name == "scale" else ""
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be (low, high), 0 < low <= high{limit}")
+        if self.max_tokens is not None:
+            check_whole("max_tokens", self.max_tokens)
+        elif self.upsample:
+            raise ValueError("upsample is True and max_tokens is None; give the tokens that a crop is enlarged to")
+
+    @property
+    def draws(self) -> bool:
+        """True: crops differ from epoch to epoch."""
+        return True
+
+    def _sizes(self, asked: Asked) -> Sizes:
+        box = np.empty((len(asked.width), 4), np.int32)
+        _draws.crops(
+            asked.keys,
+            asked.width,
+            asked.height,
+            np.array(self.scale, np.float64),
+            np.array(self.ratio, np.float64),
+            box,
+        )
+        shape = (box[:, 2], box[:, 3], asked.patch, asked.multiple)
+        # No limit is the crop's own number of patches.
+        most = (-(-box[:, 2:].astype(np.int64) // asked.unit)).prod(1) * asked.multiple**2
+        if self.max_tokens is not None:
+            most = np.full(len(box), self.max_tokens)
+        if asked.limit is not None:
+            most = np.minimum(most, asked.limit)
+        fitted = fit_tokens(*shape, most, upsample=self.upsample, pad=False)
+        return fitted._replace(box=box)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledResolution(Resolution):
+    """A curriculum: which policy holds from which image of training on.
+
+    Attributes:
+        stages: (images seen, policy) each, in order, the first from 0 on.
+
+    >>> import numpy as np
+    >>> grow = ScheduledResolution(((0, FitTokens(64)), (1_000_000, FitTokens(256))))
+    >>> image = np.array([640, 640])
+    >>> grow.sizes(image, image, patch=16, seen=np.array([999_999, 1_000_000])).grid.tolist()
+    [[8, 8], [16, 16]]
+    """
+
+    stages: tuple[tuple[int, Resolution], ...]
+
+    def __post_init__(self) -> None:
+        kinds = (Native, FitTokens, SampleSide, RandomResizedCrop, Square)
+        try:
+            starts = [start for start, _ in self.stages]
+            good = all(isinstance(policy, kinds) for _, policy in self.stages)
+        except (TypeError, ValueError):
+            starts, good = [], False
+        if not good or starts[:1] != [0] or any(b <= a for a, b in pairwise(starts)):
+            raise ValueError(
+                f"stages is {self.stages!r}; it must be pairs of images seen, growing from 0, and a resolution policy"
+            )
+
+    @property
+    def draws(self) -> bool:
+        """Whether any stage draws sizes."""
+        return any(policy.draws for _, policy in self.stages)
+
+    def _sizes(self, asked: Asked) -> Sizes:
+        starts = [start for start, _ in self.stages]
+        if not len(asked.seen):
+            return self.stages[0][1]._sizes(asked)
+        first = bisect_right(starts, int(asked.seen.min())) - 1
+        last = bisect_right(starts, int(asked.seen.max())) - 1
+        if first == last:
+            return self.stages[first][1]._sizes(asked)
+        n = len(asked.seen)
+        out = Sizes(np.empty((n, 2), np.int32), np.empty((n, 2), np.int32), np.zeros((n, 4), np.int32))
+        assert out.box is not None
+        out.box[:, 2], out.box[:, 3] = asked.width, asked.height
+        stage = np.searchsorted(starts, asked.seen, side="right") - 1
+        for number in range(first, last + 1):
+            here = stage == number
+            part = self.stages[number][1]._sizes(
+                Asked(
+                    asked.width[here],
+                    asked.height[here],
+                    asked.patch,
+                    asked.multiple,
+                    asked.keys[here] if len(asked.keys) else asked.keys,
+                    asked.seen[here],
+                    None if asked.limit is None else asked.limit[here],
+                )
+            )
+            out.size[here], out.grid[here] = part.size, part.grid
+            if part.box is not None:
+                out.box[here] = part.box
+        return out

@@ -1,0 +1,239 @@
+"""Token drops: how many of an image's tokens are kept, drawn once an image before packing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from patchnpack.packer.checks import check_whole
+from patchnpack.packer.policies import _draws
+
+# n images; a drop rate is the share of an image's tokens that is dropped, in [0, 1)
+
+
+class TokenDrop(ABC):
+    """A token drop: the rate of each image, and so how many of its tokens are kept."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """Drop rate of each image, float64 (n,); each depends on its own image alone.
+
+        Args:
+            tokens: (n,), before dropping.
+            keys: uint64 (n,), what each image's rate is drawn from.
+            seq_len: L, slots in a pack.
+            seen: int64 (n,), images seen in training before each; 0 where it is not given.
+        """
+
+    def keep(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """Tokens kept of each image, int64 (n,), at least 1; arguments as for `rates`."""
+        kept: np.ndarray = tokens * (1 - self.rates(tokens, keys, seq_len, seen))
+        whole: np.ndarray = np.maximum(1, np.rint(kept)).astype(np.int64)
+        return whole
+
+
+@dataclass(frozen=True, slots=True)
+class NoDrop(TokenDrop):
+    """Every token is kept.
+
+    >>> import numpy as np
+    >>> NoDrop().keep(np.array([7]), np.zeros(1, np.uint64), 1024).tolist()
+    [7]
+    """
+
+    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """See `TokenDrop.rates`."""
+        return np.zeros(len(tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantDrop(TokenDrop):
+    """The same share of every image's tokens is dropped; at least one stays (NaViT, arXiv 2307.06304, section 2.2).
+
+    ```
+    rate 0.25, 8 tokens      |0.2345.7|      6 stay, in raster order
+    ```
+
+    Attributes:
+        rate: share dropped, in [0, 1).
+
+    >>> import numpy as np
+    >>> ConstantDrop(0.25).keep(np.array([8, 1]), np.zeros(2, np.uint64), 1024).tolist()
+    [6, 1]
+    """
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"rate is {self.rate}; the share of tokens to drop must be at least 0 and below 1")
+
+    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """See `TokenDrop.rates`."""
+        return np.full(len(tokens), float(self.rate))
+
+
+@dataclass(frozen=True, slots=True)
+class BetaDrop(TokenDrop):
+    """Each image draws its own rate: d = u max, u ~ Beta(7 m / 3, 7 (1 - m) / 3), m = mean / max.
+
+    The variance of u is 0.3 m (1 - m), and the mean rate is `mean` (NaViT, arXiv 2307.06304).
+
+    ```
+    mean 0.5, max 0.8, 8 tokens each      |0.2.4567| |..2....7| |.1.3.56.|      rates 0.25, 0.75, 0.5
+    ```
+
+    Attributes:
+        mean: mean rate, above 0 and below `max`.
+        max: the largest rate, below 1.
+
+    >>> import numpy as np
+    >>> keys = np.arange(4, dtype=np.uint64)
+    >>> BetaDrop(mean=0.5, max=0.8).keep(np.full(4, 100), keys, 1024).tolist()
+    [56, 50, 45, 23]
+    """
+
+    mean: float
+    max: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mean < self.max < 1:
+            raise ValueError(
+                f"mean is {self.mean} and max is {self.max}; it must be 0 < mean < max < 1 (one rate for all images is "
+                "ConstantDrop)"
+            )
+
+    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """See `TokenDrop.rates`."""
+        m = self.mean / self.max
+        u = np.empty(len(keys))
+        _draws.beta(keys, 7 * m / 3, 7 * (1 - m) / 3, u)
+        return u * self.max
+
+
+@dataclass(frozen=True, slots=True)
+class ResolutionDrop(TokenDrop):
+    """Larger images lose more: rates are normal with a mean that grows linearly with the token count, within [0, 1).
+
+    The mean is `low` at 0 tokens and `high` at `seq_len` tokens and above (NaViT, arXiv 2307.06304).
+
+    ```
+    low 0, high 0.8, L = 16      4 tokens |0.23|      16 tokens |..2........b....|      mean rates 0.2 and 0.8
+    ```
+
+    Attributes:
+        low, high: mean rate of the smallest and of the largest images, in [0, 1).
+        std: of the normal distribution before it is truncated, above 0 and at most 1.
+
+    >>> import numpy as np
+    >>> keys = np.arange(3, dtype=np.uint64)
+    >>> ResolutionDrop(low=0.1, high=0.7, std=0.02).keep(np.array([10, 512, 1024]), keys, 1024).tolist()
+    [9, 307, 307]
+    """
+
+    low: float
+    high: float
+    std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; a mean rate must be at least 0 and below 1")
+        if not 0 < self.std <= 1:
+            raise ValueError(f"std is {self.std}; it must be above 0 and at most 1")
+
+    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """See `TokenDrop.rates`."""
+        mean = self.low + (self.high - self.low) * np.minimum(tokens / seq_len, 1)
+        rate = np.empty(len(keys))
+        _draws.truncated_normal(keys, mean, self.std, 0.0, 1.0, rate)
+        return rate
+
+
+@dataclass(frozen=True, slots=True)
+class DropToTokens(TokenDrop):
+    """At most so many tokens of each image are kept: the keep rate is min(1, s0 / s).
+
+    ```
+    4 tokens      |012| stays as it is, |.1.3.56.| keeps 4 of 8
+    ```
+
+    Attributes:
+        tokens: s0, tokens kept at most.
+
+    >>> import numpy as np
+    >>> DropToTokens(64).keep(np.array([49, 64, 500]), np.zeros(3, np.uint64), 1024).tolist()
+    [49, 64, 64]
+    """
+
+    tokens: int
+
+    def __post_init__(self) -> None:
+        check_whole("tokens", self.tokens)
+
+    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """See `TokenDrop.rates`."""
+        return 1 - np.minimum(1, self.tokens / tokens)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduledDrop(TokenDrop):
+    """Another drop's rates, times a factor that goes from `start` to `end` as training goes on.
+
+    The factor is start + (end - start) / (1 + exp((midpoint - n) / tau)), n the images seen: epoch times rows, and the
+    image's place in the epoch. Rates that fall are what works best (NaViT, arXiv 2307.06304).
+
+    ```
+    factor  1.0 |-----.__                       start=1, end=0, midpoint=500_000, tau=60_000
+            0.5 |         `.
+            0.0 |            `--.______         the drop alone at first, none in the end
+                0     250k     500k     750k
+    ```
+
+    Attributes:
+        drop: whose rates they are.
+        start, end: factors long before and long after the midpoint, from 0 to 1.
+        midpoint: images seen where the factor is halfway, at least 0.
+        tau: images; three quarters of the way lie between midpoint - 2 tau and midpoint + 2 tau. Above 0.
+
+    >>> import numpy as np
+    >>> fall = ScheduledDrop(drop=ConstantDrop(0.8), start=1, end=0.25, midpoint=1000, tau=100)
+    >>> fall.rates(np.full(3, 10), np.zeros(3, np.uint64), 1024, np.array([0, 1000, 2000])).round(3).tolist()
+    [0.8, 0.5, 0.2]
+    """
+
+    drop: TokenDrop
+    start: float
+    end: float
+    midpoint: float
+    tau: float
+
+    def __post_init__(self) -> None:
+        kinds = (NoDrop, ConstantDrop, BetaDrop, ResolutionDrop, DropToTokens)
+        if not isinstance(self.drop, kinds):
+            raise ValueError(
+                f"drop is {self.drop!r}; it must be one of {', '.join(t.__name__ + '(...)' for t in kinds)}"
+            )
+        for name in ("start", "end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; a factor of the drop's rates must be from 0 to 1")
+        if not 0 <= self.midpoint < float("inf"):
+            raise ValueError(f"midpoint is {self.midpoint}; it must be a number of images, at least 0")
+        if not 0 < self.tau < float("inf"):
+            raise ValueError(f"tau is {self.tau}; it must be a number of images above 0")
+
+    def factors(self, seen: np.ndarray) -> np.ndarray:
+        """What rates are multiplied by after `seen` (n,) images, float64 (n,)."""
+        # As a tanh, which does not overflow.
+        done = (1 + np.tanh((seen - self.midpoint) / (2 * self.tau))) / 2
+        return self.start + (self.end - self.start) * done
+
+    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+        """See `TokenDrop.rates`."""
+        seen = np.zeros(len(tokens), np.int64) if seen is None else seen
+        scaled: np.ndarray = self.drop.rates(tokens, keys, seq_len) * self.factors(seen)
+        return scaled

@@ -1,0 +1,1 @@
+"""How a packing report is shown: fields, terminal tables, charts, an HTML page."""

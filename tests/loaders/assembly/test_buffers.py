@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import gc
+import threading
+
+import numpy as np
+import torch
+
+from patchnpack.loaders.assembly.buffers import BufferPool
+
+
+def test_memory_comes_back_only_when_nothing_refers_to_it() -> None:
+    pool = BufferPool(keep=4)
+    loan = pool.lend((4, 8, 3))
+    address = loan.ctypes.data
+    holders = [
+        loan[1:, 2],
+        loan.reshape(-1)[5:6],
+        torch.from_numpy(loan)[2],
+        torch.from_numpy(loan).flatten().numpy()[::2],
+    ]
+    del loan
+    while holders:
+        assert pool.lend((4, 8, 3)).ctypes.data != address
+        holders.pop()
+    gc.collect()
+    assert address in {pool.lend((4, 8, 3)).ctypes.data, *(loan.ctypes.data for loan in [pool.lend((4, 8, 3))])}
+
+
+def test_two_loans_never_share_memory() -> None:
+    pool = BufferPool(keep=2)
+    for _ in range(3):
+        loans = [pool.lend((100,)) for _ in range(5)]
+        for i, loan in enumerate(loans):
+            loan[:] = i
+        assert [int(loan.min()) for loan in loans] == [int(loan.max()) for loan in loans] == list(range(5))
+        del loans, loan
+
+
+def test_another_shape_gets_memory_of_its_own_size() -> None:
+    pool = BufferPool(keep=2)
+    small = pool.lend((2, 3))
+    del small
+    large = pool.lend((50, 50))
+    large[:] = 1
+    assert large.shape == (50, 50)
+    assert large.sum() == 2500
+
+
+def test_no_more_than_keep_idle_buffers_stay() -> None:
+    pool = BufferPool(keep=3)
+    loans = [pool.lend((10,)) for _ in range(20)]
+    del loans
+    gc.collect()
+    assert len(pool._idle) == 3
+
+
+def test_many_threads_may_lend() -> None:
+    pool = BufferPool(keep=2)
+    wrong: list[object] = []
+
+    def work(mark: int) -> None:
+        try:
+            for _ in range(500):
+                loan = pool.lend((64,))
+                loan[:] = mark
+                if not (loan == mark).all():
+                    wrong.append(mark)
+                del loan
+        except IndexError as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(mark,)) for mark in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert isinstance(pool.lend((3,)), np.ndarray)

@@ -1,0 +1,141 @@
+"""The memory that a thread decodes into: used again, but never while anything refers to it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from PIL import Image
+
+from patchnpack.loaders.imaging import decode as decode_module
+from patchnpack.loaders.imaging import decode_buffers as scratch_module
+from patchnpack.loaders.imaging.decode import decode, read_header
+from patchnpack.loaders.imaging.decode_buffers import Scratch
+
+
+def address(array: np.ndarray) -> int:
+    return int(array.ctypes.data)
+
+
+def test_the_same_memory_serves_image_after_image() -> None:
+    scratch = Scratch()
+    first = scratch.lend((40, 30, 3))
+    place = address(first)
+    del first
+    assert address(scratch.lend((30, 40, 3))) == place
+    assert address(scratch.lend((2, 2, 3))) == place
+    assert len({address(scratch.lend((50, 50, 3))) for _ in range(5)}) == 1, "a larger image is kept, too"
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda loan: loan,
+        lambda loan: loan[3:5, ::2],
+        lambda loan: loan.reshape(-1).view(np.uint16),
+        lambda loan: torch.from_numpy(loan),
+        lambda loan: memoryview(loan),
+        lambda loan: Image.frombuffer("RGBX", (30, 30), loan, "raw", "RGBX", 0, 1),
+    ],
+    ids=["itself", "view", "reshaped", "tensor", "memoryview", "image"],
+)
+def test_memory_in_use_is_not_lent_again(hold) -> None:  # type: ignore[no-untyped-def]
+    scratch = Scratch()
+    loan = scratch.lend((40, 30, 3))
+    loan[:] = 7
+    held, begin, end = hold(loan), address(loan), address(loan) + loan.size
+    del loan
+    others = [scratch.lend((40, 30, 3)) for _ in range(3)]
+    for i, other in enumerate(others):
+        other[:] = i
+        assert address(other) >= end or address(other) + other.size <= begin
+    assert np.unique(np.asarray(held)).tolist() in ([7], [7 * 257])
+    assert [np.unique(other).tolist() for other in others] == [[0], [1], [2]]
+
+
+def test_images_that_are_kept_take_no_more_memory_than_they_need() -> None:
+    scratch = Scratch()
+    kept = [scratch.lend((100, 100, 3))] + [scratch.lend((4, 4, 3)) for _ in range(5)]
+    held: list[Any] = [loan.base for loan in kept]
+    assert all(len(base.base.obj) <= loan.size + 64 for base, loan in zip(held, kept, strict=True))
+
+
+def test_each_thread_has_its_own() -> None:
+    scratch = Scratch()
+    scratch.lend((10, 10, 3))
+
+    def fill(value: int) -> bool:
+        alone = True
+        for _ in range(200):
+            loan = scratch.lend((64, 64, 3))
+            loan[:] = value
+            alone &= bool((loan == value).all())
+        return alone
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(fill, range(32)))
+
+
+def test_huge_images_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch_module, "_KEEP", 1000)
+    scratch = Scratch()
+    huge = scratch.lend((40, 30, 3))
+    assert huge.shape == (40, 30, 3)
+    assert len(scratch._memory) == 0
+    small = scratch.lend((10, 10, 3))
+    assert len(scratch._memory) == 300 + 64
+    huge[:], small[:] = 1, 2
+    assert (huge == 1).all()
+
+
+@pytest.mark.parametrize("width", [32, 400, 533, 640])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_next_to_no_row_is_written_past_the_caches(width: int, channels: int) -> None:
+    # libjpeg-turbo streams rows that begin at a multiple of 32 bytes.
+    loan = Scratch().lend((32, width, channels))
+    streamed = sum((address(loan) + y * width * channels) % 32 == 0 for y in range(32))
+    assert streamed <= (4 if channels == 4 else 1)
+
+
+def test_pixels_of_four_bytes_lie_where_words_do() -> None:
+    assert address(Scratch().lend((5, 7, 4))) % 4 == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "scaled"),
+    [
+        ((90, 60), None, True),  # as it is stored
+        ((40, 30), (5, 6, 40, 30), True),  # a part of it
+        ((20, 15), None, True),  # at a lower scale
+        ((20, 15), None, False),
+        ((80, 50), None, True),  # too large for a lower scale
+        ((120, 90), None, True),  # enlarged
+    ],
+)
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_decoded_images_that_are_kept_stay_as_they_are(size, box, scaled, mode) -> None:  # type: ignore[no-untyped-def]
+    files = [simplejpeg.encode_jpeg(np.full((60, 90, 3), 50 * i, np.uint8)) for i in range(1, 5)]
+
+    def image(data: bytes) -> np.ndarray:
+        return decode(data, read_header(data), size, box, mode=mode, scaled=scaled)
+
+    kept = [image(data) for data in files]
+    copies = [image(data).copy() for data in files]
+    for one, copy in zip(kept, copies, strict=True):
+        assert np.array_equal(one, copy)
+    assert not np.array_equal(kept[0], kept[1])
+
+
+@pytest.mark.parametrize("size", [(90, 60), (40, 30), (80, 50)])
+def test_what_a_cut_image_lacks_is_not_taken_from_the_one_before(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (60, 90, 3)).astype(np.uint8)
+    data = simplejpeg.encode_jpeg(noise)[:2000]
+    found = []
+    for before in (0, 255):
+        decode_module._scratch.lend((200, 200, 3))[:] = before
+        found.append(decode(data, read_header(data), size, strict=False))
+    assert np.array_equal(found[0], found[1])

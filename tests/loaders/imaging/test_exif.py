@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+
+import pytest
+from PIL import Image, features
+
+from patchnpack.loaders.imaging.exif import block_orientation, orientation
+
+KINDS = ["JPEG", "PNG", pytest.param("WEBP", marks=pytest.mark.skipif(not features.check("webp"), reason="no WebP"))]
+
+
+def tiff_header(value: int, order: str = "<", kind: int = 3, before: int = 0) -> bytes:
+    """A TIFF header whose first directory holds `before` other entries, then the orientation."""
+    start = b"II*\0" if order == "<" else b"MM\0*"
+    entries = [struct.pack(order + "HHII", 0x0100 + i, 4, 1, 7) for i in range(before)]
+    code = {1: "B3x", 3: "H2x", 4: "I"}[kind]
+    entries.append(struct.pack(order + "HHI" + code, 0x0112, kind, 1, value))
+    return start + struct.pack(order + "IH", 8, len(entries)) + b"".join(entries) + struct.pack(order + "I", 0)
+
+
+def jpeg(*segments: bytes) -> bytes:
+    return b"\xff\xd8" + b"".join(segments) + b"\xff\xda\0\2"
+
+
+def segment(marker: int, payload: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(payload) + 2) + payload
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", range(1, 9))
+def test_orientation_that_pil_wrote_is_found(
+    value: int, kind: str, draw_image: Callable[..., Image.Image], encode_image: Callable[..., bytes]
+) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "a maker"
+    exif[0x0112] = value
+    data = encode_image(draw_image(9, 7), kind, exif=exif)
+    assert orientation(data) == value == Image.open(io.BytesIO(data)).getexif()[0x0112]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [1, 3, 4])
+def test_either_byte_order_and_every_integer_type_is_read(order: str, kind: int) -> None:
+    block = tiff_header(6, order, kind, before=3)
+    assert orientation(jpeg(segment(0xE0, b"JFIF\0"), segment(0xE1, b"Exif\0\0" + block))) == 6
+
+
+def test_orientation_is_found_behind_any_number_of_long_segments() -> None:
+    before = [segment(0xE2, bytes(65000)) for _ in range(5)]
+    assert orientation(jpeg(*before, b"\xff\xff\xff", segment(0xE1, b"Exif\0\0" + tiff_header(8))[1:])) == 8
+
+
+def test_other_application_segments_and_the_scan_are_not_taken_for_exif() -> None:
+    exif = segment(0xE1, b"Exif\0\0" + tiff_header(6))
+    assert orientation(jpeg(segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + exif))) == 1
+    assert orientation(jpeg() + exif) == 1
+
+
+@pytest.mark.parametrize("value", [0, 9, 255])
+def test_value_outside_one_to_eight_means_upright(value: int) -> None:
+    assert orientation(jpeg(segment(0xE1, b"Exif\0\0" + tiff_header(value)))) == 1
+
+
+def test_png_block_behind_the_pixels_is_found() -> None:
+    chunks = [(b"IHDR", bytes(13)), (b"IDAT", bytes(70)), (b"eXIf", tiff_header(5)), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I4s", len(d), k) + d + bytes(4) for k, d in chunks)
+    assert orientation(data) == 5
+
+
+@pytest.mark.parametrize("prefix", [b"", b"Exif\0\0"])
+def test_webp_block_is_found_with_and_without_the_jpeg_prefix(prefix: bytes) -> None:
+    chunks = [(b"VP8X", bytes(10)), (b"VP8 ", bytes(7)), (b"EXIF", prefix + tiff_header(7))]
+    body = b"WEBP" + b"".join(struct.pack("<4sI", k, len(d)) + d + bytes(len(d) % 2) for k, d in chunks)
+    assert orientation(b"RIFF" + struct.pack("<I", len(body)) + body) == 7
+
+
+def test_no_cut_of_a_file_raises() -> None:
+    whole = jpeg(segment(0xE0, b"JFIF\0"), segment(0xE1, b"Exif\0\0" + tiff_header(6, before=2)))
+    assert {orientation(whole[:n]) for n in range(len(whole))} == {1, 6}
+    assert orientation(b"") == orientation(b"\xff\xd8\xff") == orientation(b"GIF89a") == 1
+
+
+def test_directory_that_claims_entries_past_the_end_means_upright() -> None:
+    block = bytearray(tiff_header(6, before=2))
+    block[8:10] = struct.pack("<H", 60000)
+    block[-16:-14] = b"\0\0"  # the orientation's tag
+    assert orientation(jpeg(segment(0xE1, b"Exif\0\0" + bytes(block)))) == 1
+
+
+def test_block_by_itself_is_read_and_no_cut_of_it_raises() -> None:
+    for block in (tiff_header(6, before=2), b"Exif\0\0" + tiff_header(6, ">", before=2)):
+        assert block_orientation(block) == 6
+        assert {block_orientation(block[:cut]) for cut in range(len(block))} <= {1, 6}
+    assert block_orientation(b"") == block_orientation(b"Exif\0\0") == 1

@@ -1,0 +1,174 @@
+"""Which index is used, and that a shard is read again only when it has changed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import patchnpack.loaders.index.scanner as scanner
+from patchnpack.loaders import PackedImageLoader, load_index, open_index, save_index, scan, update_index
+from patchnpack.loaders.shards.opener import Store
+from patchnpack.packer import Packing
+
+PACKING = Packing(seq_len=64, patch_size=8)
+
+
+@pytest.fixture
+def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The shards that have been scanned, in order."""
+    names: list[str] = []
+    scan_shard = scanner._scan_shard
+
+    def noted(path: str, *rest: Any) -> Any:
+        names.append(Path(path).name)
+        return scan_shard(path, *rest)
+
+    monkeypatch.setattr(scanner, "_scan_shard", noted)
+    return names
+
+
+@pytest.fixture
+def shards(make_drawn: Callable[..., Any]) -> list[str]:
+    found: list[str] = make_drawn((5, 3, 4)).shards
+    return found
+
+
+def touch(path: str) -> None:
+    os.utime(path, ns=(0, os.stat(path).st_mtime_ns + 1_000_000))
+
+
+def test_scan_is_cached_and_only_changed_shards_are_read_again(
+    shards: list[str], scanned: list[str], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    first = open_index(shards, store=Store(cache))
+    assert sorted(scanned) == ["drawn-000.tar", "drawn-001.tar", "drawn-002.tar"]
+    assert list(open_index(shards, store=Store(cache)).keys) == list(first.keys)
+    assert len(scanned) == 3
+    touch(shards[1])
+    again = open_index(shards, store=Store(cache))
+    assert scanned[3:] == ["drawn-001.tar"]
+    assert list(again.keys) == list(first.keys)
+    assert again.versions[1] == str(os.stat(shards[1]).st_mtime_ns)
+    open_index(shards, store=Store(cache))
+    assert len(scanned) == 4
+    open_index(shards[:2], store=Store(cache))
+    open_index(shards, store=Store(cache), image="png")
+    assert len(scanned) == 9
+
+
+def test_damaged_cache_is_made_anew_and_told(
+    shards: list[str], scanned: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_index(shards, store=Store(tmp_path / "cache"))
+    (cached,) = (tmp_path / "cache" / "indexes").iterdir()
+    cached.write_bytes(cached.read_bytes()[:50])
+    assert len(open_index(shards, store=Store(tmp_path / "cache"))) == 12
+    assert "cannot be read" in caplog.text
+    assert len(scanned) == 6
+    load_index(cached)
+
+
+def test_cache_that_cannot_be_written_is_told_and_the_index_used(
+    shards: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "indexes").write_text("no folder")
+    with caplog.at_level(logging.WARNING, "patchnpack"):
+        assert len(open_index(shards, store=Store(tmp_path / "cache"))) == 12
+    assert "the index is not kept for the next start" in caplog.text
+
+
+def test_cache_that_is_a_file_is_refused_before_work_starts(shards: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(
+        ValueError, match=r"the cache '.*file' is a file; give cache_dir=, or \$PATCHNPACK_CACHE, a folder"
+    ):
+        PackedImageLoader(shards, PACKING, batch_size=1, cache_dir=tmp_path / "file")
+
+
+def test_index_beside_the_shards_is_used_for_any_of_them(shards: list[str], scanned: list[str], tmp_path: Path) -> None:
+    path, index, read = update_index(shards)
+    assert (path, len(index), read) == (tmp_path / "index.parquet", 12, 3)
+    scanned.clear()
+    loader = PackedImageLoader([shards[2], shards[0]], PACKING, batch_size=1)
+    assert list(loader.index.keys) == [*index.keys[8:], *index.keys[:5]]
+    assert PackedImageLoader(str(path), PACKING, batch_size=1).index.shards == tuple(shards)
+    assert scanned == []
+    PackedImageLoader(shards, PACKING, batch_size=1, image="jpg;png;webp")  # made for others: not used
+    assert len(scanned) == 3
+    save_index(index.select([0, 1]), path)
+    assert len(PackedImageLoader(shards, PACKING, batch_size=1).index) == 12  # it lacks one: not used
+    assert len(scanned) == 6
+
+
+def test_index_is_brought_up_to_date_shard_by_shard(
+    shards: list[str], scanned: list[str], tmp_path: Path, write_tar: Any
+) -> None:
+    path, _, read = update_index(shards[:2])
+    assert read == 2
+    assert update_index(shards)[2] == 1
+    assert load_index(path).shards == tuple(shards)
+    assert update_index(shards)[2] == 0
+    touch(shards[0])
+    assert update_index(shards[1])[2] == 1  # others in the file are looked after, too
+    Path(shards[0]).unlink()
+    _, index, read = update_index(shards[1:])
+    assert (index.shards, read) == (tuple(shards[1:]), 0)
+    assert scanned == [f"drawn-{i:03}.tar" for i in (0, 1, 2, 0)]
+
+
+def test_copied_shards_with_other_times_are_as_good(shards: list[str], tmp_path: Path) -> None:
+    path, index, _ = update_index(shards)
+    for shard in shards:
+        touch(shard)
+    loader = PackedImageLoader(str(path), PACKING, batch_size=1)
+    assert sorted(key for batch in loader for keys in batch.keys for key in keys) == sorted(index.keys)
+
+
+def test_shard_of_another_size_is_an_error_that_says_what_to_run(shards: list[str]) -> None:
+    path, _, _ = update_index(shards)
+    with open(shards[1], "ab") as file:
+        file.write(bytes(512))
+    for source in (str(path), shards):
+        with pytest.raises(OSError, match=r"drawn-001.tar' has \d+ bytes but had \d+ when .*: patchnpack index SHARDS"):
+            PackedImageLoader(source, PACKING, batch_size=1)
+    Path(shards[1]).unlink()
+    with pytest.raises(FileNotFoundError, match=r"drawn-001.tar', which index .* holds, does not exist"):
+        PackedImageLoader(str(path), PACKING, batch_size=1)
+
+
+def test_given_index_must_hold_the_shards_and_their_images(shards: list[str], tmp_path: Path) -> None:
+    save_index(scan(shards[:2]), tmp_path / "two.parquet")
+    with pytest.raises(ValueError, match=r"does not hold 1 of the 3 shards, '.*drawn-002.tar' for one; add them"):
+        PackedImageLoader(shards, PACKING, batch_size=1, index=tmp_path / "two.parquet")
+    with pytest.raises(ValueError, match=r"was made with image='jpg;jpeg;png;webp', this loader has 'gif'"):
+        PackedImageLoader(shards[:2], PACKING, batch_size=1, index=tmp_path / "two.parquet", image="gif")
+    given = PackedImageLoader(shards[1], PACKING, batch_size=1, index=scan(shards))
+    assert len(given.index) == 3
+
+
+def test_index_into_a_folder_that_is_not_there_is_refused_before_work_starts(
+    shards: list[str], scanned: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"the folder of '.*' does not exist; make it first"):
+        update_index(shards, tmp_path / "none" / "index.parquet")
+    assert scanned == []
+
+
+def test_shards_named_from_the_working_folder_are_known_again(
+    shards: list[str], scanned: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [Path(shard).name for shard in shards]
+    for _ in range(3):
+        open_index(names, store=Store(tmp_path / "cache"))
+    assert len(scanned) == 3
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert [update_index("../drawn-*.tar", "../all.parquet")[2] for _ in range(2)] == [3, 0]

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from patchnpack.loaders.remote import shard_cache
+from patchnpack.loaders.remote.shard_cache import ShardCache, Stopped, default_folder
+from tests.loaders.misbehaving import wait_until
+
+Make = Callable[[Path], None]
+
+
+def bytes_of(fd: int) -> bytes:
+    with os.fdopen(fd, "rb") as file:
+        return file.read()
+
+
+def writes(data: bytes) -> Make:
+    def make(path: Path) -> None:
+        path.write_bytes(data)
+
+    return make
+
+
+def python(script: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """Another process that can import the module by itself: the whole package takes seconds."""
+    alone = {**os.environ, "PYTHONPATH": str(Path(shard_cache.__file__).parent)}
+    return subprocess.Popen([sys.executable, "-P", "-c", script, *arguments], env=alone)
+
+
+def never(path: Path) -> None:
+    raise AssertionError(f"{path} was made a second time")
+
+
+def lie_in(cache: ShardCache) -> list[str]:
+    return sorted(os.listdir(cache.folder))
+
+
+def fill(cache: ShardCache, *names: str, nbytes: int = 100) -> None:
+    for name in names:
+        assert bytes_of(cache.lend(name, writes(bytes(nbytes)))) == bytes(nbytes)
+
+
+def test_file_is_made_once_and_read_from_disk_afterwards(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path)
+    assert bytes_of(cache.lend("a.tar", writes(b"one"))) == b"one"
+    assert bytes_of(cache.lend("a.tar", never)) == b"one"
+    assert bytes_of(ShardCache(tmp_path).lend("a.tar", never, 3)) == b"one"
+    assert lie_in(cache) == ["a.tar"]
+
+
+def test_threads_that_ask_at_once_make_it_once(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def make(path: Path) -> None:
+        made.append(path.name)
+        time.sleep(0.1)
+        path.write_bytes(b"x" * 1000)
+
+    caches = [ShardCache(tmp_path), ShardCache(tmp_path)]
+    with ThreadPoolExecutor(16) as pool:
+        got = list(pool.map(lambda i: bytes_of(caches[i % 2].lend(f"{i % 3}.tar", make, 1000)), range(48)))
+    assert got == [b"x" * 1000] * 48
+    assert sorted(made) == ["0.tar.part", "1.tar.part", "2.tar.part"]
+
+
+def test_processes_that_ask_at_once_make_each_file_once(tmp_path: Path) -> None:
+    script = """
+import os, sys, time
+from pathlib import Path
+from shard_cache import ShardCache
+cache, log = ShardCache(sys.argv[1], limit=10_000), sys.argv[2]
+def make(path):
+    with open(log, "a") as file:
+        file.write(path.name + chr(10))
+    time.sleep(0.02)
+    path.write_bytes(path.name.encode())
+for i in range(20):
+    fd = cache.lend(f"{i}", make)
+    assert os.read(fd, 100) == f"{i}.part".encode()
+    os.close(fd)
+"""
+    log = tmp_path / "log"
+    running = [python(script, str(tmp_path / "cache"), str(log)) for _ in range(3)]
+    assert [process.wait(60) for process in running] == [0, 0, 0]
+    assert sorted(log.read_text().split()) == sorted(f"{i}.part" for i in range(20))
+
+
+def test_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path)
+    half, go = threading.Event(), threading.Event()
+
+    def make(path: Path) -> None:
+        with open(path, "wb") as file:
+            file.write(b"1234")
+            file.flush()
+            half.set()
+            go.wait(10)
+            file.write(b"5678")
+
+    with ThreadPoolExecutor(1) as pool:
+        lent = pool.submit(cache.lend, "a", make)
+        half.wait(10)
+        assert lie_in(cache) == ["a.part"]
+        go.set()
+        assert bytes_of(lent.result()) == b"12345678"
+    assert lie_in(cache) == ["a"]
+
+
+def test_what_make_raises_is_raised_and_leaves_nothing(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path)
+
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("no more")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no more"):
+            cache.lend("a", fail)
+        assert lie_in(cache) == []
+    assert bytes_of(cache.lend("a", writes(b"whole"))) == b"whole"
+
+
+def test_those_who_wait_for_one_that_fails_try_themselves(tmp_path: Path) -> None:
+    cache, begun, go = ShardCache(tmp_path), threading.Event(), threading.Event()
+
+    def fail(path: Path) -> None:
+        begun.set()
+        go.wait(10)
+        raise RuntimeError("no more")
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(cache.lend, "a", fail)
+        begun.wait(10)
+        others = [pool.submit(cache.lend, "a", writes(b"whole")) for _ in range(2)]
+        time.sleep(0.05)
+        go.set()
+        assert [bytes_of(other.result()) for other in others] == [b"whole", b"whole"]
+        with pytest.raises(RuntimeError):
+            first.result()
+
+
+def test_least_recently_lent_goes_first(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path, limit=300)
+    fill(cache, "a", "b", "c")
+    os.close(cache.lend("a", never))
+    fill(cache, "d")
+    assert lie_in(cache) == ["a", "c", "d"]
+    os.close(cache.lend("c", never))
+    fill(cache, "e")
+    assert lie_in(cache) == ["c", "d", "e"]
+    fill(cache, "f", nbytes=250)
+    assert lie_in(cache) == ["f"]
+
+
+def test_room_is_made_before_the_file_when_its_size_is_known(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path, limit=300)
+    fill(cache, "a", "b", "c")
+    there: list[list[str]] = []
+
+    def make(path: Path) -> None:
+        there.append(lie_in(cache))
+        path.write_bytes(bytes(150))
+
+    os.close(cache.lend("d", make, 150))
+    assert there == [["c", "d.part"]]
+
+
+def test_evicted_file_that_is_open_goes_on_being_readable(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path, limit=150)
+    fd = cache.lend("a", writes(b"a" * 100))
+    fill(cache, "b")
+    assert lie_in(cache) == ["b"]
+    assert bytes_of(fd) == b"a" * 100
+
+
+def test_file_larger_than_the_limit_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path, limit=100)
+    fill(cache, "a")
+    message = r"shard 'b' has 101 bytes and the cache may hold 100; give a cache_limit="
+    with pytest.raises(ValueError, match=message):
+        cache.lend("b", never, 101)
+    with pytest.raises(ValueError, match=message):
+        cache.lend("b", writes(bytes(101)))
+    assert "b" not in lie_in(cache)
+
+
+def test_other_size_than_announced_is_refused(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path)
+    with pytest.raises(OSError, match="4 bytes were written of shard 'a', which has 5"):
+        cache.lend("a", writes(b"1234"), 5)
+    assert lie_in(cache) == []
+
+
+def test_file_that_was_cut_in_the_cache_is_made_again(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path)
+    os.close(cache.lend("a", writes(b"12345"), 5))
+    os.truncate(cache.folder / "a", 3)
+    assert bytes_of(cache.lend("a", writes(b"12345"), 5)) == b"12345"
+
+
+def test_full_disk_evicts_what_it_can_then_names_the_folder(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path)
+    fill(cache, "a", "b", "c")
+    tries: list[list[str]] = []
+
+    def full_until_one_is_left(path: Path) -> None:
+        there = lie_in(cache)
+        tries.append(there)
+        path.write_bytes(b"half")
+        if len(there) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_bytes(bytes(100))
+
+    os.close(cache.lend("d", full_until_one_is_left, 100))
+    assert tries == [["a", "b", "c", "d.part"], ["b", "c", "d.part"], ["c", "d.part"]]
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(
+        OSError, match=r"no room for the 100 bytes of shard 'e'.*cache_dir=.*patchnpack-shards"
+    ) as raised:
+        cache.lend("e", full, 100)
+    assert raised.value.errno == errno.ENOSPC
+    assert lie_in(cache) == []
+
+
+def test_other_disk_errors_evict_nothing(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path)
+    fill(cache, "a")
+
+    def broken(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        cache.lend("b", broken)
+    assert lie_in(cache) == ["a"]
+
+
+def test_killed_process_leaves_the_cache_usable(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from shard_cache import ShardCache
+def make(path):
+    path.write_bytes(b"half")
+    time.sleep(60)
+ShardCache(sys.argv[1]).lend("a", make)
+"""
+    process = python(script, str(tmp_path))
+    part = tmp_path / "patchnpack-shards" / "a.part"
+    wait_until(lambda: part.exists() and part.stat().st_size == 4, 30)
+    living = ShardCache(tmp_path)
+    assert lie_in(living) == ["a.part"]  # still being written: not to be taken for a dead one's
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    assert bytes_of(living.lend("a", writes(b"whole"))) == b"whole"
+
+    part.write_bytes(b"half")
+    assert lie_in(ShardCache(tmp_path)) == ["a"]
+
+
+def test_waiting_for_another_one_can_be_called_off(tmp_path: Path) -> None:
+    cache, begun, go, stop = ShardCache(tmp_path), threading.Event(), threading.Event(), threading.Event()
+
+    def make(path: Path) -> None:
+        begun.set()
+        go.wait(10)
+        path.write_bytes(b"whole")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.lend, "a", make)
+        begun.wait(10)
+        second = pool.submit(cache.lend, "a", never, stop=stop)
+        time.sleep(0.05)
+        stop.set()
+        with pytest.raises(Stopped):
+            second.result(5)
+        go.set()
+        assert bytes_of(first.result()) == b"whole"
+
+
+def test_nothing_outside_its_own_folder_is_evicted(tmp_path: Path) -> None:
+    (tmp_path / "mine.tar").write_bytes(bytes(1000))
+    cache = ShardCache(tmp_path, limit=100)
+    fill(cache, "a", "b")
+    assert (tmp_path / "mine.tar").exists()
+    assert lie_in(cache) == ["b"]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "a.part"])
+def test_name_that_is_no_file_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot name a cached file"):
+        ShardCache(tmp_path).lend(name, never)
+
+
+def test_limit_below_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cache_limit is 0; it must be at least 1 byte"):
+        ShardCache(tmp_path, limit=0)
+
+
+def test_many_threads_under_a_small_limit_always_read_the_right_bytes(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path, limit=350)
+
+    def ask(i: int) -> bool:
+        name = str(i * 7 % 10)
+        return bytes_of(cache.lend(name, writes(name.encode() * 100), 100)) == name.encode() * 100
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(400)))
+    fill(cache, "last")
+    assert sum(os.stat(cache.folder / name).st_size for name in lie_in(cache)) <= 350
+
+
+def test_default_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATCHNPACK_CACHE", "/given")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert default_folder() == Path("/given")
+    monkeypatch.delenv("PATCHNPACK_CACHE")
+    assert default_folder() == Path("/xdg/patchnpack")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_folder() == Path.home() / ".cache" / "patchnpack"

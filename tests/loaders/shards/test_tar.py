@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from patchnpack.loaders.shards.tar import TarSample, read_samples
+
+WriteTar = Callable[..., str]
+
+BLOCK = 512
+
+
+def contents(path: str, samples: list[TarSample]) -> list[tuple[str, dict[str, bytes]]]:
+    """Key and members of each sample, with the bytes that lie where the sample says."""
+    data = Path(path).read_bytes()
+    return [(s.key, {e: data[at : at + n] for e, (at, n) in s.members.items()}) for s in samples]
+
+
+def by_webdataset(path: str) -> list[tuple[str, dict[str, bytes]]]:
+    """What webdataset itself makes of the shard."""
+    with open(path, "rb") as stream:  # webdataset.WebDataset runs the same two, and leaves the file open
+        samples = group_by_keys(tar_file_expander([{"url": path, "stream": stream}]))
+        return [(s["__key__"], {e: v for e, v in s.items() if not e.startswith("__")}) for s in samples]
+
+
+def test_shard_of_webdatasets_writer_is_read_as_webdataset_reads_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.tar")
+    with webdataset.TarWriter(path) as writer:
+        for i in range(20):
+            sample = {
+                "__key__": f"folder/{i:04d}",
+                "jpg": bytes([i]) * (100 * i),
+                "cls": i,
+                "seg.png": b"png",
+                "json": {"i": i},
+            }
+            writer.write(sample)
+    ours = contents(path, read_samples(path))
+    assert ours == by_webdataset(path)
+    assert len(ours) == 20
+    assert set(ours[0][1]) == {"jpg", "cls", "seg.png", "json"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a.jpg", "a.cls", "b.cls", "b.jpg"],
+        ["x/a.jpg", "y/a.jpg"],
+        ["./a.jpg", "./a.txt"],
+        ["/abs/a.jpg"],
+        ["x.d/a.jpg", "x.d/y.z/b.tar.gz"],
+        ["A.JPG", "A.Txt", "a.jpg"],
+        ["a.seg.png", "a.png", "a.0.1.2"],
+        ["__meta__", "__x__/a.jpg", "a.jpg"],
+        ["__a.jpg", "__a.cls", "x/__b__.jpg"],
+        ["noextension", "x/noextension", "a.jpg"],
+        ["a b.jpg", "ünïcode.jpg", "a-b_c+d.jpg"],
+    ],
+)
+def test_names_are_cut_into_key_and_extension_as_webdataset_does(
+    names: list[str], tmp_path: Path, write_tar: WriteTar
+) -> None:
+    path = write_tar(tmp_path / "a.tar", [(name, name.encode()) for name in names])
+    assert contents(path, read_samples(path)) == by_webdataset(path)
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_are_whole(format: int, tmp_path: Path, write_tar: WriteTar) -> None:
+    names = [f"{'folder' * 30}/{'n' * 150}{i}.{e}" for i in range(3) for e in ("jpg", "cls")]
+    path = write_tar(tmp_path / "a.tar", [(name, name.encode()) for name in names], format=format)
+    ours = contents(path, read_samples(path))
+    assert ours == by_webdataset(path)
+    assert [key for key, _ in ours] == [f"{'folder' * 30}/{'n' * 150}{i}" for i in range(3)]
+
+
+def test_members_of_a_sample_are_found_wherever_they_stand(tmp_path: Path, write_tar: WriteTar) -> None:
+    names = ["a.jpg", "b.jpg", "a.cls", "c.txt", "b.cls", "a.txt"]
+    path = write_tar(tmp_path / "a.tar", [(name, name.encode()) for name in names])
+    assert contents(path, read_samples(path)) == [
+        ("a", {"jpg": b"a.jpg", "cls": b"a.cls", "txt": b"a.txt"}),
+        ("b", {"jpg": b"b.jpg", "cls": b"b.cls"}),
+        ("c", {"txt": b"c.txt"}),
+    ]
+
+
+def test_folders_and_links_are_passed_over(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.tar")
+    with tarfile.open(path, "w") as tar:
+        for name, kind in (("x.d", tarfile.DIRTYPE), ("b.jpg", tarfile.SYMTYPE), ("c.jpg", tarfile.LNKTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "a.jpg"
+            tar.addfile(info)
+        info = tarfile.TarInfo("a.jpg")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"abc"))
+    assert contents(path, read_samples(path)) == [("a", {"jpg": b"abc"})]
+
+
+@pytest.mark.parametrize("names", [["a.jpg", "a.jpg"], ["a.jpg", "b.jpg", "a.jpg"], ["a.jpg", "a.JPG"]])
+def test_member_that_is_there_twice_is_refused_by_name(names: list[str], tmp_path: Path, write_tar: WriteTar) -> None:
+    path = write_tar(tmp_path / "a.tar", [(name, b"x") for name in names])
+    with pytest.raises(ValueError, match=f"a.tar' holds '{names[-1]}' twice; each member needs its own name"):
+        read_samples(path)
+
+
+def test_tar_without_members_has_no_samples(tmp_path: Path, write_tar: WriteTar) -> None:
+    assert read_samples(write_tar(tmp_path / "a.tar", [])) == []
+
+
+@pytest.mark.parametrize("data", [b"", b"short", bytes(100), b"not a tar" * 1000])
+def test_file_that_is_no_tar_is_refused_by_name(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"shard '.*a.tar' cannot be read as an uncompressed tar"):
+        read_samples(str(path))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF"])
+def test_an_image_in_place_of_a_shard_is_called_one(format: str, tmp_path: Path) -> None:
+    path = tmp_path / "im00"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(path, format)
+    with pytest.raises(ValueError, match=r"im00' is an image, not a shard: .*`patchnpack shard FOLDER -o SHARDS`"):
+        read_samples(str(path))
+
+
+def test_a_webp_in_place_of_a_shard_is_called_an_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.webp"
+    path.write_bytes(b"RIFF" + (1000).to_bytes(4, "little") + b"WEBPVP8 " + b"x" * 992)
+    with pytest.raises(ValueError, match=r"a.webp' is an image, not a shard"):
+        read_samples(str(path))
+
+
+def test_a_zip_archive_in_place_of_a_shard_is_called_one(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data.pkl", b"x" * 1000)
+    with pytest.raises(ValueError, match=r"checkpoint.pt' is a zip archive, as checkpoints \(.pt\) are, not a shard"):
+        read_samples(str(path))
+
+
+def test_a_damaged_tar_is_called_a_tar_whatever_its_first_member_is_called(tmp_path: Path, write_tar: WriteTar) -> None:
+    path = Path(write_tar(tmp_path / "a.tar", [("BM.jpg", b"x" * 1000)]))
+    data = bytearray(path.read_bytes())
+    data[148:156] = b"damaged\0"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"shard '.*a.tar' cannot be read as an uncompressed tar"):
+        read_samples(str(path))
+
+
+def test_compressed_tar_is_refused(tmp_path: Path, write_tar: WriteTar) -> None:
+    path = Path(write_tar(tmp_path / "a.tar", [("a.jpg", b"x" * 1000)]))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"a.tar' is compressed with gzip, .*; gunzip it"):
+        read_samples(str(path))
+
+
+def test_joined_tars_are_refused_instead_of_read_to_the_first_end(tmp_path: Path, write_tar: WriteTar) -> None:
+    first = Path(write_tar(tmp_path / "a.tar", [("a.jpg", b"a")]))
+    second = Path(write_tar(tmp_path / "b.tar", [("b.jpg", b"b")]))
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    with pytest.raises(ValueError, match="joined from several tars"):
+        read_samples(str(first))
+
+
+def test_tar_whose_end_is_still_zeros_is_refused(tmp_path: Path, write_tar: WriteTar) -> None:
+    """As of a download into a file that was made at its full size before."""
+    path = Path(write_tar(tmp_path / "a.tar", [(f"{i}.jpg", bytes(300_000)) for i in range(8)]))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 2 * 300_544] + bytes(len(whole) - 2 * 300_544))
+    with pytest.raises(ValueError, match="not copied to its end"):
+        read_samples(str(path))
+
+
+def test_sparse_member_is_refused(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a.jpg")
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path = tmp_path / "a.tar"
+    path.write_bytes(bytes(header) + bytes(10 * BLOCK))
+    with pytest.raises(ValueError, match=r"'a.jpg' as a sparse file"):
+        read_samples(str(path))
+
+
+def test_member_of_negative_size_is_refused(tmp_path: Path) -> None:
+    header = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 10 + b"\xfe\x00"  # -512, in tar's binary notation
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path = tmp_path / "a.tar"
+    path.write_bytes(bytes(header) + bytes(10 * BLOCK))
+    with pytest.raises(ValueError, match=r"'a.jpg' as a file of -512 bytes"):
+        read_samples(str(path))
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tar_cut_anywhere_gives_every_sample_or_an_error(format: int, tmp_path: Path, write_tar: WriteTar) -> None:
+    long = "n" * (60 if format == tarfile.USTAR_FORMAT else 130)
+    members = [
+        ("a.jpg", b"j" * 700),
+        (f"{long}.jpg", b"l" * 512),
+        ("a.cls", b"3"),
+        ("b.jpg", b""),
+        ("b.cls", b"4" * 1025),
+    ]
+    whole = Path(write_tar(tmp_path / "whole.tar", members, format=format)).read_bytes()
+    expected = contents(str(tmp_path / "whole.tar"), read_samples(str(tmp_path / "whole.tar")))
+    path, complete = tmp_path / "cut.tar", 0
+    for edge in range(0, len(whole) + 1, BLOCK):
+        for at in (edge - 1, edge, edge + 1):
+            if not 0 <= at < len(whole):
+                continue
+            path.write_bytes(whole[:at])
+            try:
+                samples = read_samples(str(path))
+            except ValueError as error:
+                message = str(error)
+                complete = 0
+            else:
+                message = "cut.tar"
+                complete += 1
+                assert contents(str(path), samples) == expected, at
+            assert "cut.tar" in message, at
+    assert complete > 3  # only the padding behind the end mark may be missing
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_seeded_damage_gives_every_sample_or_a_value_error(format: int, tmp_path: Path, write_tar: WriteTar) -> None:
+    members = [(f"{c * 110}.{e}", c.encode() * 300) for c in "abc" for e in ("jpg", "cls")]
+    whole = Path(write_tar(tmp_path / "whole.tar", members, format=format)).read_bytes()
+    used = len(whole.rstrip(b"\0"))
+    path, rng, refused = tmp_path / "damaged.tar", np.random.default_rng(7), 0
+    for _ in range(400):
+        data = bytearray(whole)
+        for _ in range(int(rng.integers(1, 3))):
+            at = int(rng.integers(used))
+            data[at] = int(rng.integers(256)) if rng.random() < 0.5 else data[at] ^ 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        try:
+            # A name in an extended header has no checksum: the sample is there under another one.
+            assert sum(len(s.members) for s in read_samples(str(path))) >= len(members) - 2
+        except ValueError as error:
+            refused += "damaged.tar" in str(error)
+    assert refused > 50
+
+
+def test_clothing_shards_are_read_as_webdataset_reads_them(clothing: str) -> None:
+    path = f"{clothing}/train-000009.tar"
+    assert contents(path, read_samples(path)) == by_webdataset(path)

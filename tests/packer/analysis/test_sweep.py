@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from patchnpack.packer import (
+    BetaDrop,
+    ConstantDrop,
+    DropToTokens,
+    FitTokens,
+    NoDrop,
+    Packing,
+    PatchSizes,
+    Rows,
+    SampleSide,
+    ScheduledDrop,
+    plan,
+)
+from patchnpack.packer.analysis import sweep as module
+from patchnpack.packer.analysis.baselines import ways
+from patchnpack.packer.analysis.report import pack_bytes, slowest
+from patchnpack.packer.analysis.sweep import Setting, Sweep, default_seq_lens, sweep
+
+
+def _rows(n: int = 700) -> Rows:
+    return Rows.of_sizes(*np.random.default_rng(3).integers(48, 500, (2, n)))
+
+
+def _without_times(found: Sweep) -> list[Setting]:
+    return [dataclasses.replace(setting, pack_s_a_million=0.0) for setting in found.settings]
+
+
+@pytest.mark.parametrize("fill", ["none", "undrop", "trim", "rescale"])
+@pytest.mark.parametrize("oversize", ["shrink", "drop", "skip"])
+@pytest.mark.parametrize("drop", [NoDrop(), BetaDrop(0.4, 0.8)])
+def test_each_setting_is_what_plan_makes_of_it(fill: Any, oversize: Any, drop: Any) -> None:
+    rows, packing = _rows(), Packing(fill=fill, oversize=oversize, token_drop=drop)
+    algorithms: list[Any] = ["next_fit", "best_fit", "first_fit_decreasing", "largest_fit", "subset_sum"]
+    found = sweep(
+        rows,
+        packing,
+        seq_lens=[300, 2000],
+        patch_sizes=[16, 24],
+        algorithms=algorithms,
+        lookaheads=[8],
+        seed=5,
+        ranks=4,
+    )
+    assert len(found.settings) == 2 * 2 * 5 + 6  # and 1,024 at patch size 16, the packing's own with a lookahead of 256
+    for s in found.settings:
+        swept = packing.replace(
+            seq_len=s.seq_len, patch_size=s.patch_size, algorithm=s.algorithm, lookahead=s.lookahead, fill=s.fill
+        )
+        made = plan(rows, swept, seed=5)
+        assert (s.images, s.packs, s.tokens) == (len(made.images), len(made), made.tokens().sum())
+        assert (s.oversize, s.skipped) == (len(made.oversize), len(made.skipped))
+        assert s.attention_cost == made.attention_cost().sum()
+        cost = made.attention_cost(), made.model_cost(768), made.patch_size
+        assert s.slowest_model == slowest(*cost, swept, 5, 4)[1]
+        assert s.pack_bytes == pack_bytes(swept)
+        assert s.fill == (fill if s.algorithm in ("largest_fit", "subset_sum") or fill == "none" else "undrop")
+        assert s.padding == 1 - s.tokens / (len(made) * s.seq_len)
+        usual = plan(rows, swept.replace(algorithm="next_fit", fill="undrop"), seed=5)
+        assert s.packs_next_fit == len(usual)
+        if drop == NoDrop() and fill in ("none", "undrop"):
+            others = {way.name: way for way in ways(made, rows, swept, seed=5, epoch=0, block=8)}
+            assert s.slots_longest == others["padded to the longest"].slots
+            assert s.slots_bucketed == others["bucketed by length"].slots
+
+
+@pytest.mark.parametrize("resolution", [SampleSide(low=64, high=256), FitTokens(100)])
+def test_rows_measured_in_parts_are_those_measured_at_once(resolution: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    packing = Packing(resolution=resolution, token_drop=DropToTokens(80))
+    whole = sweep(_rows(), packing, seq_lens=[256])
+    monkeypatch.setattr(module, "_CHUNK", 64)
+    assert _without_times(sweep(_rows(), packing, seq_lens=[256])) == _without_times(whole)
+
+
+def test_schedules_go_on_from_part_to_part_as_in_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CHUNK", 64)
+    drop = ScheduledDrop(drop=ConstantDrop(0.6), start=1.0, end=0.0, midpoint=350, tau=50)
+    packing = Packing(token_drop=drop, seq_len=512, algorithm="largest_fit", lookahead=64)
+    (setting,) = sweep(_rows(), packing, seq_lens=[512], algorithms=["largest_fit"], lookaheads=[64]).settings
+    made = plan(_rows(), packing)
+    assert (setting.packs, setting.tokens) == (len(made), made.tokens().sum())
+    constant = plan(_rows(), packing.replace(token_drop=ConstantDrop(0.6)))
+    assert len(made) > len(constant)
+
+
+def test_the_packing_itself_is_swept_and_marked_once() -> None:
+    found = sweep(_rows(), Packing(seq_len=777, algorithm="best_fit", lookahead=99), seq_lens=[512])
+    (current,) = [s for s in found.settings if s.current]
+    assert found.current == current
+    assert (current.seq_len, current.patch_size, current.algorithm, current.lookahead) == (777, 16, "best_fit", 99)
+
+
+def test_several_patch_sizes_are_swept_one_by_one_and_none_is_current() -> None:
+    found = sweep(_rows(), Packing(patch_size=PatchSizes((16, 32))), seq_lens=[512])
+    assert {s.patch_size for s in found.settings} == {16, 32}
+    assert found.current is None
+
+
+def test_lengths_begin_where_99_percent_of_the_images_fit() -> None:
+    keep = np.concatenate([np.full(99, 300), [5000]])
+    assert default_seq_lens(np.full(100, 300))[0] == 512
+    assert default_seq_lens(keep)[0] == 512
+    assert default_seq_lens(np.full(100, 512))[0] == 512
+    found = sweep(_rows(), Packing(seq_len=1024))
+    assert {s.seq_len for s in found.settings} == {1024, 1536, 2048, 3072, 4096}
+    assert all(s.oversize <= 7 for s in found.settings)
+
+
+def test_no_image_exceeds_the_lengths_of_a_sweep_in_which_that_is_an_error() -> None:
+    rows = Rows.of_sizes([320] * 200 + [1600], [320] * 200 + [1600])
+    found = sweep(rows, Packing(seq_len=10_000, oversize="error"))
+    assert min(s.seq_len for s in found.settings) >= 10_000
+    with pytest.raises(ValueError, match="has 10000 tokens, more than seq_len 512"):
+        sweep(rows, Packing(seq_len=10_000, oversize="error"), seq_lens=[512])
+
+
+def test_what_a_short_sequence_takes_away_is_told() -> None:
+    rows = Rows.of_sizes([640] * 10 + [320] * 10, [640] * 10 + [320] * 10)
+    found = {s.seq_len: s for s in sweep(rows, Packing(seq_len=1600), seq_lens=[400, 1600]).settings}
+    assert (found[400].oversize, found[1600].oversize) == (10, 0)
+    assert found[1600].lost == 0
+    assert found[400].lost == pytest.approx(10 * 1200 / (10 * 1600 + 10 * 400))
+    skipped = sweep(rows, Packing(seq_len=400, oversize="skip"), seq_lens=[400]).settings[0]
+    assert (skipped.images, skipped.skipped, skipped.lost) == (10, 10, 0.8)
+
+
+def test_packs_that_are_full_of_images_are_counted() -> None:
+    rows = Rows.of_sizes([32] * 100, [32] * 100)
+    full = [s.at_most_images for s in sweep(rows, Packing(seq_len=400, max_images=10), seq_lens=[400]).settings]
+    assert set(full) == {10}
+    roomy = [s.at_most_images for s in sweep(rows, Packing(seq_len=40, max_images=10), seq_lens=[40]).settings]
+    assert set(roomy) == {0}
+
+
+def test_progress_ends_with_all_lengths_done() -> None:
+    told: list[tuple[int, int]] = []
+    sweep(_rows(), Packing(), seq_lens=[512, 2048], progress=lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seq_lens": []}, "seq_lens is empty; give at least one"),
+        ({"lookaheads": [0]}, "lookaheads is 0; it must be at least 1"),
+        ({"patch_sizes": [0]}, "patch_sizes is 0; it must be at least 1"),
+        ({"algorithms": []}, "algorithms is empty; give at least one"),
+        ({"algorithms": ["worst_fit"]}, "algorithm is 'worst_fit'; it must be one of"),
+        ({"patch_sizes": [700]}, "smaller than"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_an_error(settings: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sweep(_rows(), Packing(), **settings)
+
+
+def test_a_sweep_of_nothing_is_an_error_that_says_why() -> None:
+    with pytest.raises(ValueError, match="there are no images to sweep over"):
+        sweep(Rows.of_sizes([], []), Packing())
+    rows = Rows.of_sizes([640, 640], [640, 640])
+    with pytest.raises(ValueError, match="none of the 2 images is left to pack at any sequence length"):
+        sweep(rows, Packing(seq_len=64, oversize="skip"), seq_lens=[64])

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from patchnpack import PackedImageLoader, Packing
+from patchnpack.cli import main as cli
+from patchnpack.cli.main import app
+
+Shards = Callable[..., str]
+CLOTHING = Path(__file__).resolve().parents[4] / "shared" / "data" / "clothing"
+run = CliRunner().invoke
+
+
+def test_a_sweep_prints_a_table_within_80_columns_and_the_advice(shards: Shards) -> None:
+    result = run(app, ["report", shards(), "--seq-len", "64", "--sweep"], env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    assert all(len(line) <= 80 for line in result.output.splitlines())
+    assert "*" in result.output
+    assert "=" in result.output
+    assert "--algorithm" in result.output
+
+
+def test_a_sweep_tries_what_it_is_told_to(shards: Shards) -> None:
+    told = ["--sweep-seq-len", "32,48", "--sweep-patch-size", "8,16", "--sweep-algorithm", "best_fit"]
+    arguments = ["report", shards(), "--seq-len", "64", "--sweep", *told, "--sweep-lookahead", "7", "--csv"]
+    result = run(app, arguments)
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    tried = {(row["patch_size"], row["seq_len"], row["algorithm"], row["lookahead"]) for row in rows}
+    expected = {(P, L, "best_fit", "7") for P in ("8", "16") for L in ("32", "48")} | {("16", "64", "best_fit", "7")}
+    assert {row for row in tried if row[2] == "best_fit"} == expected
+    assert len(tried - expected) == 1  # what is set
+
+
+def test_csv_without_a_sweep_is_a_line_a_way(shards: Shards) -> None:
+    result = run(app, ["report", shards(), "--seq-len", "64", "--csv"])
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [row["images"] for row in rows] == ["24"] * 6
+
+
+def test_json_holds_the_sweep_where_one_is_asked_for(shards: Shards) -> None:
+    path = shards()
+    assert "sweep" not in json.loads(run(app, ["report", path, "--json"]).stdout)
+    found = json.loads(run(app, ["report", path, "--json", "--sweep", "--batch-size", "2", "--ranks", "3"]).stdout)
+    assert found["sweep"]["images"] == 24
+    assert (found["batch_size"], found["ranks"]) == (2, 3)
+
+
+def test_a_shuffled_report_is_of_the_loader_s_order(shards: Shards) -> None:
+    path, packing = shards(), Packing(seq_len=20)
+    found = json.loads(run(app, ["report", path, "--seq-len", "20", "--shuffle", "--seed", "3", "--json"]).stdout)
+    loader = PackedImageLoader(path, packing, batch_size=8, shuffle=True, seed=3, image="jpg;jpeg;png;webp")
+    for _ in loader:
+        pass
+    stats = loader.stats()
+    for name in ("images", "packs", "tokens", "attention_cost", "attention_spread", "images_a_pack"):
+        assert found[name] == pytest.approx(stats[name]), name
+
+
+def test_html_is_one_page_with_the_images_drawn_and_may_go_without(shards: Shards, tmp_path: Path) -> None:
+    path, out = shards(), tmp_path / "report.html"
+    result = run(app, ["report", path, "--seq-len", "64", "--html", str(out)])
+    assert result.exit_code == 0, result.output
+    assert f"wrote {out}" in result.output.replace("\n", "")
+    page = out.read_text()
+    assert page.count("<svg") == 8
+    assert "data:image/jpeg;base64," in page
+    result = run(app, ["report", path, "--seq-len", "64", "--html", str(out), "--no-picture", "--json"])
+    assert json.loads(result.stdout)["images"] == 24
+    assert "data:image/jpeg" not in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json", "--csv"], "error: --json and --csv both print; give one of them"),
+        (["--sweep-seq-len", "1k"], "error: sweep-seq-len is '1k'; it must be whole numbers of at least 1: 1024,2048"),
+        (["--sweep-lookahead", "0"], "error: sweep-lookahead is '0'; it must be whole numbers"),
+        (["--sweep-algorithm", "worst"], "error: sweep-algorithm has 'worst'; it must be of auto, next_fit"),
+        (["--batch-size", "0"], "error: batch_size is 0; it must be at least 1"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_to_do(
+    arguments: list[str],
+    message: str,
+    shards: Shards,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["patchnpack", "report", shards(), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.run()
+    assert ended.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.skipif(not CLOTHING.is_dir(), reason="the clothing photographs are not in ../shared beside the checkout")
+def test_the_clothing_photographs_are_best_packed_six_or_seven_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    arguments = [
+        "report",
+        f"{CLOTHING}/train-{{000000..000009}}.tar",
+        "--seq-len",
+        "4096",
+        "--html",
+        str(out),
+        "--json",
+    ]
+    found = json.loads(run(app, arguments).stdout)
+    assert (found["images"], found["packs"], found["oversize"]) == (3068, 725, 0)
+    assert found["sweep"]["advice"]["flags"].startswith("--seq-len 6144 ")
+    assert out.read_text().count("<svg") == 8
+
+
+def test_a_folder_of_packs_is_reported_as_the_shards_that_it_was_made_of(shards: Shards, tmp_path: Path) -> None:
+    source, folder = shards(), str(tmp_path / "packed")
+    flags = ["--seq-len", "64", "--token-drop", "0.25"]
+    assert run(app, ["pack", source, "-o", folder, "--workers", "1", "--no-shuffle", *flags]).exit_code == 0
+    found = [json.loads(run(app, ["report", *words, "--json"]).output) for words in ([folder], [source, *flags])]
+    for name in ("images", "tokens", "packs", "padding", "images_a_pack", "attention_cost", "drop_rate", "steps"):
+        assert found[0][name] == found[1][name], name
+    assert found[0]["images"] == 24
+
+
+def test_packing_of_a_folder_of_packs_cannot_be_changed_by_a_report(shards: Shards, tmp_path: Path) -> None:
+    folder = str(tmp_path / "packed")
+    assert run(app, ["pack", shards(), "-o", folder, "--workers", "1", "--seq-len", "64"]).exit_code == 0
+    refused = run(app, ["report", folder, "--seq-len", "99"])
+    assert "leave out the options of packing, or report on shards" in str(refused.exception)
+    assert "give it alone, and without --shuffle" in str(run(app, ["report", folder, "--shuffle"]).exception)

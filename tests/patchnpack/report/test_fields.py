@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from patchnpack.loaders.assembly.stats import Stats
+from patchnpack.packer import ConstantDrop, Packing, Rows
+from patchnpack.packer.analysis.advice import advise
+from patchnpack.packer.analysis.report import report
+from patchnpack.packer.analysis.sweep import sweep
+from patchnpack.report.fields import SHARED_WITH_STATS, report_fields, setting_fields, sweep_fields, to_csv, way_rows
+
+ROWS = Rows.of_sizes(*np.random.default_rng(3).integers(48, 385, (2, 300)))
+PACKING = Packing(seq_len=512, token_drop=ConstantDrop(0.2))
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "reports.md"
+
+
+def test_fields_survive_json_and_tell_the_report() -> None:
+    found = report(ROWS, PACKING)
+    fields = report_fields(found, bad_images=4)
+    assert json.loads(json.dumps(fields)) == json.loads(json.dumps(fields, default=str))
+    assert fields["bad_images"] == 4
+    assert fields["padding_in_packs"] == found.padding
+    assert fields["ways"][0]["slots"] == found.packs * 512
+    told = {*fields, *fields["tokens_an_image"], "tokens_an_image", "slowest_attention"}
+    assert {field.name for field in dataclasses.fields(found)} <= told
+
+
+def test_a_sweep_s_fields_mark_one_best_setting() -> None:
+    swept = sweep(ROWS, PACKING)
+    advice = advise(swept)
+    fields = json.loads(json.dumps(sweep_fields(swept, advice)))
+    assert [s["best"] for s in fields["settings"]].count(True) == 1
+    assert [s["current"] for s in fields["settings"]].count(True) == 1
+    assert fields["advice"]["sentences"] == list(advice.sentences)
+    best = next(s for s in fields["settings"] if s["best"])
+    assert best["padding"] == 1 - best["tokens"] / best["slots"]
+
+
+def test_csv_reads_back_as_it_was_written() -> None:
+    swept = sweep(ROWS, PACKING)
+    rows = [setting_fields(s, advise(swept)) for s in swept.settings]
+    back = list(csv.DictReader(io.StringIO(to_csv(rows))))
+    assert [{name: str(value) for name, value in row.items()} for row in rows] == back
+    ways = list(csv.DictReader(io.StringIO(to_csv(way_rows(report(ROWS, PACKING))))))
+    assert [row["name"] for row in ways][:3] == ["packed, subset_sum", "packed, next_fit", "padded to the longest"]
+
+
+def test_names_shared_with_stats_are_in_both() -> None:
+    fields, stats = report_fields(report(ROWS, PACKING)), Stats().report()
+    for name in SHARED_WITH_STATS:
+        assert name in fields
+        assert name in stats
+
+
+def test_every_field_is_documented() -> None:
+    named = set(re.findall(r"`(\w+)`", DOCS.read_text(encoding="utf-8")))
+    swept = sweep(ROWS, PACKING)
+    fields = report_fields(report(ROWS, PACKING))
+    wanted = {*fields, *fields["ways"][0], *fields["distributions"], *sweep_fields(swept, advise(swept))}
+    wanted |= set(setting_fields(swept.settings[0], advise(swept))) | set(SHARED_WITH_STATS)
+    assert sorted(wanted - named) == []
