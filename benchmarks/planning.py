@@ -41,7 +41,7 @@ def window_of_rows(first: int, count: int) -> Rows:
     aspect = np.sqrt(rng.uniform(0.5, 2, count))
     row = np.arange(first, first + count)
     width, height = (np.clip(s, 16, 4000).astype(np.int32) for s in (side * aspect, side / aspect))
-    return Rows(row=row, ident=row.astype(np.uint64), width=width, height=height)
+    return Rows(row=row, row_id=row.astype(np.uint64), width=width, height=height)
 
 
 def resident() -> int:

@@ -34,7 +34,7 @@ from patchnpack import PackedImageLoader, Packing
 from patchnpack.loaders import Index, load_index, save_index
 from patchnpack.loaders.index.table import Texts
 from patchnpack.loaders.order.order import Pack
-from patchnpack.loaders.order.state import Place
+from patchnpack.loaders.order.state import Cursor
 from patchnpack.packer import Plan
 
 HERE = Path(__file__).resolve().parent
@@ -118,7 +118,7 @@ def run_rank(path: Path, ranks: int, streams: int) -> dict[str, float]:
             yield packs, time.perf_counter() - asked
 
     times, packs_in_all = [], 0
-    groups = loader.steps().groups(Place(0, 0), note, lambda pack: None)
+    groups = loader.steps().groups(Cursor(0, 0), note, lambda pack: None)
     for packs, seconds in timed(groups):
         times.append(seconds)
         for pack in packs:

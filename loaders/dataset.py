@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from patchnpack.loaders.assembly.pipeline import Part
+from patchnpack.loaders.assembly.pipeline import WorkerShard
 from patchnpack.loaders.assembly.stats import Stats
-from patchnpack.loaders.order.state import Place, from_dict, to_dict
+from patchnpack.loaders.order.state import Cursor, from_dict, to_dict
 from patchnpack.packer import PackedBatch
 
 if TYPE_CHECKING:
@@ -35,27 +35,27 @@ class PackedDataset(IterableDataset[PackedBatch]):
         self._said = torch.zeros(5, dtype=torch.int64).share_memory_()
         self._begun = torch.zeros((MOST_WORKERS, 4), dtype=torch.int64).share_memory_()
         self._totals = totals
-        self.tell()
+        self.publish()
 
-    def tell(self) -> None:
+    def publish(self) -> None:
         """Tells the workers where the loader stands."""
-        place = self._loader.next_place()
+        place = self._loader.next_cursor()
         self._said[_EPOCH], self._said[_POSITION] = place.epoch, place.position
         self._said[_BLOCK] = self._loader.block or 0
-        self._tell_rank()
+        self._publish_rank()
         self._begun.zero_()
 
-    def _tell_rank(self) -> None:
+    def _publish_rank(self) -> None:
         self._said[_RANK], self._said[_WORLD_SIZE] = self._loader.rank()
 
     def __len__(self) -> int:
         if self._loader.repeat:
             raise TypeError("a loader with repeat=True never ends and has no length; use total_steps(epochs)")
-        self._tell_rank()
+        self._publish_rank()
         return self._loader.steps().count(self._begin(int(self._begun[:, _BEGUN].max())))
 
     def __getstate__(self) -> dict[str, Any]:
-        self._tell_rank()  # processes that are not forked are sent the dataset when iteration starts
+        self._publish_rank()  # processes that are not forked are sent the dataset when iteration starts
         return self.__dict__
 
     def __iter__(self) -> Iterator[PackedBatch]:
@@ -79,14 +79,14 @@ class PackedDataset(IterableDataset[PackedBatch]):
         self._begun[worker, _WORKERS], self._begun[worker, _BEGUN] = workers, begun + 1
         if info is not None:
             rank, world_size, block = (int(self._said[i]) for i in (_RANK, _WORLD_SIZE, _BLOCK))
-            self._loader.stand_in(rank, world_size, block or None)
-        return _Batches(self, self._begin(begun), Part(worker, workers))
+            self._loader.configure_worker(rank, world_size, block or None)
+        return _Batches(self, self._begin(begun), WorkerShard(worker, workers))
 
-    def _begin(self, begun: int) -> Place:
+    def _begin(self, begun: int) -> Cursor:
         """Where the iterator after so many others begins."""
-        return Place(int(self._said[_EPOCH]) + begun, 0 if begun else int(self._said[_POSITION]))
+        return Cursor(int(self._said[_EPOCH]) + begun, 0 if begun else int(self._said[_POSITION]))
 
-    def resume(self, place: Place, worker: int) -> None:
+    def resume(self, place: Cursor, worker: int) -> None:
         """A worker has loaded a state of its own, of an epoch that began at `place`."""
         self._said[_EPOCH], self._said[_POSITION] = place.epoch, place.position
         self._begun[worker, _BEFORE], self._begun[worker, _BEGUN] = 0, 1
@@ -95,7 +95,7 @@ class PackedDataset(IterableDataset[PackedBatch]):
 class _Batches:
     """An iterator of one worker over its batches, which can say where it stands and go on from there."""
 
-    def __init__(self, dataset: PackedDataset, begin: Place, part: Part) -> None:
+    def __init__(self, dataset: PackedDataset, begin: Cursor, part: WorkerShard) -> None:
         self._dataset, self._begin, self._part = dataset, begin, part
         self._made = part.made
         self._run: Iterator[PackedBatch] | None = None
@@ -128,5 +128,5 @@ class _Batches:
         loader, part = self._dataset._loader, self._part
         self._begin, _ = from_dict(state, loader.steps().order)
         self._made = int(state["made"])
-        self._part, self._run = Part(part.worker, part.num_workers, self._made), None
+        self._part, self._run = WorkerShard(part.worker, part.num_workers, self._made), None
         self._dataset.resume(self._begin, part.worker)

@@ -115,7 +115,7 @@ class StallError(TimeoutError):
     """A batch in which nothing has moved for `stall_s` seconds."""
 
 
-class Judge:
+class ErrorMonitor:
     """Sees every image of a rank in order, good or bad; writes the quarantine file, and stops the run at the limits."""
 
     def __init__(self, policy: ErrorPolicy) -> None:
@@ -146,7 +146,7 @@ class Judge:
                 f"allows; the first is {first}. Mend the shards, or raise max_rate"
             )
 
-    def see(self, images: int, bad: list[tuple[int, BadRow]]) -> None:
+    def record(self, images: int, bad: list[tuple[int, BadRow]]) -> None:
         """Judges the next `images` images, of which those at the given places, ascending, were bad.
 
         Raises:

@@ -11,23 +11,23 @@ from typing import Any, NoReturn
 import torch
 
 from patchnpack.loaders.assembly.buffers import BufferPool
-from patchnpack.loaders.assembly.pipeline import Batches, Part
-from patchnpack.loaders.assembly.samples import Sources, Transform, check_transform, read_member
+from patchnpack.loaders.assembly.pipeline import Pipeline, WorkerShard
+from patchnpack.loaders.assembly.samples import IndexedBatchContext, Transform, check_transform, read_member
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.dataset import MOST_WORKERS, PackedDataset
-from patchnpack.loaders.errors import ErrorPolicy, Judge
+from patchnpack.loaders.errors import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
 from patchnpack.loaders.index.labels import Classes, Label, Labels
 from patchnpack.loaders.index.resolve import open_index
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.order.mixture import Mixed, Mixture
 from patchnpack.loaders.order.order import Order
-from patchnpack.loaders.order.row_filter import Usable, Where
-from patchnpack.loaders.order.state import Place, from_dict, to_dict
+from patchnpack.loaders.order.row_filter import RowFilter, Where
+from patchnpack.loaders.order.state import Cursor, from_dict, to_dict
 from patchnpack.loaders.order.steps import Even, Steps
-from patchnpack.loaders.packs.source import Options, Prepacked, is_prepacked
+from patchnpack.loaders.packs.source import Options, PackedFolder, is_prepacked
 from patchnpack.loaders.process import checked_rank, cpu_share, process_rank
-from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.reader import Source
 from patchnpack.packer import PackedBatch, Packing
 from patchnpack.packer.checks import check_whole
@@ -68,7 +68,7 @@ class PackedImageLoader:
         index: an index file that holds the shards, its address, or an `Index`; None looks beside the shards, then in
             the cache, and scans what it does not find.
         storage_options: of remote shards, as fsspec or obstore have them; `retry`, a dict of attempts, deadline_s,
-            stall_s, pause_s and most_pause_s, says how long to try.
+            stall_s, pause_s and max_pause_s, says how long to try.
         cache_dir: where indexes, remote shards and the images of parquet files are cached; None is $PATCHNPACK_CACHE,
             or ~/.cache/patchnpack.
         cache_limit: bytes that shards may take there; beyond, those used longest ago are deleted.
@@ -156,14 +156,14 @@ class PackedImageLoader:
         self.packing = packing if packing is not None else Packing()
         self.batch_size, self.repeat = batch_size, repeat
         self._rank_given = None if rank is None or world_size is None else checked_rank(rank, world_size)
-        store = Store(cache_dir, cache_limit, storage_options)
+        store = ShardOpener(cache_dir, cache_limit, storage_options)
         alone = self.rank()[1] == 1
         if isinstance(source, Mixture) and index is not None:
             raise ValueError("index= is for one source; in a Mixture, name index files as sources")
         stored = None
         parts: list[Index]
         if isinstance(source, str | os.PathLike) and is_prepacked(source):
-            stored = Prepacked.open(
+            stored = PackedFolder.open(
                 source, cache_dir=cache_dir, cache_limit=cache_limit, storage_options=storage_options
             )
             given = Options(
@@ -194,7 +194,7 @@ class PackedImageLoader:
         self._shuffle_window, self._num_streams, self._block = shuffle_window, num_streams, block
         self._num_threads, self._prefetch = num_threads, prefetch
         policy = errors if errors is not None else ErrorPolicy()
-        self._rows = Usable.of(self.index, where, policy if stored is None else stored.limits, decode)
+        self._rows = RowFilter.of(self.index, where, policy if stored is None else stored.limits, decode)
         self._mixed = Mixed.of(source, parts, self._rows.mask) if isinstance(source, Mixture) else None
         if stored is None:
             # Decided once, from the first rows of the index: every epoch and every stream is packed alike.
@@ -209,7 +209,7 @@ class PackedImageLoader:
             if extension not in self.index.members:
                 found = ", ".join(sorted(self.index.members))
                 raise ValueError(f"extras asks for {extension!r}, which no sample has; their members are {found}")
-        self._sources = Sources(
+        self._sources = IndexedBatchContext(
             index=self.index,
             reader=reader,
             packing=self.packing,
@@ -219,16 +219,16 @@ class PackedImageLoader:
             seed=seed,
             buffers=BufferPool(keep=prefetch + 2),
             errors=policy,
-            own_decode=decode,
+            user_decode=decode,
         )
         if stored is not None:
             self._sources = stored.sources(self._sources)
-        self._stats, self._judge = Stats(), Judge(policy)
+        self._stats, self._monitor = Stats(), ErrorMonitor(policy)
         bad = self._rows.bad
         first = next((self._sources.bad_row(row, *why) for row, why in bad.items()), None)
-        self._judge.before_start(len(bad), len(bad) + int(self._rows.mask.sum()), first)
-        self._next = Place(0, 0)  # where the next iterator begins
-        self._stands: Place | None = self._next  # where training stands
+        self._monitor.before_start(len(bad), len(bad) + int(self._rows.mask.sum()), first)
+        self._next = Cursor(0, 0)  # where the next iterator begins
+        self._stands: Cursor | None = self._next  # where training stands
         self._made_steps: Steps | None = None
         self._datasets: weakref.WeakSet[PackedDataset] = weakref.WeakSet()
         self._totals: list[torch.Tensor] = []  # of the workers of each dataset
@@ -241,15 +241,15 @@ class PackedImageLoader:
 
     def __iter__(self) -> Iterator[PackedBatch]:
         begin, batches = self._next, self.batches()
-        self._next, self._stands = Place(begin.epoch + 1, 0), begin
-        return self._watched(batches.run(begin, Part()), begin)
+        self._next, self._stands = Cursor(begin.epoch + 1, 0), begin
+        return self._watched(batches.run(begin, WorkerShard()), begin)
 
-    def _watched(self, batches: Iterator[PackedBatch], begin: Place) -> Iterator[PackedBatch]:
+    def _watched(self, batches: Iterator[PackedBatch], begin: Cursor) -> Iterator[PackedBatch]:
         """The batches; each is noted as the one that training stands at when it is handed out."""
         for batch in batches:
-            self._stands = Place(batch.epoch, batch.position)
+            self._stands = Cursor(batch.epoch, batch.position)
             if self.repeat or batch.epoch > begin.epoch:
-                self._next = Place(batch.epoch + 1, 0)
+                self._next = Cursor(batch.epoch + 1, 0)
             yield batch
             del batch
 
@@ -262,11 +262,11 @@ class PackedImageLoader:
     def __len__(self) -> int:
         if self.repeat:
             raise TypeError("a loader with repeat=True never ends and has no length; use total_steps(epochs)")
-        return self.steps().count(self.next_place())
+        return self.steps().count(self.next_cursor())
 
     def total_steps(self, epochs: int) -> int:
         """Batches in the first `epochs` epochs together: what a learning-rate schedule needs."""
-        return sum(self.steps().count(Place(epoch, 0)) for epoch in range(epochs))
+        return sum(self.steps().count(Cursor(epoch, 0)) for epoch in range(epochs))
 
     def set_epoch(self, epoch: int) -> None:
         """Says which epoch the next `iter` is, from its start; that of a state just loaded goes on where it stood.
@@ -276,8 +276,8 @@ class PackedImageLoader:
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}; it must be at least 0")
         if epoch != self._next.epoch:
-            self._next = self._stands = Place(epoch, 0)
-        self._tell()
+            self._next = self._stands = Cursor(epoch, 0)
+        self._publish()
 
     def state_dict(self, after: PackedBatch | None = None) -> dict[str, Any]:
         """Where training stands once `after`, or else the last batch handed out, has been used: a small JSON-able dict.
@@ -287,7 +287,7 @@ class PackedImageLoader:
         Raises:
             ValueError: no batch is given, and they are handed out by `as_dataset`.
         """
-        place = self._stands if after is None else Place(after.epoch, after.position)
+        place = self._stands if after is None else Cursor(after.epoch, after.position)
         if place is None:
             raise ValueError(
                 "batches of as_dataset() may be made in other processes; say which one was the last that was used: "
@@ -307,13 +307,13 @@ class PackedImageLoader:
         """
         self._next, self._block = from_dict(state, self.steps().order)
         self._stands = self._next
-        self._tell()
+        self._publish()
 
     def stats(self) -> dict[str, Any]:
         """Totals since the loader was made, of this rank.
 
         batches, packs, empty_packs, images, tokens, tokens_before_drop, tokens_native, slots, padding (share of slots),
-        padding_in_packs (without the empty ones), images_a_pack, drop_rate, attention_cost (sum of squared lengths),
+        padding_in_packs (without the empty ones), images_per_pack, drop_rate, attention_cost (sum of squared lengths),
         attention_spread (of a pack's: standard deviation over mean), bad_images, bad_by_stage and the first of them
         in `bad` (row, key, shard, offset, stage, reason), truncated (JPEGs that end early and were kept), skipped (by
         "oversize", "where", "tail"), sources (of a `Mixture`: images by source), oversize, without_label, cache_hits
@@ -340,7 +340,7 @@ class PackedImageLoader:
         return dataset
 
     @property
-    def sources(self) -> Sources:
+    def sources(self) -> IndexedBatchContext:
         """What the images of every batch are made with."""
         return self._sources
 
@@ -355,9 +355,9 @@ class PackedImageLoader:
             )
         return count
 
-    def _tell(self) -> None:
+    def _publish(self) -> None:
         for dataset in self._datasets:
-            dataset.tell()
+            dataset.publish()
         if self._datasets:
             self._stands = None
 
@@ -370,22 +370,22 @@ class PackedImageLoader:
         """Packs of a block, None if it is the packs of a step."""
         return self._block
 
-    def stand_in(self, rank: int, world_size: int, block: int | None) -> None:
+    def configure_worker(self, rank: int, world_size: int, block: int | None) -> None:
         """In a worker process: be of the rank and the blocks that the main process says."""
         grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
         if self._rank_given is None and not grouped:
             self._rank_given = rank, world_size
         self._block = block
 
-    def next_place(self) -> Place:
+    def next_cursor(self) -> Cursor:
         """Where the next iterator begins: not at the end of an epoch."""
         begin = self._next
-        return begin if not begin.position or self.steps().count(begin) else Place(begin.epoch + 1, 0)
+        return begin if not begin.position or self.steps().count(begin) else Cursor(begin.epoch + 1, 0)
 
-    def batches(self) -> Batches:
+    def batches(self) -> Pipeline:
         """What an iterator that begins now makes its batches of."""
         steps = self.steps()
-        return Batches(
+        return Pipeline(
             sources=self._sources,
             steps=steps,
             rank=self.rank()[0],
@@ -393,7 +393,7 @@ class PackedImageLoader:
             filtered=self._rows.filtered,
             bad=self._rows.bad,
             stats=self._stats,
-            judge=self._judge,
+            monitor=self._monitor,
             num_threads=self._num_threads or cpu_share(),
             prefetch=self._prefetch,
         )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from patchnpack.packer.config import Packing
-from patchnpack.packer.policies.random import Purpose, keys
+from patchnpack.packer.policies.random import Purpose, counter_hash
 from patchnpack.packer.policies.resolution import Sizes
 
 # n rows, M images
@@ -21,13 +21,13 @@ class Rows:
 
     Attributes:
         row: int64 (n,), the row in the index.
-        ident: uint64 (n,), what the row's draws are keyed by: it names the image whatever else the source holds.
+        row_id: uint64 (n,), what the row's draws are keyed by: it names the image whatever else the source holds.
         width: int32 (n,), pixels, after EXIF orientation.
         height: int32 (n,), likewise.
     """
 
     row: np.ndarray
-    ident: np.ndarray
+    row_id: np.ndarray
     width: np.ndarray
     height: np.ndarray
 
@@ -49,7 +49,7 @@ class Rows:
         """Rows of images of which only the sizes are known, numbered from 0."""
         width, height = np.asarray(width, np.int32), np.asarray(height, np.int32)
         row = np.arange(len(width))
-        return cls(row=row, ident=row.astype(np.uint64), width=width, height=height)
+        return cls(row=row, row_id=row.astype(np.uint64), width=width, height=height)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +93,7 @@ def measure(
     *,
     seed: int,
     epoch: int,
-    seen: np.ndarray | None = None,
+    images_seen: np.ndarray | None = None,
     patch_size: int | None = None,
 ) -> tuple[Images, np.ndarray]:
     """The size, grid and token count of each row at one patch size; and which were oversize, bool (n,).
@@ -104,8 +104,8 @@ def measure(
     Args:
         rows: the images.
         packing: what a sequence looks like.
-        seed, epoch: what draws are keyed by, together with each row's `ident`.
-        seen: int64 (n,), images seen in training before each, for schedules; 0 where it is not given.
+        seed, epoch: what draws are keyed by, together with each row's `row_id`.
+        images_seen: int64 (n,), images seen in training before each, for schedules; 0 where it is not given.
         patch_size: P, which of the packing's sizes; None is the only one.
 
     Raises:
@@ -114,8 +114,8 @@ def measure(
     if patch_size is None:
         (patch_size,) = packing.patch_sizes
     limit, policy, drop = packing.seq_len, packing.resolution, packing.token_drop
-    draws = keys(Purpose.RESOLUTION, seed, epoch, rows.ident) if policy.draws else None
-    rate_key = keys(Purpose.DROP_RATE, seed, epoch, rows.ident)
+    draws = counter_hash(Purpose.RESOLUTION, seed, epoch, rows.row_id) if policy.draws else None
+    rate_key = counter_hash(Purpose.DROP_RATE, seed, epoch, rows.row_id)
 
     def sized(which: np.ndarray | slice, most: np.ndarray | None) -> tuple[Sizes, np.ndarray]:
         sizes = policy.sizes(
@@ -124,11 +124,11 @@ def measure(
             patch_size,
             packing.grid_multiple,
             keys=None if draws is None else draws[which],
-            seen=None if seen is None else seen[which],
+            images_seen=None if images_seen is None else images_seen[which],
             limit=most,
         )
         tokens = sizes.grid.prod(1, dtype=np.int64)
-        return sizes, drop.keep(tokens, rate_key[which], limit, None if seen is None else seen[which])
+        return sizes, drop.keep(tokens, rate_key[which], limit, None if images_seen is None else images_seen[which])
 
     sizes, keep = sized(slice(None), None)
     over = keep > limit
@@ -154,7 +154,7 @@ def measure(
         box[:, 2], box[:, 3] = rows.width, rows.height
     images = Images(
         row=rows.row,
-        key=keys(Purpose.TOKEN_DROP, seed, epoch, rows.ident),
+        key=counter_hash(Purpose.TOKEN_DROP, seed, epoch, rows.row_id),
         box=box,
         size=sizes.size,
         grid=sizes.grid,

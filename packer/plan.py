@@ -72,7 +72,7 @@ def decide_algorithm(packing: Packing, images: Sequence[Images]) -> Algorithm:
     )
 
 
-def images_a_pack(rows: Rows, packing: Packing, *, seed: int) -> tuple[float, ...]:
+def images_per_pack(rows: Rows, packing: Packing, *, seed: int) -> tuple[float, ...]:
     """About how many of such images a pack holds at each patch size, from the first of `rows`.
 
     A curriculum counts the images of earlier blocks by it: all streams then agree on a block's patch size, and none
@@ -98,7 +98,7 @@ class Planner:
         start: images seen in training before the epoch's first row, for schedules.
         stream, num_streams: which of how many streams that take turns these rows are.
         share: packs of one patch size in a row, with `PatchSizes`.
-        images_a_pack: about how many images a pack holds at each patch size, for a curriculum of them.
+        images_per_pack: about how many images a pack holds at each patch size, for a curriculum of them.
     """
 
     def __init__(
@@ -111,23 +111,25 @@ class Planner:
         stream: int = 0,
         num_streams: int = 1,
         share: int = 1,
-        images_a_pack: Sequence[float] = (),
+        images_per_pack: Sequence[float] = (),
     ) -> None:
         self._packing, self._seed, self._epoch = packing, seed, epoch
         self._start, self._stream, self._num_streams, self._share = start, stream, num_streams, share
-        self._images_a_pack = images_a_pack
-        self._seen = float(start)  # by the packs of earlier blocks, in all streams
+        self._images_per_pack = images_per_pack
+        self._images_seen = float(start)  # by the packs of earlier blocks, in all streams
         self._algorithm = packing.algorithm
         self._arrived, self._packs = 0, 0
         self._waiting: list[Images] = []  # for each patch size
 
     def add(self, rows: Rows) -> Plan:
         """Takes rows in; returns the packs that no later row can change."""
-        seen = self._start + self._stream + self._num_streams * (self._arrived + np.arange(len(rows)))
+        images_seen = self._start + self._stream + self._num_streams * (self._arrived + np.arange(len(rows)))
         self._arrived += len(rows)
         packing, arrived, over = self._packing, [], np.zeros(len(rows), np.bool_)
         for size in packing.patch_sizes:
-            images, too_large = measure(rows, packing, seed=self._seed, epoch=self._epoch, seen=seen, patch_size=size)
+            images, too_large = measure(
+                rows, packing, seed=self._seed, epoch=self._epoch, images_seen=images_seen, patch_size=size
+            )
             arrived.append(images)
             over |= too_large
         skipped = over if packing.oversize == "skip" else np.zeros_like(over)
@@ -180,15 +182,17 @@ class Planner:
         left, entered = np.empty(0, np.int64), 0  # those looked at and not packed; how many were looked at
         while True:
             block, done = divmod(self._packs, self._share)
-            size = self._packing.patch_size.draw(seed=self._seed, epoch=self._epoch, block=block, seen=self._seen)
+            size = self._packing.patch_size.draw(
+                seed=self._seed, epoch=self._epoch, block=block, images_seen=self._images_seen
+            )
             number, wanted = sizes.index(size), self._share - done
             keep = self._waiting[number].keep
             left, entered, order, offsets = self._pack_some(keep, least[number], left, entered, wanted, flush)
             if len(offsets) == 1:
                 return
             self._packs += len(offsets) - 1
-            if self._images_a_pack and self._packs % self._share == 0:
-                self._seen += self._share * self._num_streams * self._images_a_pack[number]
+            if self._images_per_pack and self._packs % self._share == 0:
+                self._images_seen += self._share * self._num_streams * self._images_per_pack[number]
             yield number, order, offsets
 
     def _pack_some(
@@ -239,7 +243,7 @@ def plan(
     Args:
         rows: the images in order of arrival.
         packing: what a sequence looks like.
-        seed, epoch: what random draws are keyed by, together with each row's `ident`.
+        seed, epoch: what random draws are keyed by, together with each row's `row_id`.
         start: images seen in training before these, for schedules; None is `epoch` times the number of rows.
         block: packs of one patch size in a row; only `PatchSizes` reads it.
 
@@ -261,7 +265,7 @@ def plan(
         epoch=epoch,
         start=epoch * len(rows) if start is None else start,
         share=block,
-        images_a_pack=images_a_pack(rows, packing, seed=seed),
+        images_per_pack=images_per_pack(rows, packing, seed=seed),
     )
     first, last = planner.add(rows), planner.finish()
     return Plan(

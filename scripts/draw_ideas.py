@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 
 from patchnpack import Packing
 from patchnpack.packer import Rows, pack_lengths, plan
-from patchnpack.packer.binpacking.balance import balanced_order, slowest_over_mean
+from patchnpack.packer.binpacking.balance import balanced_order, load_imbalance
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -80,7 +80,7 @@ def draw_balance() -> Figure:
         axis.vlines(np.arange(48), steps.mean(1), steps.max(1), color="#bbbbbb", linewidth=4)
         for rank in range(8):
             axis.plot(np.arange(48), steps[:, rank], ".", color=COLOURS[rank], markersize=4)
-        axis.set_title(f"{name}: slowest over mean {slowest_over_mean(values, 8):.2f}", loc="left", fontsize=10)
+        axis.set_title(f"{name}: slowest over mean {load_imbalance(values, 8):.2f}", loc="left", fontsize=10)
         axis.set_ylabel("attention cost")
     axes[-1].set_xlabel("step; a dot is a rank's pack, the grey bar the time the others wait")
     return figure

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchnpack.loaders.assembly.samples import Making, tuples
+from patchnpack.loaders.assembly.samples import BatchContext, tuples
 from patchnpack.loaders.errors import BadRow, StallError
 from patchnpack.loaders.imaging.decode import BadImage
 from patchnpack.loaders.index.labels import NO_LABEL
 from patchnpack.packer import Images, PackedBatch, _kernels
-from patchnpack.packer.policies.random import Purpose, keys
+from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # B packs in the batch, L token slots in a pack, K images in a pack at most, M images in the batch
 
 
-class Draft:
+class DecodedBatchBuilder:
     """A batch in the making. Threads `run` its parts in any order; `finish` waits for them and gives the batch.
 
     A part is an image, or, the last one, the padding of all packs. No two parts share a byte, so no lock is taken while
@@ -29,7 +29,7 @@ class Draft:
 
     def __init__(
         self,
-        sources: Making,
+        sources: BatchContext,
         packs: Sequence[Images | None],
         patch_size: int,
         *,
@@ -53,7 +53,7 @@ class Draft:
     def _prepare(self) -> None:
         sources, packs, packing, patch_size = self._sources, self._packs, self._sources.packing, self._patch_size
         shape, columns = (len(packs), packing.seq_len), (len(packs), packing.max_images)
-        self._patches = sources.buffers.lend((*shape, packing.token_bytes(patch_size)))
+        self._patches = sources.buffers.acquire((*shape, packing.token_bytes(patch_size)))
         self._segment_ids = np.zeros(shape, np.int32)
         self._coords = np.zeros((*shape, 2), np.int32)
         self._grids = np.zeros((*columns, 2), np.int32)
@@ -87,7 +87,7 @@ class Draft:
         whole = (images.box[:, 2] == samples.width) & (images.box[:, 3] == samples.height)
         self._boxes = None if whole.all() else tuples(*images.box.T)
         if sources.transform is not None:
-            self._transform_keys = keys(Purpose.TRANSFORM, sources.seed, self._epoch, images.key)
+            self._transform_keys = counter_hash(Purpose.TRANSFORM, sources.seed, self._epoch, images.key)
 
     def run(self, part: int) -> None:
         """Reads, decodes and writes one image, or clears the padding; keeps what it raises for `finish`."""

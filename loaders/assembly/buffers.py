@@ -15,24 +15,24 @@ class BufferPool:
     """Lends uint8 arrays, and takes each back when no array, view or tensor refers to its memory any more.
 
     Lent arrays hold what their last user left there. At most `keep` idle ones are kept, also for smaller arrays. Any
-    thread may lend.
+    thread may acquire.
 
     >>> pool = BufferPool(keep=1)
-    >>> first = pool.lend((2, 3)); address = first.ctypes.data
+    >>> first = pool.acquire((2, 3)); address = first.ctypes.data
     >>> row = first[1]
     >>> del first, row
-    >>> pool.lend((2, 3)).ctypes.data == address
+    >>> pool.acquire((2, 3)).ctypes.data == address
     True
     """
 
     def __init__(self, keep: int | None) -> None:
-        # A deque and no lock: memory may come back in the middle of `lend`, when the collector runs there.
+        # A deque and no lock: memory may come back in the middle of `acquire`, when the collector runs there.
         self._idle: deque[np.ndarray] = deque(maxlen=keep)
 
     def __reduce__(self) -> tuple[type[BufferPool], tuple[int | None]]:
         return BufferPool, (self._idle.maxlen,)
 
-    def lend(self, shape: tuple[int, ...]) -> np.ndarray:
+    def acquire(self, shape: tuple[int, ...]) -> np.ndarray:
         """A contiguous uint8 array of `shape`, its first byte at the start of a cache line."""
         size = prod(shape)
         try:

@@ -10,22 +10,22 @@ from itertools import islice
 
 import numpy as np
 
-from patchnpack.loaders.assembly.batch_builder import Draft
+from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder
 from patchnpack.loaders.assembly.decode_pool import DecodePool
-from patchnpack.loaders.assembly.samples import Sources
+from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.stats import Stats, Ticker
-from patchnpack.loaders.errors import BadRow, Judge, StallError
+from patchnpack.loaders.errors import BadRow, ErrorMonitor, StallError
 from patchnpack.loaders.order.order import Pack
-from patchnpack.loaders.order.state import Place
+from patchnpack.loaders.order.state import Cursor
 from patchnpack.loaders.order.steps import Steps
-from patchnpack.loaders.packs.patch_store import PatchSources, StoredDraft
+from patchnpack.loaders.packs.patch_store import StoredBatchBuilder, StoredBatchContext
 from patchnpack.packer import PackedBatch, Plan
 
 # B packs in a batch, W ranks, n workers
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WorkerShard:
     """Which of n worker processes this is: worker w makes the batches w, w + n, w + 2n ... of its rank.
 
     Attributes:
@@ -59,7 +59,7 @@ class _LeftOut:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Batches:
+class Pipeline:
     """What the batches of one rank are made of.
 
     Attributes:
@@ -70,23 +70,23 @@ class Batches:
         filtered: bool (n,), the rows that `where` leaves out.
         bad: rows that cannot be used, and (stage, reason).
         stats: where all is counted.
-        judge: sees every image.
+        monitor: sees every image.
         num_threads: that decode.
         prefetch: batches made ahead.
     """
 
-    sources: Sources
+    sources: IndexedBatchContext
     steps: Steps
     rank: int
     repeat: bool
     filtered: np.ndarray
     bad: Mapping[int, tuple[str, str]]
     stats: Stats
-    judge: Judge
+    monitor: ErrorMonitor
     num_threads: int
     prefetch: int
 
-    def run(self, begin: Place, part: Part) -> Iterator[PackedBatch]:
+    def run(self, begin: Cursor, part: WorkerShard) -> Iterator[PackedBatch]:
         """The batches from a place on, to the end of its epoch or, if they repeat, for ever."""
         sources = self.sources
         if sources.reader.is_remote:
@@ -98,12 +98,12 @@ class Batches:
                     at_start=not begin.position,
                 ),
             )
-        if isinstance(sources, PatchSources):
+        if isinstance(sources, StoredBatchContext):
             sources = sources.fresh()
         pool, patience = DecodePool(self.num_threads), None
         left_out = _LeftOut()
         drafts = self._drafts(sources, begin, part, left_out)
-        under_way: deque[tuple[Draft | StoredDraft, _LeftOut]] = deque()
+        under_way: deque[tuple[DecodedBatchBuilder | StoredBatchBuilder, _LeftOut]] = deque()
 
         def start(count: int) -> None:
             for draft in islice(drafts, count):
@@ -137,30 +137,32 @@ class Batches:
             sources.reader.store.close()  # first: a decoding thread may be waiting for a shard
             pool.close(patience)
 
-    def _coming(self, begin: Place) -> Iterator[int]:
+    def _coming(self, begin: Cursor) -> Iterator[int]:
         """The shards in the order of their use, of the epoch that begins and, if epochs repeat, of the next."""
         for epoch in range(begin.epoch, begin.epoch + 1 + self.repeat):
             yield from self.steps.order.shards_in_order(epoch)
 
-    def _drafts(self, sources: Sources, begin: Place, part: Part, left_out: _LeftOut) -> Iterator[Draft | StoredDraft]:
+    def _drafts(
+        self, sources: IndexedBatchContext, begin: Cursor, part: WorkerShard, left_out: _LeftOut
+    ) -> Iterator[DecodedBatchBuilder | StoredBatchBuilder]:
         number = 0
         while True:
             step, made = -(-begin.position // self.steps.packs), False
             for packs, position in self._mine(begin, left_out, count=part.worker == 0):
                 if part.has(number):
                     at = {"epoch": begin.epoch, "step": step, "position": position}
-                    if isinstance(sources, PatchSources):
-                        yield StoredDraft(sources, packs, packs[0].patch_size, **at)
+                    if isinstance(sources, StoredBatchContext):
+                        yield StoredBatchBuilder(sources, packs, packs[0].patch_size, **at)
                     else:
-                        yield Draft(sources, [pack.images for pack in packs], packs[0].patch_size, **at)
+                        yield DecodedBatchBuilder(sources, [pack.images for pack in packs], packs[0].patch_size, **at)
                 step, number, made = step + 1, number + 1, True
             if (made or not begin.position) and not self.repeat:
                 return
             if not made and begin.position and not self.repeat:
                 left_out.taken()  # the run that used this epoch's last batch has counted these
-            begin = Place(begin.epoch + 1, 0)
+            begin = Cursor(begin.epoch + 1, 0)
 
-    def _mine(self, begin: Place, left_out: _LeftOut, *, count: bool) -> Iterator[tuple[list[Pack], int]]:
+    def _mine(self, begin: Cursor, left_out: _LeftOut, *, count: bool) -> Iterator[tuple[list[Pack], int]]:
         """This rank's packs of each step, and the position behind it; with `count`, what is left out is noted.
 
         A resumed epoch notes what the run before had not counted: what it comes to behind the place where it begins.
@@ -195,9 +197,11 @@ class Batches:
 
     def _add_bad(self, bad: BadRow, epoch: int) -> None:
         self.stats.add_bad(bad)
-        self.judge.quarantine(bad, epoch)
+        self.monitor.quarantine(bad, epoch)
 
-    def _count(self, batch: PackedBatch, draft: Draft | StoredDraft, *, waited: float, ran: float) -> None:
+    def _count(
+        self, batch: PackedBatch, draft: DecodedBatchBuilder | StoredBatchBuilder, *, waited: float, ran: float
+    ) -> None:
         self.stats.add_batch(
             batch, without_label=draft.without_label, truncated=draft.truncated, waited=waited, ran=ran
         )
@@ -206,4 +210,4 @@ class Batches:
                 self.stats.sources[name] = self.stats.sources.get(name, 0) + images
         for _, bad in draft.bad:
             self._add_bad(bad, batch.epoch)
-        self.judge.see(draft.num_images, draft.bad)
+        self.monitor.record(draft.num_images, draft.bad)

@@ -15,7 +15,7 @@ import xxhash
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.errors import BadRow, ErrorPolicy
 from patchnpack.loaders.imaging.decode import BadImage, Header, decode
-from patchnpack.loaders.imaging.user_decode import Decode, own_pixels
+from patchnpack.loaders.imaging.user_decode import Decode, user_pixels
 from patchnpack.loaders.index.labels import KnownLabels, Labels
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.remote.addresses import redact
@@ -104,7 +104,7 @@ class Samples(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Making(ABC):
+class BatchContext(ABC):
     """How a draft's images are made, and where they come from."""
 
     packing: Packing
@@ -114,7 +114,7 @@ class Making(ABC):
     seed: int
     buffers: BufferPool
     errors: ErrorPolicy
-    own_decode: Decode | None = None
+    user_decode: Decode | None = None
 
     @abstractmethod
     def samples(self, rows: np.ndarray) -> Samples:
@@ -124,13 +124,13 @@ class Making(ABC):
         self, key: str, data: Any, header: Header, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool
     ) -> np.ndarray:
         """An image (encoded, of PIL, or an array) upright, the box of it resized to `size`. Raises BadImage."""
-        if self.own_decode is not None and isinstance(data, bytes):
-            data = own_pixels(self.own_decode, data, header, self.packing.channels, key)
+        if self.user_decode is not None and isinstance(data, bytes):
+            data = user_pixels(self.user_decode, data, header, self.packing.channels, key)
         return decode_for(self.packing, data, header, size, box, strict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sources(Making):
+class IndexedBatchContext(BatchContext):
     """What the images of every batch are made with, where an index says where they lie."""
 
     index: Index
@@ -169,7 +169,7 @@ def read_member(index: Index, reader: ShardReader, row: int, extension: str) -> 
 
 
 class _IndexedSamples:
-    def __init__(self, sources: Sources, rows: np.ndarray) -> None:
+    def __init__(self, sources: IndexedBatchContext, rows: np.ndarray) -> None:
         index = sources.index
         shard = index.shard_of(rows)
         self.width, self.height = index.width[rows], index.height[rows]

@@ -135,7 +135,7 @@ class Stats:
         spread = max(0.0, self.attention_squares / self.packs - mean**2) ** 0.5 if self.packs else 0.0
         totals["padding"] = 1 - self.tokens / self.slots if self.slots else 0.0
         totals["padding_in_packs"] = 1 - self.tokens / filled if filled else 0.0
-        totals["images_a_pack"] = self.images / self.packs if self.packs else 0.0
+        totals["images_per_pack"] = self.images / self.packs if self.packs else 0.0
         totals["drop_rate"] = self.drop_rates / self.images if self.images else 0.0
         totals["attention_spread"] = spread / mean if mean else 0.0
         totals["images_per_s"] = self.images / self.run_s if self.run_s else 0.0

@@ -23,7 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import SUPPORTED as WEBP_SUPPORTED
 from PIL.WebPImagePlugin import WebPImageFile
 
-from patchnpack.loaders.imaging.decode_buffers import Scratch
+from patchnpack.loaders.imaging.decode_buffers import DecodeBuffers
 from patchnpack.loaders.imaging.exif import block_orientation, tiff_numbers
 from patchnpack.loaders.imaging.exif import orientation as exif_orientation
 from patchnpack.packer import _kernels
@@ -36,7 +36,7 @@ MAX_PIXELS = 178_956_970  # where PIL, too, refuses to decode: 0.5 GB as RGB
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _ORIENTATION, _SAMPLES_PER_PIXEL = 256, 257, 258, 274, 277  # TIFF tags
 _MOST_CHANNELS = 4
 
-_scratch = Scratch()
+_buffers = DecodeBuffers()
 _loading = threading.Lock()  # one of PIL's images may come to several threads; reading its file twice at once breaks it
 
 # What decoders raise on bad data; anything else is a bug, theirs or ours, and is raised.
@@ -315,7 +315,7 @@ def _decode_jpeg(
     with _as_bad_image():
         if target == stored and part == (0, 0, *stored):
             # Into memory of the size that it should have: one call less, and a larger image is refused all the same.
-            pixels = _scratch.lend((stored[1], stored[0], len(mode)))
+            pixels = _buffers.acquire((stored[1], stored[0], len(mode)))
             try:
                 native: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], buffer=pixels, strict=strict)
             except ValueError:
@@ -325,7 +325,7 @@ def _decode_jpeg(
             return native
         _check_size(_jpeg_size(data), stored)
         if target == (width, height):
-            pixels = _scratch.lend((stored[1], stored[0], len(mode)))
+            pixels = _buffers.acquire((stored[1], stored[0], len(mode)))
             native = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], buffer=pixels, strict=strict)
             return np.ascontiguousarray(native[top : top + height, left : left + width])
         color, pil_mode = _JPEG_RESIZE_COLORS[mode]
@@ -340,7 +340,7 @@ def _decode_jpeg(
             min_height=least[0],
             min_width=least[1],
             min_factor=2,
-            buffer=_scratch.lend((*most, len(pil_mode))),
+            buffer=_buffers.acquire((*most, len(pil_mode))),
             strict=strict,
         )
     size = (pixels.shape[1], pixels.shape[0])

@@ -12,13 +12,13 @@ _KEEP = 64 * 2**20  # bytes that a thread keeps at most: an image of 22 megapixe
 _LINE = 64  # bytes of a cache line
 
 
-class Scratch(threading.local):
+class DecodeBuffers(threading.local):
     """Lends each thread uint8 arrays, out of the same memory as soon as nothing refers to the last one any more.
 
-    >>> scratch = Scratch()
-    >>> first = scratch.lend((2, 3)); address = first.ctypes.data
+    >>> scratch = DecodeBuffers()
+    >>> first = scratch.acquire((2, 3)); address = first.ctypes.data
     >>> row = first[1]; del first
-    >>> scratch.lend((2, 3)).ctypes.data == address  # `row` is still in use
+    >>> scratch.acquire((2, 3)).ctypes.data == address  # `row` is still in use
     False
     """
 
@@ -26,7 +26,7 @@ class Scratch(threading.local):
         self._memory = np.empty(0, np.uint8)
         self._loan: weakref.ref[np.ndarray] | None = None
 
-    def lend(self, shape: tuple[int, ...]) -> np.ndarray:
+    def acquire(self, shape: tuple[int, ...]) -> np.ndarray:
         """A contiguous array of `shape`; it holds what was there before."""
         size = prod(shape)
         memory = self._memory

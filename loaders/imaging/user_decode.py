@@ -18,7 +18,7 @@ def check_decode(decode: object) -> None:
         raise ValueError(f"decode is {decode!r}; it must be a function from encoded bytes to an array, or None")
 
 
-def own_pixels(decode: Decode, data: bytes, header: Header, channels: int, key: str) -> bytes | np.ndarray:
+def user_pixels(decode: Decode, data: bytes, header: Header, channels: int, key: str) -> bytes | np.ndarray:
     """What `decode` makes of an encoded image, uint8 (height, width, channels); the bytes where it gives None.
 
     Raises:

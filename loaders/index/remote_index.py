@@ -14,7 +14,7 @@ from patchnpack.loaders.index.index_file import is_index, read_index, save_index
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.remote.addresses import redact, scheme_of
 from patchnpack.loaders.remote.download import RemoteError, RemoteNotFound, name_of
-from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.reader import INDEX_NAMES
 
 _log = logging.getLogger("patchnpack")
@@ -43,7 +43,7 @@ def common_folder(addresses: Sequence[str]) -> str | None:
     return "/".join(common) if len(common) > 2 else None
 
 
-def find_beside(addresses: Sequence[str], store: Store) -> list[tuple[str, Index]]:
+def find_beside(addresses: Sequence[str], store: ShardOpener) -> list[tuple[str, Index]]:
     """The indexes that lie in the common folder of remote shards, with their addresses.
 
     A store that refuses to say whether there is one (many answer 403 for what does not exist) is taken to have none,
@@ -72,7 +72,7 @@ def find_beside(addresses: Sequence[str], store: Store) -> list[tuple[str, Index
     return found
 
 
-def load_remote_index(url: str, store: Store) -> Index:
+def load_remote_index(url: str, store: ShardOpener) -> Index:
     """Reads the index at an address.
 
     Raises:
@@ -85,7 +85,7 @@ def load_remote_index(url: str, store: Store) -> Index:
     return index
 
 
-def save_remote_index(index: Index, url: str, store: Store) -> None:
+def save_remote_index(index: Index, url: str, store: ShardOpener) -> None:
     """Puts an index at an address, whole or not at all; shards in its folder, or below, are named from there.
 
     Raises:
@@ -110,7 +110,7 @@ def check_addresses(shards: Sequence[str], url: str) -> None:
         )
 
 
-def _fetch(url: str, store: Store) -> Index | None:
+def _fetch(url: str, store: ShardOpener) -> Index | None:
     """The index at an address, None where something else lies there."""
     fd = store.fetch(url)
     try:

@@ -17,11 +17,11 @@ from patchnpack.loaders.index.remote_index import (
     names_index,
     save_remote_index,
 )
-from patchnpack.loaders.index.scanner import extensions_of, facts_of, scan, unknown
+from patchnpack.loaders.index.scanner import extensions_of, scan, stat_shards, unknown
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.download import RemoteNotFound, is_remote, name_of
-from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.reader import INDEX_NAMES, Source, expand
 
 _log = logging.getLogger("patchnpack")
@@ -32,7 +32,7 @@ def open_index(
     *,
     index: str | os.PathLike[str] | Index | None = None,
     image: str = IMAGE,
-    store: Store | None = None,
+    store: ShardOpener | None = None,
     may_scan: bool = True,
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -56,7 +56,7 @@ def open_index(
         ValueError: an index that lacks one of the shards, or was made for other extensions.
         OSError: a shard that is not what the index says.
     """
-    store = store or Store()
+    store = store or ShardOpener()
     if isinstance(source, Index):
         return source
     if isinstance(source, str) and is_remote(source) and names_index(source):
@@ -83,7 +83,7 @@ def update_index(
     path: str | os.PathLike[str] | None = None,
     *,
     image: str = IMAGE,
-    store: Store | None = None,
+    store: ShardOpener | None = None,
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path | str, Index, int]:
@@ -104,7 +104,7 @@ def update_index(
         FileNotFoundError: a shard, or the file's folder, that does not exist.
         ValueError: a shard that cannot be read, a file that is no index, or remote shards and no path.
     """
-    store = store or Store()
+    store = store or ShardOpener()
     paths = [shard if is_remote(shard) else os.path.abspath(shard) for shard in expand(source, store)]
     if path is None and any(map(is_remote, paths)):
         raise ValueError(
@@ -126,7 +126,7 @@ def update_index(
     named = set(map(_real, paths))
     others = [] if known is None or extensions_of(known.image) != extensions_of(image) else known.shards
     paths = [*(p for p in others if (is_remote(p) or os.path.exists(p)) and _real(p) not in named), *paths]
-    read = len(unknown(facts_of(paths, store), known))
+    read = len(unknown(stat_shards(paths, store), known))
     index = scan(paths, image=image, num_threads=num_threads, known=known, store=store, progress=progress)
     if index is not known:
         if isinstance(path, str):
@@ -136,7 +136,7 @@ def update_index(
     return path, index, read
 
 
-def checked(index: Index, name: str, store: Store) -> Index:
+def checked(index: Index, name: str, store: ShardOpener) -> Index:
     """The index, if its shards are there and of the sizes that it says.
 
     A copy of a shard has a time of its own, so a time is no reason to refuse one: each image's bytes are compared with
@@ -146,7 +146,7 @@ def checked(index: Index, name: str, store: Store) -> Index:
         if is_remote(shard):
             continue
         try:
-            size = store.facts(shard)[0]
+            size = store.stat(shard)[0]
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"shard {shard!r}, which {name} holds, does not exist; name the shards that do, or make the index anew"
@@ -180,7 +180,7 @@ def _real(shard: str) -> str:
     return shard if is_remote(shard) else os.path.realpath(shard)
 
 
-def _beside(paths: list[str], image: str, store: Store) -> Index | None:
+def _beside(paths: list[str], image: str, store: ShardOpener) -> Index | None:
     """The index in the folder of all shards, if there is one that holds them."""
     if all(map(is_remote, paths)):
         candidates = find_beside(paths, store)
@@ -201,7 +201,7 @@ def _beside(paths: list[str], image: str, store: Store) -> Index | None:
     return None
 
 
-def _load(path: str | os.PathLike[str], store: Store) -> Index:
+def _load(path: str | os.PathLike[str], store: ShardOpener) -> Index:
     return load_remote_index(path, store) if isinstance(path, str) and is_remote(path) else load_index(path)
 
 
@@ -212,7 +212,7 @@ def _common_folder(paths: list[str]) -> str:
 def _cached(
     paths: list[str],
     image: str,
-    store: Store,
+    store: ShardOpener,
     may_scan: bool,
     num_threads: int | None,
     progress: Callable[[int, int], None] | None,
@@ -228,7 +228,7 @@ def _cached(
             known = load_index(path)
         except ValueError as error:
             _log.warning("%s; it is made anew", error)
-    if not may_scan and any(map(is_remote, unknown(facts_of(paths, store), known))):
+    if not may_scan and any(map(is_remote, unknown(stat_shards(paths, store), known))):
         raise ValueError(
             f"the {len(paths)} shards, from {redact(paths[0])!r} on, are remote and have no index, and each of several "
             "ranks would fetch them all to make one; make it first: patchnpack index SHARDS -o index.parquet, and give "

@@ -13,7 +13,7 @@ from patchnpack.loaders.imaging.decode import BadImage, Header, UnreadKind, read
 from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards import parquet
-from patchnpack.loaders.shards.opener import Store, is_parquet
+from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
 from patchnpack.loaders.shards.reader import Source, expand
 from patchnpack.loaders.shards.tar import TarSample, read_samples
 
@@ -29,7 +29,7 @@ def scan(
     image: str = IMAGE,
     num_threads: int | None = None,
     known: Index | None = None,
-    store: Store | None = None,
+    store: ShardOpener | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Index:
     """Reads the headers of every image in the shards.
@@ -47,9 +47,9 @@ def scan(
         ValueError: a shard that is no whole tar, or in which no sample has an image.
     """
     images = extensions_of(image)
-    store = store or Store()
+    store = store or ShardOpener()
     paths = expand(source, store)
-    facts = facts_of(paths, store)
+    facts = stat_shards(paths, store)
     if known is not None and extensions_of(known.image) != images:
         known = None
     numbers = {} if known is None else {path: i for i, path in enumerate(known.shards)}
@@ -96,14 +96,14 @@ def unknown(facts: Mapping[str, tuple[int, str]], known: Index | None) -> list[s
     return [shard for shard, now in facts.items() if then.get(shard) != now]
 
 
-def facts_of(shards: Sequence[str], store: Store) -> dict[str, tuple[int, str]]:
+def stat_shards(shards: Sequence[str], store: ShardOpener) -> dict[str, tuple[int, str]]:
     """The size in bytes and the version of each shard, as they are now."""
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:  # remote shards are asked for one by one
-        return dict(zip(shards, pool.map(store.facts, shards), strict=True))
+        return dict(zip(shards, pool.map(store.stat, shards), strict=True))
 
 
 def _samples(
-    shard: str, nbytes: int, version: str, images: Sequence[str], store: Store
+    shard: str, nbytes: int, version: str, images: Sequence[str], store: ShardOpener
 ) -> Iterator[tuple[TarSample, Callable[[str], bytes]]]:
     """Each sample, and what gives the bytes of its members."""
     fd = store.open_raw(shard, nbytes, version)
@@ -123,7 +123,7 @@ def _samples(
         os.close(fd)
 
 
-def _scan_shard(shard: str, facts: tuple[int, str], images: Sequence[str], store: Store) -> Index:
+def _scan_shard(shard: str, facts: tuple[int, str], images: Sequence[str], store: ShardOpener) -> Index:
     extensions: set[str] = set()
     columns = parquet.Columns("", {})
     cls_member = "cls"

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from patchnpack.loaders.imaging.decode import Header
-from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.loaders.shards.tar import IMAGE as IMAGE
 from patchnpack.packer import Rows
@@ -132,17 +132,17 @@ class Index:
     def rows(self, which: np.ndarray) -> Rows:
         """What a plan needs of the rows `which` (int64)."""
         shard = self.shard_of(which)
-        ident = shard.astype(np.uint64) << np.uint64(32) | (which - self.starts[shard]).astype(np.uint64)
-        return Rows(row=which, ident=ident, width=self.width[which], height=self.height[which])
+        row_id = shard.astype(np.uint64) << np.uint64(32) | (which - self.starts[shard]).astype(np.uint64)
+        return Rows(row=which, row_id=row_id, width=self.width[which], height=self.height[which])
 
     def headers(self, which: np.ndarray) -> list[Header]:
         """The headers of the rows `which` (int64)."""
         columns = (self.width, self.height, self.orientation, self.format)
         return [Header(*header) for header in zip(*(column[which].tolist() for column in columns), strict=True)]
 
-    def reader(self, store: Store | None = None) -> ShardReader:
+    def reader(self, store: ShardOpener | None = None) -> ShardReader:
         """Reads bytes of the shards, remote ones through a store's cache."""
-        return ShardReader(self.shards, self.shard_bytes.tolist(), self.versions, store or Store())
+        return ShardReader(self.shards, self.shard_bytes.tolist(), self.versions, store or ShardOpener())
 
     def select(self, shards: Sequence[int]) -> Index:
         """The rows of these shards, by number and in this order."""

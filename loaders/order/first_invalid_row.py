@@ -12,7 +12,7 @@ from patchnpack.packer.images import measure
 
 
 @contextmanager
-def naming_culprit(index: Index, rows: Rows, packing: Packing, *, seed: int, epoch: int) -> Iterator[None]:
+def naming_first_invalid_row(index: Index, rows: Rows, packing: Packing, *, seed: int, epoch: int) -> Iterator[None]:
     """A ValueError about one of the rows is raised again with the key and the shard of the first that is to blame."""
     try:
         yield

@@ -9,15 +9,15 @@ from itertools import count, pairwise
 import numpy as np
 
 from patchnpack.loaders.index.table import Index
-from patchnpack.loaders.order.shard_shuffle import Passes
+from patchnpack.loaders.order.shard_shuffle import ShardShuffle
 from patchnpack.loaders.shards.reader import Source
 from patchnpack.packer import Rows
-from patchnpack.packer.policies.random import Purpose, keys
+from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # k sources, N images in an epoch
 
 _WINDOW = 1 << 16  # images that are mixed at a time
-_AGAIN = 52  # the bit of `ident` from which on it counts how often a row has come in an epoch
+_AGAIN = 52  # the bit of `row_id` from which on it counts how often a row has come in an epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Mixed:
                 )
         return cls(tuple(mixture.sources), tuple(shards), tuple(images))
 
-    def rows(self, passes: Passes, epoch: int, stream: int, num_streams: int) -> Iterator[Rows]:
+    def rows(self, passes: ShardShuffle, epoch: int, stream: int, num_streams: int) -> Iterator[Rows]:
         """The rows of one of the streams that an epoch is cut into, a window at a time."""
         windows = num_streams * -(-sum(self.images) // (_WINDOW * num_streams))
         first, last = windows * stream // num_streams, windows * (stream + 1) // num_streams
@@ -107,12 +107,12 @@ class Mixed:
             places = []
             for i, (low, high) in enumerate(cuts):
                 number = np.arange(low, high, dtype=np.uint64) | np.uint64(i << 40)
-                shift = keys(Purpose.MIXTURE, passes.seed, epoch, number) / 2.0**64 if passes.shuffle else 0.5
+                shift = counter_hash(Purpose.MIXTURE, passes.seed, epoch, number) / 2.0**64 if passes.shuffle else 0.5
                 places.append((np.arange(high - low) + shift) / max(1, high - low))
             order = np.argsort(np.concatenate(places), kind="stable")
             yield _joined(parts).take(order)
 
-    def shards_in_order(self, passes: Passes, epoch: int) -> Iterator[int]:
+    def shards_in_order(self, passes: ShardShuffle, epoch: int) -> Iterator[int]:
         """The shards of an epoch about as they are come to; one that is come to again comes again."""
         come: list[tuple[float, int]] = []
         for low, high, n in zip(self.shards[:-1], self.shards[1:], self.images, strict=True):
@@ -125,7 +125,7 @@ class Mixed:
         return dict(zip(self.names, np.bincount(source, minlength=len(self.names)).tolist(), strict=True))
 
 
-def _shards(passes: Passes, low: int, high: int, begin: int, images: int) -> Iterator[tuple[int, int]]:
+def _shards(passes: ShardShuffle, low: int, high: int, begin: int, images: int) -> Iterator[tuple[int, int]]:
     """The shards that a source comes to in `images` images from the one numbered `begin` on, and after how many."""
     held = passes.num_usable(low, high)
     at = -(begin % held)
@@ -142,7 +142,7 @@ def _shards(passes: Passes, low: int, high: int, begin: int, images: int) -> Ite
 class _Sequence:
     """A source's endless sequence of rows from image `begin` on; `epoch_begin` is where the epoch began."""
 
-    def __init__(self, passes: Passes, low: int, high: int, epoch_begin: int, begin: int) -> None:
+    def __init__(self, passes: ShardShuffle, low: int, high: int, epoch_begin: int, begin: int) -> None:
         held = passes.num_usable(low, high)
         self._first, self._skip = epoch_begin // held, begin % held
         self._passes, self._low, self._high = passes, low, high
@@ -161,7 +161,7 @@ class _Sequence:
                 skip = 0
                 # A row that comes again in an epoch has other draws than before.
                 again = np.uint64(i - self._first << _AGAIN)
-                yield Rows(row=rows.row, ident=rows.ident ^ again, width=rows.width, height=rows.height)
+                yield Rows(row=rows.row, row_id=rows.row_id ^ again, width=rows.width, height=rows.height)
 
     def take(self, wanted: int) -> Rows:
         """The next rows."""

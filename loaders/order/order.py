@@ -19,14 +19,14 @@ import numpy as np
 import xxhash
 
 from patchnpack.loaders.index.table import Index
-from patchnpack.loaders.order.first_invalid_row import naming_culprit
+from patchnpack.loaders.order.first_invalid_row import naming_first_invalid_row
 from patchnpack.loaders.order.mixture import Mixed
-from patchnpack.loaders.order.shard_shuffle import Passes
+from patchnpack.loaders.order.shard_shuffle import ShardShuffle
 from patchnpack.packer import Images, Packing, Plan, Planner, Rows
 from patchnpack.packer.binpacking.balance import window_of, window_order
 from patchnpack.packer.binpacking.pack_lengths import SAMPLE
-from patchnpack.packer.plan import images_a_pack
-from patchnpack.packer.policies.random import Purpose, keys
+from patchnpack.packer.plan import images_per_pack
+from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # n rows, s shards, S streams
 
@@ -127,7 +127,7 @@ class Order:
             cost = np.array([pack.cost for pack in group])
             size = np.array([pack.patch_size for pack in group])
             counters = np.arange(window // share, dtype=np.uint64) + np.uint64(number << 32)
-            drawn = keys(Purpose.BALANCE, self.seed, epoch, counters)
+            drawn = counter_hash(Purpose.BALANCE, self.seed, epoch, counters)
             yield from (group[i] for i in window_order(cost, size, share, drawn))
 
     def _planned_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[Pack]:
@@ -147,10 +147,10 @@ class Order:
             stream=stream,
             num_streams=self.num_streams,
             share=self._share,
-            images_a_pack=self._images_a_pack,
+            images_per_pack=self._images_per_pack,
         )
         for rows in self.stream_rows(epoch, stream):
-            with naming_culprit(self.index, rows, self.packing, seed=self.seed, epoch=epoch):
+            with naming_first_invalid_row(self.index, rows, self.packing, seed=self.seed, epoch=epoch):
                 plan = planner.add(rows)
             yield plan
         yield planner.finish()
@@ -188,8 +188,8 @@ class Order:
         return self.block // self.num_streams
 
     @cached_property
-    def _passes(self) -> Passes:
-        return Passes(
+    def _passes(self) -> ShardShuffle:
+        return ShardShuffle(
             index=self.index, usable=self.usable, seed=self.seed, shuffle=self.shuffle, window=self.shuffle_window
         )
 
@@ -199,9 +199,9 @@ class Order:
         return self._passes.total if self.mixed is None else sum(self.mixed.images)
 
     @cached_property
-    def _images_a_pack(self) -> tuple[float, ...]:
+    def _images_per_pack(self) -> tuple[float, ...]:
         rows = next(chunks(self.usable), np.zeros(0, np.int64))[:SAMPLE]
-        return images_a_pack(self.index.rows(rows), self.packing, seed=self.seed)
+        return images_per_pack(self.index.rows(rows), self.packing, seed=self.seed)
 
     def stream_rows(self, epoch: int, stream: int) -> Iterator[Rows]:
         """The usable rows of one stream, a window at a time."""

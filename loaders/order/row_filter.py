@@ -10,7 +10,7 @@ import numpy as np
 from patchnpack.loaders.errors import ErrorPolicy
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.index.table import Index
-from patchnpack.loaders.order.first_invalid_row import naming_culprit
+from patchnpack.loaders.order.first_invalid_row import naming_first_invalid_row
 from patchnpack.loaders.order.order import chunks
 from patchnpack.packer import Packing
 from patchnpack.packer.binpacking.pack_lengths import SAMPLE
@@ -21,7 +21,7 @@ Where = Callable[[Index], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
-class Usable:
+class RowFilter:
     """What a look at the index tells of its n rows.
 
     Attributes:
@@ -35,7 +35,7 @@ class Usable:
     bad: dict[int, tuple[str, str]]
 
     @classmethod
-    def of(cls, index: Index, where: Where | None, limits: ErrorPolicy, decode: Decode | None) -> Usable:
+    def of(cls, index: Index, where: Where | None, limits: ErrorPolicy, decode: Decode | None) -> RowFilter:
         """The rows that `where` keeps, but for those with bad headers or beyond the limits.
 
         Raises:
@@ -59,7 +59,7 @@ class Usable:
             images, fits = [], np.ones(len(rows), np.bool_)
             for size in packing.patch_sizes:
                 asked = index.rows(rows)
-                with naming_culprit(index, asked, packing, seed=seed, epoch=0):
+                with naming_first_invalid_row(index, asked, packing, seed=seed, epoch=0):
                     measured, over = measure(asked, packing, seed=seed, epoch=0, patch_size=size)
                 images.append(measured)
                 if packing.oversize == "skip":

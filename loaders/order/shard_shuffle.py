@@ -1,4 +1,4 @@
-"""Passes over shards: each usable row once, shards in an order drawn anew, rows drawn inside windows of shards."""
+"""`ShardShuffle`: each usable row once per pass, shards in random order, rows shuffled inside windows of shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from patchnpack.loaders.index.table import Index
 from patchnpack.packer import Rows
-from patchnpack.packer.policies.random import Purpose, keys
+from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # n rows, S streams
 
@@ -19,7 +19,7 @@ Run = tuple[int, int]  # rows from the first to the one before the second
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passes:
+class ShardShuffle:
     """What the order of rows depends on, but the number of the pass.
 
     Attributes:
@@ -41,7 +41,9 @@ class Passes:
         shards = np.arange(low, len(self.index.shards) if high is None else high)
         if not self.shuffle:
             return shards
-        return shards[np.argsort(keys(Purpose.SHARD_ORDER, self.seed, number, shards.astype(np.uint64)), kind="stable")]
+        return shards[
+            np.argsort(counter_hash(Purpose.SHARD_ORDER, self.seed, number, shards.astype(np.uint64)), kind="stable")
+        ]
 
     def streams(self, number: int, num_streams: int) -> list[list[Run]]:
         """A pass over all shards, laid end to end and cut into S streams of equal rows (+-1): the runs of each."""
@@ -73,7 +75,7 @@ class Passes:
         rows = self.index.rows(which[self.usable[which]])
         if not self.shuffle:
             return rows
-        return rows.take(np.argsort(keys(Purpose.ROW_ORDER, self.seed, number, rows.ident), kind="stable"))
+        return rows.take(np.argsort(counter_hash(Purpose.ROW_ORDER, self.seed, number, rows.row_id), kind="stable"))
 
     def count(self, window: Sequence[Run]) -> int:
         """The usable rows of a window."""

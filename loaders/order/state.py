@@ -15,7 +15,7 @@ from patchnpack.loaders.remote.download import name_of
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Cursor:
     """Where a loader stands: packs of the epoch that are done."""
 
     epoch: int
@@ -68,7 +68,7 @@ def decoders() -> str:
     return f"simplejpeg {simplejpeg.__version__}, Pillow {PIL.__version__}"
 
 
-def to_dict(place: Place, order: Order) -> dict[str, Any]:
+def to_dict(place: Cursor, order: Order) -> dict[str, Any]:
     """The state as a small dict of plain values, identical on every rank."""
     return {
         "epoch": place.epoch,
@@ -80,7 +80,7 @@ def to_dict(place: Place, order: Order) -> dict[str, Any]:
     }
 
 
-def from_dict(state: Mapping[str, Any], order: Order) -> tuple[Place, int]:
+def from_dict(state: Mapping[str, Any], order: Order) -> tuple[Cursor, int]:
     """The place that a state tells and the block of its order, if `order` is else the one that it was taken of.
 
     Raises:
@@ -108,4 +108,4 @@ def from_dict(state: Mapping[str, Any], order: Order) -> tuple[Place, int]:
             f"the state was saved with {saved}, this is {decoders()}: the order is the same, but pixels may differ",
             stacklevel=3,
         )
-    return Place(epoch, position), block
+    return Cursor(epoch, position), block

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from typing import Literal
 
 from patchnpack.loaders.order.order import Order, Pack
-from patchnpack.loaders.order.state import Place
+from patchnpack.loaders.order.state import Cursor
 from patchnpack.packer import PatchSizes, Plan
 
 # B packs in a batch, W ranks
@@ -59,7 +59,7 @@ class Steps:
     def _sizes(self) -> bool:
         return isinstance(self.order.packing.patch_size, PatchSizes)
 
-    def count(self, begin: Place) -> int:
+    def count(self, begin: Cursor) -> int:
         """Steps from a place to the end of its epoch."""
         padded, full = self._ends(begin.epoch)
         end, position, steps = padded if self.even == "pad" else full, begin.position, 0
@@ -70,7 +70,7 @@ class Steps:
         return steps + (-(-left // self.packs) if self.even == "pad" else left // self.packs)
 
     def groups(
-        self, begin: Place, on_plan: Callable[[Plan], None], on_tail: Callable[[Pack], None]
+        self, begin: Cursor, on_plan: Callable[[Plan], None], on_tail: Callable[[Pack], None]
     ) -> Iterator[tuple[list[Pack], int]]:
         """From a place to the end of its epoch: the packs of each step, a rank each in turn, and the position behind.
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from patchnpack.loaders.assembly.samples import Sources
+from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.imaging.decode import BadImage
 from patchnpack.loaders.index.index_file import index_of_table, index_table
 from patchnpack.loaders.index.table import Index
@@ -45,14 +45,14 @@ class StoredIndex(Index):
         """The part, int64 (m,), that each of the rows is in."""
         return np.asarray(self.part[rows], np.int64)
 
-    def ident(self, rows: np.ndarray) -> np.ndarray:
+    def row_id(self, rows: np.ndarray) -> np.ndarray:
         """What draws are keyed by, uint64: the rows' shards in the source, and the rows in these."""
         shard = Index.shard_of(self, rows)
-        ident: np.ndarray = shard.astype(np.uint64) << np.uint64(32) | (rows - self.starts[shard]).astype(np.uint64)
-        return ident
+        row_id: np.ndarray = shard.astype(np.uint64) << np.uint64(32) | (rows - self.starts[shard]).astype(np.uint64)
+        return row_id
 
 
-def image_part(part: Part, sources: Sources) -> tuple[pa.Buffer, dict[str, Any]]:
+def image_part(part: Part, sources: IndexedBatchContext) -> tuple[pa.Buffer, dict[str, Any]]:
     """The file of a part of an image store, a row a pack, and its marker.
 
     Each image's bytes are compared with the digest in the index. Those that differ are kept as they are, and noted in
@@ -119,7 +119,7 @@ def _beside(index: Index, rows: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _read(
-    sources: Sources, rows: np.ndarray, offset: np.ndarray, nbytes: np.ndarray
+    sources: IndexedBatchContext, rows: np.ndarray, offset: np.ndarray, nbytes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bytes of shards, one range a row: joined, where each begins, and which rows have any (offset >= 0)."""
     there = offset >= 0

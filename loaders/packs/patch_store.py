@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from patchnpack.loaders.assembly.batch_builder import Draft
-from patchnpack.loaders.assembly.samples import Sources, extra
+from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder
+from patchnpack.loaders.assembly.samples import IndexedBatchContext, extra
 from patchnpack.loaders.errors import BadRow, StallError
 from patchnpack.loaders.index.labels import NO_LABEL
 from patchnpack.loaders.order.order import Pack
@@ -34,7 +34,7 @@ _MAPS = 32  # parts that are mapped at a time
 _PAGE = 4096
 
 
-def patch_part(part: Part, sources: Sources, compression: Codec) -> tuple[pa.Buffer, dict[str, Any]]:
+def patch_part(part: Part, sources: IndexedBatchContext, compression: Codec) -> tuple[pa.Buffer, dict[str, Any]]:
     """The file of a part of a patch store, a row a pack, and its marker.
 
     A record batch holds the packs of one patch size that follow each other; in a compressed file, a single pack.
@@ -45,7 +45,7 @@ def patch_part(part: Part, sources: Sources, compression: Codec) -> tuple[pa.Buf
     drafts, batches = [], []
     for i, (low, high) in enumerate(pairwise(part.offsets.tolist())):
         pack = part.images.take(slice(low, high))
-        draft = Draft(sources, [pack], int(part.patch_size[i]), epoch=0, step=0, position=0)
+        draft = DecodedBatchBuilder(sources, [pack], int(part.patch_size[i]), epoch=0, step=0, position=0)
         for piece in range(draft.num_parts):
             draft.run(piece)
         batches.append(draft.finish())
@@ -64,7 +64,9 @@ def patch_part(part: Part, sources: Sources, compression: Codec) -> tuple[pa.Buf
     return file, marker
 
 
-def _record(batches: Sequence[PackedBatch], drafts: Sequence[Draft], sources: Sources) -> pa.RecordBatch:
+def _record(
+    batches: Sequence[PackedBatch], drafts: Sequence[DecodedBatchBuilder], sources: IndexedBatchContext
+) -> pa.RecordBatch:
     columns: dict[str, pa.Array] = {"patch_size": pa.array([batch.patch_size for batch in batches], pa.int32())}
     patches = np.concatenate([batch.patches.numpy().ravel() for batch in batches])
     ends = np.arange(len(batches) + 1, dtype=np.int64) * (patches.size // len(batches))
@@ -154,7 +156,7 @@ class Maps:
     def __reduce__(self) -> tuple[type[Maps], tuple[()]]:
         return Maps, ()
 
-    def part(self, sources: PatchSources, number: int, epoch: int) -> _MappedPart:
+    def part(self, sources: StoredBatchContext, number: int, epoch: int) -> _MappedPart:
         """Part `number`, for an epoch."""
         with self._lock:
             if (epoch, number) in self._open:
@@ -173,7 +175,7 @@ class Maps:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PatchSources(Sources):
+class StoredBatchContext(IndexedBatchContext):
     """Where the packs of a patch store lie.
 
     Attributes:
@@ -188,13 +190,13 @@ class PatchSources(Sources):
     compressed: bool
     maps: Maps = field(default_factory=Maps)
 
-    def fresh(self) -> PatchSources:
+    def fresh(self) -> StoredBatchContext:
         """The same with maps of its own."""
         return replace(self, maps=Maps())
 
 
-class StoredDraft:
-    """A batch of a patch store in the making; see `Draft`. One thread does all of it.
+class StoredBatchBuilder:
+    """A batch of a patch store in the making; see `DecodedBatchBuilder`. One thread does all of it.
 
     Where its packs follow each other in one record batch, its tensors lie in the memory map; else they are copied.
     """
@@ -202,7 +204,14 @@ class StoredDraft:
     num_parts = 1
 
     def __init__(
-        self, sources: PatchSources, packs: Sequence[Pack], patch_size: int, *, epoch: int, step: int, position: int
+        self,
+        sources: StoredBatchContext,
+        packs: Sequence[Pack],
+        patch_size: int,
+        *,
+        epoch: int,
+        step: int,
+        position: int,
     ) -> None:
         self.num_images = sum(map(_count, packs))
         self.bad: list[tuple[int, BadRow]] = []
@@ -273,7 +282,7 @@ class StoredDraft:
             patches.reshape(-1)[::_PAGE].max(initial=0)  # read now, in this thread, not when the batch is used
             arrays = {name: record.fixed[name][rows].reshape(shape) for name, (shape, _, _) in shapes.items()}
         else:
-            patches = self._sources.buffers.lend((B, L, packing.token_bytes(P)))
+            patches = self._sources.buffers.acquire((B, L, packing.token_bytes(P)))
             for b, place in enumerate(found):
                 patches[b] = 0 if place is None else place[0].patches[place[1]].reshape(L, -1)
             for name, (shape, dtype, empty) in shapes.items():

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from patchnpack.loaders.assembly.samples import Sources
+from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.errors import ErrorPolicy
 from patchnpack.loaders.index.labels import Classes, KnownLabels, Label
 from patchnpack.loaders.packs.arrow_file import digest_of, map_arrays
 from patchnpack.loaders.packs.image_store import StoredIndex, read_rows
 from patchnpack.loaders.packs.manifest import Manifest, read_manifest
-from patchnpack.loaders.packs.patch_store import PatchSources
+from patchnpack.loaders.packs.patch_store import StoredBatchContext
 from patchnpack.loaders.packs.recipe import MANIFEST, PARTS, RECIPE, ROWS, Recipe, plan_name, unit_name
 from patchnpack.loaders.packs.stored_order import StoredOrder
 from patchnpack.loaders.remote import download as remote
@@ -27,7 +27,7 @@ from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.download import is_remote
 from patchnpack.loaders.remote.prefetch import Shard
 from patchnpack.loaders.remote.storage import Folder, LocalFolder, open_folder
-from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.packer import Packing
 
@@ -46,18 +46,18 @@ def is_prepacked(source: Any) -> bool:
     return any(os.path.isfile(os.path.join(folder, name)) for name in (MANIFEST, RECIPE))
 
 
-class PartStore(Store):
+class PackOpener(ShardOpener):
     """Opens the files of a folder of packs; the version of one is its digest.
 
     A remote file needs no question which version is there: what was fetched must have that digest.
     """
 
-    def __reduce__(self) -> tuple[type[PartStore], tuple[Any, ...]]:
-        return PartStore, (self.folder, self.limit, self._given)
+    def __reduce__(self) -> tuple[type[PackOpener], tuple[Any, ...]]:
+        return PackOpener, (self.folder, self.limit, self._given)
 
-    def prefetching(self, shards: Any, behind: int, at_start: bool) -> Store:
+    def prefetching(self, shards: Any, behind: int, at_start: bool) -> ShardOpener:
         """As of any store; fetched by the rules of this one."""
-        return self._prefetching(PartStore(self.folder, self.limit, self._given), shards, behind, at_start)
+        return self._prefetching(PackOpener(self.folder, self.limit, self._given), shards, behind, at_start)
 
     def has_changed(self, shard: str, version: str) -> bool:
         """Not asked of parts: the digest of each image says more than a time."""
@@ -81,7 +81,7 @@ _NOT_AS_WRITTEN = (
 
 
 @dataclass(frozen=True)
-class Prepacked:
+class PackedFolder:
     """A finished folder of packs.
 
     Attributes:
@@ -92,7 +92,7 @@ class Prepacked:
 
     folder: Folder
     manifest: Manifest
-    store: PartStore
+    store: PackOpener
 
     @classmethod
     def open(
@@ -102,7 +102,7 @@ class Prepacked:
         cache_dir: str | os.PathLike[str] | None = None,
         cache_limit: int | None = None,
         storage_options: Mapping[str, Any] | None = None,
-    ) -> Prepacked:
+    ) -> PackedFolder:
         """Reads the manifest, and compares the sizes of local files with it.
 
         Raises:
@@ -110,7 +110,7 @@ class Prepacked:
             OSError: a file that is not what the manifest says.
         """
         folder = open_folder(source, storage_options)
-        found = cls(folder, read_manifest(folder), PartStore(cache_dir, cache_limit, storage_options))
+        found = cls(folder, read_manifest(folder), PackOpener(cache_dir, cache_limit, storage_options))
         if isinstance(folder, LocalFolder):
             for name, about in found.manifest.files.items():
                 path = found.path(name)
@@ -258,7 +258,7 @@ class Prepacked:
             shape=manifest.label_shape, num_classes=manifest.num_classes, classes=manifest.recipe.classes
         )
 
-    def sources(self, made: Sources) -> Sources:
+    def sources(self, made: IndexedBatchContext) -> IndexedBatchContext:
         """What the images of batches are made with, given what they would be made with out of shards."""
         if self.recipe.store == "images":
             return made
@@ -267,8 +267,8 @@ class Prepacked:
             for epoch in range(self.recipe.epochs)
             for stream in range(self.recipe.num_streams)
         }
-        return PatchSources(
-            **{field.name: getattr(made, field.name) for field in fields(Sources)},
+        return StoredBatchContext(
+            **{field.name: getattr(made, field.name) for field in fields(IndexedBatchContext)},
             numbers=numbers,
             part_packs=self.recipe.part_packs,
             compressed=self.recipe.compression is not None,
@@ -293,7 +293,7 @@ class Prepacked:
             num_streams=recipe.num_streams,
             block=block,
             plan=self.plan,
-            ident=self.index.ident,
+            row_id=self.index.row_id,
             counts=manifest.packs,
             mixed_packs=shuffle,
             draw_seed=seed if recipe.store == "images" else recipe.seed,

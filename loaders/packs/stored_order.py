@@ -12,7 +12,7 @@ import numpy as np
 
 from patchnpack.loaders.order.order import Order, Pack
 from patchnpack.packer import Images, PatchSizes, Plan
-from patchnpack.packer.policies.random import Purpose, keys
+from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # N packs of a stream, M images in them
 
@@ -41,7 +41,7 @@ class StoredOrder(Order):
 
     Attributes:
         plan: the arrays of the plan of one (epoch, stream), epochs from 0 to `epochs` - 1.
-        ident: uint64 of the rows given, what their draws are keyed by.
+        row_id: uint64 of the rows given, what their draws are keyed by.
         counts: for each of these epochs, the packs of each stream.
         mixed_packs: whether packs are read in another order each epoch: `shuffle_window` parts at a time.
         draw_seed: of the tokens that are kept.
@@ -52,7 +52,7 @@ class StoredOrder(Order):
     """
 
     plan: Callable[[int, int], Mapping[str, np.ndarray]]
-    ident: Callable[[np.ndarray], np.ndarray]
+    row_id: Callable[[np.ndarray], np.ndarray]
     counts: list[list[int]]
     mixed_packs: bool
     draw_seed: int
@@ -109,7 +109,9 @@ class StoredOrder(Order):
         row, none = arrays["row"][which], np.zeros(0, np.int64)
         images = Images(
             row=row,
-            key=keys(Purpose.TOKEN_DROP, self.draw_seed, epoch, self.ident(row)),  # other tokens are kept each epoch
+            key=counter_hash(
+                Purpose.TOKEN_DROP, self.draw_seed, epoch, self.row_id(row)
+            ),  # other tokens are kept each epoch
             box=arrays["box"].reshape(-1, 4)[which],
             size=arrays["size"].reshape(-1, 2)[which],
             grid=arrays["grid"].reshape(-1, 2)[which],
@@ -140,7 +142,7 @@ class StoredOrder(Order):
         units = (min(packs) if sizes else count) // unit
         salt = np.uint64(0 if sizes else stream << 40)
         for window in self._windows(epoch, units, max(1, self.part_packs // unit), salt):
-            drawn = keys(Purpose.ROW_ORDER, self.seed, epoch, window.astype(np.uint64) | salt)
+            drawn = counter_hash(Purpose.ROW_ORDER, self.seed, epoch, window.astype(np.uint64) | salt)
             window = window[np.argsort(drawn, kind="stable")]
             yield (window[:, None] * unit + np.arange(unit)).ravel()
         if units * unit < count:
@@ -150,7 +152,9 @@ class StoredOrder(Order):
         """The units of each window of parts, the parts in an order drawn anew."""
         parts = np.arange(-(-units // part))
         parts = parts[
-            np.argsort(keys(Purpose.SHARD_ORDER, self.seed, epoch, parts.astype(np.uint64) | salt), kind="stable")
+            np.argsort(
+                counter_hash(Purpose.SHARD_ORDER, self.seed, epoch, parts.astype(np.uint64) | salt), kind="stable"
+            )
         ]
         for first in range(0, len(parts), self.shuffle_window):
             window = parts[first : first + self.shuffle_window]

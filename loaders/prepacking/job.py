@@ -304,11 +304,11 @@ class Job:
             file, marker = image_part(part, sources)
         else:
             file, marker = patch_part(part, sources, self.compression)
-        self._judge(len(part.images), marker["bad"], "of a part")
+        self._monitor(len(part.images), marker["bad"], "of a part")
         self.folder.write(f"{PARTS}/{name}.arrow", file)
         self.folder.write(f"{MARKERS}/{name}.json", _json(marker))
 
-    def _judge(self, images: int, bad: Sequence[Mapping[str, Any]], which: str) -> None:
+    def _monitor(self, images: int, bad: Sequence[Mapping[str, Any]], which: str) -> None:
         policy = self.errors
         if bad and policy.on_error == "raise":
             raise BadDataError(f"bad image {dict(bad[0])}; remove it, or skip such images with on_error='skip'")
@@ -339,7 +339,7 @@ class Job:
                 places.add(number, part.images.row, marker.pop("begins"))
             names.append(f"{PARTS}/{name}.arrow")
             files[names[-1]] = marker
-        self._judge(sum(files[name]["images"] for name in names), bad, "in all")
+        self._monitor(sum(files[name]["images"] for name in names), bad, "in all")
         counts["bad"] = len(bad)
         packs: list[list[int]] = []
         for epoch in range(recipe.epochs):

@@ -16,7 +16,7 @@ from patchnpack.loaders.assembly.samples import read_member
 from patchnpack.loaders.packed_loader import PackedImageLoader
 from patchnpack.loaders.packs.arrow_file import digest_of
 from patchnpack.loaders.packs.recipe import PARTS, as_json
-from patchnpack.loaders.packs.source import Prepacked
+from patchnpack.loaders.packs.source import PackedFolder
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.storage import Folder, check_writable, open_folder
 from patchnpack.packer.checks import check_whole
@@ -54,7 +54,7 @@ def unpack(
         ValueError: no folder of packs, or `out` holds something else.
     """
     check_whole("images_per_shard", images_per_shard)
-    packs = Prepacked.open(source, storage_options=storage_options)
+    packs = PackedFolder.open(source, storage_options=storage_options)
     folder = open_folder(out, storage_options)
     check_writable(folder)
     note = as_json({"packs": digest_of(packs.manifest.to_json()), "images_per_shard": images_per_shard})
@@ -84,7 +84,7 @@ def _claim(folder: Folder, note: bytes) -> None:
         folder.write(_NOTE, note)
 
 
-def _images(packs: Prepacked) -> Iterator[tuple[str, Members]]:
+def _images(packs: PackedFolder) -> Iterator[tuple[str, Members]]:
     """Key and members of each image of an image store."""
     index, reader = packs.index, packs.reader()
     held = np.flatnonzero(index.part < len(packs.parts))
@@ -98,7 +98,7 @@ def _images(packs: Prepacked) -> Iterator[tuple[str, Members]]:
 
 
 def _pixels(
-    packs: Prepacked, source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None
+    packs: PackedFolder, source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None
 ) -> Iterator[tuple[str, Members]]:
     """Key and members of each image of a patch store."""
     # One pack a batch: any number of streams and any block of patch sizes is a multiple of it.

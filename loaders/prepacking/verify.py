@@ -19,7 +19,7 @@ from patchnpack.loaders.remote.storage import open_folder
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class VerifyResult:
     """What was found.
 
     Attributes:
@@ -36,7 +36,7 @@ def verify(
     out: str | os.PathLike[str],
     storage_options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Verdict:
+) -> VerifyResult:
     """Reads every file of a finished folder of packs, and compares digests and counts with the manifest.
 
     Args:
@@ -73,7 +73,7 @@ def verify(
     stray = set(folder.names(PARTS, "")) - {name.removeprefix(PARTS + "/") for name in manifest.files}
     problems += [f"{PARTS}/{name} is in no manifest" for name in sorted(stray)]
     _check_counts(manifest, plans, problems)
-    return Verdict(len(manifest.files), done, problems)
+    return VerifyResult(len(manifest.files), done, problems)
 
 
 def _marker_of(part: str) -> str:

@@ -14,7 +14,7 @@ MAGIC = re.compile(r"[*?[]")
 CHANGED = "make a new index of it, or a new loader"
 
 
-class Passing(Exception):
+class TransientError(Exception):
     """What failed may work when tried again."""
 
     def __init__(self, what: str, remedy: str = "") -> None:
@@ -22,7 +22,7 @@ class Passing(Exception):
         self.remedy = remedy
 
 
-class Lasting(Exception):
+class PermanentError(Exception):
     """Trying again would not help."""
 
     def __init__(self, what: str, remedy: str, *, missing: bool = False, status: int | None = None) -> None:
@@ -35,7 +35,7 @@ class NoRange(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ObjectMeta:
     """What a server says of a file; version is its ETag, else when it was last changed, else empty."""
 
     nbytes: int
@@ -63,7 +63,7 @@ def redact(address: str) -> str:
     return re.sub(r"\?[\w.-]+=.*", "?...", address, flags=re.DOTALL)
 
 
-def need(module: str) -> Any:
+def import_optional(module: str) -> Any:
     """A module of the extra that remote shards need; nothing imports it before they are asked for."""
     try:
         return importlib.import_module(module)

@@ -17,10 +17,10 @@ from braceexpand import braceexpand
 from patchnpack.loaders.remote.addresses import (
     CHANGED,
     MAGIC,
-    Facts,
-    Lasting,
     NoRange,
-    Passing,
+    ObjectMeta,
+    PermanentError,
+    TransientError,
     redact,
     scheme_of,
 )
@@ -97,7 +97,7 @@ def expand_remote(
         if not (("*" in path) if http else MAGIC.search(path)):
             found.append(url)
             continue
-        matches = _persist(url, policy, lambda tries: _open(url, storage_options, policy).glob(tries.until()))  # noqa: B023
+        matches = retry(url, policy, lambda tries: _open(url, storage_options, policy).glob(tries.until()))  # noqa: B023
         if not matches:
             raise FileNotFoundError(f"no file matches {redact(url)!r}; name shards that exist")
         found += matches
@@ -134,8 +134,8 @@ def stat(url: str, storage_options: Mapping[str, Any] | None = None, *, policy: 
         ModuleNotFoundError: fsspec or obstore is not installed.
     """
     _check_address(url)
-    remote = _persist(url, policy, lambda _: _open(url, storage_options, policy))
-    facts = _persist(url, policy, lambda tries: remote.facts(tries.until()))
+    remote = retry(url, policy, lambda _: _open(url, storage_options, policy))
+    facts = retry(url, policy, lambda tries: remote.stat(tries.until()))
     return RemoteFile(url, facts.nbytes, facts.version)
 
 
@@ -163,8 +163,8 @@ def download(
         RemoteNotFound: the file has gone.
         RemoteError: it has changed, or cannot be had, or not in time.
     """
-    remote = _persist(file.url, policy, lambda _: _open(file.url, storage_options, policy))
-    known = Facts(file.nbytes, file.version)
+    remote = retry(file.url, policy, lambda _: _open(file.url, storage_options, policy))
+    known = ObjectMeta(file.nbytes, file.version)
     with open(to, "wb", buffering=0) as out:
         done = furthest = 0
         whole = False  # whether the server sends whole files only
@@ -178,12 +178,14 @@ def download(
                 facts, pieces = remote.read(done, file.version, tries.until())
             except NoRange:
                 whole = True
-                raise Passing("the server sends whole files only, and the connection was closed early") from None
+                raise TransientError("the server sends whole files only, and the connection was closed early") from None
             if facts != known:
-                raise Lasting(f"the file has changed (it was {known}; it is {facts})", CHANGED)
+                raise PermanentError(f"the file has changed (it was {known}; it is {facts})", CHANGED)
             for piece in pieces:
                 if done + len(piece) > file.nbytes:
-                    raise Lasting(f"the server sent more than the {file.nbytes} bytes it told", "repair the server")
+                    raise PermanentError(
+                        f"the server sent more than the {file.nbytes} bytes it told", "repair the server"
+                    )
                 _write(out, piece)
                 done += len(piece)
                 if done > furthest:
@@ -191,9 +193,9 @@ def download(
                     tries.failures = 0
                 tries.until()
             if done < file.nbytes:
-                raise Passing(f"the server ended after {done} of {file.nbytes} bytes")
+                raise TransientError(f"the server ended after {done} of {file.nbytes} bytes")
 
-        _persist(file.url, policy, fetch, stop)
+        retry(file.url, policy, fetch, stop)
 
 
 def put(url: str, data: Any, storage_options: Mapping[str, Any] | None = None, *, policy: Retry = RETRY) -> None:
@@ -204,8 +206,8 @@ def put(url: str, data: Any, storage_options: Mapping[str, Any] | None = None, *
         ValueError: an address or an option that cannot be.
     """
     _check_address(url)
-    remote = _persist(url, policy, lambda _: _open(url, storage_options, policy))
-    _persist(url, policy, lambda tries: remote.write(data, tries.until()))
+    remote = retry(url, policy, lambda _: _open(url, storage_options, policy))
+    retry(url, policy, lambda tries: remote.write(data, tries.until()))
 
 
 def shard(file: RemoteFile, storage_options: Mapping[str, Any] | None = None, *, policy: Retry = RETRY) -> Shard:
@@ -269,40 +271,40 @@ class _Tries:
         if self._stop.is_set():
             raise Stopped(f"{redact(self._url)}: called off")
         if time.monotonic() >= self._deadline:
-            raise self.given_up(Passing(self._last or "it takes too long"))
+            raise self.given_up(TransientError(self._last or "it takes too long"))
         return self._deadline
 
-    def failed(self, error: Passing) -> None:
+    def failed(self, error: TransientError) -> None:
         """Pauses before the next attempt, or gives up."""
         self.failures += 1
         self._last = str(error)
         if self.failures >= self._policy.attempts:
             raise self.given_up(error)
-        most = min(self._policy.most_pause_s, self._policy.pause_s * 2 ** (self.failures - 1))
+        most = min(self._policy.max_pause_s, self._policy.pause_s * 2 ** (self.failures - 1))
         pause = most * random.uniform(0.5, 1)
         if time.monotonic() + pause >= self._deadline:
             raise self.given_up(error)
         self._stop.wait(pause)
 
-    def given_up(self, error: Passing | Lasting) -> RemoteError:
+    def given_up(self, error: TransientError | PermanentError) -> RemoteError:
         remedy = error.remedy or f"try again later, or allow more: storage_options={{'retry': ...}}, now {self._policy}"
-        kind = RemoteNotFound if isinstance(error, Lasting) and error.missing else RemoteError
+        kind = RemoteNotFound if isinstance(error, PermanentError) and error.missing else RemoteError
         attempts = f"{self.attempts} attempt{'s'[: self.attempts != 1]}"
         seconds = time.monotonic() - self._began
         raised = kind(f"{redact(self._url)}: {error} ({attempts} in {seconds:.1f} s); {remedy}")
-        raised.lasting = isinstance(error, Lasting)
+        raised.lasting = isinstance(error, PermanentError)
         return raised
 
 
-def _persist(url: str, policy: Retry, act: Callable[[_Tries], T], stop: threading.Event | None = None) -> T:
+def retry(url: str, policy: Retry, act: Callable[[_Tries], T], stop: threading.Event | None = None) -> T:
     """What `act` returns, tried again while what fails may pass."""
     tries = _Tries(url, policy, stop)
     while True:
         tries.attempts += 1
         try:
             return act(tries)
-        except Passing as error:
+        except TransientError as error:
             failed = error
-        except Lasting as error:
+        except PermanentError as error:
             raise tries.given_up(error) from None
         tries.failed(failed)

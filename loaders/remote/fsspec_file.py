@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from patchnpack.loaders.remote.addresses import CHANGED, Facts, Lasting, Options, Passing, need, scheme_of
+from patchnpack.loaders.remote.addresses import (
+    CHANGED,
+    ObjectMeta,
+    Options,
+    PermanentError,
+    TransientError,
+    import_optional,
+    scheme_of,
+)
 
 T = TypeVar("T")
 
@@ -20,37 +28,37 @@ class FileSystemFile:
 
     def __init__(self, url: str, options: Options, stall_s: float) -> None:
         self._stall_s = stall_s
-        fsspec = need("fsspec")
+        fsspec = import_optional("fsspec")
         try:
             self._system, self._path = fsspec.core.url_to_fs(url, **options)
         except ImportError as error:
             package = "huggingface_hub" if scheme_of(url) == "hf" else "the package that it names"
-            raise Lasting(f"{scheme_of(url)}:// cannot be read ({error})", f"pip install {package}") from None
+            raise PermanentError(f"{scheme_of(url)}:// cannot be read ({error})", f"pip install {package}") from None
         except ValueError as error:
             if "Protocol not known" not in str(error):
                 raise
-            raise Lasting(
+            raise PermanentError(
                 f"no file system is known for {scheme_of(url)}://", "use http(s), s3, gs, az, hf or one known to fsspec"
             ) from None
         except OSError as error:  # some connect at once
-            raise Passing(f"connecting failed with {type(error).__name__}") from None
+            raise TransientError(f"connecting failed with {type(error).__name__}") from None
 
         # What reads by opening a file would read ahead, and throw that away after each piece.
         self._as_it_is = {} if self._system.async_impl else {"cache_type": "none"}
 
-    def facts(self, until: float) -> Facts:
+    def stat(self, until: float) -> ObjectMeta:
         info = self._within(until, lambda: self._system.info(self._path))
         if info.get("type") == "directory":
-            raise Lasting("this is a folder", "name its shards, with a * or a brace range")
+            raise PermanentError("this is a folder", "name its shards, with a * or a brace range")
         if info.get("size") is None:
-            raise Lasting("the server does not say how long the file is", "serve it with a Content-Length")
-        return Facts(int(info["size"]), next((str(info[name]) for name in _VERSIONS if info.get(name)), ""))
+            raise PermanentError("the server does not say how long the file is", "serve it with a Content-Length")
+        return ObjectMeta(int(info["size"]), next((str(info[name]) for name in _VERSIONS if info.get(name)), ""))
 
-    def read(self, start: int, version: str, until: float) -> tuple[Facts, Iterator[bytes]]:
-        facts = self.facts(until)
+    def read(self, start: int, version: str, until: float) -> tuple[ObjectMeta, Iterator[bytes]]:
+        facts = self.stat(until)
         return facts, self._pieces(start, facts, until)
 
-    def _pieces(self, start: int, facts: Facts, until: float) -> Iterator[bytes]:
+    def _pieces(self, start: int, facts: ObjectMeta, until: float) -> Iterator[bytes]:
         while start < facts.nbytes:
             begin, end = start, min(start + _PIECE, facts.nbytes)
             piece = self._within(until, lambda: self._system.cat_file(self._path, begin, end, **self._as_it_is))  # noqa: B023
@@ -59,8 +67,8 @@ class FileSystemFile:
             start += len(piece)
             if start == facts.nbytes:  # there is no If-Match here: the version is asked for again at the end
                 self._system.invalidate_cache()
-                if (now := self.facts(until)) != facts:
-                    raise Lasting(f"the file changed while it was read (it was {facts}; it is {now})", CHANGED)
+                if (now := self.stat(until)) != facts:
+                    raise PermanentError(f"the file changed while it was read (it was {facts}; it is {now})", CHANGED)
             yield piece
 
     def write(self, data: Any, until: float) -> None:
@@ -93,14 +101,14 @@ class FileSystemFile:
         if result:
             return result[0]
         if not failed:
-            raise Passing(f"nothing came for {stall_s:g} s, or the deadline passed")
+            raise TransientError(f"nothing came for {stall_s:g} s, or the deadline passed")
         error = failed[0]
         if isinstance(error, FileNotFoundError):
-            raise Lasting("no such file", "correct the address", missing=True) from None
+            raise PermanentError("no such file", "correct the address", missing=True) from None
         if isinstance(error, PermissionError):
-            raise Lasting("access was refused", "give credentials in storage_options") from None
+            raise PermanentError("access was refused", "give credentials in storage_options") from None
         if isinstance(error, Exception) and not isinstance(error, TypeError | ValueError | NotImplementedError):
-            raise Passing(f"the file system failed with {type(error).__name__}") from None
+            raise TransientError(f"the file system failed with {type(error).__name__}") from None
         raise error
 
 

@@ -19,12 +19,12 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from patchnpack.loaders.remote.addresses import (
     CHANGED,
     MAGIC,
-    Facts,
-    Lasting,
     NoRange,
+    ObjectMeta,
     Options,
-    Passing,
-    need,
+    PermanentError,
+    TransientError,
+    import_optional,
     redact,
     scheme_of,
 )
@@ -67,39 +67,39 @@ class StoredFile:
 
     def __init__(self, url: str, options: Options, stall_s: float) -> None:
         if StoredFile._process not in (None, os.getpid()):
-            raise Lasting(
+            raise PermanentError(
                 "this process was forked from one that has fetched shards, and the threads that fetch were not",
                 "start workers afresh: DataLoader(..., multiprocessing_context='spawn')",
             )
         StoredFile._process = os.getpid()
         self._url, self._options, self._stall_s = url, options, stall_s
-        self._obstore, self._kind = need("obstore"), STORES[scheme_of(url)]
+        self._obstore, self._kind = import_optional("obstore"), STORES[scheme_of(url)]
         self._path = "" if self._kind == "http" else url.partition("://")[2].partition("/")[2]
         self._head = True
 
-    def facts(self, until: float) -> Facts:
+    def stat(self, until: float) -> ObjectMeta:
         try:
             if self._head:
                 store = self._store(until)
                 with self._translated():
-                    return _facts(self._obstore.head(store, self._path))
-        except Lasting as error:
+                    return _object_meta(self._obstore.head(store, self._path))
+        except PermanentError as error:
             if error.status not in (403, 405, 501):
                 raise
         # An address signed for GET refuses HEAD, and some servers do not know it. The body is not read.
         self._head = False
         store = self._store(until)
         with self._translated():
-            return _facts(self._obstore.get(store, self._path).meta)
+            return _object_meta(self._obstore.get(store, self._path).meta)
 
-    def read(self, start: int, version: str, until: float) -> tuple[Facts, Iterator[bytes]]:
+    def read(self, start: int, version: str, until: float) -> tuple[ObjectMeta, Iterator[bytes]]:
         options: dict[str, Any] = {"range": {"offset": start}} if start else {}
         if version.startswith('"'):  # a weak one matches nothing
             options["if_match"] = version
         store = self._store(until)
         with self._translated():
             result = self._obstore.get(store, self._path, options=options)
-        return _facts(result.meta), self._pieces(result)
+        return _object_meta(result.meta), self._pieces(result)
 
     def write(self, data: Any, until: float) -> None:
         """Puts bytes, or a local file, there."""
@@ -112,7 +112,7 @@ class StoredFile:
     def glob(self, until: float) -> list[str]:
         """The addresses that match this one, sorted; `*`, `?` and `[...]` stand for part of a name, never for `/`."""
         if self._kind == "http":
-            raise Lasting(
+            raise PermanentError(
                 "http has no listing of files", "write the names as a brace range: train-{000000..000099}.tar"
             )
         found: list[str] = []
@@ -142,17 +142,17 @@ class StoredFile:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Errors of obstore as `Passing`, `Lasting` or `NoRange`.
+        """Errors of obstore as `TransientError`, `PermanentError` or `NoRange`.
 
         Their own text is not handed on: it quotes addresses with their signatures, and answers that quote keys.
         """
-        errors = need("obstore.exceptions")
+        errors = import_optional("obstore.exceptions")
         try:
             yield
         except FileNotFoundError:
-            raise Lasting("no such file", "correct the address", missing=True) from None
+            raise PermanentError("no such file", "correct the address", missing=True) from None
         except errors.PreconditionError:
-            raise Lasting("the file has changed", CHANGED) from None
+            raise PermanentError("the file has changed", CHANGED) from None
         except errors.BaseError as error:
             text = str(error)
             if isinstance(error, errors.NotSupportedError) and "Range request" in text:
@@ -165,7 +165,7 @@ def open_store(url: str, options: Options, stall_s: float, timeout_s: float) -> 
 
     It does not retry: attempts are counted against one deadline by the caller, who also goes on where a body ended.
     """
-    stores, kind = need("obstore.store"), STORES[scheme_of(url)]
+    stores, kind = import_optional("obstore.store"), STORES[scheme_of(url)]
     given = {**options, **options.get("client_kwargs", {})}
     given.pop("client_kwargs", None)
     if "retry_config" in given:
@@ -192,7 +192,7 @@ def open_store(url: str, options: Options, stall_s: float, timeout_s: float) -> 
     client |= {name: timedelta(seconds=max(0.001, min(seconds, timeout_s))) for name, seconds in limits.items()}
     try:
         return make(client_options=client, retry_config={"max_retries": 0})
-    except (ValueError, TypeError, need("obstore.exceptions").BaseError) as error:
+    except (ValueError, TypeError, import_optional("obstore.exceptions").BaseError) as error:
         # Its text may quote values, and these may be secrets.
         raise ValueError(
             f"{redact(url)}: obstore cannot make its {make.func.__name__} with the storage_options {_listed(config)} "
@@ -234,43 +234,47 @@ def _listed(config: Options) -> str:
     return ", ".join(repr(name) for name in sorted(config)) or "{}"
 
 
-def _facts(meta: Any) -> Facts:
+def _object_meta(meta: Any) -> ObjectMeta:
     modified = meta["last_modified"]
     version = meta["e_tag"] or (modified.isoformat() if modified.timestamp() > 0 else "")
-    return Facts(meta["size"], version)
+    return ObjectMeta(meta["size"], version)
 
 
 def _meaning(text: str, kind: str, stall_s: float) -> Exception:
     credentials = _CREDENTIALS[kind]
     if "169.254.169.254" in text or "metadata.google" in text:
-        return Passing("no credentials were found", credentials)
+        return TransientError("no credentials were found", credentials)
     if found := re.search(r"status code: (\d{3})", text):
         status = int(found[1])
         name = f"{status} {HTTPStatus(status).phrase}" if status in {s.value for s in HTTPStatus} else str(status)
         if status in _PASSING or (status >= 500 and status not in _NEVER):
-            return Passing(f"the server answered {name}")
+            return TransientError(f"the server answered {name}")
         if status == 416:
-            return Lasting("the file has changed: it has become shorter", CHANGED)
+            return PermanentError("the file has changed: it has become shorter", CHANGED)
         remedy = credentials if status in (401, 403) else "correct the address, or storage_options"
-        return Lasting(f"the server answered {name}", remedy, status=status)
+        return PermanentError(f"the server answered {name}", remedy, status=status)
     if "without LOCATION" in text:
-        return Lasting("the bucket is in another region", "give storage_options={'region': ...}")
+        return PermanentError("the bucket is in another region", "give storage_options={'region': ...}")
     if "MissingContentLength" in text:
-        return Lasting("the server does not say how long the file is", "serve it with a Content-Length")
+        return PermanentError("the server does not say how long the file is", "serve it with a Content-Length")
     if "BadScheme" in text:
-        return Lasting("the address is not https", "give storage_options={'client_options': {'allow_http': True}}")
+        return PermanentError(
+            "the address is not https", "give storage_options={'client_options': {'allow_http': True}}"
+        )
     if "certificate" in text:
-        return Lasting(
+        return PermanentError(
             "the server's certificate is not trusted",
             "give storage_options={'client_options': {'root_certificate': ...}}",
         )
     kinds = re.findall(r"kind: (\w+)", text)
     if "Timeout" in kinds or "TimedOut" in text:
-        return Passing(f"nothing came for {stall_s:g} s, or the deadline passed")
+        return TransientError(f"nothing came for {stall_s:g} s, or the deadline passed")
     if "Connect" in kinds:
-        return Passing(
+        return TransientError(
             f"no connection ({'the name is not known' if 'dns error' in text else 'it was refused or lost'})"
         )
     if "Interrupted" in kinds or "IncompleteBody" in text:
-        return Passing("the connection was closed early")
-    return Passing(f"the transfer failed ({', '.join(dict.fromkeys(kinds)) or 'for a reason obstore does not name'})")
+        return TransientError("the connection was closed early")
+    return TransientError(
+        f"the transfer failed ({', '.join(dict.fromkeys(kinds)) or 'for a reason obstore does not name'})"
+    )

@@ -78,7 +78,7 @@ class Prefetcher:
         """Whether it is one of the coming shards."""
         return name in self._jobs
 
-    def lend(self, name: str) -> int:
+    def acquire(self, name: str) -> int:
         """A descriptor of one of the coming shards, open for reading; the caller closes it. May be asked for again.
 
         Raises:
@@ -106,7 +106,7 @@ class Prefetcher:
             if job.error is not None:
                 error, job.error = job.error, None
                 raise error
-        return self._lend(job.shard)
+        return self._acquire(job.shard)
 
     def close(self) -> None:
         """Ends the threads, and with them what they have under way."""
@@ -127,14 +127,14 @@ class Prefetcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _lend(self, shard: Shard) -> int:
-        return self._cache.lend(shard.name, lambda path: shard.make(path, self._stop), shard.nbytes, stop=self._stop)
+    def _acquire(self, shard: Shard) -> int:
+        return self._cache.acquire(shard.name, lambda path: shard.make(path, self._stop), shard.nbytes, stop=self._stop)
 
     def _work(self) -> None:
         while (job := self._take()) is not None:
             fd, failed = None, None
             try:
-                fd = self._lend(job.shard)
+                fd = self._acquire(job.shard)
             except Stopped:
                 pass  # whoever asks is told that this prefetcher was closed
             except BaseException as error:  # noqa: BLE001 - it is raised to the one who asks for the shard

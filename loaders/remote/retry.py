@@ -15,7 +15,7 @@ class Retry:
         attempts: attempts in a row that bring no new byte.
         deadline_s: seconds for all of it: attempts, pauses and transfer.
         stall_s: seconds without a byte after which an attempt has failed.
-        pause_s: pause after the first failure; doubled with each in a row, up to `most_pause_s`, less a random part
+        pause_s: pause after the first failure; doubled with each in a row, up to `max_pause_s`, less a random part
             of up to half.
 
     >>> Retry(attempts=0)
@@ -28,7 +28,7 @@ class Retry:
     deadline_s: float = 900.0
     stall_s: float = 20.0
     pause_s: float = 0.5
-    most_pause_s: float = 20.0
+    max_pause_s: float = 20.0
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
@@ -36,8 +36,8 @@ class Retry:
         for name in ("deadline_s", "stall_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
-        if not 0 <= self.pause_s <= self.most_pause_s < float("inf"):
-            raise ValueError(f"pause_s is {self.pause_s}; it must be from 0 to most_pause_s, {self.most_pause_s}")
+        if not 0 <= self.pause_s <= self.max_pause_s < float("inf"):
+            raise ValueError(f"pause_s is {self.pause_s}; it must be from 0 to max_pause_s, {self.max_pause_s}")
 
 
 RETRY = Retry()

@@ -48,7 +48,7 @@ class ShardCache:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     cache = ShardCache(folder, limit=1000)
-    ...     fd = cache.lend("a.tar", lambda path: path.write_bytes(b"bytes"))
+    ...     fd = cache.acquire("a.tar", lambda path: path.write_bytes(b"bytes"))
     ...     os.read(fd, 10)
     ...     os.close(fd)
     b'bytes'
@@ -62,7 +62,7 @@ class ShardCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_dead()
 
-    def lend(self, name: str, make: Make, nbytes: int | None = None, *, stop: threading.Event | None = None) -> int:
+    def acquire(self, name: str, make: Make, nbytes: int | None = None, *, stop: threading.Event | None = None) -> int:
         """A descriptor of the file `name`, open for reading; the caller closes it.
 
         Where the file is absent, `make(path)` writes it, in place, into the empty file at `path`: once, whoever else of

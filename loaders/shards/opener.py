@@ -35,7 +35,7 @@ class _Counts:
         self.versions: dict[str, str] = {}
 
 
-class Store:
+class ShardOpener:
     """Opens shards as local files, whatever they are. Any thread may ask, and it may be sent to other processes.
 
     Args:
@@ -62,8 +62,8 @@ class Store:
         self._counts = _Counts()
         self._prefetcher: Prefetcher | None = None
 
-    def __reduce__(self) -> tuple[type[Store], tuple[Any, ...]]:
-        return Store, (self.folder, self.limit, self._given)
+    def __reduce__(self) -> tuple[type[ShardOpener], tuple[Any, ...]]:
+        return ShardOpener, (self.folder, self.limit, self._given)
 
     @cached_property
     def _cache(self) -> ShardCache:
@@ -77,7 +77,7 @@ class Store:
         """The addresses that a remote pattern names."""
         return remote.expand_remote(pattern, self._options, policy=self._retry)
 
-    def facts(self, shard: str) -> tuple[int, str]:
+    def stat(self, shard: str) -> tuple[int, str]:
         """A shard's size in bytes, and what tells its version: a local file's time, a remote one's ETag."""
         if is_remote(shard):
             file = remote.stat(shard, self._options, policy=self._retry)
@@ -96,19 +96,19 @@ class Store:
         wanted = self._shard(shard, nbytes, version)
         self._counts.lent += 1
         if self._prefetcher is not None and self._prefetcher.has(wanted.name):
-            return self._prefetcher.lend(wanted.name)
-        return self._lend(wanted)
+            return self._prefetcher.acquire(wanted.name)
+        return self._acquire(wanted)
 
     def open_raw(self, shard: str, nbytes: int, version: str, stop: threading.Event | None = None) -> int:
         """A descriptor of the shard's file itself, for the caller to close."""
         if is_remote(shard):
-            return self._lend(self._raw(shard, nbytes, version), stop)
+            return self._acquire(self._raw(shard, nbytes, version), stop)
         return os.open(shard, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
     def fetch(self, url: str) -> int:
         """A descriptor, for the caller to close, of a remote file as it is now; it is not counted among the shards."""
         file = remote.stat(url, self._options, policy=self._retry)
-        return self._lend(remote.shard(file, self._options, policy=self._retry))
+        return self._acquire(remote.shard(file, self._options, policy=self._retry))
 
     def put(self, path: Path, url: str) -> None:
         """Makes a remote file what a local one holds, whole or not at all."""
@@ -116,13 +116,15 @@ class Store:
 
     def has_changed(self, shard: str, version: str) -> bool:
         """Whether a local shard was written to since it was of that version; remote ones were compared when fetched."""
-        return not is_remote(shard) and self.facts(shard)[1] != version
+        return not is_remote(shard) and self.stat(shard)[1] != version
 
-    def prefetching(self, shards: Iterable[tuple[str, int, str]], behind: int, at_start: bool) -> Store:
+    def prefetching(self, shards: Iterable[tuple[str, int, str]], behind: int, at_start: bool) -> ShardOpener:
         """A store of its own that brings these remote shards (name, bytes, version) here ahead of their use."""
-        return self._prefetching(Store(self.folder, self.limit, self._given), shards, behind, at_start)
+        return self._prefetching(ShardOpener(self.folder, self.limit, self._given), shards, behind, at_start)
 
-    def _prefetching(self, store: Store, shards: Iterable[tuple[str, int, str]], behind: int, at_start: bool) -> Store:
+    def _prefetching(
+        self, store: ShardOpener, shards: Iterable[tuple[str, int, str]], behind: int, at_start: bool
+    ) -> ShardOpener:
         store._counts = self._counts
         coming = (store._shard(*shard) for shard in shards if is_remote(shard[0]))
         store._prefetcher = Prefetcher(store._cache, coming, _AHEAD, behind, at_start)
@@ -149,18 +151,18 @@ class Store:
                 "loader, or bring its index up to date: patchnpack index SHARDS"
             )
         self._counts.lent += 1
-        return self._lend(self._shard(os.path.abspath(shard), *self.facts(shard)))
+        return self._acquire(self._shard(os.path.abspath(shard), *self.stat(shard)))
 
-    def _lend(self, shard: Shard, stop: threading.Event | None = None) -> int:
+    def _acquire(self, shard: Shard, stop: threading.Event | None = None) -> int:
         stop = stop or threading.Event()
-        return self._cache.lend(shard.name, lambda path: shard.make(path, stop), shard.nbytes, stop=stop)
+        return self._cache.acquire(shard.name, lambda path: shard.make(path, stop), shard.nbytes, stop=stop)
 
     def _version(self, shard: str, nbytes: int, version: str) -> str:
         """The version of a remote shard; asked for once where its index, made of a copy, tells none."""
         if version or not is_remote(shard):
             return version
         if shard not in self._counts.versions:
-            size, now = self.facts(shard)
+            size, now = self.stat(shard)
             if size != nbytes:
                 raise OSError(
                     f"shard {redact(shard)!r} has {size} bytes, its index says {nbytes}; bring the index up to date: "

@@ -16,7 +16,7 @@ from braceexpand import braceexpand
 from patchnpack.loaders.packs.recipe import MANIFEST, RECIPE
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.download import is_remote
-from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.opener import ShardOpener
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -24,7 +24,7 @@ INDEX_NAMES = ("index.parquet", "index.arrow")  # what an index beside its shard
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
-def expand(source: Source, store: Store | None = None) -> list[str]:
+def expand(source: Source, store: ShardOpener | None = None) -> list[str]:
     """The shards that `source` names: a path or an address, a brace range, a glob, or a list of these.
 
     Raises:
@@ -37,7 +37,7 @@ def expand(source: Source, store: Store | None = None) -> list[str]:
     FileNotFoundError: shard 'train-000.tar' does not exist (2 of the 2 that 'train-{000..001}.tar' names are missing...
     """
     patterns = [source] if isinstance(source, str | os.PathLike) else list(source)
-    store = store or Store()
+    store = store or ShardOpener()
     paths = [path for pattern in patterns for path in _expand_one(os.fspath(pattern), store)]
     if not paths:
         raise ValueError("the source is an empty list; give at least one shard, such as 'train-{000000..000009}.tar'")
@@ -49,7 +49,7 @@ def expand(source: Source, store: Store | None = None) -> list[str]:
     return paths
 
 
-def _expand_one(pattern: str, store: Store) -> list[str]:
+def _expand_one(pattern: str, store: ShardOpener) -> list[str]:
     if not pattern:
         raise ValueError("the source is an empty text; give at least one shard, such as 'train-{000000..000009}.tar'")
     if is_remote(pattern):
@@ -133,7 +133,12 @@ class ShardReader:
     """
 
     def __init__(
-        self, shards: Sequence[str], sizes: Sequence[int], versions: Sequence[str], store: Store, max_open: int = 64
+        self,
+        shards: Sequence[str],
+        sizes: Sequence[int],
+        versions: Sequence[str],
+        store: ShardOpener,
+        max_open: int = 64,
     ) -> None:
         self._shards, self._sizes, self._versions, self._max_open = shards, sizes, versions, max_open
         self.store = store

@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from patchnpack.loaders.assembly.batch_builder import Draft
+from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.decode_pool import Batchlike, DecodePool
 from patchnpack.loaders.assembly.samples import Transform, check_transform
 from patchnpack.loaders.assembly.stats import Stats
-from patchnpack.loaders.errors import BadRow, ErrorPolicy, Judge, StallError
+from patchnpack.loaders.errors import BadRow, ErrorMonitor, ErrorPolicy, StallError
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
 from patchnpack.loaders.index.labels import Classes, Label
 from patchnpack.loaders.index.table import IMAGE
 from patchnpack.loaders.process import cpu_share, process_rank
-from patchnpack.loaders.streaming.samples import Sample, SampleReader, StreamMaking, rows_of
+from patchnpack.loaders.streaming.samples import Sample, SampleReader, StreamBatchContext, rows_of
 from patchnpack.packer import Images, Native, PackedBatch, Packing, Plan, Planner, Rows, ScheduledResolution
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.images import measure
-from patchnpack.packer.plan import decide_algorithm, images_a_pack
+from patchnpack.packer.plan import decide_algorithm, images_per_pack
 
 # B packs in a batch
 
@@ -177,7 +177,7 @@ class _InOrder:
         self._known: dict[int, BadRow | bool] = {}
         self._next = 0
 
-    def tell(self, row: int, outcome: BadRow | bool) -> None:
+    def record(self, row: int, outcome: BadRow | bool) -> None:
         """`outcome` is the record of a bad image, True for a good one, False for one that was left out."""
         self._known[row] = outcome
         while self._next in self._known:
@@ -211,15 +211,15 @@ class _Stream:
         self._samples, self._reader, self._packing, self._batch_size = samples, reader, packing, batch_size
         self._decode, self._transform, self._seed, self._drop_last = decode, transform, seed, drop_last
         self._num_threads, self._prefetch = num_threads, prefetch
-        self._stats, self._errors, judge = stats, errors, Judge(errors)
+        self._stats, self._errors, monitor = stats, errors, ErrorMonitor(errors)
 
         def on_bad(bad: BadRow) -> None:
             stats.add_bad(bad)
-            judge.quarantine(bad, 0)
+            monitor.quarantine(bad, 0)
             if bad.stage != "sample" or reader.has_seen_image:  # else no sample may have one: the reader says so
-                judge.see(1, [(0, bad)])
+                monitor.record(1, [(0, bad)])
 
-        self._outcomes = _InOrder(on_bad, lambda: judge.see(1, []))
+        self._outcomes = _InOrder(on_bad, lambda: monitor.record(1, []))
         self._buffers = BufferPool(keep=prefetch + 2)
         self._waiting: dict[int, Sample] = {}
         self._number, self._count = 0, 1  # of how many streams that train together this is which
@@ -234,7 +234,7 @@ class _Stream:
             threads = cpu_share() if worker is None else 0
         pool = DecodePool(threads) if threads else _OwnThread()
         ahead = self._prefetch if threads else 0
-        drafts, under_way = self._drafts(), deque[Draft]()
+        drafts, under_way = self._drafts(), deque[DecodedBatchBuilder]()
         patience: float | None = None
         try:
             began = time.perf_counter()
@@ -247,7 +247,7 @@ class _Stream:
                     break
                 draft = under_way.popleft()
                 batch = draft.finish()
-                self._tell(batch, [bad for _, bad in draft.bad])
+                self._record(batch, [bad for _, bad in draft.bad])
                 now = time.perf_counter()
                 self._stats.add_batch(
                     batch,
@@ -271,13 +271,13 @@ class _Stream:
             *(total.images, total.packs, total.bad_images, total.skipped["oversize"], total.skipped["tail"]),
         )
 
-    def _tell(self, batch: PackedBatch, bad: Sequence[BadRow]) -> None:
+    def _record(self, batch: PackedBatch, bad: Sequence[BadRow]) -> None:
         for row in batch.rows[batch.image_mask].tolist():
-            self._outcomes.tell(row, True)
+            self._outcomes.record(row, True)
         for record in bad:
-            self._outcomes.tell(record.row, record)
+            self._outcomes.record(record.row, record)
 
-    def _drafts(self) -> Iterator[Draft]:
+    def _drafts(self) -> Iterator[DecodedBatchBuilder]:
         """The batches in the making; with `PatchSizes`, the packs of each have one patch size."""
         group: list[Images] = []
         step, patch_size = 0, 0
@@ -291,8 +291,8 @@ class _Stream:
         elif group:
             self._leave_out(np.concatenate([pack.row for pack in group]), "tail")
 
-    def _draft(self, group: Sequence[Images], patch_size: int, step: int) -> Draft:
-        making = StreamMaking(
+    def _draft(self, group: Sequence[Images], patch_size: int, step: int) -> DecodedBatchBuilder:
+        making = StreamBatchContext(
             packing=self._packing,
             labels=self._reader.labels(),
             extras=self._reader.extras,
@@ -300,17 +300,19 @@ class _Stream:
             seed=self._seed,
             buffers=self._buffers,
             errors=self._errors,
-            own_decode=self._decode,
+            user_decode=self._decode,
             taken=[self._waiting.pop(row) for pack in group for row in pack.row.tolist()],
         )
         packs = [*group, *[None] * (self._batch_size - len(group))]
-        return Draft(making, packs, patch_size, epoch=0, step=step, position=(step + 1) * self._batch_size)
+        return DecodedBatchBuilder(
+            making, packs, patch_size, epoch=0, step=step, position=(step + 1) * self._batch_size
+        )
 
     def _leave_out(self, rows: np.ndarray, why: str) -> None:
         self._stats.skipped[why] += len(rows)
         for row in rows.tolist():
             del self._waiting[row]
-            self._outcomes.tell(row, False)
+            self._outcomes.record(row, False)
 
     def _packs(self) -> Iterator[tuple[int, Images]]:
         """Each pack's patch size and images, as soon as no later sample can change it."""
@@ -339,7 +341,7 @@ class _Stream:
                     _check_sizes(rows.take(slice(i, i + 1)), self._packing)
                 except ValueError as error:
                     fits[i] = False
-                    self._outcomes.tell(row, self._waiting.pop(row).bad_row("size", str(error)))
+                    self._outcomes.record(row, self._waiting.pop(row).bad_row("size", str(error)))
             return rows.take(fits)
 
     def _planned(self, plan: Plan) -> Iterator[tuple[int, Images]]:
@@ -365,7 +367,7 @@ class _Stream:
             stream=self._number,
             num_streams=self._count,
             share=self._batch_size,
-            images_a_pack=images_a_pack(first, packing, seed=self._seed),
+            images_per_pack=images_per_pack(first, packing, seed=self._seed),
         )
 
     def _arrivals(self) -> Iterator[Rows]:
@@ -375,7 +377,7 @@ class _Stream:
         for sample in self._samples:
             read = self._reader.read(sample)
             if isinstance(read, BadRow):
-                self._outcomes.tell(read.row, read)
+                self._outcomes.record(read.row, read)
                 continue
             self._waiting[read.row] = read
             taken.append(read)

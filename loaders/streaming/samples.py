@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patchnpack.loaders.assembly.samples import Making, extra
+from patchnpack.loaders.assembly.samples import BatchContext, extra
 from patchnpack.loaders.errors import BadRow, ErrorPolicy
 from patchnpack.loaders.imaging.decode import BadImage, Header, UnreadKind, image_header, read_header
 from patchnpack.loaders.index.labels import NO_LABEL, Classes, Label, LabelRule, as_label
@@ -204,14 +204,14 @@ def rows_of(samples: Sequence[Sample], stream: int) -> Rows:
     row = np.array([sample.row for sample in samples], np.int64)
     return Rows(
         row=row,
-        ident=row.astype(np.uint64) | np.uint64(stream << 32),
+        row_id=row.astype(np.uint64) | np.uint64(stream << 32),
         width=np.array([sample.header.width for sample in samples], np.int32),
         height=np.array([sample.header.height for sample in samples], np.int32),
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StreamMaking(Making):
+class StreamBatchContext(BatchContext):
     """What the images of one batch are made with: `taken` are its samples, in the order of its images."""
 
     taken: Sequence[Sample]
@@ -225,7 +225,7 @@ class StreamMaking(Making):
 class StreamBatch:
     """The samples of one batch; see `Samples`."""
 
-    def __init__(self, making: StreamMaking) -> None:
+    def __init__(self, making: StreamBatchContext) -> None:
         rows = rows_of(making.taken, 0)
         self.width, self.height = rows.width, rows.height
         self.keys = [sample.key for sample in making.taken]

@@ -193,9 +193,9 @@ def _limits(best: Setting, sweep: Sweep) -> list[str]:
             f"{_share(best.at_most_images, best.packs, 'packs')} hold {sweep.packing.max_images} images and are not "
             "full: raise --max-images."
         )
-    if best.slowest_model > _UNEVEN:
+    if best.model_imbalance > _UNEVEN:
         words.append(
-            f"The dearest of {sweep.ranks} packs that run side by side costs {best.slowest_model:.2f} times their "
+            f"The dearest of {sweep.ranks} packs that run side by side costs {best.model_imbalance:.2f} times their "
             f"mean, in a model of width {sweep.width}: the other ranks wait. A larger --balance, or more packs in a "
             "batch, evens it."
         )

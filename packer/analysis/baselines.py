@@ -1,4 +1,4 @@
-"""The ways that people batch images of many sizes in, and what each costs for the same images."""
+"""The baselines that people batch images of many sizes in, and what each costs for the same images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUCKETS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Way:
+class Baseline:
     """One way to batch the same images, and what it costs.
 
     Attributes:
@@ -45,8 +45,8 @@ class Way:
         return 1 - self.tokens / self.slots if self.slots else 0.0
 
 
-def ways(made: Plan, rows: Rows, packing: Packing, *, seed: int, epoch: int, block: int) -> tuple[Way, ...]:
-    """The plan itself, then the same images by the other ways.
+def baselines(made: Plan, rows: Rows, packing: Packing, *, seed: int, epoch: int, block: int) -> tuple[Baseline, ...]:
+    """The plan itself, then the same images by the other baselines.
 
     Args:
         made: the plan of the rows.
@@ -76,14 +76,14 @@ def buckets(keep: np.ndarray, count: int = BUCKETS) -> tuple[np.ndarray, np.ndar
     return keep[ends - 1], np.diff(ends, prepend=0)
 
 
-def rows_of(images: Images, rows: Rows) -> np.ndarray:
+def baseline_units(images: Images, rows: Rows) -> np.ndarray:
     """Which of the rows each image is, int64 (M,)."""
     order = np.argsort(rows.row, kind="stable")
     return order[np.searchsorted(rows.row, images.row, sorter=order)]
 
 
-def _packed(made: Plan, packing: Packing) -> Way:
-    return Way(
+def _packed(made: Plan, packing: Packing) -> Baseline:
+    return Baseline(
         name=f"packed, {made.algorithm}",
         sequences=len(made),
         slots=len(made) * packing.seq_len,
@@ -92,7 +92,7 @@ def _packed(made: Plan, packing: Packing) -> Way:
     )
 
 
-def _next_fit(rows: Rows, packing: Packing, seed: int, epoch: int, block: int) -> list[Way]:
+def _next_fit(rows: Rows, packing: Packing, seed: int, epoch: int, block: int) -> list[Baseline]:
     if packing.algorithm == "next_fit":
         return []
     usual = packing.replace(algorithm="next_fit", fill="none" if packing.fill == "none" else "undrop")
@@ -105,11 +105,11 @@ def _by_patch_size(made: Plan) -> list[tuple[int, Images]]:
     return [(int(size), made.images.take(each == size)) for size in np.unique(each)]
 
 
-def _longest(made: Plan) -> Way:
+def _longest(made: Plan) -> Baseline:
     """One image a row of as many slots as the longest has; of the longest at each patch size, if there are several."""
     parts = [images.keep.astype(np.int64) for _, images in _by_patch_size(made)]
     longest = " or ".join(f"{part.max():,}" for part in parts)
-    return Way(
+    return Baseline(
         name="padded to the longest",
         sequences=sum(map(len, parts)),
         slots=sum(len(part) * int(part.max()) for part in parts),
@@ -119,7 +119,7 @@ def _longest(made: Plan) -> Way:
     )
 
 
-def _bucketed(made: Plan) -> Way:
+def _bucketed(made: Plan) -> Baseline:
     """One image a row, in batches of like length: each row has the slots of the longest image of its bucket."""
     slots, attention, edges = 0, 0, []
     for _, images in _by_patch_size(made):
@@ -127,7 +127,7 @@ def _bucketed(made: Plan) -> Way:
         slots += int((longest * rows).sum())
         attention += int((longest**2 * rows).sum())
         edges.append(", ".join(f"{edge:,}" for edge in np.unique(longest)))
-    return Way(
+    return Baseline(
         name="bucketed by length",
         sequences=len(made.images),
         slots=slots,
@@ -138,14 +138,14 @@ def _bucketed(made: Plan) -> Way:
     )
 
 
-def _fitted(made: Plan, rows: Rows, packing: Packing) -> Way:
+def _fitted(made: Plan, rows: Rows, packing: Packing) -> Baseline:
     """Each image resized, up or down, to at most as many tokens as the mean image has, and padded to that many."""
     slots = tokens = attention = 0
     lengths: list[str] = []
     enlarged = 0
     for size, images in _by_patch_size(made):
         length = max(packing.grid_multiple**2, round(float(images.keep.mean())))
-        at = rows_of(images, rows)
+        at = baseline_units(images, rows)
         policy = FitTokens(length, upsample=True)
         grid = policy.sizes(rows.width[at], rows.height[at], size, packing.grid_multiple).grid.prod(1, dtype=np.int64)
         slots, tokens = slots + len(grid) * length, tokens + int(grid.sum())
@@ -153,7 +153,7 @@ def _fitted(made: Plan, rows: Rows, packing: Packing) -> Way:
         enlarged += int((grid > images.grid.prod(1, dtype=np.int64)).sum())
         lengths.append(f"{length:,}")
     words = " or ".join(dict.fromkeys(lengths))
-    return Way(
+    return Baseline(
         name=f"fitted to {words} tokens",
         sequences=len(made.images),
         slots=slots,
@@ -165,7 +165,7 @@ def _fitted(made: Plan, rows: Rows, packing: Packing) -> Way:
     )
 
 
-def _square(made: Plan, rows: Rows) -> Way:
+def _square(made: Plan, rows: Rows) -> Baseline:
     """The square whose tokens come nearest to the mean image's, so that the model computes about as much."""
     sides, tokens, attention = [], 0, 0
     for size, images in _by_patch_size(made):
@@ -174,7 +174,7 @@ def _square(made: Plan, rows: Rows) -> Way:
         tokens += len(images) * side**2
         attention += len(images) * side**4
     stretch = np.maximum(rows.width, rows.height) / np.minimum(rows.width, rows.height)
-    return Way(
+    return Baseline(
         name=f"resized to {' or '.join(dict.fromkeys(sides))}",
         sequences=len(made.images),
         slots=tokens,

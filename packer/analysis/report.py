@@ -1,4 +1,4 @@
-"""What a configuration makes of a data set: packs, padding, and what the usual ways would cost instead."""
+"""What a configuration makes of a data set: packs, padding, and what the usual baselines would cost instead."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchnpack.packer.analysis.baselines import Way, rows_of, ways
+from patchnpack.packer.analysis.baselines import Baseline, baseline_units, baselines
 from patchnpack.packer.analysis.histogram import Histogram
-from patchnpack.packer.binpacking.balance import slowest_over_mean, window_of, window_order
+from patchnpack.packer.binpacking.balance import load_imbalance, window_of, window_order
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Packing
 from patchnpack.packer.images import Rows
 from patchnpack.packer.plan import Plan, plan
-from patchnpack.packer.policies.random import Purpose, keys
+from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # n images, N packs; a slot is the place of one token in what the model is given, whether a token fills it or not
 
@@ -29,20 +29,20 @@ class Distributions:
     """What the means of a report hide.
 
     Attributes:
-        tokens_an_image: images by the tokens that they keep.
+        tokens_per_image: images by the tokens that they keep.
         aspect: images by width over height, of the source.
         drop_rate: images by the share of their tokens that is dropped.
-        images_a_pack: packs by images.
-        attention_a_pack: packs by attention cost.
+        images_per_pack: packs by images.
+        attention_per_pack: packs by attention cost.
         fill: of groups of consecutive packs, in order: the least and the mean share of a pack's slots that are filled.
         packs: the first packs, each the numbers of tokens of its images.
     """
 
-    tokens_an_image: Histogram
+    tokens_per_image: Histogram
     aspect: Histogram
     drop_rate: Histogram
-    images_a_pack: Histogram
-    attention_a_pack: Histogram
+    images_per_pack: Histogram
+    attention_per_pack: Histogram
     fill: tuple[tuple[float, float], ...]
     packs: tuple[tuple[int, ...], ...]
 
@@ -57,26 +57,26 @@ class PackingReport:
         tokens_native: patches that they would have at their own sizes, sides rounded up.
         tokens_before_drop: their patches at the sizes that the packing gives them.
         tokens: their tokens, after dropping.
-        tokens_an_image: smallest, median, mean and largest number of tokens.
+        tokens_per_image: smallest, median, mean and largest number of tokens.
         drop_rate: mean share of an image's tokens that is dropped.
         packs: sequences of `packing.seq_len` slots.
-        images_a_pack: smallest, mean and largest number of images.
+        images_per_pack: smallest, mean and largest number of images.
         oversize: images of more than `seq_len` tokens; `packing.oversize` says what became of them.
         skipped: images left out because of that.
         attention_cost: sum of the images' squared numbers of tokens.
-        attention_a_pack: the same of a pack: smallest, mean and largest.
+        attention_per_pack: the same of a pack: smallest, mean and largest.
         attention_spread: standard deviation of that over its mean; 0 is even.
-        ways: packing as configured first, then the ways it is compared with.
+        baselines: packing as configured first, then the baselines it is compared with.
         batch_size: packs in a batch.
         batch_bytes: bytes of a batch's tensors, at the largest patch size.
         steps: batches of each rank in an epoch.
         empty_packs: packs without images that fill the last step.
         ranks: ranks that a step's packs are shared out to.
-        slowest_attention: the attention cost of a step's dearest pack over the packs' mean: as packed, and balanced in
-            windows of `packing.balance`; 1 is even.
-        slowest_model: the same of the whole model's cost, of `width` features.
+        attention_imbalance: attention cost of a step's costliest pack over the mean pack: as packed, and balanced in windows
+            of `packing.balance`; 1 is even.
+        model_imbalance: the same of the whole model's cost, of `width` features.
         width: features of the model.
-        plan_s_a_million: seconds of one core to plan a million such images.
+        planning_seconds_per_million: seconds of one core to plan a million such images.
         distributions: what the means hide.
     """
 
@@ -85,31 +85,31 @@ class PackingReport:
     tokens_native: int
     tokens_before_drop: int
     tokens: int
-    tokens_an_image: tuple[int, float, float, int]
+    tokens_per_image: tuple[int, float, float, int]
     drop_rate: float
     packs: int
-    images_a_pack: tuple[int, float, int]
+    images_per_pack: tuple[int, float, int]
     oversize: int
     skipped: int
     attention_cost: int
-    attention_a_pack: tuple[int, float, int]
+    attention_per_pack: tuple[int, float, int]
     attention_spread: float
-    ways: tuple[Way, ...]
+    baselines: tuple[Baseline, ...]
     batch_size: int
     batch_bytes: int
     steps: int
     empty_packs: int
     ranks: int
-    slowest_attention: tuple[float, float]
-    slowest_model: tuple[float, float]
+    attention_imbalance: tuple[float, float]
+    model_imbalance: tuple[float, float]
     width: int
-    plan_s_a_million: float
+    planning_seconds_per_million: float
     distributions: Distributions
 
     @property
     def padding(self) -> float:
         """Share of the packs' slots that hold no token."""
-        return self.ways[0].padding
+        return self.baselines[0].padding
 
     @property
     def epoch_padding(self) -> float:
@@ -128,7 +128,7 @@ def report(
     width: int = 768,
     made: Plan | None = None,
 ) -> PackingReport:
-    """Plans the rows with `packing`, and by the ways that people use otherwise.
+    """Plans the rows with `packing`, and by the baselines that people use otherwise.
 
     Args:
         rows: the images, in order of arrival.
@@ -142,7 +142,7 @@ def report(
     >>> import numpy as np
     >>> sides = np.random.default_rng(0).integers(48, 385, (2, 1000))
     >>> found = report(Rows.of_sizes(*sides), Packing(seq_len=256))
-    >>> found.images, found.packs, [way.name for way in found.ways][:2]
+    >>> found.images, found.packs, [baseline.name for baseline in found.baselines][:2]
     (1000, 677, ['packed, largest_fit', 'packed, next_fit'])
     """
     check_whole("batch_size", batch_size)
@@ -156,7 +156,7 @@ def report(
             f"none of the {len(rows)} images is left to pack; {len(made.skipped)} were skipped as oversize"
         )
     keep, before = images.keep.astype(np.int64), images.grid.prod(1, dtype=np.int64)
-    counts, attention, source = np.diff(made.offsets), made.attention_cost(), rows_of(images, rows)
+    counts, attention, source = np.diff(made.offsets), made.attention_cost(), baseline_units(images, rows)
     patch = np.repeat(made.patch_size, counts).astype(np.int64)
     native = -(-rows.width[source].astype(np.int64) // patch) * -(-rows.height[source].astype(np.int64) // patch)
     steps = -(-len(made) // step)
@@ -166,31 +166,31 @@ def report(
         tokens_native=int(native.sum()),
         tokens_before_drop=int(before.sum()),
         tokens=int(keep.sum()),
-        tokens_an_image=(int(keep.min()), float(np.median(keep)), float(keep.mean()), int(keep.max())),
+        tokens_per_image=(int(keep.min()), float(np.median(keep)), float(keep.mean()), int(keep.max())),
         drop_rate=float((1 - keep / before).mean()),
         packs=len(made),
-        images_a_pack=(int(counts.min()), float(counts.mean()), int(counts.max())),
+        images_per_pack=(int(counts.min()), float(counts.mean()), int(counts.max())),
         oversize=len(made.oversize),
         skipped=len(made.skipped),
         attention_cost=int(attention.sum()),
-        attention_a_pack=(int(attention.min()), float(attention.mean()), int(attention.max())),
+        attention_per_pack=(int(attention.min()), float(attention.mean()), int(attention.max())),
         attention_spread=float(attention.std() / attention.mean()),
-        ways=ways(made, rows, packing, seed=seed, epoch=epoch, block=step),
+        baselines=baselines(made, rows, packing, seed=seed, epoch=epoch, block=step),
         batch_size=batch_size,
         batch_bytes=batch_size * pack_bytes(packing),
         steps=steps,
         empty_packs=steps * step - len(made),
         ranks=ranks,
-        slowest_attention=slowest(attention, attention, made.patch_size, packing, seed, ranks),
-        slowest_model=slowest(attention, made.model_cost(width), made.patch_size, packing, seed, ranks),
+        attention_imbalance=slowest(attention, attention, made.patch_size, packing, seed, ranks),
+        model_imbalance=slowest(attention, made.model_cost(width), made.patch_size, packing, seed, ranks),
         width=width,
-        plan_s_a_million=_plan_s_a_million(rows, packing, seed),
+        planning_seconds_per_million=_planning_seconds_per_million(rows, packing, seed),
         distributions=Distributions(
-            tokens_an_image=Histogram.of_counts(keep),
+            tokens_per_image=Histogram.of_counts(keep),
             aspect=Histogram.of(rows.width[source] / rows.height[source], _ASPECTS),
             drop_rate=Histogram.of(1 - keep / before, np.linspace(0, 1, 21)),
-            images_a_pack=Histogram.of_counts(counts),
-            attention_a_pack=Histogram.of_counts(attention),
+            images_per_pack=Histogram.of_counts(counts),
+            attention_per_pack=Histogram.of_counts(attention),
             fill=_fill_in_order(made, packing),
             packs=tuple(tuple(made.pack(i).keep.tolist()) for i in range(min(_SHOWN_PACKS, len(made)))),
         ),
@@ -222,16 +222,16 @@ def slowest(
         seed: that shares are mixed by.
         ranks: packs that run at a time.
     """
-    as_packed = slowest_over_mean(cost, ranks)
+    as_packed = load_imbalance(cost, ranks)
     if not packing.balance:
         return as_packed, as_packed
     window = window_of(packing.balance, ranks)
-    drawn = keys(Purpose.BALANCE, seed, 0, np.arange(window // ranks, dtype=np.uint64))
+    drawn = counter_hash(Purpose.BALANCE, seed, 0, np.arange(window // ranks, dtype=np.uint64))
     parts = []
     for first in range(0, len(cost), window):
         part = slice(first, first + window)
         parts.append(cost[part][window_order(attention[part], patch_size[part], ranks, drawn)])
-    return as_packed, slowest_over_mean(np.concatenate(parts), ranks)
+    return as_packed, load_imbalance(np.concatenate(parts), ranks)
 
 
 def _fill_in_order(made: Plan, packing: Packing) -> tuple[tuple[float, float], ...]:
@@ -239,7 +239,7 @@ def _fill_in_order(made: Plan, packing: Packing) -> tuple[tuple[float, float], .
     return tuple((float(group.min()), float(group.mean())) for group in groups)
 
 
-def _plan_s_a_million(rows: Rows, packing: Packing, seed: int) -> float:
+def _planning_seconds_per_million(rows: Rows, packing: Packing, seed: int) -> float:
     count = max(len(rows), _TIMED_ROWS)
     many = Rows.of_sizes(np.resize(rows.width, count), np.resize(rows.height, count))
     began = time.perf_counter()

@@ -49,9 +49,9 @@ class Setting:
         slots_bucketed: slots of the same images padded to the longest of their bucket, with 8 buckets of like length.
         at_most_images: packs that hold as many images as `max_images` allows and are not full.
         attention_cost: sum of the images' squared numbers of tokens.
-        slowest_model: of the packs that run side by side, the dearest one's cost over their mean, after balancing.
+        model_imbalance: of the packs that run side by side, the dearest one's cost over their mean, after balancing.
         pack_bytes: bytes of one pack in a batch.
-        pack_s_a_million: seconds of one core to pack a million such images, once they are measured.
+        packing_seconds_per_million: seconds of one core to pack a million such images, once they are measured.
         current: whether this is what the packing that was swept says.
     """
 
@@ -71,9 +71,9 @@ class Setting:
     slots_bucketed: int
     at_most_images: int
     attention_cost: int
-    slowest_model: float
+    model_imbalance: float
     pack_bytes: int
-    pack_s_a_million: float
+    packing_seconds_per_million: float
     current: bool = False
 
     @property
@@ -87,7 +87,7 @@ class Setting:
         return 1 - self.tokens / self.slots
 
     @property
-    def images_a_pack(self) -> float:
+    def images_per_pack(self) -> float:
         """Mean number of images in a pack."""
         return self.images / self.packs
 
@@ -114,7 +114,7 @@ class Sweep:
     Attributes:
         packing: what all settings share.
         images: n.
-        ranks, width: what `Setting.slowest_model` is told for.
+        ranks, width: what `Setting.model_imbalance` is told for.
         settings: in order of patch size, sequence length, algorithm and lookahead.
         seconds: that the sweep took.
     """
@@ -253,8 +253,10 @@ def _measure(rows: Rows, packing: Packing, seed: int) -> _Measured:
     keep, before = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
     end = 0
     for first in range(0, len(rows), _CHUNK):
-        seen = np.arange(first, min(first + _CHUNK, len(rows)))
-        images, large = measure(rows.take(slice(first, first + _CHUNK)), packing, seed=seed, epoch=0, seen=seen)
+        images_seen = np.arange(first, min(first + _CHUNK, len(rows)))
+        images, large = measure(
+            rows.take(slice(first, first + _CHUNK)), packing, seed=seed, epoch=0, images_seen=images_seen
+        )
         over += int(large.sum())
         if packing.oversize == "skip" and large.any():
             skipped += int(large.sum())
@@ -317,9 +319,9 @@ def _settings(
                 slots_bucketed=slots_bucketed,
                 at_most_images=int(((counts == packing.max_images) & (tokens < packing.seq_len)).sum()),
                 attention_cost=int(attention.sum()),
-                slowest_model=slowest(attention, tokens + attention / (6 * width), patches, packing, seed, ranks)[1],
+                model_imbalance=slowest(attention, tokens + attention / (6 * width), patches, packing, seed, ranks)[1],
                 pack_bytes=pack_bytes(packing),
-                pack_s_a_million=seconds / len(keep) * 1e6,
+                packing_seconds_per_million=seconds / len(keep) * 1e6,
                 current=own and (algorithm, lookahead) == current,
             )
         )

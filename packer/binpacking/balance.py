@@ -56,12 +56,12 @@ def window_order(cost: np.ndarray, patch_size: np.ndarray, share: int, drawn: np
     return order
 
 
-def slowest_over_mean(cost: np.ndarray, ranks: int) -> float:
+def load_imbalance(cost: np.ndarray, ranks: int) -> float:
     """The dearest pack of a step over the mean of its packs, averaged over steps: how long the other ranks wait.
 
     A step takes `ranks` consecutive packs, one a rank; packs that are left over make no step. 1 is even.
 
-    >>> slowest_over_mean(np.array([3.0, 1.0, 2.0, 2.0]), 2)
+    >>> load_imbalance(np.array([3.0, 1.0, 2.0, 2.0]), 2)
     1.25
     """
     steps = cost[: len(cost) // ranks * ranks].reshape(-1, ranks)

@@ -9,7 +9,7 @@ import numpy as np
 
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.policies import _draws
-from patchnpack.packer.policies.random import Purpose, keys
+from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # k patch sizes
 
@@ -26,7 +26,7 @@ class PatchSizes:
     ```
 
     With `end_weights` the draw follows a curriculum: the weights go in a straight line from `weights` to `end_weights`
-    while the first `images` images are seen, large patches first, say.
+    while the first `images` images are images_seen, large patches first, say.
 
     Attributes:
         sizes: sides of the patches in pixels, all different.
@@ -72,20 +72,20 @@ class PatchSizes:
         if self.images is not None:
             check_whole("images", self.images)
 
-    def shares(self, seen: float = 0) -> np.ndarray:
+    def shares(self, images_seen: float = 0) -> np.ndarray:
         """How often each size comes up after `seen` images, float64 (k,); they sum to 1."""
         start: np.ndarray = np.array(self.weights or [1.0] * len(self.sizes))
         start /= start.sum()
         if self.end_weights is None or self.images is None:
             return start
         end = np.array(self.end_weights) / sum(self.end_weights)
-        mixed: np.ndarray = start + (end - start) * min(1.0, seen / self.images)
+        mixed: np.ndarray = start + (end - start) * min(1.0, images_seen / self.images)
         return mixed
 
-    def draw(self, *, seed: int, epoch: int, block: int, seen: float = 0) -> int:
+    def draw(self, *, seed: int, epoch: int, block: int, images_seen: float = 0) -> int:
         """The patch size of a block: a function of its arguments alone."""
         u = np.empty(1)
-        _draws.uniform(keys(Purpose.PATCH_SIZE, seed, epoch, np.array([block], np.uint64)), u)
-        ends = np.cumsum(self.shares(seen))
+        _draws.uniform(counter_hash(Purpose.PATCH_SIZE, seed, epoch, np.array([block], np.uint64)), u)
+        ends = np.cumsum(self.shares(images_seen))
         # The last of positive weight, should the sum be a little below 1.
         return self.sizes[int(np.searchsorted(ends / ends[-1], u[0], side="right"))]

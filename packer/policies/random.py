@@ -25,14 +25,15 @@ class Purpose(IntEnum):
     MIXTURE = 9
 
 
-def keys(purpose: Purpose, seed: int, epoch: int, counters: np.ndarray) -> np.ndarray:
+def counter_hash(purpose: Purpose, seed: int, epoch: int, counters: np.ndarray) -> np.ndarray:
     """One uint64 for each of `counters` (uint64), as good as independent for different purposes, seeds and epochs.
 
     `seed` and `epoch` are any integers; they count modulo 2**64.
 
     >>> import numpy as np
     >>> rows = np.arange(3, dtype=np.uint64)
-    >>> bool((keys(Purpose.TOKEN_DROP, 0, 0, rows)[1:] == keys(Purpose.TOKEN_DROP, 0, 0, rows[1:])).all())
+    >>> together, alone = (counter_hash(Purpose.TOKEN_DROP, 0, 0, which) for which in (rows, rows[1:]))
+    >>> bool((together[1:] == alone).all())
     True
     """
     base = 0

@@ -28,7 +28,7 @@ class Sizes(NamedTuple):
     box: np.ndarray | None = None
 
 
-class Asked(NamedTuple):
+class SizeRequest(NamedTuple):
     """n images whose sizes are asked for; `Resolution.sizes` says what each field is."""
 
     width: np.ndarray
@@ -36,7 +36,7 @@ class Asked(NamedTuple):
     patch: int
     multiple: int
     keys: np.ndarray
-    seen: np.ndarray
+    images_seen: np.ndarray
     limit: np.ndarray | None
 
     @property
@@ -58,7 +58,7 @@ class Resolution(ABC):
         multiple: int = 1,
         *,
         keys: np.ndarray | None = None,
-        seen: np.ndarray | None = None,
+        images_seen: np.ndarray | None = None,
         limit: np.ndarray | None = None,
     ) -> Sizes:
         """What n images become; each by itself, whichever are asked for together.
@@ -68,7 +68,7 @@ class Resolution(ABC):
             patch: P, in pixels.
             multiple: both sides of a grid are multiples of this.
             keys: uint64 (n,), what an image's draws come from; a policy that draws none does without.
-            seen: int64 (n,), images seen in training before each; 0 where it is not given.
+            images_seen: int64 (n,), images seen in training before each; 0 where it is not given.
             limit: int64 (n,), tokens of each at most, at least `multiple`**2; what is larger is made smaller.
 
         Raises:
@@ -78,8 +78,8 @@ class Resolution(ABC):
             if self.draws:
                 raise ValueError(f"{self} draws each image's size and needs keys, one uint64 an image")
             keys = np.empty(0, np.uint64)
-        seen = np.zeros(len(width), np.int64) if seen is None else seen
-        return self._sizes(Asked(width, height, patch, multiple, keys, seen, limit))
+        images_seen = np.zeros(len(width), np.int64) if images_seen is None else images_seen
+        return self._sizes(SizeRequest(width, height, patch, multiple, keys, images_seen, limit))
 
     @property
     def draws(self) -> bool:
@@ -87,7 +87,7 @@ class Resolution(ABC):
         return False
 
     @abstractmethod
-    def _sizes(self, asked: Asked) -> Sizes: ...
+    def _sizes(self, request: SizeRequest) -> Sizes: ...
 
 
 Edge = Literal["pad", "crop", "resize"]
@@ -191,8 +191,8 @@ class Native(Resolution):
             check_whole("max_tokens", self.max_tokens)
         check_edge(self.edge, ("pad", "crop", "resize"))
 
-    def _sizes(self, asked: Asked) -> Sizes:
-        width, height, patch, multiple, unit = *asked[:4], asked.unit
+    def _sizes(self, request: SizeRequest) -> Sizes:
+        width, height, patch, multiple, unit = *request[:4], request.unit
         native = np.stack([width, height], 1).astype(np.int64)
         self._check_patch(native, patch, multiple)
         if self.edge == "pad":
@@ -205,7 +205,7 @@ class Native(Resolution):
             grid = np.maximum(1, (2 * native + unit) // (2 * unit))
             size = grid * unit
         sizes = Sizes(size.astype(np.int32), (grid * multiple).astype(np.int32))
-        most = _lesser(self.max_tokens, asked.limit)
+        most = _lesser(self.max_tokens, request.limit)
         if most is not None:
             shrink_above(sizes, width, height, patch, multiple, most, pad=self.edge == "pad")
         return sizes
@@ -253,10 +253,10 @@ class FitTokens(Resolution):
         check_whole("max_tokens", self.max_tokens)
         check_edge(self.edge, ("pad", "resize"))
 
-    def _sizes(self, asked: Asked) -> Sizes:
-        most = _lesser(self.max_tokens, asked.limit)
+    def _sizes(self, request: SizeRequest) -> Sizes:
+        most = _lesser(self.max_tokens, request.limit)
         assert most is not None
-        return fit_tokens(*asked[:4], most, upsample=self.upsample, pad=self.edge == "pad")
+        return fit_tokens(*request[:4], most, upsample=self.upsample, pad=self.edge == "pad")
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,16 +276,16 @@ class Square(Resolution):
     def __post_init__(self) -> None:
         check_whole("size", self.size)
 
-    def _sizes(self, asked: Asked) -> Sizes:
-        unit = asked.unit
+    def _sizes(self, request: SizeRequest) -> Sizes:
+        unit = request.unit
         if self.size % unit:
             lower = max(unit, self.size // unit * unit)
             raise ValueError(
                 f"Square({self.size}) is not a multiple of patch_size * grid_multiple = {unit}; use Square({lower})"
             )
-        cells = np.full(len(asked.width), self.size // unit, np.int64)
-        if asked.limit is not None:
+        cells = np.full(len(request.width), self.size // unit, np.int64)
+        if request.limit is not None:
             # Exact: a limit is far below 2**52.
-            cells = np.minimum(cells, np.sqrt(asked.limit // asked.multiple**2).astype(np.int64))
-        grid = np.stack([cells, cells], 1).astype(np.int32) * np.int32(asked.multiple)
-        return Sizes(grid * np.int32(asked.patch), grid)
+            cells = np.minimum(cells, np.sqrt(request.limit // request.multiple**2).astype(np.int64))
+        grid = np.stack([cells, cells], 1).astype(np.int32) * np.int32(request.multiple)
+        return Sizes(grid * np.int32(request.patch), grid)

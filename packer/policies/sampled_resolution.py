@@ -12,10 +12,10 @@ import numpy as np
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.policies import _draws
 from patchnpack.packer.policies.resolution import (
-    Asked,
     FitTokens,
     Native,
     Resolution,
+    SizeRequest,
     Sizes,
     Square,
     check_edge,
@@ -80,21 +80,21 @@ class SampleSide(Resolution):
             unit = (unit + 1) / 2
         return self.low + (self.high - self.low) * unit
 
-    def _sizes(self, asked: Asked) -> Sizes:
-        native = np.stack([asked.width, asked.height], 1).astype(np.float64)
-        scale = self.sides(asked.keys) / np.sqrt(native.prod(1))
+    def _sizes(self, request: SizeRequest) -> Sizes:
+        native = np.stack([request.width, request.height], 1).astype(np.float64)
+        scale = self.sides(request.keys) / np.sqrt(native.prod(1))
         if not self.upsample:
             scale = np.minimum(scale, 1)
-        scaled, unit = native * scale[:, None], asked.unit
+        scaled, unit = native * scale[:, None], request.unit
         if self.edge == "pad":
             size = np.maximum(1, np.rint(scaled)).astype(np.int64)
             grid = -(-size // unit)
         else:
             grid = np.maximum(1, np.rint(scaled / unit)).astype(np.int64)
             size = grid * unit
-        sizes = Sizes(size.astype(np.int32), (grid * asked.multiple).astype(np.int32))
-        if asked.limit is not None:
-            shrink_above(sizes, *asked[:4], asked.limit, pad=self.edge == "pad")
+        sizes = Sizes(size.astype(np.int32), (grid * request.multiple).astype(np.int32))
+        if request.limit is not None:
+            shrink_above(sizes, *request[:4], request.limit, pad=self.edge == "pad")
         return sizes
 
 
@@ -151,23 +151,23 @@ class RandomResizedCrop(Resolution):
         """True: crops differ from epoch to epoch."""
         return True
 
-    def _sizes(self, asked: Asked) -> Sizes:
-        box = np.empty((len(asked.width), 4), np.int32)
+    def _sizes(self, request: SizeRequest) -> Sizes:
+        box = np.empty((len(request.width), 4), np.int32)
         _draws.crops(
-            asked.keys,
-            asked.width,
-            asked.height,
+            request.keys,
+            request.width,
+            request.height,
             np.array(self.scale, np.float64),
             np.array(self.ratio, np.float64),
             box,
         )
-        shape = (box[:, 2], box[:, 3], asked.patch, asked.multiple)
+        shape = (box[:, 2], box[:, 3], request.patch, request.multiple)
         # No limit is the crop's own number of patches.
-        most = (-(-box[:, 2:].astype(np.int64) // asked.unit)).prod(1) * asked.multiple**2
+        most = (-(-box[:, 2:].astype(np.int64) // request.unit)).prod(1) * request.multiple**2
         if self.max_tokens is not None:
             most = np.full(len(box), self.max_tokens)
-        if asked.limit is not None:
-            most = np.minimum(most, asked.limit)
+        if request.limit is not None:
+            most = np.minimum(most, request.limit)
         fitted = fit_tokens(*shape, most, upsample=self.upsample, pad=False)
         return fitted._replace(box=box)
 
@@ -177,12 +177,12 @@ class ScheduledResolution(Resolution):
     """A curriculum: which policy holds from which image of training on.
 
     Attributes:
-        stages: (images seen, policy) each, in order, the first from 0 on.
+        stages: (images images_seen, policy) each, in order, the first from 0 on.
 
     >>> import numpy as np
     >>> grow = ScheduledResolution(((0, FitTokens(64)), (1_000_000, FitTokens(256))))
     >>> image = np.array([640, 640])
-    >>> grow.sizes(image, image, patch=16, seen=np.array([999_999, 1_000_000])).grid.tolist()
+    >>> grow.sizes(image, image, patch=16, images_seen=np.array([999_999, 1_000_000])).grid.tolist()
     [[8, 8], [16, 16]]
     """
 
@@ -197,7 +197,7 @@ class ScheduledResolution(Resolution):
             starts, good = [], False
         if not good or starts[:1] != [0] or any(b <= a for a, b in pairwise(starts)):
             raise ValueError(
-                f"stages is {self.stages!r}; it must be pairs of images seen, growing from 0, and a resolution policy"
+                f"stages is {self.stages!r}; it must be pairs of (images seen, resolution policy), growing from 0"
             )
 
     @property
@@ -205,30 +205,30 @@ class ScheduledResolution(Resolution):
         """Whether any stage draws sizes."""
         return any(policy.draws for _, policy in self.stages)
 
-    def _sizes(self, asked: Asked) -> Sizes:
+    def _sizes(self, request: SizeRequest) -> Sizes:
         starts = [start for start, _ in self.stages]
-        if not len(asked.seen):
-            return self.stages[0][1]._sizes(asked)
-        first = bisect_right(starts, int(asked.seen.min())) - 1
-        last = bisect_right(starts, int(asked.seen.max())) - 1
+        if not len(request.images_seen):
+            return self.stages[0][1]._sizes(request)
+        first = bisect_right(starts, int(request.images_seen.min())) - 1
+        last = bisect_right(starts, int(request.images_seen.max())) - 1
         if first == last:
-            return self.stages[first][1]._sizes(asked)
-        n = len(asked.seen)
+            return self.stages[first][1]._sizes(request)
+        n = len(request.images_seen)
         out = Sizes(np.empty((n, 2), np.int32), np.empty((n, 2), np.int32), np.zeros((n, 4), np.int32))
         assert out.box is not None
-        out.box[:, 2], out.box[:, 3] = asked.width, asked.height
-        stage = np.searchsorted(starts, asked.seen, side="right") - 1
+        out.box[:, 2], out.box[:, 3] = request.width, request.height
+        stage = np.searchsorted(starts, request.images_seen, side="right") - 1
         for number in range(first, last + 1):
             here = stage == number
             part = self.stages[number][1]._sizes(
-                Asked(
-                    asked.width[here],
-                    asked.height[here],
-                    asked.patch,
-                    asked.multiple,
-                    asked.keys[here] if len(asked.keys) else asked.keys,
-                    asked.seen[here],
-                    None if asked.limit is None else asked.limit[here],
+                SizeRequest(
+                    request.width[here],
+                    request.height[here],
+                    request.patch,
+                    request.multiple,
+                    request.keys[here] if len(request.keys) else request.keys,
+                    request.images_seen[here],
+                    None if request.limit is None else request.limit[here],
                 )
             )
             out.size[here], out.grid[here] = part.size, part.grid

@@ -19,19 +19,23 @@ class TokenDrop(ABC):
     __slots__ = ()
 
     @abstractmethod
-    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+    def rates(
+        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+    ) -> np.ndarray:
         """Drop rate of each image, float64 (n,); each depends on its own image alone.
 
         Args:
             tokens: (n,), before dropping.
             keys: uint64 (n,), what each image's rate is drawn from.
             seq_len: L, slots in a pack.
-            seen: int64 (n,), images seen in training before each; 0 where it is not given.
+            images_seen: int64 (n,), images seen in training before each; 0 where it is not given.
         """
 
-    def keep(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+    def keep(
+        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+    ) -> np.ndarray:
         """Tokens kept of each image, int64 (n,), at least 1; arguments as for `rates`."""
-        kept: np.ndarray = tokens * (1 - self.rates(tokens, keys, seq_len, seen))
+        kept: np.ndarray = tokens * (1 - self.rates(tokens, keys, seq_len, images_seen))
         whole: np.ndarray = np.maximum(1, np.rint(kept)).astype(np.int64)
         return whole
 
@@ -45,7 +49,9 @@ class NoDrop(TokenDrop):
     [7]
     """
 
-    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+    def rates(
+        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+    ) -> np.ndarray:
         """See `TokenDrop.rates`."""
         return np.zeros(len(tokens))
 
@@ -72,7 +78,9 @@ class ConstantDrop(TokenDrop):
         if not 0 <= self.rate < 1:
             raise ValueError(f"rate is {self.rate}; the share of tokens to drop must be at least 0 and below 1")
 
-    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+    def rates(
+        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+    ) -> np.ndarray:
         """See `TokenDrop.rates`."""
         return np.full(len(tokens), float(self.rate))
 
@@ -107,7 +115,9 @@ class BetaDrop(TokenDrop):
                 "ConstantDrop)"
             )
 
-    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+    def rates(
+        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+    ) -> np.ndarray:
         """See `TokenDrop.rates`."""
         m = self.mean / self.max
         u = np.empty(len(keys))
@@ -146,7 +156,9 @@ class ResolutionDrop(TokenDrop):
         if not 0 < self.std <= 1:
             raise ValueError(f"std is {self.std}; it must be above 0 and at most 1")
 
-    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+    def rates(
+        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+    ) -> np.ndarray:
         """See `TokenDrop.rates`."""
         mean = self.low + (self.high - self.low) * np.minimum(tokens / seq_len, 1)
         rate = np.empty(len(keys))
@@ -175,7 +187,9 @@ class DropToTokens(TokenDrop):
     def __post_init__(self) -> None:
         check_whole("tokens", self.tokens)
 
-    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+    def rates(
+        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+    ) -> np.ndarray:
         """See `TokenDrop.rates`."""
         return 1 - np.minimum(1, self.tokens / tokens)
 
@@ -184,8 +198,8 @@ class DropToTokens(TokenDrop):
 class ScheduledDrop(TokenDrop):
     """Another drop's rates, times a factor that goes from `start` to `end` as training goes on.
 
-    The factor is start + (end - start) / (1 + exp((midpoint - n) / tau)), n the images seen: epoch times rows, and the
-    image's place in the epoch. Rates that fall are what works best (NaViT, arXiv 2307.06304).
+    The factor is start + (end - start) / (1 + exp((midpoint - n) / tau)), where n is the number of
+    images seen: epoch times rows, plus the image's position in the epoch. Rates that fall are what works best (NaViT, arXiv 2307.06304).
 
     ```
     factor  1.0 |-----.__                       start=1, end=0, midpoint=500_000, tau=60_000
@@ -226,14 +240,16 @@ class ScheduledDrop(TokenDrop):
         if not 0 < self.tau < float("inf"):
             raise ValueError(f"tau is {self.tau}; it must be a number of images above 0")
 
-    def factors(self, seen: np.ndarray) -> np.ndarray:
-        """What rates are multiplied by after `seen` (n,) images, float64 (n,)."""
+    def factors(self, images_seen: np.ndarray) -> np.ndarray:
+        """What rates are multiplied by after `images_seen` (n,) images, float64 (n,)."""
         # As a tanh, which does not overflow.
-        done = (1 + np.tanh((seen - self.midpoint) / (2 * self.tau))) / 2
+        done = (1 + np.tanh((images_seen - self.midpoint) / (2 * self.tau))) / 2
         return self.start + (self.end - self.start) * done
 
-    def rates(self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, seen: np.ndarray | None = None) -> np.ndarray:
+    def rates(
+        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+    ) -> np.ndarray:
         """See `TokenDrop.rates`."""
-        seen = np.zeros(len(tokens), np.int64) if seen is None else seen
-        scaled: np.ndarray = self.drop.rates(tokens, keys, seq_len) * self.factors(seen)
+        images_seen = np.zeros(len(tokens), np.int64) if images_seen is None else images_seen
+        scaled: np.ndarray = self.drop.rates(tokens, keys, seq_len) * self.factors(images_seen)
         return scaled

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from patchnpack.cli.options import parse_storage_options, whole_flag
 from patchnpack.loaders import Index, open_index
-from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.opener import ShardOpener
 
 Shards = Annotated[
     list[str],
@@ -68,6 +68,6 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 def open_shards(shards: list[str], image: str, storage: list[str] | None) -> Index:
     """The index of shards, read with a bar, or of an index file; `storage` is what `Storage` gave."""
     source = shards[0] if len(shards) == 1 else shards
-    store = Store(storage_options=parse_storage_options(storage or []))
+    store = ShardOpener(storage_options=parse_storage_options(storage or []))
     with progress_bar("reading headers") as progress:
         return open_index(source, image=image, store=store, progress=progress)

@@ -12,7 +12,7 @@ from patchnpack.cli.arguments import IMAGES, Images, Seed, Shards, Storage, coun
 from patchnpack.cli.options import parse_storage_options, takes_packing, whole_flag
 from patchnpack.loaders import PackedImageLoader, update_index, write_shards
 from patchnpack.loaders.remote.download import is_remote
-from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.writer import CLASSES
 from patchnpack.packer import Packing
 from patchnpack.packer.batch.drawing import draw_packs
@@ -78,7 +78,7 @@ def make_index(
     if out is not None and not is_remote(out):
         make_folder_of(out)
     with progress_bar("reading headers") as progress:
-        store = Store(storage_options=parse_storage_options(storage_options or []))
+        store = ShardOpener(storage_options=parse_storage_options(storage_options or []))
         path, index, read = update_index(shards, out, image=image, store=store, progress=progress)
     typer.echo(
         f"{path}: {counted(len(index), 'image')} in {counted(len(index.shards), 'shard')}, {read} read now; "

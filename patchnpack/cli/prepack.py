@@ -22,7 +22,7 @@ from patchnpack.loaders.prepacking.job import Job
 from patchnpack.loaders.prepacking.unpack import unpack as unpack_images
 from patchnpack.loaders.prepacking.verify import verify as verify_packs
 from patchnpack.loaders.process import cpu_share
-from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.packer import Packing
 
 Packs = Annotated[str, typer.Argument(help="A folder of packs, local or an address.")]
@@ -71,7 +71,7 @@ def pack(
     options = parse_storage_options(storage_options or [])
     source = shards[0] if len(shards) == 1 else shards
     with _bar("reading headers") as bar:
-        index = open_index(source, image=image, store=Store(storage_options=options), progress=bar)
+        index = open_index(source, image=image, store=ShardOpener(storage_options=options), progress=bar)
     job = Job(
         index=index,
         out=out,

@@ -21,7 +21,7 @@ from patchnpack.packer.analysis.report import report as make_report
 from patchnpack.packer.analysis.sweep import ALGORITHMS, LOOKAHEADS
 from patchnpack.packer.analysis.sweep import sweep as make_sweep
 from patchnpack.packer.config import Algorithm
-from patchnpack.report.fields import report_fields, setting_fields, sweep_fields, to_csv, way_rows
+from patchnpack.report.fields import baseline_rows, report_fields, setting_fields, sweep_fields, to_csv
 from patchnpack.report.table import print_report, print_sweep
 
 
@@ -57,7 +57,7 @@ def report(
     picture: Annotated[bool, typer.Option(help="Draw packs with their images in the page.")] = True,
     storage_options: Storage = None,
 ) -> None:
-    """Tell what packing makes of the images in SHARDS, what the usual ways would cost, and what to set.
+    """Tell what packing makes of the images in SHARDS, what the usual baselines would cost, and what to set.
 
     patchnpack report 'train-{000000..000009}.tar' --seq-len 1024 --patch-size 16 --sweep --html report.html
     """
@@ -110,7 +110,7 @@ def report(
         typer.echo(json.dumps(fields, indent=2))
     elif as_csv:
         settings = [setting_fields(setting, advice) for setting in swept.settings] if swept and advice and sweep else []
-        typer.echo(to_csv(settings or way_rows(found)), nl=False)
+        typer.echo(to_csv(settings or baseline_rows(found)), nl=False)
     else:
         print_report(found, console, bad=bad)
         if swept is not None and advice is not None:

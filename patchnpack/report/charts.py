@@ -90,7 +90,7 @@ def charts(report: PackingReport, sweep: Sweep) -> list[Chart]:
         lambda: _ways(report),
         lambda: _tokens(report),
         lambda: _padding(sweep),
-        lambda: _images_a_pack(report),
+        lambda: _images_per_pack(report),
         lambda: _fill(report),
         lambda: _attention(report),
         lambda: _aspects(report),
@@ -138,31 +138,36 @@ def _bars(axes: Axes, histogram: Histogram, colour: str = _SERIES[0]) -> None:
 
 
 def _ways(report: PackingReport) -> Chart:
-    ways = report.ways[::-1]
-    with _axes(0.7 + 0.36 * len(ways)) as (figure, axes):
-        tokens, slots = np.array([way.tokens for way in ways]), np.array([way.slots for way in ways])
-        at, scale = np.arange(len(ways)), report.ways[0].slots
+    baselines = report.baselines[::-1]
+    with _axes(0.7 + 0.36 * len(baselines)) as (figure, axes):
+        tokens, slots = (
+            np.array([baseline.tokens for baseline in baselines]),
+            np.array([baseline.slots for baseline in baselines]),
+        )
+        at, scale = np.arange(len(baselines)), report.baselines[0].slots
         axes.barh(at, tokens / scale, color=_SERIES[0], height=0.66, label="tokens")
         padding: dict[str, Any] = {"color": _PAPER, "edgecolor": _SERIES[0], "hatch": "////", "linewidth": 0.8}
         axes.barh(at, (slots - tokens) / scale, left=tokens / scale, height=0.66, label="padding", **padding)
-        for y, way in enumerate(ways):
-            words = f"{way.slots / scale:.2f}x, {way.padding:.1%}"
-            axes.annotate(words, (way.slots / scale, y), (4, 0), textcoords="offset points", va="center", size=9)
-        axes.set_yticks(at, [way.name for way in ways])
+        for y, baseline in enumerate(baselines):
+            words = f"{baseline.slots / scale:.2f}x, {baseline.padding:.1%}"
+            axes.annotate(words, (baseline.slots / scale, y), (4, 0), textcoords="offset points", va="center", size=9)
+        axes.set_yticks(at, [baseline.name for baseline in baselines])
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False)
         axes.set_xlim(0, 1.28 * (slots / scale).max())
         axes.set_xlabel("token slots, packed as configured = 1; share that is padding")
         axes.legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1), borderaxespad=0)
-    words = "; ".join(f"{way.name}: {way.slots:,} slots, {way.padding:.1%} padding" for way in report.ways)
-    caption = "The last two give images other sizes." if any(way.resized for way in ways) else ""
-    return _chart(figure, "ways", "Token slots by way of batching", caption, words + ".")
+    words = "; ".join(
+        f"{baseline.name}: {baseline.slots:,} slots, {baseline.padding:.1%} padding" for baseline in report.baselines
+    )
+    caption = "The last two give images other sizes." if any(baseline.resized for baseline in baselines) else ""
+    return _chart(figure, "baselines", "Token slots by way of batching", caption, words + ".")
 
 
 def _tokens(report: PackingReport) -> Chart:
-    low, median, mean, high = report.tokens_an_image
+    low, median, mean, high = report.tokens_per_image
     with _axes() as (figure, axes):
-        _bars(axes, report.distributions.tokens_an_image)
+        _bars(axes, report.distributions.tokens_per_image)
         axes.axvline(median, color=_SERIES[1], linewidth=1.6)
         axes.annotate(
             f" median {median:,.0f} ",
@@ -226,13 +231,13 @@ def _padding(sweep: Sweep) -> Chart:
     return _chart(figure, "padding", title, caption, "; ".join(words) + ".")
 
 
-def _images_a_pack(report: PackingReport) -> Chart:
-    low, mean, high = report.images_a_pack
+def _images_per_pack(report: PackingReport) -> Chart:
+    low, mean, high = report.images_per_pack
     with _axes() as (figure, axes):
-        _bars(axes, report.distributions.images_a_pack)
+        _bars(axes, report.distributions.images_per_pack)
         axes.set_xlabel("images in a pack")
         axes.set_ylabel("packs")
-        _whole_bins(axes, report.distributions.images_a_pack)
+        _whole_bins(axes, report.distributions.images_per_pack)
     return _chart(
         figure, "images", "Images a pack", f"{report.packs:,} packs of {low} to {high} images, mean {mean:.2f}."
     )
@@ -266,9 +271,9 @@ def _fill(report: PackingReport) -> Chart:
 
 
 def _attention(report: PackingReport) -> Chart:
-    low, mean, high = report.attention_a_pack
+    low, mean, high = report.attention_per_pack
     with _axes() as (figure, axes):
-        _bars(axes, report.distributions.attention_a_pack)
+        _bars(axes, report.distributions.attention_per_pack)
         axes.axvline(mean, color=_SERIES[1], linewidth=1.6)
         axes.set_xlabel("sum of squared token counts, millions; the line is the mean")
         axes.set_ylabel("packs")

@@ -23,7 +23,7 @@ SHARED_WITH_STATS = (
     "empty_packs",
     "padding",
     "padding_in_packs",
-    "images_a_pack",
+    "images_per_pack",
     "oversize",
     "attention_cost",
     "attention_spread",
@@ -33,7 +33,7 @@ SHARED_WITH_STATS = (
 def report_fields(report: PackingReport, *, bad_images: int = 0) -> dict[str, Any]:
     """One configuration, JSON-able."""
     packing = report.packing
-    least, mean, most = report.images_a_pack
+    least, mean, most = report.images_per_pack
     return {
         "packing": repr(packing),
         "seq_len": packing.seq_len,
@@ -43,18 +43,18 @@ def report_fields(report: PackingReport, *, bad_images: int = 0) -> dict[str, An
         "tokens_native": report.tokens_native,
         "tokens_before_drop": report.tokens_before_drop,
         "tokens": report.tokens,
-        "tokens_an_image": dict(zip(("min", "median", "mean", "max"), report.tokens_an_image, strict=True)),
+        "tokens_per_image": dict(zip(("min", "median", "mean", "max"), report.tokens_per_image, strict=True)),
         "drop_rate": report.drop_rate,
         "packs": report.packs,
         "padding_in_packs": report.padding,
-        "images_a_pack": mean,
-        "images_a_pack_min": least,
-        "images_a_pack_max": most,
+        "images_per_pack": mean,
+        "images_per_pack_min": least,
+        "images_per_pack_max": most,
         "oversize": report.oversize,
-        "oversize_became": packing.oversize,
+        "oversize_policy": packing.oversize,
         "skipped": {"oversize": report.skipped},
         "attention_cost": report.attention_cost,
-        "attention_a_pack": dict(zip(("min", "mean", "max"), report.attention_a_pack, strict=True)),
+        "attention_per_pack": dict(zip(("min", "mean", "max"), report.attention_per_pack, strict=True)),
         "attention_spread": report.attention_spread,
         "batch_size": report.batch_size,
         "ranks": report.ranks,
@@ -62,11 +62,11 @@ def report_fields(report: PackingReport, *, bad_images: int = 0) -> dict[str, An
         "steps": report.steps,
         "empty_packs": report.empty_packs,
         "padding": report.epoch_padding,
-        "slowest_attention": _twice(report.slowest_attention),
-        "slowest_model": _twice(report.slowest_model),
+        "attention_imbalance": _twice(report.attention_imbalance),
+        "model_imbalance": _twice(report.model_imbalance),
         "width": report.width,
-        "plan_s_a_million": report.plan_s_a_million,
-        "ways": [{**dataclasses.asdict(way), "padding": way.padding} for way in report.ways],
+        "planning_seconds_per_million": report.planning_seconds_per_million,
+        "baselines": [{**dataclasses.asdict(baseline), "padding": baseline.padding} for baseline in report.baselines],
         "distributions": dataclasses.asdict(report.distributions),
     }
 
@@ -89,7 +89,7 @@ def setting_fields(setting: Setting, advice: Advice) -> dict[str, Any]:
         **dataclasses.asdict(setting),
         "slots": setting.slots,
         "padding": setting.padding,
-        "images_a_pack": setting.images_a_pack,
+        "images_per_pack": setting.images_per_pack,
         "saved_next_fit": setting.saved_next_fit,
         "saved_longest": setting.saved_longest,
         "saved_bucketed": setting.saved_bucketed,
@@ -97,11 +97,11 @@ def setting_fields(setting: Setting, advice: Advice) -> dict[str, Any]:
     }
 
 
-def way_rows(report: PackingReport) -> list[dict[str, Any]]:
-    """The ways of a report, the configuration itself first, as rows of a table."""
+def baseline_rows(report: PackingReport) -> list[dict[str, Any]]:
+    """The baselines of a report, the configuration itself first, as rows of a table."""
     packing = report.packing
     same = {"seq_len": packing.seq_len, "patch_size": " ".join(map(str, packing.patch_sizes)), "images": report.images}
-    return [{**same, **dataclasses.asdict(way), "padding": way.padding} for way in report.ways]
+    return [{**same, **dataclasses.asdict(baseline), "padding": baseline.padding} for baseline in report.baselines]
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

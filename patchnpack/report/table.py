@@ -17,9 +17,9 @@ from patchnpack.packer.analysis.sweep import Setting, Sweep
 def facts(report: PackingReport, *, bad: int = 0) -> list[tuple[str, str]]:
     """What is said of one configuration, as names and sentences; a name may be empty, where a line goes on."""
     packing, dropped = report.packing, report.tokens != report.tokens_before_drop
-    low, median, mean, high = report.tokens_an_image
-    least, images, most = report.images_a_pack
-    cheapest, cost, dearest = report.attention_a_pack
+    low, median, mean, high = report.tokens_per_image
+    least, images, most = report.images_per_pack
+    cheapest, cost, dearest = report.attention_per_pack
     fits = report.tokens_before_drop == report.tokens_native
     lines = [
         ("packing", f"{packing.seq_len} slots, patches of {_sizes(packing)} pixels, {packing.resolution}"),
@@ -43,19 +43,19 @@ def facts(report: PackingReport, *, bad: int = 0) -> list[tuple[str, str]]:
         *lines,
         ("attention a pack", f"{cheapest:,} to {dearest:,} pairs of tokens,"),
         ("", f"mean {cost:,.0f}, standard deviation {report.attention_spread:.0%} of it"),
-        (f"{report.ranks} ranks", f"slowest over mean {_slowest(report.slowest_attention)} in attention,"),
-        ("", f"{_slowest(report.slowest_model)} in a whole model of width {report.width}"),
+        (f"{report.ranks} ranks", f"slowest over mean {_slowest(report.attention_imbalance)} in attention,"),
+        ("", f"{_slowest(report.model_imbalance)} in a whole model of width {report.width}"),
         ("a batch", f"{counted(report.batch_size, 'pack')}, {report.batch_bytes / 2**20:.2f} MiB"),
         (
             "an epoch",
             f"{counted(report.steps, 'step')} of {report.batch_size} x {report.ranks} packs" + _filled(report),
         ),
-        ("planning", f"{report.plan_s_a_million:.2f} s a million images, on one core"),
+        ("planning", f"{report.planning_seconds_per_million:.2f} s a million images, on one core"),
     ]
 
 
 def print_report(report: PackingReport, console: Console, *, bad: int = 0) -> None:
-    """Prints what packing makes of the images, then the same images by the usual ways; fits 80 columns."""
+    """Prints what packing makes of the images, then the same images by the usual baselines; fits 80 columns."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     for name, value in facts(report, bad=bad):
         grid.add_row(name, value)
@@ -66,20 +66,20 @@ def print_report(report: PackingReport, console: Console, *, bad: int = 0) -> No
     table.add_column("the same images")
     for name in ("rows", "token slots", "padding", "slots", "attention"):
         table.add_column(name, justify="right")
-    packed = report.ways[0]
-    for way in report.ways:
+    packed = report.baselines[0]
+    for baseline in report.baselines:
         table.add_row(
-            way.name,
-            f"{way.sequences:,}",
-            f"{way.slots:,}",
-            f"{way.padding:.2%}",
-            f"{way.slots / packed.slots:.2f}x",
-            f"{way.attention_cost / packed.attention_cost:.2f}x",
+            baseline.name,
+            f"{baseline.sequences:,}",
+            f"{baseline.slots:,}",
+            f"{baseline.padding:.2%}",
+            f"{baseline.slots / packed.slots:.2f}x",
+            f"{baseline.attention_cost / packed.attention_cost:.2f}x",
         )
     console.print(table)
-    for way in report.ways:
-        if way.note:
-            console.print(f"{way.name}: {way.note}")
+    for baseline in report.baselines:
+        if baseline.note:
+            console.print(f"{baseline.name}: {baseline.note}")
 
 
 def print_sweep(sweep: Sweep, advice: Advice, console: Console) -> None:

@@ -20,10 +20,10 @@ from patchnpack.weights.state_dicts import (
     depth_of,
     has,
     mlp_ratio,
-    need,
     outline,
     read_weights,
     refuse,
+    require,
     side_of,
     with_biases,
 )
@@ -93,10 +93,10 @@ def from_big_vision(
     theirs = _names_of_today(read_weights(_flat(source) if isinstance(source, Mapping) else source, prefix))
     _point_to_tower(theirs)
     refuse(theirs, NO_PLACE)
-    stem = need(theirs, "embedding/kernel", (2, 4), "the patch embedding, (P, P, C, D) or (P*P*3, D)")
+    stem = require(theirs, "embedding/kernel", (2, 4), "the patch embedding, (P, P, C, D) or (P*P*3, D)")
     first = "Transformer/encoderblock_0"
-    D, heads, _ = need(theirs, f"{first}/{ATTENTION}/query/kernel", (3,), "the first queries, (D, H, E)").shape
-    hidden = need(theirs, f"{first}/{MLP}/Dense_0/kernel", (2,), "an MLP's first matrix, (D, hidden)")
+    D, heads, _ = require(theirs, f"{first}/{ATTENTION}/query/kernel", (3,), "the first queries, (D, H, E)").shape
+    hidden = require(theirs, f"{first}/{MLP}/Dense_0/kernel", (2,), "an MLP's first matrix, (D, hidden)")
     naflex = stem.ndim == 2
     channels, P = (3, side_of(len(stem) // 3)) if naflex else (stem.shape[2], stem.shape[0])
     if P is None or stem.shape[:-1].numel() != P * P * channels:
@@ -114,7 +114,7 @@ def from_big_vision(
         )
     if pooling is None:
         pooling = "attention" if has(theirs, f"{POOL}/") else "cls" if "cls" in theirs else "mean"
-    head = has(theirs, "head/") and need(theirs, "head/kernel", (2,), "the head, (D, classes)")
+    head = has(theirs, "head/") and require(theirs, "head/kernel", (2,), "the head, (D, classes)")
     config = NaViTConfig(
         num_classes=0 if head is False else head.shape[1],
         width=D,
@@ -229,7 +229,7 @@ def _sincos(side: int, width: int) -> torch.Tensor:
 
 def _fold_class_position(theirs: Weights, naflex: bool) -> int:
     """The side of the position table. A position of the class token, in old checkpoints, is added to that token."""
-    table = need(theirs, "pos_embedding", (3,), "the position table, (G, G, D) in NaFlex, else (1, G*G, D)")
+    table = require(theirs, "pos_embedding", (3,), "the position table, (G, G, D) in NaFlex, else (1, G*G, D)")
     rows = table.shape[:2].numel()
     side = side_of(rows)
     if side is None and "cls" in theirs and not naflex:

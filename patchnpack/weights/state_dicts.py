@@ -154,7 +154,7 @@ def check_fit(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tens
         raise ValueError(f"the state dict does not fit: {'; '.join(shown)}")
 
 
-def need(weights: Mapping[str, torch.Tensor], name: str, ndims: Sequence[int], meaning: str) -> torch.Tensor:
+def require(weights: Mapping[str, torch.Tensor], name: str, ndims: Sequence[int], meaning: str) -> torch.Tensor:
     """The array of that name, from whose shape the model is told, if it has one of these numbers of dimensions."""
     if name not in weights:
         raise ValueError(f"{name} is missing, {meaning}; there are {named(weights)}")

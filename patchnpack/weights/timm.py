@@ -18,10 +18,10 @@ from patchnpack.weights.state_dicts import (
     depth_of,
     has,
     mlp_ratio,
-    need,
     outline,
     read_weights,
     refuse,
+    require,
     side_of,
     with_biases,
 )
@@ -91,8 +91,8 @@ def from_timm(
     refuse(theirs, NO_PLACE)
     layout = layout_of(theirs)
     meaning = "the patch embedding, (D, C, P, P), or in NaFlexVit (D, P*P*C)"
-    stem = need(theirs, f"{layout.stem}.weight", (4,) if layout.conv else (2,), meaning)
-    hidden = need(theirs, "blocks.0.mlp.fc1.weight", (2,), "an MLP's first matrix, (hidden, D)")
+    stem = require(theirs, f"{layout.stem}.weight", (4,) if layout.conv else (2,), meaning)
+    hidden = require(theirs, "blocks.0.mlp.fc1.weight", (2,), "an MLP's first matrix, (hidden, D)")
     width = stem.shape[0]
     if layout.conv:
         channels = stem.shape[1]
@@ -107,7 +107,7 @@ def from_timm(
         pooling = "attention" if has(theirs, "attn_pool.") else "cls" if from_class else "mean"
     if pooling == "cls" and not layout.class_token:
         raise ValueError(f"pooling is 'cls', but there is no {layout.token}cls_token; choose 'mean' or 'max'")
-    head = has(theirs, "head.") and need(theirs, "head.weight", (2,), "the head, (classes, D)")
+    head = has(theirs, "head.") and require(theirs, "head.weight", (2,), "the head, (classes, D)")
     config = NaViTConfig(
         num_classes=0 if head is False else len(head),
         width=width,
@@ -213,7 +213,7 @@ def _position(theirs: Mapping[str, torch.Tensor], layout: Layout, rope_base: flo
             raise ValueError(f"rope_base is {rope_base}, but the state dict {reason}; a model has one or the other")
         return {"position": "rope", "rope_base": rope_base}
     if table in theirs:
-        shape = tuple(need(theirs, table, (3,) if layout.kind == "vit" else (4,), "the position table").shape)
+        shape = tuple(require(theirs, table, (3,) if layout.kind == "vit" else (4,), "the position table").shape)
         tokens = prefix_tokens(theirs, layout) if layout.prefix_positions else 0
         side = side_of(shape[1] - tokens) if layout.kind == "vit" else shape[1] if shape[1] == shape[2] else None
         if side is None:
@@ -221,7 +221,7 @@ def _position(theirs: Mapping[str, torch.Tensor], layout: Layout, rope_base: flo
         return {"position": "grid", "position_grid": side}
     if learned:
         meaning = "a position table of one axis, (1, G, D)"
-        lengths = [need(theirs, name, (3,), meaning).shape[1] for name in (row, column)]
+        lengths = [require(theirs, name, (3,), meaning).shape[1] for name in (row, column)]
         if lengths[0] != lengths[1]:
             raise ValueError(f"{row} and {column} have {lengths[0]} and {lengths[1]} rows; they must be equally many")
         return {"position": "fractional", "position_grid": lengths[0]}

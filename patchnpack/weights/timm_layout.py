@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from patchnpack.models import NaViTConfig
-from patchnpack.weights.state_dicts import Weights, has, need, outline, side_of
+from patchnpack.weights.state_dicts import Weights, has, outline, require, side_of
 
 # P patch size, C channels, D width, H heads, E width of a head, G side of a position table, R prefix tokens
 
@@ -78,7 +78,7 @@ def layout_of(theirs: Mapping[str, torch.Tensor]) -> Layout:
     tokens = prefix_tokens(theirs, layout)
     if kind == "naflexvit" or "pos_embed" not in theirs or not tokens:
         return layout
-    rows = need(theirs, "pos_embed", (3,), "the position table, (1, rows, D)").shape[1]
+    rows = require(theirs, "pos_embed", (3,), "the position table, (1, rows, D)").shape[1]
     alone, with_tokens = side_of(rows), side_of(rows - tokens) if rows > tokens else None
     if alone and with_tokens:
         raise ValueError(
@@ -92,7 +92,7 @@ def prefix_tokens(theirs: Mapping[str, torch.Tensor], layout: Layout) -> int:
     registers = f"{layout.token}reg_token"
     if registers not in theirs:
         return int(layout.class_token)
-    return layout.class_token + need(theirs, registers, (3,), "the registers, (1, R, D)").shape[1]
+    return layout.class_token + require(theirs, registers, (3,), "the registers, (1, R, D)").shape[1]
 
 
 def _name(name: str, config: NaViTConfig, layout: Layout) -> str:

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from patchnpack.loaders import BadDataError, ErrorPolicy, PackedImageLoader, StallError, scan
-from patchnpack.loaders.errors import BadRow, Judge
+from patchnpack.loaders.errors import BadRow, ErrorMonitor
 from patchnpack.packer import Packing
 
 PACKING = Packing(seq_len=64, patch_size=8)
@@ -65,16 +65,16 @@ def test_policy_out_of_range_is_refused(options: dict[str, Any], message: str) -
         ErrorPolicy(**options)
 
 
-# The judge
+# The monitor
 
 
 def judged(policy: ErrorPolicy, flags: list[bool], batch: int = 7) -> int:
     """Images that are seen before the policy stops the run, in batches; all of them if it does not."""
-    judge = Judge(policy)
+    monitor = ErrorMonitor(policy)
     for begin in range(0, len(flags), batch):
         part = flags[begin : begin + batch]
         try:
-            judge.see(len(part), [(i, bad(begin + i)) for i, flag in enumerate(part) if flag])
+            monitor.record(len(part), [(i, bad(begin + i)) for i, flag in enumerate(part) if flag])
         except BadDataError:
             return begin
     return len(flags)
@@ -107,17 +107,17 @@ def test_run_of_bad_images_stops_at_the_limit_and_not_before(batch: int) -> None
 
 def test_messages_name_the_count_the_limit_and_an_image() -> None:
     with pytest.raises(BadDataError, match=r"3 images in a row .* max_consecutive allows; the last is 'k2' in a.tar"):
-        Judge(ErrorPolicy(max_consecutive=3)).see(3, [(i, bad(i)) for i in range(3)])
+        ErrorMonitor(ErrorPolicy(max_consecutive=3)).record(3, [(i, bad(i)) for i in range(3)])
     with pytest.raises(BadDataError, match=r"30 of the last 1000 images were bad, more than max_rate 0.01 allows"):
-        Judge(ErrorPolicy()).see(1000, [(i * 30, bad(i)) for i in range(30)])
+        ErrorMonitor(ErrorPolicy()).record(1000, [(i * 30, bad(i)) for i in range(30)])
     with pytest.raises(BadDataError, match=r"bad image 'k7' in a.tar at byte 512 \(decode\): it is broken; remove it"):
-        Judge(ErrorPolicy(on_error="raise")).see(10, [(4, bad(7))])
+        ErrorMonitor(ErrorPolicy(on_error="raise")).record(10, [(4, bad(7))])
 
 
 def test_quarantine_holds_a_line_for_each_bad_image_of_each_epoch(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     for epoch in range(2):
-        Judge(ErrorPolicy(quarantine=path)).quarantine(bad(3), epoch)
+        ErrorMonitor(ErrorPolicy(quarantine=path)).quarantine(bad(3), epoch)
     said = {"row": 3, "key": "k3", "shard": "a.tar", "offset": 512, "stage": "decode", "reason": "it is broken"}
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"epoch": e, **said} for e in range(2)]
 
@@ -126,9 +126,9 @@ def test_threads_and_ranks_write_whole_lines_into_one_file(tmp_path: Path) -> No
     path = tmp_path / "bad.jsonl"
 
     def write(first: int) -> None:
-        judge = Judge(ErrorPolicy(quarantine=path))
+        monitor = ErrorMonitor(ErrorPolicy(quarantine=path))
         for row in range(first, first + 200):
-            judge.quarantine(bad(row), 0)
+            monitor.quarantine(bad(row), 0)
 
     threads = [threading.Thread(target=write, args=(200 * i,)) for i in range(8)]
     for thread in threads:

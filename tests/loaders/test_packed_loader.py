@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageOps
 
 from patchnpack.loaders import Index, PackedImageLoader, pack_stream, scan
-from patchnpack.loaders.order.state import Place
+from patchnpack.loaders.order.state import Cursor
 from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Native, PackedBatch, Packing, Square, plan
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
@@ -290,7 +290,7 @@ def test_length_is_the_number_of_batches_of_the_next_epoch(
     )
     lengths = []
     for epoch in range(4):
-        assert len(loader) == loader.steps().count(Place(epoch, 0))
+        assert len(loader) == loader.steps().count(Cursor(epoch, 0))
         lengths.append(len(loader))
         assert sum(1 for _ in loader) == lengths[-1]
     assert [loader.total_steps(epochs) for epochs in range(5)] == [0, *itertools.accumulate(lengths)]

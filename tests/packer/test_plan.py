@@ -32,7 +32,7 @@ from patchnpack.packer.binpacking import reference, reference_fill
 from patchnpack.packer.config import Algorithm
 from patchnpack.packer.images import measure
 from patchnpack.packer.policies import reference_draws
-from patchnpack.packer.policies.random import Purpose, keys
+from patchnpack.packer.policies.random import Purpose, counter_hash
 from patchnpack.packer.policies.resolution import Resolution
 from patchnpack.packer.policies.token_drop import TokenDrop
 
@@ -65,8 +65,10 @@ def _take(rows: Rows, which: Any) -> Rows:
 def _rows(sizes: list[tuple[int, int]], start: int = 0) -> Rows:
     row = np.arange(start, start + len(sizes))
     width, height = np.array(sizes, np.int32).reshape(-1, 2).T
-    # ident is no function of the row's number, as in a real index.
-    return Rows(row=row, ident=keys(Purpose.TRANSFORM, 9, 9, row.astype(np.uint64)), width=width, height=height)
+    # row_id is no function of the row's number, as in a real index.
+    return Rows(
+        row=row, row_id=counter_hash(Purpose.TRANSFORM, 9, 9, row.astype(np.uint64)), width=width, height=height
+    )
 
 
 def _random_rows(n: int, low: int = 48, high: int = 700, seed: int = 0) -> Rows:
@@ -142,7 +144,8 @@ def test_a_plan_is_the_reference_packing_of_rows_measured_one_by_one(
     rows = _rows(sizes)
     start = epoch * len(rows)
     measured = [
-        measure(_take(rows, [i]), packing, seed=seed, epoch=epoch, seen=np.array([start + i])) for i in range(len(rows))
+        measure(_take(rows, [i]), packing, seed=seed, epoch=epoch, images_seen=np.array([start + i]))
+        for i in range(len(rows))
     ]
     alone = [images for images, over in measured if packing.oversize != "skip" or not over[0]]
     images = Images.concatenate([*alone, plan(_rows([]), packing).images])
@@ -212,7 +215,7 @@ def test_a_rows_draws_follow_its_ident_and_not_its_place() -> None:
     packing = Packing(token_drop=ConstantDrop(0.5))
     order = np.random.default_rng(1).permutation(50)
     shuffled = _take(rows, order)
-    renumbered = Rows(row=np.arange(1000, 1050), ident=shuffled.ident, width=shuffled.width, height=shuffled.height)
+    renumbered = Rows(row=np.arange(1000, 1050), row_id=shuffled.row_id, width=shuffled.width, height=shuffled.height)
     here, there = (measure(r, packing, seed=4, epoch=1)[0] for r in (rows, renumbered))
     np.testing.assert_array_equal(there.key, here.key[order])
     np.testing.assert_array_equal(there.keep, here.keep[order])
@@ -366,7 +369,7 @@ def test_of_sizes_numbers_the_rows_from_0() -> None:
     assert len(rows) == 2
     assert {f.name: (getattr(rows, f.name).dtype, getattr(rows, f.name).tolist()) for f in fields(rows)} == {
         "row": (np.int64, [0, 1]),
-        "ident": (np.uint64, [0, 1]),
+        "row_id": (np.uint64, [0, 1]),
         "width": (np.int32, [64, 32]),
         "height": (np.int32, [16, 48]),
     }

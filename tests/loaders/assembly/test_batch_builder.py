@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchnpack.loaders.assembly.batch_builder import Draft
+from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder
 from patchnpack.loaders.assembly.buffers import BufferPool
-from patchnpack.loaders.assembly.samples import Sources, read_member
+from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
 from patchnpack.loaders.errors import ErrorPolicy
 from patchnpack.loaders.index.labels import Labels
 from patchnpack.loaders.index.scanner import scan
@@ -22,7 +22,7 @@ Check = Callable[..., None]
 Contents = Callable[[PackedBatch], tuple[object, ...]]
 
 
-def sources_of(shards: Sequence[str], *, packing: Packing = PACKING, **changes: Any) -> Sources:
+def sources_of(shards: Sequence[str], *, packing: Packing = PACKING, **changes: Any) -> IndexedBatchContext:
     index = scan(shards)
     reader = index.reader()
     options: dict[str, Any] = {
@@ -33,20 +33,20 @@ def sources_of(shards: Sequence[str], *, packing: Packing = PACKING, **changes: 
         "buffers": BufferPool(keep=2),
         "errors": ErrorPolicy(),
     }
-    return Sources(index=index, reader=reader, packing=packing, **(options | changes))
+    return IndexedBatchContext(index=index, reader=reader, packing=packing, **(options | changes))
 
 
-def packs_of(sources: Sources) -> list[Images]:
+def packs_of(sources: IndexedBatchContext) -> list[Images]:
     usable = np.array([row for row in range(len(sources.index)) if row not in sources.index.bad])
     packs = plan(sources.index.rows(usable), sources.packing)
     return [packs.pack(i) for i in range(len(packs))]
 
 
-def draft_of(sources: Sources, packs: Sequence[Images | None]) -> Draft:
-    return Draft(sources, packs, sources.packing.patch_sizes[0], epoch=2, step=5, position=48)
+def draft_of(sources: IndexedBatchContext, packs: Sequence[Images | None]) -> DecodedBatchBuilder:
+    return DecodedBatchBuilder(sources, packs, sources.packing.patch_sizes[0], epoch=2, step=5, position=48)
 
 
-def finished(draft: Draft, order: Sequence[int] | None = None) -> PackedBatch:
+def finished(draft: DecodedBatchBuilder, order: Sequence[int] | None = None) -> PackedBatch:
     for part in range(draft.num_parts) if order is None else order:
         draft.run(part)
     return draft.finish()
@@ -89,7 +89,7 @@ def test_memory_that_held_another_batch_leaves_no_trace(drawn: Any, contents: Co
     packs: list[Images | None] = [*packs_of(sources), None]
     expected = contents(finished(draft_of(sources, packs)))
     for _ in range(3):
-        memory = sources.buffers.lend((len(packs), 64, 192))
+        memory = sources.buffers.acquire((len(packs), 64, 192))
         address = memory.ctypes.data
         memory[:] = 255
         del memory
@@ -215,7 +215,7 @@ def test_mistake_in_the_record_of_a_bad_image_does_not_hang_finish(
     def broken(*args: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(Sources, "bad_row", broken)
+    monkeypatch.setattr(IndexedBatchContext, "bad_row", broken)
     for part in range(draft.num_parts):
         draft.run(part)
     with pytest.raises(ZeroDivisionError):

@@ -11,7 +11,7 @@ from patchnpack.loaders.assembly.buffers import BufferPool
 
 def test_memory_comes_back_only_when_nothing_refers_to_it() -> None:
     pool = BufferPool(keep=4)
-    loan = pool.lend((4, 8, 3))
+    loan = pool.acquire((4, 8, 3))
     address = loan.ctypes.data
     holders = [
         loan[1:, 2],
@@ -21,16 +21,16 @@ def test_memory_comes_back_only_when_nothing_refers_to_it() -> None:
     ]
     del loan
     while holders:
-        assert pool.lend((4, 8, 3)).ctypes.data != address
+        assert pool.acquire((4, 8, 3)).ctypes.data != address
         holders.pop()
     gc.collect()
-    assert address in {pool.lend((4, 8, 3)).ctypes.data, *(loan.ctypes.data for loan in [pool.lend((4, 8, 3))])}
+    assert address in {pool.acquire((4, 8, 3)).ctypes.data, *(loan.ctypes.data for loan in [pool.acquire((4, 8, 3))])}
 
 
 def test_two_loans_never_share_memory() -> None:
     pool = BufferPool(keep=2)
     for _ in range(3):
-        loans = [pool.lend((100,)) for _ in range(5)]
+        loans = [pool.acquire((100,)) for _ in range(5)]
         for i, loan in enumerate(loans):
             loan[:] = i
         assert [int(loan.min()) for loan in loans] == [int(loan.max()) for loan in loans] == list(range(5))
@@ -39,9 +39,9 @@ def test_two_loans_never_share_memory() -> None:
 
 def test_another_shape_gets_memory_of_its_own_size() -> None:
     pool = BufferPool(keep=2)
-    small = pool.lend((2, 3))
+    small = pool.acquire((2, 3))
     del small
-    large = pool.lend((50, 50))
+    large = pool.acquire((50, 50))
     large[:] = 1
     assert large.shape == (50, 50)
     assert large.sum() == 2500
@@ -49,7 +49,7 @@ def test_another_shape_gets_memory_of_its_own_size() -> None:
 
 def test_no_more_than_keep_idle_buffers_stay() -> None:
     pool = BufferPool(keep=3)
-    loans = [pool.lend((10,)) for _ in range(20)]
+    loans = [pool.acquire((10,)) for _ in range(20)]
     del loans
     gc.collect()
     assert len(pool._idle) == 3
@@ -62,7 +62,7 @@ def test_many_threads_may_lend() -> None:
     def work(mark: int) -> None:
         try:
             for _ in range(500):
-                loan = pool.lend((64,))
+                loan = pool.acquire((64,))
                 loan[:] = mark
                 if not (loan == mark).all():
                     wrong.append(mark)
@@ -76,4 +76,4 @@ def test_many_threads_may_lend() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    assert isinstance(pool.lend((3,)), np.ndarray)
+    assert isinstance(pool.acquire((3,)), np.ndarray)

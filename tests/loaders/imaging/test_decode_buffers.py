@@ -14,7 +14,7 @@ from PIL import Image
 from patchnpack.loaders.imaging import decode as decode_module
 from patchnpack.loaders.imaging import decode_buffers as scratch_module
 from patchnpack.loaders.imaging.decode import decode, read_header
-from patchnpack.loaders.imaging.decode_buffers import Scratch
+from patchnpack.loaders.imaging.decode_buffers import DecodeBuffers
 
 
 def address(array: np.ndarray) -> int:
@@ -22,13 +22,13 @@ def address(array: np.ndarray) -> int:
 
 
 def test_the_same_memory_serves_image_after_image() -> None:
-    scratch = Scratch()
-    first = scratch.lend((40, 30, 3))
+    scratch = DecodeBuffers()
+    first = scratch.acquire((40, 30, 3))
     place = address(first)
     del first
-    assert address(scratch.lend((30, 40, 3))) == place
-    assert address(scratch.lend((2, 2, 3))) == place
-    assert len({address(scratch.lend((50, 50, 3))) for _ in range(5)}) == 1, "a larger image is kept, too"
+    assert address(scratch.acquire((30, 40, 3))) == place
+    assert address(scratch.acquire((2, 2, 3))) == place
+    assert len({address(scratch.acquire((50, 50, 3))) for _ in range(5)}) == 1, "a larger image is kept, too"
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,12 @@ def test_the_same_memory_serves_image_after_image() -> None:
     ids=["itself", "view", "reshaped", "tensor", "memoryview", "image"],
 )
 def test_memory_in_use_is_not_lent_again(hold) -> None:  # type: ignore[no-untyped-def]
-    scratch = Scratch()
-    loan = scratch.lend((40, 30, 3))
+    scratch = DecodeBuffers()
+    loan = scratch.acquire((40, 30, 3))
     loan[:] = 7
     held, begin, end = hold(loan), address(loan), address(loan) + loan.size
     del loan
-    others = [scratch.lend((40, 30, 3)) for _ in range(3)]
+    others = [scratch.acquire((40, 30, 3)) for _ in range(3)]
     for i, other in enumerate(others):
         other[:] = i
         assert address(other) >= end or address(other) + other.size <= begin
@@ -58,20 +58,20 @@ def test_memory_in_use_is_not_lent_again(hold) -> None:  # type: ignore[no-untyp
 
 
 def test_images_that_are_kept_take_no_more_memory_than_they_need() -> None:
-    scratch = Scratch()
-    kept = [scratch.lend((100, 100, 3))] + [scratch.lend((4, 4, 3)) for _ in range(5)]
+    scratch = DecodeBuffers()
+    kept = [scratch.acquire((100, 100, 3))] + [scratch.acquire((4, 4, 3)) for _ in range(5)]
     held: list[Any] = [loan.base for loan in kept]
     assert all(len(base.base.obj) <= loan.size + 64 for base, loan in zip(held, kept, strict=True))
 
 
 def test_each_thread_has_its_own() -> None:
-    scratch = Scratch()
-    scratch.lend((10, 10, 3))
+    scratch = DecodeBuffers()
+    scratch.acquire((10, 10, 3))
 
     def fill(value: int) -> bool:
         alone = True
         for _ in range(200):
-            loan = scratch.lend((64, 64, 3))
+            loan = scratch.acquire((64, 64, 3))
             loan[:] = value
             alone &= bool((loan == value).all())
         return alone
@@ -82,11 +82,11 @@ def test_each_thread_has_its_own() -> None:
 
 def test_huge_images_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch_module, "_KEEP", 1000)
-    scratch = Scratch()
-    huge = scratch.lend((40, 30, 3))
+    scratch = DecodeBuffers()
+    huge = scratch.acquire((40, 30, 3))
     assert huge.shape == (40, 30, 3)
     assert len(scratch._memory) == 0
-    small = scratch.lend((10, 10, 3))
+    small = scratch.acquire((10, 10, 3))
     assert len(scratch._memory) == 300 + 64
     huge[:], small[:] = 1, 2
     assert (huge == 1).all()
@@ -96,13 +96,13 @@ def test_huge_images_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_next_to_no_row_is_written_past_the_caches(width: int, channels: int) -> None:
     # libjpeg-turbo streams rows that begin at a multiple of 32 bytes.
-    loan = Scratch().lend((32, width, channels))
+    loan = DecodeBuffers().acquire((32, width, channels))
     streamed = sum((address(loan) + y * width * channels) % 32 == 0 for y in range(32))
     assert streamed <= (4 if channels == 4 else 1)
 
 
 def test_pixels_of_four_bytes_lie_where_words_do() -> None:
-    assert address(Scratch().lend((5, 7, 4))) % 4 == 0
+    assert address(DecodeBuffers().acquire((5, 7, 4))) % 4 == 0
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,6 @@ def test_what_a_cut_image_lacks_is_not_taken_from_the_one_before(size: tuple[int
     data = simplejpeg.encode_jpeg(noise)[:2000]
     found = []
     for before in (0, 255):
-        decode_module._scratch.lend((200, 200, 3))[:] = before
+        decode_module._buffers.acquire((200, 200, 3))[:] = before
         found.append(decode(data, read_header(data), size, strict=False))
     assert np.array_equal(found[0], found[1])

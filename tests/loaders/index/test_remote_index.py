@@ -17,7 +17,7 @@ import pytest
 from patchnpack.loaders import PackedImageLoader, load_index, open_index, save_index, scan, update_index
 from patchnpack.loaders.index import remote_index
 from patchnpack.loaders.remote.download import RemoteError
-from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.packer import Packing
 
 PACKING = Packing(seq_len=64, patch_size=8)
@@ -83,7 +83,7 @@ def shards(server: Server) -> str:
 
 
 def opened(source: Any, cache: Path, **options: Any) -> Any:
-    return open_index(source, store=Store(cache, storage_options=QUICK), **options)
+    return open_index(source, store=ShardOpener(cache, storage_options=QUICK), **options)
 
 
 def fetched(server: Server) -> list[str]:
@@ -92,7 +92,7 @@ def fetched(server: Server) -> list[str]:
 
 def test_index_that_was_put_beside_remote_shards_is_found_there(server: Server, tmp_path: Path) -> None:
     url = f"{server.address}/index.parquet"
-    path, index, read = update_index(shards(server), url, store=Store(tmp_path / "a", storage_options=QUICK))
+    path, index, read = update_index(shards(server), url, store=ShardOpener(tmp_path / "a", storage_options=QUICK))
     assert (path, len(index), read) == (url, 12, 3)
     assert [request for request in server.asked if "PUT" in request] == ["PUT /index.parquet"]
     server.asked.clear()
@@ -107,7 +107,7 @@ def test_index_that_was_put_beside_remote_shards_is_found_there(server: Server, 
 
 
 def test_remote_index_is_brought_up_to_date_shard_by_shard(server: Server, tmp_path: Path) -> None:
-    url, store = f"{server.address}/index.arrow", Store(tmp_path / "a", storage_options=QUICK)
+    url, store = f"{server.address}/index.arrow", ShardOpener(tmp_path / "a", storage_options=QUICK)
     assert update_index(f"{server.address}/drawn-{{000..001}}.tar", url, store=store)[2] == 2
     _, index, read = update_index(shards(server), url, store=store)
     assert (len(index), read) == (12, 1)
@@ -144,7 +144,7 @@ def test_process_asks_once_for_an_index_that_is_not_there(server: Server, tmp_pa
         opened(shards(server), tmp_path / "b")
     asked = [request for request in server.asked if "index" in request]
     assert asked == ["HEAD /index.parquet", "HEAD /index.arrow"]
-    update_index(shards(server), f"{server.address}/index.parquet", store=Store(tmp_path / "b"))
+    update_index(shards(server), f"{server.address}/index.parquet", store=ShardOpener(tmp_path / "b"))
     server.asked.clear()
     opened(shards(server), tmp_path / "c", may_scan=False)  # its own put is no longer missing
     assert fetched(server) == ["GET /index.parquet"]
@@ -153,7 +153,7 @@ def test_process_asks_once_for_an_index_that_is_not_there(server: Server, tmp_pa
 def test_store_that_refuses_to_say_is_told_in_the_log_and_asked_again(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    update_index(shards(server), f"{server.address}/index.parquet", store=Store(tmp_path / "a"))
+    update_index(shards(server), f"{server.address}/index.parquet", store=ShardOpener(tmp_path / "a"))
     server.status = 403
     with caplog.at_level(logging.INFO, "patchnpack"):
         assert len(opened(shards(server), tmp_path / "b")) == 12
@@ -170,7 +170,7 @@ def test_store_that_does_not_answer_is_an_error(server: Server, tmp_path: Path) 
 
 
 def test_put_that_is_refused_is_an_error_that_names_the_address(server: Server, tmp_path: Path) -> None:
-    store = Store(tmp_path / "a", storage_options=QUICK)
+    store = ShardOpener(tmp_path / "a", storage_options=QUICK)
     index = scan(shards(server), store=store)
     server.status = 403
     with pytest.raises(RemoteError, match=r"/index.parquet: the server answered 403 Forbidden .*give storage_options="):
@@ -180,7 +180,7 @@ def test_put_that_is_refused_is_an_error_that_names_the_address(server: Server, 
 def test_index_of_signed_addresses_is_not_put_where_others_read_it(server: Server, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"drawn-000.tar\?...' holds what may be a secret") as caught:
         update_index(
-            f"{server.address}/drawn-000.tar?sig=WORD", f"{server.address}/index.parquet", store=Store(tmp_path)
+            f"{server.address}/drawn-000.tar?sig=WORD", f"{server.address}/index.parquet", store=ShardOpener(tmp_path)
         )
     assert "WORD" not in str(caught.value)
     assert not any("PUT" in request for request in server.asked)
@@ -196,11 +196,11 @@ def test_what_is_no_index_is_refused_where_it_is_given_and_passed_over_beside_sh
     with pytest.raises(ValueError, match=r"index.parquet' is no index of shards; make one: patchnpack index"):
         opened(shards(server), tmp_path / "b", index=f"{server.address}/index.parquet")
     with pytest.raises(ValueError, match=r"ends in '.idx'; name it .parquet, or .arrow"):
-        update_index(shards(server), f"{server.address}/all.idx", store=Store(tmp_path / "b"))
+        update_index(shards(server), f"{server.address}/all.idx", store=ShardOpener(tmp_path / "b"))
 
 
 def test_local_index_that_is_copied_to_another_server_names_the_shards_there(server: Server, tmp_path: Path) -> None:
-    update_index(shards(server), f"{server.address}/index.parquet", store=Store(tmp_path / "a"))
+    update_index(shards(server), f"{server.address}/index.parquet", store=ShardOpener(tmp_path / "a"))
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in [*tmp_path.glob("drawn-*.tar"), tmp_path / "index.parquet"]:

@@ -12,7 +12,7 @@ import pytest
 
 import patchnpack.loaders.index.scanner as scanner
 from patchnpack.loaders import PackedImageLoader, load_index, open_index, save_index, scan, update_index
-from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.packer import Packing
 
 PACKING = Packing(seq_len=64, patch_size=8)
@@ -46,29 +46,29 @@ def test_scan_is_cached_and_only_changed_shards_are_read_again(
     shards: list[str], scanned: list[str], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    first = open_index(shards, store=Store(cache))
+    first = open_index(shards, store=ShardOpener(cache))
     assert sorted(scanned) == ["drawn-000.tar", "drawn-001.tar", "drawn-002.tar"]
-    assert list(open_index(shards, store=Store(cache)).keys) == list(first.keys)
+    assert list(open_index(shards, store=ShardOpener(cache)).keys) == list(first.keys)
     assert len(scanned) == 3
     touch(shards[1])
-    again = open_index(shards, store=Store(cache))
+    again = open_index(shards, store=ShardOpener(cache))
     assert scanned[3:] == ["drawn-001.tar"]
     assert list(again.keys) == list(first.keys)
     assert again.versions[1] == str(os.stat(shards[1]).st_mtime_ns)
-    open_index(shards, store=Store(cache))
+    open_index(shards, store=ShardOpener(cache))
     assert len(scanned) == 4
-    open_index(shards[:2], store=Store(cache))
-    open_index(shards, store=Store(cache), image="png")
+    open_index(shards[:2], store=ShardOpener(cache))
+    open_index(shards, store=ShardOpener(cache), image="png")
     assert len(scanned) == 9
 
 
 def test_damaged_cache_is_made_anew_and_told(
     shards: list[str], scanned: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    open_index(shards, store=Store(tmp_path / "cache"))
+    open_index(shards, store=ShardOpener(tmp_path / "cache"))
     (cached,) = (tmp_path / "cache" / "indexes").iterdir()
     cached.write_bytes(cached.read_bytes()[:50])
-    assert len(open_index(shards, store=Store(tmp_path / "cache"))) == 12
+    assert len(open_index(shards, store=ShardOpener(tmp_path / "cache"))) == 12
     assert "cannot be read" in caplog.text
     assert len(scanned) == 6
     load_index(cached)
@@ -80,7 +80,7 @@ def test_cache_that_cannot_be_written_is_told_and_the_index_used(
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "indexes").write_text("no folder")
     with caplog.at_level(logging.WARNING, "patchnpack"):
-        assert len(open_index(shards, store=Store(tmp_path / "cache"))) == 12
+        assert len(open_index(shards, store=ShardOpener(tmp_path / "cache"))) == 12
     assert "the index is not kept for the next start" in caplog.text
 
 
@@ -167,7 +167,7 @@ def test_shards_named_from_the_working_folder_are_known_again(
     monkeypatch.chdir(tmp_path)
     names = [Path(shard).name for shard in shards]
     for _ in range(3):
-        open_index(names, store=Store(tmp_path / "cache"))
+        open_index(names, store=ShardOpener(tmp_path / "cache"))
     assert len(scanned) == 3
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path / "sub")

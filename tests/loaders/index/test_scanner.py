@@ -189,9 +189,9 @@ def test_rows_are_named_by_shard_and_place_in_it_whatever_else_the_source_holds(
     which = np.array([59, 0, 41, 17])
     rows = index.rows(which)
     assert rows.row.tolist() == which.tolist()
-    assert rows.ident.tolist() == [(5 << 32) + 18, 0, 5 << 32, 1 << 32]
+    assert rows.row_id.tolist() == [(5 << 32) + 18, 0, 5 << 32, 1 << 32]
     assert rows.width.tolist() == [drawn.pixels[index.keys[i]].shape[1] for i in which]
-    assert len(set(index.rows(np.arange(60)).ident.tolist())) == 60
+    assert len(set(index.rows(np.arange(60)).row_id.tolist())) == 60
 
 
 def test_clothing_index_holds_the_sizes_that_pil_reads(clothing: str) -> None:

@@ -74,7 +74,7 @@ def test_without_a_size_an_epoch_is_as_long_as_the_sources_together(parts: dict[
 
 
 def test_sources_are_mixed_evenly_and_the_order_is_drawn_anew(index: Index) -> None:
-    # Sources of many rows, none of which is decoded.
+    # IndexedBatchContext of many rows, none of which is decoded.
     many = Index.concatenate([index.select([0])] * 300)
     loader = mixed({"a": many, "b": many}, {"a": 3, "b": 1}, 8000, packing=PACKING.replace(balance=0))
     orders = []

@@ -13,7 +13,7 @@ from patchnpack.loaders.order.order import Order, Pack, chunks
 from patchnpack.packer import FitTokens, Images, Packing, Plan
 from patchnpack.packer.binpacking.balance import balanced_order
 from patchnpack.packer.binpacking.pack_lengths import SAMPLE
-from patchnpack.packer.policies.random import Purpose, keys
+from patchnpack.packer.policies.random import Purpose, counter_hash
 
 PACKING = Packing(seq_len=24, patch_size=8, resolution=FitTokens(16), lookahead=8, balance=0)
 SHARDS = [(5,), (1, 1, 1, 1, 1), (0, 7, 0, 3, 0), (40, 1, 2, 3, 50, 4), (100,), tuple(range(20))]
@@ -197,7 +197,7 @@ def test_balance_sorts_the_packs_of_a_window_by_cost_and_mixes_shares_alike_in_a
             assert cost.tolist() == [pack.cost for pack in group]
             # Neither the stream nor the number of its packs is in the key.
             counters = np.arange(100, dtype=np.uint64) + np.uint64(number << 32)
-            drawn = keys(Purpose.BALANCE, order.seed, 0, counters)
+            drawn = counter_hash(Purpose.BALANCE, order.seed, 0, counters)
             expected += [images_of(group[i]).row.tolist() for i in balanced_order(cost, share, drawn)]
         assert [images_of(pack).row.tolist() for pack in after] == expected
         assert expected != [images_of(pack).row.tolist() for pack in before]

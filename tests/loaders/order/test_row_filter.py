@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from patchnpack.loaders import ErrorPolicy, Index, PackedImageLoader, scan
-from patchnpack.loaders.order.row_filter import Usable
+from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.packer import Packing
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
@@ -20,7 +20,7 @@ def index(drawn: Any) -> Index:
 def test_rows_beyond_the_limits_are_bad_unless_where_leaves_them_out(index: Index) -> None:
     pixels = index.width.astype(np.int64) * index.height
     limit = int(np.median(pixels))
-    found = Usable.of(index, lambda index: np.arange(len(index)) % 2 == 0, ErrorPolicy(max_pixels=limit), None)
+    found = RowFilter.of(index, lambda index: np.arange(len(index)) % 2 == 0, ErrorPolicy(max_pixels=limit), None)
     even = np.arange(len(index)) % 2 == 0
     assert found.filtered.tolist() == (~even).tolist()
     assert found.mask.tolist() == (even & (pixels <= limit)).tolist()
@@ -29,7 +29,7 @@ def test_rows_beyond_the_limits_are_bad_unless_where_leaves_them_out(index: Inde
 
 
 def test_auto_becomes_one_of_its_two_algorithms_and_any_other_stays(index: Index) -> None:
-    rows = Usable.of(index, None, ErrorPolicy(), None)
+    rows = RowFilter.of(index, None, ErrorPolicy(), None)
     assert rows.with_algorithm(index, PACKING, 0).algorithm in ("largest_fit", "subset_sum")
     assert rows.with_algorithm(index, PACKING.replace(algorithm="best_fit"), 0).algorithm == "best_fit"
 

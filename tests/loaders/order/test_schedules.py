@@ -24,7 +24,7 @@ from patchnpack.packer import (
     ScheduledResolution,
 )
 from patchnpack.packer.images import measure
-from patchnpack.packer.plan import images_a_pack
+from patchnpack.packer.plan import images_per_pack
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 SIZES = PatchSizes((2, 4, 8))
@@ -146,7 +146,7 @@ def test_all_streams_give_a_block_packs_of_the_size_it_drew(balance: int, index:
     packing = PACKING.replace(patch_size=sizes, balance=balance)
     order = _order(index, packing, num_streams=2)
     drawn = []
-    a_pack = dict(zip((4, 8), images_a_pack(index.rows(np.arange(len(index))), packing, seed=3), strict=True))
+    a_pack = dict(zip((4, 8), images_per_pack(index.rows(np.arange(len(index))), packing, seed=3), strict=True))
     for epoch in range(3):
         seen = float(epoch * len(index))
         packs = list(order.packs(epoch))
@@ -154,7 +154,7 @@ def test_all_streams_give_a_block_packs_of_the_size_it_drew(balance: int, index:
             block = packs[first : first + order.block]
             assert len({pack.patch_size for pack in block}) == 1
             drawn.append(block[0].patch_size)
-            assert drawn[-1] == sizes.draw(seed=3, epoch=epoch, block=first // order.block, seen=seen)
+            assert drawn[-1] == sizes.draw(seed=3, epoch=epoch, block=first // order.block, images_seen=seen)
             seen += order.block * a_pack[drawn[-1]]
             images = [pack.images for pack in block if pack.images is not None]
             for pack in images:

@@ -122,7 +122,7 @@ def test_a_fresh_process_gives_the_same_bytes(drawn: Any) -> None:
 # Other ranks, other batch sizes
 
 
-def _facts(batches: list[PackedBatch]) -> dict[str, tuple[int, tuple[int, int]]]:
+def _object_meta(batches: list[PackedBatch]) -> dict[str, tuple[int, tuple[int, int]]]:
     """The patch size and grid that each image was given."""
     return {image.key: (batch.patch_size, image.grid) for batch in batches for image in batch.images()}
 
@@ -147,7 +147,7 @@ def test_a_state_of_any_number_of_ranks_loads_on_any_other(
         ]  # fmt: skip
 
     batches = list(make(1, 1)[0])
-    alone, facts = _packs(batches), _facts(batches)
+    alone, facts = _packs(batches), _object_meta(batches)
     for batch_size in {24 // ranks, 1}:
         before = make(ranks, batch_size)
         running = [iter(loader) for loader in before]
@@ -164,7 +164,7 @@ def test_a_state_of_any_number_of_ranks_loads_on_any_other(
             tails = [list(loader) for loader in loaders]
             assert lengths == {len(tail) for tail in tails}, "every rank has as many batches"
             first = tails[0][0].epoch  # the next one, where all batches had been used
-            assert _facts([b for tail in tails for b in tail]).items() <= facts.items() or first
+            assert _object_meta([b for tail in tails for b in tail]).items() <= facts.items() or first
             packs = [
                 pack for step in zip(*tails, strict=True) for row in zip(*(b.keys for b in step), strict=True)
                 for pack in row if pack
@@ -184,12 +184,12 @@ def test_with_patch_sizes_a_step_ends_with_its_block_and_the_length_says_so(
 ) -> None:
     packing = PACKING.replace(patch_size=SIZES, balance=0)
     saved = PackedImageLoader(index, packing, batch_size=saved_step, block=6)
-    whole = _facts(list(saved))
+    whole = _object_meta(list(saved))
     for after in range(1, 7):
         loader = PackedImageLoader(index, packing, batch_size=step, block=6, even=even)
         loader.load_state_dict({**_saved(saved), "epoch": 0, "position": after * saved_step})
         batches = list(zip(range(len(loader)), loader, strict=True))
-        assert _facts([batch for _, batch in batches]).items() <= whole.items()
+        assert _object_meta([batch for _, batch in batches]).items() <= whole.items()
 
 
 def test_the_block_is_carried_in_the_state(index: Index) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from patchnpack.loaders.remote.addresses import Facts, redact
+from patchnpack.loaders.remote.addresses import ObjectMeta, redact
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,6 @@ def test_address_is_shown_without_its_secrets(address: str, shown: str) -> None:
     assert redact(address) == shown
 
 
-def test_facts_are_told_in_words() -> None:
-    assert str(Facts(10, '"e"')) == '10 bytes, "e"'
-    assert str(Facts(10, "")) == "10 bytes, without a version"
+def test_object_meta_are_told_in_words() -> None:
+    assert str(ObjectMeta(10, '"e"')) == '10 bytes, "e"'
+    assert str(ObjectMeta(10, "")) == "10 bytes, without a version"

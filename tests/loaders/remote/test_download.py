@@ -318,7 +318,7 @@ def test_prefetched_shards_come_once_and_close_calls_a_download_off(server: Misb
     shards = [shard(stat(url, policy=QUICK), policy=QUICK) for url in [*urls, slow]]
     with Prefetcher(ShardCache(tmp_path), shards, ahead=2) as prefetcher:
         for i in range(4):
-            with os.fdopen(prefetcher.lend(shards[i].name), "rb") as file:
+            with os.fdopen(prefetcher.acquire(shards[i].name), "rb") as file:
                 assert file.read() == noise(100_000, i)
         wait_until(lambda: server.files["/slow.tar"].gets == 1)
         began = time.monotonic()
@@ -348,7 +348,7 @@ def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
 before = peak()
-fd = cache.lend(cache_name(file), lambda to: download(file, to), file.nbytes)
+fd = cache.acquire(cache_name(file), lambda to: download(file, to), file.nbytes)
 print(os.fstat(fd).st_size, peak() - before)
 """
 
@@ -393,7 +393,9 @@ def test_processes_share_one_flat_download_and_survive_one_that_is_killed(server
     server.files["/slow.tar"].pause_s = 0
     file, cache = stat(slow, policy=QUICK), ShardCache(tmp_path)
     assert not list(tmp_path.glob("**/*.part"))
-    with os.fdopen(cache.lend(cache_name(file), lambda to: download(file, to, policy=QUICK), file.nbytes), "rb") as got:
+    with os.fdopen(
+        cache.acquire(cache_name(file), lambda to: download(file, to, policy=QUICK), file.nbytes), "rb"
+    ) as got:
         assert got.read() == bytes(1 << 20)
 
 
@@ -647,7 +649,7 @@ def test_importing_the_package_imports_neither() -> None:
         ({"attempts": 0}, "attempts is 0; it must be at least 1"),
         ({"deadline_s": 0}, "deadline_s is 0; it must be above 0"),
         ({"stall_s": float("nan")}, "stall_s is nan"),
-        ({"pause_s": 30}, "pause_s is 30; it must be from 0 to most_pause_s, 20.0"),
+        ({"pause_s": 30}, "pause_s is 30; it must be from 0 to max_pause_s, 20.0"),
     ],
 )
 def test_policy_checks_itself(wrong: dict[str, float], message: str) -> None:

@@ -56,9 +56,9 @@ def test_those_that_follow_come_before_they_are_asked_for(tmp_path: Path) -> Non
         wait_until(lambda: len(makes.made) == 2)
         time.sleep(0.05)
         assert sorted(makes.made) == ["0", "1"]
-        assert bytes_of(prefetcher.lend("0")) == b"0" * 100
+        assert bytes_of(prefetcher.acquire("0")) == b"0" * 100
         wait_until(lambda: len(makes.made) == 3)
-        assert bytes_of(prefetcher.lend("4")) == b"4" * 100
+        assert bytes_of(prefetcher.acquire("4")) == b"4" * 100
         wait_until(lambda: len(makes.made) == 7)
         time.sleep(0.05)
     assert sorted(makes.made) == ["0", "1", "2", "3", "4", "5", "6"]
@@ -69,7 +69,7 @@ def test_reader_waits_for_the_one_under_way(tmp_path: Path) -> None:
     makes.gates["0"] = threading.Event()
     with Prefetcher(ShardCache(tmp_path), makes.shards) as prefetcher, ThreadPoolExecutor(2) as pool:
         wait_until(lambda: "0" in makes.made)
-        asked = [pool.submit(prefetcher.lend, "0") for _ in range(2)]
+        asked = [pool.submit(prefetcher.acquire, "0") for _ in range(2)]
         time.sleep(0.05)
         assert not any(ask.done() for ask in asked)
         makes.gates["0"].set()
@@ -83,7 +83,7 @@ def test_many_readers_in_any_order_get_the_right_bytes(ahead: int, limit: int | 
     makes = Makes(12)
     order = [i * 5 % 12 for i in range(12)]
     with Prefetcher(ShardCache(tmp_path, limit), makes.shards, ahead) as prefetcher, ThreadPoolExecutor(3) as pool:
-        got = list(pool.map(lambda i: bytes_of(prefetcher.lend(f"{i:x}")), order))
+        got = list(pool.map(lambda i: bytes_of(prefetcher.acquire(f"{i:x}")), order))
     assert got == [f"{i:x}".encode() * 100 for i in order]
     if limit is None:
         assert sorted(makes.made) == list("0123456789ab")
@@ -93,7 +93,7 @@ def test_shard_that_was_evicted_before_its_use_is_not_fetched_again(tmp_path: Pa
     makes = Makes(4)
     with Prefetcher(ShardCache(tmp_path, limit=100), makes.shards, ahead=4) as prefetcher:
         wait_until(lambda: len(makes.made) == 4)
-        assert [bytes_of(prefetcher.lend(str(i))) for i in range(4)] == [str(i).encode() * 100 for i in range(4)]
+        assert [bytes_of(prefetcher.acquire(str(i))) for i in range(4)] == [str(i).encode() * 100 for i in range(4)]
     assert sorted(makes.made) == ["0", "1", "2", "3"]
 
 
@@ -102,19 +102,19 @@ def test_error_reaches_the_one_who_asks_and_then_it_is_tried_again(tmp_path: Pat
     makes.errors["1"] = RuntimeError("no more of 1")
     with Prefetcher(ShardCache(tmp_path), makes.shards, ahead=2) as prefetcher:
         wait_until(lambda: "1" in makes.made)
-        assert bytes_of(prefetcher.lend("0")) == b"0" * 100
+        assert bytes_of(prefetcher.acquire("0")) == b"0" * 100
         with pytest.raises(RuntimeError, match="no more of 1"):
-            prefetcher.lend("1")
+            prefetcher.acquire("1")
         assert makes.made.count("1") == 1
         del makes.errors["1"]
-        assert bytes_of(prefetcher.lend("1")) == b"1" * 100
-        assert bytes_of(prefetcher.lend("2")) == b"2" * 100
+        assert bytes_of(prefetcher.acquire("1")) == b"1" * 100
+        assert bytes_of(prefetcher.acquire("2")) == b"2" * 100
 
 
 def test_shard_may_be_asked_for_again(tmp_path: Path) -> None:
     makes = Makes(1)
     with Prefetcher(ShardCache(tmp_path), [*makes.shards, *makes.shards]) as prefetcher:
-        assert [bytes_of(prefetcher.lend("0")) for _ in range(3)] == [b"0" * 100] * 3
+        assert [bytes_of(prefetcher.acquire("0")) for _ in range(3)] == [b"0" * 100] * 3
     assert makes.made == ["0"]
 
 
@@ -124,7 +124,7 @@ def test_close_calls_off_what_is_under_way_and_waited_for(tmp_path: Path) -> Non
     prefetcher = Prefetcher(ShardCache(tmp_path), makes.shards)
     wait_until(lambda: len(makes.made) == 2)
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(prefetcher.lend, "0")
+        asked = pool.submit(prefetcher.acquire, "0")
         time.sleep(0.02)
         prefetcher.close()
         with pytest.raises(ValueError, match="after its prefetcher was closed"):
@@ -132,11 +132,11 @@ def test_close_calls_off_what_is_under_way_and_waited_for(tmp_path: Path) -> Non
     prefetcher.close()
     assert len(makes.made) == 2
     with pytest.raises(ValueError, match="after its prefetcher was closed"):
-        prefetcher.lend("3")
+        prefetcher.acquire("3")
 
 
 def test_unknown_names_and_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ahead is -1; it must be at least 0"):
         Prefetcher(ShardCache(tmp_path), [], -1)
     with Prefetcher(ShardCache(tmp_path), Makes(1).shards) as prefetcher, pytest.raises(KeyError):
-        prefetcher.lend("9")
+        prefetcher.acquire("9")

@@ -9,7 +9,7 @@ import pytest
 from patchnpack.loaders import PackedImageLoader
 from patchnpack.loaders.remote.download import RemoteError
 from patchnpack.loaders.remote.retry import RETRY, Retry, take_retry
-from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.opener import ShardOpener
 from tests.loaders.misbehaving import Misbehaving
 
 QUICK = {"attempts": 2, "pause_s": 0.01, "deadline_s": 5}
@@ -31,13 +31,13 @@ def test_retry_is_taken_out_of_the_options_and_numbers_may_be_texts() -> None:
 @pytest.mark.parametrize(
     ("retry", "message"),
     [
-        (5, r"has retry=5; it must be a dict of numbers, of attempts, deadline_s, stall_s, pause_s, most_pause_s"),
+        (5, r"has retry=5; it must be a dict of numbers, of attempts, deadline_s, stall_s, pause_s, max_pause_s"),
         ({"tries": 3}, r"retry=\{'tries': 3\}; it must be a dict"),
         ({"attempts": "many"}, "it must be a dict of numbers"),
         ({"attempts": None}, "it must be a dict of numbers"),
         ({"attempts": 0}, "attempts is 0; it must be at least 1"),
         ({"deadline_s": 0}, "deadline_s is 0.0; it must be above 0 and finite"),
-        ({"pause_s": 30}, "pause_s is 30.0; it must be from 0 to most_pause_s"),
+        ({"pause_s": 30}, "pause_s is 30.0; it must be from 0 to max_pause_s"),
     ],
 )
 def test_retry_that_cannot_be_is_refused_before_work_starts(retry: Any, message: str) -> None:
@@ -60,6 +60,6 @@ def test_loader_tries_as_often_as_it_is_told_and_says_how_to_allow_more() -> Non
 def test_store_that_is_sent_to_another_process_tries_as_long() -> None:
     with Misbehaving() as server:
         url = server.add("/t.tar", b"", faults=["status:503"] * 9)
-        store = copy.copy(Store(storage_options={"retry": QUICK}))  # by what pickle uses
+        store = copy.copy(ShardOpener(storage_options={"retry": QUICK}))  # by what pickle uses
         with pytest.raises(RemoteError, match=r"\(2 attempts in"):
-            store.facts(url)
+            store.stat(url)

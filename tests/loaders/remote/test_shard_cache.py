@@ -48,14 +48,14 @@ def lie_in(cache: ShardCache) -> list[str]:
 
 def fill(cache: ShardCache, *names: str, nbytes: int = 100) -> None:
     for name in names:
-        assert bytes_of(cache.lend(name, writes(bytes(nbytes)))) == bytes(nbytes)
+        assert bytes_of(cache.acquire(name, writes(bytes(nbytes)))) == bytes(nbytes)
 
 
 def test_file_is_made_once_and_read_from_disk_afterwards(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
-    assert bytes_of(cache.lend("a.tar", writes(b"one"))) == b"one"
-    assert bytes_of(cache.lend("a.tar", never)) == b"one"
-    assert bytes_of(ShardCache(tmp_path).lend("a.tar", never, 3)) == b"one"
+    assert bytes_of(cache.acquire("a.tar", writes(b"one"))) == b"one"
+    assert bytes_of(cache.acquire("a.tar", never)) == b"one"
+    assert bytes_of(ShardCache(tmp_path).acquire("a.tar", never, 3)) == b"one"
     assert lie_in(cache) == ["a.tar"]
 
 
@@ -69,7 +69,7 @@ def test_threads_that_ask_at_once_make_it_once(tmp_path: Path) -> None:
 
     caches = [ShardCache(tmp_path), ShardCache(tmp_path)]
     with ThreadPoolExecutor(16) as pool:
-        got = list(pool.map(lambda i: bytes_of(caches[i % 2].lend(f"{i % 3}.tar", make, 1000)), range(48)))
+        got = list(pool.map(lambda i: bytes_of(caches[i % 2].acquire(f"{i % 3}.tar", make, 1000)), range(48)))
     assert got == [b"x" * 1000] * 48
     assert sorted(made) == ["0.tar.part", "1.tar.part", "2.tar.part"]
 
@@ -86,7 +86,7 @@ def make(path):
     time.sleep(0.02)
     path.write_bytes(path.name.encode())
 for i in range(20):
-    fd = cache.lend(f"{i}", make)
+    fd = cache.acquire(f"{i}", make)
     assert os.read(fd, 100) == f"{i}.part".encode()
     os.close(fd)
 """
@@ -109,7 +109,7 @@ def test_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
             file.write(b"5678")
 
     with ThreadPoolExecutor(1) as pool:
-        lent = pool.submit(cache.lend, "a", make)
+        lent = pool.submit(cache.acquire, "a", make)
         half.wait(10)
         assert lie_in(cache) == ["a.part"]
         go.set()
@@ -126,9 +126,9 @@ def test_what_make_raises_is_raised_and_leaves_nothing(tmp_path: Path) -> None:
 
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no more"):
-            cache.lend("a", fail)
+            cache.acquire("a", fail)
         assert lie_in(cache) == []
-    assert bytes_of(cache.lend("a", writes(b"whole"))) == b"whole"
+    assert bytes_of(cache.acquire("a", writes(b"whole"))) == b"whole"
 
 
 def test_those_who_wait_for_one_that_fails_try_themselves(tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ def test_those_who_wait_for_one_that_fails_try_themselves(tmp_path: Path) -> Non
         raise RuntimeError("no more")
 
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(cache.lend, "a", fail)
+        first = pool.submit(cache.acquire, "a", fail)
         begun.wait(10)
-        others = [pool.submit(cache.lend, "a", writes(b"whole")) for _ in range(2)]
+        others = [pool.submit(cache.acquire, "a", writes(b"whole")) for _ in range(2)]
         time.sleep(0.05)
         go.set()
         assert [bytes_of(other.result()) for other in others] == [b"whole", b"whole"]
@@ -153,10 +153,10 @@ def test_those_who_wait_for_one_that_fails_try_themselves(tmp_path: Path) -> Non
 def test_least_recently_lent_goes_first(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, limit=300)
     fill(cache, "a", "b", "c")
-    os.close(cache.lend("a", never))
+    os.close(cache.acquire("a", never))
     fill(cache, "d")
     assert lie_in(cache) == ["a", "c", "d"]
-    os.close(cache.lend("c", never))
+    os.close(cache.acquire("c", never))
     fill(cache, "e")
     assert lie_in(cache) == ["c", "d", "e"]
     fill(cache, "f", nbytes=250)
@@ -172,13 +172,13 @@ def test_room_is_made_before_the_file_when_its_size_is_known(tmp_path: Path) -> 
         there.append(lie_in(cache))
         path.write_bytes(bytes(150))
 
-    os.close(cache.lend("d", make, 150))
+    os.close(cache.acquire("d", make, 150))
     assert there == [["c", "d.part"]]
 
 
 def test_evicted_file_that_is_open_goes_on_being_readable(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, limit=150)
-    fd = cache.lend("a", writes(b"a" * 100))
+    fd = cache.acquire("a", writes(b"a" * 100))
     fill(cache, "b")
     assert lie_in(cache) == ["b"]
     assert bytes_of(fd) == b"a" * 100
@@ -189,24 +189,24 @@ def test_file_larger_than_the_limit_is_refused_before_it_is_made(tmp_path: Path)
     fill(cache, "a")
     message = r"shard 'b' has 101 bytes and the cache may hold 100; give a cache_limit="
     with pytest.raises(ValueError, match=message):
-        cache.lend("b", never, 101)
+        cache.acquire("b", never, 101)
     with pytest.raises(ValueError, match=message):
-        cache.lend("b", writes(bytes(101)))
+        cache.acquire("b", writes(bytes(101)))
     assert "b" not in lie_in(cache)
 
 
 def test_other_size_than_announced_is_refused(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
     with pytest.raises(OSError, match="4 bytes were written of shard 'a', which has 5"):
-        cache.lend("a", writes(b"1234"), 5)
+        cache.acquire("a", writes(b"1234"), 5)
     assert lie_in(cache) == []
 
 
 def test_file_that_was_cut_in_the_cache_is_made_again(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
-    os.close(cache.lend("a", writes(b"12345"), 5))
+    os.close(cache.acquire("a", writes(b"12345"), 5))
     os.truncate(cache.folder / "a", 3)
-    assert bytes_of(cache.lend("a", writes(b"12345"), 5)) == b"12345"
+    assert bytes_of(cache.acquire("a", writes(b"12345"), 5)) == b"12345"
 
 
 def test_full_disk_evicts_what_it_can_then_names_the_folder(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_full_disk_evicts_what_it_can_then_names_the_folder(tmp_path: Path) -> N
             raise OSError(errno.ENOSPC, "No space left on device")
         path.write_bytes(bytes(100))
 
-    os.close(cache.lend("d", full_until_one_is_left, 100))
+    os.close(cache.acquire("d", full_until_one_is_left, 100))
     assert tries == [["a", "b", "c", "d.part"], ["b", "c", "d.part"], ["c", "d.part"]]
 
     def full(path: Path) -> None:
@@ -231,7 +231,7 @@ def test_full_disk_evicts_what_it_can_then_names_the_folder(tmp_path: Path) -> N
     with pytest.raises(
         OSError, match=r"no room for the 100 bytes of shard 'e'.*cache_dir=.*patchnpack-shards"
     ) as raised:
-        cache.lend("e", full, 100)
+        cache.acquire("e", full, 100)
     assert raised.value.errno == errno.ENOSPC
     assert lie_in(cache) == []
 
@@ -244,7 +244,7 @@ def test_other_disk_errors_evict_nothing(tmp_path: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     with pytest.raises(OSError, match="Input/output"):
-        cache.lend("b", broken)
+        cache.acquire("b", broken)
     assert lie_in(cache) == ["a"]
 
 
@@ -255,7 +255,7 @@ from shard_cache import ShardCache
 def make(path):
     path.write_bytes(b"half")
     time.sleep(60)
-ShardCache(sys.argv[1]).lend("a", make)
+ShardCache(sys.argv[1]).acquire("a", make)
 """
     process = python(script, str(tmp_path))
     part = tmp_path / "patchnpack-shards" / "a.part"
@@ -264,7 +264,7 @@ ShardCache(sys.argv[1]).lend("a", make)
     assert lie_in(living) == ["a.part"]  # still being written: not to be taken for a dead one's
     process.send_signal(signal.SIGKILL)
     process.wait(10)
-    assert bytes_of(living.lend("a", writes(b"whole"))) == b"whole"
+    assert bytes_of(living.acquire("a", writes(b"whole"))) == b"whole"
 
     part.write_bytes(b"half")
     assert lie_in(ShardCache(tmp_path)) == ["a"]
@@ -279,9 +279,9 @@ def test_waiting_for_another_one_can_be_called_off(tmp_path: Path) -> None:
         path.write_bytes(b"whole")
 
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(cache.lend, "a", make)
+        first = pool.submit(cache.acquire, "a", make)
         begun.wait(10)
-        second = pool.submit(cache.lend, "a", never, stop=stop)
+        second = pool.submit(cache.acquire, "a", never, stop=stop)
         time.sleep(0.05)
         stop.set()
         with pytest.raises(Stopped):
@@ -301,7 +301,7 @@ def test_nothing_outside_its_own_folder_is_evicted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "a.part"])
 def test_name_that_is_no_file_name_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot name a cached file"):
-        ShardCache(tmp_path).lend(name, never)
+        ShardCache(tmp_path).acquire(name, never)
 
 
 def test_limit_below_one_is_refused(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_many_threads_under_a_small_limit_always_read_the_right_bytes(tmp_path: 
 
     def ask(i: int) -> bool:
         name = str(i * 7 % 10)
-        return bytes_of(cache.lend(name, writes(name.encode() * 100), 100)) == name.encode() * 100
+        return bytes_of(cache.acquire(name, writes(name.encode() * 100), 100)) == name.encode() * 100
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(400)))

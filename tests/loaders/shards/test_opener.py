@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from patchnpack.loaders import PackedImageLoader, load_index, scan, update_index
 from patchnpack.loaders.remote.download import RemoteError
-from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.packer import PackedBatch, Packing
 
 PACKING = Packing(seq_len=64, patch_size=8)
@@ -118,7 +118,7 @@ def test_shards_leave_a_small_cache_and_come_back(
 
 def test_coming_shards_are_fetched_ahead(drawn: Any, served: tuple[str, list[str]], tmp_path: Path) -> None:
     address, got = served
-    index = scan([f"{address}/{Path(shard).name}" for shard in drawn.shards], store=Store(tmp_path / "first"))
+    index = scan([f"{address}/{Path(shard).name}" for shard in drawn.shards], store=ShardOpener(tmp_path / "first"))
     got.clear()
     iterator = iter(packed(index, cache_dir=tmp_path / "second", shuffle_window=1, shuffle=False))
     next(iterator)
@@ -141,7 +141,7 @@ def test_resume_fetches_only_what_is_left(make_drawn: Callable[..., Any], tmp_pa
     thread.start()
     try:
         shards = [f"http://127.0.0.1:{server.server_port}/{Path(shard).name}" for shard in drawn.shards]
-        index = scan(shards, store=Store(tmp_path / "first"))
+        index = scan(shards, store=ShardOpener(tmp_path / "first"))
         packing = PACKING.replace(lookahead=8, balance=0)  # or the last packs hold images of every shard
         options: dict[str, Any] = {"shuffle_window": 2, "batch_size": 1, "packing": packing}
         loader = packed(index, cache_dir=tmp_path / "first", **options)
@@ -165,7 +165,7 @@ def test_spawned_workers_share_the_cache_and_forked_ones_may_not_fetch(
     drawn: Any, served: tuple[str, list[str]], tmp_path: Path, contents: Contents
 ) -> None:
     address, got = served
-    index = scan([f"{address}/{Path(shard).name}" for shard in drawn.shards], store=Store(tmp_path / "first"))
+    index = scan([f"{address}/{Path(shard).name}" for shard in drawn.shards], store=ShardOpener(tmp_path / "first"))
     got.clear()
     dataset = packed(index, cache_dir=tmp_path / "second", num_threads=1).as_dataset()
     data = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")
@@ -190,10 +190,10 @@ def test_several_ranks_need_an_index_of_remote_shards(
         packed(source, cache_dir=tmp_path, rank=0, world_size=2)
     assert got == []
     with pytest.raises(ValueError, match=r"the shards are remote; say where the index goes"):
-        update_index(source, store=Store(tmp_path))
-    path, _, read = update_index(source, tmp_path / "index.parquet", store=Store(tmp_path))
+        update_index(source, store=ShardOpener(tmp_path))
+    path, _, read = update_index(source, tmp_path / "index.parquet", store=ShardOpener(tmp_path))
     assert read == 6
-    assert update_index(source, path, store=Store(tmp_path))[2] == 0
+    assert update_index(source, path, store=ShardOpener(tmp_path))[2] == 0
     assert load_index(path).shards == tuple(f"{address}/drawn-{i:03}.tar" for i in range(6))
     for given in ({"source": source, "index": path}, {"source": str(path)}):
         loader = packed(**given, cache_dir=tmp_path, rank=1, world_size=2)
@@ -205,7 +205,7 @@ def test_remote_shard_that_changed_is_an_error_that_names_it(
     served: tuple[str, list[str]], tmp_path: Path, make_drawn: Callable[..., Any], drawn: Any
 ) -> None:
     address, _ = served
-    index = scan(f"{address}/drawn-000.tar", store=Store(tmp_path / "first"))
+    index = scan(f"{address}/drawn-000.tar", store=ShardOpener(tmp_path / "first"))
     os.utime(drawn.shards[0], ns=(0, os.stat(drawn.shards[0]).st_mtime_ns + 10**9))
     with pytest.raises(RemoteError, match=r"drawn-000.tar: the file has changed .*; make a new index of it"):
         list(packed(index, cache_dir=tmp_path / "second"))
@@ -334,11 +334,11 @@ def test_memory_stays_that_of_a_row_group(tmp_path: Path) -> None:
 import json, resource
 from patchnpack.loaders import scan
 def peak(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
-from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.opener import ShardOpener
 import pyarrow.parquet, pyarrow.dataset
 before = peak()
 index = scan({str(path)!r})
-index.reader(Store({str(tmp_path / "cache")!r})).read(0, 0, 100)
+index.reader(ShardOpener({str(tmp_path / "cache")!r})).read(0, 0, 100)
 print(json.dumps([len(index), peak() - before]))
 """
     images, grown = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
@@ -350,7 +350,7 @@ print(json.dumps([len(index), peak() - before]))
 def test_glob_of_parquet_shards_leaves_out_their_index(drawn: Any, tmp_path: Path) -> None:
     as_parquet(drawn, tmp_path, "struct")
     for _ in range(2):
-        path, index, _ = update_index(str(tmp_path / "*.parquet"), store=Store(tmp_path / "cache"))
+        path, index, _ = update_index(str(tmp_path / "*.parquet"), store=ShardOpener(tmp_path / "cache"))
         assert (Path(path).name, len(index.shards), len(index)) == ("index.parquet", 6, 60)
     assert len(packed(str(tmp_path / "*.parquet"), label=None).index) == 60
     with pytest.raises(ValueError, match=r"index.parquet' is an index, no shard"):
@@ -379,7 +379,7 @@ def test_prefetching_that_cannot_start_leaves_no_thread(
     drawn: Any, served: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     address, _ = served
-    index = scan(f"{address}/drawn-000.tar", store=Store(tmp_path / "first"))
+    index = scan(f"{address}/drawn-000.tar", store=ShardOpener(tmp_path / "first"))
     (tmp_path / "file").write_text("no folder")
     before = threading.active_count()
     for _ in range(3):

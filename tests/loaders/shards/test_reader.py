@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patchnpack.loaders.shards.opener import Store
+from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.reader import ShardReader, expand
 
 
@@ -143,7 +143,7 @@ def make_reader(tmp_path: Path) -> Callable[..., tuple[ShardReader, list[bytes]]
         for path, data in zip(paths, contents, strict=True):
             path.write_bytes(data)
         names, sizes = [str(path) for path in paths], list(map(len, contents))
-        return ShardReader(names, sizes, [""] * len(names), Store(), max_open), contents
+        return ShardReader(names, sizes, [""] * len(names), ShardOpener(), max_open), contents
 
     return make
 
@@ -280,7 +280,7 @@ def test_limit_of_the_cache_closes_no_local_shard(tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / f"{i}.tar").write_bytes(bytes(600))
     names = [str(tmp_path / f"{i}.tar") for i in range(3)]
-    reader = ShardReader(names, [600] * 3, [""] * 3, Store(tmp_path, cache_limit=1))
+    reader = ShardReader(names, [600] * 3, [""] * 3, ShardOpener(tmp_path, cache_limit=1))
     for i in range(3):
         reader.read(i, 0, 1)
     assert open_descriptors(tmp_path) == 3

@@ -592,7 +592,7 @@ def test_outcomes_are_told_in_order_of_arrival(order: list[int], bad: set[int], 
     outcomes = _InOrder(lambda row: told.append(row.row), lambda: told.append("good"))
     for i, row in enumerate(order):
         record = BadRow(row=row, key="", shard="", offset=-1, stage="", reason="")
-        outcomes.tell(row, record if row in bad else row not in left_out)
+        outcomes.record(row, record if row in bad else row not in left_out)
         known = set(order[: i + 1])
         reached = next(row for row in range(13) if row not in known)
         assert told == [r if r in bad else "good" for r in range(reached) if r in bad or r not in left_out]
@@ -834,7 +834,7 @@ def test_ranks_draw_differently_and_count_towards_schedules_together(monkeypatch
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", str(world_size))
         rows = Rows.of_sizes(*zip(*sizes, strict=True))
-        rows = Rows(row=rows.row, ident=rows.ident | np.uint64(rank << 32), width=rows.width, height=rows.height)
+        rows = Rows(row=rows.row, row_id=rows.row_id | np.uint64(rank << 32), width=rows.width, height=rows.height)
         planner = Planner(packing, stream=rank, num_streams=world_size)
         expected = [
             part.pack(i).keep.tolist() for part in (planner.add(rows), planner.finish()) for i in range(len(part))

@@ -74,7 +74,7 @@ def test_bucketing_that_needs_fewer_slots_is_admitted() -> None:
     assert f"8 buckets of like length would need {share:.1%} fewer slots" in " ".join(advice.sentences)
 
 
-def test_the_number_of_images_a_pack_is_named_where_it_is_what_limits() -> None:
+def test_the_number_of_images_per_pack_is_named_where_it_is_what_limits() -> None:
     advice = _advice(_of([4] * 5000), Packing(seq_len=1024, max_images=16), seq_lens=[1024])
     assert any("hold 16 images and are not full: raise --max-images." in sentence for sentence in advice.sentences)
 

@@ -21,19 +21,19 @@ def test_report_counts_what_the_plan_holds() -> None:
     assert found.padding == pytest.approx(1 - made.tokens().sum() / (len(made) * 600))
     assert found.tokens_before_drop == int(made.images.grid.prod(1).sum())
     counts = np.diff(made.offsets)
-    assert found.images_a_pack[::2] == (counts.min(), counts.max())
-    assert found.images_a_pack[1] == pytest.approx(counts.mean())
+    assert found.images_per_pack[::2] == (counts.min(), counts.max())
+    assert found.images_per_pack[1] == pytest.approx(counts.mean())
 
 
 def test_every_way_holds_every_image() -> None:
     rows = _rows()
     found = report(rows, Packing(seq_len=576))
-    packed, next_fit, longest, bucketed, fitted, square = found.ways
-    longest_image = found.tokens_an_image[3]
+    packed, next_fit, longest, bucketed, fitted, square = found.baselines
+    longest_image = found.tokens_per_image[3]
     assert packed.tokens == next_fit.tokens == longest.tokens == bucketed.tokens == found.tokens
     assert (longest.sequences, longest.slots) == (400, 400 * longest_image)
-    assert [way.sequences for way in (bucketed, fitted, square)] == [400] * 3
-    assert [way.resized for way in found.ways] == [False] * 4 + [True] * 2
+    assert [baseline.sequences for baseline in (bucketed, fitted, square)] == [400] * 3
+    assert [baseline.resized for baseline in found.baselines] == [False] * 4 + [True] * 2
     assert square.padding == 0
     assert packed.slots <= next_fit.slots < longest.slots
     assert packed.attention_cost < bucketed.attention_cost < longest.attention_cost
@@ -45,14 +45,14 @@ def test_buckets_hold_as_many_images_each_and_are_as_long_as_their_longest() -> 
     assert (len(longest), images.sum(), images.max() - images.min()) == (8, 803, 1)
     parts = np.split(np.sort(keep), np.cumsum(images)[:-1])
     assert longest.tolist() == [part.max() for part in parts]
-    bucketed = report(_rows(), Packing(seq_len=576)).ways[3]
+    bucketed = report(_rows(), Packing(seq_len=576)).baselines[3]
     longest, images = buckets(plan(_rows(), Packing(seq_len=576)).images.keep)
     assert bucketed.slots == (longest * images).sum()
 
 
 def test_fitted_images_have_at_most_the_mean_image_s_tokens_and_no_fewer_than_fit() -> None:
     rows, packing = _rows(), Packing(seq_len=576)
-    fitted = report(rows, packing).ways[4]
+    fitted = report(rows, packing).baselines[4]
     length = fitted.slots // 400
     assert fitted.name == f"fitted to {length} tokens"
     grid = FitTokens(length, upsample=True).sizes(rows.width, rows.height, 16).grid.prod(1)
@@ -62,14 +62,14 @@ def test_fitted_images_have_at_most_the_mean_image_s_tokens_and_no_fewer_than_fi
 
 def test_square_costs_about_as_much_as_the_mean_image() -> None:
     rows = Rows.of_sizes([320, 160], [160, 320])
-    square = report(rows, Packing(seq_len=400)).ways[-1]
+    square = report(rows, Packing(seq_len=400)).baselines[-1]
     assert square.name == "resized to 224x224"
     assert square.slots == 2 * 14**2
     assert "100% of images stretched by over 10 %; median 100%" in square.note
 
 
 def test_next_fit_is_compared_with_nothing_but_the_unpacked_ways() -> None:
-    names = [way.name for way in report(_rows(), Packing(seq_len=576, algorithm="next_fit")).ways]
+    names = [baseline.name for baseline in report(_rows(), Packing(seq_len=576, algorithm="next_fit")).baselines]
     assert names[0] == "packed, next_fit"
     assert names[1] == "padded to the longest"
     assert len(names) == 5
@@ -87,13 +87,14 @@ def test_tokens_are_counted_before_the_resolution_before_the_drop_and_after() ->
 def test_distributions_hold_every_image_and_every_pack() -> None:
     found = report(_rows(), Packing(seq_len=576, token_drop=BetaDrop(0.4, 0.8)))
     shown = found.distributions
-    for histogram in (shown.tokens_an_image, shown.aspect, shown.drop_rate):
+    for histogram in (shown.tokens_per_image, shown.aspect, shown.drop_rate):
         assert sum(histogram.counts) == 400
         assert len(histogram.edges) == len(histogram.counts) + 1
-    for histogram in (shown.images_a_pack, shown.attention_a_pack):
+    for histogram in (shown.images_per_pack, shown.attention_per_pack):
         assert sum(histogram.counts) == found.packs
     assert (
-        np.dot(np.arange(len(shown.images_a_pack.counts)) + found.images_a_pack[0], shown.images_a_pack.counts) == 400
+        np.dot(np.arange(len(shown.images_per_pack.counts)) + found.images_per_pack[0], shown.images_per_pack.counts)
+        == 400
     )
     fill = np.array(shown.fill)
     assert (fill[:, 0] <= fill[:, 1]).all()
@@ -104,8 +105,8 @@ def test_distributions_hold_every_image_and_every_pack() -> None:
 def test_attention_of_packs_is_told_with_its_spread() -> None:
     rows, packing = _rows(), Packing(seq_len=576)
     cost, found = plan(rows, packing).attention_cost(), report(rows, packing)
-    assert found.attention_cost == cost.sum() == found.ways[0].attention_cost
-    assert found.attention_a_pack == pytest.approx((cost.min(), cost.mean(), cost.max()))
+    assert found.attention_cost == cost.sum() == found.baselines[0].attention_cost
+    assert found.attention_per_pack == pytest.approx((cost.min(), cost.mean(), cost.max()))
     assert found.attention_spread == pytest.approx(cost.std() / cost.mean())
 
 
@@ -132,29 +133,29 @@ def test_nothing_left_to_pack_is_an_error_that_says_why() -> None:
 
 
 def test_planning_time_is_measured_on_many_rows() -> None:
-    assert 0 < report(_rows(10), Packing(resolution=FitTokens(64))).plan_s_a_million < 60
+    assert 0 < report(_rows(10), Packing(resolution=FitTokens(64))).planning_seconds_per_million < 60
     assert report(_rows(10), Packing(resolution=Native(max_tokens=64))).images == 10
 
 
 def test_balance_evens_the_attention_of_ranks_and_0_leaves_it_as_it_is() -> None:
     rows = Rows.of_sizes(*np.random.default_rng(0).integers(48, 700, (2, 3000)))
-    as_packed, balanced = report(rows, Packing(seq_len=2048)).slowest_attention
+    as_packed, balanced = report(rows, Packing(seq_len=2048)).attention_imbalance
     assert 1 <= balanced < 1.05 < as_packed
-    off = report(rows, Packing(seq_len=2048, balance=0)).slowest_attention
+    off = report(rows, Packing(seq_len=2048, balance=0)).attention_imbalance
     assert off == (as_packed, as_packed)
 
 
 @pytest.mark.parametrize("fill", ["none", "undrop", "trim", "rescale"])
 def test_every_fill_is_reported_beside_next_fit(fill: Any) -> None:
     found = report(_rows(), Packing(seq_len=576, fill=fill))
-    assert [way.name for way in found.ways][1] == "packed, next_fit"
-    assert found.padding < found.ways[1].padding
+    assert [baseline.name for baseline in found.baselines][1] == "packed, next_fit"
+    assert found.padding < found.baselines[1].padding
 
 
 def test_several_patch_sizes_are_reported_as_one_data_set() -> None:
     rows = Rows.of_sizes(*np.random.default_rng(0).integers(64, 500, (2, 2000)))
     found = report(rows, Packing(seq_len=1024, patch_size=PatchSizes((16, 32))), ranks=4)
-    packed, _, longest, bucketed, fitted, square = found.ways
+    packed, _, longest, bucketed, fitted, square = found.baselines
     assert packed.tokens == longest.tokens == found.tokens
     assert packed.slots < longest.slots
     assert longest.sequences == bucketed.sequences == fitted.sequences == square.sequences == 2000
@@ -166,10 +167,10 @@ def test_more_ranks_wait_longer_and_a_whole_model_is_more_even_than_its_attentio
     rows = Rows.of_sizes(*np.random.default_rng(0).integers(48, 700, (2, 3000)))
     two, many = (report(rows, Packing(seq_len=2048), ranks=ranks) for ranks in (2, 32))
     assert (two.ranks, many.ranks) == (2, 32)
-    assert 1 < two.slowest_attention[0] < many.slowest_attention[0]
+    assert 1 < two.attention_imbalance[0] < many.attention_imbalance[0]
     for found in (two, many):
-        assert 1 <= found.slowest_model[1] < found.slowest_model[0] < found.slowest_attention[0]
+        assert 1 <= found.model_imbalance[1] < found.model_imbalance[0] < found.attention_imbalance[0]
     wide = report(rows, Packing(seq_len=2048), width=4096)
-    assert wide.slowest_model[0] < report(rows, Packing(seq_len=2048), width=192).slowest_model[0]
+    assert wide.model_imbalance[0] < report(rows, Packing(seq_len=2048), width=192).model_imbalance[0]
     with pytest.raises(ValueError, match="ranks is 0; it must be at least 1"):
         report(rows, Packing(), ranks=0)

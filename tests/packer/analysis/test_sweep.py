@@ -20,7 +20,7 @@ from patchnpack.packer import (
     plan,
 )
 from patchnpack.packer.analysis import sweep as module
-from patchnpack.packer.analysis.baselines import ways
+from patchnpack.packer.analysis.baselines import baselines
 from patchnpack.packer.analysis.report import pack_bytes, slowest
 from patchnpack.packer.analysis.sweep import Setting, Sweep, default_seq_lens, sweep
 
@@ -30,7 +30,7 @@ def _rows(n: int = 700) -> Rows:
 
 
 def _without_times(found: Sweep) -> list[Setting]:
-    return [dataclasses.replace(setting, pack_s_a_million=0.0) for setting in found.settings]
+    return [dataclasses.replace(setting, packing_seconds_per_million=0.0) for setting in found.settings]
 
 
 @pytest.mark.parametrize("fill", ["none", "undrop", "trim", "rescale"])
@@ -59,14 +59,14 @@ def test_each_setting_is_what_plan_makes_of_it(fill: Any, oversize: Any, drop: A
         assert (s.oversize, s.skipped) == (len(made.oversize), len(made.skipped))
         assert s.attention_cost == made.attention_cost().sum()
         cost = made.attention_cost(), made.model_cost(768), made.patch_size
-        assert s.slowest_model == slowest(*cost, swept, 5, 4)[1]
+        assert s.model_imbalance == slowest(*cost, swept, 5, 4)[1]
         assert s.pack_bytes == pack_bytes(swept)
         assert s.fill == (fill if s.algorithm in ("largest_fit", "subset_sum") or fill == "none" else "undrop")
         assert s.padding == 1 - s.tokens / (len(made) * s.seq_len)
         usual = plan(rows, swept.replace(algorithm="next_fit", fill="undrop"), seed=5)
         assert s.packs_next_fit == len(usual)
         if drop == NoDrop() and fill in ("none", "undrop"):
-            others = {way.name: way for way in ways(made, rows, swept, seed=5, epoch=0, block=8)}
+            others = {baseline.name: baseline for baseline in baselines(made, rows, swept, seed=5, epoch=0, block=8)}
             assert s.slots_longest == others["padded to the longest"].slots
             assert s.slots_bucketed == others["bucketed by length"].slots
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from patchnpack.packer import pack_lengths
-from patchnpack.packer.binpacking.balance import balanced_order, slowest_over_mean
+from patchnpack.packer.binpacking.balance import balanced_order, load_imbalance
 
 
 @given(cost=st.lists(st.integers(0, 50), max_size=60), share=st.integers(1, 12), seed=st.integers(0, 9))
@@ -26,10 +26,10 @@ def test_each_pack_comes_once_in_shares_of_neighbours_by_cost(cost: list[int], s
         assert shares[-1] == sorted(cost)[: len(cost) % share][::-1]
 
 
-def test_slowest_over_mean_of_known_steps() -> None:
+def test_load_imbalance_of_known_steps() -> None:
     cost = np.array([4, 4, 4, 4, 6, 2, 4, 4, 100])
-    assert slowest_over_mean(cost, 4) == (1 + 1.5) / 2
-    assert slowest_over_mean(cost[:3], 4) == 1
+    assert load_imbalance(cost, 4) == (1 + 1.5) / 2
+    assert load_imbalance(cost[:3], 4) == 1
 
 
 @pytest.mark.parametrize(("capacity", "before", "after"), [(1024, 1.3, 1.02), (4096, 1.5, 1.05), (16384, 1.5, 1.1)])
@@ -44,7 +44,7 @@ def test_balance_evens_eight_ranks_and_leaves_the_order_of_steps_random(
     cost = np.array([(counts[order[a:b]] ** 2).sum() for a, b in pairwise(offsets)])
     cost = cost[: len(cost) // 256 * 256]
     balanced = np.concatenate([w[balanced_order(w, 8, rng.random(32))] for w in cost.reshape(-1, 256)])
-    assert slowest_over_mean(cost, 8) > before
-    assert slowest_over_mean(balanced, 8) < after
+    assert load_imbalance(cost, 8) > before
+    assert load_imbalance(balanced, 8) < after
     steps = balanced.reshape(-1, 8).mean(1)
     assert spearmanr(steps, np.arange(len(steps))).pvalue > 0.01

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from patchnpack.packer import ConstantDrop, FitTokens, Images, Packing, PatchSizes, Planner, Rows, plan
 from patchnpack.packer.config import Algorithm
 from patchnpack.packer.images import measure
-from patchnpack.packer.plan import images_a_pack
+from patchnpack.packer.plan import images_per_pack
 
 SIZES = PatchSizes((8, 16, 24))
 
@@ -32,11 +32,11 @@ def test_each_block_draws_by_the_weights_from_seed_epoch_and_block_alone() -> No
 
 def test_a_curriculum_goes_straight_from_the_first_weights_to_the_last() -> None:
     sizes = PatchSizes((8, 32), weights=(0, 1), end_weights=(3, 1), images=1000)
-    assert [sizes.shares(seen).tolist() for seen in (0, 500, 1000, 9999)] == [
+    assert [sizes.shares(images_seen).tolist() for images_seen in (0, 500, 1000, 9999)] == [
         [0, 1], [0.375, 0.625], [0.75, 0.25], [0.75, 0.25],
     ]  # fmt: skip
-    assert {sizes.draw(seed=0, epoch=0, block=block, seen=0) for block in range(100)} == {32}
-    late = [sizes.draw(seed=0, epoch=0, block=block, seen=1000) for block in range(2000)]
+    assert {sizes.draw(seed=0, epoch=0, block=block, images_seen=0) for block in range(100)} == {32}
+    late = [sizes.draw(seed=0, epoch=0, block=block, images_seen=1000) for block in range(2000)]
     assert abs(late.count(8) / 2000 - 0.75) < 0.04
 
 
@@ -153,7 +153,7 @@ def test_the_curriculum_follows_the_images_that_were_seen() -> None:
     middle = np.searchsorted(made.offsets, 10_000)
     assert 0.3 < large[middle - 100 : middle + 100].mean() < 0.7
     # Counted by the first rows alone, so that streams which hold different images agree.
-    assert images_a_pack(rows, packing, seed=0) == images_a_pack(rows.take(slice(4096)), packing, seed=0)
+    assert images_per_pack(rows, packing, seed=0) == images_per_pack(rows.take(slice(4096)), packing, seed=0)
 
 
 @pytest.mark.parametrize("algorithm", ["largest_fit", "subset_sum", "first_fit", "next_fit"])

@@ -36,15 +36,17 @@ def _images(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("m", [1, 2])
 def test_each_image_draws_for_itself_whichever_are_asked_for_together(policy: Resolution, m: int) -> None:
     width, height = _images(300)
-    seen, limit = np.arange(300), np.random.default_rng(1).integers(4, 400, 300)
-    whole = policy.sizes(width, height, 16, m, keys=KEYS[:300], seen=seen, limit=limit)
+    images_seen, limit = np.arange(300), np.random.default_rng(1).integers(4, 400, 300)
+    whole = policy.sizes(width, height, 16, m, keys=KEYS[:300], images_seen=images_seen, limit=limit)
     assert whole.box is None or (str(whole.box.dtype), whole.box.shape) == ("int32", (300, 4))
     assert (whole.grid.prod(1) <= limit).all()
     assert (whole.grid % m == 0).all()
     assert (whole.grid > 0).all()
     for i in range(300):
         one = slice(i, i + 1)
-        alone = policy.sizes(width[one], height[one], 16, m, keys=KEYS[one], seen=seen[one], limit=limit[one])
+        alone = policy.sizes(
+            width[one], height[one], 16, m, keys=KEYS[one], images_seen=images_seen[one], limit=limit[one]
+        )
         assert (alone.size.tolist(), alone.grid.tolist()) == (whole.size[one].tolist(), whole.grid[one].tolist())
         if alone.box is not None and whole.box is not None:
             assert alone.box.tolist() == whole.box[one].tolist()
@@ -158,12 +160,12 @@ def test_a_crop_keeps_its_resolution_up_to_max_tokens_and_is_enlarged_only_if_as
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=40))
 @settings(max_examples=60, deadline=None)
-def test_each_image_is_given_the_policy_of_its_own_stage(seen: list[int]) -> None:
+def test_each_image_is_given_the_policy_of_its_own_stage(images_seen: list[int]) -> None:
     stages = ((0, FitTokens(4)), (10, SampleSide(low=40, high=90)), (11, RandomResizedCrop()), (20, Native()))
-    n = len(seen)
+    n = len(images_seen)
     width, height = _images(n)
-    found = ScheduledResolution(stages).sizes(width, height, 16, keys=KEYS[:n], seen=np.array(seen))
-    for i, count in enumerate(seen):
+    found = ScheduledResolution(stages).sizes(width, height, 16, keys=KEYS[:n], images_seen=np.array(images_seen))
+    for i, count in enumerate(images_seen):
         one = slice(i, i + 1)
         policy = [policy for start, policy in stages if start <= count][-1]
         alone = policy.sizes(width[one], height[one], 16, keys=KEYS[one])

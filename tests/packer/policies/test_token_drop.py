@@ -117,14 +117,14 @@ def test_rates_do_not_depend_on_the_order_or_the_batch_in_which_images_are_asked
 
 def test_scheduled_rates_are_the_drops_own_times_a_sigmoid_over_the_images_seen() -> None:
     fall = ScheduledDrop(drop=BetaDrop(0.5, 0.8), start=1, end=0.2, midpoint=10_000, tau=1000)
-    tokens, seen = np.full(500, 1000), np.linspace(0, 20_000, 500)
+    tokens, images_seen = np.full(500, 1000), np.linspace(0, 20_000, 500)
     own = fall.drop.rates(tokens, _MANY[:500], 1024)
-    expected = own * (1 + (0.2 - 1) / (1 + np.exp((10_000 - seen) / 1000)))
-    np.testing.assert_allclose(fall.rates(tokens, _MANY[:500], 1024, seen), expected, rtol=1e-12)
+    expected = own * (1 + (0.2 - 1) / (1 + np.exp((10_000 - images_seen) / 1000)))
+    np.testing.assert_allclose(fall.rates(tokens, _MANY[:500], 1024, images_seen), expected, rtol=1e-12)
     factors = fall.factors(np.array([-1e9, 0, 8000, 10_000, 12_000, 1e9]))
     np.testing.assert_allclose(factors, [1, 1, 0.905, 0.6, 0.295, 0.2], atol=1e-3)
     np.testing.assert_array_equal(
-        fall.rates(tokens, _MANY[:500], 1024), fall.rates(tokens, _MANY[:500], 1024, 0 * seen)
+        fall.rates(tokens, _MANY[:500], 1024), fall.rates(tokens, _MANY[:500], 1024, 0 * images_seen)
     )
 
 

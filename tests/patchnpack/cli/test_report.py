@@ -61,7 +61,7 @@ def test_a_shuffled_report_is_of_the_loader_s_order(shards: Shards) -> None:
     for _ in loader:
         pass
     stats = loader.stats()
-    for name in ("images", "packs", "tokens", "attention_cost", "attention_spread", "images_a_pack"):
+    for name in ("images", "packs", "tokens", "attention_cost", "attention_spread", "images_per_pack"):
         assert found[name] == pytest.approx(stats[name]), name
 
 
@@ -125,7 +125,7 @@ def test_a_folder_of_packs_is_reported_as_the_shards_that_it_was_made_of(shards:
     flags = ["--seq-len", "64", "--token-drop", "0.25"]
     assert run(app, ["pack", source, "-o", folder, "--workers", "1", "--no-shuffle", *flags]).exit_code == 0
     found = [json.loads(run(app, ["report", *words, "--json"]).output) for words in ([folder], [source, *flags])]
-    for name in ("images", "tokens", "packs", "padding", "images_a_pack", "attention_cost", "drop_rate", "steps"):
+    for name in ("images", "tokens", "packs", "padding", "images_per_pack", "attention_cost", "drop_rate", "steps"):
         assert found[0][name] == found[1][name], name
     assert found[0]["images"] == 24
 

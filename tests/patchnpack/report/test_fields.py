@@ -14,7 +14,14 @@ from patchnpack.packer import ConstantDrop, Packing, Rows
 from patchnpack.packer.analysis.advice import advise
 from patchnpack.packer.analysis.report import report
 from patchnpack.packer.analysis.sweep import sweep
-from patchnpack.report.fields import SHARED_WITH_STATS, report_fields, setting_fields, sweep_fields, to_csv, way_rows
+from patchnpack.report.fields import (
+    SHARED_WITH_STATS,
+    baseline_rows,
+    report_fields,
+    setting_fields,
+    sweep_fields,
+    to_csv,
+)
 
 ROWS = Rows.of_sizes(*np.random.default_rng(3).integers(48, 385, (2, 300)))
 PACKING = Packing(seq_len=512, token_drop=ConstantDrop(0.2))
@@ -27,8 +34,8 @@ def test_fields_survive_json_and_tell_the_report() -> None:
     assert json.loads(json.dumps(fields)) == json.loads(json.dumps(fields, default=str))
     assert fields["bad_images"] == 4
     assert fields["padding_in_packs"] == found.padding
-    assert fields["ways"][0]["slots"] == found.packs * 512
-    told = {*fields, *fields["tokens_an_image"], "tokens_an_image", "slowest_attention"}
+    assert fields["baselines"][0]["slots"] == found.packs * 512
+    told = {*fields, *fields["tokens_per_image"], "tokens_per_image", "attention_imbalance"}
     assert {field.name for field in dataclasses.fields(found)} <= told
 
 
@@ -48,8 +55,8 @@ def test_csv_reads_back_as_it_was_written() -> None:
     rows = [setting_fields(s, advise(swept)) for s in swept.settings]
     back = list(csv.DictReader(io.StringIO(to_csv(rows))))
     assert [{name: str(value) for name, value in row.items()} for row in rows] == back
-    ways = list(csv.DictReader(io.StringIO(to_csv(way_rows(report(ROWS, PACKING))))))
-    assert [row["name"] for row in ways][:3] == ["packed, subset_sum", "packed, next_fit", "padded to the longest"]
+    baselines = list(csv.DictReader(io.StringIO(to_csv(baseline_rows(report(ROWS, PACKING))))))
+    assert [row["name"] for row in baselines][:3] == ["packed, subset_sum", "packed, next_fit", "padded to the longest"]
 
 
 def test_names_shared_with_stats_are_in_both() -> None:
@@ -63,6 +70,6 @@ def test_every_field_is_documented() -> None:
     named = set(re.findall(r"`(\w+)`", DOCS.read_text(encoding="utf-8")))
     swept = sweep(ROWS, PACKING)
     fields = report_fields(report(ROWS, PACKING))
-    wanted = {*fields, *fields["ways"][0], *fields["distributions"], *sweep_fields(swept, advise(swept))}
+    wanted = {*fields, *fields["baselines"][0], *fields["distributions"], *sweep_fields(swept, advise(swept))}
     wanted |= set(setting_fields(swept.settings[0], advise(swept))) | set(SHARED_WITH_STATS)
     assert sorted(wanted - named) == []

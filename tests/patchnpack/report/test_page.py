@@ -19,7 +19,7 @@ from patchnpack.packer.analysis.report import report
 from patchnpack.packer.analysis.sweep import sweep
 from patchnpack.report.page import Picture, check_page, render_page, write_page
 
-CHARTS = ["ways", "padding", "tokens", "aspects", "drops", "images", "fill", "attention", "packs"]
+CHARTS = ["baselines", "padding", "tokens", "aspects", "drops", "images", "fill", "attention", "packs"]
 HOSTILE = "<script>alert('key')</script>\"'><img src=x onerror=alert(1)>"
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
