@@ -3,23 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from patchnpack.loaders.assembly.pipeline import WorkerShard
+from patchnpack.loaders.assembly.pipeline import Pipeline, WorkerShard
 from patchnpack.loaders.assembly.stats import Stats
-from patchnpack.loaders.order.state import Cursor, from_dict, to_dict
+from patchnpack.loaders.order.state import Cursor
+from patchnpack.loaders.order.steps import Steps
 from patchnpack.packer import PackedBatch
 
-if TYPE_CHECKING:
-    from patchnpack.loaders.packed_loader import PackedImageLoader
-
-MOST_WORKERS = 256
+MAX_WORKERS = 256
 _EPOCH, _POSITION, _BLOCK, _RANK, _WORLD_SIZE = range(5)  # what the main process says
 # What each worker says: iterators begun since, of how many workers, the last one's base seed, and how many before it.
 _BEGUN, _WORKERS, _SEED, _BEFORE = range(4)
+
+
+class BatchLoader(Protocol):
+    """What a dataset asks of the loader whose batches it hands out; see `PackedImageLoader`."""
+
+    repeat: bool
+
+    @property
+    def block(self) -> int | None:
+        """Packs per block, None if it is the packs of a step."""
+        ...
+
+    def rank(self) -> tuple[int, int]:
+        """Return rank and world size, as they are now."""
+        ...
+
+    def configure_worker(self, rank: int, world_size: int, block: int | None) -> None:
+        """Take over rank, world size and block of the main process."""
+        ...
+
+    def next_cursor(self) -> Cursor:
+        """Return where the next iterator begins."""
+        ...
+
+    def steps(self) -> Steps:
+        """Return the order of the epochs, cut into steps for the current ranks."""
+        ...
+
+    def batches(self) -> Pipeline:
+        """Return what makes the batches of an iterator that begins now."""
+        ...
+
+    def numbers(self) -> torch.Tensor:
+        """Return the totals of this process."""
+        ...
+
+    def state_at(self, cursor: Cursor) -> dict[str, Any]:
+        """Return the state of a loader that stands at `cursor`."""
+        ...
+
+    def read_state(self, state: Mapping[str, Any]) -> tuple[Cursor, int]:
+        """Return the cursor and the block of a state."""
+        ...
 
 
 class PackedDataset(IterableDataset[PackedBatch]):
@@ -30,10 +71,10 @@ class PackedDataset(IterableDataset[PackedBatch]):
     `state_dict` and `load_state_dict` as torchdata's StatefulDataLoader asks for.
     """
 
-    def __init__(self, loader: PackedImageLoader, totals: torch.Tensor) -> None:
+    def __init__(self, loader: BatchLoader, totals: torch.Tensor) -> None:
         self._loader = loader
         self._said = torch.zeros(5, dtype=torch.int64).share_memory_()
-        self._begun = torch.zeros((MOST_WORKERS, 4), dtype=torch.int64).share_memory_()
+        self._begun = torch.zeros((MAX_WORKERS, 4), dtype=torch.int64).share_memory_()
         self._totals = totals
         self.publish()
 
@@ -61,8 +102,8 @@ class PackedDataset(IterableDataset[PackedBatch]):
     def __iter__(self) -> Iterator[PackedBatch]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        if workers > MOST_WORKERS:
-            raise ValueError(f"num_workers is {workers}; at most {MOST_WORKERS} worker processes are counted")
+        if workers > MAX_WORKERS:
+            raise ValueError(f"num_workers is {workers}; at most {MAX_WORKERS} worker processes are counted")
         others = {int(n) for n in self._begun[:, _WORKERS]} - {0, workers}
         if others:
             raise ValueError(
@@ -121,12 +162,12 @@ class _Batches:
 
     def state_dict(self) -> dict[str, Any]:
         """Where this worker stands."""
-        return {**to_dict(self._begin, self._dataset._loader.steps().order), "made": self._made}
+        return {**self._dataset._loader.state_at(self._begin), "made": self._made}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state` was taken, in the same worker of as many."""
-        loader, part = self._dataset._loader, self._part
-        self._begin, _ = from_dict(state, loader.steps().order)
+        part = self._part
+        self._begin, _ = self._dataset._loader.read_state(state)
         self._made = int(state["made"])
         self._part, self._run = WorkerShard(part.worker, part.num_workers, self._made), None
         self._dataset.resume(self._begin, part.worker)

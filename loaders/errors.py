@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -144,6 +145,21 @@ class ErrorMonitor:
             raise BadDataError(
                 f"{bad} of {images} images are bad by their headers, more than max_rate {self._policy.max_rate} "
                 f"allows; the first is {first}. Mend the shards, or raise max_rate"
+            )
+
+    def judge_all(self, images: int, bad: Sequence[BadRow], which: str) -> None:
+        """Judge `images` images together, whatever their order; `which` names them: "of a part".
+
+        Raises:
+            BadDataError: a bad image under `on_error="raise"`, or more than `max_rate` of 1,000 or more images.
+        """
+        policy = self._policy
+        if bad and policy.on_error == "raise":
+            raise BadDataError(f"bad image {bad[0]}; remove it, or skip such images with on_error='skip'")
+        if images >= _JUDGED_FROM and len(bad) > policy.max_rate * images:
+            raise BadDataError(
+                f"{len(bad)} of the {images} images {which} were bad, more than max_rate {policy.max_rate} allows; the "
+                f"last is {bad[-1]}. Mend the shards, or raise max_rate"
             )
 
     def record(self, images: int, bad: list[tuple[int, BadRow]]) -> None:

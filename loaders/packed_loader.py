@@ -5,32 +5,29 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
 
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.pipeline import Pipeline, WorkerShard
-from patchnpack.loaders.assembly.samples import IndexedBatchContext, Transform, check_transform, read_member
+from patchnpack.loaders.assembly.samples import IndexedBatchContext, Transform
 from patchnpack.loaders.assembly.stats import Stats
-from patchnpack.loaders.dataset import MOST_WORKERS, PackedDataset
+from patchnpack.loaders.dataset import MAX_WORKERS, PackedDataset
 from patchnpack.loaders.errors import ErrorMonitor, ErrorPolicy
-from patchnpack.loaders.imaging.user_decode import Decode, check_decode
-from patchnpack.loaders.index.labels import Classes, Label, Labels
-from patchnpack.loaders.index.resolve import open_index
+from patchnpack.loaders.imaging.user_decode import Decode
+from patchnpack.loaders.index.labels import Classes, Label
 from patchnpack.loaders.index.table import IMAGE, Index
-from patchnpack.loaders.order.mixture import Mixed, Mixture
-from patchnpack.loaders.order.order import Order
-from patchnpack.loaders.order.row_filter import RowFilter, Where
+from patchnpack.loaders.order.mixture import Mixture
+from patchnpack.loaders.order.row_filter import Where
 from patchnpack.loaders.order.state import Cursor, from_dict, to_dict
 from patchnpack.loaders.order.steps import Even, Steps
-from patchnpack.loaders.packs.source import Options, PackedFolder, is_prepacked
-from patchnpack.loaders.process import checked_rank, cpu_share, process_rank
-from patchnpack.loaders.shards.opener import ShardOpener
-from patchnpack.loaders.shards.reader import Source
+from patchnpack.loaders.process import cpu_share, process_rank
+from patchnpack.loaders.shards.reader import ShardNames
+from patchnpack.loaders.sources.open_source import open_source
+from patchnpack.loaders.sources.options import LoaderOptions
+from patchnpack.loaders.sources.source import Source
 from patchnpack.packer import PackedBatch, Packing
-from patchnpack.packer.checks import check_whole
 
 # B packs in a batch, W ranks, S streams
 
@@ -92,7 +89,7 @@ class PackedImageLoader:
 
     def __init__(
         self,
-        source: Source | Index | Mixture,
+        source: ShardNames | Index | Mixture,
         packing: Packing | None = None,
         *,
         batch_size: int,
@@ -120,118 +117,52 @@ class PackedImageLoader:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        for name, value in (
-            ("batch_size", batch_size),
-            ("shuffle_window", shuffle_window),
-            ("num_streams", num_streams),
-            ("block", block),
-            ("num_threads", num_threads),
-            ("prefetch", prefetch),
-            ("world_size", world_size),
-        ):
-            if value is not None:
-                check_whole(name, value)
-        if even not in ("pad", "drop"):
-            raise ValueError(f"even is {even!r}; it must be 'pad' or 'drop'")
-        if (rank is None) != (world_size is None):
-            raise ValueError(f"rank is {rank} and world_size is {world_size}; give both or neither")
-        typed: tuple[tuple[str, object, type, str], ...] = (
-            ("packing", packing, Packing, "Packing(seq_len=...)"),
-            ("errors", errors, ErrorPolicy, "ErrorPolicy(on_error=...)"),
-            ("image", image, str, "extensions as one text: 'jpg;png'"),
-        )
-        for name, given, kind, remedy in typed:
-            if given is not None and not isinstance(given, kind):
-                raise ValueError(f"{name} is {given!r}; give {remedy}")
-        check_decode(decode)
-        check_transform(transform)
-        check_whole("seed", seed, least=-(1 << 63))
-        if cache_limit is not None:
-            check_whole("cache_limit", cache_limit)
-        if isinstance(extras, str):
-            raise ValueError(f"extras is {extras!r}; give a list of extensions: [{extras!r}]")
-        if block is not None and block % num_streams:
-            raise ValueError(f"block is {block}; it must be a multiple of num_streams, {num_streams}")
-
-        self.packing = packing if packing is not None else Packing()
-        self.batch_size, self.repeat = batch_size, repeat
-        self._rank_given = None if rank is None or world_size is None else checked_rank(rank, world_size)
-        store = ShardOpener(cache_dir, cache_limit, storage_options)
-        alone = self.rank()[1] == 1
-        if isinstance(source, Mixture) and index is not None:
-            raise ValueError("index= is for one source; in a Mixture, name index files as sources")
-        stored = None
-        parts: list[Index]
-        if isinstance(source, str | os.PathLike) and is_prepacked(source):
-            stored = PackedFolder.open(
-                source, cache_dir=cache_dir, cache_limit=cache_limit, storage_options=storage_options
-            )
-            given = Options(
-                packing=packing,
-                label=label,
-                classes=classes,
-                extras=extras,
-                block=block,
-                num_streams=num_streams,
-                where=where,
-                index=index,
-                transform=transform,
-                errors=errors,
-            )
-            settled = stored.settle(given)
-            self.packing, store = stored.recipe.packing, stored.store
-            label, classes, extras = settled.label, settled.classes, settled.extras
-            block, num_streams = settled.block, settled.num_streams
-            parts = [stored.index]
-        else:
-            parts = [
-                open_index(part, index=index, image=image, store=store, may_scan=alone, num_threads=num_threads)
-                for part in ([part for part, _ in source.sources.values()] if isinstance(source, Mixture) else [source])
-            ]
-        self._prepacked = stored
-        self.index = parts[0] if len(parts) == 1 else Index.concatenate(parts)
-        self._shuffle, self._seed, self._even = shuffle, seed, even
-        self._shuffle_window, self._num_streams, self._block = shuffle_window, num_streams, block
-        self._num_threads, self._prefetch = num_threads, prefetch
-        policy = errors if errors is not None else ErrorPolicy()
-        self._rows = RowFilter.of(self.index, where, policy if stored is None else stored.limits, decode)
-        self._mixed = Mixed.of(source, parts, self._rows.mask) if isinstance(source, Mixture) else None
-        if stored is None:
-            # Decided once, from the first rows of the index: every epoch and every stream is packed alike.
-            self.packing = self._rows.with_algorithm(self.index, self.packing, seed)
-
-        reader = self.index.reader(store) if stored is None else stored.reader()
-        labels = (stored and stored.labels()) or Labels(
-            self.index, label, classes, partial(read_member, self.index, reader)
-        )
-        extras = [extension.lstrip(".").lower() for extension in extras]
-        for extension in extras:
-            if extension not in self.index.members:
-                found = ", ".join(sorted(self.index.members))
-                raise ValueError(f"extras asks for {extension!r}, which no sample has; their members are {found}")
-        self._sources = IndexedBatchContext(
-            index=self.index,
-            reader=reader,
-            packing=self.packing,
-            labels=labels,
+        self._options = LoaderOptions(
+            packing=packing,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            repeat=repeat,
+            image=image,
+            label=label,
+            classes=classes,
             extras=extras,
             transform=transform,
-            seed=seed,
-            buffers=BufferPool(keep=prefetch + 2),
-            errors=policy,
-            user_decode=decode,
+            decode=decode,
+            where=where,
+            index=index,
+            storage_options=storage_options,
+            cache_dir=cache_dir,
+            cache_limit=cache_limit,
+            even=even,
+            shuffle_window=shuffle_window,
+            num_streams=num_streams,
+            block=block,
+            num_threads=num_threads,
+            prefetch=prefetch,
+            errors=errors,
+            rank=rank,
+            world_size=world_size,
         )
-        if stored is not None:
-            self._sources = stored.sources(self._sources)
-        self._stats, self._monitor = Stats(), ErrorMonitor(policy)
-        bad = self._rows.bad
-        first = next((self._sources.bad_row(row, *why) for row, why in bad.items()), None)
-        self._monitor.before_start(len(bad), len(bad) + int(self._rows.mask.sum()), first)
+        self._source = open_source(source, self._options)
+        self._options = self._source.options
+        self.packing, self.index = self._source.packing, self._source.index
+        self.batch_size, self.repeat = batch_size, repeat
+        self._rank_given, self._block = self._options.given_rank, self._options.block
+        self._context = self._source.batch_context(BufferPool(keep=prefetch + 2))
+        self._stats, self._monitor = Stats(), ErrorMonitor(self._options.policy)
+        self._check_headers()
         self._next = Cursor(0, 0)  # where the next iterator begins
         self._stands: Cursor | None = self._next  # where training stands
         self._made_steps: Steps | None = None
         self._datasets: weakref.WeakSet[PackedDataset] = weakref.WeakSet()
         self._totals: list[torch.Tensor] = []  # of the workers of each dataset
+
+    def _check_headers(self) -> None:
+        """Raise BadDataError if more images are bad by their headers than the policy allows."""
+        rows = self._source.rows
+        first = next((self._context.bad_row(row, *why) for row, why in rows.bad.items()), None)
+        self._monitor.before_start(len(rows.bad), len(rows.bad) + int(rows.mask.sum()), first)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_datasets": None, "_totals": []}  # in another process it serves one dataset only
@@ -293,7 +224,7 @@ class PackedImageLoader:
                 "batches of as_dataset() may be made in other processes; say which one was the last that was used: "
                 "state_dict(after=batch)"
             )
-        return to_dict(place, self.steps().order)
+        return self.state_at(place)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next `iter` goes on where `state` was taken; an iterator that has not begun is left as it is.
@@ -305,9 +236,22 @@ class PackedImageLoader:
         Raises:
             ValueError: no state, or one of other shards, another packing or another order; the difference is named.
         """
-        self._next, self._block = from_dict(state, self.steps().order)
+        self._next, self._block = self.read_state(state)
         self._stands = self._next
         self._publish()
+
+    def state_at(self, cursor: Cursor) -> dict[str, Any]:
+        """Return the state of a loader that stands at `cursor`."""
+        order = self.steps().order
+        return to_dict(cursor, order, self._source.fingerprint(order))
+
+    def read_state(self, state: Mapping[str, Any]) -> tuple[Cursor, int]:
+        """Return the cursor and the block of a state of this loader.
+
+        Raises:
+            ValueError: as `load_state_dict`.
+        """
+        return from_dict(state, self._source.fingerprint(self.steps().order))
 
     def stats(self) -> dict[str, Any]:
         """Totals since the loader was made, of this rank.
@@ -331,7 +275,7 @@ class PackedImageLoader:
         The batches and their order are those of the loader, whatever n is; each worker process decodes its share, with
         `num_threads` threads. Give each DataLoader a dataset of its own.
         """
-        totals = torch.zeros((MOST_WORKERS, Stats.NUMBERS), dtype=torch.float64).share_memory_()
+        totals = torch.zeros((MAX_WORKERS, Stats.NUMBERS), dtype=torch.float64).share_memory_()
         dataset = PackedDataset(self, totals)
         self._datasets.add(dataset)
         self._totals.append(totals)
@@ -340,14 +284,19 @@ class PackedImageLoader:
         return dataset
 
     @property
-    def sources(self) -> IndexedBatchContext:
+    def source(self) -> Source:
+        """What the loader reads."""
+        return self._source
+
+    @property
+    def context(self) -> IndexedBatchContext:
         """What the images of every batch are made with."""
-        return self._sources
+        return self._context
 
     @property
     def num_classes(self) -> int:
         """Outputs that a classifier of these labels needs; ValueError where only reading every label would tell."""
-        count = self._sources.labels.num_classes
+        count = self._context.labels.num_classes
         if count is None:
             raise ValueError(
                 "the number of classes cannot be told without a label or from these labels; give label=, classes=, or "
@@ -386,16 +335,16 @@ class PackedImageLoader:
         """What an iterator that begins now makes its batches of."""
         steps = self.steps()
         return Pipeline(
-            sources=self._sources,
+            sources=self._context,
             steps=steps,
             rank=self.rank()[0],
             repeat=self.repeat,
-            filtered=self._rows.filtered,
-            bad=self._rows.bad,
+            filtered=self._source.rows.filtered,
+            bad=self._source.rows.bad,
             stats=self._stats,
             monitor=self._monitor,
-            num_threads=self._num_threads or cpu_share(),
-            prefetch=self._prefetch,
+            num_threads=self._options.num_threads or cpu_share(),
+            prefetch=self._options.prefetch,
         )
 
     def rank(self) -> tuple[int, int]:
@@ -407,31 +356,10 @@ class PackedImageLoader:
         world_size = self.rank()[1]
         block, made = self._block or self.batch_size * world_size, self._made_steps
         if made is None or (made.order.block, made.world_size) != (block, world_size):
-            order = self._order(block)
-            made = Steps(order=order, batch_size=self.batch_size, world_size=world_size, even=self._even)
+            order = self._source.order(block)
+            made = Steps(order=order, batch_size=self.batch_size, world_size=world_size, even=self._options.even)
             self._made_steps = made
         return made
-
-    def _order(self, block: int) -> Order:
-        if self._prepacked is not None:
-            return self._prepacked.order(
-                usable=self._rows.mask,
-                seed=self._seed,
-                shuffle=self._shuffle,
-                shuffle_window=self._shuffle_window,
-                block=block,
-            )
-        return Order(
-            index=self.index,
-            usable=self._rows.mask,
-            packing=self.packing,
-            seed=self._seed,
-            shuffle=self._shuffle,
-            shuffle_window=self._shuffle_window,
-            num_streams=self._num_streams,
-            block=block,
-            mixed=self._mixed,
-        )
 
 
 def _fold(all_totals: list[torch.Tensor], totals: torch.Tensor) -> None:

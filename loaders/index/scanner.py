@@ -14,7 +14,7 @@ from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards import parquet
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
-from patchnpack.loaders.shards.reader import Source, expand
+from patchnpack.loaders.shards.reader import ShardNames, expand
 from patchnpack.loaders.shards.tar import TarSample, read_samples
 
 # n rows, s shards
@@ -24,7 +24,7 @@ _ASKED_AT_ONCE = 32
 
 
 def scan(
-    source: Source,
+    source: ShardNames,
     *,
     image: str = IMAGE,
     num_threads: int | None = None,

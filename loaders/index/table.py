@@ -129,11 +129,18 @@ class Index:
         """The shard, int64 (m,), that each of the rows (int64 (m,), or a single one) is in."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
+    def row_id(self, rows: np.ndarray) -> np.ndarray:
+        """Return what the random draws of rows (int64 (m,)) are keyed by, uint64 (m,): shard and row in the shard.
+
+        The shard is the one that `starts` counts, even where the bytes have been packed into other files since.
+        """
+        shard = np.searchsorted(self.starts, rows, side="right") - 1
+        row_id: np.ndarray = shard.astype(np.uint64) << np.uint64(32) | (rows - self.starts[shard]).astype(np.uint64)
+        return row_id
+
     def rows(self, which: np.ndarray) -> Rows:
         """What a plan needs of the rows `which` (int64)."""
-        shard = self.shard_of(which)
-        row_id = shard.astype(np.uint64) << np.uint64(32) | (which - self.starts[shard]).astype(np.uint64)
-        return Rows(row=which, row_id=row_id, width=self.width[which], height=self.height[which])
+        return Rows(row=which, row_id=self.row_id(which), width=self.width[which], height=self.height[which])
 
     def headers(self, which: np.ndarray) -> list[Header]:
         """The headers of the rows `which` (int64)."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import count, pairwise
 
 import numpy as np
 
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.shard_shuffle import ShardShuffle
-from patchnpack.loaders.shards.reader import Source
+from patchnpack.loaders.shards.reader import ShardNames
 from patchnpack.packer import Rows
 from patchnpack.packer.policies.random import Purpose, counter_hash
 
@@ -42,7 +42,7 @@ class Mixture:
     ValueError: the weight of 'books' is -1; it must be above 0, or leave the source out
     """
 
-    sources: Mapping[str, tuple[Source | Index, float]]
+    sources: Mapping[str, tuple[ShardNames | Index, float]]
     images_per_epoch: int | None = None
 
     def __post_init__(self) -> None:
@@ -177,5 +177,4 @@ class _Sequence:
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
-    parts = [part for part in parts if len(part)] or [Rows.of_sizes([], [])]
-    return Rows(**{field.name: np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(Rows)})
+    return Rows.concatenate([part for part in parts if len(part)] or [Rows.of_sizes([], [])])

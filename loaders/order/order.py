@@ -16,7 +16,6 @@ from itertools import count, islice, repeat, zip_longest
 from typing import NamedTuple
 
 import numpy as np
-import xxhash
 
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.first_invalid_row import naming_first_invalid_row
@@ -160,28 +159,6 @@ class Order:
         """Rows of the index that are used."""
         return int(self.usable.sum())
 
-    @cached_property
-    def rows_digest(self) -> str:
-        """A digest of everything that the index says of the images, and of which are used."""
-        index, digest = self.index, xxhash.xxh3_128()
-        for column in (
-            index.starts,
-            index.offset,
-            index.nbytes,
-            index.width,
-            index.height,
-            index.orientation,
-            index.digest,
-            self.usable,
-        ):
-            digest.update(np.ascontiguousarray(column).data)
-        return digest.hexdigest()
-
-    @property
-    def details(self) -> dict[str, str]:
-        """What the order depends on beside these fields: nothing, unless it was planned before."""
-        return {}
-
     @property
     def _share(self) -> int:
         """Packs of a block that each stream gives."""
@@ -210,6 +187,23 @@ class Order:
             return
         for window in self._passes.windows(self._passes.streams(epoch, self.num_streams)[stream]):
             yield self._passes.rows(epoch, window)
+
+    def planned_rows(self, epoch: int) -> Rows:
+        """Return the usable rows of an epoch in this order, stream by stream."""
+        windows = [rows for stream in range(self.num_streams) for rows in self.stream_rows(epoch, stream)]
+        return Rows.concatenate(windows or [Rows.of_sizes([], [])])
+
+    def planning_order(self) -> Order:
+        """Return the order of rows in which packs are planned; another one where they were planned before."""
+        return self
+
+    def planned_epoch(self, epoch: int) -> int:
+        """Return the epoch whose draws an epoch's packs are planned with."""
+        return epoch
+
+    def stored_plan(self, epoch: int) -> Plan | None:
+        """Return the plan of an epoch where it was made before, None where it is made as it is needed."""
+        return None
 
     def shards_in_order(self, epoch: int) -> Iterator[int]:
         """The shards about as they are come to; one that is come to again comes again."""

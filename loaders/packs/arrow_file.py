@@ -78,7 +78,7 @@ def map_arrays(fd: int) -> dict[str, np.ndarray]:
 class MappedFile:
     """A file of record batches mapped into memory, which may be written to without changing the file.
 
-    Arrays that `fixed` gives lie in the map and keep it alive; those of compressed files are copies of their own.
+    Arrays that `values` gives lie in the map and keep it alive; those of compressed files are copies of their own.
     """
 
     def __init__(self, fd: int) -> None:

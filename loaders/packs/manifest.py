@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.packs.recipe import MANIFEST, RECIPE, SCHEMA, Recipe, as_json
 from patchnpack.loaders.remote.addresses import redact
+from patchnpack.loaders.remote.download import name_of
 from patchnpack.loaders.remote.storage import Folder
 
 
@@ -41,6 +43,11 @@ class Manifest:
         """The manifest as the text of a file."""
         rest = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "recipe"}
         return as_json({"schema": SCHEMA, "recipe": json.loads(self.recipe.to_json()), **rest})
+
+
+def bad_entry(bad: BadRow) -> dict[str, Any]:
+    """Return a bad image as it is written: its shard by name only, so that moving the shards changes no byte."""
+    return {**asdict(bad), "shard": name_of(bad.shard)}
 
 
 def read_manifest(folder: Folder) -> Manifest:

@@ -6,93 +6,116 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder
-from patchnpack.loaders.assembly.samples import IndexedBatchContext, extra
+from patchnpack.loaders.assembly.samples import IndexedBatchContext, Transform, extra
 from patchnpack.loaders.errors import BadRow, StallError
-from patchnpack.loaders.index.labels import NO_LABEL
+from patchnpack.loaders.index.labels import NO_LABEL, Classes, KnownLabels, Label
+from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.order import Pack
-from patchnpack.loaders.packs.arrow_file import Codec, MappedFile, digest_of, file_bytes
-from patchnpack.loaders.packs.part import Part, noted
-from patchnpack.loaders.packs.recipe import SCHEMA
+from patchnpack.loaders.order.state import decoders
+from patchnpack.loaders.packs.arrow_file import Codec, MappedFile
+from patchnpack.loaders.packs.manifest import Manifest
+from patchnpack.loaders.packs.patch_part import EXTRA, FIXED, patch_part
+from patchnpack.loaders.packs.recipe import Recipe
+from patchnpack.loaders.packs.stored_index import Places
 from patchnpack.loaders.packs.stored_order import StoredPlan
-from patchnpack.packer import PackedBatch
+from patchnpack.loaders.shards.reader import ShardReader
+from patchnpack.packer import PackedBatch, Packing, Plan
 
 # B packs in a batch, N packs of a part, L token slots in a pack, K images in a pack at most, D values in a target
 
-_EXTRA = "extra."
-_FIXED = ("segment_ids", "coords", "grids", "image_sizes", "rows", "labels")  # of one shape in all packs
 _MAPS = 32  # parts that are mapped at a time
 _PAGE = 4096
 
 
-def patch_part(part: Part, sources: IndexedBatchContext, compression: Codec) -> tuple[pa.Buffer, dict[str, Any]]:
-    """The file of a part of a patch store, a row a pack, and its marker.
+class PatchStore:
+    """The `PackStore` that keeps packs as they are trained on: patches, labels and the extras that were asked for."""
 
-    A record batch holds the packs of one patch size that follow each other; in a compressed file, a single pack.
+    keeps_samples = False
 
-    Raises:
-        OSError: a shard that has changed since it was indexed.
-    """
-    drafts, batches = [], []
-    for i, (low, high) in enumerate(pairwise(part.offsets.tolist())):
-        pack = part.images.take(slice(low, high))
-        draft = DecodedBatchBuilder(sources, [pack], int(part.patch_size[i]), epoch=0, step=0, position=0)
-        for piece in range(draft.num_parts):
-            draft.run(piece)
-        batches.append(draft.finish())
-        drafts.append(draft)
-    edges = range(len(part) + 1) if compression else [0, *(np.flatnonzero(np.diff(part.patch_size)) + 1), len(part)]
-    records = [_record(batches[low:high], drafts[low:high], sources) for low, high in pairwise(edges) if low < high]
-    file = file_bytes(records, compression)
-    marker = {
-        "nbytes": file.size,
-        "digest": digest_of(file),
-        "packs": len(part),
-        "images": len(part.images),
-        "without_label": sum(draft.without_label for draft in drafts),
-        "bad": [noted(row) for draft in drafts for _, row in draft.bad],
-    }
-    return file, marker
+    def decoders(self) -> str:
+        """Return the builds that the pixels depend on."""
+        return decoders()
 
+    def part_epochs(self, recipe: Recipe) -> int:
+        """Return the number of plans: each has parts of its own."""
+        return recipe.epochs
 
-def _record(
-    batches: Sequence[PackedBatch], drafts: Sequence[DecodedBatchBuilder], sources: IndexedBatchContext
-) -> pa.RecordBatch:
-    columns: dict[str, pa.Array] = {"patch_size": pa.array([batch.patch_size for batch in batches], pa.int32())}
-    patches = np.concatenate([batch.patches.numpy().ravel() for batch in batches])
-    ends = np.arange(len(batches) + 1, dtype=np.int64) * (patches.size // len(batches))
-    columns["patches"] = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), len(batches), [None, pa.py_buffer(ends), pa.py_buffer(patches)]
-    )
-    for name in _FIXED:
-        values = np.concatenate([getattr(batch, name).numpy() for batch in batches])
-        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values[0].size)
-    columns["keys"] = pa.array([batch.keys[0] for batch in batches], pa.list_(pa.string()))
-    for name in sources.extras:
-        kind = sources.index.kinds.get(name, name)
-        members = [[_raw(value, kind) for value in batch.extras[name][0]] for batch in batches]
-        columns[_EXTRA + name] = pa.array(members, pa.list_(pa.large_binary()))
-    bad = [json.dumps([[place, noted(row)] for place, row in draft.bad]) for draft in drafts]
-    columns["bad"] = pa.array(bad, pa.string())
-    columns["truncated"] = pa.array([draft.truncated for draft in drafts], pa.int32())
-    metadata = {b"patchnpack": b'{"schema": %d, "store": "patches"}' % SCHEMA}
-    return pa.RecordBatch.from_arrays(list(columns.values()), list(columns)).replace_schema_metadata(metadata)
+    def pack_bytes(self, packing: Packing, index: Index, plans: Iterator[Plan]) -> int:
+        """Return the bytes of a pack's patches, at the largest patch size."""
+        return packing.seq_len * max(packing.token_bytes(size) for size in packing.patch_sizes)
 
+    def part_file(
+        self, plan: Plan, context: IndexedBatchContext, compression: Codec
+    ) -> tuple[pa.Buffer, dict[str, Any]]:
+        """Decode the images of a part; return its file and its marker. See `patch_part`."""
+        return patch_part(plan, context, compression)
 
-def _raw(value: Any, kind: str) -> bytes | None:
-    """What `extra` makes the value of."""
-    if value is None or isinstance(value, bytes):
-        return value
-    return value.encode() if kind == "txt" else json.dumps(value).encode()
+    def locate(self, places: Places, number: int, rows: np.ndarray, marker: dict[str, Any]) -> None:
+        """Note nothing: packs are found by their numbers, not by the rows in them."""
+
+    def check_options(
+        self,
+        recipe: Recipe,
+        where: str,
+        *,
+        label: Label,
+        classes: Classes,
+        extras: Sequence[str],
+        transform: Transform | None,
+    ) -> None:
+        """Raise ValueError for a transform, another label, or extras that the packs do not hold."""
+        if transform is not None:
+            raise ValueError(
+                f"transform= cannot be given for the packs in {where!r}, which are made: leave it out, or pack with "
+                "store='images', where it is applied as images are read"
+            )
+        for name, value, stored in (("label", label, recipe.label), ("classes", classes, None)):
+            if value is not None and value != stored:
+                raise ValueError(
+                    f"{name} is {value!r}, and the packs in {where!r} hold the labels of {recipe.label!r}; leave it "
+                    "out, or pack anew with it"
+                )
+        if missing := [name for name in extras if name.lstrip(".").lower() not in recipe.extras]:
+            raise ValueError(
+                f"extras asks for {missing[0]!r}, and the packs in {where!r} hold {list(recipe.extras)}; pack anew "
+                "with it"
+            )
+
+    def labels(
+        self, manifest: Manifest, index: Index, reader: ShardReader, label: Label, classes: Classes
+    ) -> KnownLabels:
+        """Return the labels that were stored with the packs."""
+        return KnownLabels(
+            shape=manifest.label_shape, num_classes=manifest.num_classes, classes=manifest.recipe.classes
+        )
+
+    def batch_context(
+        self, context: IndexedBatchContext, recipe: Recipe, part_numbers: Callable[[int, int], list[int]]
+    ) -> IndexedBatchContext:
+        """Return a context that reads packs from the parts of each epoch and stream."""
+        numbers = {
+            (epoch, stream): part_numbers(epoch, stream)
+            for epoch in range(recipe.epochs)
+            for stream in range(recipe.num_streams)
+        }
+        return StoredBatchContext(
+            **{field.name: getattr(context, field.name) for field in fields(IndexedBatchContext)},
+            numbers=numbers,
+            part_packs=recipe.part_packs,
+            compressed=recipe.compression is not None,
+        )
+
+    def draw_seed(self, recipe: Recipe, seed: int) -> int:
+        """Return the recipe's seed: the kept tokens were drawn when the packs were written."""
+        return recipe.seed
 
 
 class _Record:
@@ -105,7 +128,7 @@ class _Record:
         self.patch_size = batch.column("patch_size")[0].as_py()
         self.patches = file.values(batch.column("patches").buffers()[2], np.uint8)[: _used(batch)].reshape(N, -1)
         self.fixed = {}
-        for name in _FIXED:
+        for name in FIXED:
             values = batch.column(name).values
             self.fixed[name] = file.values(values.buffers()[1], values.type.to_pandas_dtype())[: len(values)].reshape(
                 N, -1
@@ -330,7 +353,7 @@ class StoredBatchBuilder:
             batch, row = place[0].batch, place[1]
             keys.append(batch.column("keys")[row].as_py())
             for name in names:
-                kind, values = kinds.get(name, name), batch.column(_EXTRA + name)[row].as_py()
+                kind, values = kinds.get(name, name), batch.column(EXTRA + name)[row].as_py()
                 extras[name].append([extra(name, kind, value) for value in values])
             if (bad := batch.column("bad")[row].as_py()) != "[]":
                 self.bad += [(before + number, BadRow(**about)) for number, about in json.loads(bad)]

@@ -7,16 +7,24 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from patchnpack.loaders.shards.reader import PACKED_FOLDER_FILES
 from patchnpack.packer import Packing, PatchSizes, ScheduledDrop, ScheduledResolution
 from patchnpack.packer.config import RESOLUTIONS, TOKEN_DROPS
 
 StoreKind = Literal["images", "patches"]
 
 SCHEMA = 1  # of the folder and of all files in it
-RECIPE, MANIFEST, ROWS = "recipe.json", "manifest.json", "rows.arrow"
+RECIPE, MANIFEST = PACKED_FOLDER_FILES
+ROWS = "rows.arrow"
 PARTS, MARKERS, PLANS = "parts", "done", "plans"  # folders
-COMPRESSIONS = (None, "lz4", "zstd")
+_COMPRESSIONS: dict[StoreKind, tuple[str | None, ...]] = {"images": (None,), "patches": (None, "lz4", "zstd")}
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (*RESOLUTIONS, *TOKEN_DROPS, PatchSizes, Packing)}
+
+
+def check_store(kind: str) -> None:
+    """Raise ValueError if there is no store of this kind."""
+    if kind not in get_args(StoreKind):
+        raise ValueError(f"store is {kind!r}; it must be 'images' or 'patches'")
 
 
 def unit_name(epoch: int, stream: int, number: int) -> str:
@@ -75,17 +83,11 @@ class Recipe:
     decoders: str
 
     def __post_init__(self) -> None:
-        if self.store not in get_args(StoreKind):
-            raise ValueError(f"store is {self.store!r}; it must be 'images' or 'patches'")
-        if self.compression not in COMPRESSIONS:
+        check_store(self.store)
+        if self.compression not in _COMPRESSIONS["patches"]:
             raise ValueError(f"compression is {self.compression!r}; it must be 'lz4', 'zstd', or None")
-        if self.compression and self.store == "images":
+        if self.compression not in _COMPRESSIONS[self.store]:
             raise ValueError("compression is for store='patches'; encoded images do not become smaller: leave it out")
-
-    @property
-    def part_epochs(self) -> int:
-        """Epochs that have parts of their own: later ones of an image store find their images in those of the first."""
-        return self.epochs if self.store == "patches" else 1
 
     def to_json(self) -> bytes:
         """The recipe as the text of a file."""

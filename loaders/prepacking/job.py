@@ -12,47 +12,37 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from patchnpack.loaders.errors import BadDataError, ErrorPolicy
+from patchnpack.loaders.errors import BadRow, ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.index.labels import Classes
 from patchnpack.loaders.index.table import Index
-from patchnpack.loaders.order.state import decoders
 from patchnpack.loaders.packed_loader import PackedImageLoader
-from patchnpack.loaders.packs.arrow_file import arrays_bytes, digest_of
-from patchnpack.loaders.packs.image_store import Places, image_part
-from patchnpack.loaders.packs.manifest import Manifest, check_recipe
-from patchnpack.loaders.packs.part import Part, cut
-from patchnpack.loaders.packs.patch_store import patch_part
+from patchnpack.loaders.packs.manifest import check_recipe
+from patchnpack.loaders.packs.pack_store import PackStore, store_of
 from patchnpack.loaders.packs.recipe import (
     MANIFEST,
     MARKERS,
     PARTS,
     PLANS,
     RECIPE,
-    ROWS,
     Recipe,
     StoreKind,
     changes_grids,
     difference,
-    plan_name,
-    unit_name,
 )
+from patchnpack.loaders.prepacking.finish import Finisher
+from patchnpack.loaders.prepacking.parts import parts
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.download import name_of
 from patchnpack.loaders.remote.storage import Folder, check_writable, open_folder
-from patchnpack.packer import Images, Packing, PatchSizes, Plan
+from patchnpack.packer import Packing, PatchSizes, Plan
 from patchnpack.packer.checks import check_whole
 
 _PART_BYTES = 64 << 20  # about what a part is to hold
-_LISTED = 1000  # bad images that the manifest lists; it counts all
-_JUDGED_FROM = 1000  # images from which on `max_rate` holds
 
 Progress = Callable[[int], None]
 
@@ -140,6 +130,10 @@ class Job:
         """Where to."""
         return open_folder(self.out, self.storage_options)
 
+    @property
+    def _store(self) -> PackStore:
+        return store_of(self.store)
+
     @cached_property
     def _loader(self) -> PackedImageLoader:
         """It knows the order, reads images, and has checked the options."""
@@ -169,8 +163,7 @@ class Job:
     def recipe(self) -> Recipe:
         """What decides every byte."""
         loader, names = self._loader, [name_of(redact(shard)) for shard in self.index.shards]
-        order = loader.steps().order
-        classes = loader.sources.labels.classes
+        classes = loader.context.labels.classes
         return Recipe(
             store=self.store,
             packing=loader.packing,
@@ -185,29 +178,24 @@ class Job:
             image=self.index.image,
             label=self.label,
             classes=None if classes is None else dict(classes),
-            extras=tuple(loader.sources.extras),
+            extras=tuple(loader.context.extras),
             max_pixels=self.errors.max_pixels,
             max_bytes=self.errors.max_bytes,
             truncated=self.errors.truncated,
-            source={"shards": names, "images": len(self.index), "digest": order.rows_digest},
-            decoders=decoders() if self.store == "patches" else "",
+            source={"shards": names, "images": len(self.index), "digest": loader.source.digest},
+            decoders=self._store.decoders(),
         )
 
     def _usual_packs(self) -> int:
-        packing = self._loader.packing
-        if self.store == "patches":
-            each = packing.seq_len * max(packing.token_bytes(size) for size in packing.patch_sizes)
-        else:
-            plans = self._loader.steps().order.stream_plans(0, 0)
-            first = next((plan for plan in plans if len(plan)), None)
-            each = 1 if first is None else int(self.index.nbytes[first.images.row].sum()) // len(first)
+        plans = self._loader.steps().order.stream_plans(0, 0)
+        each = self._store.pack_bytes(self._loader.packing, self.index, plans)
         # A power of two: batches of 2, 4, 8 ... packs in a row then lie in one file, and are handed out without a copy.
         return 1 << (max(1, _PART_BYTES // max(1, each)).bit_length() - 1)
 
     @cached_property
     def num_images(self) -> int:
         """Images that parts are written of, over all epochs: what progress counts to."""
-        return self._loader.steps().order.num_images * self.recipe.part_epochs
+        return self._loader.steps().order.num_images * self._store.part_epochs(self.recipe)
 
     def run(self, task: int = 0, num_tasks: int = 1, progress: Progress = lambda images: None) -> bool:
         """Does task `task` of `num_tasks`: writes its parts that are not there; and finishes the folder if all are.
@@ -246,13 +234,13 @@ class Job:
             return True
         there = set(self.folder.names(MARKERS, ".json"))
         expected = []
-        for number, (name, part) in enumerate(self._parts()):
+        for number, (name, plan) in enumerate(self._parts()):
             expected.append(name + ".json")
             if number % num_tasks != task:
                 continue
             if name + ".json" not in there:
-                self._write(name, part)
-            progress(len(part.images))
+                self._write(name, plan)
+            progress(len(plan.images))
         if not set(expected) <= set(self.folder.names(MARKERS, ".json")):
             return False
         self._finish()
@@ -280,143 +268,17 @@ class Job:
         if self.folder.read(RECIPE) is None:
             self.folder.write(RECIPE, self.recipe.to_json())
 
-    def _parts(self) -> Iterator[tuple[str, Part]]:
+    def _parts(self) -> Iterator[tuple[str, Plan]]:
         """All parts with their names, in the order of their numbers."""
-        order, recipe = self._loader.steps().order, self.recipe
-        for epoch in range(recipe.part_epochs):
-            for stream in range(recipe.num_streams):
-                skipped: list[np.ndarray] = []
-                plans = _noting(order.stream_plans(epoch, stream), skipped)
-                number = 0
-                for part in cut(plans, recipe.part_packs):
-                    yield unit_name(epoch, stream, number), part
-                    number += 1
-                if recipe.store == "images" and recipe.epochs > 1:
-                    # A later epoch may give them a size that fits.
-                    rows = np.concatenate([np.zeros(0, np.int64), *skipped])
-                    for low in range(0, len(rows), recipe.part_packs):
-                        yield unit_name(epoch, stream, number), _unplanned(rows[low : low + recipe.part_packs])
-                        number += 1
+        return parts(self._loader.steps().order, self.recipe)
 
-    def _write(self, name: str, part: Part) -> None:
-        sources = self._loader.sources
-        if self.store == "images":
-            file, marker = image_part(part, sources)
-        else:
-            file, marker = patch_part(part, sources, self.compression)
-        self._monitor(len(part.images), marker["bad"], "of a part")
+    def _write(self, name: str, plan: Plan) -> None:
+        file, marker = self._store.part_file(plan, self._loader.context, self.compression)
+        bad = [BadRow(**bad) for bad in marker["bad"]]
+        ErrorMonitor(self.errors).judge_all(len(plan.images), bad, "of a part")
         self.folder.write(f"{PARTS}/{name}.arrow", file)
-        self.folder.write(f"{MARKERS}/{name}.json", _json(marker))
-
-    def _monitor(self, images: int, bad: Sequence[Mapping[str, Any]], which: str) -> None:
-        policy = self.errors
-        if bad and policy.on_error == "raise":
-            raise BadDataError(f"bad image {dict(bad[0])}; remove it, or skip such images with on_error='skip'")
-        if images >= _JUDGED_FROM and len(bad) > policy.max_rate * images:
-            raise BadDataError(
-                f"{len(bad)} of the {images} images {which} were bad, more than max_rate {policy.max_rate} allows; the "
-                f"last is {dict(bad[-1])}. Mend the shards, or raise max_rate"
-            )
+        self.folder.write(f"{MARKERS}/{name}.json", (json.dumps(marker) + "\n").encode())
 
     def _finish(self) -> None:
-        """Writes what is made of all parts together. Whoever does it, and however often, writes the same."""
-        folder, recipe, index = self.folder, self.recipe, self.index
-        files: dict[str, dict[str, Any]] = {}
-        bad: list[dict[str, Any]] = []
-        places = Places(index) if self.store == "images" else None
-        counts = Counter[str](dict.fromkeys(_COUNTS, 0))
-        names = []
-        for number, (name, part) in enumerate(self._parts()):
-            marker = json.loads(folder.read(f"{MARKERS}/{name}.json") or b"null")
-            if marker is None or marker["images"] != len(part.images):
-                raise ValueError(
-                    f"the marker {MARKERS}/{name}.json in {redact(folder.address)!r} is gone or damaged; delete it, "
-                    "and run the same command again"
-                )
-            bad += marker.pop("bad")
-            counts["without_label"] += marker.get("without_label", 0)
-            if places is not None:
-                places.add(number, part.images.row, marker.pop("begins"))
-            names.append(f"{PARTS}/{name}.arrow")
-            files[names[-1]] = marker
-        self._monitor(sum(files[name]["images"] for name in names), bad, "in all")
-        counts["bad"] = len(bad)
-        packs: list[list[int]] = []
-        for epoch in range(recipe.epochs):
-            packs.append([])
-            for stream in range(recipe.num_streams):
-                arrays = _plan_arrays(self._loader.steps().order.stream_plans(epoch, stream))
-                packs[-1].append(len(arrays["patch_size"]))
-                for what in ("oversize", "skipped"):
-                    counts[what] += len(arrays[what])
-                counts["images"] += len(arrays["row"])
-                counts["tokens"] += int(arrays["keep"].sum(dtype=np.int64))
-                self._write_noted(plan_name(epoch, stream), arrays_bytes(arrays), files)
-        counts["packs"] = sum(map(sum, packs))
-        counts["slots"] = counts["packs"] * recipe.packing.seq_len
-        rows = (places or Places(index)).index_bytes(
-            names, [files[name]["nbytes"] for name in names], recipe.source["shards"]
-        )
-        self._write_noted(ROWS, rows, files)
-        labels = self._loader.sources.labels
-        manifest = Manifest(
-            recipe=recipe,
-            counts=dict(counts),
-            padding=1 - counts["tokens"] / counts["slots"] if counts["slots"] else 0.0,
-            packs=packs,
-            files=files,
-            bad=bad[:_LISTED],
-            num_classes=labels.num_classes,
-            label_shape=labels.shape,
-            kinds=index.kinds,
-        )
-        folder.write(MANIFEST, manifest.to_json())
-
-    def _write_noted(self, name: str, data: Any, files: dict[str, dict[str, Any]]) -> None:
-        files[name] = {"nbytes": data.size, "digest": digest_of(data)}
-        self.folder.write(name, data)
-
-
-_COUNTS = ("packs", "images", "tokens", "slots", "bad", "oversize", "skipped", "without_label")
-
-
-def _json(values: Any) -> bytes:
-    return (json.dumps(values) + "\n").encode()
-
-
-def _noting(plans: Iterator[Plan], skipped: list[np.ndarray]) -> Iterator[Plan]:
-    for plan in plans:
-        skipped.append(plan.skipped)
-        yield plan
-
-
-def _unplanned(rows: np.ndarray) -> Part:
-    """Images that no pack of this epoch holds, each by itself."""
-    n = len(rows)
-    images = Images(
-        row=rows,
-        key=np.zeros(n, np.uint64),
-        box=np.zeros((n, 4), np.int32),
-        size=np.zeros((n, 2), np.int32),
-        grid=np.zeros((n, 2), np.int32),
-        keep=np.zeros(n, np.int32),
-    )
-    zeros = np.zeros(n, np.int32)
-    return Part(images=images, offsets=np.arange(n + 1), patch_size=zeros, cost=zeros.astype(np.int64))
-
-
-def _plan_arrays(plans: Iterator[Plan]) -> dict[str, np.ndarray]:
-    """The plan of a stream as arrays; see `StoredOrder.plan`."""
-    made = list(plans)
-    part = Part.join([Part.of(plan) for plan in made])
-    images = part.images
-    return {
-        "offsets": part.offsets,
-        "patch_size": part.patch_size,
-        "cost": part.cost,
-        "row": images.row,
-        **{name: getattr(images, name).ravel() for name in ("box", "size", "grid")},
-        "keep": images.keep,
-        "skipped": np.concatenate([plan.skipped for plan in made]),
-        "oversize": np.concatenate([plan.oversize for plan in made]),
-    }
+        order, labels = self._loader.steps().order, self._loader.context.labels
+        Finisher(self.folder, self.recipe, self.index, order, labels, ErrorMonitor(self.errors)).finish()

@@ -14,9 +14,8 @@ from PIL import Image
 
 from patchnpack.loaders.assembly.samples import read_member
 from patchnpack.loaders.packed_loader import PackedImageLoader
-from patchnpack.loaders.packs.arrow_file import digest_of
+from patchnpack.loaders.packs.folder import PackedFolder
 from patchnpack.loaders.packs.recipe import PARTS, as_json
-from patchnpack.loaders.packs.source import PackedFolder
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.storage import Folder, check_writable, open_folder
 from patchnpack.packer.checks import check_whole
@@ -42,7 +41,7 @@ def unpack(
 
     Args:
         source: the folder of packs, local or an address.
-        out: the folder of the shards, train-000000.tar and so on; local or an address.
+        out: the folder of the shards, images-000000.tar and so on; local or an address.
         images_per_shard: at most; a key that comes again begins a new shard.
         storage_options: of the addresses.
         progress: called with (images written, images in all).
@@ -57,10 +56,10 @@ def unpack(
     packs = PackedFolder.open(source, storage_options=storage_options)
     folder = open_folder(out, storage_options)
     check_writable(folder)
-    note = as_json({"packs": digest_of(packs.manifest.to_json()), "images_per_shard": images_per_shard})
+    note = as_json({"packs": packs.digest, "images_per_shard": images_per_shard})
     _claim(folder, note)
     there = set(folder.names("", ".tar"))
-    samples = _images(packs) if packs.recipe.store == "images" else _pixels(packs, source, storage_options)
+    samples = _images(packs) if packs.store.keeps_samples else _pixels(packs, source, storage_options)
     total = sum(about["images"] for name, about in packs.manifest.files.items() if name.startswith(PARTS))
     done = 0
     for number, shard in enumerate(_shards(samples, images_per_shard)):

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from patchnpack.loaders.packs.arrow_file import digest_of
 from patchnpack.loaders.packs.manifest import Manifest, read_manifest
+from patchnpack.loaders.packs.pack_store import store_of
 from patchnpack.loaders.packs.recipe import MARKERS, PARTS, RECIPE, plan_name
 from patchnpack.loaders.remote.storage import open_folder
 
@@ -108,7 +109,7 @@ def _check_counts(manifest: Manifest, plans: Mapping[str, bytes], problems: list
             if len(arrays["patch_size"]) != packs:
                 problems.append(f"{name} has {len(arrays['patch_size'])} packs, and should have {packs}")
             rows += [arrays["row"], arrays["skipped"]]
-            if epoch < recipe.part_epochs:
+            if epoch < store_of(recipe.store).part_epochs(recipe):
                 begin = f"{PARTS}/e{epoch:04d}-s{stream:03d}-"
                 held = sum(about["packs"] for part, about in manifest.files.items() if part.startswith(begin))
                 if held < packs:

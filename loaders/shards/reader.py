@@ -13,18 +13,18 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from patchnpack.loaders.packs.recipe import MANIFEST, RECIPE
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.download import is_remote
 from patchnpack.loaders.shards.opener import ShardOpener
 
-Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+ShardNames = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
+PACKED_FOLDER_FILES = ("recipe.json", "manifest.json")  # a folder that holds one of them is a packed folder
 INDEX_NAMES = ("index.parquet", "index.arrow")  # what an index beside its shards is called
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
-def expand(source: Source, store: ShardOpener | None = None) -> list[str]:
+def expand(source: ShardNames, store: ShardOpener | None = None) -> list[str]:
     """The shards that `source` names: a path or an address, a brace range, a glob, or a list of these.
 
     Raises:
@@ -99,7 +99,7 @@ def _refuse_folder(path: str) -> None:
     if not os.path.isdir(path):
         return
     inside = os.listdir(path)
-    if MANIFEST in inside or RECIPE in inside:
+    if any(name in inside for name in PACKED_FOLDER_FILES):
         raise ValueError(
             f"{path!r} is a folder of packs, not a shard: PackedImageLoader({path!r}) and `patchnpack report` read it; "
             f"for other commands write shards again: patchnpack unpack {shlex.quote(path)} -o SHARDS"

@@ -15,9 +15,10 @@ from patchnpack.cli.arguments import IMAGES, Images, Seed, Shards, Storage, coun
 from patchnpack.cli.options import parse_storage_options, takes_packing, whole_flag
 from patchnpack.engines import run_local, run_ray
 from patchnpack.loaders import ErrorPolicy, open_index
+from patchnpack.loaders.packs.folder import is_packed_folder
 from patchnpack.loaders.packs.manifest import Manifest, read_manifest
+from patchnpack.loaders.packs.pack_store import store_of
 from patchnpack.loaders.packs.recipe import StoreKind
-from patchnpack.loaders.packs.source import is_prepacked
 from patchnpack.loaders.prepacking.job import Job
 from patchnpack.loaders.prepacking.unpack import unpack as unpack_images
 from patchnpack.loaders.prepacking.verify import verify as verify_packs
@@ -140,7 +141,7 @@ def unpack(
 
     patchnpack unpack packed -o shards
     """
-    if not is_prepacked(packs):
+    if not is_packed_folder(packs):
         raise ValueError(f"{packs!r} is no folder of packs; make one with: patchnpack pack SHARDS -o {packs}")
     with _bar("writing images") as bar:
         options = parse_storage_options(storage_options or [])
@@ -165,7 +166,7 @@ def _check_tasks(
 def _told(manifest: Manifest) -> str:
     recipe, counts = manifest.recipe, manifest.counts
     labels = f"labels of {recipe.label!r}" if recipe.label is not None else "without labels"
-    if recipe.label is None and recipe.store == "images":
+    if recipe.label is None and store_of(recipe.store).keeps_samples:
         labels = "with all members of their samples"
     nbytes = sum(about["nbytes"] for about in manifest.files.values())
     plans = f" in {recipe.epochs} plans" if recipe.epochs > 1 else ""

@@ -13,7 +13,7 @@ from rich.console import Console
 from patchnpack.cli.arguments import IMAGES, Images, Seed, Shards, Storage, open_shards, progress_bar
 from patchnpack.cli.options import parse_storage_options, takes_packing, whole_flag
 from patchnpack.loaders import Index, PackedImageLoader
-from patchnpack.loaders.packs.source import is_prepacked
+from patchnpack.loaders.packs.folder import is_packed_folder
 from patchnpack.loaders.plan_report import planned_before, planned_rows
 from patchnpack.packer import Packing, Rows
 from patchnpack.packer.analysis.advice import advise
@@ -71,7 +71,7 @@ def report(
 
         check_page(html)
     storage, made = parse_storage_options(storage_options or []), None
-    if is_prepacked(shards[0]):
+    if is_packed_folder(shards[0]):
         loader = _packed_before(shards, packing, batch_size=batch_size, shuffle=shuffle, storage=storage)
         rows, planned, bad, made = planned_rows(loader), loader.packing, 0, planned_before(loader)
     else:

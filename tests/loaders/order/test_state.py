@@ -226,7 +226,7 @@ def test_images_that_were_seen_are_not_read_again(index: Index, monkeypatch: pyt
     resumed = PackedImageLoader(index, PACKING, batch_size=2)
     resumed.load_state_dict(loader.state_dict())
     read: list[tuple[int, int, int]] = []
-    reader = resumed._sources.reader
+    reader = resumed.context.reader
     plain = reader.read
 
     def counted(shard: int, offset: int, nbytes: int) -> bytes:
