@@ -72,8 +72,9 @@ def report(
         check_page(html)
     storage, made = parse_storage_options(storage_options or []), None
     if is_packed_folder(shards[0]):
-        loader = _packed_before(shards, packing, batch_size=batch_size, shuffle=shuffle, storage=storage)
-        rows, planned, bad, made = planned_rows(loader), loader.packing, 0, planned_before(loader)
+        loader = _packed_before(shards, packing, batch_size=batch_size, shuffle=shuffle, seed=seed, storage=storage)
+        rows, planned, made = planned_rows(loader), loader.packing, planned_before(loader)
+        bad, seed = len(loader.index.bad), loader.steps().order.planning_order().seed
     else:
         index = open_shards(shards, image, storage_options)
         rows, planned = _rows(index, packing, batch_size=batch_size, shuffle=shuffle, seed=seed)
@@ -121,7 +122,7 @@ def report(
 
 
 def _packed_before(
-    shards: list[str], packing: Packing, *, batch_size: int, shuffle: bool, storage: dict[str, Any]
+    shards: list[str], packing: Packing, *, batch_size: int, shuffle: bool, seed: int, storage: dict[str, Any]
 ) -> PackedImageLoader:
     """A loader of a pre-packed folder, whose packing is what it was packed with."""
     if len(shards) > 1 or shuffle:
@@ -131,6 +132,8 @@ def _packed_before(
         raise ValueError(
             f"{shards[0]!r} was packed with {loader.packing}; leave out the options of packing, or report on shards"
         )
+    if seed not in (0, packed_seed := loader.steps().order.planning_order().seed):
+        raise ValueError(f"{shards[0]!r} was packed with --seed {packed_seed}; leave out --seed {seed}")
     return loader
 
 

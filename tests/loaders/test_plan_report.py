@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import tarfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.utils.data import DataLoader
 
-from patchnpack import BetaDrop, FitTokens, PackedImageLoader, Packing, PatchSizes
+from patchnpack import BetaDrop, FitTokens, PackedImageLoader, Packing, PatchSizes, SampleSide
+from patchnpack.loaders import scan
 from patchnpack.loaders.plan_report import planned_rows, report_of
+from patchnpack.loaders.prepacking.job import Job
 from patchnpack.packer.analysis.report import pack_bytes
 from patchnpack.report.fields import SHARED_WITH_STATS, report_fields
 
@@ -104,6 +107,44 @@ def test_planned_rows_are_the_loader_s_order(drawn: Any) -> None:
     loader = PackedImageLoader(drawn.shards, packing, batch_size=2, shuffle=True, seed=3)
     given = [int(row) for batch in loader for row in batch.rows[batch.image_mask]]
     assert planned_rows(loader).row.tolist() == given
+
+
+@pytest.mark.parametrize("store", ["images", "patches"])
+@pytest.mark.parametrize("part_packs", [1, 4, 64])  # more parts than the two shards, several, and fewer
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_planned_rows_of_a_packed_folder_are_those_of_the_loader_that_planned_it(
+    store: Any, part_packs: int, shuffle: bool, make_drawn: Any, tmp_path: Path
+) -> None:
+    drawn = make_drawn((20, 17))
+    packing = Packing(seq_len=40, patch_size=8, token_drop=BetaDrop(mean=0.3, max=0.6), oversize="skip")
+    order: dict[str, Any] = {"shuffle": shuffle, "seed": 3, "shuffle_window": 1}
+    out = tmp_path / "packed"
+    job = Job(index=scan(drawn.shards), out=str(out), packing=packing, store=store, part_packs=part_packs, **order)
+    assert job.run()
+    parts = len(list((out / "parts").iterdir()))
+    assert (parts > 2) == (part_packs < 64)
+    ours = PackedImageLoader(out, batch_size=2)
+    theirs = PackedImageLoader(drawn.shards, packing, batch_size=2, **order)
+    found, expected = planned_rows(ours), planned_rows(theirs)
+    for name in ("row", "row_id", "width", "height"):
+        assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
+    reports = [report_fields(report_of(loader)) for loader in (ours, theirs)]
+    for fields in reports:
+        del fields["planning_seconds_per_million"]
+    assert reports[0] == reports[1]
+    assert reports[0]["skipped"]["oversize"] > 0
+
+
+def test_report_of_an_epoch_after_the_last_stored_plan_is_that_of_the_first(make_drawn: Any, tmp_path: Path) -> None:
+    packing = Packing(seq_len=64, patch_size=8, resolution=SampleSide(low=16, high=64))
+    index = scan(make_drawn((20, 17)).shards)
+    Job(index=index, out=str(tmp_path / "packed"), packing=packing, epochs=2, part_packs=3, shuffle=True).run()
+    ours = PackedImageLoader(tmp_path / "packed", batch_size=2)
+    theirs = PackedImageLoader(index, packing, batch_size=2, shuffle=True)
+    found = [planned_rows(ours, epoch).row.tolist() for epoch in range(3)]
+    assert found == [planned_rows(theirs, epoch).row.tolist() for epoch in (0, 1, 0)]
+    assert found[0] != found[1]
+    assert report_of(ours, 2).baselines == report_of(ours, 0).baselines == report_of(theirs, 0).baselines
 
 
 def test_several_streams_are_refused_by_name(drawn: Any) -> None:
