@@ -6,8 +6,7 @@
 Uses NCCL if torch sees GPUs, one per process, and gloo on CPUs otherwise. Ranks get equally many batches, but not
 equally many images. The loss is therefore the mean over the images of all ranks, and the gradient equals that of a
 single process on all images. Run the same command again to resume from runs/ddp/checkpoint.pt with the remaining
-batches: bit for bit on two CPUs; on more, gloo may sum in another order. Prints, in 20 seconds on two cores, first and
-last:
+batches: bit for bit on two CPUs; on more, gloo may sum in another order. In 20 seconds on two cores, prints:
 
     epoch 0, step 11: loss 1.060, 480 images + 0 bad + 0 skipped of 480
     epoch 4, step 55: loss 0.156, 480 images + 0 bad + 0 skipped of 480
