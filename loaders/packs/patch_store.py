@@ -81,11 +81,11 @@ class PatchStore:
             if value is not None and value != stored:
                 raise ValueError(
                     f"{name} is {value!r}, and the packs in {where!r} hold the labels of {recipe.label!r}; leave it "
-                    "out, or pack anew with it"
+                    "out, or pack again with it"
                 )
         if missing := [name for name in extras if name.lstrip(".").lower() not in recipe.extras]:
             raise ValueError(
-                f"extras asks for {missing[0]!r}, and the packs in {where!r} hold {list(recipe.extras)}; pack anew "
+                f"extras asks for {missing[0]!r}, and the packs in {where!r} hold {list(recipe.extras)}; pack again "
                 "with it"
             )
 

@@ -135,7 +135,8 @@ def test_other_tokens_are_kept_each_epoch_of_an_image_store_and_the_same_ones_of
     index: Index, tmp_path: Path
 ) -> None:
     packing = PACKING.replace(token_drop=ConstantDrop(0.5))
-    for store in ("images", "patches"):
+    kept: dict[Any, bool] = {"images": False, "patches": True}
+    for store, kept_when_written in kept.items():
         out = tmp_path / store
         Job(index=index, out=str(out), packing=packing, store=store).run()
         loader = PackedImageLoader(out, batch_size=1)
@@ -143,7 +144,7 @@ def test_other_tokens_are_kept_each_epoch_of_an_image_store_and_the_same_ones_of
         assert [batch.rows.tolist() for batch in first] == [batch.rows.tolist() for batch in second]
         assert [batch.lengths for batch in first] == [batch.lengths for batch in second]
         same = [torch.equal(a.coords, b.coords) for a, b in zip(first, second, strict=True)]
-        assert all(same) if store == "patches" else not all(same)
+        assert all(same) == kept_when_written
 
 
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
@@ -361,7 +362,8 @@ def test_bad_images_are_counted_each_epoch_as_they_are_with_shards(
     assert len(index.bad) == 1
     theirs = PackedImageLoader(index, PACKING, batch_size=2, label="cls")
     expected = [list(map(contents, theirs)) for _ in range(2)]
-    for store in ("images", "patches"):
+    decoded: dict[Any, int] = {"images": 0, "patches": 2}  # bad images that are found when packs are written
+    for store, found in decoded.items():
         job = Job(index=index, out=str(tmp_path / store), packing=PACKING, store=store, label="cls", part_packs=3)
         job.run()
         ours = PackedImageLoader(tmp_path / store, batch_size=2)
@@ -372,7 +374,7 @@ def test_bad_images_are_counted_each_epoch_as_they_are_with_shards(
         assert same[0] == same[1]
         assert ours.stats()["images"] + ours.stats()["bad_images"] == 2 * len(index)
         manifest = json.loads((tmp_path / store / "manifest.json").read_bytes())
-        assert manifest["counts"]["bad"] == (2 if store == "patches" else 0)
+        assert manifest["counts"]["bad"] == found
 
 
 def test_a_shard_whose_bytes_changed_is_told_when_it_is_packed(make_drawn: MakeDrawn, tmp_path: Path) -> None:
@@ -464,13 +466,15 @@ def test_options_that_the_packs_have_decided_are_refused(store: Any, index: Inde
         ({"num_streams": 3}, r"num_streams is 3, and the packs in .* are in 2"),
         ({"errors": ErrorPolicy(max_pixels=10)}, r"max_pixels is 10, and the packs .* were planned with 178956970"),
     ]
-    if store == "patches":
-        wrong += [
+    wrong += {
+        "images": [],
+        "patches": [
             ({"transform": lambda image, rng: image}, r"transform= cannot be given .*store='images'"),
             ({"label": "txt"}, r"label is 'txt', and the packs in .* hold the labels of 'cls'"),
             ({"classes": ["a"]}, r"classes is \['a'\]"),
-            ({"extras": ["txt"]}, r"extras asks for 'txt', and the packs .* hold \[\]; pack anew"),
-        ]
+            ({"extras": ["txt"]}, r"extras asks for 'txt', and the packs .* hold \[\]; pack again"),
+        ],
+    }[store]
     for options, what in wrong:
         with pytest.raises(ValueError, match=what):
             PackedImageLoader(out, batch_size=2, **options)
@@ -569,10 +573,10 @@ def test_where_the_shards_lie_changes_no_byte(make_drawn: MakeDrawn, tmp_path: P
     drawn.rewrite({f"{drawn.keys[3]}.png": b"no image", f"{drawn.keys[5]}.cls": None, f"{drawn.keys[7]}.png": half})
     (tmp_path / "moved").mkdir()
     moved = [shutil.copy(shard, tmp_path / "moved") for shard in drawn.shards]
-    for store in ("images", "patches"):
+    decodes: dict[Any, bool] = {"images": False, "patches": True}
+    for store, finds_bad in decodes.items():
         for name, shards in (("a", drawn.shards), ("b", moved)):
             Job(index=scan(shards), out=str(tmp_path / store / name), packing=PACKING, store=store, label="cls").run()
         assert written(tmp_path / store / "a") == written(tmp_path / store / "b")
-        assert (json.loads((tmp_path / store / "a" / "manifest.json").read_bytes())["counts"]["bad"] > 0) == (
-            store == "patches"
-        )
+        counts = json.loads((tmp_path / store / "a" / "manifest.json").read_bytes())["counts"]
+        assert (counts["bad"] > 0) == finds_bad
