@@ -1,4 +1,4 @@
-"""`PackedImageLoader`: shards in, packed batches out. The one place where the plan and the decoding meet."""
+"""`PackedImageLoader`: shards in, packed batches out. The plan and the decoding meet only here."""
 
 from __future__ import annotations
 
@@ -33,58 +33,58 @@ from patchnpack.packer import PackedBatch, Packing
 
 
 class PackedImageLoader:
-    """Streams batches of packed images out of webdataset tar shards, at native resolution.
+    """Loads batches of packed images, at native resolution, from shards, a packed folder or a mixture.
 
-    Sizes come from headers, so the whole order is planned from integers; pixels are decoded once, by threads, straight
-    into the batch. The sequence of batches is a function of the shards, `packing`, `seed` and the epoch: identical for
+    Sizes come from headers, so the whole order is planned from integers; threads decode each image once, straight into
+    its batch. The sequence of batches is a function of the source, `packing`, `seed` and the epoch: it is identical for
     any number of threads and any `prefetch`.
 
     Args:
-        source: shards by brace range, glob or list, an index file, an `Index`, a `Mixture` of several of these, or a
-            folder of packs that `patchnpack pack` wrote.
-        packing: what a sequence looks like; `Packing()` by default.
-        batch_size: B, packs in a batch of this rank.
-        shuffle: shuffle shards and, inside windows of `shuffle_window` shards, rows; anew each epoch.
-        seed: of every shuffle and draw.
-        repeat: `iter` goes on from epoch to epoch for ever; such a loader has no length.
-        image: extensions that are images, separated by ";".
-        label: None, "cls" (or any member that holds a text), "json:FIELD", or a callable from a sample's members
-            (extension to bytes) to an int or an array.
-        classes: names of classes as a list, a file with one a line, or a mapping to indices; without, labels are whole
-            numbers.
-        extras: extensions of members to hand out in `batch.extras`: txt as str, json as object, others as bytes; None
-            where a sample has none. One that cannot be read so makes its image a bad one.
-        decode: called as `decode(data)` with an image's encoded bytes; gives uint8 (H, W, C), with the height and width
-            that the file says (before EXIF orientation, which the loader applies; TIFF as PIL turns it) and the
-            channels of `image_mode`; or None, which leaves the image to the loader. With it, 16-bit, float and
-            multispectral images and files of several pages can be used. `BadImage` from it makes the image a bad one;
-            all else is raised.
+        source: shards by brace range, glob or list; an index file; an `Index`; a `Mixture` of several of these; or a
+            folder that `patchnpack pack` wrote.
+        packing: what a sequence looks like; None is `Packing()`, or the packing of the packed folder.
+        batch_size: B, packs per batch of this rank.
+        shuffle: whether to shuffle shards and, inside windows of `shuffle_window` shards, rows, differently each epoch.
+        seed: seeds every shuffle and draw.
+        repeat: whether `iter` continues with the next epoch for ever; such a loader has no length.
+        image: extensions of image files, separated by ";".
+        label: None, "cls" (or any member with a text), "json:FIELD", or a callable from a sample's members (extension
+            to bytes) to an int or an array.
+        classes: names of classes as a list, a file with one name per line, or a mapping to indices; without them,
+            labels are whole numbers.
+        extras: extensions of members to return in `batch.extras`: txt as str, json as object, others as bytes; None
+            where a sample has none. An undecodable member marks its image as bad.
+        decode: called as `decode(data)` with the encoded bytes of an image. Returns uint8 (H, W, C) with the height and
+            width that the file states (before EXIF orientation, which the loader applies; TIFF as PIL turns it) and the
+            channels of `image_mode`, or None to leave the image to the loader. It makes 16-bit, float and multispectral
+            images and files of several pages usable. `BadImage` from it marks the image as bad; other errors are
+            raised.
         transform: called as `transform(image, rng)` with a uint8 (H, W, C) array and a Generator keyed by (seed, epoch,
-            row); gives an array of the same shape and type. Runs in the decoding threads.
-        where: from an `Index` to a bool array, the rows to use; the others are counted as skipped.
-        index: an index file that holds the shards, its address, or an `Index`; None looks beside the shards, then in
-            the cache, and scans what it does not find.
-        storage_options: of remote shards, as fsspec or obstore have them; `retry`, a dict of attempts, deadline_s,
-            stall_s, pause_s and max_pause_s, says how long to try.
-        cache_dir: where indexes, remote shards and the images of parquet files are cached; None is $PATCHNPACK_CACHE,
-            or ~/.cache/patchnpack.
-        cache_limit: bytes that shards may take there; beyond, those used longest ago are deleted.
-        even: "pad" fills the last step with empty packs, "drop" leaves its packs out and counts their images.
+            row); returns an array of the same shape and type. Runs in the decoding threads.
+        where: maps an `Index` to a bool array, the rows to use; the others are counted as skipped.
+        index: an index file of the shards, its address, or an `Index`. None looks beside the shards, then in the cache,
+            and scans what it does not find.
+        storage_options: options for remote shards, as fsspec or obstore name them; `retry`, a dict of attempts,
+            deadline_s, stall_s, pause_s and max_pause_s, sets how long to retry.
+        cache_dir: cache of indexes, remote shards and the images of parquet files; None is $PATCHNPACK_CACHE, or
+            ~/.cache/patchnpack.
+        cache_limit: maximum bytes of cached shards; beyond, those used longest ago are deleted.
+        even: "pad" fills the last step with empty packs; "drop" leaves its packs out and counts their images.
         shuffle_window: shards inside which rows are shuffled.
-        num_streams: S, slices that the epoch is cut into, each packed by itself; 1 packs best.
-        block: packs in which the streams take turns, and of one patch size; a multiple of S. None is the packs of one
-            step, over all ranks.
+        num_streams: S, slices of the epoch that are packed separately; 1 packs best.
+        block: packs over which the streams take turns, all of one patch size; a multiple of S. None is the packs of one
+            step over all ranks.
         num_threads: decoding threads; None is this rank's share of the CPUs.
-        prefetch: batches made ahead of the one in use, at least 1.
-        errors: what is done about bad images; None is `ErrorPolicy()`.
+        prefetch: batches prepared ahead of the one in use, at least 1.
+        errors: what to do about bad images; None is `ErrorPolicy()`.
         rank, world_size: None asks `torch.distributed`, then the environment, when iteration starts.
 
     Raises:
-        FileNotFoundError: a shard that does not exist.
-        ValueError: a source without images, a label that no sample has, an image smaller than a patch, an option out of
-            range.
+        FileNotFoundError: a shard does not exist.
+        ValueError: the source has no images, no sample has the label, an image is smaller than a patch, or an option is
+            out of range or contradicts the packed folder.
 
-    `for batch in loader` is one epoch, the next one the next epoch.
+    `for batch in loader` is one epoch; the next loop is the next epoch.
     """
 
     def __init__(
@@ -153,8 +153,8 @@ class PackedImageLoader:
         self._stats, self._monitor = Stats(), ErrorMonitor(self._options.policy)
         self._check_headers()
         self._next = Cursor(0, 0)  # where the next iterator begins
-        self._stands: Cursor | None = self._next  # where training stands
-        self._made_steps: Steps | None = None
+        self._cursor: Cursor | None = self._next  # where training stands; None if worker processes decide
+        self._steps: Steps | None = None
         self._datasets: weakref.WeakSet[PackedDataset] = weakref.WeakSet()
         self._totals: list[torch.Tensor] = []  # of the workers of each dataset
 
@@ -172,13 +172,13 @@ class PackedImageLoader:
 
     def __iter__(self) -> Iterator[PackedBatch]:
         begin, batches = self._next, self.batches()
-        self._next, self._stands = Cursor(begin.epoch + 1, 0), begin
-        return self._watched(batches.run(begin, WorkerShard()), begin)
+        self._next, self._cursor = Cursor(begin.epoch + 1, 0), begin
+        return self._tracked(batches.run(begin, WorkerShard()), begin)
 
-    def _watched(self, batches: Iterator[PackedBatch], begin: Cursor) -> Iterator[PackedBatch]:
-        """The batches; each is noted as the one that training stands at when it is handed out."""
+    def _tracked(self, batches: Iterator[PackedBatch], begin: Cursor) -> Iterator[PackedBatch]:
+        """Yield the batches; move the cursor to each as it is yielded."""
         for batch in batches:
-            self._stands = Cursor(batch.epoch, batch.position)
+            self._cursor = Cursor(batch.epoch, batch.position)
             if self.repeat or batch.epoch > begin.epoch:
                 self._next = Cursor(batch.epoch + 1, 0)
             yield batch
@@ -186,7 +186,7 @@ class PackedImageLoader:
 
     def __getitem__(self, number: Any) -> NoReturn:
         raise TypeError(
-            "a PackedImageLoader gives its batches in order, not by number; in a DataLoader give its dataset: "
+            "a PackedImageLoader yields its batches in order, not by number; give a DataLoader its dataset: "
             "DataLoader(loader.as_dataset(), batch_size=None)"
         )
 
@@ -196,48 +196,49 @@ class PackedImageLoader:
         return self.steps().count(self.next_cursor())
 
     def total_steps(self, epochs: int) -> int:
-        """Batches in the first `epochs` epochs together: what a learning-rate schedule needs."""
+        """Return the number of batches in the first `epochs` epochs together, for a learning-rate schedule."""
         return sum(self.steps().count(Cursor(epoch, 0)) for epoch in range(epochs))
 
     def set_epoch(self, epoch: int) -> None:
-        """Says which epoch the next `iter` is, from its start; that of a state just loaded goes on where it stood.
+        """Set the epoch of the next `iter`, from its start; the epoch of a state just loaded still resumes.
 
-        It reaches the worker processes of `as_dataset`, too.
+        The setting also reaches the worker processes of `as_dataset`.
         """
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}; it must be at least 0")
         if epoch != self._next.epoch:
-            self._next = self._stands = Cursor(epoch, 0)
+            self._next = self._cursor = Cursor(epoch, 0)
         self._publish()
 
     def state_dict(self, after: PackedBatch | None = None) -> dict[str, Any]:
-        """Where training stands once `after`, or else the last batch handed out, has been used: a small JSON-able dict.
+        """Return the state once `after`, or else the last yielded batch, has been used: a small JSON-able dict.
 
-        It is the same on every rank. Batches that were made ahead count as not used.
+        The state is the same on every rank. Prefetched batches count as unused.
 
         Raises:
-            ValueError: no batch is given, and they are handed out by `as_dataset`.
+            ValueError: no batch is given, and the batches come from `as_dataset`.
         """
-        place = self._stands if after is None else Cursor(after.epoch, after.position)
-        if place is None:
+        cursor = self._cursor if after is None else Cursor(after.epoch, after.position)
+        if cursor is None:
             raise ValueError(
-                "batches of as_dataset() may be made in other processes; say which one was the last that was used: "
+                "batches of as_dataset() may come from other processes; name the last batch that was used: "
                 "state_dict(after=batch)"
             )
-        return self.state_at(place)
+        return self.state_at(cursor)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next `iter` goes on where `state` was taken; an iterator that has not begun is left as it is.
+        """Resume at `state` with the next `iter`; iterators that exist are not affected.
 
-        On any number of ranks and with any batch size, every pack of the epoch that was not used comes, in order; as
-        long as a step takes as many packs over all ranks as before, the steps are the same. After the last batch of an
-        epoch the next epoch comes.
+        On any number of ranks and with any batch size, the unused packs of the epoch follow in order. The steps are the
+        same as long as a step takes the same number of packs over all ranks. After the last batch of an epoch the next
+        epoch follows.
 
         Raises:
-            ValueError: no state, or one of other shards, another packing or another order; the difference is named.
+            ValueError: `state` is not a state, or it was saved with other shards, another packing or another order; the
+                message names the difference.
         """
         self._next, self._block = self.read_state(state)
-        self._stands = self._next
+        self._cursor = self._next
         self._publish()
 
     def state_at(self, cursor: Cursor) -> dict[str, Any]:
@@ -254,33 +255,33 @@ class PackedImageLoader:
         return from_dict(state, self._source.fingerprint(self.steps().order))
 
     def stats(self) -> dict[str, Any]:
-        """Totals since the loader was made, of this rank.
+        """Return the totals of this rank since the loader was made.
 
         batches, packs, empty_packs, images, tokens, tokens_before_drop, tokens_native, slots, padding (share of slots),
-        padding_in_packs (without the empty ones), images_per_pack, drop_rate, attention_cost (sum of squared lengths),
-        attention_spread (of a pack's: standard deviation over mean), bad_images, bad_by_stage and the first of them
-        in `bad` (row, key, shard, offset, stage, reason), truncated (JPEGs that end early and were kept), skipped (by
-        "oversize", "where", "tail"), sources (of a `Mixture`: images by source), oversize, without_label, cache_hits
-        and cache_misses (of shards opened in the cache), wait_s (seconds that the training loop waited), images_per_s,
-        tokens_per_s.
+        padding_in_packs (without empty packs), images_per_pack, drop_rate, attention_cost (sum of squared lengths),
+        attention_spread (standard deviation over mean of the packs' attention cost), bad_images, bad_by_stage and the
+        first bad images in `bad` (row, key, shard, offset, stage, reason), truncated (JPEGs that end early and were
+        kept), skipped (by "oversize", "where", "tail"), sources (images per source of a `Mixture`), oversize,
+        without_label, cache_hits and cache_misses (of shards opened in the cache), wait_s (seconds that the training
+        loop waited), images_per_s, tokens_per_s.
 
-        Worker processes of `as_dataset` are counted in, but for `bad`, `bad_by_stage`, `sources` and wait_s, which only
-        they know. Every minute the logger "patchnpack" gets a line of them, at level INFO.
+        The totals include worker processes of `as_dataset`, except `bad`, `bad_by_stage`, `sources` and wait_s, which
+        stay in the workers. The logger "patchnpack" reports the totals every minute, at level INFO.
         """
         return self._stats.plus(torch.cat([torch.zeros(0, Stats.NUMBERS), *self._totals])).report()
 
     def as_dataset(self) -> PackedDataset:
-        """The same batches as an iterable dataset, for `DataLoader(dataset, batch_size=None, num_workers=n)`.
+        """Return the same batches as an iterable dataset, for `DataLoader(dataset, batch_size=None, num_workers=n)`.
 
-        The batches and their order are those of the loader, whatever n is; each worker process decodes its share, with
-        `num_threads` threads. Give each DataLoader a dataset of its own.
+        The batches and their order are those of the loader for any n; each worker process decodes its share with
+        `num_threads` threads. Give each DataLoader its own dataset.
         """
         totals = torch.zeros((MAX_WORKERS, Stats.NUMBERS), dtype=torch.float64).share_memory_()
         dataset = PackedDataset(self, totals)
         self._datasets.add(dataset)
         self._totals.append(totals)
         weakref.finalize(dataset, _fold, self._totals, totals).atexit = False
-        self._stands = None
+        self._cursor = None
         return dataset
 
     @property
@@ -295,12 +296,12 @@ class PackedImageLoader:
 
     @property
     def num_classes(self) -> int:
-        """Outputs that a classifier of these labels needs; ValueError where only reading every label would tell."""
+        """The number of outputs that a classifier needs; ValueError if only reading every label would show it."""
         count = self._context.labels.num_classes
         if count is None:
             raise ValueError(
-                "the number of classes cannot be told without a label or from these labels; give label=, classes=, or "
-                "the number itself"
+                "the number of classes is unknown without a label or from these labels; give label=, classes=, or the "
+                "number itself"
             )
         return count
 
@@ -308,31 +309,31 @@ class PackedImageLoader:
         for dataset in self._datasets:
             dataset.publish()
         if self._datasets:
-            self._stands = None
+            self._cursor = None
 
     def numbers(self) -> torch.Tensor:
-        """The totals of this process alone."""
+        """Return the totals of this process alone."""
         return self._stats.numbers()
 
     @property
     def block(self) -> int | None:
-        """Packs of a block, None if it is the packs of a step."""
+        """Packs per block; None if a block is the packs of a step."""
         return self._block
 
     def configure_worker(self, rank: int, world_size: int, block: int | None) -> None:
-        """In a worker process: be of the rank and the blocks that the main process says."""
+        """Adopt the main process's rank and block in a worker process."""
         grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
         if self._rank_given is None and not grouped:
             self._rank_given = rank, world_size
         self._block = block
 
     def next_cursor(self) -> Cursor:
-        """Where the next iterator begins: not at the end of an epoch."""
+        """Return where the next iterator begins, which is never the end of an epoch."""
         begin = self._next
         return begin if not begin.position or self.steps().count(begin) else Cursor(begin.epoch + 1, 0)
 
     def batches(self) -> Pipeline:
-        """What an iterator that begins now makes its batches of."""
+        """Return the pipeline of an iterator that begins now."""
         steps = self.steps()
         return Pipeline(
             sources=self._context,
@@ -348,22 +349,22 @@ class PackedImageLoader:
         )
 
     def rank(self) -> tuple[int, int]:
-        """Rank and world size, as they are now."""
+        """Return rank and world size, as they are now."""
         return self._rank_given or process_rank()
 
     def steps(self) -> Steps:
-        """The order of the epochs, cut into steps for the ranks that there are now."""
+        """Return the order of the epochs, cut into steps for the current ranks."""
         world_size = self.rank()[1]
-        block, made = self._block or self.batch_size * world_size, self._made_steps
-        if made is None or (made.order.block, made.world_size) != (block, world_size):
+        block, steps = self._block or self.batch_size * world_size, self._steps
+        if steps is None or (steps.order.block, steps.world_size) != (block, world_size):
             order = self._source.order(block)
-            made = Steps(order=order, batch_size=self.batch_size, world_size=world_size, even=self._options.even)
-            self._made_steps = made
-        return made
+            steps = Steps(order=order, batch_size=self.batch_size, world_size=world_size, even=self._options.even)
+            self._steps = steps
+        return steps
 
 
 def _fold(all_totals: list[torch.Tensor], totals: torch.Tensor) -> None:
-    """What the workers of a dataset that has gone have counted is kept; its shared memory is not."""
+    """Keep the totals of the workers of a dataset that no longer exists; release its shared memory."""
     for i, kept in enumerate(all_totals):
         if kept is totals:
             all_totals[i] = totals[totals.any(1)].clone()

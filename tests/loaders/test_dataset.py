@@ -186,7 +186,7 @@ def test_state_without_a_batch_is_refused_where_workers_hand_them_out(index: Ind
     loader = make(index)
     loader.state_dict()
     dataset = loader.as_dataset()
-    with pytest.raises(ValueError, match=r"say which one was the last that was used: state_dict\(after=batch\)"):
+    with pytest.raises(ValueError, match=r"name the last batch that was used: state_dict\(after=batch\)"):
         loader.state_dict()
     loader.set_epoch(3)
     with pytest.raises(ValueError, match=r"state_dict\(after=batch\)"):
@@ -238,7 +238,7 @@ def test_another_number_of_workers_needs_to_be_told_where_to_begin(index: Index,
     loader = make(index)
     dataset = loader.as_dataset()
     take(iter(workers_of(dataset, 1)))
-    with pytest.raises(ValueError, match=r"the number of workers was 1 and is 2 now; say where to begin"):
+    with pytest.raises(ValueError, match=r"the number of workers was 1 and is 2 now; set the epoch to begin with"):
         take(iter(workers_of(dataset, 2)))
     loader.set_epoch(1)
     assert [contents(b) for b in workers_of(dataset, 2)] == [contents(b) for b in make_at(index, 1)]

@@ -498,7 +498,7 @@ def test_number_of_classes_is_what_a_classifier_of_the_labels_needs(index: Index
     assert classes("cls", list("0123456789ab")) == 12
     assert classes(lambda members: [0.5] * 4) == 4
     for label in (None, lambda members: 3):
-        with pytest.raises(ValueError, match=r"number of classes cannot be told .*; give label=, classes="):
+        with pytest.raises(ValueError, match=r"number of classes is unknown .*; give label=, classes="):
             classes(label)
 
 

@@ -511,17 +511,17 @@ def test_packs_of_another_schema_are_refused(packed: Path, index: Index) -> None
     for name in ("manifest.json", "recipe.json"):
         text = (packed / name).read_text()
         (packed / name).write_text(text.replace('"schema": 1', '"schema": 99', 1))
-    with pytest.raises(ValueError, match=r"is of schema 99, this is 1; read it with the patchnpack that made it"):
+    with pytest.raises(ValueError, match=r"has schema 99, this version reads 1; read it with the patchnpack that made it"):
         PackedImageLoader(packed, batch_size=1)
-    with pytest.raises(ValueError, match=r"is of schema 99, this is 1"):
+    with pytest.raises(ValueError, match=r"has schema 99, this version reads 1"):
         Job(index=index, out=str(packed), packing=PACKING, part_packs=3, label="cls")
 
 
 def test_unfinished_or_damaged_packs_are_refused(packed: Path) -> None:
     manifest = (packed / "manifest.json").read_bytes()
     for text, what in (
-        (b"{", "is damaged or no file of patchnpack"),
-        (b"[]", "is damaged or no file of patchnpack"),
+        (b"{", "is damaged or not a file of patchnpack"),
+        (b"[]", "is damaged or not a file of patchnpack"),
         (manifest.replace(b'"padding"', b'"other"'), r"is damaged \(KeyError: 'padding'\)"),
         (manifest.replace(b'"kind": "Packing"', b'"kind": "Sacking"'), "is damaged .KeyError: 'Sacking'"),
     ):
