@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from patchnpack.loaders.assembly.samples import BatchContext, extra
-from patchnpack.loaders.errors import BadRow, ErrorPolicy
-from patchnpack.loaders.imaging.decode import BadImage, Header, UnreadKind, image_header, read_header
+from patchnpack.loaders.errors import BadImage, BadRow, ErrorPolicy
+from patchnpack.loaders.imaging.decode import Header, UnreadKind, image_header, read_header
 from patchnpack.loaders.index.labels import NO_LABEL, Classes, Label, LabelRule, as_label
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.packer import Rows
