@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 import torch
 
 from patchnpack.loaders.assembly.buffers import BufferPool
+from patchnpack.loaders.assembly.context import Transform, check_transform
 from patchnpack.loaders.assembly.pipeline import Pipeline, WorkerShard
-from patchnpack.loaders.assembly.samples import IndexedBatchContext, Transform, check_transform, read_member
+from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.dataset import MOST_WORKERS, PackedDataset
 from patchnpack.loaders.errors import ErrorMonitor, ErrorPolicy
@@ -386,7 +387,7 @@ class PackedImageLoader:
         """What an iterator that begins now makes its batches of."""
         steps = self.steps()
         return Pipeline(
-            sources=self._sources,
+            context=self._sources,
             steps=steps,
             rank=self.rank()[0],
             repeat=self.repeat,

@@ -19,8 +19,8 @@ from patchnpack.loaders.index.labels import Classes, KnownLabels, Label
 from patchnpack.loaders.packs.arrow_file import digest_of, map_arrays
 from patchnpack.loaders.packs.image_store import StoredIndex, read_rows
 from patchnpack.loaders.packs.manifest import Manifest, read_manifest
-from patchnpack.loaders.packs.patch_store import StoredBatchContext
 from patchnpack.loaders.packs.recipe import MANIFEST, PARTS, RECIPE, ROWS, Recipe, plan_name, unit_name
+from patchnpack.loaders.packs.stored_batch import StoredBatchContext
 from patchnpack.loaders.packs.stored_order import StoredOrder
 from patchnpack.loaders.remote import download as remote
 from patchnpack.loaders.remote.addresses import redact

@@ -13,8 +13,8 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps, features
 
-from patchnpack.loaders.imaging import decode as decode_module
 from patchnpack.loaders.errors import MAX_PIXELS, BadImage
+from patchnpack.loaders.imaging import decode as decode_module
 from patchnpack.loaders.imaging.decode import Header, UnreadKind, decode, read_header
 
 Draw = Callable[..., Image.Image]

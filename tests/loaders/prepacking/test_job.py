@@ -382,7 +382,7 @@ def test_a_shard_whose_bytes_changed_is_told_when_it_is_packed(make_drawn: MakeD
     damaged[int(index.offset[4]) + 30] ^= 1
     times = Path(drawn.shards[0]).stat()
     Path(drawn.shards[0]).write_bytes(damaged)
-    with pytest.raises(OSError, match="was written to since it was indexed"):
+    with pytest.raises(OSError, match="was modified after it was indexed"):
         Job(index=index, out=str(tmp_path / "a"), packing=PACKING).run()
     os.utime(drawn.shards[0], ns=(times.st_atime_ns, times.st_mtime_ns))
     Job(index=index, out=str(tmp_path / "b"), packing=PACKING).run()
