@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,17 +12,15 @@ import pyarrow as pa
 
 from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
-from patchnpack.loaders.packs.arrow_file import Codec, MappedFile, digest_of, file_bytes
+from patchnpack.loaders.packs.arrow_file import Codec, digest_of, file_bytes
 from patchnpack.loaders.packs.part import Part, noted
 from patchnpack.loaders.packs.recipe import SCHEMA
-from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.packer import PackedBatch
 
 # B packs in a batch, N packs of a part, L token slots in a pack, K images in a pack at most, D values in a target
 
 EXTRA = "extra."
-_FIXED = ("segment_ids", "coords", "grids", "image_sizes", "rows", "labels")  # of one shape in all packs
-_MAPS = 32  # parts that are mapped at a time
+FIXED = ("segment_ids", "coords", "grids", "image_sizes", "rows", "labels")  # of one shape in all packs
 
 
 def patch_part(part: Part, sources: IndexedBatchContext, compression: Codec) -> tuple[pa.Buffer, dict[str, Any]]:
@@ -67,7 +62,7 @@ def _record(
     columns["patches"] = pa.LargeBinaryArray.from_buffers(
         pa.large_binary(), len(batches), [None, pa.py_buffer(ends), pa.py_buffer(patches)]
     )
-    for name in _FIXED:
+    for name in FIXED:
         values = np.concatenate([getattr(batch, name).numpy() for batch in batches])
         columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values[0].size)
     columns["keys"] = pa.array([batch.keys[0] for batch in batches], pa.list_(pa.string()))
@@ -87,82 +82,3 @@ def _raw(value: Any, kind: str) -> bytes | None:
     if value is None or isinstance(value, bytes):
         return value
     return value.encode() if kind == "txt" else json.dumps(value).encode()
-
-
-class Record:
-    """A record batch's columns as arrays of N packs; `patches` are (N, bytes of a pack)."""
-
-    def __init__(self, file: MappedFile, number: int) -> None:
-        batch = file.batch(number)
-        N = batch.num_rows
-        self.batch = batch
-        self.patch_size = batch.column("patch_size")[0].as_py()
-        self.patches = file.values(batch.column("patches").buffers()[2], np.uint8)[: _used(batch)].reshape(N, -1)
-        self.fixed = {}
-        for name in _FIXED:
-            values = batch.column(name).values
-            self.fixed[name] = file.values(values.buffers()[1], values.type.to_pandas_dtype())[: len(values)].reshape(
-                N, -1
-            )
-
-
-def _used(batch: pa.RecordBatch) -> int:
-    ends = np.frombuffer(batch.column("patches").buffers()[1], np.int64)
-    return int(ends[batch.num_rows])
-
-
-class _MappedPart:
-    """A part in memory: its record batches, and in which of them each pack is."""
-
-    def __init__(self, fd: int, compressed: bool) -> None:
-        self.file = MappedFile(fd)
-        self._records: dict[int, Record] = {}
-        self._compressed = compressed
-        if not compressed:
-            rows = [self.file.batch(i).num_rows for i in range(self.file.num_batches)]
-            self._ends = np.cumsum(rows)
-
-    def find(self, pack: int) -> tuple[Record, int]:
-        """The record batch of a pack, and the pack's row in it."""
-        if self._compressed:  # of a pack each, and not kept
-            return Record(self.file, pack), 0
-        number = int(np.searchsorted(self._ends, pack, side="right"))
-        record = self._records.get(number)
-        if record is None:
-            record = self._records.setdefault(number, Record(self.file, number))
-        return record, pack - int(self._ends[number] - record.batch.num_rows)
-
-
-class Maps:
-    """The parts that are mapped, those used last; each iterator and each epoch maps them anew.
-
-    Batches may lie in the maps themselves. What a training loop writes into one is in the map, not in the file, and so
-    it must not be there when the pack is read again.
-    """
-
-    def __init__(self) -> None:
-        self._begin()
-
-    def _begin(self) -> None:
-        self._open: OrderedDict[tuple[int, int], _MappedPart] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type[Maps], tuple[()]]:
-        return Maps, ()
-
-    def part(self, reader: ShardReader, number: int, epoch: int, compressed: bool) -> _MappedPart:
-        """Part `number`, for an epoch."""
-        with self._lock:
-            if (epoch, number) in self._open:
-                self._open.move_to_end((epoch, number))
-                return self._open[epoch, number]
-        fd = reader.open(number)
-        try:
-            part = _MappedPart(fd, compressed)
-        finally:
-            os.close(fd)
-        with self._lock:
-            part = self._open.setdefault((epoch, number), part)
-            while len(self._open) > _MAPS:
-                self._open.popitem(last=False)
-        return part

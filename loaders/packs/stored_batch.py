@@ -16,7 +16,8 @@ from patchnpack.loaders.assembly.samples import IndexedBatchContext, extra
 from patchnpack.loaders.errors import BadRow, StallError
 from patchnpack.loaders.index.labels import count_absent
 from patchnpack.loaders.order.order import Pack
-from patchnpack.loaders.packs.patch_store import EXTRA, Maps, Record
+from patchnpack.loaders.packs.mapped_parts import Maps, Record
+from patchnpack.loaders.packs.patch_store import EXTRA
 from patchnpack.loaders.packs.stored_order import StoredPlan
 from patchnpack.packer import PackedBatch
 
