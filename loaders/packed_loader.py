@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 import torch
 
 from patchnpack.loaders.assembly.buffers import BufferPool
+from patchnpack.loaders.assembly.context import Transform
 from patchnpack.loaders.assembly.pipeline import Pipeline, WorkerShard
-from patchnpack.loaders.assembly.samples import IndexedBatchContext, Transform
+from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.dataset import MAX_WORKERS, PackedDataset
 from patchnpack.loaders.errors import ErrorMonitor, ErrorPolicy
@@ -336,7 +337,7 @@ class PackedImageLoader:
         """Return the pipeline of an iterator that begins now."""
         steps = self.steps()
         return Pipeline(
-            sources=self._context,
+            context=self._context,
             steps=steps,
             rank=self.rank()[0],
             repeat=self.repeat,

@@ -23,6 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import SUPPORTED as WEBP_SUPPORTED
 from PIL.WebPImagePlugin import WebPImageFile
 
+from patchnpack.loaders.errors import MAX_PIXELS, BadImage
 from patchnpack.loaders.imaging.decode_buffers import DecodeBuffers
 from patchnpack.loaders.imaging.exif import block_orientation, tiff_numbers
 from patchnpack.loaders.imaging.exif import orientation as exif_orientation
@@ -30,8 +31,6 @@ from patchnpack.packer import _kernels
 from patchnpack.packer.config import ImageMode, Interpolation
 
 # All sizes are (width, height) in pixels: "stored" as the file has them, "upright" after EXIF orientation.
-
-MAX_PIXELS = 178_956_970  # where PIL, too, refuses to decode: 0.5 GB as RGB
 
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _ORIENTATION, _SAMPLES_PER_PIXEL = 256, 257, 258, 274, 277  # TIFF tags
 _MOST_CHANNELS = 4
@@ -81,21 +80,6 @@ _JPEG_RESIZE_COLORS: dict[ImageMode, tuple[str, str]] = {
     "RGB": ("RGBX", "RGBX"),
     "RGBA": ("RGBA", "RGBX"),
 }
-
-
-class BadImage(Exception):
-    """An image that cannot be used; a `decode` function raises it for one that is damaged.
-
-    The message is the reason, `stage` what was being done: "read", "decode" or "extras". `truncated` says of a JPEG
-    that it only ends early.
-
-    >>> str(BadImage("its window is empty"))
-    'its window is empty'
-    """
-
-    def __init__(self, reason: str, stage: str = "decode", *, truncated: bool = False) -> None:
-        super().__init__(reason)
-        self.stage, self.truncated = stage, truncated
 
 
 class Header(NamedTuple):

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from patchnpack.loaders.imaging.decode import BadImage, Header, read_header
+from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.imaging.decode import Header, read_header
 
 Decode = Callable[[bytes], np.ndarray | None]
 

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import xxhash
 
-from patchnpack.loaders.imaging.decode import BadImage, Header, UnreadKind, read_header
+from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.imaging.decode import Header, UnreadKind, read_header
 from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards import parquet

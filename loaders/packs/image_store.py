@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from patchnpack.loaders.assembly.samples import IndexedBatchContext, Transform, read_member
-from patchnpack.loaders.imaging.decode import BadImage
+from patchnpack.loaders.assembly.context import Transform
+from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
+from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.index.labels import Classes, Label, Labels
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.packs.arrow_file import Codec, byte_lists, digest_of, file_bytes, value_offsets

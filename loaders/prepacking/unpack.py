@@ -15,6 +15,7 @@ from PIL import Image
 from patchnpack.loaders.assembly.samples import read_member
 from patchnpack.loaders.packed_loader import PackedImageLoader
 from patchnpack.loaders.packs.folder import PackedFolder
+from patchnpack.loaders.packs.patch_part import encode_extra
 from patchnpack.loaders.packs.recipe import PARTS, as_json
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.storage import Folder, check_writable, open_folder
@@ -122,14 +123,8 @@ def _pixels(
                 members.append(("cls", str(image.label).encode()))
             for name, values in extras.items():
                 if values[number] is not None and name not in dict(members):
-                    members.append((name, _as_bytes(values[number], packs.manifest.kinds.get(name, name))))
+                    members.append((name, encode_extra(values[number], packs.manifest.kinds.get(name, name))))
             yield image.key, members
-
-
-def _as_bytes(value: Any, kind: str) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    return value.encode() if kind == "txt" else json.dumps(value).encode()
 
 
 def _shards(samples: Iterator[tuple[str, Members]], most: int) -> Iterator[list[tuple[str, Members]]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from patchnpack.loaders.assembly.samples import Transform, check_transform
+from patchnpack.loaders.assembly.context import Transform, check_transform
 from patchnpack.loaders.errors import ErrorPolicy
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
 from patchnpack.loaders.index.labels import Classes, Label

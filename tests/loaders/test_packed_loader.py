@@ -537,11 +537,11 @@ class OneArgument:
 @pytest.mark.parametrize(
     ("transform", "says"),
     [
-        (lambda image: image, r"<lambda>\(image\) cannot be called so \(too many positional arguments\): wrap it"),
-        (OneArgument(), r"OneArgument\(image: .*\) -> .* cannot be called so \(too many"),
+        (lambda image: image, r"<lambda>\(image\) does not accept these arguments \(too many positional .*\): wrap it"),
+        (OneArgument(), r"OneArgument\(image: .*\) -> .* does not accept these arguments \(too many"),
         (lambda image, rng, more: image, r"\(missing a required argument: 'more'\)"),
-        (lambda image, *, rng: image, r"<lambda>\(image, \*, rng\) cannot be called so"),
-        ("flip", r"'flip' is no function"),
+        (lambda image, *, rng: image, r"<lambda>\(image, \*, rng\) does not accept these arguments"),
+        ("flip", r"'flip' is not a function"),
     ],
 )
 def test_a_transform_of_other_than_two_arguments_is_refused_before_anything_is_read(transform: Any, says: str) -> None:
@@ -564,7 +564,7 @@ def test_error_of_the_transform_is_raised_with_the_key(index: Index) -> None:
     with pytest.raises(LookupError, match="a bug of the user's") as caught:
         list(PackedImageLoader(index, PACKING, batch_size=2, transform=transform))
     (note,) = caught.value.__notes__
-    assert note.startswith("raised by transform, for the image with key 's")
+    assert note.startswith("raised by transform for the image with key 's")
 
 
 def test_bad_data_raised_by_the_transform_is_no_bad_image(index: Index) -> None:
@@ -580,14 +580,14 @@ def test_bad_data_raised_by_the_transform_is_no_bad_image(index: Index) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda image: image[1:], r"transform made uint8 \("),
-        (lambda image: image[..., 0], r"transform made uint8 \("),
-        (lambda image: image.astype(np.float32), r"transform made float32 \("),
-        (lambda image: None, r"transform made object \("),
+        (lambda image: image[1:], r"transform returned uint8 \("),
+        (lambda image: image[..., 0], r"transform returned uint8 \("),
+        (lambda image: image.astype(np.float32), r"transform returned float32 \("),
+        (lambda image: None, r"transform returned object \("),
     ],
 )
 def test_transform_that_changes_shape_or_type_is_refused(change: Any, message: str, index: Index) -> None:
-    with pytest.raises(ValueError, match=message + r".* of image 's.*, which was uint8 \(.*must keep both"):
+    with pytest.raises(ValueError, match=message + r".* for image 's.*, which is uint8 \(.*must keep type and shape"):
         list(PackedImageLoader(index, PACKING, batch_size=2, transform=lambda image, rng: change(image)))
 
 

@@ -13,8 +13,9 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps, features
 
+from patchnpack.loaders.errors import MAX_PIXELS, BadImage
 from patchnpack.loaders.imaging import decode as decode_module
-from patchnpack.loaders.imaging.decode import MAX_PIXELS, BadImage, Header, UnreadKind, decode, read_header
+from patchnpack.loaders.imaging.decode import Header, UnreadKind, decode, read_header
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]

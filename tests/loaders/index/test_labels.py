@@ -194,7 +194,7 @@ def test_callable_that_gives_neither_a_class_nor_a_target_is_refused(value: Any,
 def test_targets_of_different_lengths_are_refused_with_the_key(make_labels: Make) -> None:
     labels = make_labels([{"json": '{"t": [1, 2]}'}, {"json": '{"t": [1]}'}, {"json": '{"t": 3}'}], "json:t")
     for row, shape in ((1, r"\(1,\)"), (2, r"\(\)")):
-        with pytest.raises(ValueError, match=rf"label of 'k{row}' has shape {shape}, the first one \(2,\)"):
+        with pytest.raises(ValueError, match=rf"label of 'k{row}' has shape {shape}, the labels before it \(2,\)"):
             labels.of(row)
 
 
@@ -218,8 +218,8 @@ def test_label_that_cannot_be_read_so_is_refused(label: str, message: str, make_
 
 def test_classes_that_are_not_there_or_named_twice_are_refused(make_labels: Make, tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"classes file '.*names.txt' does not exist; it holds one class name a line"
+        FileNotFoundError, match=r"classes file '.*names.txt' does not exist; give a file with one class name per line"
     ):
         make_labels([{"cls": "1"}], "cls", tmp_path / "names.txt")
-    with pytest.raises(ValueError, match="classes names 1 classes twice"):
+    with pytest.raises(ValueError, match="classes repeats 1 names; each class needs a name of its own"):
         make_labels([{"cls": "1"}], "cls", ["a", "b", "a"])

@@ -384,7 +384,7 @@ def test_a_shard_whose_bytes_changed_is_told_when_it_is_packed(make_drawn: MakeD
     damaged[int(index.offset[4]) + 30] ^= 1
     times = Path(drawn.shards[0]).stat()
     Path(drawn.shards[0]).write_bytes(damaged)
-    with pytest.raises(OSError, match="was written to since it was indexed"):
+    with pytest.raises(OSError, match="was modified after it was indexed"):
         Job(index=index, out=str(tmp_path / "a"), packing=PACKING).run()
     os.utime(drawn.shards[0], ns=(times.st_atime_ns, times.st_mtime_ns))
     Job(index=index, out=str(tmp_path / "b"), packing=PACKING).run()
@@ -466,7 +466,7 @@ def test_options_that_the_packs_have_decided_are_refused(store: Any, index: Inde
         ({"num_streams": 3}, r"num_streams is 3, and the packs in .* are in 2"),
         ({"errors": ErrorPolicy(max_pixels=10)}, r"max_pixels is 10, and the packs .* were planned with 178956970"),
     ]
-    wrong += {
+    of_store: dict[str, list[tuple[dict[str, Any], str]]] = {
         "images": [],
         "patches": [
             ({"transform": lambda image, rng: image}, r"transform= cannot be given .*store='images'"),
@@ -474,7 +474,8 @@ def test_options_that_the_packs_have_decided_are_refused(store: Any, index: Inde
             ({"classes": ["a"]}, r"classes is \['a'\]"),
             ({"extras": ["txt"]}, r"extras asks for 'txt', and the packs .* hold \[\]; pack again"),
         ],
-    }[store]
+    }
+    wrong += of_store[store]
     for options, what in wrong:
         with pytest.raises(ValueError, match=what):
             PackedImageLoader(out, batch_size=2, **options)
@@ -511,7 +512,9 @@ def test_packs_of_another_schema_are_refused(packed: Path, index: Index) -> None
     for name in ("manifest.json", "recipe.json"):
         text = (packed / name).read_text()
         (packed / name).write_text(text.replace('"schema": 1', '"schema": 99', 1))
-    with pytest.raises(ValueError, match=r"has schema 99, this version reads 1; read it with the patchnpack that made it"):
+    with pytest.raises(
+        ValueError, match=r"has schema 99, this version reads 1; read it with the patchnpack that made it"
+    ):
         PackedImageLoader(packed, batch_size=1)
     with pytest.raises(ValueError, match=r"has schema 99, this version reads 1"):
         Job(index=index, out=str(packed), packing=PACKING, part_packs=3, label="cls")
