@@ -66,7 +66,10 @@ def _record(
     columns["keys"] = pa.array([batch.keys[0] for batch in batches], pa.list_(pa.string()))
     for name in context.extras:
         kind = context.index.kinds.get(name, name)
-        members = [[encode_extra(value, kind) for value in batch.extras[name][0]] for batch in batches]
+        members = [
+            [None if value is None else encode_extra(value, kind) for value in batch.extras[name][0]]
+            for batch in batches
+        ]
         columns[EXTRA + name] = pa.array(members, pa.list_(pa.large_binary()))
     bad = [json.dumps([[number, bad_entry(row)] for number, row in builder.bad]) for builder in builders]
     columns["bad"] = pa.array(bad, pa.string())
@@ -75,8 +78,8 @@ def _record(
     return pa.RecordBatch.from_arrays(list(columns.values()), list(columns)).replace_schema_metadata(metadata)
 
 
-def encode_extra(value: Any, kind: str) -> bytes | None:
-    """Return the bytes that `extra` decodes to `value`."""
-    if value is None or isinstance(value, bytes):
+def encode_extra(value: Any, kind: str) -> bytes:
+    """Return the bytes that `extra` decodes to `value`, which is not None."""
+    if isinstance(value, bytes):
         return value
     return value.encode() if kind == "txt" else json.dumps(value).encode()
