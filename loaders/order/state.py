@@ -74,8 +74,8 @@ def fingerprint(order: Order, digest: str) -> dict[str, str]:
 def _difference(name: str, saved: str | None, current: str | None) -> str:
     if name == "index":
         return (
-            "as many shards and images, and as many of them used, but other ones or in another order, so that not all "
-            "bytes, sizes and places in the shards are the same"
+            "the same number of shards, images and used images, but other images or another order: bytes, sizes or "
+            "offsets in the shards differ"
         )
     counts = {"shards": "{} shards", "images": "{} images in its index", "used": "{} images used of those in its index"}
     if name not in counts:
@@ -130,16 +130,16 @@ def from_dict(state: Mapping[str, Any], current: Mapping[str, str]) -> tuple[Cur
         saved: dict[str, str] = dict(state["fingerprint"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"this is no state of a loader ({type(error).__name__}: {error}); give what state_dict() returned"
+            f"this is not the state of a loader ({type(error).__name__}: {error}); give what state_dict() returned"
         ) from None
     if epoch < 0 or position < 0 or block < 1:
-        raise ValueError(f"the state has epoch {epoch}, position {position}, block {block}; it has been damaged")
+        raise ValueError(f"the state has epoch {epoch}, position {position}, block {block}; it is damaged")
     for name in [*current, *(name for name in saved if name not in current)]:
         if current.get(name) != saved.get(name):
             raise ValueError(
                 f"the state was saved with {_difference(name, saved.get(name), current.get(name))}: the packs would "
                 f"not be the same; make the loader as it was then, {state.get('source', 'over the same shards')}, or "
-                "start anew without the state"
+                "start again without the state"
             )
     if (builds := state.get("decoders")) != decoders():
         warnings.warn(

@@ -1,11 +1,11 @@
-"""Pre-packing: packs are planned and written once, in tasks that need not know of each other.
+"""Pre-packing: packs are planned and written once, by tasks that do not communicate.
 
-1. Each task plans for itself, from the index: integers only, so all of them know the same packs.
-2. A stream of packs is cut into parts of equally many. Task i of n writes the parts i, i + n, i + 2n ... that are not
-   there yet, each whole or not at all, and after each its marker.
-3. Whoever finds all markers there writes the plans, the rows and, last, the manifest.
+1. Each task makes the whole plan from the index. Planning uses integers only, so all tasks get the same packs.
+2. Each stream of packs is cut into parts of equally many packs. Task i of n writes the missing ones of the parts i,
+   i + n, i + 2n ... Each part is written whole or not at all, and followed by its marker.
+3. A task that finds all markers present writes the plans, the rows and, last, the manifest.
 
-What is written depends on the recipe alone: neither on how many tasks there are, nor on who is killed on the way.
+The written bytes depend on the recipe alone, not on the number of tasks or on tasks that are killed.
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ from patchnpack.loaders.remote.storage import Folder, check_writable, open_folde
 from patchnpack.packer import Packing, PatchSizes, Plan
 from patchnpack.packer.checks import check_whole
 
-_PART_BYTES = 64 << 20  # about what a part is to hold
+_PART_BYTES = 64 << 20  # approximate size of a part
 
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A pre-packing: what to pack, how, and where to. It may be sent to other processes and machines.
+    """A pre-packing job: what to pack, how, and into which folder. It can be sent to other processes and machines.
 
     Attributes:
-        index: the images, of `open_index`.
-        out: the folder, local or an address.
+        index: the images, from `open_index`.
+        out: the packed folder, a local path or an address.
         packing: what a sequence looks like.
         store: "images" keeps encoded images in the order of their packs, "patches" packs as they are trained on.
-        epochs: plans to write; needed where the packing gives images other sizes each epoch, else 1.
+        epochs: number of plans to write; required if the packing changes image sizes from epoch to epoch, else 1.
         seed, shuffle, shuffle_window, num_streams: of the order, as for `PackedImageLoader`.
-        block: packs of one patch size in a row; needed with `PatchSizes`: the packs of a step over all ranks, or a
+        block: consecutive packs of one patch size; required with `PatchSizes`: the packs of a step over all ranks, or a
             multiple.
-        part_packs: packs of a file; None makes files of 32 to 64 MiB.
+        part_packs: packs per part; None makes files of 32 to 64 MiB.
         compression: of a patch store: None, "lz4" or "zstd". Compressed packs are copied when they are read.
-        label, classes, extras: as for `PackedImageLoader`, but no function. A patch store keeps these alone; an image
-            store keeps all members, and these are what a loader takes if it is told nothing else.
-        errors: what is done about bad images. A patch store decodes them now, and `max_rate` holds for all of them
-            together.
-        storage_options: of the folder, and of remote shards.
-        cache_dir, cache_limit: of remote shards.
+        label, classes, extras: as for `PackedImageLoader`, except functions. A patch store keeps only these; an image
+            store keeps all members, and these are the defaults of its loaders.
+        errors: what to do about bad images. A patch store decodes all images when it is written, and `max_rate` applies
+            to all of them together.
+        storage_options: options for the folder and for remote shards.
+        cache_dir, cache_limit: of remote shards, as for `PackedImageLoader`.
 
     Raises:
-        ValueError: options that do not fit together, before anything is written.
+        ValueError: options contradict each other; nothing has been written.
 
     >>> from patchnpack.loaders import open_index
     >>> job = Job(index=open_index("train-{000..009}.tar"), out="packed", packing=Packing())   # doctest: +SKIP
@@ -104,30 +104,29 @@ class Job:
                 check_whole(name, getattr(self, name))
         if self.label is not None and not isinstance(self.label, str):
             raise ValueError(
-                f"label is {self.label!r}; packs are written with a label that has a name, such as 'cls' or "
-                "'json:FIELD'. An image store takes any label when it is read: leave it out"
+                f"label is {self.label!r}; it must be the name of a member, such as 'cls' or 'json:FIELD'. With an "
+                "image store, leave it out and give any label to the loader"
             )
         if self.epochs is None and (what := changes_grids(self.packing)) is not None:
             raise ValueError(
-                f"{what} gives images other sizes or token counts each epoch, and a stored plan fixes them; say for "
-                "how many epochs plans are to be written: --epochs E (epochs=E). Later epochs begin with the first "
-                "plan again"
+                f"{what} changes image sizes or token counts from epoch to epoch, and a stored plan fixes them; give "
+                "the number of epochs to plan: --epochs E (epochs=E). Later epochs repeat the plans from the first"
             )
         if isinstance(self.packing.patch_size, PatchSizes) and self.block is None:
             raise ValueError(
-                f"{self.packing.patch_size} draws a patch size for each block of packs; say how many packs a block "
-                "has: --block (block=), the packs of a step over all ranks, or a multiple"
+                f"{self.packing.patch_size} draws a patch size for each block of packs; give the packs per block: "
+                "--block (block=), the packs of a step over all ranks, or a multiple"
             )
         check_writable(self.folder)
         self._check_folder()
         _ = self.recipe
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in self.__dataclass_fields__}  # the rest is made anew
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}  # cached values are made again
 
     @cached_property
     def folder(self) -> Folder:
-        """Where to."""
+        """The packed folder."""
         return open_folder(self.out, self.storage_options)
 
     @property
@@ -136,7 +135,7 @@ class Job:
 
     @cached_property
     def _loader(self) -> PackedImageLoader:
-        """It knows the order, reads images, and has checked the options."""
+        """A loader of the source: it plans the order, reads the images, and checks the options."""
         return PackedImageLoader(
             self.index,
             self.packing,
@@ -161,7 +160,7 @@ class Job:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """What decides every byte."""
+        """What decides every byte that is written."""
         loader, names = self._loader, [name_of(redact(shard)) for shard in self.index.shards]
         classes = loader.context.labels.classes
         return Recipe(
@@ -173,7 +172,7 @@ class Job:
             shuffle_window=self.shuffle_window,
             num_streams=self.num_streams,
             block=self.block if isinstance(self.packing.patch_size, PatchSizes) else None,
-            part_packs=self.part_packs or self._usual_packs(),
+            part_packs=self.part_packs or self._default_part_packs(),
             compression=self.compression,
             image=self.index.image,
             label=self.label,
@@ -186,31 +185,31 @@ class Job:
             decoders=self._store.decoders(),
         )
 
-    def _usual_packs(self) -> int:
+    def _default_part_packs(self) -> int:
         plans = self._loader.steps().order.stream_plans(0, 0)
         each = self._store.pack_bytes(self._loader.packing, self.index, plans)
-        # A power of two: batches of 2, 4, 8 ... packs in a row then lie in one file, and are handed out without a copy.
+        # A power of two: batches of 2, 4, 8 ... consecutive packs then lie in one file and need no copy.
         return 1 << (max(1, _PART_BYTES // max(1, each)).bit_length() - 1)
 
     @cached_property
     def num_images(self) -> int:
-        """Images that parts are written of, over all epochs: what progress counts to."""
+        """Images to write over all epochs, the total that progress counts to."""
         return self._loader.steps().order.num_images * self._store.part_epochs(self.recipe)
 
     def run(self, task: int = 0, num_tasks: int = 1, progress: Progress = lambda images: None) -> bool:
-        """Does task `task` of `num_tasks`: writes its parts that are not there; and finishes the folder if all are.
+        """Run task `task` of `num_tasks`: write its missing parts, and finish the folder if all parts are present.
 
         Args:
-            task, num_tasks: which of how many tasks. Any of them may run anywhere, again, or at the same time.
-            progress: called with the number of images of each part that is there.
+            task, num_tasks: number of the task, and of tasks. Tasks may run anywhere, repeatedly, and concurrently.
+            progress: called with the number of images of each part, once it is present.
 
         Returns:
             Whether the folder is finished.
 
         Raises:
-            ValueError: the folder holds something else, or the task is none of them.
-            OSError: no room, or a shard that has changed. What is written stays, and the next run goes on from there.
-            BadDataError: more bad images than `errors` allows.
+            ValueError: the folder holds something else, or the task is out of range.
+            OSError: the disk is full, or a shard has changed. Written parts stay, and the next run resumes after them.
+            BadDataError: more images are bad than `errors` allows.
         """
         check_whole("num_tasks", num_tasks)
         if not 0 <= task < num_tasks:
@@ -219,26 +218,26 @@ class Job:
         try:
             finished = self._run(task, num_tasks, progress)
         except FileNotFoundError:
-            # Another task did the same at the same time, was the last one, and has swept what seemed left over.
+            # A concurrent run of the same task finished the folder and swept away the temporary files of this one.
             if self.folder.read(MANIFEST) is None:
                 raise
             return True
         if finished:
-            for under in ("", PARTS, MARKERS, PLANS):
-                self.folder.sweep(under)
+            for subfolder in ("", PARTS, MARKERS, PLANS):
+                self.folder.sweep(subfolder)
         return finished
 
     def _run(self, task: int, num_tasks: int, progress: Progress) -> bool:
         if self.folder.read(MANIFEST) is not None:
             progress(self.num_images)
             return True
-        there = set(self.folder.names(MARKERS, ".json"))
+        present = set(self.folder.names(MARKERS, ".json"))
         expected = []
         for number, (name, plan) in enumerate(self._parts()):
             expected.append(name + ".json")
             if number % num_tasks != task:
                 continue
-            if name + ".json" not in there:
+            if name + ".json" not in present:
                 self._write(name, plan)
             progress(len(plan.images))
         if not set(expected) <= set(self.folder.names(MARKERS, ".json")):
@@ -247,20 +246,19 @@ class Job:
         return True
 
     def _check_folder(self) -> None:
-        """Raises ValueError if the folder holds something else."""
-        where, mine = redact(self.folder.address), self.recipe.to_json()
-        theirs = self.folder.read(RECIPE)
-        if theirs is None:
+        """Raise ValueError if the folder holds something else."""
+        where, recipe = redact(self.folder.address), self.recipe.to_json()
+        present = self.folder.read(RECIPE)
+        if present is None:
             if others := [name for name in self.folder.names("", "") if name != "lost+found"]:
                 raise ValueError(
-                    f"{where!r} holds something else ({others[0]!r}); name an empty folder, or one that is not "
-                    "there yet"
+                    f"{where!r} holds something else ({others[0]!r}); name an empty folder, or one that does not exist"
                 )
-        elif theirs != mine:
-            check_recipe(theirs, self.folder)
+        elif present != recipe:
+            check_recipe(present, self.folder)
             raise ValueError(
-                f"{where!r} holds other packs: {difference(mine, theirs)}; run the command with which they were begun, "
-                "or pack into another folder"
+                f"{where!r} holds other packs: {difference(recipe, present)}; run the command that began them, or pack "
+                "into another folder"
             )
 
     def _begin(self) -> None:
@@ -269,7 +267,7 @@ class Job:
             self.folder.write(RECIPE, self.recipe.to_json())
 
     def _parts(self) -> Iterator[tuple[str, Plan]]:
-        """All parts with their names, in the order of their numbers."""
+        """Yield the name and the packs of each part, in the order of the parts' numbers."""
         return parts(self._loader.steps().order, self.recipe)
 
     def _write(self, name: str, plan: Plan) -> None:

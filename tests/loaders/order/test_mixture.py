@@ -158,7 +158,10 @@ def test_sources_may_be_shards_or_index_files(drawn: Any, parts: dict[str, Index
         (lambda parts: Mixture({"a": (parts["a"], float("nan"))}), "the weight of 'a' is nan"),
         (lambda parts: Mixture({"a": (parts["a"],)}), "give \\(shards, weight\\)"),  # type: ignore[dict-item]
         (lambda parts: Mixture({"a": (parts["a"], 1)}, 0), "images_per_epoch is 0; it must be at least 1"),
-        (lambda parts: Mixture({"a": (parts["a"], 1), "b": (parts["b"], 1e-6)}), "source 'b' gives 0 of 40 images"),
+        (
+            lambda parts: Mixture({"a": (parts["a"], 1), "b": (parts["b"], 1e-6)}),
+            "source 'b' gets 0 of 40 images per epoch",
+        ),
     ],
 )
 def test_mixture_that_cannot_be_is_refused(mixture: Any, message: str, parts: dict[str, Index]) -> None:

@@ -45,5 +45,5 @@ def test_where_chooses_rows_by_what_the_index_knows(index: Index) -> None:
 
 @pytest.mark.parametrize("result", [[0, 1, 2], np.ones(60), np.ones(59, np.bool_), True])
 def test_where_that_gives_no_mask_is_refused(result: object, index: Index) -> None:
-    with pytest.raises(ValueError, match=r"where gave .*; it must give bool \(60,\), one value a row"):
+    with pytest.raises(ValueError, match=r"where returned .*; it must return bool \(60,\), one value per row"):
         PackedImageLoader(index, PACKING, batch_size=2, where=lambda index: result)  # type: ignore[arg-type,return-value]

@@ -310,17 +310,19 @@ def test_a_state_of_other_shards_is_refused(drawn: Any, index: Index) -> None:
 
 def test_a_state_of_the_same_shards_in_another_order_is_refused_in_words(drawn: Any, index: Index) -> None:
     state = PackedImageLoader(index, PACKING, batch_size=2).state_dict()
-    with pytest.raises(ValueError, match=r"as many shards and images, .* but other ones or in another order") as caught:
+    with pytest.raises(
+        ValueError, match=r"the same number of shards, images .* but other images or another order"
+    ) as caught:
         PackedImageLoader(drawn.shards[::-1], PACKING, batch_size=2).load_state_dict(state)
     assert state["fingerprint"]["index"] not in str(caught.value)
     del state["source"]  # of an earlier version
-    with pytest.raises(ValueError, match="as it was then, over the same shards, or start anew"):
+    with pytest.raises(ValueError, match="as it was then, over the same shards, or start again"):
         PackedImageLoader(drawn.shards[::-1], PACKING, batch_size=2).load_state_dict(state)
 
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 1}, None, {"epoch": "x", "position": 0, "block": 1}, [1, 2]])
 def test_what_is_no_state_is_refused(state: Any, index: Index) -> None:
-    with pytest.raises(ValueError, match="this is no state of a loader"):
+    with pytest.raises(ValueError, match="this is not the state of a loader"):
         PackedImageLoader(index, PACKING, batch_size=2).load_state_dict(state)
 
 

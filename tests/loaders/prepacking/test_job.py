@@ -284,7 +284,7 @@ def test_a_state_of_another_seed_of_draws_or_of_other_packs_is_refused(index: In
     for source, options, what in (
         ("a", {"seed": 9}, "seed of draws = 0, this loader has 9"),
         ("a", {"shuffle": True}, "packs shuffled = False, this loader has True"),
-        ("b", {}, "other ones or in another order"),
+        ("b", {}, "other images or another order"),
     ):
         with pytest.raises(ValueError, match=what):
             PackedImageLoader(tmp_path / source, batch_size=1, **options).load_state_dict(state)
@@ -425,7 +425,7 @@ def test_options_that_cannot_be_are_refused_before_anything_is_written(index: In
     out = tmp_path / "out"
     (tmp_path / "file").write_text("")
     for changes, what in (
-        ({"packing": CHANGING["sizes"], "epochs": 2}, r"say how many packs a block has: --block"),
+        ({"packing": CHANGING["sizes"], "epochs": 2}, r"give the packs per block: --block"),
         ({"store": "pixels"}, "store is 'pixels'; it must be 'images' or 'patches'"),
         ({"compression": "lz4"}, "compression is for store='patches'"),
         ({"store": "patches", "compression": "gzip"}, "compression is 'gzip'"),

@@ -110,6 +110,6 @@ def test_verify_of_damaged_packs_ends_with_1_and_names_the_file(shards: Shards, 
     part.write_bytes(data)
     result = run(app, ["verify", str(out)])
     assert result.exit_code == 1
-    assert f"parts/{part.name} has other bytes than were written" in result.output
+    assert f"parts/{part.name} does not have the bytes that were written" in result.output
     manifest = json.loads((out / "manifest.json").read_bytes())
     assert manifest["schema"] == 1
