@@ -160,7 +160,7 @@ def test_sources_may_be_shards_or_index_files(drawn: Any, parts: dict[str, Index
         (lambda parts: Mixture({"a": (parts["a"], 1)}, 0), "images_per_epoch is 0; it must be at least 1"),
         (
             lambda parts: Mixture({"a": (parts["a"], 1), "b": (parts["b"], 1e-6)}),
-            "source 'b' gets 0 of 40 images per epoch",
+            "source 'b' gets 0 of 40 images",
         ),
     ],
 )
