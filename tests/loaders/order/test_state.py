@@ -311,7 +311,7 @@ def test_a_state_of_other_shards_is_refused(drawn: Any, index: Index) -> None:
 def test_a_state_of_the_same_shards_in_another_order_is_refused_in_words(drawn: Any, index: Index) -> None:
     state = PackedImageLoader(index, PACKING, batch_size=2).state_dict()
     with pytest.raises(
-        ValueError, match=r"the same number of shards, images .* but other images or another order"
+        ValueError, match=r"the same number of shards, images .*, but other images or another order"
     ) as caught:
         PackedImageLoader(drawn.shards[::-1], PACKING, batch_size=2).load_state_dict(state)
     assert state["fingerprint"]["index"] not in str(caught.value)

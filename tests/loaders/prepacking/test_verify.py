@@ -37,10 +37,8 @@ def test_one_changed_bit_anywhere_is_found(packed: Path) -> None:
             path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
             problems = verify(packed).problems
             assert len(problems) == 1
-            assert (
-                problems[0]
-                == f"{path.relative_to(packed)} does not have the bytes that were written: its digest differs"
-            )
+            name = path.relative_to(packed)
+            assert problems[0] == f"{name} does not have the bytes that were written: its digest differs"
         path.write_bytes(data)
     assert verify(packed).problems == []
 
