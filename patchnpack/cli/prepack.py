@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from patchnpack.cli.arguments import IMAGES, Images, Seed, Shards, Storage, counted, shows_progress
+from patchnpack.cli.arguments import IMAGES, Images, Seed, Shards, Storage
 from patchnpack.cli.options import parse_storage_options, takes_packing, whole_flag
+from patchnpack.cli.progress import progress_bar
 from patchnpack.engines import run_local, run_ray
 from patchnpack.loaders import ErrorPolicy, open_index
 from patchnpack.loaders.packs.folder import is_packed_folder
@@ -25,6 +24,7 @@ from patchnpack.loaders.prepacking.verify import verify as verify_packs
 from patchnpack.loaders.process import cpu_share
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.packer import Packing
+from patchnpack.report.text import counted
 
 Packs = Annotated[str, typer.Argument(help="A folder of packs, local or an address.")]
 
@@ -71,7 +71,7 @@ def pack(
     _check_tasks(engine, workers, task_index, num_tasks, ray_address)
     options = parse_storage_options(storage_options or [])
     source = shards[0] if len(shards) == 1 else shards
-    with _bar("reading headers") as bar:
+    with progress_bar("reading headers") as bar:
         index = open_index(source, image=image, store=ShardOpener(storage_options=options), progress=bar)
     job = Job(
         index=index,
@@ -93,7 +93,7 @@ def pack(
         storage_options=options,
     )
     total = job.num_images
-    with _bar("packing images") as bar, _ended_by_sigterm():
+    with progress_bar("packing images") as bar, _ended_by_sigterm():
         if task_index is not None and num_tasks is not None:
             written = 0
 
@@ -118,7 +118,7 @@ def verify(packs: Packs, *, storage_options: Storage = None) -> None:
 
     patchnpack verify packed
     """
-    with _bar("reading bytes") as bar:
+    with progress_bar("reading bytes") as bar:
         verdict = verify_packs(packs, parse_storage_options(storage_options or []), bar)
     for problem in verdict.problems:
         typer.echo(problem)
@@ -143,7 +143,7 @@ def unpack(
     """
     if not is_packed_folder(packs):
         raise ValueError(f"{packs!r} is no folder of packs; make one with: patchnpack pack SHARDS -o {packs}")
-    with _bar("writing images") as bar:
+    with progress_bar("writing images") as bar:
         options = parse_storage_options(storage_options or [])
         images = unpack_images(packs, out, images_per_shard=images_per_shard, storage_options=options, progress=bar)
     typer.echo(f"{out}: {counted(images, 'image')}")
@@ -175,27 +175,6 @@ def _told(manifest: Manifest) -> str:
         f"{counted(counts['images'], 'image')}, {labels}, {counts['bad']} bad, {counts['skipped']} skipped; "
         f"{counted(len(manifest.files), 'file')} of {nbytes} bytes"
     )
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """One bar, with rate and time left, where there is a terminal; moved by a call with (done, in all)."""
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not shows_progress(console)) as bar:
-        task = bar.add_task(what, total=None, rate="")
-
-        def move(done: int, total: int) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(task, completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
-
-        yield move
 
 
 @contextmanager
