@@ -32,7 +32,7 @@ def main() -> None:
         if die and steps == int(die[0]) and dist.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    # Ranks add gradients up in another order. Adam would turn float32 noise into whole steps where a gradient is near 0.
+    # Ranks add gradients up in another order. Where a gradient is near 0, Adam turns float32 noise into whole steps.
     torch.set_default_dtype(torch.float64)
     register_optimizer_step_pre_hook(count)
     if "RANK" in os.environ:

@@ -68,7 +68,10 @@ def test_many_threads_may_lend() -> None:
                     wrong.append(mark)
                 del loan
             loan = pool.acquire((64,))
+            loan[:] = mark
             held.wait(30)  # all threads hold a buffer at once
+            if not (loan == mark).all():
+                wrong.append(mark)
         except IndexError as error:
             wrong.append(error)
 

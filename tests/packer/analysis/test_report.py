@@ -11,7 +11,6 @@ from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Native, Packing
 from patchnpack.packer.analysis.baselines import buckets
 from patchnpack.packer.analysis.report import pack_bytes, report
 
-
 module = importlib.import_module("patchnpack.packer.analysis.report")
 
 
