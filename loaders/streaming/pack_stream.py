@@ -87,20 +87,7 @@ def pack_stream(
     >>> [batch.labels[batch.image_mask].tolist() for batch in stream]
     [[0, 1, 2, 3], [4]]
     """
-    # Objects that have only `__getitem__`, such as torch's data sets, are iterable, too.
-    if isinstance(samples, str | bytes | os.PathLike | Mapping) or not (
-        hasattr(samples, "__iter__") or hasattr(samples, "__getitem__")
-    ):
-        raise ValueError(
-            f"samples is a {type(samples).__name__}; it must be an iterable of samples, such as a webdataset pipeline. "
-            "To load shards by name, use PackedImageLoader"
-        )
-    check_whole("batch_size", batch_size)
-    check_whole("prefetch", prefetch)
-    if num_threads is not None:
-        check_whole("num_threads", num_threads, least=0)
-    if isinstance(extras, str):
-        raise ValueError(f"extras is {extras!r}; give a list of members: [{extras!r}]")
+    _check_options(samples, batch_size, prefetch, num_threads, extras)
     check_decode(decode)
     check_transform(transform)
     stats, policy = Stats(), errors if errors is not None else ErrorPolicy()
@@ -119,6 +106,25 @@ def pack_stream(
         errors=policy,
     )
     return PackedStream(stream.batches(), stats)
+
+
+def _check_options(
+    samples: Iterable[Any], batch_size: int, prefetch: int, num_threads: int | None, extras: Sequence[str]
+) -> None:
+    # Objects that have only `__getitem__`, such as torch's data sets, are iterable, too.
+    if isinstance(samples, str | bytes | os.PathLike | Mapping) or not (
+        hasattr(samples, "__iter__") or hasattr(samples, "__getitem__")
+    ):
+        raise ValueError(
+            f"samples is a {type(samples).__name__}; it must be an iterable of samples, such as a webdataset pipeline. "
+            "To load shards by name, use PackedImageLoader"
+        )
+    check_whole("batch_size", batch_size)
+    check_whole("prefetch", prefetch)
+    if num_threads is not None:
+        check_whole("num_threads", num_threads, least=0)
+    if isinstance(extras, str):
+        raise ValueError(f"extras is {extras!r}; give a list of members: [{extras!r}]")
 
 
 class PackedStream(Iterator[PackedBatch]):

@@ -911,7 +911,7 @@ def test_mistaken_option_is_a_value_error_with_value_and_remedy(
 
 def test_streams_that_do_not_divide_a_step_are_refused_when_iteration_starts(index: Index) -> None:
     loader = PackedImageLoader(index, PACKING, batch_size=3, num_streams=2)
-    with pytest.raises(ValueError, match="a step takes 3 packs, which num_streams 2 does not divide; choose"):
+    with pytest.raises(ValueError, match="a block has 3 packs, which num_streams 2 does not divide; choose"):
         iter(loader)
 
 

@@ -9,7 +9,7 @@ import torch
 from patchnpack.loaders.assembly.buffers import BufferPool
 
 
-def test_memory_comes_back_only_when_nothing_refers_to_it() -> None:
+def test_memory_is_reused_only_when_nothing_refers_to_it() -> None:
     pool = BufferPool(keep=4)
     loan = pool.acquire((4, 8, 3))
     address = loan.ctypes.data
@@ -37,7 +37,7 @@ def test_two_loans_never_share_memory() -> None:
         del loans, loan
 
 
-def test_another_shape_gets_memory_of_its_own_size() -> None:
+def test_larger_shape_gets_memory_of_its_size() -> None:
     pool = BufferPool(keep=2)
     small = pool.acquire((2, 3))
     del small
@@ -47,7 +47,7 @@ def test_another_shape_gets_memory_of_its_own_size() -> None:
     assert large.sum() == 2500
 
 
-def test_no_more_than_keep_idle_buffers_stay() -> None:
+def test_at_most_keep_idle_buffers_remain() -> None:
     pool = BufferPool(keep=3)
     loans = [pool.acquire((10,)) for _ in range(20)]
     del loans
@@ -55,8 +55,8 @@ def test_no_more_than_keep_idle_buffers_stay() -> None:
     assert len(pool._idle) == 3
 
 
-def test_many_threads_may_lend() -> None:
-    pool = BufferPool(keep=2)
+def test_many_threads_may_acquire() -> None:
+    pool, held = BufferPool(keep=2), threading.Barrier(8)
     wrong: list[object] = []
 
     def work(mark: int) -> None:
@@ -67,6 +67,11 @@ def test_many_threads_may_lend() -> None:
                 if not (loan == mark).all():
                     wrong.append(mark)
                 del loan
+            loan = pool.acquire((64,))
+            loan[:] = mark
+            held.wait(30)  # all threads hold a buffer at once
+            if not (loan == mark).all():
+                wrong.append(mark)
         except IndexError as error:
             wrong.append(error)
 
@@ -76,4 +81,14 @@ def test_many_threads_may_lend() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    assert isinstance(pool.acquire((3,)), np.ndarray)
+    gc.collect()
+    idle = {memory.ctypes.data for memory in pool._idle}
+    assert len(idle) == 2, "the buffers of all threads came back, and `keep` of them stay"
+    last = pool._idle[-1]
+    loan = pool.acquire((64,))
+    assert np.shares_memory(loan, last), "a buffer that came back is handed out again"
+    assert len(pool._idle) == 1
+    assert not np.shares_memory(pool.acquire((65,)), last), "memory in use is not handed out again"
+    del loan
+    gc.collect()
+    assert pool._idle[-1] is last

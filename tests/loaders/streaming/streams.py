@@ -24,7 +24,7 @@ Encode = Callable[..., bytes]
 
 
 def samples_of(shards: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The samples of shards as webdataset gives them."""
+    """Yield the samples of shards as webdataset does."""
     for shard in shards:
         sample: dict[str, Any] = {}
         with tarfile.open(shard) as tar:
@@ -53,7 +53,7 @@ def decoding_threads() -> list[str]:
 
 
 def break_data(drawn: Any, headers: Sequence[str], bodies: Sequence[str]) -> None:
-    """Gives some images a header that cannot be read, and cuts others off behind theirs."""
+    """Give some images an unreadable header and truncate others after their headers."""
     change = {}
     for sample in samples_of(drawn.shards):
         kind = "jpg" if "jpg" in sample else "png"

@@ -61,7 +61,7 @@ def mirror_or_brighten(image: np.ndarray, rng: np.random.Generator) -> np.ndarra
     ],
     ids=str,
 )
-def test_batches_are_the_loaders_over_the_same_shard(
+def test_batches_equal_those_of_the_loader_over_one_shard(
     changes: dict[str, Any], make_drawn: Callable[..., Any], contents: Contents
 ) -> None:
     drawn = make_drawn([45])
@@ -88,7 +88,7 @@ def test_batches_are_the_loaders_over_the_same_shard(
     ]
 
 
-def test_batches_are_the_loaders_over_several_shards(
+def test_batches_equal_those_of_the_loader_over_several_shards(
     drawn: Any, contents: Contents, check_batch: Callable[..., None]
 ) -> None:
     loader = PackedImageLoader(drawn.shards, PACKING, batch_size=2, label="cls", extras=["txt"])
@@ -107,7 +107,7 @@ def test_batches_do_not_depend_on_threads(num_threads: int, prefetch: int, drawn
     assert [contents(batch) for batch in stream] == expected
 
 
-def test_seed_changes_draws_and_nothing_else(drawn: Any) -> None:
+def test_seed_changes_only_the_draws(drawn: Any) -> None:
     packing = PACKING.replace(token_drop=ConstantDrop(0.5))
     first, again, other = (
         list(pack_stream(samples_of(drawn.shards), packing, batch_size=50, seed=seed)) for seed in (0, 0, 1)
@@ -129,7 +129,7 @@ def test_seed_changes_draws_and_nothing_else(drawn: Any) -> None:
     drop_last=st.booleans(),
     num_threads=st.integers(0, 2),
 )
-def test_packs_are_those_of_the_plan_and_each_sample_comes_once(
+def test_packs_equal_the_plan_and_each_sample_comes_once(
     sizes: list[tuple[int, int]],
     seq_len: int,
     max_images: int,
@@ -182,42 +182,42 @@ def test_packs_are_those_of_the_plan_and_each_sample_comes_once(
 
 @pytest.mark.parametrize("algorithm", ["subset_sum", "largest_fit", "next_fit", "best_fit"])
 @pytest.mark.parametrize("num_threads", [0, 2])
-def test_samples_that_wait_are_bounded_by_lookahead(algorithm: Any, num_threads: int) -> None:
+def test_lookahead_bounds_the_waiting_samples(algorithm: Any, num_threads: int) -> None:
     lookahead, batch_size, prefetch, count = 32, 2, 1, 1500
     packing = Packing(seq_len=16, patch_size=8, lookahead=lookahead, algorithm=algorithm, oversize="skip")
     refs: list[weakref.ref[np.ndarray]] = []
-    arrived = most = 0
+    arrived = peak = 0
 
     def alive() -> int:
         refs[:] = [one for one in refs if one() is not None]
         return len(refs)
 
     def pairs() -> Iterator[tuple[np.ndarray, int]]:
-        nonlocal arrived, most
+        nonlocal arrived, peak
         rng = np.random.default_rng(0)
         for i in range(count):
             image = flat(*rng.integers(8, 37, 2).tolist())  # one in five is oversize
             refs.append(weakref.ref(image))
             arrived += 1
-            most = max(most, alive())
+            peak = max(peak, alive())
             yield image, i
 
     stream = pack_stream(pairs(), packing, batch_size=batch_size, num_threads=num_threads, prefetch=prefetch)
-    images = given = 0
+    images = yielded = 0
     for batch in stream:
-        images, given = max(images, batch.num_images), given + batch.num_images
-        # What is handed out is let go of at once; only the sample that came last is held besides.
-        assert alive() <= arrived - given - stream.stats()["skipped"]["oversize"] + 1
+        images, yielded = max(images, batch.num_images), yielded + batch.num_images
+        # Samples that were handed out are released at once; beyond these, only the last sample to arrive is held.
+        assert alive() <= arrived - yielded - stream.stats()["skipped"]["oversize"] + 1
     skipped = stream.stats()["skipped"]["oversize"]
-    assert given + skipped == count
+    assert yielded + skipped == count
     assert skipped > 100
-    # Waiting, just arrived, and those of the batch that is being put together; then those under way.
-    under_way = (prefetch + 1) * images if num_threads else 0
-    assert lookahead <= most <= lookahead + 16 + images + under_way
+    # Samples that wait, that have just arrived, that are in the batch being filled, and that are in flight.
+    in_flight = (prefetch + 1) * images if num_threads else 0
+    assert lookahead <= peak <= lookahead + 16 + images + in_flight
     assert alive() == 0
 
 
-def test_auto_is_decided_by_the_first_samples() -> None:
+def test_first_samples_decide_what_auto_stands_for() -> None:
     packing = Packing(seq_len=64, patch_size=8, lookahead=40, algorithm="auto")
     rng = np.random.default_rng(0)
     decided = set()
@@ -234,7 +234,7 @@ def test_auto_is_decided_by_the_first_samples() -> None:
     assert decided == {"subset_sum", "largest_fit"}
 
 
-def test_batch_is_given_before_the_stream_has_ended() -> None:
+def test_batch_is_yielded_before_the_stream_ends() -> None:
     packing = Packing(seq_len=16, patch_size=8, lookahead=10)
     endless = ((flat(16, 16), i) for i in itertools.count())
     stream = pack_stream(endless, packing, batch_size=1, num_threads=0)

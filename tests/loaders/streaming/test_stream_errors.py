@@ -59,7 +59,7 @@ def test_bad_images_are_logged_counted_and_left_out(
     )
 
 
-def test_pils_image_that_cannot_be_read_is_a_bad_one(draw_image: Draw, encode_image: Encode) -> None:
+def test_unreadable_pil_image_is_bad(draw_image: Draw, encode_image: Encode) -> None:
     data = encode_image(draw_image(40, 40), "PNG")
     pairs = [
         (Image.open(io.BytesIO(data[:-400])), 0),
@@ -75,7 +75,7 @@ def test_pils_image_that_cannot_be_read_is_a_bad_one(draw_image: Draw, encode_im
     assert "0x5 pixels" in bad[2]["reason"]
 
 
-def test_image_smaller_than_a_patch_is_a_bad_one() -> None:
+def test_image_smaller_than_a_patch_is_bad() -> None:
     sizes = [(4, 7), (16, 16), (4, 16), (8, 8), (7, 7)]
     scheduled = ScheduledResolution(((0, FitTokens(9)), (100, Native(edge="crop"))))
     for resolution, left in ((Native(), [1, 2, 3]), (Native(edge="crop"), [1, 3]), (scheduled, [1, 3])):
@@ -89,15 +89,15 @@ def test_image_smaller_than_a_patch_is_a_bad_one() -> None:
     assert list(pack_stream([(flat(4, 4), 0)] * 20, PACKING.replace(lookahead=5), batch_size=1)) == []
 
 
-def test_stream_of_bad_images_alone_ends_without_a_batch() -> None:
+def test_stream_of_only_bad_images_ends_without_a_batch() -> None:
     stream = pack_stream([(b"nothing", 0)] * 50, PACKING, batch_size=2)
     assert list(stream) == []
     assert stream.stats()["bad_images"] == 50
     assert list(pack_stream([], PACKING, batch_size=2, label="cls", extras=["txt"])) == []
 
 
-class Told(ErrorMonitor):
-    """A monitor that notes what it is told, in order: the rows of bad images, and good images."""
+class RecordingMonitor(ErrorMonitor):
+    """A monitor that records its calls in order: the rows of bad images, and good images."""
 
     def __init__(self) -> None:
         super().__init__(ErrorPolicy())
@@ -113,21 +113,21 @@ class Told(ErrorMonitor):
 
 
 @given(order=st.permutations(range(12)), bad=st.sets(st.integers(0, 11)), left_out=st.sets(st.integers(0, 11)))
-def test_outcomes_are_told_in_order_of_arrival(order: list[int], bad: set[int], left_out: set[int]) -> None:
-    stats, told = Stats(), Told()
-    outcomes = StreamOutcomes(stats, told, lambda row: row.row != 7)
+def test_outcomes_are_judged_in_order_of_arrival(order: list[int], bad: set[int], left_out: set[int]) -> None:
+    stats, monitor = Stats(), RecordingMonitor()
+    outcomes = StreamOutcomes(stats, monitor, lambda row: row.row != 7)
     for i, row in enumerate(order):
         record = BadRow(row=row, key="", shard="", offset=-1, stage="", reason="")
         outcomes.record(row, record if row in bad else row not in left_out)
         known = set(order[: i + 1])
         reached = next(row for row in range(13) if row not in known)
         bad_rows = [r for r in range(reached) if r in bad]
-        assert told.quarantined == [row.row for row in stats.bad] == bad_rows
+        assert monitor.quarantined == [row.row for row in stats.bad] == bad_rows
         judged = [r if r in bad else "good" for r in range(reached) if r in bad or r not in left_out]
-        assert told.judged == [row for row in judged if row != 7]
+        assert monitor.judged == [row for row in judged if row != 7]
 
 
-def test_policy_stops_a_stream_at_its_limits_and_keeps_lines(tmp_path: Any, encode_image: Encode) -> None:
+def test_policy_stops_a_stream_at_its_limits_and_quarantines(tmp_path: Any, encode_image: Encode) -> None:
     good = encode_image(Image.new("RGB", (8, 8)), "PNG")
     samples = [{"__key__": f"k{i}", "png": b"no image" if i % 3 == 0 else good} for i in range(60)]
     path = tmp_path / "bad.jsonl"

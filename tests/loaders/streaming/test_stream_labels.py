@@ -35,7 +35,7 @@ def test_labels_of_decoded_and_undecoded_members_agree() -> None:
             assert batch.labels[0, 0].tolist() == expected
 
 
-def test_class_names_are_looked_up_and_others_refused() -> None:
+def test_known_class_names_are_mapped_and_others_refused() -> None:
     samples = [{"png": flat(8, 8), "cls": name} for name in (b"cat", "dog", 0)]
     (batch,) = pack_stream(samples, PACKING, batch_size=1, label="cls", classes=["dog", "cat"])
     assert batch.labels[0, :3].tolist() == [1, 0, 0]
@@ -46,7 +46,7 @@ def test_class_names_are_looked_up_and_others_refused() -> None:
         assert caught.value.__notes__ == ["raised for the label of the sample with key 'k7'"]
 
 
-def test_callable_label_is_given_the_sample_and_what_it_raises_is_raised() -> None:
+def test_callable_label_gets_the_sample_and_its_errors_are_raised() -> None:
     samples = [{"__key__": f"{i:02d}", "png": flat(8, 8), "width": 5} for i in range(4)]
     (batch,) = pack_stream(
         samples, PACKING, batch_size=1, label=lambda sample: int(sample["__key__"]) * sample["width"]
@@ -73,7 +73,7 @@ def test_labels_of_two_shapes_are_refused() -> None:
     pairs = [(flat(8, 8), [0.5]), (flat(8, 8), 3)]
     with pytest.raises(ValueError, match=r"label of '1' has shape \(\), the labels before it \(1,\)"):
         list(pack_stream(pairs, PACKING, batch_size=1))
-    # Once a batch was handed out, its kind of label stands.
+    # The first batch fixes the kind of label.
     late = [*[{"png": flat(64, 64)}] * 40, {"png": flat(8, 8), "npy": np.array([0.5])}]
     stream = pack_stream(late, PACKING.replace(lookahead=1), batch_size=1, label="npy", num_threads=0)
     assert next(stream).labels.dtype == torch.int64

@@ -33,7 +33,7 @@ from tests.loaders.streaming.streams import PACKING, Contents, Draw, Encode, fla
     ids=str,
 )
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
-def test_every_kind_of_image_gives_the_same_patches(
+def test_every_image_type_gives_the_same_patches(
     mode: str, changes: dict[str, Any], draw_image: Draw, encode_image: Encode, contents: Contents
 ) -> None:
     packing = PACKING.replace(**changes)
@@ -44,13 +44,13 @@ def test_every_kind_of_image_gives_the_same_patches(
         "bytes": encoded,
         "bytearray": [bytearray(data) for data in encoded],
         "memoryview": [memoryview(data) for data in encoded],
-        "PIL, made": drawn,
+        "PIL, drawn": drawn,
         "PIL, not yet read": opened,
     }
     if mode != "P":
         arrays = [np.asarray(image) for image in drawn]
         kinds["array"] = arrays
-        kinds["array seen from behind"] = [array[::-1, ::-1].copy()[::-1, ::-1] for array in arrays]
+        kinds["array with negative strides"] = [array[::-1, ::-1].copy()[::-1, ::-1] for array in arrays]
         if mode == "L":
             kinds["array (H, W, 1)"] = [array[..., None] for array in arrays]
     made = {
@@ -63,7 +63,7 @@ def test_every_kind_of_image_gives_the_same_patches(
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_of_pils_images_is_applied(
+def test_exif_orientation_of_pil_images_is_applied(
     orientation: int, kind: str, draw_image: Draw, encode_image: Encode
 ) -> None:
     exif = Image.Exif()
@@ -80,7 +80,7 @@ def test_exif_orientation_of_pils_images_is_applied(
     assert np.array_equal(second, third)
 
 
-def test_array_that_was_handed_in_is_not_changed_by_a_transform() -> None:
+def test_transform_does_not_change_the_input_array() -> None:
     image = flat(16, 16, 7)
 
     def blacken(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_array_that_was_handed_in_is_not_changed_by_a_transform() -> None:
     assert (image == 7).all()
 
 
-def test_one_image_many_times_over_is_read_once_by_many_threads(draw_image: Draw, encode_image: Encode) -> None:
+def test_threads_share_one_pil_image_safely(draw_image: Draw, encode_image: Encode) -> None:
     data = encode_image(draw_image(60, 60), "PNG")
     expected = np.asarray(Image.open(io.BytesIO(data)))
     for _ in range(5):
@@ -105,19 +105,19 @@ def test_one_image_many_times_over_is_read_once_by_many_threads(draw_image: Draw
 
 
 class Items:
-    """A data set as torch has them: no `__iter__`, an IndexError at its end."""
+    """A torch-style data set: no `__iter__`, an IndexError at its end."""
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         return [(flat(8, 8), 5), (flat(16, 8), 6)][i]
 
 
-def test_data_set_that_has_items_alone_is_a_stream() -> None:
+def test_data_set_with_only_getitem_is_a_stream() -> None:
     samples: Any = Items()
     (batch,) = pack_stream(samples, PACKING, batch_size=1)
     assert batch.labels[batch.image_mask].tolist() == [5, 6]
 
 
-def test_first_member_listed_is_the_image_and_others_are_left_alone() -> None:
+def test_first_listed_member_is_the_image_and_the_others_are_ignored() -> None:
     samples = [
         {"__key__": "a", "png": flat(8, 8, 1), "jpg": flat(8, 8, 2), "cls": b"3"},
         {"__key__": "b", "png": flat(8, 8, 3), "cls": b"4"},
@@ -129,7 +129,7 @@ def test_first_member_listed_is_the_image_and_others_are_left_alone() -> None:
         assert batch.labels[batch.image_mask].tolist() == [-100, -100]
 
 
-def test_extras_are_decoded_by_name_or_pass_as_they_are() -> None:
+def test_extras_are_decoded_by_name_or_passed_unchanged() -> None:
     thing = object()
     samples = [
         {"png": flat(8, 8), "txt": "schön".encode(), "json": b'{"a": [1]}', "bin": b"\0\xff", "other": thing},
@@ -161,12 +161,12 @@ def test_extras_are_decoded_by_name_or_pass_as_they_are() -> None:
         ((flat(8, 8), 0.5), "a label is 0.5"),
     ],
 )
-def test_sample_of_another_kind_is_refused(sample: Any, reason: str) -> None:
+def test_sample_of_wrong_type_is_refused(sample: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         list(pack_stream([sample], PACKING, batch_size=1))
 
 
-def test_pair_has_no_members_to_name() -> None:
+def test_member_options_are_refused_for_pairs() -> None:
     for options in ({"label": "cls"}, {"extras": ["txt"]}):
         with pytest.raises(ValueError, match="sample 0 of the stream is a pair, whose second item is its label"):
             list(pack_stream([(flat(8, 8), 1)], PACKING, batch_size=1, **options))
@@ -183,7 +183,7 @@ def test_pair_has_no_members_to_name() -> None:
     ],
 )
 @pytest.mark.parametrize("count", [3, None])
-def test_member_that_no_sample_has_is_refused(count: int | None, options: dict[str, Any], asked: str) -> None:
+def test_member_that_every_sample_lacks_is_refused(count: int | None, options: dict[str, Any], asked: str) -> None:
     samples = ({"__key__": "k", "__url__": "u", "png": flat(8, 8), "json": b"{}"} for _ in itertools.count())
     errors = ErrorPolicy(max_rate=1, max_consecutive=10**6)
     stream = pack_stream(itertools.islice(samples, count), PACKING, batch_size=1, errors=errors, **options)
@@ -193,7 +193,7 @@ def test_member_that_no_sample_has_is_refused(count: int | None, options: dict[s
     assert "the members of the first are png, json: name one of them" in str(caught.value)
 
 
-def test_member_that_comes_up_late_is_not_missed() -> None:
+def test_member_that_first_occurs_late_is_accepted() -> None:
     samples = [{"png": flat(8, 8)} | ({"cls": b"2", "txt": b"t"} if i == 999 else {}) for i in range(1100)]
     stream = pack_stream(samples, PACKING, batch_size=4, label="cls", extras=["txt"])
     assert sum(batch.num_images for batch in stream) == 1100
@@ -221,7 +221,7 @@ def test_image_under_oversize_error_is_named() -> None:
         ({"label": "txt:x"}, "only a .json member has fields"),
     ],
 )
-def test_mistaken_option_is_refused_at_once(change: dict[str, Any], reason: str) -> None:
+def test_invalid_option_is_refused_at_once(change: dict[str, Any], reason: str) -> None:
     options: dict[str, Any] = {"samples": [], "packing": PACKING, "batch_size": 1}
     with pytest.raises(ValueError, match=reason):
         pack_stream(**(options | change))

@@ -40,7 +40,7 @@ def test_no_thread_outlives_the_stream() -> None:
         stream = pack_stream(endless(), PACKING, **options)
         next(stream)
         assert len(decoding_threads()) == 3
-        del stream  # by reference count alone: nothing in a stream refers back to it
+        del stream  # reference counting alone closes it: nothing in a stream refers back to it
         assert decoding_threads() == []
     finally:
         gc.enable()
@@ -61,7 +61,7 @@ def test_no_thread_outlives_the_stream() -> None:
     wait_for_no_threads()
 
 
-def test_stream_that_is_not_begun_has_no_threads_and_has_read_nothing() -> None:
+def test_unstarted_stream_has_no_threads_and_reads_nothing() -> None:
     source = itertools.count()
     stream = pack_stream(((flat(8, 8), i) for i in source), PACKING, batch_size=1, num_threads=2)
     assert decoding_threads() == []
@@ -69,7 +69,7 @@ def test_stream_that_is_not_begun_has_no_threads_and_has_read_nothing() -> None:
     assert next(source) == 0
 
 
-def test_as_many_threads_as_cpus_are_started_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_is_one_thread_per_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("patchnpack.loaders.streaming.stream.cpu_share", lambda: 3)
     for num_threads, expected in ((None, 3), (1, 1), (0, 0)):
         stream = pack_stream(endless(), PACKING, batch_size=1, num_threads=num_threads)
@@ -78,7 +78,7 @@ def test_as_many_threads_as_cpus_are_started_unless_told(monkeypatch: pytest.Mon
         stream.close()
 
 
-def test_no_threads_decode_in_the_callers() -> None:
+def test_zero_threads_decode_in_the_callers_thread() -> None:
     seen = set()
 
     def note(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

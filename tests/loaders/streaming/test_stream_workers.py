@@ -30,10 +30,10 @@ def pipeline(shards: Sequence[str], **options: Any) -> webdataset.WebDataset:
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its shards open
-def test_stage_of_a_webdataset_pipeline(drawn: Any, contents: Contents) -> None:
+def test_pack_stream_is_a_stage_of_a_webdataset_pipeline(drawn: Any, contents: Contents) -> None:
     expected = [contents(batch) for batch in PackedImageLoader(drawn.shards, PACKING, batch_size=2, label="cls")]
     dataset = pipeline(drawn.shards)
-    for _ in range(2):  # each `iter` is a stream of its own
+    for _ in range(2):  # each `iter` starts a new stream
         assert [contents(batch) for batch in dataset] == expected
 
 
@@ -65,7 +65,7 @@ def test_workers_of_a_dataloader_share_the_samples(drawn: Any) -> None:
 
 
 class Alike(torch.utils.data.IterableDataset[Any]):
-    """The same images in every worker, and how many threads decode there."""
+    """Yields the same images in every worker, with the number of decoding threads there."""
 
     def __iter__(self) -> Iterator[Any]:
         packing = PACKING.replace(token_drop=ConstantDrop(0.5))
@@ -80,7 +80,7 @@ def test_draws_differ_between_workers_and_workers_start_no_threads() -> None:
     assert first.shape == second.shape
     assert not torch.equal(first, second)
     alone = list(Alike())
-    assert torch.equal(alone[0][0], first)  # a worker 0 of one
+    assert torch.equal(alone[0][0], first)  # a single process draws like worker 0
 
 
 def test_ranks_draw_differently_and_count_towards_schedules_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_ranks_draw_differently_and_count_towards_schedules_together(monkeypatch
         monkeypatch.undo()
 
 
-def test_rank_of_a_damaged_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_rank_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "two")
     with pytest.raises(ValueError, match="RANK and WORLD_SIZE in the environment must be whole numbers"):
         next(pack_stream(endless(), PACKING, batch_size=1))
