@@ -51,7 +51,7 @@ def spoil(drawn: Any, cut: Sequence[str] = (), headless: Sequence[str] = ()) -> 
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_bad_images_are_counted_with_their_reason_and_the_others_stay_right(
+def test_bad_images_are_counted_with_a_reason_and_others_stay_correct(
     shuffle: bool, make_drawn: MakeDrawn, check_batch: Check, caplog: pytest.LogCaptureFixture
 ) -> None:
     drawn = make_drawn([12, 14])
@@ -80,7 +80,7 @@ def test_bad_images_are_counted_with_their_reason_and_the_others_stay_right(
         assert sum(repr(key) in message and bad["reason"] in message for message in caplog.messages) == 1
 
 
-def test_bad_images_change_neither_the_number_of_batches_nor_which_rank_counts_them(make_drawn: MakeDrawn) -> None:
+def test_bad_images_do_not_change_the_number_of_batches_or_the_rank_that_counts_them(make_drawn: MakeDrawn) -> None:
     drawn = make_drawn([12, 14])
     steps = [len(list(PackedImageLoader(drawn.shards, PACKING, batch_size=1, rank=r, world_size=3))) for r in range(3)]
     spoil(drawn, drawn.keys[3:9], drawn.keys[20:21])
@@ -112,7 +112,7 @@ def test_batches_with_bad_images_are_the_same_for_any_number_of_threads(
     assert run(1) == run(8)
 
 
-def test_no_usable_image_at_all_is_a_value_error_that_counts_why(make_drawn: MakeDrawn, index: Index) -> None:
+def test_source_without_a_usable_image_raises_with_counts_per_reason(make_drawn: MakeDrawn, index: Index) -> None:
     drawn = make_drawn([3])
     spoil(drawn, headless=drawn.keys)
     with pytest.raises(ValueError, match="none of the 3 images can be used: 3 are bad, 0 filtered out by where"):
@@ -122,7 +122,7 @@ def test_no_usable_image_at_all_is_a_value_error_that_counts_why(make_drawn: Mak
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_oversize_images_are_counted_and_skipped_where_asked(world_size: int, index: Index) -> None:
+def test_oversize_images_are_counted_and_skipped_on_request(world_size: int, index: Index) -> None:
     packing = PACKING.replace(seq_len=20, oversize="skip")
     tokens = -(-index.width // 8) * -(-index.height // 8)
     loaders = [
@@ -135,7 +135,7 @@ def test_oversize_images_are_counted_and_skipped_where_asked(world_size: int, in
     assert sum(loader.stats()["oversize"] for loader in loaders) == over
 
 
-def test_image_without_a_label_is_counted_and_minus_100(make_drawn: MakeDrawn) -> None:
+def test_image_without_a_label_is_counted_and_gets_minus_100(make_drawn: MakeDrawn) -> None:
     drawn = make_drawn([6])
     drawn.rewrite({"s0i002.cls": None, "s0i004.cls": None, "s0i001.txt": None})
     loader = PackedImageLoader(drawn.shards, PACKING, batch_size=8, label="cls", extras=["txt"])
@@ -146,7 +146,7 @@ def test_image_without_a_label_is_counted_and_minus_100(make_drawn: MakeDrawn) -
     assert loader.stats()["without_label"] == 2
 
 
-def test_targets_are_vectors_and_nan_where_there_is_none(index: Index, drawn: Any) -> None:
+def test_targets_are_vectors_and_nan_if_missing(index: Index, drawn: Any) -> None:
     def target(members: dict[str, bytes]) -> list[float] | None:
         label = int(members["cls"])
         return None if label == 3 else [label, label / 2]
@@ -164,7 +164,7 @@ def test_targets_are_vectors_and_nan_where_there_is_none(index: Index, drawn: An
     assert loader.stats()["without_label"] == without > 0
 
 
-def test_number_of_classes_is_what_a_classifier_of_the_labels_needs(index: Index, drawn: Any) -> None:
+def test_num_classes_covers_every_label(index: Index, drawn: Any) -> None:
     def classes(label: Any, names: list[str] | None = None) -> int:
         return PackedImageLoader(index, PACKING, batch_size=2, label=label, classes=names).num_classes
 
@@ -198,7 +198,7 @@ def test_image_mode_sets_the_channels_of_every_patch(mode: str, index: Index, dr
 @pytest.mark.parametrize(
     "resolution", [Native(edge="crop"), Native(edge="resize"), FitTokens(9), FitTokens(64, upsample=True), Square(24)]
 )
-def test_resized_and_cropped_images_are_what_pil_makes_of_them(resolution: Any, index: Index, drawn: Any) -> None:
+def test_resized_and_cropped_images_match_pil(resolution: Any, index: Index, drawn: Any) -> None:
     packing = PACKING.replace(resolution=resolution, scaled_decode=False)
     for batch in PackedImageLoader(index, packing, batch_size=4):
         for image in batch.images():
@@ -213,7 +213,7 @@ def test_resized_and_cropped_images_are_what_pil_makes_of_them(resolution: Any, 
 
 
 @pytest.mark.parametrize("resolution", [Native(), FitTokens(16)])
-def test_dropped_tokens_are_black_and_the_others_as_without_dropping(resolution: Any, index: Index) -> None:
+def test_dropped_tokens_are_black_and_others_are_unchanged(resolution: Any, index: Index) -> None:
     whole_packing = PACKING.replace(resolution=resolution)
     whole = {
         image.key: image.pixels()
@@ -245,7 +245,7 @@ def test_grid_multiple_pads_whole_patches(index: Index, drawn: Any) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_photographs_come_out_upright(
+def test_rotated_photographs_are_loaded_upright(
     orientation: int,
     tmp_path: Path,
     write_tar: Callable[..., str],
@@ -267,7 +267,7 @@ def test_turned_photographs_come_out_upright(
 PHOTOGRAPHS = "/train-{000008..000009}.tar"
 
 
-def test_photographs_come_out_pixel_for_pixel(clothing: str) -> None:
+def test_photographs_are_loaded_pixel_for_pixel(clothing: str) -> None:
     index = scan(clothing + PHOTOGRAPHS)
     loader = PackedImageLoader(
         index,
@@ -293,7 +293,7 @@ def test_photographs_come_out_pixel_for_pixel(clothing: str) -> None:
     assert sorted(seen) == sorted(index.keys[::5])
 
 
-def test_photographs_come_in_the_same_bytes_for_1_2_and_8_threads(clothing: str, contents: Contents) -> None:
+def test_photographs_are_identical_for_1_2_and_8_threads(clothing: str, contents: Contents) -> None:
     index = scan(clothing + PHOTOGRAPHS)
     runs = []
     for num_threads in (1, 2, 8):
@@ -305,7 +305,7 @@ def test_photographs_come_in_the_same_bytes_for_1_2_and_8_threads(clothing: str,
     assert runs[0] == runs[1] == runs[2]
 
 
-def test_every_photograph_comes_once_an_epoch(clothing: str) -> None:
+def test_every_photograph_is_loaded_once_per_epoch(clothing: str) -> None:
     index = scan(clothing + "/train-{000000..000009}.tar")
     loader = PackedImageLoader(index, Packing(resolution=FitTokens(25)), batch_size=16, shuffle=True)
     keys = keys_of(list(loader))

@@ -37,7 +37,7 @@ def _no_threads_left() -> Iterator[None]:
 # Ends, good and bad
 
 
-def test_iterator_that_is_dropped_leaves_no_threads(index: Index) -> None:
+def test_discarded_iterator_leaves_no_threads(index: Index) -> None:
     batches = iter(PackedImageLoader(index, PACKING, batch_size=1, num_threads=3, prefetch=4))
     assert not decoding_threads()
     next(batches)
@@ -85,7 +85,7 @@ def test_interrupt_while_waiting_for_an_image_ends_the_threads(index: Index) -> 
     assert not decoding_threads()
 
 
-def test_error_in_a_thread_leaves_no_threads(index: Index) -> None:
+def test_error_in_a_thread_leaves_no_other_threads(index: Index) -> None:
     def broken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         raise ZeroDivisionError
 
@@ -107,7 +107,7 @@ def test_forgotten_iterator_in_a_cycle_is_cleaned_up(index: Index) -> None:
     assert not decoding_threads()
 
 
-def test_python_ends_with_an_iterator_open(drawn: Any) -> None:
+def test_python_exits_with_an_open_iterator(drawn: Any) -> None:
     code = f"""
 from patchnpack.loaders import PackedImageLoader
 from patchnpack.packer import Packing
@@ -119,7 +119,7 @@ print("open")
     assert (result.returncode, result.stdout, result.stderr) == (0, "open\n", "")
 
 
-def test_python_ends_while_a_transform_is_in_the_middle_of_torch(drawn: Any) -> None:
+def test_python_exits_while_a_transform_runs_torch(drawn: Any) -> None:
     code = f"""
 import torch
 from patchnpack.loaders import PackedImageLoader
@@ -156,7 +156,7 @@ def test_two_loaders_at_once_do_not_disturb_each_other(drawn: Any, index: Index,
     assert keys_of(seen[0]) != keys_of(seen[1])
 
 
-def test_prefetch_bounds_how_far_ahead_images_are_made(index: Index) -> None:
+def test_prefetch_bounds_how_far_ahead_images_are_decoded(index: Index) -> None:
     made: list[int] = []
 
     def note(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -179,7 +179,7 @@ def test_prefetch_bounds_how_far_ahead_images_are_made(index: Index) -> None:
         del batches
 
 
-def test_shard_that_changes_during_the_epoch_is_an_error_that_names_it(make_drawn: MakeDrawn) -> None:
+def test_shard_that_changes_during_the_epoch_raises_with_its_name(make_drawn: MakeDrawn) -> None:
     drawn = make_drawn([5])
     loader = PackedImageLoader(drawn.shards, PACKING, batch_size=1)
     with open(drawn.shards[0], "ab") as file:

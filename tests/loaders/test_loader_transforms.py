@@ -53,7 +53,7 @@ def test_transform_is_applied_to_the_upright_image_of_its_planned_size(index: In
     assert len(shapes) == 60
 
 
-def test_transform_may_give_a_view_that_is_not_contiguous(index: Index, drawn: Any) -> None:
+def test_transform_may_return_a_non_contiguous_view(index: Index, drawn: Any) -> None:
     loader = PackedImageLoader(index, PACKING, batch_size=4, transform=lambda image, rng: image[::-1, ::-1])
     for batch in loader:
         for image in batch.images():
@@ -76,7 +76,7 @@ class OneArgument:
         ("flip", r"'flip' is not a function"),
     ],
 )
-def test_a_transform_of_other_than_two_arguments_is_refused_before_anything_is_read(transform: Any, says: str) -> None:
+def test_transform_without_two_arguments_is_refused_before_reading(transform: Any, says: str) -> None:
     for make in (lambda **given: PackedImageLoader("absent.tar", **given), lambda **given: pack_stream([], **given)):
         with pytest.raises(ValueError, match=r"^transform takes \(image, rng\), .*; .*" + says):
             make(batch_size=2, transform=transform)
@@ -85,11 +85,11 @@ def test_a_transform_of_other_than_two_arguments_is_refused_before_anything_is_r
 @pytest.mark.parametrize(
     "transform", [np.add, max, functools.partial(lambda a, image, rng: image, 1), lambda *given: given[0]]
 )
-def test_a_transform_that_takes_two_arguments_or_has_no_signature_is_taken(transform: Any, index: Index) -> None:
+def test_transform_with_two_arguments_or_no_signature_is_accepted(transform: Any, index: Index) -> None:
     PackedImageLoader(index, PACKING, batch_size=2, transform=transform)
 
 
-def test_error_of_the_transform_is_raised_with_the_key(index: Index) -> None:
+def test_error_in_the_transform_is_raised_with_the_key(index: Index) -> None:
     def transform(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         raise LookupError("a bug of the user's")
 
@@ -99,7 +99,7 @@ def test_error_of_the_transform_is_raised_with_the_key(index: Index) -> None:
     assert note.startswith("raised by transform for the image with key 's")
 
 
-def test_bad_data_raised_by_the_transform_is_no_bad_image(index: Index) -> None:
+def test_bad_data_error_in_the_transform_is_not_a_bad_image(index: Index) -> None:
     def transform(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         raise OSError("its own file is missing")
 

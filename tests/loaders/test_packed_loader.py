@@ -39,7 +39,7 @@ def _no_threads_left() -> Iterator[None]:
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("num_streams", [1, 2])
-def test_every_image_comes_out_once_an_epoch_as_it_went_in(
+def test_every_image_is_loaded_once_per_epoch_pixel_for_pixel(
     num_streams: int, shuffle: bool, drawn: Any, index: Index, check_batch: Check
 ) -> None:
     loader = PackedImageLoader(
@@ -55,7 +55,7 @@ def test_every_image_comes_out_once_an_epoch_as_it_went_in(
     assert loader.stats()["images"] == 180
 
 
-def test_batches_kept_by_the_user_are_not_written_over(drawn: Any, index: Index, check_batch: Check) -> None:
+def test_batches_that_the_user_keeps_are_not_overwritten(drawn: Any, index: Index, check_batch: Check) -> None:
     loader = PackedImageLoader(index, PACKING, batch_size=2, label="cls", extras=["txt"], num_threads=2, prefetch=1)
     kept = list(itertools.chain(loader, loader))
     views = [batch.patches[0] for batch in kept]
@@ -65,13 +65,13 @@ def test_batches_kept_by_the_user_are_not_written_over(drawn: Any, index: Index,
     assert len({batch.patches.data_ptr() for batch in kept}) == len(kept)
 
 
-def test_memory_of_batches_that_are_done_is_used_again(index: Index) -> None:
+def test_memory_of_released_batches_is_reused(index: Index) -> None:
     loader = PackedImageLoader(index, PACKING, batch_size=1, prefetch=1)
     seen = Counter(batch.patches.data_ptr() for _ in range(3) for batch in loader)
     assert len(seen) <= 4 < sum(seen.values())
 
 
-def test_packs_are_those_of_plan(index: Index) -> None:
+def test_packs_equal_those_of_plan(index: Index) -> None:
     packs = plan(index.rows(np.arange(len(index))), PACKING)
     loader = PackedImageLoader(index, PACKING, batch_size=1)
     rows = [[row for row in batch.rows[0].tolist() if row >= 0] for batch in loader]
@@ -87,7 +87,7 @@ def test_step_epoch_and_position_are_counted_over_all_ranks(index: Index) -> Non
             assert facts == [(epoch, i, (i + 1) * 2 * world_size) for i in range(len(facts))]
 
 
-def test_shapes_and_types_are_those_of_the_contract(index: Index) -> None:
+def test_batch_has_the_documented_shapes_and_types(index: Index) -> None:
     batch = next(iter(PackedImageLoader(index, PACKING, batch_size=3, label="cls")))
     shapes = {name: (tuple(t.shape), t.dtype) for name, t in batch.to_dict().items() if isinstance(t, torch.Tensor)}
     assert shapes["patches"] == ((3, 64, 192), torch.uint8)
@@ -113,7 +113,7 @@ def test_shapes_and_types_are_those_of_the_contract(index: Index) -> None:
     ],
     ids=["plain", "shuffle", "transform", "drop", "streams", "resize"],
 )
-def test_batches_are_the_same_bit_for_bit_for_any_threads_and_prefetch(
+def test_batches_are_identical_for_any_threads_and_prefetch(
     options: dict[str, Any], index: Index, contents: Contents
 ) -> None:
     def batches(num_threads: int, prefetch: int) -> list[tuple[object, ...]]:
@@ -133,7 +133,7 @@ def test_batches_are_the_same_bit_for_bit_for_any_threads_and_prefetch(
         assert batches(num_threads, prefetch) == expected
 
 
-def test_transform_gets_a_generator_of_its_own_for_each_seed_epoch_and_row(index: Index) -> None:
+def test_transform_gets_a_generator_keyed_by_seed_epoch_and_row(index: Index) -> None:
     drawn: dict[tuple[int, int], list[float]] = {}
 
     def run(seed: int, shuffle: bool, num_streams: int = 1) -> Counter[float]:
@@ -158,7 +158,7 @@ def test_transform_gets_a_generator_of_its_own_for_each_seed_epoch_and_row(index
     assert not set(first) & set(run(1, shuffle=False))
 
 
-def test_epochs_differ_under_shuffle_and_only_there(index: Index) -> None:
+def test_epochs_differ_only_with_shuffle(index: Index) -> None:
     for shuffle in (False, True):
         loader = PackedImageLoader(index, PACKING, batch_size=2, shuffle=shuffle)
         first, second = keys_of(list(loader)), keys_of(list(loader))
@@ -168,7 +168,7 @@ def test_epochs_differ_under_shuffle_and_only_there(index: Index) -> None:
         assert keys_of(list(loader)) == first
 
 
-def test_length_is_right_in_every_epoch_where_only_the_token_drop_differs(index: Index) -> None:
+def test_length_is_right_in_every_epoch_if_only_the_token_drop_differs(index: Index) -> None:
     packing = PACKING.replace(token_drop=BetaDrop(0.4, 0.9), fill="none")
     loader = PackedImageLoader(index, packing, batch_size=1)
     lengths = []
@@ -272,7 +272,7 @@ def test_length_is_the_number_of_batches_of_the_next_epoch(
     assert [loader.total_steps(epochs) for epochs in range(5)] == [0, *itertools.accumulate(lengths)]
 
 
-def test_drop_that_leaves_no_batch_is_an_error_with_the_remedy(index: Index) -> None:
+def test_even_drop_that_leaves_no_batch_raises_with_the_fix(index: Index) -> None:
     loader = PackedImageLoader(index, PACKING, batch_size=1000, even="drop")
     with pytest.raises(ValueError, match=r"leaves no batch: a step takes 1000 packs .* use even='pad' or a smaller"):
         next(iter(loader))
@@ -292,7 +292,7 @@ def test_rank_comes_from_the_environment_when_iteration_starts(index: Index, mon
         len(loader)
 
 
-def test_rank_of_a_process_group_goes_before_the_environment(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_of_a_process_group_overrides_the_environment(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = PackedImageLoader(index, PACKING, batch_size=1)
     alone = [batch.keys[0] for batch in loader]
     monkeypatch.setenv("RANK", "0")
@@ -306,7 +306,7 @@ def test_rank_of_a_process_group_goes_before_the_environment(index: Index, monke
 # Epochs without end
 
 
-def test_repeat_goes_on_from_epoch_to_epoch(index: Index, contents: Contents) -> None:
+def test_repeat_continues_with_the_next_epoch(index: Index, contents: Contents) -> None:
     options: dict[str, Any] = {"batch_size": 3, "shuffle": True}
     once = PackedImageLoader(index, PACKING, **options)
     expected = [contents(batch) for _ in range(3) for batch in once]
@@ -323,7 +323,7 @@ def test_repeat_has_no_length(index: Index) -> None:
         len(PackedImageLoader(index, PACKING, batch_size=3, repeat=True))
 
 
-def test_next_iterator_begins_behind_the_epoch_in_use_whatever_was_prefetched(index: Index) -> None:
+def test_next_iterator_begins_after_the_epoch_in_use_for_any_prefetch(index: Index) -> None:
     loader = PackedImageLoader(index, PACKING, batch_size=50, repeat=True, prefetch=8)
     assert [batch.epoch for batch in itertools.islice(loader, 2)] == [0, 1]
     assert [batch.epoch for batch in itertools.islice(loader, 2)] == [2, 3]

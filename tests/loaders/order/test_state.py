@@ -50,7 +50,7 @@ CASES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("case", CASES, ids=[str(i) for i in range(len(CASES))])
 @pytest.mark.parametrize("num_threads", [1, 4])
-def test_a_resume_after_any_batch_gives_exactly_the_batches_that_are_left(
+def test_resume_after_any_batch_yields_exactly_the_remaining_batches(
     num_threads: int, case: dict[str, Any], index: Index, contents: Contents
 ) -> None:
     def make(threads: int = num_threads) -> PackedImageLoader:
@@ -75,7 +75,7 @@ def test_a_resume_after_any_batch_gives_exactly_the_batches_that_are_left(
             assert [contents(batch) for batch in resumed] == epochs[epoch + 1]
 
 
-def test_a_repeating_loader_resumes_in_any_epoch(index: Index, contents: Contents) -> None:
+def test_repeating_loader_resumes_in_any_epoch(index: Index, contents: Contents) -> None:
     def make() -> PackedImageLoader:
         return PackedImageLoader(index, PACKING, batch_size=3, shuffle=True, repeat=True)
 
@@ -101,7 +101,7 @@ for batch in loader:
 """
 
 
-def test_a_fresh_process_gives_the_same_bytes(drawn: Any) -> None:
+def test_fresh_process_resumes_with_the_same_bytes(drawn: Any) -> None:
     import hashlib
 
     loader = PackedImageLoader(drawn.shards, PACKING, batch_size=2, shuffle=True, seed=9)
@@ -134,7 +134,7 @@ def _step(loaders: list[Iterator[PackedBatch]]) -> list[PackedBatch]:
 @pytest.mark.parametrize("patch_size", [8, SIZES])
 @pytest.mark.parametrize("after", [0, 1, 3])
 @pytest.mark.parametrize(("ranks", "others"), list(itertools.product([1, 2, 3, 4, 8], repeat=2)))
-def test_a_state_of_any_number_of_ranks_loads_on_any_other(
+def test_state_of_any_number_of_ranks_loads_on_any_other(
     ranks: int, others: int, after: int, patch_size: Any, index: Index
 ) -> None:
     def make(world_size: int, batch_size: int) -> list[PackedImageLoader]:
@@ -179,7 +179,7 @@ def test_a_state_of_any_number_of_ranks_loads_on_any_other(
 
 @pytest.mark.parametrize("even", ["pad", "drop"])
 @pytest.mark.parametrize(("saved_step", "step"), [(1, 2), (1, 3), (1, 6), (2, 3), (2, 6), (3, 2)])
-def test_with_patch_sizes_a_step_ends_with_its_block_and_the_length_says_so(
+def test_with_patch_sizes_a_step_ends_with_its_block_and_the_length_counts_it(
     saved_step: int, step: int, even: Any, index: Index
 ) -> None:
     packing = PACKING.replace(patch_size=SIZES, balance=0)
@@ -192,7 +192,7 @@ def test_with_patch_sizes_a_step_ends_with_its_block_and_the_length_says_so(
         assert _object_meta([batch for _, batch in batches]).items() <= whole.items()
 
 
-def test_the_block_is_carried_in_the_state(index: Index) -> None:
+def test_state_carries_the_block(index: Index) -> None:
     packing = PACKING.replace(balance=16)
     first = PackedImageLoader(index, packing, batch_size=8, shuffle=True)
     whole = [pack for _, pack in _packs(list(first))]
@@ -207,7 +207,7 @@ def test_the_block_is_carried_in_the_state(index: Index) -> None:
 # What a state is
 
 
-def test_batches_made_ahead_are_not_counted_and_after_names_any_batch(index: Index, contents: Contents) -> None:
+def test_prefetched_batches_are_not_counted_and_after_accepts_any_batch(index: Index, contents: Contents) -> None:
     loader = PackedImageLoader(index, PACKING, batch_size=2, prefetch=5)
     batches = iter(loader)
     held = [next(batches) for _ in range(4)]
@@ -219,7 +219,7 @@ def test_batches_made_ahead_are_not_counted_and_after_names_any_batch(index: Ind
     assert [contents(batch) for batch in resumed] == [contents(held[2]), contents(held[3]), *rest]
 
 
-def test_images_that_were_seen_are_not_read_again(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_does_not_read_seen_images(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = PackedImageLoader(index, PACKING, batch_size=2)
     for _ in zip(range(10), loader, strict=False):
         pass
@@ -238,7 +238,7 @@ def test_images_that_were_seen_are_not_read_again(index: Index, monkeypatch: pyt
     assert len(read) == left < len(index) - 20
 
 
-def test_states_after_the_first_look_at_no_row_and_at_two_shards(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_after_the_first_read_no_row_and_two_shard_names(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     class Counted(np.ndarray):  # a view in which sums are counted
         sums = 0
 
@@ -264,7 +264,7 @@ def test_states_after_the_first_look_at_no_row_and_at_two_shards(index: Index, m
     assert named == [index.shards[0], index.shards[-1]] * 5
 
 
-def test_set_epoch_keeps_the_place_of_its_own_epoch_and_no_other(index: Index) -> None:
+def test_set_epoch_keeps_the_cursor_only_in_its_own_epoch(index: Index) -> None:
     loader = PackedImageLoader(index, PACKING, batch_size=2)
     whole = len(loader)
     next(iter(loader))
@@ -291,7 +291,7 @@ def test_set_epoch_keeps_the_place_of_its_own_epoch_and_no_other(index: Index) -
         ({"where": lambda index: index.width != index.width[0]}, r"60 images used of those in its index, this"),
     ],
 )
-def test_a_state_of_another_order_is_refused_by_the_name_of_the_difference(
+def test_state_of_another_order_is_refused_with_the_difference(
     changes: dict[str, Any], message: str, index: Index
 ) -> None:
     state = PackedImageLoader(index, PACKING, batch_size=2).state_dict()
@@ -300,7 +300,7 @@ def test_a_state_of_another_order_is_refused_by_the_name_of_the_difference(
         PackedImageLoader(index, **options).load_state_dict(state)
 
 
-def test_a_state_of_other_shards_is_refused(drawn: Any, index: Index) -> None:
+def test_state_of_other_shards_is_refused(drawn: Any, index: Index) -> None:
     state = PackedImageLoader(index, PACKING, batch_size=2).state_dict()
     with pytest.raises(
         ValueError, match=r"6 shards, this loader has 1: .*, over 6 shards, drawn-000.tar to drawn-005.tar"
@@ -308,7 +308,7 @@ def test_a_state_of_other_shards_is_refused(drawn: Any, index: Index) -> None:
         PackedImageLoader(drawn.shards[:1], PACKING, batch_size=2).load_state_dict(state)
 
 
-def test_a_state_of_the_same_shards_in_another_order_is_refused_in_words(drawn: Any, index: Index) -> None:
+def test_state_of_the_same_shards_in_another_order_is_refused_in_words(drawn: Any, index: Index) -> None:
     state = PackedImageLoader(index, PACKING, batch_size=2).state_dict()
     with pytest.raises(
         ValueError, match=r"the same number of shards, images .*, but other images or another order"
@@ -321,12 +321,12 @@ def test_a_state_of_the_same_shards_in_another_order_is_refused_in_words(drawn: 
 
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 1}, None, {"epoch": "x", "position": 0, "block": 1}, [1, 2]])
-def test_what_is_no_state_is_refused(state: Any, index: Index) -> None:
+def test_invalid_state_is_refused(state: Any, index: Index) -> None:
     with pytest.raises(ValueError, match="this is not the state of a loader"):
         PackedImageLoader(index, PACKING, batch_size=2).load_state_dict(state)
 
 
-def test_another_build_of_the_decoders_warns_and_goes_on(index: Index) -> None:
+def test_other_decoder_builds_warn_and_resume(index: Index) -> None:
     loader = PackedImageLoader(index, PACKING, batch_size=2)
     state = loader.state_dict() | {"decoders": "simplejpeg 0.1, Pillow 3"}
     with pytest.warns(UserWarning, match="saved with simplejpeg 0.1, Pillow 3, this is simplejpeg"):
@@ -335,7 +335,7 @@ def test_another_build_of_the_decoders_warns_and_goes_on(index: Index) -> None:
 
 
 @pytest.mark.parametrize("even", ["pad", "drop"])
-def test_what_runs_before_and_after_a_resume_count_adds_up(even: Any, make_drawn: Callable[..., Any]) -> None:
+def test_counts_before_and_after_a_resume_add_up(even: Any, make_drawn: Callable[..., Any]) -> None:
     drawn = make_drawn((40, 30, 20), kinds=("jpg",))
     drawn.rewrite({f"{key}.jpg": b"no image" for key in drawn.keys[::9]})
     index = scan(drawn.shards)

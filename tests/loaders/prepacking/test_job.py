@@ -44,7 +44,7 @@ def packed(index: Index, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("store", ["images", "patches"])
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("num_streams", [1, 3])
-def test_first_epoch_is_that_of_the_shards(
+def test_first_epoch_equals_that_of_the_shards(
     store: Any, shuffle: bool, num_streams: int, index: Index, tmp_path: Path, contents: Contents
 ) -> None:
     packing = PACKING.replace(token_drop=BetaDrop(0.4, 0.6))
@@ -71,7 +71,7 @@ def test_first_epoch_is_that_of_the_shards(
 
 @pytest.mark.parametrize("store", ["images", "patches"])
 @pytest.mark.parametrize("name", CHANGING)
-def test_each_of_several_plans_is_the_epoch_of_the_shards(
+def test_each_stored_plan_equals_the_epoch_of_the_shards(
     name: str, store: Any, index: Index, tmp_path: Path, contents: Contents
 ) -> None:
     packing = CHANGING[name]
@@ -93,7 +93,7 @@ def test_each_of_several_plans_is_the_epoch_of_the_shards(
     assert sorted(map(torch.Tensor.sum, fourth)) == sorted(map(torch.Tensor.sum, again))
 
 
-def test_a_transform_and_other_labels_are_applied_as_images_are_read(
+def test_image_store_applies_a_transform_and_other_labels_on_reading(
     index: Index, tmp_path: Path, contents: Contents
 ) -> None:
     def noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -111,9 +111,7 @@ def test_a_transform_and_other_labels_are_applied_as_images_are_read(
         assert list(map(contents, ours)) == list(map(contents, theirs))
 
 
-def test_other_tokens_are_kept_each_epoch_of_an_image_store_and_the_same_ones_of_a_patch_store(
-    index: Index, tmp_path: Path
-) -> None:
+def test_image_store_keeps_new_tokens_each_epoch_and_patch_store_the_same(index: Index, tmp_path: Path) -> None:
     packing = PACKING.replace(token_drop=ConstantDrop(0.5))
     kept: dict[Any, bool] = {"images": False, "patches": True}
     for store, kept_when_written in kept.items():
@@ -128,7 +126,9 @@ def test_other_tokens_are_kept_each_epoch_of_an_image_store_and_the_same_ones_of
 
 
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
-def test_compressed_packs_are_the_packs(compression: str, index: Index, tmp_path: Path, contents: Contents) -> None:
+def test_compressed_packs_equal_uncompressed_ones(
+    compression: str, index: Index, tmp_path: Path, contents: Contents
+) -> None:
     for name, how in (("plain", None), ("packed", compression)):
         job = Job(
             index=index,
@@ -145,7 +145,7 @@ def test_compressed_packs_are_the_packs(compression: str, index: Index, tmp_path
     assert sum(map(len, written(tmp_path / "packed").values())) < sum(map(len, written(tmp_path / "plain").values()))
 
 
-def test_targets_and_json_come_back(
+def test_targets_and_json_members_round_trip(
     make_drawn: MakeDrawn, encode_image: Any, draw_image: Any, write_tar: Any, tmp_path: Path, contents: Contents
 ) -> None:
     members = []
@@ -169,7 +169,7 @@ def test_targets_and_json_come_back(
 # Bad images
 
 
-def test_bad_images_are_counted_each_epoch_as_they_are_with_shards(
+def test_bad_images_are_counted_each_epoch_as_with_shards(
     make_drawn: MakeDrawn, tmp_path: Path, contents: Contents
 ) -> None:
     drawn = make_drawn((20, 20))
@@ -204,7 +204,7 @@ def test_bad_images_are_counted_each_epoch_as_they_are_with_shards(
         assert manifest["counts"]["bad"] == found
 
 
-def test_a_shard_whose_bytes_changed_is_told_when_it_is_packed(make_drawn: MakeDrawn, tmp_path: Path) -> None:
+def test_shard_with_changed_bytes_is_reported_when_it_is_packed(make_drawn: MakeDrawn, tmp_path: Path) -> None:
     drawn = make_drawn((10,))
     index = scan(drawn.shards)
     damaged = bytearray(Path(drawn.shards[0]).read_bytes())
@@ -222,7 +222,7 @@ def test_a_shard_whose_bytes_changed_is_told_when_it_is_packed(make_drawn: MakeD
     assert loader.stats()["bad_by_stage"] == {"read": 1}
 
 
-def test_more_bad_images_than_max_rate_are_an_error_and_no_manifest(
+def test_more_bad_images_than_max_rate_raise_and_leave_no_manifest(
     write_tar: Any, encode_image: Any, draw_image: Any, tmp_path: Path
 ) -> None:
     data = encode_image(draw_image(16, 16), "PNG")
@@ -242,13 +242,13 @@ def test_more_bad_images_than_max_rate_are_an_error_and_no_manifest(
 
 
 @pytest.mark.parametrize("name", [name for name in CHANGING if name != "skip"])
-def test_what_changes_grids_between_epochs_asks_for_epochs(name: str, index: Index, tmp_path: Path) -> None:
+def test_packing_that_changes_grids_between_epochs_requires_epochs(name: str, index: Index, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a stored plan fixes them; .*--epochs E"):
         Job(index=index, out=str(tmp_path / "out"), packing=CHANGING[name], block=4)
     assert not (tmp_path / "out").exists()
 
 
-def test_options_that_cannot_be_are_refused_before_anything_is_written(index: Index, tmp_path: Path) -> None:
+def test_invalid_options_are_refused_before_anything_is_written(index: Index, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (tmp_path / "file").write_text("")
     for changes, what in (
@@ -275,7 +275,7 @@ def test_options_that_cannot_be_are_refused_before_anything_is_written(index: In
             job.run(task, tasks)
 
 
-def test_folder_that_holds_something_else_is_refused_and_left_as_it_is(index: Index, tmp_path: Path) -> None:
+def test_folder_that_holds_something_else_is_refused_and_left_unchanged(index: Index, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
@@ -284,7 +284,7 @@ def test_folder_that_holds_something_else_is_refused_and_left_as_it_is(index: In
     assert written(out) == {"notes.txt": b"mine"}
 
 
-def test_folder_of_other_packs_is_refused_and_left_as_it_is(drawn: Any, index: Index, packed: Path) -> None:
+def test_folder_of_other_packs_is_refused_and_left_unchanged(drawn: Any, index: Index, packed: Path) -> None:
     before = written(packed)
     given: dict[str, Any] = {"index": index, "out": str(packed), "packing": PACKING, "part_packs": 3, "label": "cls"}
     for changes, what in (
@@ -300,17 +300,17 @@ def test_folder_of_other_packs_is_refused_and_left_as_it_is(drawn: Any, index: I
 
 
 @pytest.mark.parametrize("packing", [PACKING, *CHANGING.values()], ids=["plain", *CHANGING])
-def test_recipes_come_back_from_their_texts(packing: Packing, index: Index, tmp_path: Path) -> None:
+def test_recipes_round_trip_through_their_texts(packing: Packing, index: Index, tmp_path: Path) -> None:
     recipe = Job(index=index, out=str(tmp_path / "out"), packing=packing, epochs=2, block=4).recipe
     assert Recipe.from_plain(json.loads(recipe.to_json())) == recipe
 
 
-def test_parts_are_named_in_order() -> None:
+def test_names_of_parts_sort_in_order() -> None:
     names = [unit_name(epoch, stream, n) for epoch in (0, 1, 11) for stream in (0, 2, 10) for n in (0, 9, 10**7)]
     assert names == sorted(names)
 
 
-def test_where_the_shards_lie_changes_no_byte(make_drawn: MakeDrawn, tmp_path: Path) -> None:
+def test_location_of_the_shards_changes_no_byte(make_drawn: MakeDrawn, tmp_path: Path) -> None:
     drawn = make_drawn((12, 12))
     index = scan(drawn.shards)
     low, size = int(index.offset[7]), int(index.nbytes[7])

@@ -165,34 +165,34 @@ def full_at(fault: Fault, points: int, seed: int) -> None:
     assert failed >= points * 0.9
 
 
-def test_killed_at_some_points_it_leaves_nothing_broken_and_a_rerun_completes(fault: Fault) -> None:
+def test_job_killed_at_some_points_leaves_nothing_broken_and_a_rerun_completes(fault: Fault) -> None:
     killed_at(fault, 6, signal.SIGKILL, seed=0)
 
 
-def test_ended_at_some_points_it_leaves_nothing_broken_and_a_rerun_completes(fault: Fault) -> None:
+def test_job_terminated_at_some_points_leaves_nothing_broken_and_a_rerun_completes(fault: Fault) -> None:
     killed_at(fault, 2, signal.SIGTERM, seed=1)
 
 
-def test_without_room_at_some_points_it_leaves_nothing_broken_and_a_rerun_completes(fault: Fault) -> None:
+def test_full_disk_at_some_points_leaves_nothing_broken_and_a_rerun_completes(fault: Fault) -> None:
     full_at(fault, 3, seed=2)
 
 
 @pytest.mark.soak
-def test_killed_at_200_points(fault: Fault) -> None:
+def test_job_killed_at_200_points_leaves_nothing_broken(fault: Fault) -> None:
     killed_at(fault, KILLS, signal.SIGKILL, seed=3)
 
 
 @pytest.mark.soak
-def test_ended_at_50_points(fault: Fault) -> None:
+def test_job_terminated_at_50_points_leaves_nothing_broken(fault: Fault) -> None:
     killed_at(fault, TERMS, signal.SIGTERM, seed=4)
 
 
 @pytest.mark.soak
-def test_without_room_at_20_points(fault: Fault) -> None:
+def test_full_disk_at_20_points_leaves_nothing_broken(fault: Fault) -> None:
     full_at(fault, FULLS, seed=5)
 
 
-def test_killed_again_and_again_it_completes_at_last(fault: Fault) -> None:
+def test_job_killed_repeatedly_completes_at_last(fault: Fault) -> None:
     out, draw = fault.folder / "again", random.Random(6)
     for _ in range(12):
         in_child(job(fault.store, fault.index, out), kill_at(draw.randint(1, fault.events // 4), signal.SIGKILL))
@@ -201,7 +201,7 @@ def test_killed_again_and_again_it_completes_at_last(fault: Fault) -> None:
     assert written(out) == fault.expected
 
 
-def test_a_full_disk_is_an_error_that_says_what_to_do(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_raises_with_the_fix(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     tmpfs = fault.folder / "small"
     tmpfs.mkdir()
     size = sum(map(len, fault.expected.values())) // 2
@@ -239,7 +239,7 @@ def test_tasks_in_any_order_write_the_same_bytes(tasks: int, fault: Fault) -> No
     assert written(out) == fault.expected
 
 
-def test_tasks_at_the_same_time_and_twice_write_the_same_bytes(fault: Fault) -> None:
+def test_concurrent_and_repeated_tasks_write_the_same_bytes(fault: Fault) -> None:
     out = fault.folder / "crowd"
     children = []
     for task in (0, 1, 2, 0, 1, 2):
@@ -257,7 +257,7 @@ def test_tasks_at_the_same_time_and_twice_write_the_same_bytes(fault: Fault) -> 
     assert written(out) == fault.expected
 
 
-def test_a_rerun_writes_no_part_again(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rerun_writes_no_part_again(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     out = fault.folder / "rerun"
     job(fault.store, fault.index, out).run()
     before = {path: path.stat().st_mtime_ns for path in (out / "parts").iterdir()}

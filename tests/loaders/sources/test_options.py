@@ -50,9 +50,7 @@ def index(drawn: Any) -> Index:
         ({"packing": PACKING.replace(seq_len=8, oversize="error")}, "more than seq_len 8"),
     ],
 )
-def test_mistaken_option_is_a_value_error_with_value_and_remedy(
-    options: dict[str, Any], message: str, index: Index
-) -> None:
+def test_invalid_option_raises_with_value_and_fix(options: dict[str, Any], message: str, index: Index) -> None:
     with pytest.raises(ValueError, match=message):
         PackedImageLoader(index, **{"packing": PACKING, "batch_size": 2, **options})
 
@@ -70,7 +68,7 @@ def test_seq_len_zero_and_negative_epochs_are_refused(index: Index) -> None:
         PackedImageLoader(index, PACKING, batch_size=1).set_epoch(-1)
 
 
-def test_mistaken_source_is_an_error_with_value_and_remedy(
+def test_invalid_source_raises_with_value_and_fix(
     tmp_path: Path, write_tar: Callable[..., str], drawn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -40,7 +40,7 @@ def packed(index: Index, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("store", ["images", "patches"])
-def test_shuffled_packs_are_other_ones_each_epoch_and_each_image_comes_once(
+def test_shuffled_packs_change_each_epoch_and_hold_each_image_once(
     store: Any, drawn: Any, index: Index, tmp_path: Path
 ) -> None:
     Job(index=index, out=str(tmp_path / "out"), packing=PACKING, store=store, part_packs=2, num_streams=2).run()
@@ -57,7 +57,7 @@ def test_shuffled_packs_are_other_ones_each_epoch_and_each_image_comes_once(
 
 
 @pytest.mark.parametrize("num_streams", [1, 2])
-def test_shuffled_blocks_keep_to_one_patch_size(num_streams: int, drawn: Any, index: Index, tmp_path: Path) -> None:
+def test_shuffled_blocks_keep_one_patch_size(num_streams: int, drawn: Any, index: Index, tmp_path: Path) -> None:
     packing = CHANGING["sizes"].replace(seq_len=24)
     Job(
         index=index,
@@ -80,7 +80,7 @@ def test_shuffled_blocks_keep_to_one_patch_size(num_streams: int, drawn: Any, in
 
 @pytest.mark.parametrize("store", ["images", "patches"])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_every_state_resumes_to_exactly_the_batches_that_were_left(
+def test_every_state_resumes_with_exactly_the_remaining_batches(
     store: Any, shuffle: bool, index: Index, tmp_path: Path, contents: Contents
 ) -> None:
     Job(index=index, out=str(tmp_path / "out"), packing=PACKING, store=store, part_packs=3, shuffle=True).run()
@@ -100,7 +100,7 @@ def test_every_state_resumes_to_exactly_the_batches_that_were_left(
 
 
 @pytest.mark.parametrize("store", ["images", "patches"])
-def test_a_state_goes_on_with_other_ranks_and_nothing_repeats_or_is_lost(
+def test_state_resumes_on_other_ranks_without_repeats_or_losses(
     store: Any, drawn: Any, index: Index, tmp_path: Path
 ) -> None:
     Job(index=index, out=str(tmp_path / "out"), packing=PACKING, store=store, part_packs=3).run()
@@ -125,7 +125,7 @@ def test_a_state_goes_on_with_other_ranks_and_nothing_repeats_or_is_lost(
     assert sorted(seen) == sorted(drawn.keys)
 
 
-def test_a_state_of_another_seed_of_draws_or_of_other_packs_is_refused(index: Index, tmp_path: Path) -> None:
+def test_state_of_another_draw_seed_or_other_packs_is_refused(index: Index, tmp_path: Path) -> None:
     packing = PACKING.replace(token_drop=ConstantDrop(0.5))
     for name, seed in (("a", 0), ("b", 1)):
         Job(index=index, out=str(tmp_path / name), packing=packing, shuffle=True, seed=seed).run()
@@ -141,7 +141,7 @@ def test_a_state_of_another_seed_of_draws_or_of_other_packs_is_refused(index: In
 
 
 @pytest.mark.parametrize("store", ["images", "patches"])
-def test_worker_processes_give_the_batches_of_the_loader(
+def test_worker_processes_yield_the_batches_of_the_loader(
     store: Any, index: Index, tmp_path: Path, contents: Contents
 ) -> None:
     Job(index=index, out=str(tmp_path / "out"), packing=PACKING, store=store, part_packs=3).run()
@@ -158,7 +158,7 @@ def test_worker_processes_give_the_batches_of_the_loader(
         assert list(map(contents, data)) == expected
 
 
-def test_stored_patches_lie_in_the_map_and_writing_to_them_changes_neither_file_nor_next_epoch(
+def test_writing_to_mapped_patches_changes_neither_the_file_nor_the_next_epoch(
     index: Index, tmp_path: Path, contents: Contents
 ) -> None:
     Job(index=index, out=str(tmp_path / "out"), packing=PACKING, store="patches").run()
@@ -178,7 +178,7 @@ def test_stored_patches_lie_in_the_map_and_writing_to_them_changes_neither_file_
     assert written(tmp_path / "out") == before
 
 
-def test_photographs_come_as_from_their_shards(clothing: str, tmp_path: Path, contents: Contents) -> None:
+def test_photographs_equal_those_of_their_shards(clothing: str, tmp_path: Path, contents: Contents) -> None:
     index = scan(clothing + "/train-{000008..000009}.tar")
     packing = Packing(seq_len=4096, resolution=Native(max_tokens=900))
     for store in ("images", "patches"):
@@ -261,7 +261,7 @@ def test_files_that_do_not_match_the_manifest_are_refused(name: str, packed: Pat
             list(PackedImageLoader(packed, batch_size=1))
 
 
-def test_copied_folder_is_read_where_it_lies(packed: Path, tmp_path: Path, contents: Contents) -> None:
+def test_moved_folder_is_read_at_its_new_place(packed: Path, tmp_path: Path, contents: Contents) -> None:
     expected = list(map(contents, PackedImageLoader(packed, batch_size=2)))
     shutil.move(packed, tmp_path / "moved")
     assert list(map(contents, PackedImageLoader(str(tmp_path / "moved") + "/", batch_size=2))) == expected
