@@ -17,7 +17,7 @@ from patchnpack.packer.policies.random import Purpose, counter_hash
 # k sources, N images in an epoch
 
 _WINDOW = 1 << 16  # images that are mixed at a time
-_REPEAT_BIT = 52  # from this bit on, `row_id` counts how often a row has come in an epoch
+_REPEAT_BIT = 52  # from this bit on, `row_id` counts how often a row has repeated in an epoch
 
 
 @dataclass(frozen=True, slots=True)

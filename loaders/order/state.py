@@ -48,7 +48,7 @@ def rows_digest(index: Index, usable: np.ndarray) -> str:
 
 
 def fingerprint(order: Order, digest: str) -> dict[str, str]:
-    """Return what must be equal for the same packs to come in the same order: names, and values as text.
+    """Return what must be equal for the same packs in the same order: names, and values as text.
 
     Batch size, ranks and threads are not part of it.
 

@@ -1,4 +1,4 @@
-"""The order of packs whose plan is stored: what `Order` is where the plan is made as it is needed."""
+"""`StoredOrder`: the order of packs whose plans are stored, in place of an `Order` that makes them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class StoredOrder(Order):
         return self.planned
 
     def planned_epoch(self, epoch: int) -> int:
-        """Return the epoch of the stored plan: after the last plan the first comes again."""
+        """Return the epoch of the stored plan: after the last plan the first repeats."""
         return epoch % len(self.counts)
 
     def stored_plan(self, epoch: int) -> Plan:

@@ -30,7 +30,7 @@ class Finisher:
 
     Args:
         folder: the packed folder, in which all parts and markers are present.
-        recipe: what it is made by.
+        recipe: what the folder is made by.
         index: of the source.
         order: of the packs.
         labels: of the rows.

@@ -55,7 +55,7 @@ def take(batches: Iterator[PackedBatch], count: int | None = None) -> list[Packe
     try:
         return list(itertools.islice(batches, count))
     except BaseException:
-        # Left to the garbage collector, torch waits 5 seconds for each worker.
+        # If the garbage collector closes it, torch waits 5 seconds for each worker.
         getattr(batches, "_shutdown_workers", lambda: None)()
         raise
 
@@ -122,7 +122,7 @@ def test_worker_killed_before_starting_does_not_stay_an_epoch_behind(index: Inde
     begun_late.clear()
     iterator = iter(workers_of(dataset, 2, worker_init_fn=begin_late))
     next(iterator)
-    iterator._shutdown_workers()  # type: ignore[attr-defined] # ends the second before it has begun
+    iterator._shutdown_workers()  # type: ignore[attr-defined] # ends the second worker before it has started
     begun_late.append(1)
     expected = [contents(batch) for batch in make_at(index, 1)]
     assert [contents(batch) for batch in workers_of(dataset, 2, worker_init_fn=begin_late)] == expected
@@ -167,7 +167,7 @@ def test_state_after_a_batch_of_workers_resumes_with_the_next_batch(
             assert len(data) == len(left)
             assert [contents(batch) for batch in data] == left
             if left is not following:
-                assert len(data) == len(following)  # asked anew: epochs differ in length
+                assert len(data) == len(following)  # asked again: epochs differ in length
                 assert [contents(batch) for batch in take(iter(data))] == following
 
 
@@ -270,7 +270,7 @@ def test_worker_forked_while_threads_read_and_decode_does_not_hang(index: Index,
         for _ in range(5):
             data = workers_of(make(index).as_dataset(), 2, timeout=60)
             assert [contents(batch) for batch in data] == expected
-            forked = workers_of(loader.as_dataset(), 1, timeout=60)  # whose locks the threads are taking
+            forked = workers_of(loader.as_dataset(), 1, timeout=60)  # its locks are in use by the threads
             assert sum(batch.num_images for batch in forked) == len(index)
     finally:
         stop.set()

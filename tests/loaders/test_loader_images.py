@@ -40,7 +40,7 @@ def _no_threads_left() -> Iterator[None]:
 
 
 def spoil(drawn: Any, cut: Sequence[str] = (), headless: Sequence[str] = ()) -> None:
-    """Cuts images off behind their headers, or takes their headers away."""
+    """Cut images off after their headers, or remove their headers."""
     index = scan(drawn.shards)
     change: dict[str, bytes] = {}
     for i, key in enumerate(index.keys):
@@ -89,7 +89,7 @@ def test_bad_images_do_not_change_the_number_of_batches_or_the_rank_that_counts_
     for rank in range(3):
         loader = PackedImageLoader(drawn.shards, PACKING, batch_size=1, rank=rank, world_size=3)
         batches = list(loader)
-        assert abs(len(batches) - steps[rank]) <= 1  # the one without a header is not planned
+        assert abs(len(batches) - steps[rank]) <= 1  # the image without a header is not planned
         assert len(batches) == len(loader)
         keys += keys_of(batches)
         bad += [entry["key"] for entry in loader.stats()["bad"]]
@@ -189,7 +189,7 @@ def test_image_mode_sets_the_channels_of_every_patch(mode: str, index: Index, dr
             theirs = np.asarray(Image.fromarray(drawn.pixels[image.key]).convert(mode)).astype(int)
             height, width = theirs.shape[:2]
             ours = image.pixels()[:height, :width].astype(int)
-            # Grey is a JPEG's own luminance; PIL's went over RGB, where strong colours are clipped.
+            # Grey is the luminance in the JPEG; PIL converts from RGB, where strong colours are clipped.
             assert np.abs(ours - theirs.reshape(ours.shape)).mean() <= (1 if mode == "L" else 0)
             images += 1
     assert images == 60

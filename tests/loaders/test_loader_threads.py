@@ -77,7 +77,7 @@ def test_interrupt_while_waiting_for_an_image_ends_the_threads(index: Index) -> 
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(KeyboardInterrupt):
             list(PackedImageLoader(index, PACKING, batch_size=50, transform=slow, num_threads=2))
-        # What has begun is waited for, 60 images are not.
+        # Images in progress are waited for, the other images are not decoded.
         assert time.perf_counter() - began < 1.0
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

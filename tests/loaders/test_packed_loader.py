@@ -154,7 +154,7 @@ def test_transform_gets_a_generator_keyed_by_seed_epoch_and_row(index: Index) ->
 
     first = run(0, shuffle=False)
     assert len(first) == 120  # 60 images, 2 epochs, no value twice
-    assert run(0, shuffle=True) == first == run(0, shuffle=False, num_streams=2)  # keyed by row, not by place
+    assert run(0, shuffle=True) == first == run(0, shuffle=False, num_streams=2)  # keyed by row, not by position
     assert not set(first) & set(run(1, shuffle=False))
 
 

@@ -57,7 +57,7 @@ def test_shares_are_exact_and_sources_continue_in_the_next_epoch(
         keys = keys_of(loader)
         assert Counter(map(source_of, keys)) == {"a": 30, "b": 10, "c": 5}
         seen.update(keys)
-        # Each image of a source has come as often as any other, but for one pass that is under way.
+        # Each image of a source has come equally often, except for the pass in progress.
         for name, part in parts.items():
             times = [seen[key] for key in part.keys]
             given = {"a": 30, "b": 10, "c": 5}[name] * epoch
@@ -74,7 +74,7 @@ def test_default_epoch_is_as_long_as_all_sources_together(parts: dict[str, Index
 
 
 def test_sources_are_mixed_evenly_in_a_new_order_each_epoch(index: Index) -> None:
-    # IndexedBatchContext of many rows, none of which is decoded.
+    # Sources of many rows, none of which is decoded.
     many = Index.concatenate([index.select([0])] * 300)
     loader = mixed({"a": many, "b": many}, {"a": 3, "b": 1}, 8000, packing=PACKING.replace(balance=0))
     orders = []
@@ -83,8 +83,8 @@ def test_sources_are_mixed_evenly_in_a_new_order_each_epoch(index: Index) -> Non
         from_b = rows >= len(many)
         assert from_b.sum() == 2000
         ahead = np.cumsum(from_b) - np.arange(1, 8001) / 4
-        assert abs(ahead).max() < 4  # never far from its share
-        assert len(set(np.diff(np.flatnonzero(from_b)).tolist())) > 3  # and in no fixed rhythm
+        assert abs(ahead).max() < 4  # always close to its share
+        assert len(set(np.diff(np.flatnonzero(from_b)).tolist())) > 3  # and without a fixed rhythm
         orders.append(rows.tolist())
     assert orders[0] != orders[1]
 

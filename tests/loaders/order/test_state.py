@@ -28,12 +28,12 @@ def index(drawn: Any) -> Index:
 
 
 def _saved(loader: PackedImageLoader, **options: Any) -> Any:
-    """The state as it comes back from a file."""
+    """Return the state as it is read back from a file."""
     return json.loads(json.dumps(loader.state_dict(**options)))
 
 
 def _packs(batches: list[PackedBatch]) -> list[tuple[int, list[str]]]:
-    """The packs with images of some batches, each with its epoch."""
+    """Return the packs of batches that have images, each with its epoch."""
     return [(batch.epoch, keys) for batch in batches for keys in batch.keys if keys]
 
 
@@ -64,7 +64,7 @@ def test_resume_after_any_batch_yields_exactly_the_remaining_batches(
         for batch in loader:
             epochs[-1].append(contents(batch))
             states.append(_saved(loader))
-    # A state of an epoch's end goes on with the next epoch.
+    # A state at the end of an epoch resumes with the next epoch.
     ends = [(epoch, done) for epoch in range(2) for done in range(len(epochs[epoch]))]
     for state, (epoch, done) in zip(states, ends, strict=False):
         resumed = make(3)
@@ -123,7 +123,7 @@ def test_fresh_process_resumes_with_the_same_bytes(drawn: Any) -> None:
 
 
 def _object_meta(batches: list[PackedBatch]) -> dict[str, tuple[int, tuple[int, int]]]:
-    """The patch size and grid that each image was given."""
+    """Return the patch size and grid of each image."""
     return {image.key: (batch.patch_size, image.grid) for batch in batches for image in batch.images()}
 
 
@@ -163,7 +163,7 @@ def test_state_of_any_number_of_ranks_loads_on_any_other(
             lengths = {len(loader) for loader in loaders}
             tails = [list(loader) for loader in loaders]
             assert lengths == {len(tail) for tail in tails}, "every rank has as many batches"
-            first = tails[0][0].epoch  # the next one, where all batches had been used
+            first = tails[0][0].epoch  # the next epoch if all batches had been used
             assert _object_meta([b for tail in tails for b in tail]).items() <= facts.items() or first
             packs = [
                 pack for step in zip(*tails, strict=True) for row in zip(*(b.keys for b in step), strict=True)
@@ -239,7 +239,7 @@ def test_resume_does_not_read_seen_images(index: Index, monkeypatch: pytest.Monk
 
 
 def test_states_after_the_first_read_no_row_and_two_shard_names(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Counted(np.ndarray):  # a view in which sums are counted
+    class Counted(np.ndarray):  # a view that counts sums
         sums = 0
 
         def sum(self, *args: Any, **options: Any) -> Any:
@@ -315,7 +315,7 @@ def test_state_of_the_same_shards_in_another_order_is_refused_in_words(drawn: An
     ) as caught:
         PackedImageLoader(drawn.shards[::-1], PACKING, batch_size=2).load_state_dict(state)
     assert state["fingerprint"]["index"] not in str(caught.value)
-    del state["source"]  # of an earlier version
+    del state["source"]  # as in states of an earlier version
     with pytest.raises(ValueError, match="as it was then, over the same shards, or start again"):
         PackedImageLoader(drawn.shards[::-1], PACKING, batch_size=2).load_state_dict(state)
 
@@ -371,6 +371,6 @@ def test_counts_before_and_after_a_resume_add_up(even: Any, make_drawn: Callable
         if done < steps:
             list(second)
         else:
-            assert list(iterator) == []  # what follows the last batch
+            assert list(iterator) == []  # nothing follows the last batch
         both = {name: count + counts(second)[name] for name, count in counts(first).items()}
         assert both == counts(whole), done

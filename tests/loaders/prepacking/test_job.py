@@ -33,7 +33,7 @@ def index(drawn: Any) -> Index:
 
 @pytest.fixture
 def packed(index: Index, tmp_path: Path) -> Path:
-    """A small image store."""
+    """Return a small image store."""
     Job(index=index, out=str(tmp_path / "packed"), packing=PACKING, part_packs=3, label="cls").run()
     return tmp_path / "packed"
 
@@ -86,7 +86,7 @@ def test_each_stored_plan_equals_the_epoch_of_the_shards(
     assert ours.stats()["images"] == theirs.stats()["images"]
     if name == "skip":
         assert theirs.stats()["skipped"]["oversize"] > 0
-    # After the last plan the first comes again.
+    # After the last plan the first repeats.
     fourth = [batch.grids for batch in ours]
     ours.set_epoch(0)
     again = [batch.grids for batch in ours]
@@ -234,7 +234,7 @@ def test_more_bad_images_than_max_rate_raise_and_leave_no_manifest(
     assert not (tmp_path / "out" / "manifest.json").exists()
     with pytest.raises(BadDataError, match=r"bad image .*'0000'.* on_error='skip'"):
         Job(out=str(tmp_path / "raise"), errors=ErrorPolicy(on_error="raise"), **given).run()
-    # What was finished serves a run that allows more: the limit is no part of what is written.
+    # A run with a higher limit reuses finished parts: the limit does not affect the written bytes.
     assert Job(out=str(tmp_path / "out"), errors=ErrorPolicy(max_rate=0.03), **given).run()
 
 

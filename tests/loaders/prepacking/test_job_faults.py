@@ -41,7 +41,7 @@ def job(store: Any, index: Index, out: Path) -> Job:
 
 
 def in_child(job: Job, prepare: Callable[[], None] = lambda: None) -> int:
-    """Runs the job in a forked child after `prepare`; its status, as `os.waitpid` says."""
+    """Run the job in a forked child after `prepare`; return the status that `os.waitpid` returns."""
     child = os.fork()
     if child == 0:
         code = 3
@@ -58,7 +58,7 @@ def in_child(job: Job, prepare: Callable[[], None] = lambda: None) -> int:
 
 
 def kill_at(event: int, number: int) -> Callable[[], None]:
-    """Sends itself a signal at the n-th event."""
+    """Return a function that makes the process send itself a signal at the n-th event."""
 
     def prepare() -> None:
         left = event
@@ -76,7 +76,7 @@ def kill_at(event: int, number: int) -> Callable[[], None]:
 
 
 def count_events(job: Job, note: Path) -> int:
-    """The events of an undisturbed run."""
+    """Return the number of events of an undisturbed run."""
     seen = 0
 
     def prepare() -> None:
@@ -98,12 +98,12 @@ def count_events(job: Job, note: Path) -> int:
 
 
 def written(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Return every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def check_whole_or_refused(out: Path, expected: dict[str, bytes]) -> bool:
-    """Whether the folder is finished; then it has the expected bytes, else a loader refuses it."""
+    """Return whether the folder is finished; a finished one has the expected bytes, a loader refuses another."""
     if (out / "manifest.json").exists():
         assert verify(out).problems == []
         now = {name: data for name, data in written(out).items() if not name.endswith(".tmp")}
@@ -113,14 +113,14 @@ def check_whole_or_refused(out: Path, expected: dict[str, bytes]) -> bool:
         (ValueError, FileNotFoundError), match=r"are not finished|does not exist|is a folder with 0 image"
     ):
         PackedImageLoader(out, batch_size=1)
-    # What has its final name is whole, whoever was killed.
+    # A file with its final name is whole, whichever process was killed.
     for name, data in written(out).items() if out.exists() else ():
         assert name.endswith(".tmp") or data == expected[name], name
     return False
 
 
 class Fault:
-    """One store, what an undisturbed run of it writes, and how many events it has."""
+    """One store, the bytes that an undisturbed run writes, and its number of events."""
 
     def __init__(self, store: str, index: Index, folder: Path) -> None:
         self.store, self.index, self.folder = store, index, folder
@@ -149,7 +149,7 @@ def killed_at(fault: Fault, points: int, number: int, seed: int) -> None:
     for point in range(points):
         status, _ = fault.run(kill_at(draw.randint(1, fault.events), number), f"{number}-{seed}-{point}")
         died += os.WIFSIGNALED(status) and os.WTERMSIG(status) == number
-    assert died >= points * 0.95  # the last few events may lie behind the end of a run
+    assert died >= points * 0.95  # the last few events may come after the end of a run
 
 
 def full_at(fault: Fault, points: int, seed: int) -> None:

@@ -28,7 +28,7 @@ Contents = Callable[[Any], tuple[object, ...]]
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[dict[str, Any]]:
-    """Options for an empty bucket "packs"."""
+    """Yield options for an empty bucket "packs"."""
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -73,7 +73,7 @@ def test_packs_in_an_object_store_equal_those_in_a_folder(
     for _ in range(2):
         assert list(map(contents, remote)) == list(map(contents, local))
     parts = len(os.listdir(tmp_path / "local" / "parts"))
-    assert remote.stats()["cache_misses"] == parts + 2  # and the rows and the plan, each once
+    assert remote.stats()["cache_misses"] == parts + 2  # the parts, the rows and the plan, each once
     assert verify(out, options).problems == []
     unpack(out, where + store + "-shards", storage_options=options)
     unpack(tmp_path / "local", tmp_path / "shards")

@@ -18,7 +18,7 @@ PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 
 
 def samples(shards: list[Path] | list[str]) -> dict[str, dict[str, bytes]]:
-    """Members by key and extension."""
+    """Return the members by key and extension."""
     found: dict[str, dict[str, bytes]] = {}
     for shard in shards:
         with tarfile.open(shard) as tar:
@@ -50,7 +50,7 @@ def test_image_store_unpacks_every_member_byte_for_byte(num_streams: int, drawn:
     shards = sorted((tmp_path / "shards").glob("*.tar"))
     assert [shard.name for shard in shards] == [f"images-{i:06d}.tar" for i in range(3)]
     assert samples(shards) == samples(drawn.shards)
-    # They are shards like any others.
+    # The unpacked shards load like any others.
     assert sorted(scan(list(map(str, shards))).keys) == sorted(drawn.keys)
 
 

@@ -31,7 +31,7 @@ def index(drawn: Any) -> Index:
 
 @pytest.fixture
 def packed(index: Index, tmp_path: Path) -> Path:
-    """A small image store."""
+    """Return a small image store."""
     Job(index=index, out=str(tmp_path / "packed"), packing=PACKING, part_packs=3, label="cls").run()
     return tmp_path / "packed"
 
@@ -75,7 +75,7 @@ def test_shuffled_blocks_keep_one_patch_size(num_streams: int, drawn: Any, index
         assert sorted(keys_of(batches)) == sorted(drawn.keys)
         orders.append([batch.patch_size for batch in batches])
         assert {4, 8} == set(orders[-1])
-    assert orders[0] != orders[2]  # of one plan
+    assert orders[0] != orders[2]  # both are read from one plan
 
 
 @pytest.mark.parametrize("store", ["images", "patches"])
@@ -166,7 +166,7 @@ def test_writing_to_mapped_patches_changes_neither_the_file_nor_the_next_epoch(
     loader = PackedImageLoader(tmp_path / "out", batch_size=2)
     first = list(loader)
     expected = list(map(contents, first))
-    # Consecutive packs stand one after another in the same map: they were not copied.
+    # Consecutive packs are adjacent in the same map: they were not copied.
     assert first[1].patches.data_ptr() == first[0].patches.data_ptr() + first[0].patches.numel()
     for batch in first:
         batch.patches.fill_(7)
