@@ -95,8 +95,8 @@ class Steps:
                 )
         deque(islice(packs, position), maxlen=0)
         planned.clear()  # the run that used these packs has counted what their plans leave out
-        taken = packs if full is None else islice(packs, max(0, full - position))
-        while group := list(islice(taken, wanted := self._wanted(position))):
+        available = packs if full is None else islice(packs, max(0, full - position))
+        while group := list(islice(available, wanted := self._wanted(position))):
             while planned:
                 on_plan(planned.popleft())
             if full is not None and len(group) < wanted:

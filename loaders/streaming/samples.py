@@ -208,14 +208,16 @@ class StreamBatchContext(BatchContext):
     """The batch context of one batch of a stream.
 
     Attributes:
-        taken: the samples of the batch, in the order of its images.
+        batch_samples: the samples of the batch, in the order of its images.
     """
 
-    taken: Sequence[Sample]
+    batch_samples: Sequence[Sample]
 
     def samples(self, rows: np.ndarray) -> StreamBatch:
         """Return the samples of the batch; `rows` must be theirs, in order."""
-        assert [sample.row for sample in self.taken] == rows.tolist(), "the samples are not those that were planned"
+        assert [sample.row for sample in self.batch_samples] == rows.tolist(), (
+            "the samples are not those that were planned"
+        )
         return StreamBatch(self)
 
 
@@ -223,35 +225,35 @@ class StreamBatch:
     """The samples of one batch; see `Samples`."""
 
     def __init__(self, context: StreamBatchContext) -> None:
-        rows = rows_of(context.taken, 0)
+        rows = rows_of(context.batch_samples, 0)
         self.width, self.height = rows.width, rows.height
-        self.keys = [sample.key for sample in context.taken]
-        self._taken, self._context = context.taken, context
+        self.keys = [sample.key for sample in context.batch_samples]
+        self._batch_samples, self._context = context.batch_samples, context
 
     def shard(self, i: int) -> str:
         """Return the shard of image i, without credentials."""
-        return redact(self._taken[i].shard)
+        return redact(self._batch_samples[i].shard)
 
     def read(self, i: int) -> bytes | Image.Image | np.ndarray:
         """Return image i as it arrived."""
-        return self._taken[i].image
+        return self._batch_samples[i].image
 
     def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
         """Decode image i upright and resize its `box` to `size`. Raises BadImage."""
-        return self._context.pixels(self.keys[i], data, self._taken[i].header, size, box, strict)
+        return self._context.pixels(self.keys[i], data, self._batch_samples[i].header, size, box, strict)
 
     def label(self, i: int) -> Any:
         """Return the label of image i, `absent` where it has none."""
-        label = self._taken[i].label
+        label = self._batch_samples[i].label
         return self._context.labels.absent if label is None else label
 
     def extra(self, i: int, extension: str) -> Any:
         """Return the value of another member of the sample."""
-        return self._taken[i].extras[self._context.extras.index(extension)]
+        return self._batch_samples[i].extras[self._context.extras.index(extension)]
 
     def bad_row(self, i: int, stage: str, reason: str) -> BadRow:
         """Return the record of image i, which could not be used."""
-        return self._taken[i].bad_row(stage, reason)
+        return self._batch_samples[i].bad_row(stage, reason)
 
 
 def _header_of(image: Any, key: str, any_kind: bool) -> tuple[bytes | Image.Image | np.ndarray, Header]:

@@ -56,7 +56,7 @@ class Stream:
         self._samples, self._reader, self._packing, self._batch_size = samples, reader, packing, batch_size
         self._decode, self._transform, self._seed, self._drop_last = decode, transform, seed, drop_last
         self._num_threads, self._prefetch = num_threads, prefetch
-        self._stats, self._errors = stats, errors
+        self._errors = errors
 
         def is_judged(bad: BadRow) -> bool:
             # Before any sample had an image, `image` may name the wrong members, which the reader reports.
@@ -76,7 +76,7 @@ class Stream:
         if num_threads is None:
             num_threads = cpu_share() if worker is None else 0
         yield from run_batches(self._builders(), self._outcomes, num_threads=num_threads, prefetch=self._prefetch)
-        total = self._stats
+        total = self._outcomes.stats
         _log.info(
             "the stream ended: %d images in %d packs, %d bad; left out: %d oversize, %d at the end",
             *(total.images, total.packs, total.bad_images, total.skipped["oversize"], total.skipped["tail"]),
@@ -106,7 +106,7 @@ class Stream:
             buffers=self._buffers,
             errors=self._errors,
             user_decode=self._decode,
-            taken=[self._waiting.pop(row) for pack in group for row in pack.row.tolist()],
+            batch_samples=[self._waiting.pop(row) for pack in group for row in pack.row.tolist()],
         )
         packs = [*group, *[None] * (self._batch_size - len(group))]
         return DecodedBatchBuilder(
@@ -177,7 +177,7 @@ class Stream:
 
     def _arrivals(self) -> Iterator[Rows]:
         """Yield the rows to plan next: first `lookahead` samples, which the packers wait for, then a few at a time."""
-        taken: list[Sample] = []
+        arrived: list[Sample] = []
         wanted = self._packing.lookahead
         for sample in self._samples:
             read = self._reader.read(sample)
@@ -185,15 +185,15 @@ class Stream:
                 self._outcomes.record(read.row, read)
                 continue
             self._waiting[read.row] = read
-            taken.append(read)
-            if len(taken) == wanted:
-                rows, wanted = rows_of(taken, self._number), _CHUNK
-                taken.clear()  # only `_waiting` may refer to samples
+            arrived.append(read)
+            if len(arrived) == wanted:
+                rows, wanted = rows_of(arrived, self._number), _CHUNK
+                arrived.clear()  # only `_waiting` may refer to samples
                 yield rows
         self._reader.end()
-        if taken:
-            rows = rows_of(taken, self._number)
-            taken.clear()
+        if arrived:
+            rows = rows_of(arrived, self._number)
+            arrived.clear()
             yield rows
 
     @contextmanager
