@@ -258,7 +258,7 @@ def test_invalid_options_are_refused_before_anything_is_written(index: Index, tm
         ({"store": "patches", "compression": "gzip"}, "compression is 'gzip'"),
         ({"epochs": 0}, "epochs is 0; it must be at least 1"),
         ({"part_packs": 0}, "part_packs is 0; it must be at least 1"),
-        ({"label": len}, "packs are written with a label that has a name"),
+        ({"label": len}, "it must be the name of a member"),
         ({"label": "none"}, "absent from all 60 samples"),
         ({"extras": ["none"]}, "extras asks for 'none'"),
         ({"out": "https://host/packs"}, "is a web server"),
