@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from patchnpack.packer.batch.packed_batch import PackedBatch
-
-if TYPE_CHECKING:
-    pass
 
 # B packs, K images in a pack at most, T valid tokens of the batch, N images of the batch, D width
 

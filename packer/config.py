@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.policies.patch_sizes import PatchSizes
 from patchnpack.packer.policies.resolution import FitTokens, Native, Resolution, Square
@@ -26,16 +27,6 @@ from patchnpack.packer.policies.token_drop import (
 RESOLUTIONS = (Native, FitTokens, SampleSide, RandomResizedCrop, Square, ScheduledResolution)
 TOKEN_DROPS = (NoDrop, ConstantDrop, BetaDrop, ResolutionDrop, DropToTokens, ScheduledDrop)
 
-Algorithm = Literal[
-    "auto",
-    "next_fit",
-    "first_fit",
-    "best_fit",
-    "first_fit_decreasing",
-    "best_fit_decreasing",
-    "largest_fit",
-    "subset_sum",
-]
 Fill = Literal["none", "undrop", "trim", "rescale"]
 Oversize = Literal["shrink", "drop", "skip", "error"]
 ImageMode = Literal["L", "RGB", "RGBA"]

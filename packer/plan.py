@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchnpack.packer.binpacking.fill import fewest_tokens, fill_packs
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.binpacking.pack_lengths import DECREASING, SAMPLE, pack_ready, resolve_algorithm
 from patchnpack.packer.checks import check_whole
-from patchnpack.packer.config import Algorithm, Packing
+from patchnpack.packer.config import Packing
+from patchnpack.packer.fill import fewest_tokens, fill_packs
 from patchnpack.packer.images import Images, Rows, measure
 from patchnpack.packer.policies.patch_sizes import PatchSizes
 

@@ -13,10 +13,11 @@ import numpy as np
 from patchnpack.packer.analysis.baselines import buckets
 from patchnpack.packer.analysis.report import pack_bytes, slowest
 from patchnpack.packer.binpacking import _fill
-from patchnpack.packer.binpacking.fill import fewest_tokens, fill_packs
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.binpacking.pack_lengths import pack_ready, resolve_algorithm
 from patchnpack.packer.checks import check_whole
-from patchnpack.packer.config import Algorithm, Fill, Packing
+from patchnpack.packer.config import Fill, Packing
+from patchnpack.packer.fill import fewest_tokens, fill_packs
 from patchnpack.packer.images import Images, Rows, measure
 
 # n rows, M images, N packs

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from patchnpack.packer.batch.normalize import normalize
 from patchnpack.packer.checks import check_whole
-
-if TYPE_CHECKING:
-    from patchnpack.packer.batch.packed_batch import PackedBatch
 
 # N images of the batch, T tokens of them all, M token slots of a row, P patch size, C channels, D = P*P*C,
 # F frames that one patch spans, (gw, gh) an image's patches across and down, (H, W) pixels of the largest grid
@@ -28,6 +25,19 @@ Channels = float | Sequence[float]
 # Mean and standard deviation of CLIP's training images (arXiv 2103.00020), by which Qwen2-VL and Pixtral normalise too.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ExportableBatch(Protocol):
+    """The fields of a `PackedBatch` that an export reads; `PackedBatch` documents each."""
+
+    patches: torch.Tensor
+    coords: torch.Tensor
+    grids: torch.Tensor
+    image_mask: torch.Tensor
+    keys: list[list[str]]
+    patch_size: int
+    token_index: torch.Tensor
+    lengths: list[int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,12 +65,12 @@ class _Tokens:
         return torch.arange(len(self.image), device=self.image.device) - self.start[self.image]
 
 
-def _name(batch: PackedBatch, image: int) -> str:
+def _name(batch: ExportableBatch, image: int) -> str:
     """An image's key, as error messages quote it."""
     return repr([key for pack in batch.keys for key in pack][image])
 
 
-def _tokens(batch: PackedBatch, model: str) -> _Tokens:
+def _tokens(batch: ExportableBatch, model: str) -> _Tokens:
     """Every image's tokens. Of a batch on a GPU the grids are fetched, to check them before work starts.
 
     Raises:
@@ -89,13 +99,13 @@ def _tokens(batch: PackedBatch, model: str) -> _Tokens:
     )
 
 
-def _channels(batch: PackedBatch) -> int:
+def _channels(batch: ExportableBatch) -> int:
     return int(batch.patches.shape[-1]) // batch.patch_size**2
 
 
-def _row_length(batch: PackedBatch, max_num_patches: int | None) -> int:
+def _row_length(batch: ExportableBatch, max_num_patches: int | None) -> int:
     """M: what was asked for, or the tokens of the longest image."""
-    longest = batch.max_seqlen
+    longest = max(batch.lengths, default=0)
     if max_num_patches is None:
         return longest
     check_whole("max_num_patches", max_num_patches)
@@ -109,7 +119,7 @@ def _row_length(batch: PackedBatch, max_num_patches: int | None) -> int:
 
 
 def to_siglip2(
-    batch: PackedBatch,
+    batch: ExportableBatch,
     max_num_patches: int | None = None,
     mean: Channels = 0.5,
     std: Channels = 0.5,
@@ -144,7 +154,7 @@ def to_siglip2(
 
 
 def to_naflex(
-    batch: PackedBatch,
+    batch: ExportableBatch,
     max_num_patches: int | None = None,
     mean: Channels = 0.5,
     std: Channels = 0.5,
@@ -183,11 +193,11 @@ def to_naflex(
 
 
 def _rows(
-    batch: PackedBatch, tokens: _Tokens, row: int, values: torch.Tensor
+    batch: ExportableBatch, tokens: _Tokens, row: int, values: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Values (N, M, D), a row an image; where they are, bool (N, M); each token's slot of the N*M, int64 (T,)."""
     slots = tokens.image * row + tokens.place()
-    rows = values.new_zeros((batch.num_images, row, values.shape[1]))
+    rows = values.new_zeros((len(batch.lengths), row, values.shape[1]))
     valid = torch.zeros(rows.shape[:2], dtype=torch.bool, device=values.device)
     rows.flatten(0, 1)[slots] = values
     valid.flatten()[slots] = True
@@ -195,7 +205,7 @@ def _rows(
 
 
 def to_qwen2_vl(
-    batch: PackedBatch,
+    batch: ExportableBatch,
     mean: Channels = CLIP_MEAN,
     std: Channels = CLIP_STD,
     dtype: torch.dtype = torch.float32,
@@ -248,7 +258,7 @@ def to_qwen2_vl(
 
 
 def to_pixtral(
-    batch: PackedBatch,
+    batch: ExportableBatch,
     mean: Channels = CLIP_MEAN,
     std: Channels = CLIP_STD,
     dtype: torch.dtype = torch.float32,
@@ -277,7 +287,7 @@ def to_pixtral(
     P, C, tokens = batch.patch_size, _channels(batch), _tokens(batch, "Pixtral")
     gw, gh = tokens.sizes.max(0, initial=0).tolist()
     values = normalize(tokens.patches, C, mean, std, dtype).view(-1, P, P, C)
-    canvas = values.new_zeros((batch.num_images, C, gh, P, gw, P))
+    canvas = values.new_zeros((len(batch.lengths), C, gh, P, gw, P))
     x, y = tokens.coords.T
     # A view in the order of `values`: the pixels are written once, in their place.
     canvas.permute(0, 2, 4, 3, 5, 1)[tokens.image, y, x] = values

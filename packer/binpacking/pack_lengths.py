@@ -7,18 +7,17 @@ from typing import get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from patchnpack.packer.binpacking import _classical as _packers
-from patchnpack.packer.binpacking import _decreasing, _waiting
+from patchnpack.packer.binpacking import _classical, _decreasing, _waiting
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.checks import check_whole
-from patchnpack.packer.config import Algorithm
 
 # Lengths by which "auto" is decided: enough to see how they are spread, and packed in a millisecond.
 SAMPLE = 4096
 
 _PACKERS = {
-    "next_fit": _packers.next_fit,
-    "first_fit": _packers.first_fit,
-    "best_fit": _packers.best_fit,
+    "next_fit": _classical.next_fit,
+    "first_fit": _classical.first_fit,
+    "best_fit": _classical.best_fit,
     "first_fit_decreasing": _decreasing.first_fit_decreasing,
     "best_fit_decreasing": _decreasing.best_fit_decreasing,
 }

@@ -177,7 +177,7 @@ class ScheduledResolution(Resolution):
     """A curriculum: which policy holds from which image of training on.
 
     Attributes:
-        stages: (images images_seen, policy) each, in order, the first from 0 on.
+        stages: (images seen, policy) pairs in ascending order; the first starts at 0.
 
     >>> import numpy as np
     >>> grow = ScheduledResolution(((0, FitTokens(64)), (1_000_000, FitTokens(256))))
@@ -197,7 +197,7 @@ class ScheduledResolution(Resolution):
             starts, good = [], False
         if not good or starts[:1] != [0] or any(b <= a for a, b in pairwise(starts)):
             raise ValueError(
-                f"stages is {self.stages!r}; it must be pairs of (images seen, resolution policy), growing from 0"
+                f"stages is {self.stages!r}; each stage must pair the images seen with a resolution policy, growing from 0"
             )
 
     @property

@@ -198,8 +198,8 @@ class DropToTokens(TokenDrop):
 class ScheduledDrop(TokenDrop):
     """Another drop's rates, times a factor that goes from `start` to `end` as training goes on.
 
-    The factor is start + (end - start) / (1 + exp((midpoint - n) / tau)), where n is the number of
-    images seen: epoch times rows, plus the image's position in the epoch. Rates that fall are what works best (NaViT, arXiv 2307.06304).
+    The factor is start + (end - start) / (1 + exp((midpoint - n) / tau)), where n is the number of images seen: epoch
+    times rows, plus the image's position in the epoch. Falling rates work best (NaViT, arXiv 2307.06304).
 
     ```
     factor  1.0 |-----.__                       start=1, end=0, midpoint=500_000, tau=60_000

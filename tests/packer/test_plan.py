@@ -29,7 +29,7 @@ from patchnpack.packer import (
     plan,
 )
 from patchnpack.packer.binpacking import reference, reference_fill
-from patchnpack.packer.config import Algorithm
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.images import measure
 from patchnpack.packer.policies import reference_draws
 from patchnpack.packer.policies.random import Purpose, counter_hash

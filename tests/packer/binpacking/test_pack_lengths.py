@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from patchnpack.packer import pack_lengths
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.binpacking.pack_lengths import pack_ready, resolve_algorithm
-from patchnpack.packer.config import Algorithm
 
 DECREASING: list[Algorithm] = ["first_fit_decreasing", "best_fit_decreasing"]
 ALGORITHMS: list[Algorithm] = ["next_fit", "first_fit", "best_fit", *DECREASING, "largest_fit", "subset_sum"]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from patchnpack.packer import pack_lengths
 from patchnpack.packer.binpacking import reference
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.binpacking.pack_lengths import pack_ready
-from patchnpack.packer.config import Algorithm
 
 ALGORITHMS = [name for name in get_args(Algorithm) if name != "auto"]
 
