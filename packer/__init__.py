@@ -1,4 +1,4 @@
-"""Ground floor: which images go into which pack, as integers, and the batch that comes of it."""
+"""Ground floor: plans which images go into which pack, from integers alone, and defines the resulting batch."""
 
 from patchnpack.packer.batch.packed_batch import PackedBatch, PackedImage
 from patchnpack.packer.binpacking.pack_lengths import pack_lengths

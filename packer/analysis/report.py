@@ -72,8 +72,8 @@ class PackingReport:
         steps: batches of each rank in an epoch.
         empty_packs: packs without images that fill the last step.
         ranks: ranks that a step's packs are shared out to.
-        attention_imbalance: attention cost of a step's costliest pack over that of its mean pack: as packed, and balanced
-            in windows of `packing.balance`; 1 is even.
+        attention_imbalance: attention cost of a step's costliest pack over that of its mean pack: as packed, and
+            balanced in windows of `packing.balance`; 1 is even.
         model_imbalance: the same of the whole model's cost, of `width` features.
         width: features of the model.
         planning_seconds_per_million: seconds of one core to plan a million such images.

@@ -43,13 +43,13 @@ def test_a_curriculum_goes_straight_from_the_first_weights_to_the_last() -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sizes": ()}, r"sizes is \(\); it must be patch sizes in pixels, all different"),
+        ({"sizes": ()}, r"sizes is \(\); it must be different patch sizes in pixels"),
         ({"sizes": 16}, "sizes is 16"),
-        ({"sizes": (8, 8)}, "all different"),
+        ({"sizes": (8, 8)}, "must be different patch sizes"),
         ({"sizes": (8, 0)}, "sizes is 0; it must be at least 1"),
         ({"sizes": (8, 16), "weights": (1,)}, r"weights is \(1,\); it must be 2 numbers"),
-        ({"sizes": (8, 16), "weights": (0, 0)}, "none below 0, one above"),
-        ({"sizes": (8, 16), "weights": (-1, 2)}, "none below 0, one above"),
+        ({"sizes": (8, 16), "weights": (0, 0)}, "none below 0 and at least one above 0"),
+        ({"sizes": (8, 16), "weights": (-1, 2)}, "none below 0 and at least one above 0"),
         ({"sizes": (8, 16), "end_weights": (1, 2)}, "a curriculum needs both"),
         ({"sizes": (8, 16), "images": 5}, "a curriculum needs both"),
         ({"sizes": (8, 16), "end_weights": (1, 2), "images": 0}, "images is 0"),

@@ -333,13 +333,13 @@ def test_extreme_aspects_fill_one_line_of_cells(image: Pair, edge: Any, m: int) 
     ("policy", "image", "m", "message"),
     [
         (Native(), (15, 9), 1, "an image of 15x9 pixels is smaller than a patch of 16x16 (2 of 3 images are); use a "
-         "smaller patch_size, or leave such images out"),
+         "smaller patch_size, or filter such images out"),
         (Native(edge="resize"), (15, 15), 1, "an image of 15x15 pixels is smaller than a patch of 16x16 (2 of 3 "
-         "images are); use a smaller patch_size, or leave such images out"),
+         "images are); use a smaller patch_size, or filter such images out"),
         (Native(edge="crop"), (15, 200), 1, "an image of 15x200 pixels is smaller than a patch of 16x16 (2 of 3 "
-         "images are); use a smaller patch_size, edge='pad', or leave such images out"),
+         "images are); use a smaller patch_size, edge='pad', or filter such images out"),
         (Native(), (31, 20), 2, "an image of 31x20 pixels is smaller than grid_multiple 2 x 2 patches of 32x32 (2 of 3 "
-         "images are); use a smaller patch_size, or leave such images out"),
+         "images are); use a smaller patch_size, or filter such images out"),
     ],
 )  # fmt: skip
 def test_an_image_smaller_than_a_patch_is_an_error_that_names_it(

@@ -55,7 +55,7 @@ def test_each_image_draws_for_itself_whichever_are_asked_for_together(policy: Re
 @every_policy
 def test_sizes_are_drawn_and_without_keys_that_is_an_error(policy: Resolution) -> None:
     assert policy.draws
-    with pytest.raises(ValueError, match="draws each image's size and needs keys"):
+    with pytest.raises(ValueError, match="draws each image's size; give keys, one uint64 per image"):
         policy.sizes(np.array([64]), np.array([64]), 16)
     width, height = np.full(50, 640), np.full(50, 480)
     drawn = [policy.sizes(width, height, 16, keys=keys).grid.tolist() for keys in (KEYS[:50], KEYS[50:100])]
@@ -193,7 +193,7 @@ def test_each_image_is_given_the_policy_of_its_own_stage(images_seen: list[int])
         (lambda: ScheduledResolution(()), "stages is"),
         (lambda: ScheduledResolution(((5, Native()),)), "growing from 0"),
         (lambda: ScheduledResolution(((0, Native()), (0, FitTokens(4)))), "growing from 0"),
-        (lambda: ScheduledResolution(((0, 16),)), "a resolution policy"),  # type: ignore[arg-type]
+        (lambda: ScheduledResolution(((0, 16),)), "with a resolution policy"),  # type: ignore[arg-type]
     ],
 )
 def test_a_mistaken_policy_is_a_value_error_with_the_value(make: Any, message: str) -> None:
