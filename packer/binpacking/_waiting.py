@@ -168,15 +168,15 @@ def _common_length(count, words, summary, waiting, peak):  # type: ignore[no-unt
 
 
 @njit(nogil=True, cache=True)
-def _exact(room, most, common, copies, count, words, summary, chosen):  # type: ignore[no-untyped-def]
+def _exact(room, items_left, common, copies, count, words, summary, chosen):  # type: ignore[no-untyped-def]
     """Fills the room exactly with as many copies of the common length as possible and one or two others; else 0."""
     for j in range(copies, -1, -1):
         rest = room - j * common
-        if rest == 0 or (j < most and rest != common and count[rest] > 0):
+        if rest == 0 or (j < items_left and rest != common and count[rest] > 0):
             chosen[:j] = common
             chosen[j] = rest
             return j if rest == 0 else j + 1
-    for j in range(min(copies, most - 2), -1, -1):
+    for j in range(min(copies, items_left - 2), -1, -1):
         rest = room - j * common
         length = _highest(words, summary, rest - 1)
         while 2 * length >= rest:
@@ -214,25 +214,25 @@ def _next_long(room, pairs, capacity, count, words, summary):  # type: ignore[no
 
 
 @njit(nogil=True, cache=True)
-def _close(room, most, common, count, words, summary, reach, taken, chosen):  # type: ignore[no-untyped-def]
+def _close(room, items_left, common, count, words, summary, reach, candidates, chosen):  # type: ignore[no-untyped-def]
     """Writes the lengths that close a pack to `chosen` and returns their number. See `reference.closing_subset`."""
-    copies = min(room // common, count[common], most) if 0 < common <= room else np.int64(0)
-    number = _exact(room, most, common, copies, count, words, summary, chosen)
+    copies = min(room // common, count[common], items_left) if 0 < common <= room else np.int64(0)
+    number = _exact(room, items_left, common, copies, count, words, summary, chosen)
     if number > 0:
         return number
-    # reach[i] has one bit per sum of a subset of the first i lengths of `taken`.
+    # reach[i] has one bit per sum of a subset of the first i lengths of `candidates`.
     size = (room >> 6) + 1
     reach[0, :size] = 0
     reach[0, 0] = 1
     goal, i = room - copies * common, 0
     length = _highest(words, summary, room)
-    while length > 0 and i < len(taken) and not _has_sum(reach, i, goal):
+    while length > 0 and i < len(candidates) and not _has_sum(reach, i, goal):
         if length != common:
             for _ in range(min(count[length], room // length)):
-                taken[i] = length
+                candidates[i] = length
                 _add_length(reach, i, length, size)
                 i += 1
-                if i == len(taken) or _has_sum(reach, i, goal):
+                if i == len(candidates) or _has_sum(reach, i, goal):
                     break
         length = _highest(words, summary, length - 1)
     best, number, total = room + 1, np.int64(0), np.int64(0)
@@ -247,15 +247,15 @@ def _close(room, most, common, count, words, summary, reach, taken, chosen):  # 
         while _has_sum(reach, i - 1, total):
             i -= 1
         i -= 1
-        chosen[number] = taken[i]
-        total -= taken[i]
+        chosen[number] = candidates[i]
+        total -= candidates[i]
         number += 1
-    if number > most:  # too many items: the largest of them also fit
-        for i in range(most):
+    if number > items_left:  # too many items: the largest of them also fit
+        for i in range(items_left):
             for j in range(i + 1, number):
                 if chosen[j] > chosen[i]:
                     chosen[i], chosen[j] = chosen[j], chosen[i]
-        number = most
+        number = items_left
     return number
 
 
@@ -263,7 +263,7 @@ def _close(room, most, common, count, words, summary, reach, taken, chosen):  # 
 def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, least, widest):  # type: ignore[no-untyped-def]
     """See `reference.subset_sum`."""
     n = len(lengths)
-    held_at_most = min(lookahead, n)
+    max_waiting = min(lookahead, n)
     head = np.full(capacity + 1, -1, np.int64)
     tail = np.full(capacity + 1, -1, np.int64)
     following = np.full(n, -1, np.int64)
@@ -271,9 +271,9 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
     gone = np.zeros(n, np.bool_)
     words = np.zeros((capacity >> 6) + 1, np.uint64)
     summary = np.zeros((capacity >> 12) + 1, np.uint64)
-    taken = np.empty(min(held_at_most, _CLOSING), np.int64)
-    reach = np.empty((len(taken) + 1, len(words)), np.uint64)
-    chosen = np.empty(held_at_most + 2, np.int64)
+    candidates = np.empty(min(max_waiting, _CLOSING), np.int64)
+    reach = np.empty((len(candidates) + 1, len(words)), np.uint64)
+    chosen = np.empty(max_waiting + 2, np.int64)
     packs, out, entered, waiting, oldest, tokens, thirds = 0, 0, 0, 0, 0, 0, 0
     peak = np.int64(0)  # an upper bound of every length's count
     while True:
@@ -313,13 +313,13 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             out += 1
             waiting -= 1
             room -= length
-            most = max_items - (out - pack_start)
-            if room <= 0 or waiting == 0 or most == 0:
+            items_left = max_items - (out - pack_start)
+            if room <= 0 or waiting == 0 or items_left == 0:
                 break
             if widest > 0:
                 slack += length - least[item]
             if scarce:
-                length = _next_long(room, pack_thirds == 1 and most > 1, capacity, count, words, summary)
+                length = _next_long(room, pack_thirds == 1 and items_left > 1, capacity, count, words, summary)
                 if length <= 0 and widest > 0:
                     length = _longer(words, head, least, room, slack, widest)
                 if length <= 0:
@@ -336,7 +336,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
                 if room * waiting >= 6 * tokens and lengths[arrival] <= room:
                     length = lengths[arrival]
                     continue
-                closing = _close(room, most, common, count, words, summary, reach, taken, chosen)
+                closing = _close(room, items_left, common, count, words, summary, reach, candidates, chosen)
             if next_chosen == closing:
                 length = _longer(words, head, least, room, slack, widest) if widest > 0 else np.int64(-1)
                 if length < 0:

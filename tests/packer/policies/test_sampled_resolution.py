@@ -189,7 +189,7 @@ def test_each_image_is_given_the_policy_of_its_own_stage(images_seen: list[int])
         (lambda: RandomResizedCrop(ratio=(2, 1)), r"ratio is \(2, 1\)"),
         (lambda: RandomResizedCrop(ratio=(1, math.inf)), r"ratio is \(1, inf\)"),
         (lambda: RandomResizedCrop(max_tokens=0), "max_tokens is 0"),
-        (lambda: RandomResizedCrop(upsample=True), "upsample is True and max_tokens is None; give the tokens"),
+        (lambda: RandomResizedCrop(upsample=True), "upsample is True and max_tokens is None; give max_tokens"),
         (lambda: ScheduledResolution(()), "stages is"),
         (lambda: ScheduledResolution(((5, Native()),)), "growing from 0"),
         (lambda: ScheduledResolution(((0, Native()), (0, FitTokens(4)))), "growing from 0"),
