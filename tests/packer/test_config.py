@@ -175,6 +175,6 @@ def test_a_patch_larger_than_any_photograph_is_no_error_of_the_configuration() -
 def test_several_patch_sizes_without_their_class_say_what_to_give() -> None:
     for sizes in ((8, 16), [8, 16]):
         with pytest.raises(
-            ValueError, match=_exactly(f"patch_size is {sizes}; for several sizes give PatchSizes({sizes})")
+            ValueError, match=_exactly(f"patch_size is {sizes}; for several patch sizes use PatchSizes({sizes})")
         ):
             Packing(patch_size=sizes)  # type: ignore[arg-type]

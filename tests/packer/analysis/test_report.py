@@ -128,7 +128,7 @@ def test_oversize_and_skipped_are_counted() -> None:
 
 
 def test_nothing_left_to_pack_is_an_error_that_says_why() -> None:
-    with pytest.raises(ValueError, match="none of the 2 images is left to pack; 2 were skipped as oversize"):
+    with pytest.raises(ValueError, match="none of the 2 images is left to pack: 2 were skipped as oversize"):
         report(Rows.of_sizes([640, 640], [640, 640]), Packing(seq_len=256, oversize="skip"))
 
 

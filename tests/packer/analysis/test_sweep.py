@@ -21,7 +21,7 @@ from patchnpack.packer import (
 )
 from patchnpack.packer.analysis import sweep as module
 from patchnpack.packer.analysis.baselines import baselines
-from patchnpack.packer.analysis.report import pack_bytes, slowest
+from patchnpack.packer.analysis.report import imbalance, pack_bytes
 from patchnpack.packer.analysis.sweep import Setting, Sweep, default_seq_lens, sweep
 
 
@@ -59,7 +59,7 @@ def test_each_setting_is_what_plan_makes_of_it(fill: Any, oversize: Any, drop: A
         assert (s.oversize, s.skipped) == (len(made.oversize), len(made.skipped))
         assert s.attention_cost == made.attention_cost().sum()
         cost = made.attention_cost(), made.model_cost(768), made.patch_size
-        assert s.model_imbalance == slowest(*cost, swept, 5, 4)[1]
+        assert s.model_imbalance == imbalance(*cost, swept, 5, 4)[1]
         assert s.pack_bytes == pack_bytes(swept)
         assert s.fill == (fill if s.algorithm in ("largest_fit", "subset_sum") or fill == "none" else "undrop")
         assert s.padding == 1 - s.tokens / (len(made) * s.seq_len)

@@ -212,7 +212,9 @@ def test_from_dict_gives_the_batch_of_to_dict_again() -> None:
 def test_an_image_that_lost_tokens_is_an_error_that_names_it(export: str) -> None:
     packing = PACKING.replace(token_drop=ConstantDrop(0.5), fill="none")
     (batch,) = pack_stream([(_pixels(0, 4, 4), 0), (_pixels(1, 2, 4), 0)], packing, batch_size=1)
-    with pytest.raises(ValueError, match=r"image '.+' holds \d+ of its \d+ tokens \(2 of 2 images lost some\).*NoDrop"):
+    with pytest.raises(
+        ValueError, match=r"image '.+' holds \d+ of its \d+ tokens \(2 of 2 images have dropped tokens\).*NoDrop"
+    ):
         getattr(batch, export)()
 
 

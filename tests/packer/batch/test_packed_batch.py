@@ -171,7 +171,7 @@ def test_one_mean_and_std_serve_every_channel_and_the_defaults_give_minus_one_to
 
 @pytest.mark.parametrize(("name", "values"), [("mean", (0.5, 0.5)), ("std", (0.5, 0.5, 0.5, 0.5))])
 def test_a_mean_or_std_of_another_number_of_channels_is_an_error(name: str, values: Any) -> None:
-    message = f"{name} has {len(values)} values for 3 channels; give one, or one a channel"
+    message = f"{name} has {len(values)} values for 3 channels; give one value, or one per channel"
     with pytest.raises(ValueError, match=message):
         example_batch().normalized_patches(**{name: values})
 
