@@ -1,4 +1,4 @@
-"""First floor: a compact NaViT over `PackedBatch`. `patchnpack.trainer` trains it."""
+"""Models: a compact NaViT over `PackedBatch`. `patchnpack.trainer` trains it."""
 
 from patchnpack.models.attention import attention_backend
 from patchnpack.models.config import NaViTConfig

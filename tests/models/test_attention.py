@@ -73,7 +73,7 @@ def test_flex_equals_attention_by_hand_and_says_on_a_cpu_that_it_has_no_gradient
     with torch.no_grad():
         out = attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, one_query=one_query, backend="flex")
         torch.testing.assert_close(out, by_hand(q, k, v, one_query), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match=r"'flex' has no gradient on a CPU; use 'auto'"):
+    with pytest.raises(ValueError, match=r"'flex' has no gradient on a CPU; use backend='auto'"):
         attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, one_query=one_query, backend="flex")
 
 
@@ -94,7 +94,7 @@ def test_flash_is_called_with_the_boundaries_of_queries_and_keys(
 
 
 def test_auto_says_once_what_it_picked(caplog: pytest.LogCaptureFixture) -> None:
-    module._say_once.cache_clear()
+    module._log_once.cache_clear()
     with caplog.at_level(logging.INFO):
         for _ in range(3):
             attention_backend("cpu", torch.float32)
@@ -107,7 +107,7 @@ def test_auto_takes_flash_attn_where_it_is_installed(monkeypatch: pytest.MonkeyP
     assert attention_backend("cuda", torch.float32) == "dense"
     monkeypatch.setattr(module, "_has", lambda name: False)
     assert attention_backend("cuda", torch.bfloat16) == "dense"
-    with pytest.raises(ValueError, match=r"'flash' needs CUDA.*flash_attn.*Use 'auto'"):
+    with pytest.raises(ValueError, match=r"'flash' needs CUDA.*flash_attn.*Use backend='auto'"):
         attention_backend("cuda", torch.bfloat16, "flash")
 
 
@@ -129,7 +129,7 @@ def test_auto_is_split_on_cpu_and_never_varlen_in_float32() -> None:
 
 
 def test_an_impossible_backend_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match=r"'varlen' needs CUDA.*cpu.*Use 'auto'"):
+    with pytest.raises(ValueError, match=r"'varlen' needs CUDA.*cpu.*Use backend='auto'"):
         attention_backend("cpu", backend="varlen")
     with pytest.raises(ValueError, match=r"'varlen' needs CUDA.*float32"):
         attention_backend("cuda", torch.float32, "varlen")

@@ -8,7 +8,7 @@ from patchnpack.models import blockwise, onednn
 from patchnpack.models.attention import attention
 from patchnpack.models.blockwise import blockwise_attention, usable
 
-pytestmark = pytest.mark.skipif(not onednn._THERE, reason="this torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not onednn._AVAILABLE, reason="this torch has no oneDNN")
 
 
 def heads_of_a_stream(n: int, S: int, H: int = 3, E: int = 16) -> list[torch.Tensor]:

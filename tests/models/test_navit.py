@@ -193,15 +193,15 @@ def test_a_batch_that_does_not_fit_is_refused_with_both_values_and_the_remedy(
     draw: Draw, pack: Pack, config: NaViTConfig
 ) -> None:
     batch = pack([[draw(5, 3, 2)]])
-    with pytest.raises(ValueError, match=r"3 channels, the model takes 1.*channels=3"):
+    with pytest.raises(ValueError, match=r"3 channels, but the model takes 1.*channels=3"):
         NaViT(dataclasses.replace(config, channels=1, mean=(0.5,), std=(0.5,)))(batch)
-    with pytest.raises(ValueError, match=r"5 patches a side.*end at max_grid 4; raise max_grid"):
+    with pytest.raises(ValueError, match=r"5 patches per side.*end at max_grid 4; raise max_grid"):
         NaViT(dataclasses.replace(config, max_grid=4))(batch)
     with pytest.raises(ValueError, match=r"label 2 is not a class from 0 to 1"):
         NaViT(dataclasses.replace(config, num_classes=2)).loss(batch)
     with pytest.raises(ValueError, match=r"label -1 is not a class"):
         NaViT(config).loss(pack([[draw(5, 3, -1)]]))
-    with pytest.raises(ValueError, match=r"labels have 2 targets an image, the model 5"):
+    with pytest.raises(ValueError, match=r"labels have 2 targets per image, but the model has 5 outputs"):
         NaViT(config).loss(pack([[draw(5, 3, [0.0, 1.0])]]))
     with pytest.raises(ValueError, match=r"reduction is 'none'; choose 'mean' or 'sum'"):
         NaViT(config).loss(batch, "none")

@@ -193,7 +193,7 @@ def test_a_grid_larger_than_any_table_works_wherever_the_position_extrapolates(
 ) -> None:
     model, batch = build(model_of(config, POSITIONS[name])), pack([[draw(40, 2), draw(3, 3)]], slots=100)
     if name.startswith("absolute"):
-        with pytest.raises(ValueError, match=r"40 patches a side.*end at max_grid 16; raise max_grid"):
+        with pytest.raises(ValueError, match=r"40 patches per side.*end at max_grid 16; raise max_grid"):
             model(batch)
     else:
         assert model(batch).isfinite().all()

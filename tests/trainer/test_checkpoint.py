@@ -61,7 +61,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(
         match=r"^checkpoint '.*model\.pt' does not exist \(looked from .*\); `train` writes OUT/checkpoint\.pt$",
     ):
         load_checkpoint(path)
-    with pytest.raises(ValueError, match=r"is a folder; give the file in it: `train` writes OUT/checkpoint\.pt"):
+    with pytest.raises(ValueError, match=r"is a folder; give a file: `train` writes OUT/checkpoint\.pt"):
         load_checkpoint(tmp_path)
     save_checkpoint(path, build(config))
     whole = path.read_bytes()

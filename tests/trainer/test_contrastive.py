@@ -138,11 +138,11 @@ def test_a_text_is_embedded_by_its_bytes_whatever_stands_beside_it() -> None:
 
 
 def test_what_does_not_fit_is_refused(draw: Draw, pack: Pack, image: NaViT, config: NaViTConfig) -> None:
-    with pytest.raises(ValueError, match=r"num_classes is 5; image-text training needs 0"):
+    with pytest.raises(ValueError, match=r"num_classes is 5; image-text training needs num_classes=0"):
         Contrastive(NaViT(config))
     with pytest.raises(ValueError, match=r"no member 'txt', only none; give the loader extras=\['txt'\]"):
         objective_of(image).prepare(image, pack([[draw(3, 2)]]))
-    with pytest.raises(ValueError, match=r"member 'txt' holds bytes, not a text"):
+    with pytest.raises(ValueError, match=r"member 'txt' holds bytes, not text"):
         objective_of(image).count(with_texts(pack([[draw(3, 2)]]), [b"x"]))
     with pytest.raises(ValueError, match=r"2 images and 3 texts"):
         sigmoid_loss(torch.eye(2), torch.ones(3, 2), torch.tensor(1.0), torch.tensor(0.0))

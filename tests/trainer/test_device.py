@@ -22,9 +22,9 @@ def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gpu", r"device is 'gpu'; give 'auto', 'cpu', 'cuda', or one GPU: 'cuda:1'"),
-        ("cuda", r"device is 'cuda', and torch .* sees 0 GPUs; give 'cpu' or 'auto'"),
-        ("cuda:3", r"device is 'cuda:3', and torch .* sees 0 GPUs"),
+        ("gpu", r"device is 'gpu'; give 'auto', 'cpu', 'cuda', or a single GPU such as 'cuda:1'"),
+        ("cuda", r"device is 'cuda', but torch .* finds 0 GPUs; give 'cpu' or 'auto'"),
+        ("cuda:3", r"device is 'cuda:3', but torch .* finds 0 GPUs"),
     ],
 )
 def test_a_device_that_is_not_there_is_named(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

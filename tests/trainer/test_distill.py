@@ -38,7 +38,7 @@ def test_images_cut_anew_hold_the_same_pixels_and_0_beyond_their_edges(patch_siz
 
 
 def test_an_image_without_some_of_its_tokens_is_not_cut_anew(draw: Draw, pack: Pack) -> None:
-    with pytest.raises(ValueError, match=r"has 7 of its 15 tokens.*patch size 8 needs the pixels of all"):
+    with pytest.raises(ValueError, match=r"has 7 of its 15 tokens.*patch size 8 needs all pixels"):
         repatchify(pack([[draw(5, 3, keep=7)]]), 8)
 
 

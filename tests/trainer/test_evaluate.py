@@ -66,11 +66,11 @@ def test_a_loader_that_never_ends_or_has_no_label_is_refused(
     draw: Draw, pack: Pack, build: Build, config: NaViTConfig
 ) -> None:
     model = build(config)
-    with pytest.raises(ValueError, match=r"a loader that ends.*repeat=False"):
+    with pytest.raises(ValueError, match=r"a loader with a length.*repeat=False"):
         evaluate(model, Endless())
-    with pytest.raises(ValueError, match=r"1 images, none labelled"):
+    with pytest.raises(ValueError, match=r"none of the 1 images of the evaluation data has a label"):
         evaluate(model, [pack([[draw(5, 3, -100)]])])
-    with pytest.raises(ValueError, match=r"0 images, none labelled"):
+    with pytest.raises(ValueError, match=r"none of the 0 images of the evaluation data has a label"):
         evaluate(model, [])
 
 

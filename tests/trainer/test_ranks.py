@@ -81,5 +81,5 @@ def test_two_ranks_of_which_one_is_killed_go_on_bit_for_bit(die: int, tmp_path: 
 
 def test_ranks_without_a_process_group_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"WORLD_SIZE is 2, and there is no process group"):
+    with pytest.raises(ValueError, match=r"WORLD_SIZE is 2, but there is no process group"):
         rank_and_size()

@@ -170,9 +170,13 @@ def test_an_interrupted_run_says_what_is_saved(
         return log
 
     for step, out, said in (
-        (1, None, r"stopped at step 1, and nothing is saved without `out`"),
-        (1, tmp_path, r"stopped at step 1, before the first checkpoint: there is one at the end of each epoch"),
-        (7, tmp_path, r"stopped at step 7; the same again goes on from the checkpoint of step 5"),
+        (1, None, r"stopped at step 1; nothing is saved without `out`"),
+        (
+            1,
+            tmp_path,
+            r"stopped at step 1, before the first checkpoint: checkpoints are written at the end of each epoch",
+        ),
+        (7, tmp_path, r"stopped at step 7; run it again to resume from the checkpoint of step 5"),
     ):
         with pytest.raises(KeyboardInterrupt):
             train(small, batches, config=config, out=out, log=interrupt_at(step))
@@ -213,18 +217,18 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
     train(small, batches, config=settings(), out=tmp_path)
     train(small, batches, config=settings(keep=4, log_steps=3, eval_every=2), out=tmp_path)
     for config, model, message in (
-        (settings(lr=1e-3), small, r"a run with lr 0.003, this one has 0.001"),
-        (settings(), dataclasses.replace(small, width=24), r"a run with width 12, this one has 24"),
+        (settings(lr=1e-3), small, r"a run with lr 0.003, but this run has 0.001"),
+        (settings(), dataclasses.replace(small, width=24), r"a run with width 12, but this run has 24"),
     ):
-        with pytest.raises(ValueError, match=message + r"; give the configuration that it had, another `out`, or"):
+        with pytest.raises(ValueError, match=message + r"; use the same configuration, another `out`, or"):
             train(model, batches, config=config, out=tmp_path)
 
     class Other(Classification):
         pass
 
-    with pytest.raises(ValueError, match=r"a run with objective Classification, this one has Other"):
+    with pytest.raises(ValueError, match=r"a run with objective Classification, but this run has Other"):
         train(small, batches, config=settings(), objective=Other(), out=tmp_path)
-    with pytest.raises(ValueError, match=r"a run with the objective's label_smoothing 0.1, this one has 0.2"):
+    with pytest.raises(ValueError, match=r"a run with the objective's label_smoothing 0.1, but this run has 0.2"):
         train(small, batches, config=settings(), objective=Classification(label_smoothing=0.2), out=tmp_path)
 
 
@@ -238,9 +242,11 @@ def test_a_run_goes_on_with_the_teacher_that_it_had_only(
     with torch.no_grad():
         next(other.parameters()).add_(1e-6)
     for taught in (Distillation(other), Distillation(NaViT(dataclasses.replace(small, norm_eps=1e-4)))):
-        with pytest.raises(ValueError, match=r"a run with the objective's teacher [0-9a-f]{16}, this one has [0-9a-f]"):
+        with pytest.raises(
+            ValueError, match=r"a run with the objective's teacher [0-9a-f]{16}, but this run has [0-9a-f]"
+        ):
             train(small, batches, config=settings(), objective=taught, out=tmp_path)
-    with pytest.raises(ValueError, match=r"a run with the objective's temperature 1.0, this one has 2.0"):
+    with pytest.raises(ValueError, match=r"a run with the objective's temperature 1.0, but this run has 2.0"):
         train(small, batches, config=settings(), objective=Distillation(teacher, temperature=2.0), out=tmp_path)
 
 
@@ -252,7 +258,7 @@ def test_resume_insists_or_deletes(tmp_path: Path, batches: list[Any], small: Na
     assert load_checkpoint(tmp_path / "checkpoint.pt").train_config["seed"] == 1
     assert train(small, batches, config=settings(seed=1), out=tmp_path, resume=True).losses == anew.losses
     save_checkpoint(tmp_path / "checkpoint.pt", anew.model)
-    with pytest.raises(ValueError, match=r"holds a model and no run"):
+    with pytest.raises(ValueError, match=r"holds a model but no run"):
         train(small, batches, config=settings(), out=tmp_path)
     for changes in ({"resume": True}, {"config": settings(tensorboard=True)}, {"config": settings(save_every=1)}):
         with pytest.raises(ValueError, match=r"need a folder; give out="):

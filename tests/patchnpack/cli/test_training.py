@@ -168,7 +168,7 @@ def test_training_starts_from_a_checkpoint(shards: Shards, tmp_path: Path, run: 
 
 def test_images_and_texts_are_trained_together(shards: Shards, tmp_path: Path) -> None:
     flags = ["--text=cls", "--epochs=2", "--validation", shards("v.tar"), "-o", tmp_path / "run"]
-    with pytest.raises(ValueError, match=r"member 'cls' holds bytes, not a text"):
+    with pytest.raises(ValueError, match=r"member 'cls' holds bytes, not text"):
         ran("train", shards(), *SMALL, *flags)
     import tarfile
 
