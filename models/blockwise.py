@@ -1,4 +1,4 @@
-"""Softmax attention on one CPU thread, one block of queries at a time, with oneDNN matrix products."""
+"""Softmax attention on one CPU thread, by blocks of queries, with oneDNN products."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def usable(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
 
 
 class _Blockwise(torch.autograd.Function):
-    """Stores no scores: as in FlashAttention (arXiv 2205.14135), backward recomputes those of each block."""
+    """Attention that stores no scores.
+
+    As in FlashAttention (arXiv 2205.14135), backward recomputes the scores of each block.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,10 @@ class _OneDNN(torch.autograd.Function):
 
 
 def _outer(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """grad^T x, (O, I), of grad (T, O) and x (T, I). oneDNN copies its first factor, so the smaller one is first."""
+    """grad^T x, (O, I), of grad (T, O) and x (T, I).
+
+    oneDNN copies its first factor, so the smaller one is first.
+    """
     if grad.shape[1] <= x.shape[1]:
         return onednn.product(grad.T, x.T)
     return onednn.product(x.T, grad.T).T

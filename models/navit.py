@@ -69,7 +69,9 @@ class Block(nn.Module):
 
 
 class NaViT(nn.Module):
-    """Vision transformer for packed images of any size and aspect ratio (NaViT, arXiv 2307.06304, section 2.1).
+    """Vision transformer for packed images of any size and aspect ratio.
+
+    See NaViT, arXiv 2307.06304, section 2.1.
 
     Maps a `PackedBatch` to logits per image. Inside, the valid tokens of the whole batch are one flat stream: padding
     costs nothing, and an image's output depends on neither its pack nor the other images in it.
@@ -161,7 +163,7 @@ class NaViT(nn.Module):
     def encode(
         self, patches: torch.Tensor, coords: torch.Tensor, grids: torch.Tensor, stream: Stream
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute tokens (T, D) after the last norm, and pooled features (N, D), of the slots in `stream`.
+        """Compute tokens (T, D) after the last norm, and pooled features (N, D).
 
         Args:
             patches: uint8 (B, L, S*S*C), of any patch size S.
@@ -210,7 +212,9 @@ class NaViT(nn.Module):
         return Stream.flat(batch, backend)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Compute logits (B, K, num_classes), or pooled features (B, K, D) with num_classes 0; 0 without an image.
+        """Compute logits (B, K, num_classes), 0 without an image.
+
+        With num_classes 0, these are the pooled features (B, K, D).
 
         Raises:
             ValueError: the channels or a grid of the batch do not fit this model.
@@ -254,7 +258,7 @@ class NaViT(nn.Module):
 
 
 class DenseNaViT(nn.Module):
-    """A `NaViT` on a batch's tensors instead of the batch, for `torch.export` and compiling as one graph.
+    """A `NaViT` on a batch's tensors, for `torch.export` and compiling as one graph.
 
     It computes whole packs with a mask, so shapes depend only on B, L and K, not on the images. Only shapes are
     checked; call `NaViT.check` first.
@@ -280,7 +284,7 @@ class DenseNaViT(nn.Module):
 
 
 def in_columns(values: torch.Tensor, stream: Stream, image_mask: torch.Tensor) -> torch.Tensor:
-    """Put one row per image of `stream`, (N, D), at its place in `image_mask` (B, K); 0 without an image."""
+    """Put each image's row of (N, D) at its place in `image_mask` (B, K); 0 without an image."""
     placed = values.new_zeros(image_mask.numel(), values.shape[1]).index_copy(0, stream.columns, values)
     return placed.unflatten(0, image_mask.shape).masked_fill(~image_mask[..., None], 0)
 

@@ -1,4 +1,7 @@
-"""oneDNN's float32 matrix product on CPUs where MKL, torch's default, reaches half the throughput."""
+"""oneDNN's float32 matrix product on a CPU.
+
+MKL, torch's default, reaches half the throughput on some CPUs.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 
 
 def usable(*tensors: torch.Tensor) -> bool:
-    """Whether `product` supports these tensors: float32 on a CPU, not compiled, exported or under autocast."""
+    """Whether `product` supports these tensors.
+
+    It takes float32 on a CPU, not compiled, exported or under autocast.
+    """
     return (
         _AVAILABLE
         and not torch.compiler.is_compiling()
@@ -20,7 +26,9 @@ def usable(*tensors: torch.Tensor) -> bool:
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x (M, I) times the transpose of weight (O, I), plus bias (O,): (M, O), in full float32, without a gradient.
+    """x (M, I) times the transpose of weight (O, I), plus bias (O,): (M, O).
+
+    The product is in full float32 and has no gradient.
 
     On an AMD EPYC 9005 it reaches 160 to 220 GFLOP/s per core; MKL, which uses no AVX-512 there, reaches 75 to 100.
 

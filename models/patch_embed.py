@@ -1,4 +1,7 @@
-"""Patch embedding of uint8 pixels at any patch size: normalisation and resize are folded into the weight."""
+"""Patch embedding of uint8 pixels at any patch size.
+
+Normalisation and resize are folded into the weight.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,9 @@ def pi_resize(weight: torch.Tensor, P: int, S: int, mode: str = "bilinear") -> t
 
 
 class PatchEmbed(nn.Module):
-    """Embed uint8 patches (T, S*S*C) as (T, D), equal to a linear layer on (pixels / 255 - mean) / std.
+    """Embed uint8 patches (T, S*S*C) as (T, D).
+
+    Equal to a linear layer on (pixels / 255 - mean) / std.
 
     `weight` (D, P*P*C), pixels in row, column, channel order, and `bias` (D,) apply to normalised patches of P pixels
     per side, so a checkpoint does not depend on how pixels are normalised. At another patch size S each forward resizes

@@ -16,7 +16,9 @@ GELUS = {"erf": "none", "tanh": "tanh"}  # to the `approximate` argument of `F.g
 
 
 class AttentionPooling(nn.Module):
-    """Multi-head attention pooling (MAP), (T, D) -> (N, D) (arXiv 1810.00825; MAP head of arXiv 2106.04560).
+    """Multi-head attention pooling (MAP), (T, D) -> (N, D).
+
+    See arXiv 1810.00825, and the MAP head of arXiv 2106.04560.
 
     A learned query attends to the tokens of each image; a residual MLP follows. The query is the same for every image,
     so it needs no projection: `query` (H, E) is already projected.
@@ -47,7 +49,9 @@ class AttentionPooling(nn.Module):
 
 
 def mean_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
-    """Mean of each image's tokens, (T, D) -> (N, D), summed in at least float32; 0 for an image without tokens.
+    """Mean of each image's tokens, (T, D) -> (N, D); 0 for an image without tokens.
+
+    Summed in at least float32.
 
     >>> mean_pool(torch.arange(4.0)[:, None], Stream.dense(torch.tensor([[1, 1, 2, 0]]), 2)).tolist()
     [[0.5], [2.0]]
@@ -59,7 +63,7 @@ def mean_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
 
 
 def max_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
-    """Maximum of each feature over an image's tokens, (T, D) -> (N, D); 0 for an image without tokens.
+    """Maximum of each image's tokens, (T, D) -> (N, D); 0 for an image without tokens.
 
     >>> max_pool(torch.arange(4.0)[:, None], Stream.dense(torch.tensor([[1, 1, 2, 0]]), 2)).tolist()
     [[1.0], [2.0]]

@@ -1,4 +1,4 @@
-"""Position embeddings: functions of a token's coords and its image's grid, independent of token order."""
+"""Position embeddings: functions of a token's coords and its image's grid."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ class FourierFeatures(nn.Module):
 
 
 def sinusoids(r: torch.Tensor, width: int) -> torch.Tensor:
-    """Fixed features (T, W) of r (T,) in [0, 1]: sines and cosines with geometric wavelengths from 2 to 2 / 128."""
+    """Fixed features (T, W) of r (T,) in [0, 1].
+
+    Sines and cosines with geometric wavelengths from 2 to 2 / 128.
+    """
     frequencies = math.pi * torch.logspace(0, math.log2(_OCTAVES), width // 2, 2.0, device=r.device)
     angles = r[:, None].float() * frequencies
     return torch.cat([angles.sin(), angles.cos()], 1)
@@ -111,7 +114,9 @@ class FactorizedPosEmbed(nn.Module):
 
 
 class GridPosEmbed(nn.Module):
-    """A learned G x G table, resized with antialias to each image's grid (arXiv 2010.11929, 2502.14786).
+    """A learned G x G table, resized with antialias to each image's grid.
+
+    See ViT, arXiv 2010.11929, and SigLIP 2, arXiv 2502.14786.
 
     The resize is separable, so the value at (x, y) is Wy[y] table Wx[x] with the matrices of `resampling`: the outer
     product of two rows of weights times the flat table. One matrix product serves images of all shapes; it costs as
@@ -177,7 +182,9 @@ class CoordinateMLP(nn.Module):
 
 
 def axial_rope(coords: torch.Tensor, head_width: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (T, 1, E/2) of the angles of axial RoPE (Heo et al., arXiv 2403.13298, section 3.1).
+    """Cosines and sines (T, 1, E/2) of the angles of axial RoPE.
+
+    See Heo et al., arXiv 2403.13298, section 3.1.
 
     The first half of the angles encodes rows, the second columns: the row or column number times base ** -(4k/E), for k
     from 0 to E/4 - 1.
@@ -192,7 +199,10 @@ def axial_rope(coords: torch.Tensor, head_width: int, base: float) -> tuple[torc
 
 
 def rotate(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotate each pair of features (2i, 2i + 1) of x (T, H, E) by the angles of `axial_rope`; same dtype."""
+    """Rotate features of x (T, H, E) by the angles of `axial_rope`; same dtype.
+
+    Each pair (2i, 2i + 1) is rotated by one angle.
+    """
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rope
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2).to(x.dtype)

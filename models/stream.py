@@ -1,4 +1,4 @@
-"""`Stream`: the order in which a model computes a batch's tokens, and attention within its images."""
+"""`Stream`: a model's order of a batch's tokens, and attention within its images."""
 
 from __future__ import annotations
 
@@ -76,11 +76,16 @@ class Stream:
 
     @property
     def rows(self) -> int:
-        """One more than the largest possible number in `image`: N, plus one for padding in the dense layout."""
+        """One more than the largest possible number in `image`.
+
+        That is N, plus one for padding in the dense layout.
+        """
         return len(self.columns) + (self.packs > 0)
 
     def with_prefix(self, R: int) -> tuple[Stream, torch.Tensor, torch.Tensor]:
-        """Add R tokens to each image; returns the stream and the positions of old (T,) and new (N, R) tokens in it.
+        """Add R tokens to each image.
+
+        Returns the stream and the positions of old (T,) and new (N, R) tokens in it.
 
         `slots` stays that of the old tokens: the new ones have no slot.
         """
@@ -100,7 +105,10 @@ class Stream:
         return replace(self, image=image, lengths=lengths, cu_seqlens=starts), old, new
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one_query: bool = False) -> torch.Tensor:
-        """Attention within images: q (Q, H, E), k and v (T, H, E) -> (Q, H, E). See the function `attention`."""
+        """Attention within images: q (Q, H, E), k and v (T, H, E) -> (Q, H, E).
+
+        See the function `attention`.
+        """
         if self.cu_seqlens is not None:
             return attention(
                 q, k, v, cu_seqlens=self.cu_seqlens, lengths=self.lengths, one_query=one_query, backend=self.backend

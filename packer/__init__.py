@@ -1,4 +1,4 @@
-"""Ground floor: plans which images go into which pack, from integers alone, and defines the resulting batch."""
+"""Packer: plan which images go into which pack, and hold them in a batch."""
 
 from patchnpack.packer.batch.packed_batch import PackedBatch, PackedImage
 from patchnpack.packer.binpacking.pack_lengths import pack_lengths

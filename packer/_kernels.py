@@ -20,7 +20,10 @@ _AHEAD = 192  # bytes to prefetch ahead: rows of the next patches lie too far ap
 
 @intrinsic
 def _call_memcpy(typingctx: Any, target: Any, to: Any, source: Any, start: Any, count: Any) -> Any:
-    """memcpy between two flat uint8 arrays. Numba's slice assignment is a byte loop, several times slower."""
+    """Call memcpy between two flat uint8 arrays.
+
+    Numba's slice assignment is a byte loop, several times slower.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         ends = [
@@ -35,7 +38,10 @@ def _call_memcpy(typingctx: Any, target: Any, to: Any, source: Any, start: Any, 
 
 @intrinsic
 def _copy_32_twice(typingctx: Any, target: Any, to: Any, source: Any, start: Any, count: Any) -> Any:
-    """Copies the first and the last 32 of `count` bytes: all of them where `count` is 32 to 64. No call, no branch."""
+    """Copy the first and the last 32 of `count` bytes.
+
+    These are all bytes where `count` is 32 to 64: no call, no branch.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vector = ir.VectorType(ir.IntType(8), 32)
@@ -56,7 +62,9 @@ def _copy_32_twice(typingctx: Any, target: Any, to: Any, source: Any, start: Any
 
 @intrinsic
 def _stream_bytes(typingctx: Any, target: Any, to: Any, source: Any, start: Any, count: Any) -> Any:
-    """Copies `count` bytes into a flat uint8 array past the caches; target address and `count` are multiples of 16.
+    """Copy `count` bytes into a flat uint8 array past the caches.
+
+    The target address and `count` are multiples of 16.
 
     A batch is far larger than a cache, and an ordinary store reads each cache line from memory before it writes it.
     """
@@ -81,7 +89,7 @@ def _stream_bytes(typingctx: Any, target: Any, to: Any, source: Any, start: Any,
 
 @intrinsic
 def _prefetch(typingctx: Any, source: Any, at: Any) -> Any:
-    """Prefetches the cache line of a flat array's byte `at`, which may lie beyond its end: nothing is read."""
+    """Prefetch the cache line of byte `at` of a flat array; beyond its end nothing is read."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         address = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
@@ -96,7 +104,7 @@ def _prefetch(typingctx: Any, source: Any, at: Any) -> Any:
 
 @intrinsic
 def _fence(typingctx: Any) -> Any:
-    """Memory fence: other threads see every store before it, streamed or not, before any store after it."""
+    """Make all stores so far, streamed or not, visible before any later store."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.fence("seq_cst")
@@ -107,7 +115,10 @@ def _fence(typingctx: Any) -> Any:
 
 @njit(nogil=True, cache=True, inline="always")
 def _copy_bytes(target, to, source, start, count):  # type: ignore[no-untyped-def]
-    """Copies `count` bytes between two flat uint8 arrays; 32 to 64 bytes, usual for a patch's row, without a call."""
+    """Copy `count` bytes between two flat uint8 arrays.
+
+    32 to 64 bytes, the usual row of a patch, are copied without a call.
+    """
     if 32 <= count <= 64:
         _copy_32_twice(target, to, source, start, count)
     else:
@@ -116,7 +127,10 @@ def _copy_bytes(target, to, source, start, count):  # type: ignore[no-untyped-de
 
 @njit(nogil=True, cache=True)
 def mix(word: np.uint64) -> np.uint64:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): a bijection in which every bit reaches every bit."""
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014).
+
+    It is a bijection in which every input bit affects every output bit.
+    """
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return word ^ (word >> np.uint64(31))
@@ -124,14 +138,17 @@ def mix(word: np.uint64) -> np.uint64:
 
 @njit(nogil=True, cache=True)
 def mix_all(words: np.ndarray, base: np.uint64, out: np.ndarray) -> None:
-    """Writes the hash of each of `words` (n,) under the key `base` to `out` (n,); all uint64."""
+    """Write the hash of each of `words` (n,) under the key `base` to `out` (n,); all uint64."""
     for i in range(len(words)):
         out[i] = mix((base ^ words[i]) + np.uint64(0x9E3779B97F4A7C15))
 
 
 @njit(nogil=True, cache=True)
 def kept_tokens(key: np.uint64, tokens: int, keep: int) -> np.ndarray:
-    """The first `keep` entries of a permutation of `tokens` drawn from `key`, in ascending order; int32 (keep,)."""
+    """The first `keep` of a permutation of `tokens`, in ascending order, int32 (keep,).
+
+    The permutation is drawn from `key`.
+    """
     if keep == tokens:
         return np.arange(tokens).astype(np.int32)
     permutation = np.arange(tokens).astype(np.int32)
@@ -163,7 +180,7 @@ def place_image(
     segment_ids: np.ndarray,
     coords: np.ndarray,
 ) -> None:
-    """Writes an image's kept tokens into its slots of a pack.
+    """Write an image's kept tokens into its slots of a pack.
 
     `pixels` is uint8 (H, W, C), contiguous. An image larger than its grid is centre-cropped; a smaller one is padded
     with 0 at the right and the bottom. `patches` uint8 (keep, P*P*C), `segment_ids` (keep,) and `coords` (keep, 2) are
@@ -212,14 +229,19 @@ def place_kept(
     segment_ids: np.ndarray,
     coords: np.ndarray,
 ) -> None:
-    """`kept_tokens`, as many as there are slots, then `place_image`: one call that releases the GIL once."""
+    """Draw `kept_tokens`, as many as there are slots, and `place_image` them.
+
+    One call releases the GIL once.
+    """
     kept = kept_tokens(key, grid_w * grid_h, len(segment_ids))
     place_image(pixels, patch, grid_w, grid_h, kept, segment, patches, segment_ids, coords)
 
 
 @njit(nogil=True, cache=True)
 def find_tokens(segment_ids: np.ndarray, token_index: np.ndarray, starts: np.ndarray) -> tuple[int, int]:
-    """Finds the tokens and the images in `segment_ids` (B, L), where each image's tokens are contiguous.
+    """Find the tokens and the images in `segment_ids` (B, L).
+
+    Each image's tokens are contiguous.
 
     Writes the flat position of each token to `token_index` and the number of tokens before each image, then the total,
     to `starts`. Returns the numbers of tokens and images. Images beyond the size of `starts` are counted, not written.
@@ -244,7 +266,7 @@ def find_tokens(segment_ids: np.ndarray, token_index: np.ndarray, starts: np.nda
 
 @njit(nogil=True, cache=True)
 def clear_padding(patches: np.ndarray, used: np.ndarray) -> None:
-    """Zeroes the slots after the first `used[b]` of each pack `b` of `patches` (B, L, D)."""
+    """Zero the slots after the first `used[b]` of each pack `b` of `patches` (B, L, D)."""
     for b in range(len(patches)):
         slots = patches[b].reshape(-1)
         slots[used[b] * patches.shape[2] :] = 0
@@ -277,7 +299,9 @@ def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def fit_grids(
     width: np.ndarray, height: np.ndarray, unit: int, limit: np.ndarray, upsample: bool, out: np.ndarray
 ) -> None:
-    """Finds, exactly, the largest scale at which each image covers at most `limit` (n,) cells of `unit` pixels a side.
+    """Find the largest scale at which each image fits its limit, exactly.
+
+    Image n may cover at most `limit[n]` cells of `unit` pixels per side.
 
     Writes (gw, gh, numerator, denominator) for each image: the grid in cells and the scale as a fraction. At scale s
     the grid is ceil(s w / unit) x ceil(s h / unit), so the best s is min(i unit / w, (cells // i) unit / h) for some i.

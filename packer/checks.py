@@ -6,7 +6,7 @@ import numpy as np
 
 
 def check_whole(name: str, value: object, least: int = 1) -> None:
-    """Raises ValueError unless `value` is a whole number and at least `least`.
+    """Raise ValueError unless `value` is a whole number and at least `least`.
 
     >>> check_whole("seq_len", 0)
     Traceback (most recent call last):

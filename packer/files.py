@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 
 def make_folder_of(path: str | Path) -> None:
-    """Makes the parent folder of a file, and its parents, where they do not exist.
+    """Make the parent folder of a file, and its parents, where they do not exist.
 
     Raises:
         ValueError: a parent is a file.
@@ -25,7 +25,7 @@ def make_folder_of(path: str | Path) -> None:
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], object], *, private: bool = False) -> None:
-    """Calls `write` with an open file that replaces `path` only once it is complete and on disk.
+    """Call `write` with an open file that replaces `path` only once it is complete and on disk.
 
     Readers, also after a crash, find either the old content or the new, never a part. The folder must exist. A
     `private` file is readable by its owner only.

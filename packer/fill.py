@@ -15,7 +15,10 @@ _NO_LIMIT = 1 << 40
 
 
 def _rescaling(packing: Packing, patch_size: int) -> tuple[int, int, int, float, int]:
-    """Limits of size changes: P, grid multiple, edge, the largest change of a side as a share, and the largest grid."""
+    """Limits of size changes, as the kernels take them.
+
+    P, grid multiple, edge, the largest change of a side as a share, and the largest grid.
+    """
     policy = packing.resolution
     edge, limit = getattr(policy, "edge", "resize"), getattr(policy, "max_tokens", None)
     return patch_size, packing.grid_multiple, _EDGES[edge], packing.max_scale, _NO_LIMIT if limit is None else limit

@@ -96,7 +96,7 @@ def measure(
     images_seen: np.ndarray | None = None,
     patch_size: int | None = None,
 ) -> tuple[Images, np.ndarray]:
-    """Size, grid and token count of each row at one patch size, and which rows are oversize, bool (n,).
+    """Measure each row at one patch size: its image, and whether it is oversize, bool (n,).
 
     Each row's result depends on that row alone. With `oversize="skip"` oversize rows are included, with all their
     tokens.

@@ -54,7 +54,9 @@ class Plan:
         return self._sums(self.images.keep.astype(np.int64) ** 2)
 
     def model_cost(self, width: int = 768) -> np.ndarray:
-        """Compute of each pack in a transformer of `width` features, in units of one token's matrices, float64 (N,).
+        """Cost of each pack in a transformer of `width` features, float64 (N,).
+
+        The unit is the cost of one token in the matrices.
 
         In a block, a token costs 24 width**2 operations in the matrices (with an MLP four times as wide) and 4 width n
         in attention over the n tokens of its image.
@@ -172,7 +174,7 @@ class Planner:
         )
 
     def _packed(self, flush: bool) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Pack waiting images, in runs of one patch size: its number, and order and offsets as in `pack_lengths`."""
+        """Pack waiting images in runs of one patch size: its number, order and offsets."""
         if self._algorithm == "auto":
             return
         sizes = self._packing.patch_sizes
@@ -205,7 +207,10 @@ class Planner:
         wanted: int,
         flush: bool,
     ) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
-        """At most `wanted` packs of the images `left` and those not yet entered, from no more images than needed."""
+        """Make at most `wanted` packs of the images `left` and those not yet entered.
+
+        No more images enter than needed.
+        """
         packing, decreasing = self._packing, self._algorithm in DECREASING
         reach = 4 * packing.lookahead if decreasing else packing.lookahead + 16 * wanted
         while True:

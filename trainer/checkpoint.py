@@ -1,4 +1,4 @@
-"""Checkpoints: a model and the state to resume its training, in one file that is written atomically."""
+"""Checkpoints: a model and the state to resume its training, written atomically."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def save_checkpoint(
     metrics: dict[str, float] | None = None,
     state: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint of tensors and plain dicts, readable with `torch.load(path, weights_only=True)`.
+    """Write a checkpoint of tensors and plain dicts.
+
+    `torch.load(path, weights_only=True)` reads it.
 
     `load_checkpoint` loads `state["ema"]`, a state dict of the model, in preference to the weights of `model`.
     """

@@ -1,4 +1,4 @@
-"""Contrastive image-text training: a byte-level text tower and a sigmoid loss without gathered embeddings."""
+"""Contrastive image-text training: a byte-level text tower and a sigmoid loss."""
 
 from __future__ import annotations
 

@@ -69,7 +69,9 @@ def repatchify(batch: PackedBatch, patch_size: int) -> PackedBatch:
 
 
 class Distillation(Classification):
-    """t^2 KL(teacher || student) of the softmax at temperature t, plus a weighted task loss; summed over images.
+    """t^2 KL(teacher || student) at temperature t, plus a weighted task loss.
+
+    Both are summed over images; the distributions are softmaxes at temperature t.
 
     The factor t^2 keeps the scale of gradients independent of t (Hinton et al., arXiv 1503.02531, section 2). The
     teacher sees the same crops at its own patch size, as when FlexiViT learns from a ViT (arXiv 2212.08013, section

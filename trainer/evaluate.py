@@ -48,7 +48,10 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
 
 @dataclass(kw_only=True, slots=True)
 class Meter:
-    """Running sums over batches. Loss and hits stay on the device until read, so that no step synchronises."""
+    """Running sums over batches.
+
+    Loss and hits stay on the device until read, so that no step synchronises.
+    """
 
     loss: Any = 0.0
     hits: Any = 0

@@ -18,7 +18,10 @@ from patchnpack.trainer.mixing import mix
 
 
 class Outcome(NamedTuple):
-    """0-d tensors: the loss summed over the counted images, their number, and the number of hits among them."""
+    """The loss of a batch as 0-d tensors.
+
+    The loss summed over the counted images, their number, and the number of hits among them.
+    """
 
     total: torch.Tensor
     images: torch.Tensor
@@ -37,7 +40,9 @@ class Objective(nn.Module):
     def prepare(
         self, model: NaViT, batch: PackedBatch, rng: np.random.Generator | None = None
     ) -> tuple[PackedBatch, ...]:
-        """Check the batch on the host, and return the arguments of `forward`. Without `rng` nothing is random.
+        """Check the batch on the host, and return the arguments of `forward`.
+
+        Without `rng` nothing is random.
 
         Raises:
             ValueError: model, objective and batch do not match.

@@ -16,7 +16,7 @@ from patchnpack.packer.batch.packed_batch import PackedBatch
 def mix(
     batch: PackedBatch, rng: np.random.Generator, *, num_classes: int, mixup: float = 0.0, cutmix: float = 0.0
 ) -> PackedBatch:
-    """Mix each labelled image of a batch with another one, whatever their sizes; segments do not change.
+    """Mix each labelled image of a batch with another one; segments do not change.
 
     Grids differ, so a region of w x h patches of both images is mixed:
 

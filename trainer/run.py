@@ -192,7 +192,10 @@ class Run:
         return f"stopped at step {self.step}; run it again to resume from the checkpoint of step {self.saved_step}"
 
     def save_due(self) -> bool:
-        """Whether a checkpoint is due by steps or minutes; the same on all ranks. Every rank must call it."""
+        """Whether a checkpoint is due by steps or minutes; the same on all ranks.
+
+        Every rank must call it.
+        """
         config = self.config
         if config.save_every and self.step - self.saved_step >= config.save_every:
             return True
@@ -245,7 +248,10 @@ class Run:
         atomic_write(self.folder / HISTORY, lambda file: file.write(lines.encode()))
 
     def restore(self, loader: Batches, resume: bool | None) -> int | None:
-        """Resume from the checkpoint in the folder; returns the batches left in a started epoch, else None."""
+        """Resume from the checkpoint in the folder, if there is one.
+
+        Returns the number of batches left in a started epoch, else None.
+        """
         if self.folder is None:
             return None
         path = self.folder / CHECKPOINT

@@ -39,7 +39,9 @@ class Advice:
 
 
 def best_setting(settings: Sequence[Setting]) -> Setting:
-    """The shortest sequence whose padding equals the best, among lengths that at most 1 % of the images exceed.
+    """The setting to recommend: the shortest sequence whose padding equals the best.
+
+    Only lengths that at most 1 % of the images exceed are compared.
 
     If more images exceed every length, the lengths that remove the fewest tokens are compared. The current setting is
     kept unless another one pads less and needs no more slots for the same images.

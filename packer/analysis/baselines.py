@@ -1,4 +1,4 @@
-"""Baselines: the usual ways to batch images of different sizes, and their costs for the same images."""
+"""Baselines: the usual ways to batch images of different sizes, and their costs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def baselines(made: Plan, rows: Rows, packing: Packing, *, seed: int, epoch: int
 
 
 def buckets(keep: np.ndarray, count: int = BUCKETS) -> tuple[np.ndarray, np.ndarray]:
-    """Split images into buckets of similar token counts: each bucket's longest image and size, int64 (count,).
+    """Split images into buckets of similar token counts.
+
+    Returns each bucket's longest image and number of images, int64 (count,).
 
     >>> buckets(np.array([5, 1, 2, 4, 3]), 2)
     (array([2, 5]), array([2, 3]))
@@ -139,7 +141,7 @@ def _bucketed(made: Plan) -> Baseline:
 
 
 def _fitted(made: Plan, rows: Rows, packing: Packing) -> Baseline:
-    """Each image resized, up or down, to at most the mean number of tokens, and padded to that number."""
+    """Each image resized to at most the mean number of tokens, and padded to that number."""
     slots = tokens = attention = 0
     lengths: list[str] = []
     enlarged = 0
@@ -166,7 +168,7 @@ def _fitted(made: Plan, rows: Rows, packing: Packing) -> Baseline:
 
 
 def _square(made: Plan, rows: Rows) -> Baseline:
-    """The square whose token count is nearest to the mean image's, so that the model's compute is about equal."""
+    """The square whose token count is nearest to the mean image's: about equal compute."""
     sides, tokens, attention = [], 0, 0
     for size, images in _by_patch_size(made):
         side = max(1, round(float(images.keep.mean()) ** 0.5))

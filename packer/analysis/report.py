@@ -1,4 +1,4 @@
-"""`report`: packs, padding and cost of a data set under one configuration, compared with baselines."""
+"""`report`: packs, padding and cost of a data set, compared with baselines."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def report(
 
 
 def pack_bytes(packing: Packing) -> int:
-    """Bytes of one pack in the tensors of a `PackedBatch` with class labels, at the largest patch size.
+    """Bytes of one pack in a `PackedBatch` with class labels, at the largest patch size.
 
     Patches, segment ids and coords count per slot; grids, sizes, mask, labels and rows per image.
 
@@ -213,7 +213,7 @@ def pack_bytes(packing: Packing) -> int:
 def imbalance(
     attention: np.ndarray, cost: np.ndarray, patch_size: np.ndarray, packing: Packing, seed: int, ranks: int
 ) -> tuple[float, float]:
-    """`load_imbalance` of an epoch's packs, in plan order and after balancing as `packing.balance` says.
+    """`load_imbalance` of an epoch's packs, in plan order and after balancing.
 
     Args:
         attention: (N,), attention cost, by which packs are balanced.

@@ -104,7 +104,7 @@ class Setting:
 
     @property
     def saved_bucketed(self) -> float:
-        """Share of the slots of bucketing by length that this setting saves; negative where bucketing needs fewer."""
+        """Share of the slots of bucketing by length that is saved; negative where it needs fewer."""
         return 1 - self.slots / self.slots_bucketed
 
 
@@ -135,7 +135,10 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Measured:
-    """The images at one patch size and sequence length; `least` and `images` only where `fill` needs them."""
+    """The images at one patch size and sequence length.
+
+    `least` and `images` are set only where `fill` needs them.
+    """
 
     keep: np.ndarray  # int64 (M,)
     before: np.ndarray  # int64 (M,)
@@ -283,7 +286,10 @@ def _settings(
     ranks: int,
     width: int,
 ) -> list[Setting]:
-    """Pack with every setting of one patch size and sequence length; `own` adds the packing's own setting."""
+    """Pack with every setting of one patch size and sequence length.
+
+    `own` adds the packing's own setting.
+    """
     (patch_size,) = packing.patch_sizes
     resolved: list[Algorithm] = [_resolved(measured, packing, algorithm) for algorithm in algorithms]
     tried = list(dict.fromkeys(_pairs(resolved, lookaheads)))
@@ -355,7 +361,10 @@ def _fill_with(packing: Packing, algorithm: Algorithm) -> Fill:
 def _packed(
     measured: _Measured, packing: Packing, algorithm: Algorithm, lookahead: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The offset of each pack, int64 (N + 1,), and the tokens of the images in pack order, int64 (M,)."""
+    """Pack the images with one setting.
+
+    Returns the offset of each pack, int64 (N + 1,), and the images' tokens in pack order, int64 (M,).
+    """
     (patch_size,) = packing.patch_sizes
     fill = _fill_with(packing, algorithm)
     cut = fill in ("trim", "rescale")

@@ -88,7 +88,10 @@ def draw_packs(
 
 
 def _strip(patches: np.ndarray, segments: np.ndarray, room: int) -> Image.Image:
-    """Draw one pack's slots, patches (L, P, P, C) and segments (L,), as a film strip with numbered tabs."""
+    """Draw one pack's slots as a film strip with numbered tabs.
+
+    `patches` is (L, P, P, C), `segments` (L,).
+    """
     n, s = _slots(len(segments), room)
     lines = _runs(segments, n, s)
     tops = np.cumsum([0] + [s + 2 * _EDGE + _LINE_GAP + _TAB * any(run[3] for run in line) for line in lines])
@@ -112,7 +115,10 @@ def _strip(patches: np.ndarray, segments: np.ndarray, room: int) -> Image.Image:
 
 
 def _slots(length: int, room: int) -> tuple[int, int]:
-    """Slots per line and pixels per slot: the largest slots that keep the strip about `_MAX_STRIP` pixels high."""
+    """Slots per line and pixels per slot.
+
+    These are the largest slots that keep the strip about `_MAX_STRIP` pixels high.
+    """
     for s in range(_MAX_SLOT, _MIN_SLOT - 1, -1):
         lines = -(-length // (room // s))
         if lines * (s + 2 * _EDGE + _LINE_GAP) <= _MAX_STRIP:
@@ -123,7 +129,9 @@ def _slots(length: int, room: int) -> tuple[int, int]:
 
 
 def _runs(segments: np.ndarray, n: int, s: int) -> list[list[tuple[int, int, int, bool]]]:
-    """The runs of one segment in each line of n slots: first slot, end, segment, and whether it is labelled here.
+    """The runs of one segment in each line of n slots.
+
+    A run is its first slot, end, segment, and whether it is labelled here.
 
     A segment is labelled once, on the first line with room for the label.
     """
@@ -143,7 +151,7 @@ def _runs(segments: np.ndarray, n: int, s: int) -> list[list[tuple[int, int, int
 
 
 def _fill_slots(box: np.ndarray, patches: np.ndarray) -> None:
-    """Draw patches (n, P, P, C) side by side into `box` (s, n * s, 3), with lines between large slots."""
+    """Draw patches (n, P, P, C) side by side into `box` (s, n * s, 3), with lines between."""
     s, gap = len(box), int(len(box) >= 10)
     # One resize for all: a box filter mixes no neighbours, since patch edges fall on edges of drawn pixels.
     row = _rgb(np.concatenate(patches, axis=1)).resize((len(patches) * (s - gap), s - gap), Image.Resampling.BOX)
@@ -224,7 +232,7 @@ def _thumb(image: PackedImage, scale: float) -> Image.Image:
 
 
 def _thumb_scale(packs: list[list[PackedImage]], P: int, room: int) -> float:
-    """Pixels per patch, the same for all images: the largest scale at which each pack's images fit in one row."""
+    """Pixels per patch, the largest at which each pack's images fit in one row, within limits."""
     grids = [[image.grid for image in pack] for pack in packs]
     longest = max((max(grid) for pack in grids for grid in pack), default=1)
     for limit in _THUMBS:

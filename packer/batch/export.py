@@ -71,7 +71,9 @@ def _name(batch: ExportableBatch, image: int) -> str:
 
 
 def _tokens(batch: ExportableBatch, model: str) -> _Tokens:
-    """The tokens of every image. The grids of a batch on a GPU are copied to the host, to check them first.
+    """The tokens of every image.
+
+    The grids of a batch on a GPU are copied to the host, to check them first.
 
     Raises:
         ValueError: an image has dropped tokens.
@@ -125,7 +127,9 @@ def to_siglip2(
     std: Channels = 0.5,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, torch.Tensor]:
-    """Inputs of transformers' `Siglip2VisionModel`: one row per image (arXiv 2502.14786, section 2.4.2).
+    """Inputs of transformers' `Siglip2VisionModel`: one row per image.
+
+    See SigLIP 2, arXiv 2502.14786, section 2.4.2.
 
     Args:
         batch: images without dropped tokens.
@@ -195,7 +199,10 @@ def to_naflex(
 def _rows(
     batch: ExportableBatch, tokens: _Tokens, row: int, values: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Values in rows (N, M, D), the valid slots, bool (N, M), and each token's slot of the N*M, int64 (T,)."""
+    """Arrange values in one row per image.
+
+    Returns values (N, M, D), valid slots, bool (N, M), and each token's slot of the N*M, int64 (T,).
+    """
     slots = tokens.image * row + tokens.place()
     rows = values.new_zeros((len(batch.lengths), row, values.shape[1]))
     valid = torch.zeros(rows.shape[:2], dtype=torch.bool, device=values.device)
@@ -212,7 +219,7 @@ def to_qwen2_vl(
     merge_size: int = 2,
     temporal_patch_size: int = 2,
 ) -> dict[str, torch.Tensor]:
-    """Inputs of Qwen2-VL: all images in one row, tokens by merge block (arXiv 2409.12191, section 2.1).
+    """Inputs of Qwen2-VL (arXiv 2409.12191): all images in one row, tokens by merge block.
 
     A still image is repeated F times, since a patch spans F frames. The vision model alone calls the two inputs
     `hidden_states` and `grid_thw`.
@@ -263,7 +270,7 @@ def to_pixtral(
     std: Channels = CLIP_STD,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, torch.Tensor]:
-    """Inputs of Pixtral: whole images, padded to the largest (arXiv 2410.07073, section 2.2).
+    """Inputs of Pixtral (arXiv 2410.07073): whole images, padded to the largest.
 
     Args:
         batch: images without dropped tokens.

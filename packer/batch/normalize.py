@@ -1,4 +1,4 @@
-"""`normalize`: normalised float pixels, for models that do not fold the normalisation into their weights."""
+"""`normalize`: normalised float pixels, for models without a built-in normalisation."""
 
 from __future__ import annotations
 

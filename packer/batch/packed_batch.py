@@ -182,7 +182,7 @@ class PackedBatch:
         std: export.Channels = 0.5,
         dtype: torch.dtype = torch.float32,
     ) -> dict[str, torch.Tensor]:
-        """pixel_values, pixel_attention_mask, spatial_shapes: see `patchnpack.packer.batch.export.to_siglip2`."""
+        """pixel_values, pixel_attention_mask, spatial_shapes: see `export.to_siglip2`."""
         return export.to_siglip2(self, max_num_patches, mean, std, dtype)
 
     def to_naflex(
@@ -192,7 +192,7 @@ class PackedBatch:
         std: export.Channels = 0.5,
         dtype: torch.dtype = torch.float32,
     ) -> dict[str, torch.Tensor]:
-        """patches, patch_coord, patch_valid for timm: see `patchnpack.packer.batch.export.to_naflex`."""
+        """patches, patch_coord, patch_valid for timm: see `export.to_naflex`."""
         return export.to_naflex(self, max_num_patches, mean, std, dtype)
 
     def to_qwen2_vl(
@@ -203,7 +203,7 @@ class PackedBatch:
         merge_size: int = 2,
         temporal_patch_size: int = 2,
     ) -> dict[str, torch.Tensor]:
-        """pixel_values, image_grid_thw: see `patchnpack.packer.batch.export.to_qwen2_vl`."""
+        """pixel_values, image_grid_thw: see `export.to_qwen2_vl`."""
         return export.to_qwen2_vl(self, mean, std, dtype, merge_size, temporal_patch_size)
 
     def to_pixtral(
@@ -212,7 +212,7 @@ class PackedBatch:
         std: export.Channels = export.CLIP_STD,
         dtype: torch.dtype = torch.float32,
     ) -> dict[str, torch.Tensor]:
-        """pixel_values, image_sizes: see `patchnpack.packer.batch.export.to_pixtral`."""
+        """pixel_values, image_sizes: see `export.to_pixtral`."""
         return export.to_pixtral(self, mean, std, dtype)
 
     def images(self) -> Iterator[PackedImage]:

@@ -1,4 +1,6 @@
-"""The compiled packers that sort: `first_fit_decreasing` and `best_fit_decreasing`, on blocks of 4R items.
+"""The compiled packers that sort blocks of 4R items.
+
+These are `first_fit_decreasing` and `best_fit_decreasing`.
 
 They take the arguments of the packers in `_classical.py`. `reference.py` defines each in plain Python.
 """
@@ -15,7 +17,7 @@ from patchnpack.packer.binpacking._bits import trailing_zeros
 
 @njit(nogil=True, cache=True)
 def _longest_first(lengths, start, end, starts, items):  # type: ignore[no-untyped-def]
-    """Writes the items from `start` to `end` to `items`, longest first; items of equal length stay in order."""
+    """Write the items from `start` to `end` to `items`, longest first; equal lengths stay in order."""
     starts[:] = 0
     longest = 0
     for i in range(start, end):
@@ -31,7 +33,7 @@ def _longest_first(lengths, start, end, starts, items):  # type: ignore[no-untyp
 
 @njit(nogil=True, cache=True)
 def _emit_block(items, where, opened, order, offsets, packs):  # type: ignore[no-untyped-def]
-    """Writes a block's packs in the order in which they were opened; item `items[j]` is in pack `where[j]`."""
+    """Write a block's packs in the order of opening; item `items[j]` is in pack `where[j]`."""
     for p in range(opened):
         offsets[packs + p + 1] = 0
     for j in range(len(items)):
@@ -48,7 +50,10 @@ def _emit_block(items, where, opened, order, offsets, packs):  # type: ignore[no
 
 @njit(nogil=True, cache=True)
 def first_fit_decreasing(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
-    """See `reference.first_fit_decreasing`. A max-tree over the packs' rooms finds the first pack that fits."""
+    """See `reference.first_fit_decreasing`.
+
+    A max-tree over the packs' rooms finds the first pack that fits.
+    """
     n = len(lengths)
     block = min(n, 4 * lookahead)
     starts = np.empty(capacity + 1, np.int64)
@@ -90,7 +95,9 @@ def first_fit_decreasing(lengths, capacity, max_items, lookahead, flush, order, 
 
 @njit(nogil=True, cache=True)
 def _sort_runs(lengths, start, size, ends, items):  # type: ignore[no-untyped-def]
-    """Writes the offsets of `size` items from `start` to `items`, longest first; equal lengths stay in order.
+    """Write the offsets of `size` items from `start` to `items`, longest first.
+
+    Items of equal length stay in order.
 
     `ends[length]` becomes the end of the run of that length in `items`. Returns the largest length.
     """
@@ -118,7 +125,10 @@ def _sort_runs(lengths, start, size, ends, items):  # type: ignore[no-untyped-de
 
 @njit(nogil=True, cache=True, inline="always")
 def _least_room(words, length):  # type: ignore[no-untyped-def]
-    """The lowest set bit of `words` at or above `length`: the least room that holds the length, or -1."""
+    """The least room that holds `length`, or -1.
+
+    That is the lowest set bit of `words` at or above `length`.
+    """
     w = length >> 6
     word = words[w] & (np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64(length & 63))
     while word == 0 and w + 1 < len(words):
@@ -129,7 +139,7 @@ def _least_room(words, length):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, inline="always")
 def _leave_group(first, last, group, some, step):  # type: ignore[no-untyped-def]
-    """Takes `some` packs out of a group, at the end that changed last, and returns the lowest."""
+    """Take `some` packs out of a group, at the end that changed last; return the lowest."""
     if step > 0:
         first[group] += some
         return np.int64(first[group]) - some
@@ -139,7 +149,10 @@ def _leave_group(first, last, group, some, step):  # type: ignore[no-untyped-def
 
 @njit(nogil=True, cache=True)
 def _write_runs(groups, runs, items, start, path, opened, order, offsets, packs):  # type: ignore[no-untyped-def]
-    """Writes a block's packs: each pack's items are found by following the runs of its group, the oldest run first."""
+    """Write a block's packs.
+
+    Each pack's items are found by following the runs of its group, the oldest run first.
+    """
     group_of, first, last = groups
     run_before, run_item, run_each, run_pack, run_step = runs
     out, pack = offsets[packs], 0

@@ -1,4 +1,7 @@
-"""The compiled treatment of leftover slots. `reference_fill.py` defines each function in plain Python."""
+"""The compiled treatment of leftover slots.
+
+`reference_fill.py` defines each function in plain Python.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,10 @@ def trim(least, keep, offsets, capacity):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _option(found, count, w, h, gw, gh, keep, width, height, columns, rows, limit):  # type: ignore[no-untyped-def]
-    """Add a size to the options unless one of as many tokens changes the image less; return the number of options."""
+    """Add a size to the options; returns their number.
+
+    A size is left out if one of as many tokens changes the image less.
+    """
     tokens = columns * rows
     if columns < 1 or rows < 1 or tokens > limit:
         return count
@@ -74,7 +80,10 @@ def _option(found, count, w, h, gw, gh, keep, width, height, columns, rows, limi
 
 @njit(nogil=True, cache=True)
 def options(size, grid, keep, patch, multiple, edge, max_scale, max_tokens, found):  # type: ignore[no-untyped-def]
-    """See `reference_fill.options`; writes (keep, width, height, gw, gh, change) rows to `found` (`_OPTIONS`, 6)."""
+    """See `reference_fill.options`.
+
+    Writes (keep, width, height, gw, gh, change) rows to `found` (`_OPTIONS`, 6).
+    """
     w, h, gw, gh = np.int64(size[0]), np.int64(size[1]), np.int64(grid[0]), np.int64(grid[1])
     kept, unit = np.int64(keep), np.int64(patch * multiple)
     limit = max(np.int64(max_tokens), gw * gh)

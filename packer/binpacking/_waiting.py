@@ -19,7 +19,10 @@ _CLOSING = 256  # a closing subset is chosen from at most this many items: bound
 
 @njit(nogil=True, cache=True)
 def _highest(words, summary, limit):  # type: ignore[no-untyped-def]
-    """The highest set bit of `words` at or below `limit`, or -1. `summary` has one bit per nonzero word."""
+    """The highest set bit of `words` at or below `limit`, or -1.
+
+    `summary` has one bit per nonzero word.
+    """
     w = limit >> 6
     word = words[w] & (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(63 - (limit & 63)))
     if word != 0:
@@ -129,7 +132,10 @@ def _has_sum(reach, i, total):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _add_length(reach, i, length, size):  # type: ignore[no-untyped-def]
-    """reach[i + 1] = reach[i] | reach[i] << length, in `size` words: the sums without and with one more length."""
+    """Set reach[i + 1] = reach[i] | reach[i] << length, in `size` words.
+
+    These are the sums without and with one more length.
+    """
     skip, bits = length >> 6, np.uint64(length & 63)
     for w in range(min(skip, size)):
         reach[i + 1, w] = reach[i, w]
@@ -145,7 +151,7 @@ def _add_length(reach, i, length, size):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _commonest(count, words, summary, longest):  # type: ignore[no-untyped-def]
-    """The most common length (the longest, where several are), and the number of items of that length."""
+    """The most common length, the longest of equals, and its number of items."""
     common, items = np.int64(0), np.int64(0)
     length = _highest(words, summary, longest)
     while length > 0:
@@ -157,9 +163,10 @@ def _commonest(count, words, summary, longest):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _common_length(count, words, summary, waiting, peak):  # type: ignore[no-untyped-def]
-    """The length that at least a quarter of the `waiting` items have, or 0; and `peak`, tightened where it was counted.
+    """The length that at least a quarter of the `waiting` items have, or 0, and `peak`.
 
-    `peak` is an upper bound of every length's count: below a quarter, no length needs counting.
+    `peak`, an upper bound of every length's count, is tightened where lengths are counted. Below a quarter none needs
+    counting.
     """
     if 4 * peak < waiting:
         return np.int64(0), peak
@@ -169,7 +176,10 @@ def _common_length(count, words, summary, waiting, peak):  # type: ignore[no-unt
 
 @njit(nogil=True, cache=True)
 def _exact(room, items_left, common, copies, count, words, summary, chosen):  # type: ignore[no-untyped-def]
-    """Fills the room exactly with as many copies of the common length as possible and one or two others; else 0."""
+    """Fill the room exactly, if possible; returns the number of items, else 0.
+
+    `chosen` gets as many copies of the common length as possible and one or two others.
+    """
     for j in range(copies, -1, -1):
         rest = room - j * common
         if rest == 0 or (j < items_left and rest != common and count[rest] > 0):
@@ -215,7 +225,10 @@ def _next_long(room, pairs, capacity, count, words, summary):  # type: ignore[no
 
 @njit(nogil=True, cache=True)
 def _close(room, items_left, common, count, words, summary, reach, candidates, chosen):  # type: ignore[no-untyped-def]
-    """Writes the lengths that close a pack to `chosen` and returns their number. See `reference.closing_subset`."""
+    """Write the lengths that close a pack to `chosen`; returns their number.
+
+    See `reference.closing_subset`.
+    """
     copies = min(room // common, count[common], items_left) if 0 < common <= room else np.int64(0)
     number = _exact(room, items_left, common, copies, count, words, summary, chosen)
     if number > 0:

@@ -31,7 +31,7 @@ DECREASING = ("first_fit_decreasing", "best_fit_decreasing")
 def resolve_algorithm(
     algorithm: Algorithm, lengths: np.ndarray, capacity: int, *, max_items: int, lookahead: int
 ) -> Algorithm:
-    """The algorithm that runs: `algorithm` itself, or the choice that "auto" makes from the first lengths.
+    """Resolve "auto" from the first lengths; other algorithms are returned as they are.
 
     "auto" chooses "subset_sum", or "largest_fit" where that packs the first `SAMPLE` lengths into fewer packs, which is
     the case for evenly spread lengths.
@@ -59,7 +59,9 @@ def pack_ready(
     flush: bool,
     least: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Like `pack_lengths`, but without `flush` it leaves out items whose pack later arrivals could still change.
+    """Pack the items whose pack is final; with `flush`, all items as in `pack_lengths`.
+
+    Without `flush`, items whose pack later arrivals could still change are left out.
 
     Pass the items left out first, in their order, to the next call, then the new arrivals: the packs are the same
     however the arrivals are split into calls. Each call decides "auto" again, so resolve it first. With `least` (n,),

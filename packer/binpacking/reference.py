@@ -48,7 +48,9 @@ def first_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int,
 
 
 def best_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool) -> list[list[int]]:
-    """Put each item into the open pack that it leaves least room in (Johnson 1973); of equals, the oldest.
+    """Put each item into the open pack that it leaves least room in (Johnson 1973).
+
+    Of equals, the oldest is taken.
 
     Packs are emitted as in `first_fit`.
 
@@ -138,7 +140,7 @@ def _decreasing(
 def largest_fit(
     lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool, least: list[int] | None = None
 ) -> list[list[int]]:
-    """Start each pack with the oldest of R waiting items, then add the largest that fits until none does.
+    """Start each pack with the oldest of R waiting items; add the largest that fits.
 
     Of items of equal length the oldest goes first. The waiting room is refilled before each pack, so an item is emitted
     within R packs of entering.
@@ -170,7 +172,9 @@ def largest_fit(
 def subset_sum(
     lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool, least: list[int] | None = None
 ) -> list[list[int]]:
-    """Start each pack with the oldest of R waiting items, fill in arrival order, close with the best subset.
+    """Fill packs from R waiting items in arrival order, close with the best subset.
+
+    A pack starts with the oldest waiting item.
 
     Filling ends when the room left is below six mean lengths of the waiting items, or the next item does not fit. Among
     the subsets of 256 waiting items there is then nearly always one that fills the room to the last slot. This holds
@@ -243,7 +247,9 @@ def thirds(length: int, capacity: int) -> int:
 
 
 def next_long(held: list[int], room: int, pairs: bool, capacity: int) -> int:
-    """The largest length in `held` that fits, or 0; with `pairs`, the larger of two lengths if two are better.
+    """The largest length in `held` that fits, or 0.
+
+    With `pairs`, the larger of two lengths if two are better.
 
     The two are those over a quarter of L that leave the least room. They are better than a single length that is at
     most half of L, and better than a longer one if they leave more than L / 64 less room.
@@ -259,7 +265,7 @@ def next_long(held: list[int], room: int, pairs: bool, capacity: int) -> int:
 
 
 def closing_over(pack: list[int], waiting: list[int], lengths: list[int], capacity: int, least: list[int]) -> list[int]:
-    """The shortest waiting item that fits only if the items of the pack are cut towards their `least`.
+    """The shortest waiting item that fits only if the pack's items are cut to their `least`.
 
     Never is more cut than would have stayed empty. Of items of equal length only the oldest is considered. The list is
     empty if no item may be cut or the pack is full.
@@ -278,7 +284,7 @@ def closing_over(pack: list[int], waiting: list[int], lengths: list[int], capaci
 
 
 def closing_subset(held: list[int], room: int, items_left: int, common: int) -> list[int]:
-    """The lengths among `held` that close a pack with `room` slots and at most `items_left` more items.
+    """The lengths in `held` that close a pack with `room` slots and `items_left` items left.
 
     If it fills the room: as many copies of the `common` length (0 is none) as possible and one or two other lengths.
     Otherwise the subset of the copies and the longest 256 others that leaves the least room; of equals, the one with

@@ -32,7 +32,10 @@ def _normal(state):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _log_gamma_value(state, shape):  # type: ignore[no-untyped-def]
-    """The next state, and the log of a gamma value (Marsaglia and Tsang 2000); at small shapes the value underflows."""
+    """The next state, and the log of a gamma value (Marsaglia and Tsang 2000).
+
+    At small shapes the value itself underflows.
+    """
     boost = 0.0
     if shape < 1:
         state, u = _uniform(state)
@@ -61,7 +64,9 @@ def beta(keys: np.ndarray, a: float, b: float, out: np.ndarray) -> None:
 
 @njit(nogil=True, cache=True)
 def truncated_normal(keys: np.ndarray, mean: np.ndarray, std: float, low: float, high: float, out: np.ndarray) -> None:
-    """Normal values of `mean` (n,) and `std` within [low, high), float64 (n,). The means must also lie within.
+    """Normal values of `mean` (n,) and `std` within [low, high), float64 (n,).
+
+    The means must also lie within.
 
     Values outside are drawn again. The share inside is at least the lesser of 1/3 and (high - low) / (4 std).
     """
@@ -83,7 +88,10 @@ def uniform(keys: np.ndarray, out: np.ndarray) -> None:
 def crops(
     keys: np.ndarray, width: np.ndarray, height: np.ndarray, scale: np.ndarray, ratio: np.ndarray, out: np.ndarray
 ) -> None:
-    """See `reference_draws.random_crop`. `scale`, `ratio` (2,); writes (left, top, width, height), int32 (n, 4)."""
+    """See `reference_draws.random_crop`.
+
+    `scale` and `ratio` are (2,); writes (left, top, width, height), int32 (n, 4).
+    """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for i in range(len(keys)):
         state, w, h = keys[i], np.int64(width[i]), np.int64(height[i])

@@ -1,4 +1,7 @@
-"""Counter-based randomness: a draw depends on its purpose and counter, never on call order, thread or process."""
+"""Counter-based randomness.
+
+A draw depends on its purpose and counter, never on call order, thread or process.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,10 @@ class Purpose(IntEnum):
 
 
 def counter_hash(purpose: Purpose, seed: int, epoch: int, counters: np.ndarray) -> np.ndarray:
-    """Hashes each of `counters` (uint64) to a uint64, in effect independent across purposes, seeds and epochs.
+    """Hash each of `counters` (uint64) to a uint64, keyed by purpose, seed and epoch.
 
-    `seed` and `epoch` are any integers, taken modulo 2**64.
+    Hashes of different purposes, seeds and epochs are in effect independent. `seed` and `epoch` are any integers, taken
+    modulo 2**64.
 
     >>> import numpy as np
     >>> rows = np.arange(3, dtype=np.uint64)

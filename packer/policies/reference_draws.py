@@ -70,7 +70,9 @@ def truncated_normal(key: int, mean: float, std: float, low: float, high: float)
 def random_crop(
     key: int, width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """(left, top, width, height) of a crop drawn from `key`, as in GoogLeNet (Szegedy et al. 2015, section 6).
+    """Draw a crop from `key`, as in GoogLeNet (Szegedy et al. 2015, section 6).
+
+    Returns (left, top, width, height).
 
     The crop's area is a uniform share of the image's; the logarithm of its aspect is uniform. Up to ten crops are drawn
     until one lies within the image; otherwise the largest centre crop whose aspect is within `ratio` is used.

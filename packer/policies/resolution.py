@@ -15,7 +15,9 @@ from patchnpack.packer.checks import check_whole
 
 
 class Sizes(NamedTuple):
-    """The geometry of each image: `box`, resized to `size` pixels, then centre-cropped or zero-padded to `grid`.
+    """The geometry of each image.
+
+    `box` is resized to `size` pixels, then centre-cropped or zero-padded to `grid`.
 
     Attributes:
         size: int32 (n, 2), (width, height) in pixels.
@@ -94,7 +96,7 @@ Edge = Literal["pad", "crop", "resize"]
 
 
 def check_edge(edge: str, allowed: tuple[str, ...]) -> None:
-    """Raises ValueError unless `edge` is one of `allowed`."""
+    """Raise ValueError unless `edge` is one of `allowed`."""
     if edge not in allowed:
         raise ValueError(f"edge is {edge!r}; it must be one of {', '.join(map(repr, allowed))}")
 
@@ -109,10 +111,10 @@ def fit_tokens(
     upsample: bool,
     pad: bool,
 ) -> Sizes:
-    """The largest size of each image, aspect kept, whose grid has at most `max_tokens` (a number or (n,)) patches.
+    """The largest size of each image, aspect kept, with at most `max_tokens` patches.
 
-    With `pad` the aspect is kept to the pixel and the last patches are partly empty; without, both sides are rounded up
-    to whole patches.
+    `max_tokens` is a number or (n,). With `pad` the aspect is kept to the pixel and the last patches are partly empty;
+    without, both sides are rounded up to whole patches.
     """
     unit, cells = patch * multiple, np.asarray(max_tokens, np.int64) // multiple**2
     if (cells < 1).any():
@@ -144,7 +146,7 @@ def shrink_above(
     *,
     pad: bool,
 ) -> None:
-    """Shrinks the images whose grid has more than `max_tokens` patches, in place."""
+    """Shrink the images whose grid has more than `max_tokens` patches, in place."""
     over = sizes.grid.prod(1, dtype=np.int64) > max_tokens
     if over.any():
         # These images are too large, so the largest size that fits is smaller: `upsample` enlarges none.
@@ -263,7 +265,7 @@ class FitTokens(Resolution):
 
 @dataclass(frozen=True, slots=True)
 class Square(Resolution):
-    """Every image resized to `size` x `size` pixels, whatever its aspect: the baseline of a plain ViT.
+    """Every image resized to `size` x `size` pixels: the baseline of a plain ViT.
 
     Attributes:
         size: side in pixels, a multiple of the patch size.

@@ -28,7 +28,9 @@ from patchnpack.packer.policies.resolution import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleSide(Resolution):
-    """Each image draws a side; its area becomes side squared, aspect kept (NaViT, arXiv 2307.06304, section 2.2).
+    """Each image draws a side; its area becomes side squared, aspect kept.
+
+    See NaViT, arXiv 2307.06304, section 2.2.
 
     ```
     400 x 100 pixels, a side of 128 drawn        256 x 64 pixels, at P = 16 a grid of 16 x 4
@@ -100,7 +102,7 @@ class SampleSide(Resolution):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandomResizedCrop(Resolution):
-    """A random part of each image, at most `max_tokens` patches: the usual augmentation, without a square at its end.
+    """A random crop of each image: the usual augmentation, without the resize to a square.
 
     The part's area is a uniform share of the image's, its aspect uniform in the logarithm, its place uniform (Szegedy
     et al. 2015, arXiv 1409.4842, section 6). It keeps its own resolution, both sides rounded up to whole patches,

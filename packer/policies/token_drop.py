@@ -42,7 +42,7 @@ class TokenDrop(ABC):
 
 @dataclass(frozen=True, slots=True)
 class NoDrop(TokenDrop):
-    """Keeps every token.
+    """Keep every token.
 
     >>> import numpy as np
     >>> NoDrop().keep(np.array([7]), np.zeros(1, np.uint64), 1024).tolist()
@@ -58,7 +58,9 @@ class NoDrop(TokenDrop):
 
 @dataclass(frozen=True, slots=True)
 class ConstantDrop(TokenDrop):
-    """Drops the same share of every image's tokens; at least one stays (NaViT, arXiv 2307.06304, section 2.2).
+    """Drop the same share of every image's tokens; at least one stays.
+
+    See NaViT, arXiv 2307.06304, section 2.2.
 
     ```
     rate 0.25, 8 tokens      |0.2345.7|      6 stay, in raster order
@@ -127,7 +129,9 @@ class BetaDrop(TokenDrop):
 
 @dataclass(frozen=True, slots=True)
 class ResolutionDrop(TokenDrop):
-    """Drops more of larger images: a truncated normal rate whose mean grows linearly with the token count.
+    """Drop more tokens of larger images.
+
+    The rate is a truncated normal whose mean grows linearly with the token count.
 
     The mean is `low` at 0 tokens and `high` at `seq_len` tokens and above; rates lie within [0, 1) (NaViT, arXiv
     2307.06304).
@@ -169,7 +173,7 @@ class ResolutionDrop(TokenDrop):
 
 @dataclass(frozen=True, slots=True)
 class DropToTokens(TokenDrop):
-    """Keeps at most s0 tokens of each image: the keep rate is min(1, s0 / s).
+    """Keep at most s0 tokens of each image: the keep rate is min(1, s0 / s).
 
     ```
     4 tokens      |012| keeps all 3, |.1.3.56.| keeps 4 of 8
@@ -197,7 +201,7 @@ class DropToTokens(TokenDrop):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduledDrop(TokenDrop):
-    """Multiplies another drop's rates by a factor that goes from `start` to `end` during training.
+    """Multiply another drop's rates by a factor that goes from `start` to `end` during training.
 
     The factor is start + (end - start) / (1 + exp((midpoint - n) / tau)), where n is the number of images seen: epoch
     times rows, plus the image's position in the epoch. Falling rates work best (NaViT, arXiv 2307.06304).
