@@ -68,7 +68,7 @@ def test_every_backend_equals_attention_by_hand_in_output_and_gradient(
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("one_query", [False, True])
-def test_flex_equals_attention_by_hand_and_says_on_a_cpu_that_it_has_no_gradient(one_query: bool) -> None:
+def test_flex_equals_attention_by_hand_and_refuses_gradients_on_a_cpu(one_query: bool) -> None:
     q, k, v, cu_seqlens = stream("cpu", torch.float32, one_query)
     with torch.no_grad():
         out = attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, one_query=one_query, backend="flex")
@@ -93,7 +93,7 @@ def test_flash_is_called_with_the_boundaries_of_queries_and_keys(
     torch.testing.assert_close(out, by_hand(q, k, v, one_query))
 
 
-def test_auto_says_once_what_it_picked(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_logs_its_choice_once(caplog: pytest.LogCaptureFixture) -> None:
     module._log_once.cache_clear()
     with caplog.at_level(logging.INFO):
         for _ in range(3):
@@ -101,7 +101,7 @@ def test_auto_says_once_what_it_picked(caplog: pytest.LogCaptureFixture) -> None
     assert [record.getMessage() for record in caplog.records] == ["attention backend 'split' for cpu, torch.float32"]
 
 
-def test_auto_takes_flash_attn_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_chooses_flash_attn_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_has", lambda name: name == "flash_attn")
     assert attention_backend("cuda", torch.bfloat16) == "flash"
     assert attention_backend("cuda", torch.float32) == "dense"

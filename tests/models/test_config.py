@@ -7,7 +7,7 @@ import pytest
 from patchnpack.models import NaViTConfig
 
 
-def test_one_mean_stands_for_all_channels() -> None:
+def test_a_single_mean_applies_to_all_channels() -> None:
     config = NaViTConfig(num_classes=2, channels=3, mean=(0.5,), std=(0.1, 0.2, 0.3))
     assert config.mean == (0.5, 0.5, 0.5)
     assert config.std == (0.1, 0.2, 0.3)
@@ -50,7 +50,7 @@ def test_an_impossible_model_is_refused_with_value_and_remedy(changes: dict[str,
         NaViTConfig(**{"num_classes": 2, **changes})
 
 
-def test_columns_and_rows_are_added_but_for_sinusoids() -> None:
+def test_columns_and_rows_are_added_except_for_sinusoids() -> None:
     assert NaViTConfig(num_classes=2).combine == "add"
     assert NaViTConfig(num_classes=2, position="fourier").combine == "add"
     assert NaViTConfig(num_classes=2, position="sinusoidal").combine == "stack"

@@ -48,9 +48,7 @@ def test_an_exported_model_gives_the_logits_of_other_batches_of_its_shape_too(
         torch.testing.assert_close(exported(*tensors(batch)), model(batch), rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_exports_at_a_patch_size_that_is_not_its_own(
-    draw: Draw, pack: Pack, build: Build, config: NaViTConfig
-) -> None:
+def test_a_model_exports_at_another_patch_size(draw: Draw, pack: Pack, build: Build, config: NaViTConfig) -> None:
     model, batch = build(dataclasses.replace(config, patch_size=6)), two_batches(draw, pack)[0]
     exported = torch.export.export(DenseNaViT(model), tensors(batch)).module()
     torch.testing.assert_close(exported(*tensors(batch)), model(batch), rtol=1e-4, atol=1e-5)

@@ -80,7 +80,7 @@ def test_the_order_of_an_images_tokens_does_not_matter(
     assert relative(model(pack([[other, moved]])), model(pack([[other, image]]))) > 1e-3
 
 
-def test_what_lies_in_padding_cannot_leak(draw: Draw, pack: Pack, build: Build, config: NaViTConfig) -> None:
+def test_values_in_padding_cannot_leak(draw: Draw, pack: Pack, build: Build, config: NaViTConfig) -> None:
     model, batch = build(config), pack(some_packs(draw))
     expected, loss = model(batch), model.loss(batch)
     padding = batch.segment_ids == 0
@@ -152,11 +152,11 @@ def test_float_labels_give_sigmoid_cross_entropy_summed_over_classes(
     torch.testing.assert_close(model.loss(batch, "sum"), expected)
 
 
-def test_a_new_model_gives_every_class_the_same_chance(draw: Draw, pack: Pack, config: NaViTConfig) -> None:
+def test_a_new_model_gives_every_class_the_same_probability(draw: Draw, pack: Pack, config: NaViTConfig) -> None:
     assert NaViT(config).loss(pack(some_packs(draw))).item() == pytest.approx(math.log(config.num_classes), rel=1e-6)
 
 
-def test_without_classes_the_model_gives_pooled_features(draw: Draw, pack: Pack, config: NaViTConfig) -> None:
+def test_without_classes_the_model_returns_pooled_features(draw: Draw, pack: Pack, config: NaViTConfig) -> None:
     model, batch = NaViT(dataclasses.replace(config, num_classes=0)), pack([[draw(5, 3), draw(4, 4)]])
     assert model(batch).shape == (1, 6, config.width)
     with pytest.raises(ValueError, match=r"num_classes 0, so there is no loss"):

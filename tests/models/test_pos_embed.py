@@ -33,7 +33,7 @@ def test_the_embedding_of_a_token_is_its_columns_and_its_rows_combined(combine: 
 
 @pytest.mark.parametrize("mode", ["linear", "bilinear", "bicubic"])
 @pytest.mark.parametrize("G", [2, 7, 16])
-def test_resampling_weights_are_those_of_torch_at_every_side(mode: str, G: int) -> None:
+def test_resampling_weights_equal_those_of_torch_at_every_side(mode: str, G: int) -> None:
     for side in SIDES:
         weights = resampling(torch.arange(side), torch.full((side,), side), G, mode)
         table = torch.eye(G, dtype=torch.float64)

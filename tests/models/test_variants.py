@@ -107,7 +107,7 @@ def test_bfloat16_stays_close_to_float32(
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_only_where_a_token_lies_counts_not_its_place_in_the_sequence(
+def test_only_the_coords_of_a_token_matter_not_its_slot(
     variant: dict[str, Any], draw: Draw, pack: Pack, build: Build, config: NaViTConfig
 ) -> None:
     model, image, other = build(model_of(config, variant), torch.float64), draw(5, 3), draw(4, 4)
@@ -175,7 +175,7 @@ def test_every_variant_learns_and_every_parameter_moves(
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize("backend", ["split", "dense"])
-def test_what_lies_in_padding_cannot_leak(
+def test_values_in_padding_cannot_leak(
     backend: str, variant: dict[str, Any], draw: Draw, pack: Pack, build: Build, config: NaViTConfig
 ) -> None:
     model = build(model_of(dataclasses.replace(config, backend=backend), variant))

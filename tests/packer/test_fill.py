@@ -75,7 +75,7 @@ def test_4096_slots_are_full_and_little_is_lost(fill: Any) -> None:
 )
 @pytest.mark.parametrize("fill", ["trim", "rescale"])
 @pytest.mark.parametrize("patch_size", [16, PatchSizes((16, 32))])
-def test_fill_does_not_depend_on_how_the_rows_arrive(resolution: Any, fill: Any, patch_size: Any) -> None:
+def test_fill_does_not_depend_on_how_rows_are_split_into_calls(resolution: Any, fill: Any, patch_size: Any) -> None:
     rows = _rows(300)
     packing = Packing(
         seq_len=512, patch_size=patch_size, algorithm="largest_fit", lookahead=20, resolution=resolution, fill=fill,
@@ -101,6 +101,6 @@ def test_fill_does_not_depend_on_how_the_rows_arrive(resolution: Any, fill: Any,
         ({"fill": "rescale", "resolution": ScheduledResolution(((0, Native()),))}, "use fill='trim'"),
     ],
 )
-def test_a_fill_that_cannot_be_is_a_value_error(options: Any, message: str) -> None:
+def test_an_invalid_fill_is_a_value_error(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Packing(**options)

@@ -14,7 +14,7 @@ from patchnpack.trainer import TrainConfig, load_checkpoint, save_checkpoint
 from patchnpack.trainer.optim import make_optimizer
 
 
-def test_a_checkpoint_gives_back_outputs_step_optimizer_and_configuration(
+def test_a_checkpoint_restores_outputs_step_optimizer_and_configuration(
     tmp_path: Path, draw: Callable[..., Any], pack: Callable[..., Any], build: Callable[..., Any], config: NaViTConfig
 ) -> None:
     model, batch, path = build(config), pack([[draw(5, 3), draw(4, 4)]]), tmp_path / "model.pt"
@@ -52,7 +52,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_file_that_is_no_checkpoint_is_refused(
+def test_a_file_that_is_not_a_checkpoint_is_refused(
     tmp_path: Path, build: Callable[..., Any], config: NaViTConfig
 ) -> None:
     path = tmp_path / "model.pt"

@@ -49,7 +49,7 @@ def test_each_loss_is_its_formula_image_by_image(
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("changes", [{}, {"mixup": 0.2}, {"cutmix": 0.2}, {"mixup": 0.2, "cutmix": 0.2}], ids=str)
-def test_a_tiny_task_is_learnt_by_each_loss(
+def test_each_loss_learns_a_tiny_task(
     kind: str, changes: dict[str, float], draw: Draw, pack: Pack, config: NaViTConfig
 ) -> None:
     drawn = [draw(2 + i % 3, 3, label=i % 2, seed=i, high=256 if i % 2 else 60) for i in range(16)]

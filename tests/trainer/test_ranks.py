@@ -70,7 +70,7 @@ def test_two_ranks_are_one_with_twice_the_batch_and_one_that_accumulates(tmp_pat
 
 @pytest.mark.soak
 @pytest.mark.parametrize("die", [3, 6, 9])
-def test_two_ranks_of_which_one_is_killed_go_on_bit_for_bit(die: int, tmp_path: Path, shard: str) -> None:
+def test_two_ranks_resume_bit_for_bit_after_one_is_killed(die: int, tmp_path: Path, shard: str) -> None:
     whole = start(tmp_path / "whole", shard, ranks=2, batch_size=1, accumulate=2)
     start(tmp_path / "killed", shard, ranks=2, batch_size=1, accumulate=2, die=die)
     resumed = start(tmp_path / "killed", shard, ranks=2, batch_size=1, accumulate=2)

@@ -65,9 +65,7 @@ class Interrupted:
 
 
 @pytest.mark.parametrize("points", [2, pytest.param(10, marks=pytest.mark.soak)])
-def test_a_run_killed_anywhere_and_started_again_has_the_losses_of_one_that_was_not(
-    points: int, tmp_path: Path
-) -> None:
+def test_a_run_killed_anywhere_resumes_with_the_losses_of_an_uninterrupted_run(points: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     with ShardWriter(f"{tmp_path}/images-%d.tar", verbose=0, encoder=False) as sink:
         for i in range(26):
@@ -100,7 +98,7 @@ def test_a_run_killed_anywhere_and_started_again_has_the_losses_of_one_that_was_
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 6, 8, 11, 14])
-def test_a_loader_without_a_state_is_wound_forward(
+def test_a_loader_without_a_state_is_fast_forwarded(
     most: int, tmp_path: Path, batches: list[Any], small: NaViTConfig
 ) -> None:
     config = settings(save_every=1)
@@ -112,7 +110,7 @@ def test_a_loader_without_a_state_is_wound_forward(
     assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
 
 
-def test_a_finished_run_gives_back_what_it_gave(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
+def test_a_finished_run_returns_its_result_again(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
     first = train(small, batches, config=settings(), out=tmp_path)
     again = train(small, Interrupted(batches, 0), config=settings(), out=tmp_path)
     assert (again.losses, again.metrics, again.history) == (first.losses, first.metrics, first.history)
@@ -142,7 +140,7 @@ def test_a_finished_run_is_not_the_result_of_other_shards(
         train(small, _Named("b", batches), config=settings(), out=tmp_path)
 
 
-def test_an_epoch_without_evaluation_ends_with_a_checkpoint_too(
+def test_an_epoch_without_evaluation_also_ends_with_a_checkpoint(
     tmp_path: Path, batches: list[Any], small: NaViTConfig
 ) -> None:
     steps: list[int] = []
@@ -157,7 +155,7 @@ def test_an_epoch_without_evaluation_ends_with_a_checkpoint_too(
     assert len(set(steps)) == 2, "after the first epoch, and after the second"
 
 
-def test_an_interrupted_run_says_what_is_saved(
+def test_an_interrupted_run_reports_what_is_saved(
     tmp_path: Path, batches: list[Any], small: NaViTConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(epochs=3, eval_every=3, log_steps=1, save_every=None)
@@ -183,7 +181,7 @@ def test_an_interrupted_run_says_what_is_saved(
         assert re.search(said, capsys.readouterr().err)
 
 
-def test_the_minutes_of_all_parts_count(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
+def test_the_minutes_of_all_sessions_count(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
     config = settings(epochs=None, minutes=1.0, save_every=1)
     with pytest.raises(Stopped):
         train(small, Interrupted(batches, 3), config=config, out=tmp_path)
@@ -232,9 +230,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
         train(small, batches, config=settings(), objective=Classification(label_smoothing=0.2), out=tmp_path)
 
 
-def test_a_run_goes_on_with_the_teacher_that_it_had_only(
-    tmp_path: Path, batches: list[Any], small: NaViTConfig
-) -> None:
+def test_a_run_resumes_only_with_the_same_teacher(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
     teacher = NaViT(small)
     train(small, batches, config=settings(), objective=Distillation(teacher), out=tmp_path)
     train(small, batches, config=settings(keep=4), objective=Distillation(copy.deepcopy(teacher)), out=tmp_path)
@@ -250,7 +246,9 @@ def test_a_run_goes_on_with_the_teacher_that_it_had_only(
         train(small, batches, config=settings(), objective=Distillation(teacher, temperature=2.0), out=tmp_path)
 
 
-def test_resume_insists_or_deletes(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
+def test_resume_true_requires_a_checkpoint_and_false_deletes_it(
+    tmp_path: Path, batches: list[Any], small: NaViTConfig
+) -> None:
     with pytest.raises(ValueError, match=r"checkpoint.pt does not exist, so there is nothing to resume"):
         train(small, batches, config=settings(), out=tmp_path, resume=True)
     train(small, batches, config=settings(), out=tmp_path)
@@ -265,7 +263,7 @@ def test_resume_insists_or_deletes(tmp_path: Path, batches: list[Any], small: Na
             train(small, batches, **{"config": settings(), **changes})  # type: ignore[arg-type]
 
 
-def test_a_run_taken_up_with_other_steps_left_goes_on_from_its_progress(
+def test_a_run_resumed_with_other_steps_left_continues_from_its_progress(
     tmp_path: Path, batches: list[Any], small: NaViTConfig
 ) -> None:
     config = settings(save_every=1, mixup=0.0)

@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others(batches: li
     assert first != third
 
 
-def test_training_leaves_the_callers_random_numbers_alone(batches: list[Any], small: NaViTConfig) -> None:
+def test_training_does_not_change_the_callers_random_state(batches: list[Any], small: NaViTConfig) -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -118,7 +118,7 @@ def test_training_by_the_clock_ends_once_the_minutes_are_over(batches: list[Any]
     assert len(result.losses) >= 1
 
 
-def test_out_receives_the_checkpoint_and_one_row_for_each_evaluation(
+def test_out_receives_the_checkpoint_and_one_row_per_evaluation(
     tmp_path: Path, batches: list[Any], small: NaViTConfig
 ) -> None:
     out = tmp_path / "runs" / "first"
@@ -159,7 +159,7 @@ def test_progress_shows_loss_accuracy_speed_and_padding(
     assert "100%" in capsys.readouterr().err
 
 
-def test_a_mistake_is_refused_before_or_at_the_first_step(
+def test_an_invalid_argument_is_refused_before_or_at_the_first_step(
     batches: list[Any], small: NaViTConfig, draw: Draw, pack: Pack
 ) -> None:
     class Endless(Loader):
@@ -181,7 +181,7 @@ def test_a_mistake_is_refused_before_or_at_the_first_step(
         train(small, Loader(batches), validation=never, config=settings())
 
 
-def test_a_loss_that_is_no_number_stops_the_run(batches: list[Any], small: NaViTConfig, build: Build) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(batches: list[Any], small: NaViTConfig, build: Build) -> None:
     model = build(small)
     with torch.no_grad():
         model.head.weight.fill_(torch.nan)
@@ -189,7 +189,7 @@ def test_a_loss_that_is_no_number_stops_the_run(batches: list[Any], small: NaViT
         train(model, batches, config=settings())
 
 
-def test_losses_are_those_recorded(draw: Draw, pack: Pack, small: NaViTConfig) -> None:
+def test_losses_equal_those_recorded(draw: Draw, pack: Pack, small: NaViTConfig) -> None:
     images = [draw(2 + i % 4, 2 + i % 3, label=i % 2, seed=i, high=256 if i % 2 else 150) for i in range(18)]
     batches = [pack([images[i : i + 3], images[i + 3 : i + 6]]) for i in range(0, 18, 6)]
     small = dataclasses.replace(small, depth=2, drop_path=0.1)

@@ -72,7 +72,7 @@ def test_siglip2_gives_each_image_the_output_of_its_own_processor() -> None:
     assert found.pooler_output.std(0).min() > 1e-2  # images differ: a model that says the same of all proves nothing
 
 
-def test_siglip2_at_the_largest_size_that_fits_is_what_its_processor_makes_of_the_whole_image() -> None:
+def test_siglip2_at_the_largest_size_that_fits_equals_its_processor_on_the_whole_image() -> None:
     batch = _batch(resolution=FitTokens(24, upsample=True), interpolation="bilinear")
     found = batch.to_siglip2(24)
     processor = transformers.Siglip2ImageProcessorPil(patch_size=P, max_num_patches=24)
@@ -100,7 +100,7 @@ def test_pixtral_gives_each_image_the_output_of_its_own_processor() -> None:
     assert torch.stack([output.mean(0) for output in found]).std(0).min() > 1e-2
 
 
-def test_pixtral_is_given_the_tensors_of_its_own_processor() -> None:
+def test_pixtral_gets_the_tensors_of_its_own_processor() -> None:
     batch = _batch()
     processor = transformers.PixtralImageProcessorPil(do_resize=False, patch_size={"height": P, "width": P})
     pixels = [image.pixels() for image in batch.images()]

@@ -45,7 +45,7 @@ def test_every_tensor_moves_and_counts_need_no_data() -> None:
     assert moved.extras == {"txt": [["a", "b"], [], ["c"]]}
 
 
-def test_to_dict_holds_every_field_uncopied() -> None:
+def test_to_dict_holds_every_field_without_a_copy() -> None:
     batch = example_batch()
     held = batch.to_dict()
     assert list(held) == [field.name for field in dataclasses.fields(PackedBatch)]

@@ -26,7 +26,7 @@ from tests.packer.batch.batches import (
 # The contract
 
 
-def test_fields_are_those_of_the_contract() -> None:
+def test_fields_match_the_contract() -> None:
     names = [field.name for field in dataclasses.fields(PackedBatch)]
     assert names == [
         "patches",
@@ -49,7 +49,7 @@ def test_fields_are_those_of_the_contract() -> None:
     ]
 
 
-def test_a_small_batch_is_what_the_contract_says() -> None:
+def test_a_small_batch_matches_the_contract() -> None:
     batch = example_batch(step=3, epoch=1, position=12, extras={"txt": [["a", "b"], [], ["c"]]})
     assert batch.segment_ids.tolist() == [[1, 1, 2, 2, 2, 0, 0, 0], [0] * 8, [1] + [0] * 7]
     assert batch.coords[0].tolist() == [[0, 0], [1, 0], [0, 0], [2, 0], [2, 1], [0, 0], [0, 0], [0, 0]]
@@ -83,7 +83,7 @@ def test_the_flat_order_holds_each_images_tokens_between_its_cumulative_lengths(
 
 @given(pack_lists())
 @settings(max_examples=80, deadline=None)
-def test_counts_are_host_ints_and_those_of_a_plain_loop(packs: Packs) -> None:
+def test_counts_are_host_ints_and_equal_a_plain_loop(packs: Packs) -> None:
     batch = make_batch(packs, L=40, K=5)
     lengths = [len(image.kept) for image in drawn_images(packs)]
     assert batch.lengths == lengths
@@ -109,7 +109,7 @@ def test_tokens_without_an_image_are_refused() -> None:
 
 @given(pack_lists())
 @settings(max_examples=20, deadline=None)
-def test_attention_mask_is_that_of_a_plain_loop(packs: Packs) -> None:
+def test_attention_mask_equals_a_plain_loop(packs: Packs) -> None:
     batch = make_batch(packs, L=36, K=5)
     mask = batch.attention_mask()
     assert mask.dtype == torch.bool
@@ -157,7 +157,7 @@ def test_normalized_patches_apply_the_mean_and_std_of_each_channel_and_leave_pad
     assert (found[batch.segment_ids == 0] == 0).all()
 
 
-def test_one_mean_and_std_serve_every_channel_and_the_defaults_give_minus_one_to_one() -> None:
+def test_a_single_mean_and_std_apply_to_every_channel_and_the_defaults_give_minus_one_to_one() -> None:
     batch = example_batch()
     valid = batch.segment_ids > 0
     torch.testing.assert_close(
@@ -179,7 +179,7 @@ def test_a_mean_or_std_of_another_number_of_channels_is_an_error(name: str, valu
 # A failed image, an empty batch
 
 
-def test_a_failed_image_leaves_padding_in_place_and_the_columns_close_up() -> None:
+def test_a_failed_image_leaves_padding_and_no_empty_column() -> None:
     packs: Packs = [[draw_image(0, 2, 1), 2, draw_image(2, 1, 2)]]
     batch = make_batch(packs, L=8, K=3)
     assert batch.segment_ids.tolist() == [[1, 1, 0, 0, 2, 2, 0, 0]]

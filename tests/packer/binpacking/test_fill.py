@@ -21,7 +21,7 @@ EDGES = {"pad": _fill.PAD, "crop": _fill.CROP, "resize": _fill.RESIZE}
     room=st.integers(0, 60),
 )
 @settings(max_examples=150, deadline=None)
-def test_undrop_fills_each_pack_or_gives_everything_back_and_equals_the_reference(
+def test_undrop_fills_each_pack_or_restores_every_token_and_equals_the_reference(
     packs: list[list[tuple[int, int]]], room: int
 ) -> None:
     capacity = room + max((sum(kept for kept, _ in pack) for pack in packs), default=0)
@@ -41,9 +41,7 @@ def test_undrop_fills_each_pack_or_gives_everything_back_and_equals_the_referenc
     more=st.integers(0, 60),
 )
 @settings(max_examples=150, deadline=None)
-def test_trim_cuts_what_is_over_and_no_more_and_equals_the_reference(
-    packs: list[list[tuple[int, int]]], more: int
-) -> None:
+def test_trim_cuts_only_the_excess_and_equals_the_reference(packs: list[list[tuple[int, int]]], more: int) -> None:
     least = np.array([fewest for pack in packs for fewest, _ in pack], np.int64)
     keep = np.array([fewest + extra for pack in packs for fewest, extra in pack], np.int32)
     offsets = np.cumsum([0, *map(len, packs)])
@@ -77,7 +75,7 @@ def _given(edge: str, image: tuple[int, int, float], patch: int, m: int) -> tupl
     max_tokens=st.sampled_from([50, 10**9]),
 )
 @settings(max_examples=250, deadline=None)
-def test_options_are_the_references_and_within_their_limits(
+def test_options_equal_the_reference_and_stay_within_their_limits(
     edge: str, image: tuple[int, int, float], patch: int, m: int, max_scale: float, max_tokens: int
 ) -> None:
     size, grid, keep = _given(edge, image, patch, m)
@@ -111,7 +109,7 @@ def test_options_are_the_references_and_within_their_limits(
     share=st.floats(0.93, 1.1),
 )
 @settings(max_examples=120, deadline=None)
-def test_rescale_is_the_references_choice(edge: str, packs: list[list[tuple[int, int, float]]], share: float) -> None:
+def test_rescale_equals_the_reference(edge: str, packs: list[list[tuple[int, int, float]]], share: float) -> None:
     images = [_given(edge, image, 8, 1) for pack in packs for image in pack]
     size = np.array([size for size, _, _ in images], np.int32).reshape(-1, 2)
     grid = np.array([grid for _, grid, _ in images], np.int32).reshape(-1, 2)

@@ -135,7 +135,7 @@ def test_subset_sum_fills_all_but_a_thousandth_of_the_slots_with_photographs(cap
 
 
 @pytest.mark.parametrize(("lookahead", "over"), [(256, 1.004), (1024, 1.003)])
-def test_subset_sum_needs_hardly_more_packs_than_the_thirds_of_photographs_do(lookahead: int, over: float) -> None:
+def test_subset_sum_needs_few_more_packs_than_the_thirds_of_photographs(lookahead: int, over: float) -> None:
     counts = photographs(1024)
     thirds = sum(reference.thirds(length, 1024) for length in counts.tolist())
     assert packs_of(counts, 1024, lookahead) <= over * thirds / 3
@@ -156,7 +156,7 @@ def test_subset_sum_needs_hardly_more_packs_than_the_thirds_of_photographs_do(lo
         ("lognormal", 4096, 256, 4677),
     ],
 )
-def test_subset_sum_packs_as_few_as_recorded(name: str, capacity: int, lookahead: int, packs: int) -> None:
+def test_subset_sum_needs_the_recorded_number_of_packs(name: str, capacity: int, lookahead: int, packs: int) -> None:
     rng = np.random.default_rng(2)
     lengths = {
         "photographs": photographs(capacity),
