@@ -32,7 +32,7 @@ def stream(device: str, dtype: torch.dtype, one_query: bool) -> tuple[torch.Tens
 
 
 def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one_query: bool) -> torch.Tensor:
-    """Image by image, head by head, in the plainest terms."""
+    """Attention image by image and head by head, written out."""
     out, start = torch.empty_like(q), 0
     for i, length in enumerate(LENGTHS):
         keys = slice(start, start + length)

@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def two_batches(draw: Draw, pack: Pack) -> list[Any]:
-    """Of one shape, with other images in them."""
+    """Batches of one shape with different images."""
     one = pack([[draw(5, 3), draw(3, 5, keep=9), draw(1, 1)], [draw(4, 4)]], slots=32, columns=4)
     return [one, pack([[], [draw(2, 6), draw(6, 2, keep=3), draw(3, 3), draw(1, 4)]], slots=32, columns=4)]
 

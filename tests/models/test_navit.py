@@ -43,7 +43,7 @@ def test_output_and_gradient_of_an_image_in_a_pack_equal_those_of_the_image_alon
             in_pack = torch.autograd.grad(together[b, j] @ direction, parameters, retain_graph=True)
             by_itself = torch.autograd.grad(alone @ direction, parameters)
             for ours, theirs in zip(in_pack, by_itself, strict=True):
-                assert (ours - theirs).norm() <= tolerance * theirs.norm()  # both are 0 for one token's keys
+                assert (ours - theirs).norm() <= tolerance * theirs.norm()  # both are 0 for the keys of a single token
 
 
 def test_every_backend_gives_the_logits_of_the_dense_one(
@@ -172,7 +172,7 @@ def test_drop_path_drops_or_scales_a_branch_for_whole_images_in_training_only(
     torch.testing.assert_close(model(batch), plain(batch))
     torch.manual_seed(0)
     outcomes = torch.unique(model.train()(batch)[batch.image_mask].round(decimals=3), dim=0)
-    assert len(outcomes) == 4  # the attention and the MLP of the second block, each left out or not
+    assert len(outcomes) == 4  # attention and MLP of the second block, each dropped or not
 
 
 def test_bfloat16_autocast_stays_close_to_float32(draw: Draw, pack: Pack, build: Build, config: NaViTConfig) -> None:

@@ -96,7 +96,7 @@ def test_the_resize_equals_that_of_torch(old: int, new: int, mode: str) -> None:
 
 def test_the_weights_for_a_smaller_size_are_the_least_squares_solution() -> None:
     weight, B = torch.randn(3, 64, dtype=torch.float64), torch.from_numpy(resize_matrix(8, 5, "bilinear"))
-    both = torch.kron(B, B)  # (25, 64): what the resize does to a flat patch
+    both = torch.kron(B, B)  # (25, 64): the resize of a flat patch
     solution = torch.linalg.lstsq(both.T, weight.T).solution.T
     assert torch.dist(pi_resize(weight, 8, 5), solution) < 1e-5 * solution.norm()
 

@@ -40,7 +40,7 @@ def test_resampling_weights_equal_those_of_torch_at_every_side(mode: str, G: int
         if mode == "linear":
             expected = F.interpolate(table.T[None], size=side, mode="linear")[0].T
         else:
-            image = table[None, :, :, None].expand(1, G, G, 2)  # resized along its rows only
+            image = table[None, :, :, None].expand(1, G, G, 2)  # resized along rows only
             expected = F.interpolate(image, size=(side, 2), mode=mode, antialias=True)[0, ..., 0].T
         torch.testing.assert_close(weights.double(), expected, rtol=0, atol=2e-6)
 

@@ -1,4 +1,4 @@
-"""What holds for every choice of position, pooling and backend."""
+"""Properties of the model for every choice of position, pooling and backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file is whole or absent, whoever else writes it."""
+"""A file is complete or absent, also with concurrent writers."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from patchnpack.packer import (
 
 
 def _rows(n: int) -> Rows:
-    """Half of them 500x375, as photographs are."""
+    """Rows of which half are 500x375, a usual size of photographs."""
     rng = np.random.default_rng(1)
     area, aspect = rng.lognormal(5.8, 1.15, n) * 256, rng.choice([1, 4 / 3, 3 / 4, 3 / 2, 2 / 3], n)
     half = rng.random(n) < 0.5
@@ -63,7 +63,7 @@ def test_fill_fills_packs_within_its_limits(algorithm: Any, fill: Any, drop: Con
 def test_4096_slots_are_full_and_little_is_lost(fill: Any) -> None:
     rows = _rows(20_000)
     made = plan(rows, Packing(seq_len=4096, algorithm="subset_sum", fill=fill))
-    # Of the images that wait at the end, most are of the commonest lengths.
+    # Most of the images that wait at the end have the commonest lengths.
     assert made.tokens()[:-100].mean() / 4096 > (0.9995 if fill == "trim" else 0.999)
     assert made.images.keep.sum() > 0.99 * made.images.grid.prod(1).sum()
 

@@ -76,7 +76,7 @@ def test_each_pair_of_tokens_is_kept_equally_often() -> None:
 
 
 def _canvas(pixels: np.ndarray, P: int, gw: int, gh: int) -> np.ndarray:
-    """What the grid shows of an image: its centre where it is larger, zeros right and below where it is smaller."""
+    """The part of an image in its grid: the centre of a larger one, or a smaller one with zeros right and below."""
     H, W, C = pixels.shape
     top, left = max(0, (H - gh * P) // 2), max(0, (W - gw * P) // 2)
     canvas = np.zeros((gh * P, gw * P, C), np.uint8)
@@ -96,7 +96,7 @@ def _check_placing(H: int, W: int, C: int, P: int, gw: int, gh: int, kept: list[
     before, n = 3, len(kept)  # slots of other images on either side
     slots = slice(before, before + n)
     memory = np.full((before + n + before) * P * P * C + 32, _GUARD, np.uint8)
-    begin = -memory.ctypes.data % 16 + shift  # whole vectors of 16 bytes are streamed only to addresses that allow it
+    begin = -memory.ctypes.data % 16 + shift  # streaming needs addresses that are multiples of 16
     patches = memory[begin : begin + memory.size - 32].reshape(-1, P * P * C)
     segment_ids = np.full(len(patches), _GUARD, np.int32)
     coords = np.full((len(patches), 2), _GUARD, np.int32)

@@ -65,7 +65,7 @@ def _take(rows: Rows, which: Any) -> Rows:
 def _rows(sizes: list[tuple[int, int]], start: int = 0) -> Rows:
     row = np.arange(start, start + len(sizes))
     width, height = np.array(sizes, np.int32).reshape(-1, 2).T
-    # row_id is no function of the row's number, as in a real index.
+    # As in a real index, row_id is not a function of the row's number.
     return Rows(
         row=row, row_id=counter_hash(Purpose.TRANSFORM, 9, 9, row.astype(np.uint64)), width=width, height=height
     )

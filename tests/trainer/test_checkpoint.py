@@ -28,7 +28,7 @@ def test_a_checkpoint_restores_outputs_step_optimizer_and_configuration(
     assert (loaded.step, loaded.train_config, loaded.metrics) == (7, {"lr": 0.1}, {"accuracy": 0.5})
     again = make_optimizer(loaded.model, TrainConfig(steps=1))
     again.load_state_dict(loaded.optimizer)
-    for each, which in ((model, optimizer), (loaded.model, again)):  # both go on alike
+    for each, which in ((model, optimizer), (loaded.model, again)):  # both continue equally
         which.zero_grad()
         each.loss(batch).backward()
         which.step()
@@ -36,7 +36,7 @@ def test_a_checkpoint_restores_outputs_step_optimizer_and_configuration(
 
 
 class Hostile:
-    """A pickled object that makes a folder when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -16,7 +16,7 @@ Pack = Callable[..., Any]
 
 @pytest.fixture
 def batch(draw: Draw, pack: Pack) -> PackedBatch:
-    """Seven images of unlike grids in two packs, some of whose tokens were dropped; one has no label."""
+    """Seven images of different grids in two packs, some with dropped tokens; one has no label."""
     grids = [(4, 3), (3, 4), (5, 2), (2, 5), (4, 4), (1, 6), (6, 1)]
     images = [
         draw(gw, gh, label=-100 if i == 4 else i % 5, seed=i, keep=None if i % 2 else gw * gh * 2 // 3)

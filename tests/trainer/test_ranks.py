@@ -21,7 +21,7 @@ SCRIPT = str(Path(__file__).with_name("ranks_agree.py"))
 
 @pytest.fixture
 def shard(tmp_path: Path) -> str:
-    """27 small images, so that the last step of an epoch holds fewer."""
+    """27 small images, so that the last step of an epoch has fewer."""
     rng = np.random.default_rng(0)
     with ShardWriter(f"{tmp_path}/images-%d.tar", verbose=0, encoder=False) as sink:
         for i in range(27):
@@ -33,7 +33,7 @@ def shard(tmp_path: Path) -> str:
 
 
 def start(out: Path, shard: str, *, ranks: int, batch_size: int, accumulate: int = 1, die: int = 0) -> list[Any]:
-    """Runs the script, on one rank without torchrun; what each rank wrote down."""
+    """Run the script, without torchrun on one rank; returns the results of each rank."""
     arguments = [SCRIPT, str(out), shard, str(batch_size), str(accumulate), *([str(die)] if die else [])]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     done = subprocess.run(

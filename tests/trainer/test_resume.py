@@ -44,11 +44,11 @@ def settings(**changes: Any) -> TrainConfig:
 
 
 class Stopped(Exception):
-    """A run that ends early."""
+    """The error that ends a run early."""
 
 
 class Interrupted:
-    """The batches, until one too many has been asked for."""
+    """Batches that raise once too many are requested."""
 
     def __init__(self, batches: list[Any], most: int) -> None:
         self.batches, self.left = batches, most
@@ -270,7 +270,7 @@ def test_a_run_resumed_with_other_steps_left_continues_from_its_progress(
     with pytest.raises(Stopped):
         train(small, Interrupted(batches, 6), config=config, out=tmp_path)  # 5 of 15 steps are saved
     rates: list[float] = []
-    longer = [*batches, *batches]  # 10 steps an epoch from now on, as with half the ranks
+    longer = [*batches, *batches]  # 10 steps per epoch from now on, as with half the ranks
     train(
         small,
         longer,

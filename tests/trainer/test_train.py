@@ -37,7 +37,7 @@ def settings(**changes: Any) -> TrainConfig:
 
 
 class Loader:
-    """A loader that notes which epochs were asked for."""
+    """A loader that records the requested epochs."""
 
     def __init__(self, batches: list[Any]) -> None:
         self.batches = batches
@@ -195,7 +195,7 @@ def test_losses_equal_those_recorded(draw: Draw, pack: Pack, small: NaViTConfig)
     small = dataclasses.replace(small, depth=2, drop_path=0.1)
     config = settings(lr=1e-2, accumulate=2, layer_decay=0.8, mixup=0.2, cutmix=0.3, schedule="rsqrt", warmup=0.2)
     losses = train(small, batches, config=config).losses
-    # recorded with torch 2.13.0 on a CPU, 2026-11-21; other builds add up in other orders
+    # recorded with torch 2.13.0 on a CPU, 2026-11-21; other builds sum in another order
     assert losses == pytest.approx(
         [0.69315, 0.68963, 0.66614, 0.55084, 0.49521, 0.53058, 0.35085, 0.21008, 0.40128, 0.55404, 0.6948, 0.25848],
         abs=2e-3,

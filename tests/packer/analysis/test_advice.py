@@ -25,7 +25,7 @@ def _naming(advice: Advice, *facts: str) -> list[str]:
 
 
 def _saving(setting: Setting, slots: int) -> str:
-    """The figure of the slots that `setting` saves of `slots`, or that are saved of its own where it needs more."""
+    """The share of slots saved by the cheaper of `setting` and a baseline of `slots` slots, as a percentage."""
     few, many = sorted((setting.slots, slots))
     return f"{1 - few / many:.1%}"
 

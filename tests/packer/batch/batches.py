@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from patchnpack.packer import PackedBatch
 
-# B packs, L token slots in a pack, K images in a pack at most, P patch size, C channels, n tokens of an image
+# B packs, L token slots per pack, K maximum images per pack, P patch size, C channels, n tokens of an image
 
 P, C = 2, 3
 
 
 @dataclass(kw_only=True)
 class Drawn:
-    """One image to be packed, and what must come out again."""
+    """An image to pack, and the values that must come back."""
 
     key: str
     row: int
@@ -40,7 +40,7 @@ def draw_image(number: int, gw: int, gh: int, kept: Sequence[int] | None = None,
 
 
 def make_batch(packs: Packs, *, L: int, K: int, **fields: Any) -> PackedBatch:
-    """A batch made slot by slot. A number in a pack stands for an image that failed: so many slots of padding."""
+    """Make a batch slot by slot. A number in a pack is the padding that a failed image leaves, in slots."""
     B = len(packs)
     patches, segment_ids, coords = np.zeros((B, L, P * P * C), np.uint8), np.zeros((B, L)), np.zeros((B, L, 2))
     grids, sizes, rows, mask = np.zeros((B, K, 2)), np.zeros((B, K, 2)), np.full((B, K), -1), np.zeros((B, K), bool)

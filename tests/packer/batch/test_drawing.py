@@ -1,4 +1,4 @@
-"""`draw_packs` shows every patch in its slot, every image rebuilt, and what is missing as missing."""
+"""`draw_packs` shows every patch in its slot and every image rebuilt, with dropped patches hatched."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ P = 16
 def batch_of(
     packs: list[list[np.ndarray]], seq_len: int, *, keep: float = 1.0, keys: str = "image", gap: int = 0
 ) -> PackedBatch:
-    """Packs images (H, W, C), sides multiples of P, one after the other, with `gap` empty slots after each."""
+    """Pack images (H, W, C), whose sides are multiples of P, each followed by `gap` empty slots."""
     B, K, C = len(packs), max(1, *map(len, packs)), next(image for pack in packs for image in pack).shape[2]
     batch: dict[str, Any] = {
         "patches": torch.zeros(B, seq_len, P * P * C, dtype=torch.uint8),
@@ -65,7 +65,7 @@ def colour_code(pixels: np.ndarray) -> np.ndarray:
 
 
 def holds(picture: Image.Image, part: np.ndarray) -> bool:
-    """Whether `part` stands somewhere in the picture, pixel for pixel."""
+    """Whether `part` occurs somewhere in the picture, pixel for pixel."""
     whole, part = colour_code(np.asarray(picture)), colour_code(part)
     windows = np.lib.stride_tricks.sliding_window_view(whole, part.shape[1], axis=1)
     ys, xs = np.nonzero((windows[: len(whole) - len(part) + 1] == part[0]).all(-1))

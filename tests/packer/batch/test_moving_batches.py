@@ -33,7 +33,7 @@ def test_to_cpu_gives_the_same_batch() -> None:
 
 
 def test_every_tensor_moves_and_counts_need_no_data() -> None:
-    # On the meta device tensors hold nothing, so whatever reads a value fails, as it would wait on a GPU.
+    # Tensors on the meta device hold no data: code that would synchronise on a GPU fails.
     moved = example_batch(extras={"txt": [["a", "b"], [], ["c"]]}).to("meta")
     for name in TENSORS:
         assert getattr(moved, name).is_meta

@@ -54,7 +54,7 @@ def test_trim_cuts_only_the_excess_and_equals_the_reference(packs: list[list[tup
         assert cut[a:b].sum() == min(capacity, keep[a:b].sum())
 
 
-# The sizes near an image's own
+# Candidate sizes near an image's own
 
 _IMAGE = st.tuples(st.integers(8, 700), st.integers(8, 700), st.floats(0.01, 1))
 

@@ -99,7 +99,7 @@ def test_no_item_waits_for_more_than_lookahead_packs(algorithm: Algorithm, probl
     order, offsets = pack_lengths(**problem, algorithm=algorithm)
     leaves = np.empty(len(order), np.int64)
     leaves[order] = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    # An item enters once so many have left that fewer than R others wait.
+    # An item enters once fewer than R others wait.
     enters = np.searchsorted(offsets, np.arange(len(order)) - lookahead + 1)
     assert (leaves >= enters).all()
     assert (leaves - enters < lookahead).all()
@@ -125,7 +125,7 @@ def test_online_fits_hold_fewer_than_lookahead_items_after_each_arrival(
 @every_algorithm
 def test_packs_that_no_item_can_join_are_emitted_without_a_flush(algorithm: Algorithm) -> None:
     order, _ = pack_ready(np.full(8, 10), 10, max_items=4, algorithm=algorithm, lookahead=2, flush=False)
-    # next_fit only learns that its pack is full from the next item, largest_fit keeps one item less than R waiting.
+    # next_fit needs the next item to close a full pack; largest_fit keeps R - 1 items waiting.
     assert len(order) >= 7
 
 

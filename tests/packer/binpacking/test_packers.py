@@ -25,7 +25,7 @@ def compare(
     flush: bool,
     least: list[int] | None = None,
 ) -> list[list[int]]:
-    """Holds the compiled packer equal to the plain one; gives the packs."""
+    """Check that the compiled packer equals the reference; returns the packs."""
     order, offsets = pack_ready(
         np.array(lengths, np.int64),
         capacity,
@@ -141,7 +141,7 @@ def test_subset_sum_needs_few_more_packs_than_the_thirds_of_photographs(lookahea
     assert packs_of(counts, 1024, lookahead) <= over * thirds / 3
 
 
-# Recorded: what changes the rule has to pack at least as well.
+# Recorded: a changed rule must pack at least as well.
 @pytest.mark.parametrize(
     ("name", "capacity", "lookahead", "packs"),
     [

@@ -1,4 +1,4 @@
-"""The reference is short enough to be checked against textbook definitions and published numbers."""
+"""The reference packers against textbook definitions and published numbers."""
 
 from __future__ import annotations
 

@@ -149,10 +149,10 @@ def test_the_curriculum_follows_the_number_of_images_seen() -> None:
     assert thirds[0].mean() > 0.6 > thirds[1].mean() > thirds[2].mean()
     later = plan(rows, packing, start=20_000, block=4)
     assert (later.patch_size == 8).all()
-    # In the middle of the rows, as many blocks are of either size.
+    # Halfway through the rows, both sizes are equally frequent.
     middle = np.searchsorted(made.offsets, 10_000)
     assert 0.3 < large[middle - 100 : middle + 100].mean() < 0.7
-    # Counted by the first rows alone, so that streams which hold different images agree.
+    # Estimated from the first rows alone, so that streams of different images agree.
     assert images_per_pack(rows, packing, seed=0) == images_per_pack(rows.take(slice(4096)), packing, seed=0)
 
 

@@ -33,7 +33,7 @@ def _sizes(policy: Resolution, image: Pair, P: int, m: int) -> tuple[Pair, Pair]
 
 
 def _largest_scale(image: Pair, unit: int, cells: int) -> Fraction:
-    """The largest scale at which the image covers at most `cells` cells, by trying every grid there is."""
+    """The largest scale at which the image covers at most `cells` cells, found by trying every grid."""
     w, h = image
     return max(min(Fraction(a * unit, w), Fraction(cells // a * unit, h)) for a in range(1, cells + 1))
 
@@ -125,7 +125,7 @@ def test_fit_tokens_is_the_largest_scale_of_any_grid_that_fits(
     assert grid == (gw * m, gh * m)
     assert math.prod(grid) <= max_tokens
     assert size == (grid[0] * P, grid[1] * P)
-    # The aspect is kept but for rounding up, which adds less than a cell.
+    # The aspect is kept except for rounding up, which adds less than a cell.
     for native, side in zip(image, size, strict=True):
         assert 0 <= side - native * scale < unit
 

@@ -122,7 +122,7 @@ def test_crops_equal_the_reference(key: int, width: int, height: int, ranges: An
 
 
 def test_crops_have_the_requested_area_aspect_and_position() -> None:
-    n, side = len(KEYS), 16_000  # large, so that rounding to pixels does not show
+    n, side = len(KEYS), 16_000  # large, so that rounding to pixels is negligible
     policy = RandomResizedCrop(scale=(0.1, 0.4), ratio=(1 / 2, 2))
     sizes = policy.sizes(np.full(n, side), np.full(n, side), 16, keys=KEYS ^ np.uint64(5))
     assert sizes.box is not None

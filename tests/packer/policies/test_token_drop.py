@@ -67,7 +67,7 @@ def test_a_rate_out_of_range_is_an_error_that_names_it(rate: float) -> None:
 
 
 _MANY = np.random.default_rng(7).integers(0, 2**64, 100_000, np.uint64)
-_FINE = np.full(len(_MANY), 10**9)  # so many tokens that rounding does not show in the rate
+_FINE = np.full(len(_MANY), 10**9)  # enough tokens that rounding does not affect the rate
 
 
 def _rates(drop: TokenDrop, tokens: np.ndarray = _FINE, seq_len: int = 1024) -> np.ndarray:
@@ -156,7 +156,7 @@ def test_at_least_one_token_stays_and_none_is_added(tokens: list[int], drop: Tok
     assert ((kept >= 1) & (kept <= tokens)).all()
 
 
-# Of 256 slots many of these images take all: what is left beside a large one that lost little stays empty.
+# Many of these images take all of 256 slots; slots left by a large one that lost few tokens stay empty.
 @pytest.mark.parametrize(("seq_len", "full"), [(256, 0.9995), (1024, 0.9999), (4096, 0.9999), (16384, 0.9999)])
 def test_beta_drop_with_undrop_fills_packs_and_stays_near_its_mean(seq_len: int, full: float) -> None:
     sides = np.random.default_rng(0).integers(64, 700, (2, 20_000))
