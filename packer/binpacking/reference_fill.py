@@ -104,7 +104,7 @@ def options(
 
 
 def rescale(choices: list[list[Option]], capacity: int) -> list[Option]:
-    """Choose one option per image of a pack so that together they fill most of its L slots.
+    """Choose an option per image so that together they fill as many of the L slots as possible.
 
     From the last image to the first, each takes the option with the least change that lets the others fill the rest.
 
