@@ -14,7 +14,8 @@ import xxhash
 
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.errors import BadRow, ErrorPolicy
-from patchnpack.loaders.imaging.decode import BadImage, Header, decode
+from patchnpack.loaders.imaging.decode import BadImage, decode
+from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.user_decode import Decode, user_pixels
 from patchnpack.loaders.index.labels import KnownLabels, Labels
 from patchnpack.loaders.index.table import Index

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchnpack.loaders.imaging.decode import FORMATS
+from patchnpack.loaders.imaging.formats import FORMATS
 from patchnpack.loaders.index.table import Index, Texts
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.parquet import INDEX_KEY

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import xxhash
 
-from patchnpack.loaders.imaging.decode import BadImage, Header, UnreadKind, read_header
+from patchnpack.loaders.imaging.decode import BadImage
+from patchnpack.loaders.imaging.header import Header, UnsupportedImage, read_header
 from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards import parquet
@@ -158,7 +159,7 @@ def _scan_shard(shard: str, facts: tuple[int, str], images: Sequence[str], store
         except ValueError as error:
             raise ValueError(f"image {sample.key!r} in shard {redact(shard)!r}: {error}") from None
         except BadImage as error:
-            headers.append(error.header if isinstance(error, UnreadKind) else _NO_HEADER)
+            headers.append(error.header if isinstance(error, UnsupportedImage) else _NO_HEADER)
             reasons.append(str(error))
         has_text = cls_member in sample.members
         texts.append(get(cls_member).decode("utf-8", "replace").strip() if has_text else None)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import pyarrow as pa
 
-from patchnpack.loaders.imaging.decode import Header
+from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.loaders.shards.tar import IMAGE as IMAGE
@@ -79,7 +79,7 @@ class Index:
         offset, nbytes: int64 (n,), where the encoded image lies in its shard.
         width, height: int32 (n,), pixels, after EXIF orientation; 0 where the header does not tell.
         orientation: uint8 (n,), EXIF orientation, 1 to 8.
-        format: uint8 (n,), which of `patchnpack.loaders.imaging.decode.FORMATS` the file is.
+        format: uint8 (n,), which of `patchnpack.loaders.imaging.formats.FORMATS` the file is.
         digest: uint64 (n,), XXH3 of the encoded bytes.
         reasons: why a row's image cannot be used, None where it can. One that has a width all the same is of a kind
             that only a `decode` function reads.

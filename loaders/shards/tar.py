@@ -7,7 +7,7 @@ import re
 import tarfile
 from dataclasses import dataclass, field
 
-from patchnpack.loaders.imaging.decode import begins_as_image
+from patchnpack.loaders.imaging.formats import is_image
 
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 _META = re.compile(r"__[^/]*__($|/)")
@@ -68,7 +68,7 @@ def _what_else(file: str, path: str) -> str | None:
         return f"shard {path!r} is compressed with gzip, so its members cannot be read at any place; gunzip it"
     if head[257:262] == b"ustar":  # a tar, though a damaged one, whatever its first member is called
         return None
-    if begins_as_image(head):
+    if is_image(head):
         return (
             f"{path!r} is an image, not a shard: make shards of the folder that holds it with "
             "`patchnpack shard FOLDER -o SHARDS`, and give those"

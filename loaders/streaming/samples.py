@@ -12,7 +12,8 @@ from PIL import Image
 
 from patchnpack.loaders.assembly.samples import BatchContext, extra
 from patchnpack.loaders.errors import BadRow, ErrorPolicy
-from patchnpack.loaders.imaging.decode import BadImage, Header, UnreadKind, image_header, read_header
+from patchnpack.loaders.imaging.decode import BadImage
+from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.index.labels import NO_LABEL, Classes, Label, LabelRule, as_label
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.packer import Rows
@@ -262,7 +263,7 @@ def _header_of(image: Any, key: str, any_kind: bool) -> tuple[bytes | Image.Imag
         data = bytes(image)
         try:
             return data, read_header(data)
-        except UnreadKind as error:
+        except UnsupportedImage as error:
             if not any_kind:
                 raise
             return data, error.header

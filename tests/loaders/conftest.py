@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from PIL import Image
 
 from patchnpack.loaders import Index
 from patchnpack.packer import PackedBatch, Packing
+from tests.images import draw_image, encode_image, read_tar, rewrite_tar, write_tar
 
 torch.set_num_threads(1)
 
@@ -22,36 +21,6 @@ _CLOTHING = Path(__file__).resolve().parents[3] / "shared" / "data" / "clothing"
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
-WriteTar = Callable[[Path, Sequence[tuple[str, bytes]]], str]
-
-
-def draw_image(width: int, height: int, seed: int = 0, mode: str = "RGB") -> Image.Image:
-    """A smooth picture with some noise, so that it looks like a photograph to a codec and no two are alike."""
-    rng = np.random.default_rng((seed, width, height))
-    coarse = rng.integers(0, 256, (4, 4, 4), np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse, "RGBA").resize((width, height), Image.Resampling.BILINEAR), np.int16)
-    noisy = np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8)
-    image = Image.fromarray(noisy, "RGBA")
-    if mode == "P":
-        return image.convert("RGB").quantize(32)
-    return image if mode == "RGBA" else image.convert(mode)
-
-
-def encode_image(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
-    """The image as bytes of a file."""
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def write_tar(path: Path, members: Sequence[tuple[str, bytes]], format: int = tarfile.USTAR_FORMAT) -> str:
-    """Writes a tar of members, in order, and returns its path."""
-    with tarfile.open(path, "w", format=format) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return str(path)
 
 
 class Drawn:
@@ -81,16 +50,20 @@ class Drawn:
             self.shards.append(write_tar(folder / f"drawn-{s:03d}.tar", members))
 
     def rewrite(self, change: Mapping[str, bytes | None]) -> None:
-        """Gives members (by name) other bytes, or none."""
+        """Replace the bytes of members by name; None removes a member."""
         for shard in self.shards:
-            with tarfile.open(shard) as tar:
-                members = []
-                for info in tar.getmembers():
-                    file = tar.extractfile(info)
-                    assert file is not None
-                    members.append((info.name, file.read()))
-            changed = [(name, change.get(name, data)) for name, data in members]
-            write_tar(Path(shard), [(name, data) for name, data in changed if data is not None])
+            rewrite_tar(shard, change)
+
+    def damage(self, truncated: Sequence[str] = (), unreadable: Sequence[str] = (), *, nbytes: int = 40) -> None:
+        """Cut the last `nbytes` off the images of some keys, and overwrite the headers of others."""
+        change: dict[str, bytes | None] = {}
+        for name, data in (member for shard in self.shards for member in read_tar(shard)):
+            key, _, extension = name.partition(".")
+            if extension in ("jpg", "png") and key in truncated:
+                change[name] = data[:-nbytes]
+            if extension in ("jpg", "png") and key in unreadable:
+                change[name] = b"no image"
+        self.rewrite(change)
 
 
 def contents(batch: PackedBatch) -> tuple[object, ...]:

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from patchnpack.loaders.imaging import decode as decode_module
-from patchnpack.loaders.imaging import decode_buffers as scratch_module
-from patchnpack.loaders.imaging.decode import decode, read_header
+from patchnpack.loaders.imaging import decode_buffers as buffers_module
+from patchnpack.loaders.imaging.decode import decode
 from patchnpack.loaders.imaging.decode_buffers import DecodeBuffers
+from patchnpack.loaders.imaging.header import read_header
 
 
 def address(array: np.ndarray) -> int:
@@ -22,13 +23,13 @@ def address(array: np.ndarray) -> int:
 
 
 def test_the_same_memory_serves_image_after_image() -> None:
-    scratch = DecodeBuffers()
-    first = scratch.acquire((40, 30, 3))
+    buffers = DecodeBuffers()
+    first = buffers.acquire((40, 30, 3))
     place = address(first)
     del first
-    assert address(scratch.acquire((30, 40, 3))) == place
-    assert address(scratch.acquire((2, 2, 3))) == place
-    assert len({address(scratch.acquire((50, 50, 3))) for _ in range(5)}) == 1, "a larger image is kept, too"
+    assert address(buffers.acquire((30, 40, 3))) == place
+    assert address(buffers.acquire((2, 2, 3))) == place
+    assert len({address(buffers.acquire((50, 50, 3))) for _ in range(5)}) == 1, "a larger image is kept, too"
 
 
 @pytest.mark.parametrize(
@@ -44,12 +45,12 @@ def test_the_same_memory_serves_image_after_image() -> None:
     ids=["itself", "view", "reshaped", "tensor", "memoryview", "image"],
 )
 def test_memory_in_use_is_not_lent_again(hold) -> None:  # type: ignore[no-untyped-def]
-    scratch = DecodeBuffers()
-    loan = scratch.acquire((40, 30, 3))
+    buffers = DecodeBuffers()
+    loan = buffers.acquire((40, 30, 3))
     loan[:] = 7
     held, begin, end = hold(loan), address(loan), address(loan) + loan.size
     del loan
-    others = [scratch.acquire((40, 30, 3)) for _ in range(3)]
+    others = [buffers.acquire((40, 30, 3)) for _ in range(3)]
     for i, other in enumerate(others):
         other[:] = i
         assert address(other) >= end or address(other) + other.size <= begin
@@ -58,20 +59,20 @@ def test_memory_in_use_is_not_lent_again(hold) -> None:  # type: ignore[no-untyp
 
 
 def test_images_that_are_kept_take_no_more_memory_than_they_need() -> None:
-    scratch = DecodeBuffers()
-    kept = [scratch.acquire((100, 100, 3))] + [scratch.acquire((4, 4, 3)) for _ in range(5)]
+    buffers = DecodeBuffers()
+    kept = [buffers.acquire((100, 100, 3))] + [buffers.acquire((4, 4, 3)) for _ in range(5)]
     held: list[Any] = [loan.base for loan in kept]
     assert all(len(base.base.obj) <= loan.size + 64 for base, loan in zip(held, kept, strict=True))
 
 
 def test_each_thread_has_its_own() -> None:
-    scratch = DecodeBuffers()
-    scratch.acquire((10, 10, 3))
+    buffers = DecodeBuffers()
+    buffers.acquire((10, 10, 3))
 
     def fill(value: int) -> bool:
         alone = True
         for _ in range(200):
-            loan = scratch.acquire((64, 64, 3))
+            loan = buffers.acquire((64, 64, 3))
             loan[:] = value
             alone &= bool((loan == value).all())
         return alone
@@ -81,13 +82,13 @@ def test_each_thread_has_its_own() -> None:
 
 
 def test_huge_images_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scratch_module, "_KEEP", 1000)
-    scratch = DecodeBuffers()
-    huge = scratch.acquire((40, 30, 3))
+    monkeypatch.setattr(buffers_module, "_KEEP", 1000)
+    buffers = DecodeBuffers()
+    huge = buffers.acquire((40, 30, 3))
     assert huge.shape == (40, 30, 3)
-    assert len(scratch._memory) == 0
-    small = scratch.acquire((10, 10, 3))
-    assert len(scratch._memory) == 300 + 64
+    assert len(buffers._memory) == 0
+    small = buffers.acquire((10, 10, 3))
+    assert len(buffers._memory) == 300 + 64
     huge[:], small[:] = 1, 2
     assert (huge == 1).all()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,15 @@ from PIL import Image, ImageOps
 from patchnpack.loaders import BadDataError, BadImage, ErrorPolicy, PackedImageLoader, pack_stream, scan
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.packer import FitTokens, Packing
+from tests.images import draw_image, encode_image, write_tar
 
 PACKING = Packing(seq_len=64, patch_size=8)
 GREY = PACKING.replace(image_mode="L")
 SIZES = [(20, 13), (9, 30), (16, 16), (31, 8)]
 
-WriteTar = Callable[..., str]
-
 
 def deep(width: int, height: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng((seed, width, height)).integers(0, 1 << 16, (height, width)).astype(np.uint16)
-
-
-def encode(pixels: np.ndarray, kind: str = "TIFF", **options: Any) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, **options)
-    return file.getvalue()
 
 
 def window(data: bytes) -> np.ndarray:
@@ -43,9 +35,9 @@ def window_deep(data: bytes) -> np.ndarray | None:
 
 
 @pytest.fixture
-def scans(tmp_path: Path, write_tar: WriteTar, draw_image: Any, encode_image: Any) -> str:
+def scans(tmp_path: Path) -> str:
     """Four 16-bit TIFFs and two ordinary images, one of them JPEG."""
-    members = [(f"deep{i}.tif", encode(deep(*size))) for i, size in enumerate(SIZES)]
+    members = [(f"deep{i}.tif", encode_image(deep(*size), "TIFF")) for i, size in enumerate(SIZES)]
     members += [(f"plain{i}.{kind}", encode_image(draw_image(24, 17), kind.upper())) for i, kind in enumerate(["png"])]
     members += [("plain1.jpeg", encode_image(draw_image(24, 17), "JPEG"))]
     return write_tar(tmp_path / "scans.tar", members)
@@ -67,7 +59,7 @@ def test_16_bit_images_are_refused_without_and_used_with_a_decode_function(scans
     without = loaded(scans, decode=None, errors=ErrorPolicy(max_rate=1))
     assert sorted(pixels_of(without)) == ["plain0", "plain1"]
     assert [bad["stage"] for bad in without.stats()["bad"]] == ["header"] * 4
-    assert "16 bits a channel; only 8-bit channels are read unless decode= is given" in str(without.stats()["bad"])
+    assert "16 bits per channel; only 8-bit channels are read unless decode= is given" in str(without.stats()["bad"])
     loader = loaded(scans)
     found = pixels_of(loader)
     assert loader.stats()["bad_images"] == 0
@@ -112,12 +104,10 @@ def test_images_of_decode_are_shrunk_and_cropped_like_others(scans: str) -> None
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_loader_turns_upright_what_decode_gives_as_it_is_stored(
-    orientation: int, tmp_path: Path, write_tar: WriteTar
-) -> None:
+def test_loader_turns_upright_what_decode_gives_as_it_is_stored(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(deep(20, 13), "PNG", exif=exif)
+    data = encode_image(deep(20, 13), "PNG", exif=exif)
     shard = write_tar(tmp_path / "turned.tar", [("a.png", data)])
     found = pixels_of(loaded(shard, decode=window))["a"][..., 0]
     stored = Image.fromarray((deep(20, 13) >> 8).astype(np.uint8))
@@ -126,32 +116,31 @@ def test_loader_turns_upright_what_decode_gives_as_it_is_stored(
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_tiff_is_taken_as_pil_turns_it(orientation: int, tmp_path: Path, write_tar: WriteTar) -> None:
+def test_tiff_is_taken_as_pil_turns_it(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(deep(20, 13), exif=exif)
+    data = encode_image(deep(20, 13), "TIFF", exif=exif)
     shard = write_tar(tmp_path / "turned.tar", [("a.tif", data)])
     assert np.array_equal(pixels_of(loaded(shard))["a"], window(data))
 
 
-def test_files_of_several_pages_are_used_with_decode(tmp_path: Path, write_tar: WriteTar, draw_image: Any) -> None:
+def test_files_of_several_pages_are_used_with_decode(tmp_path: Path) -> None:
     pages = [draw_image(16, 24, seed=i) for i in range(3)]
-    file = io.BytesIO()
-    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    data = encode_image(pages[0], "TIFF", save_all=True, append_images=pages[1:])
 
     def last(data: bytes) -> np.ndarray:
         image = Image.open(io.BytesIO(data))
         image.seek(2)
         return np.asarray(image)
 
-    shard = write_tar(tmp_path / "pages.tar", [("a.tif", file.getvalue())])
+    shard = write_tar(tmp_path / "pages.tar", [("a.tif", data)])
     with pytest.raises(ValueError, match="none of the 1 images can be used: 1 are bad"):
         loaded(shard, PACKING, decode=None)
     assert np.array_equal(pixels_of(loaded(shard, PACKING, decode=last))["a"], np.asarray(pages[2]))
 
 
-def test_what_cannot_be_sized_stays_bad_with_decode(tmp_path: Path, write_tar: WriteTar) -> None:
-    shard = write_tar(tmp_path / "s.tar", [("a.tif", b"DICM, say"), ("b.tif", encode(deep(8, 8)))])
+def test_what_cannot_be_sized_stays_bad_with_decode(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "s.tar", [("a.tif", b"DICM, say"), ("b.tif", encode_image(deep(8, 8), "TIFF"))])
     loader = loaded(shard)
     assert sorted(pixels_of(loader)) == ["b"]
     assert "only JPEG, PNG, WebP, GIF, BMP and TIFF are read" in loader.stats()["bad"][0]["reason"]
@@ -166,11 +155,11 @@ def test_limits_hold_for_images_that_decode_reads(scans: str) -> None:
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (lambda data: np.zeros((13, 20, 3), np.uint8), r"uint8 \(13, 20, 3\) of image 'deep0'.*uint8 \(13, 20, 1\)"),
-        (lambda data: np.zeros((13, 20), np.uint8), r"uint8 \(13, 20\) of"),
-        (lambda data: np.zeros((20, 13, 1), np.uint8), r"uint8 \(20, 13, 1\) of"),
-        (lambda data: np.zeros((13, 20, 1), np.uint16), r"uint16 \(13, 20, 1\) of"),
-        (lambda data: Image.open(io.BytesIO(data)), r"TiffImageFile of image 'deep0'.*or None"),
+        (lambda data: np.zeros((13, 20, 3), np.uint8), r"uint8 \(13, 20, 3\) for image 'deep0'.*uint8 \(13, 20, 1\)"),
+        (lambda data: np.zeros((13, 20), np.uint8), r"uint8 \(13, 20\) for"),
+        (lambda data: np.zeros((20, 13, 1), np.uint8), r"uint8 \(20, 13, 1\) for"),
+        (lambda data: np.zeros((13, 20, 1), np.uint16), r"uint16 \(13, 20, 1\) for"),
+        (lambda data: Image.open(io.BytesIO(data)), r"TiffImageFile for image 'deep0'.*or None"),
     ],
 )
 def test_array_of_another_shape_or_type_is_an_error_that_names_the_image(made: Any, said: str, scans: str) -> None:
@@ -191,7 +180,7 @@ def test_error_in_decode_is_raised_with_the_key_and_what_to_do(scans: str) -> No
 
 def test_bad_image_raised_by_decode_is_counted_and_the_others_go_on(scans: str) -> None:
     def picky(data: bytes) -> np.ndarray | None:
-        if data == encode(deep(9, 30)):
+        if data == encode_image(deep(9, 30), "TIFF"):
             raise BadImage("its window is empty")
         return window_deep(data)
 
@@ -210,14 +199,14 @@ def test_state_saved_with_decode_is_refused_without_it(scans: str) -> None:
         loaded(scans, decode=None).load_state_dict(saved)
 
 
-def test_stream_gives_decode_encoded_images_and_no_others(draw_image: Any) -> None:
+def test_stream_gives_decode_encoded_images_and_no_others() -> None:
     asked: list[bytes] = []
 
     def noted(data: bytes) -> np.ndarray:
         asked.append(data)
         return window(data)
 
-    data, array = encode(deep(20, 13)), np.asarray(draw_image(8, 8, mode="L"))
+    data, array = encode_image(deep(20, 13), "TIFF"), np.asarray(draw_image(8, 8, mode="L"))
     samples = [(data, 1), (draw_image(16, 8, mode="L"), 2), (array, 3)]
     found = pixels_of(pack_stream(samples, GREY, batch_size=1, decode=noted))
     assert np.array_equal(found["0"], window(data))

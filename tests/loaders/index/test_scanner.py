@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import patchnpack.loaders.index.scanner as scan_module
-from patchnpack.loaders.imaging.decode import Header, read_header
+from patchnpack.loaders.imaging.header import Header, read_header
 from patchnpack.loaders.index.scanner import scan
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.streaming.pack_stream import pack_stream
@@ -209,10 +209,10 @@ def test_clothing_index_holds_the_sizes_that_pil_reads(clothing: str) -> None:
 def test_webp_that_cannot_be_read_here_is_named_with_its_shard(
     tmp_path: Path, write_tar: WriteTar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patchnpack.loaders.imaging.decode.WEBP_SUPPORTED", False)
+    monkeypatch.setattr("patchnpack.loaders.imaging.formats.WEBP_SUPPORTED", False)
     data = b"RIFF\x10\0\0\0WEBPVP8 "
     shard = write_tar(tmp_path / "a.tar", [("one.webp", data)])
-    with pytest.raises(ValueError, match=r"image 'one' in shard '.*a.tar': there are WebP images, and this PIL"):
+    with pytest.raises(ValueError, match=r"image 'one' in shard '.*a.tar': WebP images cannot be read: this PIL"):
         scan(shard)
-    with pytest.raises(ValueError, match=r"the image of sample '0': there are WebP images"):
+    with pytest.raises(ValueError, match=r"the image of sample '0': WebP images cannot be read"):
         list(pack_stream([(data, 0)], batch_size=1))
