@@ -63,7 +63,7 @@ def find_beside(addresses: Sequence[str], store: ShardOpener) -> list[tuple[str,
             _absent.add(url)
             continue
         except RemoteError as error:
-            if not error.lasting:
+            if not error.permanent:
                 raise
             _log.info("no index is looked for beside the shards: %s", error)
             break

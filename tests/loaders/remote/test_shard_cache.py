@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from patchnpack.loaders.remote import shard_cache
-from patchnpack.loaders.remote.shard_cache import ShardCache, Stopped, default_folder
+from patchnpack.loaders.remote.errors import Stopped
+from patchnpack.loaders.remote.shard_cache import ShardCache, default_folder
 from tests.loaders.misbehaving import wait_until
 
 Make = Callable[[Path], None]
@@ -51,7 +52,7 @@ def fill(cache: ShardCache, *names: str, nbytes: int = 100) -> None:
         assert bytes_of(cache.acquire(name, writes(bytes(nbytes)))) == bytes(nbytes)
 
 
-def test_file_is_made_once_and_read_from_disk_afterwards(tmp_path: Path) -> None:
+def test_file_is_made_once_then_read_from_disk(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
     assert bytes_of(cache.acquire("a.tar", writes(b"one"))) == b"one"
     assert bytes_of(cache.acquire("a.tar", never)) == b"one"
@@ -59,7 +60,7 @@ def test_file_is_made_once_and_read_from_disk_afterwards(tmp_path: Path) -> None
     assert lie_in(cache) == ["a.tar"]
 
 
-def test_threads_that_ask_at_once_make_it_once(tmp_path: Path) -> None:
+def test_concurrent_threads_make_a_file_once(tmp_path: Path) -> None:
     made: list[str] = []
 
     def make(path: Path) -> None:
@@ -74,7 +75,7 @@ def test_threads_that_ask_at_once_make_it_once(tmp_path: Path) -> None:
     assert sorted(made) == ["0.tar.part", "1.tar.part", "2.tar.part"]
 
 
-def test_processes_that_ask_at_once_make_each_file_once(tmp_path: Path) -> None:
+def test_concurrent_processes_make_each_file_once(tmp_path: Path) -> None:
     script = """
 import os, sys, time
 from pathlib import Path
@@ -96,7 +97,7 @@ for i in range(20):
     assert sorted(log.read_text().split()) == sorted(f"{i}.part" for i in range(20))
 
 
-def test_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_file_is_whole_or_absent(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
     half, go = threading.Event(), threading.Event()
 
@@ -117,7 +118,7 @@ def test_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert lie_in(cache) == ["a"]
 
 
-def test_what_make_raises_is_raised_and_leaves_nothing(tmp_path: Path) -> None:
+def test_error_in_make_propagates_and_leaves_nothing(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
 
     def fail(path: Path) -> None:
@@ -131,7 +132,7 @@ def test_what_make_raises_is_raised_and_leaves_nothing(tmp_path: Path) -> None:
     assert bytes_of(cache.acquire("a", writes(b"whole"))) == b"whole"
 
 
-def test_those_who_wait_for_one_that_fails_try_themselves(tmp_path: Path) -> None:
+def test_waiting_threads_try_after_a_failure(tmp_path: Path) -> None:
     cache, begun, go = ShardCache(tmp_path), threading.Event(), threading.Event()
 
     def fail(path: Path) -> None:
@@ -150,7 +151,7 @@ def test_those_who_wait_for_one_that_fails_try_themselves(tmp_path: Path) -> Non
             first.result()
 
 
-def test_least_recently_lent_goes_first(tmp_path: Path) -> None:
+def test_least_recently_acquired_file_is_evicted_first(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, limit=300)
     fill(cache, "a", "b", "c")
     os.close(cache.acquire("a", never))
@@ -163,7 +164,7 @@ def test_least_recently_lent_goes_first(tmp_path: Path) -> None:
     assert lie_in(cache) == ["f"]
 
 
-def test_room_is_made_before_the_file_when_its_size_is_known(tmp_path: Path) -> None:
+def test_known_size_evicts_before_the_file_is_made(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, limit=300)
     fill(cache, "a", "b", "c")
     there: list[list[str]] = []
@@ -176,7 +177,7 @@ def test_room_is_made_before_the_file_when_its_size_is_known(tmp_path: Path) -> 
     assert there == [["c", "d.part"]]
 
 
-def test_evicted_file_that_is_open_goes_on_being_readable(tmp_path: Path) -> None:
+def test_evicted_file_stays_readable_while_open(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, limit=150)
     fd = cache.acquire("a", writes(b"a" * 100))
     fill(cache, "b")
@@ -187,7 +188,7 @@ def test_evicted_file_that_is_open_goes_on_being_readable(tmp_path: Path) -> Non
 def test_file_larger_than_the_limit_is_refused_before_it_is_made(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, limit=100)
     fill(cache, "a")
-    message = r"shard 'b' has 101 bytes and the cache may hold 100; give a cache_limit="
+    message = r"shard 'b' has 101 bytes, more than the cache's limit of 100; give a cache_limit="
     with pytest.raises(ValueError, match=message):
         cache.acquire("b", never, 101)
     with pytest.raises(ValueError, match=message):
@@ -195,21 +196,21 @@ def test_file_larger_than_the_limit_is_refused_before_it_is_made(tmp_path: Path)
     assert "b" not in lie_in(cache)
 
 
-def test_other_size_than_announced_is_refused(tmp_path: Path) -> None:
+def test_unexpected_size_is_refused(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
-    with pytest.raises(OSError, match="4 bytes were written of shard 'a', which has 5"):
+    with pytest.raises(OSError, match="shard 'a' has 5 bytes, but 4 were written"):
         cache.acquire("a", writes(b"1234"), 5)
     assert lie_in(cache) == []
 
 
-def test_file_that_was_cut_in_the_cache_is_made_again(tmp_path: Path) -> None:
+def test_truncated_cached_file_is_made_again(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
     os.close(cache.acquire("a", writes(b"12345"), 5))
     os.truncate(cache.folder / "a", 3)
     assert bytes_of(cache.acquire("a", writes(b"12345"), 5)) == b"12345"
 
 
-def test_full_disk_evicts_what_it_can_then_names_the_folder(tmp_path: Path) -> None:
+def test_full_disk_evicts_all_then_names_the_folder(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
     fill(cache, "a", "b", "c")
     tries: list[list[str]] = []
@@ -270,7 +271,7 @@ ShardCache(sys.argv[1]).acquire("a", make)
     assert lie_in(ShardCache(tmp_path)) == ["a"]
 
 
-def test_waiting_for_another_one_can_be_called_off(tmp_path: Path) -> None:
+def test_waiting_for_another_thread_can_be_cancelled(tmp_path: Path) -> None:
     cache, begun, go, stop = ShardCache(tmp_path), threading.Event(), threading.Event(), threading.Event()
 
     def make(path: Path) -> None:
@@ -299,7 +300,7 @@ def test_nothing_outside_its_own_folder_is_evicted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "a.part"])
-def test_name_that_is_no_file_name_is_refused(name: str, tmp_path: Path) -> None:
+def test_invalid_file_name_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot name a cached file"):
         ShardCache(tmp_path).acquire(name, never)
 

@@ -112,7 +112,7 @@ def test_shards_leave_a_small_cache_and_come_back(
     assert len(got) > 12
     held = sum(path.stat().st_size for path in (tmp_path / "patchnpack-shards").iterdir())
     assert held <= largest + 100
-    with pytest.raises(ValueError, match=r"bytes and the cache may hold 1000; give a cache_limit="):
+    with pytest.raises(ValueError, match=r"bytes, more than the cache's limit of 1000; give a cache_limit="):
         packed(f"{address}/drawn-000.tar", cache_dir=tmp_path / "other", cache_limit=1000)
 
 
@@ -207,7 +207,7 @@ def test_remote_shard_that_changed_is_an_error_that_names_it(
     address, _ = served
     index = scan(f"{address}/drawn-000.tar", store=ShardOpener(tmp_path / "first"))
     os.utime(drawn.shards[0], ns=(0, os.stat(drawn.shards[0]).st_mtime_ns + 10**9))
-    with pytest.raises(RemoteError, match=r"drawn-000.tar: the file has changed .*; make a new index of it"):
+    with pytest.raises(RemoteError, match=r"drawn-000.tar: the file has changed .*; update the index"):
         list(packed(index, cache_dir=tmp_path / "second"))
 
 
