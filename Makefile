@@ -13,6 +13,9 @@ SIMD := $(or $(shell cat $(VENV)/.simd 2>/dev/null),1)
 endif
 # Passed on to pytest: make test ARGS="-k packing -x"
 ARGS ?=
+# One test process per core, each with one thread: threads of two processes would wait for each other. ARGS="-n 0" uses one process.
+WORKERS := -n auto --maxprocesses 8 --dist worksteal
+test test-all: export OMP_NUM_THREADS ?= 1
 
 # Keyed on what is installed, not on dates: a fresh clone and an old one agree. The folder counts because the
 # editable install holds its path.
@@ -46,10 +49,11 @@ simd: setup ## try pillow-simd again, after its headers have been installed
 	@echo 1 > $(VENV)/.simd; $(PY) scripts/use_pillow_simd.py --rebuild
 
 test: lint typecheck ## check format, lint and types, then run the tests
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(WORKERS) $(ARGS)
 	$(if $(ARGS),,@$(PY) -c 'from PIL import features as f; exit(not f.check("webp"))' || $(MAKE) --no-print-directory test-webp)
 
-test-all: test test-frameworks ## the same, and with Lightning, Accelerate, transformers and Ray, which this installs
+test-all: test test-frameworks ## the same, then the tests of frameworks, which this installs, and those marked `extra`
+	$(PY) -m pytest -m extra $(WORKERS)
 
 test-frameworks: setup
 	@$(PY) -c 'import accelerate, lightning, ray, transformers' 2>/dev/null || $(PY) -m pip install --quiet --constraint constraints.txt --group frameworks
@@ -60,9 +64,10 @@ test-webp: setup
 	@[ -d $(VENV)/pillow ] || $(PY) -m pip install --quiet --no-deps --target $(VENV)/pillow 'pillow>=12.1,<14'
 	PYTHONPATH=$(VENV)/pillow $(PY) -m pytest $(addprefix tests/loaders/imaging/test_,decode.py header.py damaged.py exif.py)
 
-lint: setup ## check format and lint
+lint: setup links ## check format, lint and which room may import which
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	@cd .links && "$(CURDIR)/$(VENV)/bin/lint-imports" --config ../pyproject.toml --cache-dir ../.import_linter_cache
 
 format: setup ## rewrite the files to the house's format
 	$(PY) -m ruff format .
@@ -91,7 +96,7 @@ soak: setup ## run the tests that take minutes
 	$(PY) -m pytest -m soak $(ARGS) || [ $$? -eq 5 ]
 
 clean: ## remove what building, testing and checking leave behind
-	rm -rf build dist *.egg-info .links .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .links .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf
 
 distclean: clean ## the same, and .venv

@@ -30,3 +30,20 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATCHNPACK_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+# The files that take longest, longest first. Begun last, one of them would keep one process busy while the others idle.
+_LONGEST = (
+    "test_start_page.py",
+    "test_ddp.py",
+    "test_ranks.py",
+    "test_shell_blocks.py",
+    "test_resume.py",
+    "test_engines.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest files first, and keep the order of all others."""
+    order = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(_LONGEST)))

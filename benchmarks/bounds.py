@@ -1,8 +1,8 @@
-"""Lower bounds on the number of packs: no way of packing, however long it thinks, can need fewer.
+"""Lower bounds on the number of packs: no packing algorithm can need fewer.
 
-All three leave the limit on the images in a pack out, which can only make them lower. The last one solves the linear
-programme of Gilmore and Gomory (1961) by column generation, so it needs few distinct lengths, and is close: the
-best packing there is hardly ever needs more than one pack beyond it.
+All three bounds ignore the limit on images per pack, which can only make them lower. The third bound solves the linear
+programme of Gilmore and Gomory (1961) by column generation, so it needs few distinct lengths. It is tight: the optimal
+packing rarely needs more than one pack above it.
 """
 
 from __future__ import annotations

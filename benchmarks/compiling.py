@@ -1,7 +1,7 @@
-"""What compiling the kernels costs: the first call ever, and the first call of each later process.
+"""Measure the cost of compiling the kernels.
 
-Every kernel of the packer is called once in a fresh process, first with an empty cache, then with the cache that this
-left. Imports are not counted.
+The script measures the first call ever, and the first call in each later process. It calls every packer kernel once in
+a fresh process, first with an empty cache, then with the cache that the first process left. Import time is not counted.
 
     python benchmarks/compiling.py [--rounds 3]
 """

@@ -1,8 +1,13 @@
-"""What `Packing.fill` makes of leftover slots, and what it costs the images.
+"""Measure how `Packing.fill` uses leftover slots, and how it changes the images.
 
-Photographs of sizes drawn as ImageNet's are (half of them 500x375, the area of the rest lognormal with a mean of 650
-patches of 16x16 pixels and sigma 1.15, aspects 1, 4/3 and 3/2 either way up), native and with `BetaDrop(0.5, 0.8)`, and
-photographs whose sides are uniform in 64 to 700 pixels. The last pack of all is left out of the mean.
+The inputs are two sets of photographs:
+
+* Sizes drawn from the shape of ImageNet's distribution. Half of the images are 500x375. The area of the others is
+  lognormal with a mean of 650 patches of 16x16 pixels and sigma 1.15, with aspect ratios 1, 4/3 and 3/2 in either
+  orientation. They are packed at native size, and with `BetaDrop(0.5, 0.8)`.
+* Sides uniform in 64 to 700 pixels, with `BetaDrop(0.5, 0.8)`.
+
+The mean excludes the very last pack.
 
     python benchmarks/filling.py [--images 100000]
 

@@ -1,13 +1,15 @@
-"""Python's own cost an image: what the loader spends beside decoding and cutting patches, mostly with the GIL held.
+"""Measure Python's own cost per image in the loader.
 
-However many threads decode, only one of them at a time runs Python, so 1 / (this cost) is the most images/s that one
-process can reach. Decoding and the kernels that write pixels are replaced by calls that take the same arguments and
-leave pixels alone; what remains, planning, reading, queueing and building batches, is measured as CPU time of the whole
-process. Reading, a system call without the GIL, is inside, so the figure errs upwards.
+This cost is everything that the loader does except decoding and patchifying, mostly with the GIL held.
+
+Only one thread at a time runs Python, however many threads decode. One process can therefore reach at most 1 / (this
+cost) images/s. The script replaces decoding and the kernels that write pixels with calls that take the same arguments
+and leave pixels alone. The rest (planning, reading, queueing and building batches) is measured as CPU time of the whole
+process. Reading is a system call without the GIL, but it is included, so the figure is an upper estimate.
 
     python benchmarks/gil.py [SHARDS] [--rounds 5]
 
-Prints microseconds an image with one thread and with two, which contend for the GIL, and writes
+Prints microseconds per image with one thread and with two threads, which contend for the GIL, and writes
 benchmarks/results/gil.csv. The budget is 60.
 """
 

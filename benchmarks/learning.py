@@ -1,24 +1,26 @@
-"""What the papers' ideas bring here, each against training without it: small models, shapes, several seeds.
+"""Measure the gain of each paper's idea against training without it.
+
+The images are those of examples/shapes.py, 48 to 192 pixels a side, 960 to train on and 480 others to evaluate on. A
+model of width 96 and depth 3 trains from scratch with several seeds, for the same number of steps in each variant of an
+experiment. The default number of epochs is low because every model eventually learns the shapes; the experiments
+compare how soon.
+
+* patch_sizes: FlexiViT's figure (arXiv 2212.08013, section 3.3). One model trains at random patch sizes, and others
+  train at one size. All are evaluated at every size, the latter with PI-resized patch embeddings.
+* distillation: random patch sizes again, learning from labels or from a model of patch size 8 (section 3.5) whose
+  weights initialise the student. A third run learns from labels with those weights, to separate the two effects.
+* positions: every position embedding, and a model without positions, on pictures whose class only positions reveal
+  (`marks.py`). Models train at 35 or 36 tokens, and are evaluated there, at up to seven times as many tokens, and at
+  aspect ratios not seen in training (NaViT, arXiv 2307.06304, section 3.4). Width 64, depth 2. There are twice as many
+  pictures as images, a tenth of that per size to evaluate on, and other pictures for each seed. For a quick look, run
+  with `--images 120 --seeds 1 --epochs 1`.
+* token_drop: half of the tokens dropped, at a rate drawn per image (section 3.3), against no token drop. Both train on
+  equal numbers of packs, and so with equal compute, and are evaluated on whole images.
 
     python benchmarks/learning.py patch_sizes|distillation|positions|token_drop [--seeds 3] [--epochs 4]
 
-The images are those of examples/shapes.py, 48 to 192 pixels a side, 960 to train on, 480 others to measure with. A
-model of width 96 and depth 3 learns from scratch, for as many steps in each variant of an experiment. Epochs are few
-by default, since all of these models come to know the shapes: what is compared is how soon.
-
-* patch_sizes: FlexiViT's figure (arXiv 2212.08013, section 3.3). One model trained at random patch sizes, and models
-  trained at one size, all evaluated at every size, the latter with their patch embedding PI-resized.
-* distillation: random patch sizes again, learning from labels or from a model of patch size 8 (section 3.5), from
-  whose weights the student starts; and, to tell the two apart, labels from those weights.
-* positions: every position embedding, and a model that sees none, on pictures whose class only positions tell
-  (`marks.py`): trained at 35 or 36 tokens, measured there, at up to seven times as many, and at aspect ratios not seen
-  in training (NaViT, arXiv 2307.06304, section 3.4). Width 64, depth 2; twice as many pictures as there are images, a
-  tenth of that at each size to measure with, others for each seed. `--images 120 --seeds 1 --epochs 1` is a quick look.
-* token_drop: half of the tokens dropped at a rate that each image draws (section 3.3), at equal numbers of packs, so at
-  equal compute, against none; evaluated on whole images.
-
-Prints a table of means and standard deviations over seeds, and writes benchmarks/results/learning_*.csv with a line a
-figure; patch_sizes also draws docs/images/patch_sizes.svg.
+Prints a table of means and standard deviations over seeds, and writes benchmarks/results/learning_*.csv with one line
+per figure; patch_sizes also draws docs/images/patch_sizes.svg.
 """
 
 from __future__ import annotations

@@ -1,25 +1,27 @@
-"""The loader, its bound, and what people use today: the same photographs, in turn, equally many threads or processes.
+"""Compare the loader with its upper bound and with common alternatives.
 
-At native resolution:
+All methods read the same photographs, take turns, and use the same number of threads or processes. At native
+resolution:
 
-* bare pool: threads that read and decode the same JPEG bytes with simplejpeg and throw the pixels away, the bound;
-* PackedImageLoader: the same, and planning, cutting patches and building batches;
-* DALI: NVIDIA's reader and CPU decoder, images only; two batches are ready when its clock starts, 2 % of the images;
-* webdataset: `DataLoader` with worker processes, PIL, images only, as lists of tensors, the fastest of six ways to pass
-  them on;
-* webdataset, packed: patches, next-fit groups and zero padding in those workers, in Python, as it is usually written.
+* bare pool: threads that read and decode the same JPEG bytes with simplejpeg and discard the pixels; the upper bound.
+* PackedImageLoader: the same work, plus planning, patchifying and building batches.
+* DALI: NVIDIA's reader and CPU decoder, images only. Two batches, 2 % of the images, are ready when its clock starts.
+* webdataset: `DataLoader` with worker processes and PIL, images only, as lists of tensors, the fastest of six ways to
+  pass them on.
+* webdataset, packed: patches, next-fit groups and zero padding in those workers, in Python, as usually written.
 
-And shrunk to at most 64 tokens, where a JPEG can be decoded at a fraction of its size: there the bound decodes at the
-same scale as the loader and resizes to the same size. webdataset's way decodes in full, since `decode("pil")` does.
+The same methods also run with images shrunk to at most 64 tokens, where a JPEG can be decoded at reduced scale. There
+the bound decodes at the same scale as the loader and resizes to the same size. webdataset decodes in full, because
+`decode("pil")` does.
 
-As in training, one loader serves all epochs; the first one, in which the system hands out memory and workers start, is
-not timed.
+As in training, one loader serves all epochs. The first epoch is not timed, because the system then allocates memory and
+starts workers.
 
     python benchmarks/loader.py [SHARDS] [--threads 2] [--rounds 5] [--quick]
 
-`--quick` leaves out all but the bare pool and the loader at native resolution. Prints medians, and how far the rounds
-lie apart, and writes benchmarks/results/loader.csv. Images/s differ from machine to machine and from hour to hour; the
-ratio to the bound of the same round is the figure.
+`--quick` runs only the bare pool and the loader at native resolution. Prints medians and the spread of the rounds, and
+writes benchmarks/results/loader.csv. Images/s differ between machines and from hour to hour; compare the ratio to the
+bound of the same round.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""Pictures whose class only positions tell: light discs, each in a patch of its own, on one dark colour.
+"""Draw pictures whose class only positions reveal.
 
-* place: in which ninth of the picture the disc lies, of 3 x 3: a matter of fractions of its sides.
-* steps: how many patches lie between the left edge and the disc, 0 to 3: a matter of counting from an edge.
-* apart: how many columns two discs lie apart, 0 to 3, whatever their rows: a matter of one patch to another.
+Each picture has light discs, each in a patch of its own, on one dark colour. The class depends on the task:
 
-A patch shows the same at every size of picture, a disc or none; only how many patches there are, and where, differs. At
-every size the classes are equally frequent and have as many discs, so a model that does not see positions sees the same
-patches whatever the class, and is right by chance.
+* place: in which ninth of the picture the disc lies, of 3 x 3; tests fractions of the picture's sides.
+* steps: how many patches lie between the left edge and the disc, 0 to 3; tests counting from an edge.
+* apart: how many columns apart two discs are, 0 to 3, whatever their rows; tests relative positions of patches.
+
+A patch looks the same at every picture size: it holds a disc or nothing. Only the number of patches and the positions
+of the discs differ. At every size the classes are equally frequent and have equally many discs. A model that does not
+see positions therefore sees the same patches in every class, and is right only by chance.
 """
 
 from __future__ import annotations

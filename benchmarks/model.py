@@ -1,17 +1,19 @@
-"""Packed against padded: images a CPU-second of one model, forward and backward, on photographs of native size.
+"""Compare packed with padded batches in images per CPU-second, forward and backward.
 
-The same photographs, capped at 1,024 tokens of 16x16 pixels, go through the same weights (width 192, depth 3, 3 heads):
+The same photographs of native size, capped at 1,024 tokens of 16x16 pixels, go through one model (width 192, depth 3, 3
+heads) with the same weights:
 
     packed                      `NaViT` on packs of 4,096 slots, as `PackedImageLoader` makes them, one at a time
     padded                      4 images at a time, each padded to 1,024 tokens, in plain torch: `F.linear`, attention
                                 with a key mask
     padded, our linear          the same with the linear layers of `NaViT` (`models/linear.py`)
-    padded a batch, our linear  that, padded to the longest of the 4 only
+    padded a batch, our linear  the previous one, padded only to the longest of the 4 images
 
-About 4,096 tokens at a time in each: larger working sets lose to page faults what they gain. The padded model is
-written out below: the blocks of the packed one on (images, tokens) tensors, with `scaled_dot_product_attention` and a
-boolean key mask. That it computes the same is asserted first. Then the choices of the model, packed, on the first two
-packs. One thread; the ways take turns, and a figure is the median of its rounds, each in CPU time of the process.
+Each variant processes about 4,096 tokens at a time, because larger working sets lose their gain to page faults. The
+padded model is written out below: the blocks of the packed model on (images, tokens) tensors, with
+`scaled_dot_product_attention` and a boolean key mask. The script first asserts that both models compute the same. Then
+it measures the model's options, packed, on the first two packs. It uses one thread. The variants take turns, and each
+figure is the median of its rounds, in CPU time of the process.
 
     python benchmarks/model.py [--shards SHARDS] [--images 40] [--rounds 5] [--precision float32 bfloat16]
 

@@ -1,10 +1,11 @@
-"""How full packs get, and how fast: every algorithm of `pack_lengths`, its peers, and a lower bound that none can beat.
+"""Measure how full packs get, and how fast, for every algorithm of `pack_lengths`.
 
-One run, one thread, the fastest of 3 calls, and every result checked: each image in exactly one pack, no pack over L
-tokens or K images. Peers (lightbinpack, TRL's `_pack_bfd`, whose time holds moving the tokens too) run where they are
-installed; they and plain Python know no K and are not held to it. The bound of `bounds.py` leaves K out too.
+The results are compared with peer libraries and with a lower bound. One run on one thread; each time is the fastest of
+3 calls. Every result is checked: each image in exactly one pack, and no pack over L tokens or K images. Peers run if
+they are installed: lightbinpack and TRL's `_pack_bfd`, whose time includes moving the tokens. The peers and the plain
+Python versions do not support K and are not checked against it. The bound of `bounds.py` ignores K as well.
 
-The inputs, 100,000 images each, are those of `token_counts.py`.
+The inputs, 100,000 images each, come from `token_counts.py`.
 
     python benchmarks/packing.py [SHARDS...] [--images 100000] [--max-images 64] [--quick] [--synthetic] [--out CSV]
 

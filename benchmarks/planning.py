@@ -1,8 +1,9 @@
-"""Planning a data set far larger than memory: rows come in windows, packs leave, and only the waiting room stays.
+"""Measure planning for a data set far larger than memory.
 
-Rows are drawn window by window, as an index is read window by window (16 shards of 10,000 images), with native sizes,
-token counts lognormal with mean 650, and packed into 1,024 slots. Every image is checked to leave once, by count and by
-sum of its row numbers; the resident memory of the whole process is asserted to stay under 1 GB.
+Rows arrive in windows, packs leave, and only the waiting images stay in memory. The script draws rows window by window,
+as the loader reads an index (16 shards of 10,000 images). Images have native sizes with lognormal token counts of mean
+650, and are packed into 1,024 slots. It checks that every image leaves once, by count and by sum of row numbers, and
+asserts that the resident memory of the whole process stays under 1 GB.
 
     python benchmarks/planning.py [--rows 100000000] [--algorithm subset_sum] [--patch-sizes 8,16,32]
 

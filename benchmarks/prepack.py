@@ -1,19 +1,20 @@
-"""How fast pre-packed data is read: a patch store beside memcpy and beside decoding, an image store beside the shards.
+"""Measure how fast packed folders are read.
 
-All ways take turns in one process with the same images and threads, so that what else runs on the machine meets all.
+The script compares a patch store with memcpy and decoding, and an image store with the shards. All methods take turns
+in one process with the same images and threads, so other work on the machine affects all alike.
+
+* memcpy: `numpy.copyto` of the same number of bytes from memory to an existing buffer.
+* patch store into a buffer: each batch's `patches`, which lie in the memory map, copied into such a buffer. The files
+  lie in the page cache. The budget is half of memcpy's bytes/s.
+* patch store: an epoch of `PackedImageLoader`, as tensors in the map, each page touched once.
+* patch store, packs shuffled: the same in another order, each pack copied once into a recycled buffer.
+* decoding: an epoch of `PackedImageLoader` over the shards, into the same packs. A patch store should reach ten times
+  its images/s.
+* image store: an epoch over encoded images in the order of their packs.
 
     python benchmarks/prepack.py [SHARDS] [--rounds 7] [--threads 2]
 
-* memcpy: `numpy.copyto` of as many bytes from memory to a buffer that was there before.
-* patch store into a buffer: each batch's `patches`, which lie in the memory map, copied into such a buffer; files lie
-  in the page cache. The budget is half of memcpy's bytes/s.
-* patch store: an epoch of `PackedImageLoader`, as tensors in the map, each page looked at once.
-* patch store, packs shuffled: the same in another order, each pack copied once into a buffer that is used again.
-* decoding: an epoch of `PackedImageLoader` over the shards, into the same packs. A patch store is to give ten times its
-  images/s.
-* image store: an epoch over encoded images in the order of their packs.
-
-Prints a table of medians over the rounds, ratios of each round, and writes benchmarks/results/prepack.csv.
+Prints a table of medians over the rounds and the ratios of each round, and writes benchmarks/results/prepack.csv.
 """
 
 from __future__ import annotations

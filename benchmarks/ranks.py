@@ -1,10 +1,10 @@
-"""One rank of many over a data set far larger than its memory: what planning costs it, and that nothing is lost.
+"""Measure the cost of planning for one rank of many, over a data set far larger than memory.
 
-Makes an index of SHARDS shards of IMAGES images each (sizes drawn, no pixels) as an Arrow file, then starts a fresh
-process that stands for one of RANKS ranks: it makes its loader, finds out the length of the epoch, and goes through all
-steps of an epoch as they would be trained, but for decoding. Every row is checked to come exactly once over all ranks,
-and the memory that the process has for itself (the index lies in the page cache, shared by all processes of a machine)
-to stay under 1 GB.
+The script writes an index of SHARDS shards with IMAGES images each (random sizes, no pixels) as an Arrow file. A fresh
+process then acts as one of RANKS ranks. It creates its loader, computes the length of the epoch, and goes through all
+steps of an epoch as in training, without decoding. The script checks that every row comes exactly once over all ranks,
+and that the private memory of the process stays under 1 GB. The index lies in the page cache, which all processes of a
+machine share.
 
     python benchmarks/ranks.py [--ranks 1024] [--shards 100000] [--images 1000] [--streams 1]
 

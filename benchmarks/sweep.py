@@ -1,8 +1,9 @@
-"""Time and memory of a sweep over a large data set, and what counting for the report costs a training loop.
+"""Measure the time and memory of a sweep, and the overhead of statistics in training.
 
-Rows are those of planning.py: native sizes, token counts lognormal with mean 650. They are swept over the default
-settings at one patch size: five sequence lengths by next_fit, largest_fit and subset_sum with three lookaheads. With
-`--plans`, `plan` runs once for each setting too, which is what the sweep replaces; they must agree to the pack.
+The rows are those of planning.py: native sizes with lognormal token counts of mean 650. The sweep covers the default
+settings at one patch size: five sequence lengths with next_fit, and with largest_fit and subset_sum at three
+lookaheads. `--plans` also runs `plan` once per setting, which is what the sweep replaces; both must give the same
+number of packs.
 
     python benchmarks/sweep.py [--rows 1280000] [--plans] [--html report.html]
 

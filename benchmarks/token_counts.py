@@ -1,10 +1,10 @@
 """Token counts to pack, from seeded generators and from shards: (name, counts, L).
 
 - ImageNet-like: drawn from the shape of ImageNet's token counts at native size and patch 16, not from ImageNet. Of
-  1,000 photographs half have 768 tokens (500x375), the rest the grids of an area lognormal with mean 650 and sigma 1.15
-  and an aspect of 1, 4/3 or 3/2, either way up; 173 counts are distinct, from 20 to 15,000. The 1,000 are resampled,
-  and what exceeds L is made L. The sigma is the one at which next-fit is about as full as on photographs; at L = 1024
-  more is left for small images than there, so the bound is higher.
+  1,000 photographs half have 768 tokens (500x375). The others are grids with an area lognormal with mean 650 and sigma
+  1.15, and an aspect ratio of 1, 4/3 or 3/2, in either orientation. There are 173 distinct counts, from 20 to 15,000.
+  The 1,000 are resampled, and counts above L are set to L. At this sigma, next-fit is about as full as on photographs.
+  At L = 1024 more room is left for small images than on photographs, so the bound is higher.
 - photographs whose sides are uniform in 64 to 384 pixels, at patch 16.
 - counts uniform in 1 to L, and counts lognormal with mean 650 and sigma 1.
 - shards: each image once, at its native size, shuffled.

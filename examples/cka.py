@@ -1,11 +1,11 @@
-"""Do a model's layers say the same of an image at every patch size? Linear CKA, as FlexiViT compares them.
+"""Compare a model's layers across patch sizes with linear CKA, as FlexiViT does.
 
     python examples/cka.py [--picture cka.png]
 
-trains two small NaViTs on the shapes of `shapes.py`, 48 to 192 pixels a side, for as many steps: one at random patch
-sizes (FlexiViT, arXiv 2212.08013), one at 16 pixels only. Both then see the same held-out images at 8, 16 and 32
-pixels. A block's output, averaged over an image's tokens, is what that layer says of it; linear CKA (Kornblith et al.,
-arXiv 1905.00414) compares what two layers say of all images, 1 for the same up to rotation and scale. Prints
+trains two small NaViTs on the shapes of `shapes.py`, 48 to 192 pixels a side, for equally many steps: one at random
+patch sizes (FlexiViT, arXiv 2212.08013), one at 16 pixels only. Both then see the same held-out images at 8, 16 and 32
+pixels. A layer is represented by its block's output, averaged over an image's tokens. Linear CKA (Kornblith et al.,
+arXiv 1905.00414) compares two layers over all images; 1 means that they agree up to rotation and scale. Prints
 
     231 steps each, patch sizes 8, 16, 32
     trained at     accuracy             CKA of equal layers

@@ -1,12 +1,12 @@
-"""Train a NaViT on several processes: a plain loop around DistributedDataParallel that stops and goes on exactly.
+"""Train a NaViT with a plain DistributedDataParallel loop that stops and resumes exactly.
 
     python examples/shapes.py shapes
     torchrun --standalone --nproc-per-node 2 examples/ddp.py 'shapes/train-{000000..000003}.tar' runs/ddp
 
-NCCL where torch sees GPUs, one a process, else gloo on CPUs. Ranks get equally many batches, but not equally many
-images, so the loss is the mean over the images of all ranks, and the gradient the one that a single process would
-compute from all of them. The same command again goes on from runs/ddp/checkpoint.pt with the batches that were left: on
-two CPUs bit for bit; on more, gloo may add up in another order. Expected, on two cores in 20 seconds, first and last:
+Uses NCCL if torch sees GPUs, one per process, and gloo on CPUs otherwise. Ranks get equally many batches, but not
+equally many images. The loss is therefore the mean over the images of all ranks, and the gradient equals that of a
+single process on all images. Run the same command again to resume from runs/ddp/checkpoint.pt with the remaining
+batches: bit for bit on two CPUs; on more, gloo may sum in another order. In 20 seconds on two cores, prints:
 
     epoch 0, step 11: loss 1.060, 480 images + 0 bad + 0 skipped of 480
     epoch 4, step 55: loss 0.156, 480 images + 0 bad + 0 skipped of 480

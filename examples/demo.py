@@ -1,11 +1,11 @@
-"""From images to trained models: draw them, report on packing, draw packs, train at native aspect and on squares.
+"""Draw images, report on them, draw packs, and train at native aspect and on squares.
 
     python examples/demo.py [--folder demo] [--epochs 10] [--images 480]
 
-Draws 600 images of shapes whose class can only be told at the true aspect ratio, then runs the same commands that you
-would. Takes minutes on two quiet cores; where other work runs on them, set OMP_NUM_THREADS=1. Ends with a validation
-accuracy of at least 0.95 at native aspect and around 0.6 on squares, where no model can do better (shapes.py says why),
-and leaves in the folder: the shards, packs.png, and a checkpoint of each model.
+Draws 600 images of shapes whose class only the true aspect ratio reveals, then runs the same commands that you would.
+It takes minutes on two quiet cores; if other work runs on them, set OMP_NUM_THREADS=1. It ends with a validation
+accuracy of at least 0.95 at native aspect ratio and around 0.6 on squares, where no model can do better (shapes.py
+explains why). The folder then holds the shards, packs.png, and a checkpoint of each model.
 """
 
 from __future__ import annotations

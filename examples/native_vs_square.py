@@ -1,10 +1,11 @@
-"""Native aspect against squares at equal tokens: the same model, images and epochs, several seeds.
+"""Compare native aspect ratio with squares at equal tokens, model and epochs.
 
     python examples/native_vs_square.py TRAIN VALIDATION [--epochs 8] [--seeds 3] [--tokens 64] [--out FILE.csv]
 
-The native runs fit each image, aspect kept, into a number of tokens; the square ones resize it to a square of as many.
-Prints a line a run, then the means, and writes a CSV with a line a run. On the shapes of `shapes.py` native aspect
-wins by far; docs/training.md has the figures for photographs of clothing.
+The native runs fit each image into a number of tokens and keep its aspect ratio. The square runs resize it to a square
+of the same number of tokens. Each runs with several seeds. Prints one line per run, then the means, and writes a CSV
+with one line per run. On the shapes of `shapes.py`, native aspect ratio wins by far; docs/training.md has the figures
+for photographs of clothing.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python examples/prepack_on_ray.py [--address auto] [--folder ray-demo] [--images 48]
 
-Draws shards of shapes, packs them in four tasks, and reads one epoch. Without an address a cluster is started on this
-machine and stopped at the end; on a real one the folder must be on storage that all its machines see: a shared file
-system, or an address such as s3://bucket/packed. Needs patchnpack[ray]. Ends with
+Draws shards of shapes, packs them in four tasks, and reads one epoch. Without an address, the script starts a cluster
+on this machine and stops it at the end. On a real cluster, put the folder on storage that all its machines see: a
+shared file system, or an address such as s3://bucket/packed. Needs patchnpack[ray]. Ends with
 
     48 images in 5 packs of 256 slots
     48 images read back

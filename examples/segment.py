@@ -1,10 +1,11 @@
-"""Segment on a frozen model's features: what shape, if any, covers a patch? One linear layer a token.
+"""Segment with a frozen model's features and one linear layer per token.
 
     python examples/segment.py [--checkpoint FILE] [--picture segment.png]
 
-draws the shapes of `shapes.py`, 48 to 192 pixels a side, trains a small NaViT to tell their classes, or takes one from
-a checkpoint, and freezes it. A linear layer on each vector of `token_maps(model.features(batch).tokens, batch)` says
-background, tall, even or wide; the same layer on the pixels of the patch alone is there to compare with. Prints
+draws the shapes of `shapes.py`, 48 to 192 pixels a side, trains a small NaViT to classify them, or loads one from a
+checkpoint, and freezes it. A linear layer on each vector of `token_maps(model.features(batch).tokens, batch)` predicts
+what covers the patch: background, tall, even or wide. For comparison, the same layer also runs on the pixels of the
+patch alone. Prints
 
     accuracy of the model on held-out images: 0.996
     IoU over 10701 held-out patches   shape   mean of classes

@@ -1,18 +1,18 @@
-"""Draw the demo's data set: shapes whose class can only be told at the true aspect ratio.
+"""Draw the demo's data set: shapes whose class only the true aspect ratio reveals.
 
     python examples/shapes.py OUT [--files]
 
 writes `OUT/train-000000.tar` ..., `OUT/validation-000000.tar` and `OUT/classes.txt`: webdataset shards whose samples
 are `KEY.jpg` and `KEY.cls`, the class as a number; or with --files `OUT/CLASS/00000.jpg` ... The classes are `tall`
-(1:3), `even` (1:1) and `wide` (3:1), each an ellipse or a diamond. An image's own sides are drawn without a look at its
+(1:3), `even` (1:1) and `wide` (3:1), each an ellipse or a diamond. The sides of an image are drawn independently of its
 class: 48 to 384 pixels, 1:4 to 4:1.
 
-Why no model can tell the classes once the images are squares: resizing W x H to a square divides a shape's aspect by
-W/H, and only the quotient can still be seen. In octaves, the image's aspect is spread evenly over -2 to 2 and the
-shape's is -1.58, 0 or 1.58, so a quotient from -0.42 to 0.42 fits all three classes equally well, and most others fit
-two. Whoever names the best class for each quotient is right in (length of the union of the three ranges) / (sum of
-their lengths) = 7.17 / 12 = 60 % of the images. Everything behind the shape is drawn in coordinates of the image's
-sides, so that it stretches along and gives nothing away.
+No model can tell the classes reliably once the images are squares. Resizing W x H to a square divides a shape's aspect
+ratio by W/H, and only the quotient remains visible. In octaves, the image's aspect ratio is uniform over -2 to 2, and
+the shape's is -1.58, 0 or 1.58. A quotient from -0.42 to 0.42 therefore fits all three classes equally well, and most
+others fit two. The best guess for each quotient is right in (length of the union of the three ranges) / (sum of their
+lengths) = 7.17 / 12 = 60 % of the images. Everything behind the shape is drawn in coordinates of the image's sides, so
+that it stretches too and gives nothing away.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""torchdata's StatefulDataLoader: worker processes decode, and its own state goes on in the middle of an epoch.
+"""Use torchdata's StatefulDataLoader, and resume mid-epoch from its own state.
 
     python examples/stateful_dataloader.py [FOLDER]
 
-Draws shapes into the folder and trains two epochs with two workers; then makes everything anew, loads the state of step
-7 and trains to the end once more. The state asks for as many workers as before. Expected, after 10 seconds:
+Draws shapes into the folder and trains two epochs with two decoding workers. It then creates everything again, loads
+the state of step 7 and trains to the end. The state requires the same number of workers. Expected, after 10 seconds:
 
     from the start: 192 + 192 images
     from step 7: 50 + 192 images, same weights bit for bit: True

@@ -1,10 +1,10 @@
-"""`pack_stream` as a stage of a webdataset pipeline, read by worker processes, feeding a plain training loop.
+"""Run `pack_stream` as a stage of a webdataset pipeline, in worker processes.
 
     python examples/webdataset_pipeline.py [--folder pipeline] [--epochs 4] [--images 480]
 
-Draws the shapes of shapes.py, whose class can only be told at the true aspect ratio. webdataset reads and shuffles the
-samples, `pack_stream` packs them in the same worker, and the loop trains a small NaViT. Prints a line an epoch, in
-which every image came once and 1.0 % of the slots were padding; the loss falls from 1.1 to 0.3 in four epochs,
+Draws the shapes of shapes.py, whose class only the true aspect ratio reveals. webdataset reads and shuffles the
+samples, `pack_stream` packs them in the same worker, and a plain loop trains a small NaViT. Prints one line per epoch:
+every image comes once, and 1.0 % of the slots are padding. The loss falls from 1.1 to 0.3 in four epochs, which take
 half a minute on two cores.
 """
 

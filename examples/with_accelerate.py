@@ -1,10 +1,10 @@
-"""Train a NaViT with Accelerate on two processes, and go on in the middle of an epoch from its checkpoint.
+"""Train a NaViT with Accelerate on two processes, and resume mid-epoch from its checkpoint.
 
     torchrun --standalone --nproc-per-node 2 examples/with_accelerate.py [FOLDER]
 
-The loader is not prepared: it gives each process packs of its own, and Accelerate would share those out once more. It
-has a state, so it is registered for checkpointing. Draws shapes into the folder, trains two epochs, then goes back to
-the checkpoint of step 7 and trains to the end once more. Expected, after 20 seconds:
+The loader is not prepared: it already gives each process its own packs, and Accelerate would shard them again. The
+loader has a state, so it is registered for checkpointing. The script draws shapes into the folder, trains two epochs,
+then returns to the checkpoint of step 7 and trains to the end again. Expected, after 20 seconds:
 
     2 processes, 20 steps: 192 images, each 2 times
     from step 7: same weights bit for bit: True

@@ -1,8 +1,9 @@
-"""Train a NaViT with Lightning, and go on in the middle of an epoch from Lightning's own checkpoint.
+"""Train a NaViT with Lightning, and resume mid-epoch from Lightning's own checkpoint.
 
     python examples/with_lightning.py [FOLDER]
 
-Trains three epochs, then anew from the checkpoint of step 16, in the middle of the second. Expected, after 10 seconds:
+Trains three epochs, then resumes from the checkpoint of step 16, in the middle of the second epoch. Expected, after 10
+seconds:
 
     from the start: 192 + 192 + 192 images
     from step=16.ckpt: 73 + 192 images, same weights bit for bit: True

@@ -1,10 +1,10 @@
-"""Train a NaViT with Hugging Face's Trainer, and go on in the middle of an epoch from its checkpoint.
+"""Train a NaViT with Hugging Face's Trainer, and resume mid-epoch from its checkpoint.
 
     python examples/with_trainer.py [FOLDER]
 
-Batches go through `to_dict`, since Trainer gives them to the model as keywords. Draws shapes into the folder and trains
-two epochs with a checkpoint every 7 steps; then makes everything anew and goes on from the first of them. Expected,
-after 15 seconds:
+Batches pass through `to_dict`, because Trainer gives them to the model as keyword arguments. The script draws shapes
+into the folder and trains two epochs with a checkpoint every 7 steps. It then creates everything again and resumes from
+the first checkpoint. Expected, after 15 seconds:
 
     from the start: 192 + 192 images
     from checkpoint-7: 50 + 192 images, same weights bit for bit: True

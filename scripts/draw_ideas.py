@@ -37,13 +37,13 @@ def draw_lengths() -> Figure:
     counts = imagenet_like(np.random.default_rng(1), 100_000)
     figure, (top, *rows) = plt.subplots(4, 1, figsize=(8, 6.4), height_ratios=[2.2, 1, 1, 1], layout="constrained")
     top.hist(np.minimum(counts, 2000), bins=np.arange(0, 2033, 32), color=COLOURS[0], weights=np.full(100_000, 1e-3))
-    top.set(xlabel="tokens of an image at native size, patch size 16 (the last bar: 2,000 and more)", xlim=(0, 2010))
+    top.set(xlabel="tokens per image at native resolution, patch size 16 (last bar: 2,000 or more)", xlim=(0, 2010))
     top.set_ylabel("% of images")
-    top.annotate("half of the images: 768", (784, 45), (860, 42), color="#333333")
+    top.annotate("half of the images have 768", (784, 45), (860, 42), color="#333333")
     sides = np.random.default_rng(0)
     for axis, (L, fill) in zip(rows, [(1024, "none"), (4096, "none"), (1024, "rescale")], strict=True):
         _draw_packs(axis, counts, L, fill, sides)
-    rows[-1].set_xlabel("packs in the order in which they are emitted")
+    rows[-1].set_xlabel("packs in order of output")
     return figure
 
 
@@ -80,9 +80,9 @@ def draw_balance() -> Figure:
         axis.vlines(np.arange(48), steps.mean(1), steps.max(1), color="#bbbbbb", linewidth=4)
         for rank in range(8):
             axis.plot(np.arange(48), steps[:, rank], ".", color=COLOURS[rank], markersize=4)
-        axis.set_title(f"{name}: slowest over mean {load_imbalance(values, 8):.2f}", loc="left", fontsize=10)
+        axis.set_title(f"{name}: load imbalance {load_imbalance(values, 8):.2f}", loc="left", fontsize=10)
         axis.set_ylabel("attention cost")
-    axes[-1].set_xlabel("step; a dot is a rank's pack, the grey bar the time the others wait")
+    axes[-1].set_xlabel("step (dot: pack of a rank; grey bar: waiting time of the other ranks)")
     return figure
 
 

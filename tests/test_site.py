@@ -76,6 +76,7 @@ def test_a_browser_opens_each_page_without_an_error(site: Path) -> None:
         assert [line for line in shown.stderr.splitlines() if ":CONSOLE" in line] == []
 
 
+@pytest.mark.extra
 def test_the_copy_button_of_a_console_block_copies_its_commands_alone(site: Path) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:

@@ -18,10 +18,10 @@ def test_the_pictures_of_the_ideas_are_drawn_from_plans(tmp_path: Path) -> None:
         assert f"(images/{name}.svg)" in page
         assert (tmp_path / f"{name}.svg").read_text("utf-8").startswith("<?xml")
     # What the page says of them is what they show.
-    assert "ours wastes 15.3 %" in page
+    assert "The library's packer wastes 15.3 %" in page
     assert "15.3% padding" in _texts(tmp_path / "lengths.svg")
     assert "slowest rank is 1.59 times the mean; balanced, 1.02" in page
-    assert {"as packed: slowest over mean 1.59", "balanced in windows of 256 packs: slowest over mean 1.02"} <= set(
+    assert {"as packed: load imbalance 1.59", "balanced in windows of 256 packs: load imbalance 1.02"} <= set(
         _texts(tmp_path / "balance.svg").splitlines()
     )
 
