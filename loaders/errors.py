@@ -9,10 +9,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from patchnpack.loaders.imaging.decode import MAX_PIXELS
+MAX_PIXELS = 178_956_970  # where PIL, too, refuses to decode: 0.5 GB as RGB
 
 _WINDOW = 10_000  # images that `max_rate` looks back on
 _JUDGED_FROM = 1_000
+
+
+class BadImage(Exception):
+    """An image that cannot be used. A `decode` function raises it for a damaged image.
+
+    Args:
+        reason: why the image cannot be used.
+        stage: what was being done: "read", "decode", "label", "limit" or "extras".
+        truncated: whether it is a JPEG whose only fault is that it ends early.
+
+    >>> str(BadImage("its window is empty"))
+    'its window is empty'
+    """
+
+    def __init__(self, reason: str, stage: str = "decode", *, truncated: bool = False) -> None:
+        super().__init__(reason)
+        self.stage, self.truncated = stage, truncated
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from patchnpack.loaders.assembly.samples import BatchContext, tuples
-from patchnpack.loaders.errors import BadRow, StallError
-from patchnpack.loaders.imaging.decode import BadImage
+from patchnpack.loaders.errors import BadImage, BadRow, StallError
 from patchnpack.loaders.index.labels import NO_LABEL
 from patchnpack.packer import Images, PackedBatch, _kernels
 from patchnpack.packer.policies.random import Purpose, counter_hash

@@ -10,9 +10,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.decode_buffers import DecodeBuffers
-from patchnpack.loaders.imaging.formats import MAX_PIXELS as MAX_PIXELS
-from patchnpack.loaders.imaging.formats import BadImage as BadImage
 from patchnpack.loaders.imaging.formats import plugin_of
 from patchnpack.loaders.imaging.header import Header, decode_errors_as_bad_image
 from patchnpack.packer import _kernels

@@ -12,7 +12,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import SUPPORTED as WEBP_SUPPORTED
 from PIL.WebPImagePlugin import WebPImageFile
 
-MAX_PIXELS = 178_956_970  # where PIL, too, refuses to decode: 0.5 GB as RGB
+from patchnpack.loaders.errors import BadImage
 
 # An index stores positions in this tuple, so the order is fixed. "jpeg" is JPEG in a colour space that libjpeg-turbo
 # converts to RGB itself. "pixels" is an image that the caller has already decoded. PIL decodes all others.
@@ -35,21 +35,6 @@ _PLUGINS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"II*\x00": TiffImageFile,
     b"MM\x00*": TiffImageFile,
 }
-
-
-class BadImage(Exception):
-    """An image that cannot be used; a `decode` function raises it for one that is damaged.
-
-    The message is the reason, `stage` what was being done: "read", "decode" or "extras". `truncated` says of a JPEG
-    that it only ends early.
-
-    >>> str(BadImage("its window is empty"))
-    'its window is empty'
-    """
-
-    def __init__(self, reason: str, stage: str = "decode", *, truncated: bool = False) -> None:
-        super().__init__(reason)
-        self.stage, self.truncated = stage, truncated
 
 
 def is_jpeg(data: bytes) -> bool:

@@ -16,14 +16,13 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from patchnpack.loaders.errors import MAX_PIXELS, BadImage
 from patchnpack.loaders.imaging.exif import block_orientation, tiff_numbers
 from patchnpack.loaders.imaging.exif import orientation as exif_orientation
 from patchnpack.loaders.imaging.formats import (
     JPEG,
-    MAX_PIXELS,
     PIXELS,
     PLUGIN_FORMATS,
-    BadImage,
     is_jpeg,
     plugin_of,
 )

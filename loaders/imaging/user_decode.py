@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from patchnpack.loaders.imaging.decode import BadImage
+from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.header import Header, read_header
 
 Decode = Callable[[bytes], np.ndarray | None]

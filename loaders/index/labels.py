@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from patchnpack.loaders.imaging.decode import BadImage
+from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.remote.addresses import redact
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import xxhash
 
-from patchnpack.loaders.imaging.decode import BadImage
+from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, read_header
 from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.remote.addresses import redact

@@ -13,7 +13,7 @@ import pyarrow as pa
 import xxhash
 
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
-from patchnpack.loaders.imaging.decode import BadImage
+from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.index.index_file import index_of_table, index_table
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.packs.arrow_file import byte_lists, digest_of, file_bytes, value_offsets

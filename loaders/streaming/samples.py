@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 
 from patchnpack.loaders.assembly.samples import BatchContext, extra
-from patchnpack.loaders.errors import BadRow, ErrorPolicy
-from patchnpack.loaders.imaging.decode import BadImage
+from patchnpack.loaders.errors import BadImage, BadRow, ErrorPolicy
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.index.labels import NO_LABEL, Classes, Label, LabelRule, as_label
 from patchnpack.loaders.remote.addresses import redact

@@ -14,6 +14,7 @@ from rich.progress import Progress
 from patchnpack.cli.options import parse_storage_options, whole_flag
 from patchnpack.loaders import Index, open_index
 from patchnpack.loaders.shards.opener import ShardOpener
+from patchnpack.loaders.shards.tar import IMAGE
 
 Shards = Annotated[
     list[str],
@@ -29,7 +30,7 @@ Storage = Annotated[
         help="Of remote shards: anon=true, endpoint_url=URL, retry.attempts=3; once for each.",
     ),
 ]
-IMAGES = "jpg;jpeg;png;webp"
+IMAGES = IMAGE  # what `--image` is by default
 
 _log = logging.getLogger("patchnpack")
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from patchnpack.loaders.imaging.decode import BadImage, decode
+from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.imaging.decode import decode
 from patchnpack.loaders.imaging.header import Header, read_header
 from tests.images import write_png
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from patchnpack.loaders.errors import MAX_PIXELS, BadImage
 from patchnpack.loaders.imaging import formats
-from patchnpack.loaders.imaging.decode import MAX_PIXELS, BadImage
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, read_header
 from tests.images import resize_jpeg_header, write_png
 
