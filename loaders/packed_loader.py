@@ -28,7 +28,7 @@ from patchnpack.loaders.order.steps import Even, Steps
 from patchnpack.loaders.packs.source import Options, PackedFolder, is_prepacked
 from patchnpack.loaders.process import checked_rank, cpu_share, process_rank
 from patchnpack.loaders.shards.opener import ShardOpener
-from patchnpack.loaders.shards.reader import Source
+from patchnpack.loaders.shards.patterns import Source
 from patchnpack.packer import PackedBatch, Packing
 from patchnpack.packer.checks import check_whole
 
@@ -156,7 +156,7 @@ class PackedImageLoader:
         self.packing = packing if packing is not None else Packing()
         self.batch_size, self.repeat = batch_size, repeat
         self._rank_given = None if rank is None or world_size is None else checked_rank(rank, world_size)
-        store = ShardOpener(cache_dir, cache_limit, storage_options)
+        opener = ShardOpener(cache_dir, cache_limit, storage_options)
         alone = self.rank()[1] == 1
         if isinstance(source, Mixture) and index is not None:
             raise ValueError("index= is for one source; in a Mixture, name index files as sources")
@@ -179,13 +179,13 @@ class PackedImageLoader:
                 errors=errors,
             )
             settled = stored.settle(given)
-            self.packing, store = stored.recipe.packing, stored.store
+            self.packing, opener = stored.recipe.packing, stored.store
             label, classes, extras = settled.label, settled.classes, settled.extras
             block, num_streams = settled.block, settled.num_streams
             parts = [stored.index]
         else:
             parts = [
-                open_index(part, index=index, image=image, store=store, may_scan=alone, num_threads=num_threads)
+                open_index(part, index=index, image=image, opener=opener, may_scan=alone, num_threads=num_threads)
                 for part in ([part for part, _ in source.sources.values()] if isinstance(source, Mixture) else [source])
             ]
         self._prepacked = stored
@@ -200,7 +200,7 @@ class PackedImageLoader:
             # Decided once, from the first rows of the index: every epoch and every stream is packed alike.
             self.packing = self._rows.with_algorithm(self.index, self.packing, seed)
 
-        reader = self.index.reader(store) if stored is None else stored.reader()
+        reader = self.index.reader(opener) if stored is None else stored.reader()
         labels = (stored and stored.labels()) or Labels(
             self.index, label, classes, partial(read_member, self.index, reader)
         )

@@ -121,7 +121,7 @@ class Pipeline:
                 now = time.perf_counter()
                 self._count_left_out(beside)
                 self._count(batch, draft, waited=now - waiting, ran=now - began)
-                self.stats.cache_hits, self.stats.cache_misses = sources.reader.store.counts()
+                self.stats.cache_hits, self.stats.cache_misses = sources.reader.opener.counts()
                 began = now
                 ticker.tick(sum(other.is_done for other, _ in under_way), len(under_way))
                 start(1)
@@ -134,7 +134,7 @@ class Pipeline:
             patience = 0.0  # the thread that is stuck would not end
             raise
         finally:
-            sources.reader.store.close()  # first: a decoding thread may be waiting for a shard
+            sources.reader.opener.close()  # first: a decoding thread may be waiting for a shard
             pool.close(patience)
 
     def _coming(self, begin: Cursor) -> Iterator[int]:

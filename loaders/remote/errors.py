@@ -36,7 +36,3 @@ class PermanentError(Exception):
 
 class NoRange(Exception):
     """The server does not support range requests."""
-
-
-class Stopped(Exception):
-    """The caller has cancelled the work in progress."""

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from patchnpack.loaders.remote.errors import Stopped
-from patchnpack.loaders.remote.shard_cache import ShardCache
+from patchnpack.loaders.remote.shard_cache import ShardCache, Stopped
 
 _open: weakref.WeakSet[Prefetcher] = weakref.WeakSet()
 _WAITING, _RUNNING, _DONE = "waiting", "running", "done"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from patchnpack.loaders.remote.addresses import redact
-from patchnpack.loaders.remote.errors import PermanentError, RemoteError, RemoteNotFound, Stopped, TransientError
+from patchnpack.loaders.remote.errors import PermanentError, RemoteError, RemoteNotFound, TransientError
+from patchnpack.loaders.remote.shard_cache import Stopped
 
 T = TypeVar("T")
 

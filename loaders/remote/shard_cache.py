@@ -11,8 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from patchnpack.loaders.remote.errors import Stopped
-
 Make = Callable[[Path], None]
 
 # The cache has a folder of its own, because eviction must delete no file that the cache has not made.
@@ -20,6 +18,10 @@ _FOLDER = "patchnpack-shards"
 _PART = ".part"
 _POLL_S = 0.02
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Stopped(Exception):
+    """The caller has cancelled the work in progress."""
 
 
 def default_folder() -> Path:

@@ -69,6 +69,6 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 def open_shards(shards: list[str], image: str, storage: list[str] | None) -> Index:
     """The index of shards, read with a bar, or of an index file; `storage` is what `Storage` gave."""
     source = shards[0] if len(shards) == 1 else shards
-    store = ShardOpener(storage_options=parse_storage_options(storage or []))
+    opener = ShardOpener(storage_options=parse_storage_options(storage or []))
     with progress_bar("reading headers") as progress:
-        return open_index(source, image=image, store=store, progress=progress)
+        return open_index(source, image=image, opener=opener, progress=progress)

@@ -78,8 +78,8 @@ def make_index(
     if out is not None and not is_remote(out):
         make_folder_of(out)
     with progress_bar("reading headers") as progress:
-        store = ShardOpener(storage_options=parse_storage_options(storage_options or []))
-        path, index, read = update_index(shards, out, image=image, store=store, progress=progress)
+        opener = ShardOpener(storage_options=parse_storage_options(storage_options or []))
+        path, index, read = update_index(shards, out, image=image, opener=opener, progress=progress)
     typer.echo(
         f"{path}: {counted(len(index), 'image')} in {counted(len(index.shards), 'shard')}, {read} read now; "
         f"{len(index.bad)} cannot be used, {counted(int(index.without_image.sum()), 'sample')} without an image"

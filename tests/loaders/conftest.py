@@ -1,4 +1,4 @@
-"""Images that are drawn here, shards written from them, and the real photographs beside the checkout."""
+"""Data sets of drawn images, checks of batches made from them, and photographs beside the checkout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Encode = Callable[..., bytes]
 
 
 class Drawn:
-    """A small data set of this module's own: its shards, and what is true of each key."""
+    """A small data set of drawn images: its shards, and the pixels, label and text of each key."""
 
     def __init__(self, folder: Path, counts: Sequence[int], *, seed: int = 0, kinds: Sequence[str] = ("jpg", "png")):
         self.folder = folder
@@ -67,7 +67,7 @@ class Drawn:
 
 
 def contents(batch: PackedBatch) -> tuple[object, ...]:
-    """Everything in a batch as plain bytes and lists: two equal ones are equal bit for bit."""
+    """All contents of a batch as bytes and lists; equal values mean batches that are equal bit for bit."""
     tensors = {
         name: (value.dtype, tuple(value.shape), value.numpy().tobytes())
         for name, value in batch.to_dict().items()
@@ -77,7 +77,7 @@ def contents(batch: PackedBatch) -> tuple[object, ...]:
 
 
 def check_batch(batch: PackedBatch, drawn: Drawn, index: Index, packing: Packing, label: bool = True) -> None:
-    """Each image of the batch is the drawn one of its key, pixel for pixel, and so is all that is said of it."""
+    """Assert that each image of the batch has the pixels, label, text and metadata of its key."""
     P = packing.patch_size
     segments, mask = batch.segment_ids.numpy(), batch.image_mask.numpy()
     assert not batch.patches.numpy()[segments == 0].any()
@@ -92,7 +92,7 @@ def check_batch(batch: PackedBatch, drawn: Drawn, index: Index, packing: Packing
         assert mask[b].tolist() == [j < count for j in range(packing.max_images)]
         numbers = segments[b][segments[b] > 0]
         assert sorted(set(numbers.tolist())) == list(range(1, count + 1))
-        assert (np.diff(numbers) >= 0).all()  # contiguous and in order, whatever padding lies between
+        assert (np.diff(numbers) >= 0).all()  # contiguous and in order, with any padding between
     images = iter(batch.images())
     for b, keys in enumerate(batch.keys):
         for j, key in enumerate(keys):
@@ -138,13 +138,13 @@ def _write_tar() -> Callable[..., str]:
 
 @pytest.fixture
 def make_drawn(tmp_path: Path) -> Callable[..., Drawn]:
-    """Makes a `Drawn` data set in the test's own folder."""
+    """Makes a `Drawn` data set in the test's folder."""
     return lambda counts, **options: Drawn(tmp_path, counts, **options)
 
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
-    """60 images in 6 shards of unequal size, one of them empty. Not to be changed."""
+    """60 images in 6 shards of unequal size, one of them empty. Tests must not change it."""
     return Drawn(tmp_path_factory.mktemp("drawn"), (17, 3, 0, 20, 1, 19))
 
 

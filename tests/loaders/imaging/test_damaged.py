@@ -1,4 +1,4 @@
-"""Damaged and lying images: each gives the right pixels or a `BadImage`, and nothing else."""
+"""Damaged images and false headers: each gives the right pixels or `BadImage`, and nothing else."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ KINDS = ["JPEG", "PNG", pytest.param("WEBP", marks=needs_webp)]
 
 
 def outcome(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray | str:
-    """The image, or why it is bad."""
+    """The image, or the reason why it is bad."""
     try:
         header = read_header(data)
-        # Of an image that now claims to be huge, the header is enough.
+        # An image that claims to be huge is not decoded: its header is enough.
         if header.width * header.height > 1 << 20:
             return "huge"
         return decode(data, header, size or (header.width, header.height))
@@ -34,7 +34,7 @@ def outcome(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray | st
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_truncation_is_refused_with_a_reason_or_decodes(
+def test_every_truncation_is_refused_with_a_reason_or_decodes_whole(
     kind: str, draw_image: Draw, encode_image: Encode
 ) -> None:
     data = encode_image(draw_image(17, 13), kind)
@@ -45,15 +45,13 @@ def test_every_truncation_is_refused_with_a_reason_or_decodes(
         if isinstance(result, str):
             assert result
         else:
-            # Only what follows the pixels may be missing: checksums and the mark of the end.
+            # Only the bytes after the pixels may be missing: checksums and the end marker.
             assert np.array_equal(result, whole), n
             assert n >= len(data) - 24
 
 
 @pytest.mark.parametrize("stated", [(17, 14), (18, 13), (13, 17), (400, 13), (17, 5)])
-def test_png_whose_header_lies_about_its_size_is_refused_or_of_that_size(
-    stated: tuple[int, int], draw_image: Draw
-) -> None:
+def test_png_with_a_false_size_is_refused_or_has_that_size(stated: tuple[int, int], draw_image: Draw) -> None:
     pixels = np.asarray(draw_image(17, 13))
     rows = b"".join(b"\0" + line.tobytes() for line in pixels)
     data = write_png(*stated, rows=rows)
@@ -63,7 +61,7 @@ def test_png_whose_header_lies_about_its_size_is_refused_or_of_that_size(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", [(17, 13), (16, 13), (8, 6)])
-def test_bytes_that_are_not_of_the_size_in_the_index_are_refused(
+def test_image_of_another_size_than_the_index_is_refused(
     target: tuple[int, int], kind: str, draw_image: Draw, encode_image: Encode
 ) -> None:
     header = read_header(encode_image(draw_image(17, 13), kind))
@@ -73,12 +71,12 @@ def test_bytes_that_are_not_of_the_size_in_the_index_are_refused(
 
 
 @pytest.mark.parametrize(
-    # Of damaged TIFF files PIL warns, by design of its parser.
+    # PIL warns about damaged TIFF files, by the design of its parser.
     "kind",
     [*KINDS, "GIF", "BMP", pytest.param("TIFF", marks=pytest.mark.filterwarnings("ignore"))],
 )
 @pytest.mark.parametrize("options", [{}, {"progressive": True, "interlace": 1, "lossless": True}])
-def test_seeded_damage_gives_an_image_or_a_bad_image_and_nothing_else(
+def test_seeded_damage_gives_an_image_or_bad_image(
     kind: str, options: dict[str, object], draw_image: Draw, encode_image: Encode
 ) -> None:
     exif = Image.Exif()
@@ -90,7 +88,7 @@ def test_seeded_damage_gives_an_image_or_a_bad_image_and_nothing_else(
     for _ in range(1000):
         data = bytearray(whole)
         for _ in range(int(rng.integers(1, 4))):
-            # Half of the damage lies in the first bytes, where the structure is.
+            # Half of the damage is in the first bytes, which hold the structure.
             at = int(rng.integers(min(len(data), 60) if rng.random() < 0.5 else len(data)))
             data[at] ^= 1 << int(rng.integers(8))
         if rng.random() < 0.2:
@@ -102,7 +100,7 @@ def test_seeded_damage_gives_an_image_or_a_bad_image_and_nothing_else(
     assert bad > 100
 
 
-def test_image_that_could_make_pil_run_another_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_format_for_which_pil_runs_another_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     assert Image.open(io.BytesIO(eps)).format == "EPS"
     with pytest.raises(BadImage):
@@ -111,7 +109,7 @@ def test_image_that_could_make_pil_run_another_program_is_refused(monkeypatch: p
         decode(eps, Header(9, 9, 1, 2), (9, 9))
 
 
-def test_mistake_that_is_not_the_images_is_not_taken_for_a_bad_one(
+def test_mistake_of_the_caller_is_not_a_bad_image(
     monkeypatch: pytest.MonkeyPatch, draw_image: Draw, encode_image: Encode
 ) -> None:
     for kind in ("JPEG", "PNG"):

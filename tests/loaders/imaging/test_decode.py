@@ -1,4 +1,4 @@
-"""Decoding equals PIL: every kind, orientation, size, crop and number of channels."""
+"""Decoding equals PIL for every format, orientation, size, crop and number of channels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def native(data: bytes, mode: str = "RGB") -> np.ndarray:
 
 
 def by_pil(data: bytes, mode: str = "RGB") -> np.ndarray:
-    """What PIL makes of it, as (H, W, C)."""
+    """The image as PIL decodes it, (H, W, C)."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
@@ -38,7 +38,7 @@ def by_pil(data: bytes, mode: str = "RGB") -> np.ndarray:
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-# Kinds that are read
+# Formats
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (16, 16), (33, 47)])
@@ -82,7 +82,7 @@ def test_png_with_a_transparent_palette_keeps_its_colours(
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_png_of_few_bits_is_read_as_pil_does(bits: int) -> None:
+def test_png_of_few_bits_equals_pil(bits: int) -> None:
     rng = np.random.default_rng(bits)
     stride = -(-21 * bits // 8)
     data = write_png(21, 9, bits=bits, color=0, rows=b"".join(b"\0" + rng.bytes(stride) for _ in range(9)))
@@ -90,7 +90,7 @@ def test_png_of_few_bits_is_read_as_pil_does(bits: int) -> None:
 
 
 def test_interlaced_png_equals_pil(draw_image: Draw) -> None:
-    # PIL writes none: one pixel image a pass, Adam7, of 8x8 grey pixels.
+    # PIL cannot write Adam7, so the seven passes of 8x8 grey pixels are written here.
     pixels = np.asarray(draw_image(8, 8, mode="L"))
     rows = b"".join(
         b"\0" + line.tobytes()
@@ -139,7 +139,7 @@ def test_multi_picture_jpeg_gives_its_first_picture(draw_image: Draw, encode_ima
 
 @pytest.mark.parametrize("kind", [*KINDS, "TIFF", "CMYK"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_upright_as_pil_makes_it(
+def test_every_orientation_equals_pil_upright(
     orientation: int, kind: str, draw_image: Draw, encode_image: Encode
 ) -> None:
     exif = Image.Exif()
@@ -153,7 +153,9 @@ def test_every_orientation_is_upright_as_pil_makes_it(
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_resized_and_turned_is_turned_and_resized(orientation: int, draw_image: Draw, encode_image: Encode) -> None:
+def test_resizing_then_turning_is_close_to_turning_then_resizing(
+    orientation: int, draw_image: Draw, encode_image: Encode
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode_image(draw_image(40, 62), "JPEG", exif=exif)
@@ -165,7 +167,7 @@ def test_resized_and_turned_is_turned_and_resized(orientation: int, draw_image: 
     assert np.abs(ours.astype(int) - np.asarray(upright.resize(size, Image.Resampling.BICUBIC))).max() <= 2
 
 
-def test_damaged_exif_leaves_the_image_as_it_is_stored(draw_image: Draw, encode_image: Encode) -> None:
+def test_damaged_exif_leaves_the_image_as_stored(draw_image: Draw, encode_image: Encode) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     whole = encode_image(draw_image(20, 31), "JPEG", exif=exif)
@@ -190,7 +192,7 @@ def test_resized_equals_pil(kind: str, filter: str, draw_image: Draw, encode_ima
 
 
 @pytest.mark.parametrize("size", [(100, 75), (99, 74), (50, 37), (40, 75), (25, 19), (12, 9), (3, 2), (1, 1)])
-def test_scaled_decode_is_close_and_of_the_exact_size(
+def test_scaled_decode_is_close_and_has_the_exact_size(
     size: tuple[int, int], draw_image: Draw, encode_image: Encode
 ) -> None:
     data = encode_image(draw_image(200, 150), "JPEG", quality=95)
@@ -201,9 +203,7 @@ def test_scaled_decode_is_close_and_of_the_exact_size(
     assert np.abs(fast - exact).mean() < 6
 
 
-def test_scaled_decode_keeps_off_images_that_one_side_shrinks_less_than_twofold(
-    draw_image: Draw, encode_image: Encode
-) -> None:
+def test_scaled_decode_needs_both_sides_to_shrink_twofold(draw_image: Draw, encode_image: Encode) -> None:
     data = encode_image(draw_image(200, 150), "JPEG")
     header = read_header(data)
     assert np.array_equal(decode(data, header, (20, 76)), decode(data, header, (20, 76), scaled=False))
@@ -216,7 +216,7 @@ def test_scaled_decode_keeps_off_images_that_one_side_shrinks_less_than_twofold(
 @pytest.mark.parametrize("size", [(25, 18), (17, 31), (50, 36)])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_box_of_the_upright_image_is_what_pil_crops_and_resizes(
+def test_box_equals_pil_crop_and_resize_of_the_upright_image(
     orientation: int, kind: str, size: tuple[int, int], draw_image: Draw, encode_image: Encode
 ) -> None:
     exif = Image.Exif()
@@ -230,13 +230,13 @@ def test_a_box_of_the_upright_image_is_what_pil_crops_and_resizes(
     assert ours.flags.c_contiguous
     if size == (width, height):
         assert np.array_equal(ours, np.asarray(upright.crop(corners)))
-    else:  # turned before or after the resizer's two passes, each of which rounds to 8 bits
+    else:  # turning swaps the resizer's two passes, each of which rounds to 8 bits
         theirs = np.asarray(upright.resize(size, Image.Resampling.BICUBIC, corners))
         assert np.abs(ours.astype(int) - theirs).max() <= 3
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_box_that_shrinks_twofold_is_decoded_at_a_lower_scale_and_close(
+def test_box_that_shrinks_twofold_is_decoded_at_a_lower_scale(
     orientation: int, draw_image: Draw, encode_image: Encode
 ) -> None:
     exif = Image.Exif()
@@ -265,7 +265,7 @@ def test_image_mode_sets_the_channels(
     ours = decode(data, header, size, mode=mode, scaled=False)  # type: ignore[arg-type]
     theirs = Image.open(io.BytesIO(data))
     if kind == "JPEG" and mode == "L":
-        theirs.draft("L", theirs.size)  # the stored luminance, instead of a round trip over RGB
+        theirs.draft("L", theirs.size)  # the stored luminance, without a round trip through RGB
     expected = np.asarray(theirs.convert(mode).resize(size, Image.Resampling.BICUBIC)).reshape(size[1], size[0], -1)
     assert ours.shape == (size[1], size[0], len(mode))
     assert np.array_equal(ours, expected)

@@ -1,4 +1,4 @@
-"""Which images are refused from their headers alone, and with which reason."""
+"""Headers: which images are refused without decoding, and with which reason."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ needs_webp = pytest.mark.skipif(not features.check("webp"), reason="this PIL was
         (b"II*\0", "Error"),
     ],
 )
-def test_what_is_no_image_is_refused_with_its_first_bytes_or_the_decoders_reason(data: bytes, reason: str) -> None:
+def test_other_data_is_refused_with_its_first_bytes_or_the_decoders_reason(data: bytes, reason: str) -> None:
     with pytest.raises(BadImage, match=reason):
         read_header(data)
 
@@ -57,16 +57,16 @@ def test_tiff_of_more_than_8_bits_is_refused(dtype: str, reason: str, encode_ima
         read_header(encode_image(image, "TIFF"))
 
 
-def test_tiff_of_a_colour_space_that_pil_does_not_convert_is_refused(encode_image: Encode) -> None:
+def test_tiff_in_a_colour_space_that_pil_cannot_convert_is_refused(encode_image: Encode) -> None:
     with pytest.raises(BadImage, match="PIL mode 'LAB'"):
         read_header(encode_image(Image.new("LAB", (4, 5)), "TIFF"))
 
 
 def tiff(width: int, height: int, channels: int, bits: int, *, order: str = "<", orientation: int = 1) -> bytes:
-    """A TIFF of black pixels, of as many channels and bits as are asked for."""
+    """A TIFF of black pixels with the given channels and bits."""
     each = struct.pack(f"{order}{channels}H", *[bits] * channels)
     pixels = bytes(width * height * channels * bits // 8)
-    start = 8 + 2 + 12 * 10 + 4  # of what does not fit into the directory
+    start = 8 + 2 + 12 * 10 + 4  # of the values that do not fit into the directory
     behind = each if len(each) > 4 else b""
     entries: list[tuple[int, int, int, Any]] = [(256, 4, 1, width), (257, 4, 1, height), (259, 3, 1, 1), (262, 3, 1, 1)]
     entries += [(258, 3, channels, start if behind else each), (273, 4, 1, start + len(behind))]
@@ -102,8 +102,8 @@ def test_tiff_that_pil_cannot_open_is_refused_with_its_size(
     assert not caplog.records  # PIL would log an error for each
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # PIL's own, on damaged directories
-def test_no_cut_of_a_tiff_is_taken_for_a_kind_that_has_no_size() -> None:
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PIL warns about damaged directories
+def test_truncated_tiff_is_never_reported_with_a_wrong_size() -> None:
     whole = tiff(7, 4, 8, 16)
     for cut in range(8, 200):
         with pytest.raises(BadImage) as caught:
@@ -120,7 +120,7 @@ def test_several_pages_or_frames_are_refused(kind: str, draw_image: Draw, encode
         read_header(data)
 
 
-def test_too_many_pixels_are_refused_from_the_header_alone(draw_image: Draw, encode_image: Encode) -> None:
+def test_too_many_pixels_are_refused_without_decoding(draw_image: Draw, encode_image: Encode) -> None:
     side = 14_000
     assert side * side > MAX_PIXELS
     jpeg = resize_jpeg_header(encode_image(draw_image(9, 9), "JPEG"), side, side)
@@ -135,7 +135,7 @@ def test_too_many_pixels_are_refused_from_the_header_alone(draw_image: Draw, enc
         assert peak < 1 << 20
 
 
-def test_large_image_below_the_limit_brings_no_warning_of_pil() -> None:
+def test_large_image_below_the_limit_gives_no_warning() -> None:
     # PIL warns from 89 million pixels on; a warning is an error here.
     assert read_header(write_png(10_000, 10_000, rows=b"")) == Header(10_000, 10_000, 1, 2)
 
@@ -149,7 +149,7 @@ def test_webp_that_is_too_large_is_refused(encode_image: Encode) -> None:
         read_header(bytes(data))
 
 
-def test_reason_of_a_bad_image_is_the_same_each_time() -> None:
+def test_reason_of_a_bad_image_is_deterministic() -> None:
     reasons = set()
     for _ in range(3):
         with pytest.raises(BadImage) as caught:
@@ -158,7 +158,7 @@ def test_reason_of_a_bad_image_is_the_same_each_time() -> None:
     assert len(reasons) == 1
 
 
-def test_webp_without_support_is_a_value_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_webp_without_support_is_a_value_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "WEBP_SUPPORTED", False)
     with pytest.raises(ValueError, match="built without WebP; in a checkout: make setup SIMD=0"):
         read_header(b"RIFF\x24\0\0\0WEBPVP8 " + bytes(24))

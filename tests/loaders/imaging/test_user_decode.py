@@ -1,4 +1,4 @@
-"""A `decode` function of the user's: which images it makes usable, what it must give, and what its errors do."""
+"""The user's `decode` function: which images it makes usable, what it must return, and how its errors surface."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def deep(width: int, height: int, seed: int = 0) -> np.ndarray:
 
 
 def window(data: bytes) -> np.ndarray:
-    """16 bits to 8, as (height, width, 1)."""
+    """Decode 16 bits per channel to 8, as (height, width, 1)."""
     return (np.asarray(Image.open(io.BytesIO(data))) >> 8).astype(np.uint8)[..., None]
 
 
 def window_deep(data: bytes) -> np.ndarray | None:
-    """The same of a TIFF; everything else is left to the loader."""
+    """`window` for a TIFF, None for anything else."""
     return window(data) if data[:2] == b"II" else None
 
 
@@ -55,7 +55,7 @@ def pixels_of(batches: Any) -> dict[str, np.ndarray]:
     }
 
 
-def test_16_bit_images_are_refused_without_and_used_with_a_decode_function(scans: str) -> None:
+def test_16_bit_images_need_a_decode_function(scans: str) -> None:
     without = loaded(scans, decode=None, errors=ErrorPolicy(max_rate=1))
     assert sorted(pixels_of(without)) == ["plain0", "plain1"]
     assert [bad["stage"] for bad in without.stats()["bad"]] == ["header"] * 4
@@ -67,13 +67,13 @@ def test_16_bit_images_are_refused_without_and_used_with_a_decode_function(scans
         assert np.array_equal(found[f"deep{i}"], (deep(*size) >> 8).astype(np.uint8)[..., None]), size
 
 
-def test_what_decode_leaves_to_the_loader_is_as_without_it(scans: str) -> None:
+def test_images_for_which_decode_returns_none_are_decoded_by_the_loader(scans: str) -> None:
     without, found = pixels_of(loaded(scans, decode=None)), pixels_of(loaded(scans))
     for key in ("plain0", "plain1"):
         assert np.array_equal(found[key], without[key])
 
 
-def test_image_that_only_decode_could_have_read_is_bad_where_it_gives_none(scans: str) -> None:
+def test_unsupported_image_is_bad_if_decode_returns_none(scans: str) -> None:
     loader = loaded(scans, decode=lambda data: None)
     assert sorted(pixels_of(loader)) == ["plain0", "plain1"]
     assert [bad["stage"] for bad in loader.stats()["bad"]] == ["decode"] * 4
@@ -89,13 +89,13 @@ def test_one_index_serves_with_and_without_decode(scans: str) -> None:
     assert len(pixels_of(loaded(scans, index=index, decode=None))) == 2
 
 
-def test_rows_that_where_leaves_out_stay_out(scans: str) -> None:
+def test_where_applies_to_images_that_decode_reads(scans: str) -> None:
     loader = loaded(scans, where=lambda index: index.width != 16)
     assert sorted(pixels_of(loader)) == ["deep0", "deep1", "deep3", "plain0", "plain1"]
     assert loader.stats()["skipped"]["where"] == 1
 
 
-def test_images_of_decode_are_shrunk_and_cropped_like_others(scans: str) -> None:
+def test_decoded_images_are_resized_and_cropped_like_others(scans: str) -> None:
     packing = GREY.replace(resolution=FitTokens(2), interpolation="box")
     whole = (deep(20, 13) >> 8).astype(np.uint8)
     image = next(image for batch in loaded(scans, packing) for image in batch.images() if image.key == "deep0")
@@ -104,7 +104,7 @@ def test_images_of_decode_are_shrunk_and_cropped_like_others(scans: str) -> None
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_loader_turns_upright_what_decode_gives_as_it_is_stored(orientation: int, tmp_path: Path) -> None:
+def test_loader_applies_exif_orientation_after_decode(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode_image(deep(20, 13), "PNG", exif=exif)
@@ -116,7 +116,7 @@ def test_loader_turns_upright_what_decode_gives_as_it_is_stored(orientation: int
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_tiff_is_taken_as_pil_turns_it(orientation: int, tmp_path: Path) -> None:
+def test_tiff_is_used_as_pil_turns_it(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode_image(deep(20, 13), "TIFF", exif=exif)
@@ -124,7 +124,7 @@ def test_tiff_is_taken_as_pil_turns_it(orientation: int, tmp_path: Path) -> None
     assert np.array_equal(pixels_of(loaded(shard))["a"], window(data))
 
 
-def test_files_of_several_pages_are_used_with_decode(tmp_path: Path) -> None:
+def test_multi_page_files_are_read_with_decode(tmp_path: Path) -> None:
     pages = [draw_image(16, 24, seed=i) for i in range(3)]
     data = encode_image(pages[0], "TIFF", save_all=True, append_images=pages[1:])
 
@@ -139,21 +139,21 @@ def test_files_of_several_pages_are_used_with_decode(tmp_path: Path) -> None:
     assert np.array_equal(pixels_of(loaded(shard, PACKING, decode=last))["a"], np.asarray(pages[2]))
 
 
-def test_what_cannot_be_sized_stays_bad_with_decode(tmp_path: Path) -> None:
+def test_image_without_a_readable_size_stays_bad_with_decode(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "s.tar", [("a.tif", b"DICM, say"), ("b.tif", encode_image(deep(8, 8), "TIFF"))])
     loader = loaded(shard)
     assert sorted(pixels_of(loader)) == ["b"]
     assert "only JPEG, PNG, WebP, GIF, BMP and TIFF are read" in loader.stats()["bad"][0]["reason"]
 
 
-def test_limits_hold_for_images_that_decode_reads(scans: str) -> None:
+def test_limits_apply_to_images_that_decode_reads(scans: str) -> None:
     loader = loaded(scans, errors=ErrorPolicy(max_pixels=260))
     assert sorted(pixels_of(loader)) == ["deep0", "deep2", "deep3"]
     assert {bad["stage"] for bad in loader.stats()["bad"]} == {"limit"}
 
 
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("decode", "message"),
     [
         (lambda data: np.zeros((13, 20, 3), np.uint8), r"uint8 \(13, 20, 3\) for image 'deep0'.*uint8 \(13, 20, 1\)"),
         (lambda data: np.zeros((13, 20), np.uint8), r"uint8 \(13, 20\) for"),
@@ -162,12 +162,12 @@ def test_limits_hold_for_images_that_decode_reads(scans: str) -> None:
         (lambda data: Image.open(io.BytesIO(data)), r"TiffImageFile for image 'deep0'.*or None"),
     ],
 )
-def test_array_of_another_shape_or_type_is_an_error_that_names_the_image(made: Any, said: str, scans: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        list(loaded(scans, decode=made, where=lambda index: np.arange(len(index)) == 0))
+def test_wrong_shape_or_type_from_decode_is_an_error_with_the_key(decode: Any, message: str, scans: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(loaded(scans, decode=decode, where=lambda index: np.arange(len(index)) == 0))
 
 
-def test_error_in_decode_is_raised_with_the_key_and_what_to_do(scans: str) -> None:
+def test_error_in_decode_propagates_with_the_key_and_the_remedy(scans: str) -> None:
     def broken(data: bytes) -> np.ndarray:
         raise OSError("no codec")
 
@@ -178,7 +178,7 @@ def test_error_in_decode_is_raised_with_the_key_and_what_to_do(scans: str) -> No
     assert "patchnpack.loaders.BadImage(reason)" in note
 
 
-def test_bad_image_raised_by_decode_is_counted_and_the_others_go_on(scans: str) -> None:
+def test_bad_image_raised_by_decode_is_counted_and_skipped(scans: str) -> None:
     def picky(data: bytes) -> np.ndarray | None:
         if data == encode_image(deep(9, 30), "TIFF"):
             raise BadImage("its window is empty")
@@ -199,7 +199,7 @@ def test_state_saved_with_decode_is_refused_without_it(scans: str) -> None:
         loaded(scans, decode=None).load_state_dict(saved)
 
 
-def test_stream_gives_decode_encoded_images_and_no_others() -> None:
+def test_stream_calls_decode_for_encoded_images_only() -> None:
     asked: list[bytes] = []
 
     def noted(data: bytes) -> np.ndarray:
@@ -217,7 +217,7 @@ def test_stream_gives_decode_encoded_images_and_no_others() -> None:
     assert stream.stats()["bad"][0]["stage"] == "header"
 
 
-def test_decode_that_is_no_function_is_refused_at_once() -> None:
+def test_decode_that_is_not_callable_is_refused_at_once() -> None:
     text: Any = "tiff"
     for make in (lambda: loaded("none.tar", decode=text), lambda: pack_stream([], batch_size=1, decode=text)):
         with pytest.raises(ValueError, match="decode is 'tiff'; it must be a function from encoded bytes"):

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from patchnpack.loaders.remote.download import cache_name, download, shard, stat
-from patchnpack.loaders.remote.errors import Stopped
 from patchnpack.loaders.remote.prefetch import Prefetcher
-from patchnpack.loaders.remote.shard_cache import ShardCache
+from patchnpack.loaders.remote.shard_cache import ShardCache, Stopped
 from tests.loaders.misbehaving import Misbehaving, wait_until
 from tests.loaders.remote.fetching import QUICK, noise
 
@@ -43,7 +42,7 @@ def test_stop_cancels_a_download(server: Misbehaving, tmp_path: Path) -> None:
         download(file, tmp_path / "a", policy=QUICK, stop=stop)
 
 
-_LEND = """
+_DOWNLOAD = """
 import os, re, sys
 from pathlib import Path
 from patchnpack.loaders.remote.download import cache_name, download, stat
@@ -53,16 +52,16 @@ print("ready", flush=True)
 sys.stdin.readline()
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 before = peak()
 fd = cache.acquire(cache_name(file), lambda to: download(file, to), file.nbytes)
 print(os.fstat(fd).st_size, peak() - before)
 """
 
 
-def lend_elsewhere(folder: Path, url: str) -> subprocess.Popen[str]:
-    """A process that has asked for the file's length and waits for a line before it fetches it."""
-    command = [sys.executable, "-P", "-c", _LEND, str(folder), url]
+def start_download(folder: Path, url: str) -> subprocess.Popen[str]:
+    """Start a process that asks for the file's size, then waits for a line on stdin before it downloads the file."""
+    command = [sys.executable, "-P", "-c", _DOWNLOAD, str(folder), url]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -80,8 +79,8 @@ def read_line(process: subprocess.Popen[str]) -> str:
 def test_processes_share_one_download_and_survive_a_killed_one(server: Misbehaving, tmp_path: Path) -> None:
     large, nbytes = server.add("/large.tar", 200 << 20), 200 << 20
     slow = server.add("/slow.tar", 1 << 20, pause_s=0.2)
-    killed = lend_elsewhere(tmp_path, slow)
-    ranks = [lend_elsewhere(tmp_path, large) for _ in range(2)]
+    killed = start_download(tmp_path, slow)
+    ranks = [start_download(tmp_path, large) for _ in range(2)]
     for process in (killed, *ranks):
         assert read_line(process) == "ready"
     begin(killed)
@@ -90,9 +89,9 @@ def test_processes_share_one_download_and_survive_a_killed_one(server: Misbehavi
     killed.wait(10)
     for process in ranks:
         begin(process)
-    told = [read_line(process).split() for process in ranks]
-    assert [int(size) for size, _ in told] == [nbytes, nbytes]
-    assert max(int(kilobytes) for _, kilobytes in told) < 50_000
+    lines = [read_line(process).split() for process in ranks]
+    assert [int(size) for size, _ in lines] == [nbytes, nbytes]
+    assert max(int(kilobytes) for _, kilobytes in lines) < 50_000
     assert server.files["/large.tar"].gets == 1
     for process in (killed, *ranks):
         process.communicate(timeout=10)

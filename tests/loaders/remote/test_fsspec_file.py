@@ -20,10 +20,10 @@ from tests.loaders.remote.fetching import QUICK, fetch, noise
 
 
 class _Failing(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
-    """A file system whose calls fail as `failures` says, one after the other."""
+    """A file system whose next calls fail with `failures`, in order."""
 
     protocol = "failing"
-    failures: list[Exception | Callable[[], Any]] = []  # noqa: RUF012 - fsspec makes the instances
+    failures: list[Exception | Callable[[], Any]] = []  # noqa: RUF012 - fsspec creates the instances
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:

@@ -26,7 +26,7 @@ def test_http_glob_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[dict[str, Any]]:
-    """Options for a bucket "shards", in the words of s3fs, with train/{a,b}/t-{0,1,2}.tar in it."""
+    """s3fs options of a bucket "shards" that holds train/{a,b}/t-{0,1,2}.tar."""
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()
@@ -42,7 +42,7 @@ def bucket() -> Iterator[dict[str, Any]]:
             aws_secret_access_key="testing",
         )
         client.create_bucket(Bucket="shards")
-        store = own_store(options)
+        store = obstore_store(options)
         for folder in "ab":
             for i in range(3):
                 obstore.put(store, f"train/{folder}/t-{i}.tar", noise(100_000 + i, i))
@@ -54,7 +54,7 @@ def bucket() -> Iterator[dict[str, Any]]:
         moto.stop()
 
 
-def own_store(options: dict[str, Any]) -> S3Store:
+def obstore_store(options: dict[str, Any]) -> S3Store:
     return S3Store(
         "shards",
         endpoint=options["endpoint_url"],
@@ -94,7 +94,7 @@ def test_s3_object_is_downloaded_whole(words: str, bucket: dict[str, Any], tmp_p
 
 
 def test_changed_or_deleted_s3_object_is_refused(bucket: dict[str, Any], tmp_path: Path) -> None:
-    store = own_store(bucket)
+    store = obstore_store(bucket)
     obstore.put(store, "moving.tar", b"one")
     file = stat("s3://shards/moving.tar", bucket, policy=QUICK)
     obstore.put(store, "moving.tar", b"two")
@@ -110,7 +110,7 @@ def test_changed_or_deleted_s3_object_is_refused(bucket: dict[str, Any], tmp_pat
 @pytest.mark.parametrize("nbytes", [0, 10, 20_000_000])
 def test_s3_put_round_trips_at_every_size(nbytes: int, bucket: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(noise(nbytes))
-    for _ in range(2):  # new, and over an old one
+    for _ in range(2):  # a new file, then an overwrite
         put("s3://shards/put/index file.parquet", tmp_path / "a", bucket)
         file = stat("s3://shards/put/index file.parquet", bucket, policy=QUICK)
         assert fetch(file, tmp_path / "b", options=bucket) == noise(nbytes)

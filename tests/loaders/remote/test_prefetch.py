@@ -15,7 +15,7 @@ from tests.loaders.misbehaving import wait_until
 
 
 class Makes:
-    """Shards "0", "1", ... of 100 bytes, and a list of those that were made; `gate` holds those named in it back."""
+    """Shards "0", "1", ... of 100 bytes. `made` lists the made ones, `gates` block some and `errors` fail some."""
 
     def __init__(self, count: int) -> None:
         self.made: list[str] = []
@@ -28,7 +28,7 @@ class Makes:
             self.made.append(name)
             while name in self.gates and not self.gates[name].wait(0.01):
                 if stop.is_set():
-                    raise InterruptedError("called off")
+                    raise InterruptedError("cancelled")
             if name in self.errors:
                 raise self.errors[name]
             path.write_bytes(name.encode() * 100)
@@ -42,10 +42,10 @@ def bytes_of(fd: int) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
+def _check_leftovers(tmp_path: Path) -> Iterator[None]:
     before, fds = threading.active_count(), len(os.listdir("/proc/self/fd"))
     yield
-    assert threading.active_count() <= before  # a thread of an earlier test may only now have ended
+    assert threading.active_count() <= before  # a thread of an earlier test may end only now
     assert len(os.listdir("/proc/self/fd")) == fds
     assert not list(tmp_path.glob("**/*.part"))
 

@@ -60,7 +60,7 @@ def test_loader_obeys_the_retry_policy_and_names_the_option() -> None:
 def test_copied_opener_keeps_the_retry_policy() -> None:
     with Misbehaving() as server:
         url = server.add("/t.tar", b"", faults=["status:503"] * 9)
-        opener = copy.copy(ShardOpener(storage_options={"retry": QUICK}))  # by what pickle uses
+        opener = copy.copy(ShardOpener(storage_options={"retry": QUICK}))  # uses the same protocol as pickle
         with pytest.raises(RemoteError, match=r"\(2 attempts in"):
             opener.stat(url)
 

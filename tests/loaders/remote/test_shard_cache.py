@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from patchnpack.loaders.remote import shard_cache
-from patchnpack.loaders.remote.errors import Stopped
-from patchnpack.loaders.remote.shard_cache import ShardCache, default_folder
+from patchnpack.loaders.remote.shard_cache import ShardCache, Stopped, default_folder
 from tests.loaders.misbehaving import wait_until
 
 Make = Callable[[Path], None]
@@ -34,7 +33,7 @@ def writes(data: bytes) -> Make:
 
 
 def python(script: str, *arguments: str) -> subprocess.Popen[bytes]:
-    """Another process that can import the module by itself: the whole package takes seconds."""
+    """Start a process that imports the module alone, because importing the package takes seconds."""
     alone = {**os.environ, "PYTHONPATH": str(Path(shard_cache.__file__).parent)}
     return subprocess.Popen([sys.executable, "-P", "-c", script, *arguments], env=alone)
 
@@ -43,7 +42,7 @@ def never(path: Path) -> None:
     raise AssertionError(f"{path} was made a second time")
 
 
-def lie_in(cache: ShardCache) -> list[str]:
+def files_in(cache: ShardCache) -> list[str]:
     return sorted(os.listdir(cache.folder))
 
 
@@ -57,7 +56,7 @@ def test_file_is_made_once_then_read_from_disk(tmp_path: Path) -> None:
     assert bytes_of(cache.acquire("a.tar", writes(b"one"))) == b"one"
     assert bytes_of(cache.acquire("a.tar", never)) == b"one"
     assert bytes_of(ShardCache(tmp_path).acquire("a.tar", never, 3)) == b"one"
-    assert lie_in(cache) == ["a.tar"]
+    assert files_in(cache) == ["a.tar"]
 
 
 def test_concurrent_threads_make_a_file_once(tmp_path: Path) -> None:
@@ -112,10 +111,10 @@ def test_file_is_whole_or_absent(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         lent = pool.submit(cache.acquire, "a", make)
         half.wait(10)
-        assert lie_in(cache) == ["a.part"]
+        assert files_in(cache) == ["a.part"]
         go.set()
         assert bytes_of(lent.result()) == b"12345678"
-    assert lie_in(cache) == ["a"]
+    assert files_in(cache) == ["a"]
 
 
 def test_error_in_make_propagates_and_leaves_nothing(tmp_path: Path) -> None:
@@ -128,7 +127,7 @@ def test_error_in_make_propagates_and_leaves_nothing(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no more"):
             cache.acquire("a", fail)
-        assert lie_in(cache) == []
+        assert files_in(cache) == []
     assert bytes_of(cache.acquire("a", writes(b"whole"))) == b"whole"
 
 
@@ -156,12 +155,12 @@ def test_least_recently_acquired_file_is_evicted_first(tmp_path: Path) -> None:
     fill(cache, "a", "b", "c")
     os.close(cache.acquire("a", never))
     fill(cache, "d")
-    assert lie_in(cache) == ["a", "c", "d"]
+    assert files_in(cache) == ["a", "c", "d"]
     os.close(cache.acquire("c", never))
     fill(cache, "e")
-    assert lie_in(cache) == ["c", "d", "e"]
+    assert files_in(cache) == ["c", "d", "e"]
     fill(cache, "f", nbytes=250)
-    assert lie_in(cache) == ["f"]
+    assert files_in(cache) == ["f"]
 
 
 def test_known_size_evicts_before_the_file_is_made(tmp_path: Path) -> None:
@@ -170,7 +169,7 @@ def test_known_size_evicts_before_the_file_is_made(tmp_path: Path) -> None:
     there: list[list[str]] = []
 
     def make(path: Path) -> None:
-        there.append(lie_in(cache))
+        there.append(files_in(cache))
         path.write_bytes(bytes(150))
 
     os.close(cache.acquire("d", make, 150))
@@ -181,7 +180,7 @@ def test_evicted_file_stays_readable_while_open(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, limit=150)
     fd = cache.acquire("a", writes(b"a" * 100))
     fill(cache, "b")
-    assert lie_in(cache) == ["b"]
+    assert files_in(cache) == ["b"]
     assert bytes_of(fd) == b"a" * 100
 
 
@@ -193,14 +192,14 @@ def test_file_larger_than_the_limit_is_refused_before_it_is_made(tmp_path: Path)
         cache.acquire("b", never, 101)
     with pytest.raises(ValueError, match=message):
         cache.acquire("b", writes(bytes(101)))
-    assert "b" not in lie_in(cache)
+    assert "b" not in files_in(cache)
 
 
 def test_unexpected_size_is_refused(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
     with pytest.raises(OSError, match="shard 'a' has 5 bytes, but 4 were written"):
         cache.acquire("a", writes(b"1234"), 5)
-    assert lie_in(cache) == []
+    assert files_in(cache) == []
 
 
 def test_truncated_cached_file_is_made_again(tmp_path: Path) -> None:
@@ -216,7 +215,7 @@ def test_full_disk_evicts_all_then_names_the_folder(tmp_path: Path) -> None:
     tries: list[list[str]] = []
 
     def full_until_one_is_left(path: Path) -> None:
-        there = lie_in(cache)
+        there = files_in(cache)
         tries.append(there)
         path.write_bytes(b"half")
         if len(there) > 2:
@@ -234,7 +233,7 @@ def test_full_disk_evicts_all_then_names_the_folder(tmp_path: Path) -> None:
     ) as raised:
         cache.acquire("e", full, 100)
     assert raised.value.errno == errno.ENOSPC
-    assert lie_in(cache) == []
+    assert files_in(cache) == []
 
 
 def test_other_disk_errors_evict_nothing(tmp_path: Path) -> None:
@@ -246,7 +245,7 @@ def test_other_disk_errors_evict_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="Input/output"):
         cache.acquire("b", broken)
-    assert lie_in(cache) == ["a"]
+    assert files_in(cache) == ["a"]
 
 
 def test_killed_process_leaves_the_cache_usable(tmp_path: Path) -> None:
@@ -262,13 +261,13 @@ ShardCache(sys.argv[1]).acquire("a", make)
     part = tmp_path / "patchnpack-shards" / "a.part"
     wait_until(lambda: part.exists() and part.stat().st_size == 4, 30)
     living = ShardCache(tmp_path)
-    assert lie_in(living) == ["a.part"]  # still being written: not to be taken for a dead one's
+    assert files_in(living) == ["a.part"]  # still being written, so it is not removed as stale
     process.send_signal(signal.SIGKILL)
     process.wait(10)
     assert bytes_of(living.acquire("a", writes(b"whole"))) == b"whole"
 
     part.write_bytes(b"half")
-    assert lie_in(ShardCache(tmp_path)) == ["a"]
+    assert files_in(ShardCache(tmp_path)) == ["a"]
 
 
 def test_waiting_for_another_thread_can_be_cancelled(tmp_path: Path) -> None:
@@ -296,7 +295,7 @@ def test_nothing_outside_its_own_folder_is_evicted(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, limit=100)
     fill(cache, "a", "b")
     assert (tmp_path / "mine.tar").exists()
-    assert lie_in(cache) == ["b"]
+    assert files_in(cache) == ["b"]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "a.part"])
@@ -320,7 +319,7 @@ def test_many_threads_under_a_small_limit_always_read_the_right_bytes(tmp_path: 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(400)))
     fill(cache, "last")
-    assert sum(os.stat(cache.folder / name).st_size for name in lie_in(cache)) <= 350
+    assert sum(os.stat(cache.folder / name).st_size for name in files_in(cache)) <= 350
 
 
 def test_default_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
