@@ -141,7 +141,7 @@ def test_train_leaves_a_checkpoint_and_prints_the_metrics(shards: Shards, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["report", "absent-{000..001}.tar"], "error: shard 'absent-000.tar' does not exist (2 of the 2 that"),
+        (["report", "absent-{000..001}.tar"], "error: shard 'absent-000.tar' does not exist (2 of the 2 shards in"),
         (["report", "x.tar", "--seq-len", "0"], "error: seq_len is 0; it must be at least 1"),
         (["report", "x.tar", "--resolution", "huge"], "error: resolution is 'huge'; it must be native"),
         (
