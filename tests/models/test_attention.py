@@ -10,6 +10,7 @@ import torch
 
 from patchnpack.models import attention as module
 from patchnpack.models.attention import attention, attention_backend
+from tests.closeness import assert_near
 
 LENGTHS = [3, 3, 1, 7, 2, 7, 7]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -61,9 +62,8 @@ def test_every_backend_equals_attention_by_hand_in_output_and_gradient(
         out = attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, one_query=one_query, backend=backend)
         assert out.shape == q.shape
         assert out.dtype == dtype
-        torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
-        for ours, theirs in zip(torch.autograd.grad(out, (q, k, v), direction.to(dtype)), gradients, strict=True):
-            torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
+        assert_near(out, expected, tolerance)
+        assert_near(torch.autograd.grad(out, (q, k, v), direction.to(dtype)), gradients, tolerance)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -72,7 +72,7 @@ def test_flex_equals_attention_by_hand_and_says_on_a_cpu_that_it_has_no_gradient
     q, k, v, cu_seqlens = stream("cpu", torch.float32, one_query)
     with torch.no_grad():
         out = attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, one_query=one_query, backend="flex")
-        torch.testing.assert_close(out, by_hand(q, k, v, one_query), rtol=1e-5, atol=1e-5)
+        assert_near(out, by_hand(q, k, v, one_query), 1e-5)
     with pytest.raises(ValueError, match=r"'flex' has no gradient on a CPU; use 'auto'"):
         attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, one_query=one_query, backend="flex")
 

@@ -74,9 +74,26 @@ def test_a_loader_that_never_ends_or_has_no_label_is_refused(
         evaluate(model, [])
 
 
-def test_precision_is_what_was_asked_for() -> None:
-    cpu = torch.device("cpu")
-    assert autocast_dtype(cpu, "float32") is None
-    assert autocast_dtype(cpu, "bfloat16") == torch.bfloat16
-    assert autocast_dtype(cpu, "auto") in (None, torch.bfloat16)
+CAPABILITIES = [
+    ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, None),
+    ({"avx2": True, "avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+    ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+    ({"neon": True, "bf16": True}, None),  # Arm
+    ({}, None),
+]
+
+
+def test_precision_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda:0")
+    for features, expected in CAPABILITIES:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=features: found)
+        assert autocast_dtype(cpu, "float32") is None
+        assert autocast_dtype(cpu, "bfloat16") == torch.bfloat16
+        assert autocast_dtype(cpu, "auto") == expected, features
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in an older torch
+    assert autocast_dtype(cpu, "auto") is None
+    for capability, expected in (((7, 5), None), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert autocast_dtype(cuda, "float32") is None
+        assert autocast_dtype(cuda, "auto") == expected, capability
     assert autocast_dtype(torch.device("meta"), "auto") is None

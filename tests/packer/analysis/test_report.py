@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import importlib
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Native, Packing, PatchSizes, Rows, plan
+from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Native, Packing, PatchSizes, Plan, Rows, plan
 from patchnpack.packer.analysis.baselines import buckets
 from patchnpack.packer.analysis.report import pack_bytes, report
+
+module = importlib.import_module("patchnpack.packer.analysis.report")
 
 
 def _rows(n: int = 400) -> Rows:
@@ -132,9 +136,24 @@ def test_nothing_left_to_pack_is_an_error_that_says_why() -> None:
         report(Rows.of_sizes([640, 640], [640, 640]), Packing(seq_len=256, oversize="skip"))
 
 
-def test_planning_time_is_measured_on_many_rows() -> None:
-    assert 0 < report(_rows(10), Packing(resolution=FitTokens(64))).planning_seconds_per_million < 60
-    assert report(_rows(10), Packing(resolution=Native(max_tokens=64))).images == 10
+def test_planning_time_is_measured_on_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[int] = []
+
+    def counted(rows: Rows, packing: Packing, **options: Any) -> Plan:
+        planned.append(len(rows))
+        return plan(rows, packing, **options)
+
+    clock = SimpleNamespace(perf_counter=lambda: sum(planned) * 3e-6)  # as if every row took 3 microseconds
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "plan", counted)
+    monkeypatch.setattr(module, "_TIMED_ROWS", 2000)
+    for resolution in (FitTokens(64), Native(max_tokens=64)):
+        for count, timed in ((10, 2000), (2500, 2500)):
+            planned.clear()
+            found = report(_rows(count), Packing(resolution=resolution))
+            assert found.images == count
+            assert planned[-1] == timed
+            assert found.planning_seconds_per_million == pytest.approx(3)
 
 
 def test_balance_evens_the_attention_of_ranks_and_0_leaves_it_as_it_is() -> None:
