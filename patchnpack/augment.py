@@ -1,4 +1,4 @@
-"""Transforms for the loader: uint8 arrays in, arrays of the same shape out, draws from the image's own generator."""
+"""Transforms for the loader: they keep shape and dtype, and draw from a generator seeded per image."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def mirror_half(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A transform that mirrors every other image, uint8 (H, W, C)."""
+    """Mirror an image with probability 1/2, uint8 (H, W, C)."""
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 
 @dataclass(frozen=True, slots=True)
 class Compose:
-    """One transform after the other."""
+    """Apply several transforms in order."""
 
     transforms: Sequence[Transform]
 
@@ -32,15 +32,15 @@ class Compose:
 
 @dataclass(frozen=True, slots=True)
 class RandAugment:
-    """`count` of 14 operations, drawn for each image, at one strength (RandAugment, arXiv 1909.13719, section 2).
+    """Apply `count` random operations out of 14 to each image (RandAugment, arXiv 1909.13719, section 2).
 
-    Strength goes from 0 to 10: at 10 images are turned by 30 degrees, sheared by 0.3, shifted by a third of a side,
-    solarised from 0, posterised to 4 bits, and colour, contrast, brightness and sharpness are changed by 90 %. Signs
-    are drawn; what an image leaves bare is grey. Sizes stay, so images pack as they were planned.
+    At magnitude 10, an operation rotates by 30 degrees, shears by 0.3, shifts by a third of a side, solarises from 0,
+    posterises to 4 bits, or changes colour, contrast, brightness or sharpness by 90 %. The sign is random. Uncovered
+    pixels become grey. The size of the image does not change, so the plan of the packs stays valid.
 
     Args:
-        count: operations an image.
-        magnitude: strength, 0 to 10.
+        count: operations per image.
+        magnitude: strength of the operations, 0 to 10.
 
     >>> image = np.zeros((4, 6, 3), np.uint8)
     >>> RandAugment(2, 9)(image, np.random.default_rng(0)).shape
@@ -53,13 +53,16 @@ class RandAugment:
     def __post_init__(self) -> None:
         if self.count < 1 or not 0 <= self.magnitude <= 10:
             raise ValueError(
-                f"RandAugment has count {self.count} and magnitude {self.magnitude}; count is at least 1, magnitude 0 "
-                "to 10"
+                f"RandAugment has count {self.count} and magnitude {self.magnitude}; count must be at least 1 and "
+                "magnitude from 0 to 10"
             )
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if image.shape[2] not in (1, 3):
-            raise ValueError(f"RandAugment takes grey or RGB images, this one has {image.shape[2]} channels")
+            raise ValueError(
+                f"the image has {image.shape[2]} channels, but RandAugment takes 1 (grey) or 3 (RGB); set image_mode "
+                "to L or RGB"
+            )
         picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
         for name in rng.choice(OPERATIONS, self.count):
             sign = 1 if rng.random() < 0.5 else -1
@@ -89,7 +92,7 @@ OPERATIONS = (
 
 
 def operate(picture: Image.Image, name: str, strength: float) -> Image.Image:
-    """One of `OPERATIONS` at a strength from -1 to 1; solarize and posterize take its size."""
+    """Apply one of `OPERATIONS` at a strength from -1 to 1; solarize and posterize use the absolute value."""
     if name == "identity":
         return picture
     if name in _ENHANCERS:
@@ -106,17 +109,17 @@ def operate(picture: Image.Image, name: str, strength: float) -> Image.Image:
     if name == "rotate":
         return picture.rotate(30 * strength, Image.Resampling.BILINEAR, fillcolor=grey)
     width, height = picture.size
-    by = {
+    matrix = {
         "shear_x": (1, 0.3 * strength, 0, 0, 1, 0),
         "shear_y": (1, 0, 0, 0.3 * strength, 1, 0),
         "translate_x": (1, 0, width / 3 * strength, 0, 1, 0),
         "translate_y": (1, 0, 0, 0, 1, height / 3 * strength),
     }[name]
-    return picture.transform(picture.size, Image.Transform.AFFINE, by, Image.Resampling.BILINEAR, fillcolor=grey)
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=grey)
 
 
 def parse_augment(text: str) -> RandAugment | None:
-    """ "COUNT:MAGNITUDE", or "" for none.
+    """Parse "COUNT:MAGNITUDE"; an empty text means no augmentation.
 
     >>> parse_augment("2:9")
     RandAugment(count=2, magnitude=9.0)
@@ -127,4 +130,4 @@ def parse_augment(text: str) -> RandAugment | None:
     try:
         return RandAugment(int(count), float(magnitude))
     except ValueError as error:
-        raise ValueError(f"augment is {text!r}; it must be COUNT:MAGNITUDE, as 2:9 ({error})") from None
+        raise ValueError(f"augment is {text!r}; it must be COUNT:MAGNITUDE, such as 2:9 ({error})") from None

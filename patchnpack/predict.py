@@ -1,4 +1,4 @@
-"""A trained model over shards: predictions, features, and how accuracy depends on patch size and resolution."""
+"""Run a trained model over shards: predictions, features, and accuracy by patch size and resolution."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from patchnpack.packer import NoDrop, PackedBatch, Packing, PatchSizes
 from patchnpack.packer.files import atomic_write
 from patchnpack.trainer import autocast, evaluate
 
-# B packs, K images in a pack at most, N images, C classes, D width
+# N images, C classes, D width
 
 
 def evaluation_packing(model: NaViT, fields: dict[str, Any]) -> Packing:
-    """A packing that gives each image once, the same each time: no token is dropped, no size drawn.
+    """Build a deterministic packing for evaluation: no token drop, no drawn sizes.
 
     Args:
-        model: gives the patch size where `fields` has None.
-        fields: of `Packing`.
+        model: supplies the patch size if `fields` has None.
+        fields: fields of `Packing`.
 
     Raises:
-        ValueError: several patch sizes, or a resolution that draws.
+        ValueError: `fields` has several patch sizes, or a resolution that draws sizes.
     """
     packing = Packing(
         **{**fields, "patch_size": fields.get("patch_size") or model.config.patch_size},
@@ -39,14 +39,18 @@ def evaluation_packing(model: NaViT, fields: dict[str, Any]) -> Packing:
         fill="none",
     )
     if isinstance(packing.patch_size, PatchSizes):
-        raise ValueError(f"patch_size is {packing.patch_size}; evaluation takes one, `patchnpack sweep` several")
+        raise ValueError(
+            f"patch_size is {packing.patch_size}; evaluate one, or compare several with `patchnpack sweep`"
+        )
     if packing.resolution.draws:
-        raise ValueError(f"resolution {packing.resolution} draws sizes; evaluate with one that does not, as fit:256")
+        raise ValueError(
+            f"resolution is {packing.resolution}, which draws sizes; use one that does not, such as fit:256"
+        )
     return packing
 
 
 def _run(model: NaViT, loader: Iterable[PackedBatch], precision: str) -> Iterator[tuple[PackedBatch, torch.Tensor]]:
-    """Each batch, and what the model gives for its images, float32 (N, C or D) on the CPU."""
+    """Yield each batch with the outputs for its images, float32 (N, C or D) on the CPU."""
     device = next(model.parameters()).device
     for batch in loader:
         model.check(batch)
@@ -66,13 +70,16 @@ def _table(columns: dict[str, list[Any]]) -> pa.Table:
 
 
 def predict(model: NaViT, loader: Iterable[PackedBatch], *, precision: str = "auto") -> pa.Table:
-    """One row an image, sorted by `row`: key, row, label (null where there is none), prediction, logits (float32, C).
+    """Predict the class of every image.
+
+    Returns:
+        One row per image, sorted by `row`: key, row, label (null if there is none), prediction, logits (float32, C).
 
     Raises:
         ValueError: the model has no head.
     """
     if not model.config.num_classes:
-        raise ValueError("the model has no classes, so there is nothing to predict; `patchnpack features` it")
+        raise ValueError("the model has no classes, so it cannot predict any; use `patchnpack features` instead")
     columns: dict[str, list[Any]] = {name: [] for name in ("key", "row", "label", "prediction", "logits")}
     for batch, logits in _run(model.eval(), loader, precision):
         labels = batch.labels[batch.image_mask]
@@ -86,9 +93,13 @@ def predict(model: NaViT, loader: Iterable[PackedBatch], *, precision: str = "au
 
 
 def features(model: NaViT, loader: Iterable[PackedBatch], *, precision: str = "auto") -> pa.Table:
-    """One row an image, sorted by `row`: key, row, feature (float32, D), which is what the head is given."""
+    """Compute the feature of every image, which is the input of the head.
+
+    Returns:
+        One row per image, sorted by `row`: key, row, feature (float32, D).
+    """
     model = copy.copy(model.eval())
-    model._modules = {**model._modules, "head": nn.Identity()}  # the weights are shared, the model is left as it is
+    model._modules = {**model._modules, "head": nn.Identity()}  # the copy shares the weights; `model` keeps its head
     columns: dict[str, list[Any]] = {name: [] for name in ("key", "row", "feature")}
     for batch, pooled in _run(model, loader, precision):
         columns["key"] += [key for keys in batch.keys for key in keys]
@@ -98,21 +109,24 @@ def features(model: NaViT, loader: Iterable[PackedBatch], *, precision: str = "a
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Writes a parquet file, whole or not at all."""
+    """Write a table to a Parquet file atomically."""
     atomic_write(path, lambda file: pq.write_table(table, file))
 
 
 def sweep(
     model: NaViT, index: Index, packings: Iterable[tuple[str, Packing]], *, precision: str = "auto", **options: Any
 ) -> list[dict[str, Any]]:
-    """Evaluates one model under several packings: a row each, with what an image costs and what it brings.
+    """Evaluate one model under several packings.
 
     Args:
-        packings: each with a name for its resolution.
-        options: of `PackedImageLoader`: batch_size, label, classes.
+        model: the model.
+        index: the images, with labels.
+        packings: pairs of a name for the resolution and a packing.
+        precision: as in `TrainConfig`.
+        options: options of `PackedImageLoader`, such as batch_size, label and classes.
 
     Returns:
-        patch_size, resolution, tokens (an image, on average), accuracy, loss, images, images_per_second.
+        For each packing: patch_size, resolution, tokens (mean per image), accuracy, loss, images, images_per_second.
     """
     rows = []
     for resolution, packing in packings:
@@ -133,7 +147,7 @@ def sweep(
 
 
 def write_sweep(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes the rows of `sweep` as a CSV."""
+    """Write the rows of `sweep` to a CSV file atomically."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
@@ -142,28 +156,28 @@ def write_sweep(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def plot_sweep(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Draws accuracy against tokens an image, a line for each patch size.
+    """Plot accuracy over tokens per image, one line per patch size.
 
     Raises:
-        ValueError: matplotlib is not there.
+        ValueError: matplotlib is not installed.
     """
     check_can_plot()
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # of an optional extra
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for size in sorted({row["patch_size"] for row in rows}):
         points = sorted((row["tokens"], row["accuracy"]) for row in rows if row["patch_size"] == size)
         axes.plot(*zip(*points, strict=True), marker="o", label=f"patch size {size}")
-    axes.set(xscale="log", xlabel="tokens an image", ylabel="accuracy")
+    axes.set(xscale="log", xlabel="tokens per image", ylabel="accuracy")
     axes.grid(alpha=0.3)
     axes.legend()
     atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
 def check_can_plot() -> None:
-    """Raises ValueError where matplotlib is not there."""
+    """Raise ValueError if matplotlib is not installed."""
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401  # of an optional extra
     except ImportError as error:
-        raise ValueError("a plot needs the extra `report`: pip install 'patchnpack[report]'") from error
+        raise ValueError("a plot needs matplotlib; run: pip install 'patchnpack[report]'") from error

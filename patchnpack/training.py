@@ -1,4 +1,4 @@
-"""Shards in, a trained model out: the loaders and the trainer put together."""
+"""Train a model on shards: loaders, model and trainer in one call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from patchnpack.packer import NoDrop, Packing, PatchSizes
 from patchnpack.packer.policies.resolution import Resolution
 from patchnpack.trainer import Contrastive, Distillation, Objective, TrainConfig, TrainResult, load_checkpoint, train
 
-UNDERLYING = 32  # FlexiViT's own (arXiv 2212.08013, section 3.4)
+UNDERLYING = 32  # patch size of the weights in FlexiViT (arXiv 2212.08013, section 3.4)
 
 
 def train_on_shards(
@@ -28,7 +28,7 @@ def train_on_shards(
     model: dict[str, Any],
     out: Path,
     batch_size: int = 4,
-    label: str = "cls",
+    label: str | None = "cls",
     classes: str | None = None,
     num_classes: int | None = None,
     flip: bool = False,
@@ -43,29 +43,38 @@ def train_on_shards(
     started: Callable[[], None] | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> TrainResult:
-    """Trains a `NaViT` on packed batches of `shards`; evaluates on `validation` without dropping tokens.
+    """Train a `NaViT` on packed batches of `shards`, and evaluate it on `validation` without token drop.
 
     Args:
+        shards: index of the training images.
+        validation: index of the validation images, or None.
+        packing: packing of the training images.
+        training: the training configuration.
         model: fields of `NaViTConfig` that do not follow from the packing or the classes.
+        out: folder for checkpoints and history.
+        batch_size: packs per batch.
+        label: member that holds the label, such as "cls" or "json:FIELD".
+        classes: file with one class name per line.
         num_classes: outputs of the head; None is one more than the highest label of `shards`.
-        flip, augment: what is done to training images.
-        eval_resolution, eval_patch_size: of validation; None is the packing's own, which must not draw sizes, and the
-            middle one of several patch sizes.
-        underlying: patch size of the weights, where the packing has several patch sizes; None is 32.
-        init: checkpoint that training starts from; its head is left behind where the number of classes differs.
-        teacher: checkpoint of a model to distill.
-        text: member with the texts of image-text training; labels are then not read.
+        flip: mirror half of the training images at random.
+        augment: RandAugment for training images.
+        eval_resolution: resolution policy for validation; None is the policy of `packing`, which must not draw sizes.
+        eval_patch_size: patch size for validation; None is the patch size of `packing`, or the middle one of several.
+        underlying: patch size of the weights, if the packing has several patch sizes; None is 32.
+        init: checkpoint to start from; its head is replaced if the number of classes differs.
+        teacher: checkpoint of the teacher for distillation.
+        text: member with the texts for image-text training, which reads no labels.
         resume, started: as in `train`.
-        storage_options: of remote shards.
+        storage_options: options for remote shards.
 
     Raises:
-        ValueError: options that do not fit together, before training starts.
+        ValueError: options contradict each other; raised before training starts.
     """
     if text is not None:
         _check_image_text(training, num_classes=num_classes, teacher=teacher)
-    taught = None if teacher is None else load_checkpoint(teacher).model
-    needs_labels = text is None and (taught is None or training.task_weight or training.mixup or training.cutmix)
-    steps: list[Any] = [step for step in (mirror_half if flip else None, augment) if step is not None]
+    teacher_model = None if teacher is None else load_checkpoint(teacher).model
+    needs_labels = text is None and (teacher_model is None or training.task_weight or training.mixup or training.cutmix)
+    transforms: list[Any] = [step for step in (mirror_half if flip else None, augment) if step is not None]
     shared: dict[str, Any] = {
         "batch_size": batch_size,
         "label": label if needs_labels or (text is None and validation is not None) else None,
@@ -75,21 +84,17 @@ def train_on_shards(
     }
     if shared["label"] is None:
         shared["classes"] = None
-    loader = PackedImageLoader(
-        shards,
-        packing,
-        shuffle=True,
-        seed=training.seed,
-        transform=Compose(steps) if steps else None,
-        **shared,
-    )
+    transform = Compose(transforms) if transforms else None
+    loader = PackedImageLoader(shards, packing, shuffle=True, seed=training.seed, transform=transform, **shared)
     held_out = None
     if validation is not None:
-        held_out = PackedImageLoader(validation, _held_out(packing, eval_resolution, eval_patch_size), **shared)
+        held_out = PackedImageLoader(
+            validation, _validation_packing(packing, eval_resolution, eval_patch_size), **shared
+        )
     if text is not None:
         num_classes = 0
-    elif taught is not None and num_classes is None:
-        num_classes = taught.config.num_classes
+    elif teacher_model is not None and num_classes is None:
+        num_classes = teacher_model.config.num_classes
     elif num_classes is None:
         num_classes = loader.num_classes
     with torch.random.fork_rng([]):
@@ -98,14 +103,7 @@ def train_on_shards(
             network = NaViT(model_config(packing, num_classes, model, underlying))
         else:
             network = from_checkpoint(init, num_classes, model, underlying)
-        objective: Objective | None = None
-        if taught is not None:
-            task = {name: getattr(training, name) for name in ("loss", "label_smoothing", "mixup", "cutmix")}
-            objective = Distillation(taught, temperature=training.temperature, task_weight=training.task_weight, **task)
-        if text is not None:
-            config = network.config
-            tower = {"width": config.width, "depth": config.depth, "heads": config.heads}
-            objective = Contrastive(network, text=text, tower=tower)
+        objective = _objective(network, training, teacher_model, text)
     return train(
         network,
         loader,
@@ -121,7 +119,13 @@ def train_on_shards(
 def model_config(
     packing: Packing, num_classes: int, model: dict[str, Any], underlying: int | None = None
 ) -> NaViTConfig:
-    """The model for a packing. With several patch sizes its weights are of `underlying` (FlexiViT), None is 32.
+    """Build the model configuration for a packing.
+
+    Args:
+        packing: its patch size and channels become those of the model.
+        num_classes: outputs of the head.
+        model: other fields of `NaViTConfig`.
+        underlying: patch size of the weights, if the packing has several patch sizes (FlexiViT); None is 32.
 
     >>> model_config(Packing(patch_size=PatchSizes((8, 16))), 10, {}).patch_size
     32
@@ -132,7 +136,8 @@ def model_config(
         patch_size = packing.patch_size
     else:
         raise ValueError(
-            f"underlying is {underlying}, and patch_size {packing.patch_size}; it is for several patch sizes: 8,16,32"
+            f"underlying is {underlying}, but patch_size is {packing.patch_size}; underlying needs several patch "
+            "sizes, such as 8,16,32"
         )
     return NaViTConfig(num_classes=num_classes, patch_size=patch_size, channels=packing.channels, **model)
 
@@ -140,19 +145,25 @@ def model_config(
 def from_checkpoint(
     path: Path, num_classes: int, model: dict[str, Any] | None = None, underlying: int | None = None
 ) -> NaViT:
-    """The model of a checkpoint, with a new head where the number of classes differs; `drop_path` is that of `model`.
+    """Load the model of a checkpoint, with a new head if the number of classes differs.
+
+    Args:
+        path: the checkpoint.
+        num_classes: outputs of the head.
+        model: fields of `NaViTConfig`; only `drop_path` may differ from the checkpoint.
+        underlying: patch size of the weights; None is that of the checkpoint.
 
     Raises:
-        ValueError: `model` or `underlying` asks for another model than the checkpoint's.
+        ValueError: `model` or `underlying` contradicts the checkpoint.
     """
     loaded, model = load_checkpoint(path).model, dict(model or {})
     asked = {**model, "patch_size": loaded.config.patch_size if underlying is None else underlying}
     changes = {"num_classes": num_classes, "drop_path": asked.pop("drop_path", 0.0)}
     for field in dataclasses.fields(NaViTConfig):
         value = asked.get(field.name, field.default)
-        # a flag that was left out has the default, and takes what the checkpoint has
-        if value not in (field.default, its := getattr(loaded.config, field.name)) and field.name in asked:
-            raise ValueError(f"{field.name} is {value}, and {path} has {its}; leave it out, or start without init")
+        # The default stands for a flag that was left out, so it takes the value of the checkpoint.
+        if value not in (field.default, saved := getattr(loaded.config, field.name)) and field.name in asked:
+            raise ValueError(f"{field.name} is {value}, but {path} has {saved}; leave it out, or start without init")
     network = NaViT(dataclasses.replace(loaded.config, **changes))
     weights = loaded.state_dict()
     if num_classes != loaded.config.num_classes:
@@ -162,13 +173,25 @@ def from_checkpoint(
     return network
 
 
-def _held_out(packing: Packing, resolution: Resolution | None, patch_size: int | None) -> Packing:
-    """The packing of validation: one patch size, sizes that do not differ from epoch to epoch, every token."""
+def _objective(network: NaViT, training: TrainConfig, teacher: NaViT | None, text: str | None) -> Objective | None:
+    """The objective of distillation or image-text training; None is classification."""
+    if text is not None:
+        config = network.config
+        tower = {"width": config.width, "depth": config.depth, "heads": config.heads}
+        return Contrastive(network, text=text, tower=tower)
+    if teacher is not None:
+        task = {name: getattr(training, name) for name in ("loss", "label_smoothing", "mixup", "cutmix")}
+        return Distillation(teacher, temperature=training.temperature, task_weight=training.task_weight, **task)
+    return None
+
+
+def _validation_packing(packing: Packing, resolution: Resolution | None, patch_size: int | None) -> Packing:
+    """The packing for validation: one patch size, the same sizes in every epoch, no token drop."""
     sizes = sorted(packing.patch_sizes)
     if resolution is None and packing.resolution.draws:
         raise ValueError(
-            f"resolution {packing.resolution} draws sizes, so validation would differ each time; give eval_resolution, "
-            "such as fit:256"
+            f"resolution is {packing.resolution}, which draws sizes, so validation would differ each time; give "
+            "eval_resolution, such as fit:256"
         )
     return packing.replace(
         token_drop=NoDrop(),
@@ -184,4 +207,6 @@ def _check_image_text(training: TrainConfig, **others: object) -> None:
             others[name] = value
     for name, value in others.items():
         if value is not None:
-            raise ValueError(f"{name} is {value}, and text is given; image-text training has no classes: leave one out")
+            raise ValueError(
+                f"{name} is {value} and text is given, but image-text training has no classes; leave one out"
+            )

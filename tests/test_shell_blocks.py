@@ -242,7 +242,7 @@ def test_commands_on_the_page_run(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_no_command_hides_in_a_block_that_is_not_run(page: Path) -> None:
+def test_every_command_is_in_a_block_that_runs(page: Path) -> None:
     shown = {*SHELL, *OTHER, *(["console"] if page.name == "start.md" else [])}
     assert [str(block) for block in blocks(page) if block.language not in shown] == []
     command = re.compile(rf"^\s*([A-Z_]+=\S+ )*({PROGRAMS}) ", re.MULTILINE)
@@ -256,7 +256,7 @@ def test_every_substitution_is_used() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_in_the_text_have_the_verbs_and_options_they_name(page: Path) -> None:
+def test_commands_in_the_text_exist_with_their_options(page: Path) -> None:
     verbs: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     known = {
         name: {"--help", *(o for p in verb.params for o in (*p.opts, *p.secondary_opts))}

@@ -29,7 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_every_public_name_has_its_place_in_the_reference(site: Path) -> None:
+def test_reference_holds_every_public_name(site: Path) -> None:
     for folder in ("patchnpack", "packer", "loaders", "models", "trainer"):
         package = "" if folder == "patchnpack" else f".{folder}"
         page = (site / "reference" / f"{folder}.html").read_text("utf-8")
@@ -39,7 +39,7 @@ def test_every_public_name_has_its_place_in_the_reference(site: Path) -> None:
         assert [name for name in public if f'id="{name}"' not in page] == []
 
 
-def test_links_inside_the_site_lead_somewhere(site: Path) -> None:
+def test_links_inside_the_site_resolve(site: Path) -> None:
     pages = {path: path.read_text("utf-8") for path in site.rglob("*.html") if path.name != "404.html"}
     assert len(pages) > 8
     for path, text in pages.items():
@@ -53,7 +53,7 @@ def test_links_inside_the_site_lead_somewhere(site: Path) -> None:
                 assert f'id="{anchor}"' in pages[target], f"{path.name}: {link}"
 
 
-def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
+def test_site_loads_no_external_resources(site: Path) -> None:
     for path in site.rglob("*.html"):
         fetched = re.findall(r'<(?:script|img|iframe)[^>]+src="(https?:[^"]+)"', path.read_text("utf-8"))
         fetched += re.findall(
@@ -62,7 +62,7 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
         assert fetched == []
 
 
-def test_a_browser_opens_each_page_without_an_error(site: Path) -> None:
+def test_browser_opens_each_page_without_an_error(site: Path) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium on this machine")
@@ -77,7 +77,7 @@ def test_a_browser_opens_each_page_without_an_error(site: Path) -> None:
 
 
 @pytest.mark.extra
-def test_the_copy_button_of_a_console_block_copies_its_commands_alone(site: Path) -> None:
+def test_copy_button_of_a_console_block_copies_only_commands(site: Path) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium on this machine")

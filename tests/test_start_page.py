@@ -21,7 +21,7 @@ def commands(page: str) -> list[tuple[str, str]]:
     return [(command.replace("\\\n", ""), text) for command, text in zip(parts[::2], parts[1::2], strict=True)]
 
 
-def test_a_newcomer_sees_what_the_page_says(tmp_path: Path) -> None:
+def test_commands_of_the_start_page_print_the_shown_output(tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     found = commands((ROOT / "docs" / "start.md").read_text("utf-8"))
     assert len(found) > 6
@@ -40,5 +40,5 @@ def test_a_newcomer_sees_what_the_page_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("page", "found"), [("```console\n$ a\nb\n$ c \\\n  d\n```\n", [("a", "b\n"), ("c   d", "")])])
-def test_commands_are_found_with_what_they_print(page: str, found: list[tuple[str, str]]) -> None:
+def test_commands_are_parsed_with_their_output(page: str, found: list[tuple[str, str]]) -> None:
     assert commands(page) == [(command, text) for command, text in found]

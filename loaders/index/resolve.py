@@ -22,13 +22,13 @@ from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
 from patchnpack.loaders.remote.errors import RemoteNotFound
 from patchnpack.loaders.shards.opener import ShardOpener
-from patchnpack.loaders.shards.patterns import INDEX_NAMES, Source, expand
+from patchnpack.loaders.shards.patterns import INDEX_NAMES, ShardNames, expand
 
 _log = logging.getLogger("patchnpack")
 
 
 def open_index(
-    source: Source | Index,
+    source: ShardNames | Index,
     *,
     index: str | os.PathLike[str] | Index | None = None,
     image: str = IMAGE,
@@ -79,7 +79,7 @@ def open_index(
 
 
 def update_index(
-    source: Source,
+    source: ShardNames,
     path: str | os.PathLike[str] | None = None,
     *,
     image: str = IMAGE,

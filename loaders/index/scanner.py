@@ -15,7 +15,7 @@ from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards import parquet
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
-from patchnpack.loaders.shards.patterns import Source, expand
+from patchnpack.loaders.shards.patterns import ShardNames, expand
 from patchnpack.loaders.shards.tar import TarSample, read_samples
 
 # n rows, s shards
@@ -25,7 +25,7 @@ _STAT_THREADS = 32  # concurrent requests for the versions of shards
 
 
 def scan(
-    source: Source,
+    source: ShardNames,
     *,
     image: str = IMAGE,
     num_threads: int | None = None,

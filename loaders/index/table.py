@@ -129,11 +129,18 @@ class Index:
         """The shard number, int64 (m,), of each row (int64 (m,), or a single row)."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
+    def row_id(self, rows: np.ndarray) -> np.ndarray:
+        """The key, uint64 (m,), of the random draws of rows (int64 (m,)): shard number and row in the shard.
+
+        The shard is counted by `starts`, even if the bytes have been packed into other files since.
+        """
+        shard = np.searchsorted(self.starts, rows, side="right") - 1
+        row_id: np.ndarray = shard.astype(np.uint64) << np.uint64(32) | (rows - self.starts[shard]).astype(np.uint64)
+        return row_id
+
     def rows(self, which: np.ndarray) -> Rows:
         """The columns that a plan needs, of rows `which` (int64)."""
-        shard = self.shard_of(which)
-        row_id = shard.astype(np.uint64) << np.uint64(32) | (which - self.starts[shard]).astype(np.uint64)
-        return Rows(row=which, row_id=row_id, width=self.width[which], height=self.height[which])
+        return Rows(row=which, row_id=self.row_id(which), width=self.width[which], height=self.height[which])
 
     def headers(self, which: np.ndarray) -> list[Header]:
         """The headers of rows `which` (int64)."""

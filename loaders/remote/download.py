@@ -15,16 +15,13 @@ from patchnpack.loaders.remote.addresses import (
     check_address,
     expand_braces,
     is_http,
+    name_of,
     redact,
     scheme_of,
     without_query,
 )
-from patchnpack.loaders.remote.addresses import is_remote as is_remote
-from patchnpack.loaders.remote.addresses import name_of as name_of
 from patchnpack.loaders.remote.backend import Backend, ObjectMeta
 from patchnpack.loaders.remote.errors import INDEX_AGAIN, NoRange, PermanentError, TransientError
-from patchnpack.loaders.remote.errors import RemoteError as RemoteError
-from patchnpack.loaders.remote.errors import RemoteNotFound as RemoteNotFound
 from patchnpack.loaders.remote.fsspec_file import FileSystemFile
 from patchnpack.loaders.remote.object_store import STORES, StoredFile
 from patchnpack.loaders.remote.prefetch import Shard

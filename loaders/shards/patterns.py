@@ -11,14 +11,14 @@ from pathlib import Path
 from patchnpack.loaders.remote.addresses import expand_braces, is_remote, redact
 from patchnpack.loaders.shards.opener import ShardOpener
 
-Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+ShardNames = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 PACKED_FOLDER_FILES = ("recipe.json", "manifest.json")  # a folder that holds one of them is a packed folder
 INDEX_NAMES = ("index.parquet", "index.arrow")  # names of an index beside its shards
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
-def expand(source: Source, opener: ShardOpener | None = None) -> list[str]:
+def expand(source: ShardNames, opener: ShardOpener | None = None) -> list[str]:
     """The shards that `source` names, in order.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What `patchnpack doctor` tells: which libraries run here, what they can do, and what is missing."""
+"""The findings of `patchnpack doctor`: installed libraries, what they support, and what is missing."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from PIL import features
 from patchnpack.models.attention import attention_backend
 
 _LIBRARIES = ("torch", "numpy", "numba", "pyarrow", "webdataset", "simplejpeg")
-# What shards hold besides JPEG, as PIL's feature and its usual name.
+# Formats of images in shards besides JPEG: PIL's name of the feature and the format's usual name.
 _FORMATS = {"zlib": "PNG", "webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000", "libtiff": "compressed TIFF"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Diagnosis:
-    """What was found.
+    """Versions, devices and missing requirements of this installation.
 
     Attributes:
-        versions: library to version, this package and Python first.
-        pil: "Pillow" or "pillow-simd", whichever code `import PIL` runs.
-        pil_version: its version.
-        pil_written_over: the version of pillow-simd whose files Pillow has been written over, or None.
-        pil_cannot_read: formats that this build of PIL was made without.
+        versions: version of each library, with this package and Python first.
+        pil: the package that provides PIL, "Pillow" or "pillow-simd".
+        pil_version: the version of that package.
+        pil_written_over: the version of pillow-simd whose files Pillow has overwritten, or None.
+        pil_cannot_read: formats that this build of PIL does not support.
         jpeg_decoder: the library that decodes JPEG.
-        libjpeg_turbo: the version of libjpeg-turbo inside it, or None where the file does not say.
-        cpus: CPUs that this process may use.
-        cpus_in_machine: CPUs that the machine has.
-        cuda: for each CUDA device its name.
+        libjpeg_turbo: the version of libjpeg-turbo in that library, or None if unknown.
+        cpus: number of CPUs that this process may use.
+        cpus_in_machine: number of CPUs in the machine.
+        cuda: name of each CUDA device.
         cuda_built: the CUDA version that torch was built for, or None for a CPU build.
-        attention: device type to the backend that "auto" stands for.
-        missing: extra to what it still needs, as pip would be asked for it; empty where the extra is complete.
+        attention: the backend that "auto" selects on each device type.
+        missing: unmet requirements of each extra, as pip spells them; empty if the extra is complete.
     """
 
     versions: dict[str, str]
@@ -59,7 +59,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at this process's libraries and machine.
+    """Inspect the libraries and the machine of this process.
 
     >>> diagnose().attention["cpu"]
     'split'
@@ -71,7 +71,7 @@ def diagnose() -> Diagnosis:
             "patchnpack": metadata.version("patchnpack"),
             "python": platform.python_version(),
             **{library: metadata.version(library) for library in _LIBRARIES},
-            "torch": torch.__version__,  # which build it is, too
+            "torch": torch.__version__,  # includes the build, such as +cpu
         },
         pil="pillow-simd" if simd == PIL.__version__ else "Pillow",
         pil_version=PIL.__version__,
@@ -89,10 +89,10 @@ def diagnose() -> Diagnosis:
 
 
 def missing_by_extra(requires: list[str]) -> dict[str, tuple[str, ...]]:
-    """For each extra, the requirements that no installed version meets.
+    """List, for each extra, the requirements that no installed package meets.
 
     Args:
-        requires: requirement strings as a distribution's metadata holds them.
+        requires: requirement strings from the metadata of a distribution.
 
     >>> missing_by_extra(['numpy>=1', 'numpy>=1; extra == "a"', 'numpy<1; extra == "b"'])
     {'a': (), 'b': ('numpy<1',)}
@@ -110,31 +110,32 @@ def missing_by_extra(requires: list[str]) -> dict[str, tuple[str, ...]]:
 
 
 def findings(diagnosis: Diagnosis) -> list[tuple[str, str]]:
-    """The diagnosis as (subject, finding) lines for a person, remedies included."""
+    """Format a diagnosis as (subject, finding) pairs with remedies; an empty subject continues the line above."""
     d = diagnosis
     pil = f"{d.pil} {d.pil_version}"
     if d.pil_cannot_read:
         pil += f"; cannot read {', '.join(d.pil_cannot_read)}"
     lines = [*d.versions.items(), ("PIL", pil)]
     if d.pil_written_over:
-        over = f"installed over pillow-simd {d.pil_written_over}, which pip still lists: `make simd` in a checkout "
-        lines.append(
-            ("", f"{over}brings that back, or else `pip uninstall pillow pillow-simd`, and then install one of them")
+        text = (
+            f"Pillow has overwritten pillow-simd {d.pil_written_over}, which pip still lists; run `make simd` in a "
+            "checkout to restore it, or `pip uninstall pillow pillow-simd` and install one of them"
         )
+        lines.append(("", text))
     elif d.pil == "Pillow":
-        lines.append(("", "pillow-simd resizes faster: `make simd` in a checkout, or see CONTRIBUTING.md"))
-    turbo = f"libjpeg-turbo {d.libjpeg_turbo}" if d.libjpeg_turbo else "a libjpeg-turbo that does not say its version"
+        lines.append(("", "pillow-simd resizes faster; run `make simd` in a checkout, or see CONTRIBUTING.md"))
+    turbo = f"libjpeg-turbo {d.libjpeg_turbo}" if d.libjpeg_turbo else "libjpeg-turbo of unknown version"
     lines.append(("JPEG decoder", f"{d.jpeg_decoder}, {turbo}"))
-    lines.append(("CPUs", f"{d.cpus} for this process, of {d.cpus_in_machine}"))
+    lines.append(("CPUs", f"{d.cpus} of {d.cpus_in_machine} available to this process"))
     if d.cuda:
         lines.append(("CUDA", f"{d.cuda_built}: {', '.join(d.cuda)}"))
     else:
-        built = f"built for CUDA {d.cuda_built}" if d.cuda_built else "a CPU build"
-        lines.append(("CUDA", f"no device; this torch is {built}"))
+        build = f"built for CUDA {d.cuda_built}" if d.cuda_built else "a CPU build"
+        lines.append(("CUDA", f"no device; torch is {build}"))
     lines.append(("attention", ", ".join(f"{backend} on {device}" for device, backend in d.attention.items())))
     for extra, missing in d.missing.items():
-        found = f"missing {', '.join(missing)}: pip install 'patchnpack[{extra}]'" if missing else "complete"
-        lines.append((f"extra {extra}", found))
+        text = f"missing {', '.join(missing)}; run: pip install 'patchnpack[{extra}]'" if missing else "complete"
+        lines.append((f"extra {extra}", text))
     return lines
 
 
@@ -146,6 +147,6 @@ def _installed(distribution: str) -> str | None:
 
 
 def _turbo_version() -> str | None:
-    # simplejpeg links libjpeg-turbo in and has no call that names its version, but the library's own text is there.
+    # simplejpeg links libjpeg-turbo statically and does not expose its version; the binary contains it as text.
     found = re.search(rb"libjpeg-turbo version (\d[\d.]*)", Path(simplejpeg._jpeg.__file__).read_bytes())
     return found[1].decode() if found else None

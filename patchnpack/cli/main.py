@@ -1,4 +1,4 @@
-"""The `patchnpack` command: verbs over library calls, no logic of their own."""
+"""The `patchnpack` command: thin commands over library calls."""
 
 from __future__ import annotations
 
@@ -14,27 +14,35 @@ from rich.table import Table
 
 from patchnpack.cli.arguments import set_verbosity
 from patchnpack.cli.data import make_index, shard, show
+from patchnpack.cli.doctor import diagnose, findings
+from patchnpack.cli.errors import flags_of, in_flags
 from patchnpack.cli.prepack import add_prepack_commands
 from patchnpack.cli.report import report
 from patchnpack.cli.training import add_training_commands
 from patchnpack.loaders import BadDataError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Load images at native resolution and pack them for vision transformers.",
-)
+_ABOUT = "Load images at native resolution and pack them into sequences for vision transformers."
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=_ABOUT)
 
 
 def run() -> None:
-    """Runs the command; a mistake of the user's is one line that says what to do, without a traceback."""
+    """Run the command; an error the user can fix is one line that names the flag, without a traceback."""
     try:
         app()
     except (ValueError, OSError, BadDataError) as error:
         if "--traceback" in sys.argv:
             raise
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"error: {error}")
+        console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        console.print(f"error: {in_flags(str(error), flags_of(_parameters(sys.argv[1:])))}")
         sys.exit(2)
+
+
+def _parameters(arguments: list[str]) -> list[object]:
+    """The parameters of the command that the arguments call; the options before a command take no value."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # it is a group
+    name = next((argument for argument in arguments if not argument.startswith("-")), "")
+    return list(commands[name].params) if name in commands else []
 
 
 def _print_version(wanted: bool) -> None:
@@ -43,16 +51,15 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=_ABOUT)
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the code an error was raised.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Neither progress nor warnings.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Tell what the loaders do, as they do it.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show neither progress nor warnings.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log what the loaders do.")] = False,
 ) -> None:
-    """Load images at native resolution and pack them for vision transformers."""
     set_verbosity(quiet=quiet, verbose=verbose)
 
 
@@ -66,11 +73,9 @@ add_training_commands(app)
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Tell which libraries run here, what they can do, and what is missing for each extra."""
-    from patchnpack.cli.doctor import diagnose, findings
-
+    """Report which libraries are installed, what they support, and what each extra still needs."""
     diagnosis = diagnose()
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(diagnosis), indent=2))

@@ -1,4 +1,4 @@
-"""Command-line flags that are derived from the library's configuration classes."""
+"""Command-line flags that derive from the configuration classes of the library."""
 
 from __future__ import annotations
 
@@ -39,12 +39,16 @@ _RESOLUTIONS = (
 _TOKEN_DROPS = "a rate, beta:MEAN:MAX, resolution:LOW:HIGH:STD or to:TOKENS"
 
 
-def parse_resolution(text: str) -> Resolution:
-    """The resolution policy that `text` names.
+def parse_resolution(text: str, flag: str = "--resolution") -> Resolution:
+    """Parse the value of a flag that names a resolution policy.
 
-    "native" or "native:EDGE" (pad, crop, resize), "fit:TOKENS" (shrunk to at most so many), "naflex:TOKENS" (enlarged
-    as well), "side:LOW:HIGH" with or without ":uniform" (`SampleSide`), "crop" or "crop:TOKENS" (`RandomResizedCrop`),
-    "square:PIXELS"; or a curriculum, "0=fit:64,1000000=fit:256".
+    Values are "native" or "native:EDGE" (pad, crop or resize), "fit:TOKENS" (shrink to at most TOKENS), "naflex:TOKENS"
+    (shrink or enlarge), "side:LOW:HIGH" with an optional ":uniform" (`SampleSide`), "crop" or "crop:TOKENS"
+    (`RandomResizedCrop`), "square:PIXELS", or a curriculum such as "0=fit:64,1000000=fit:256".
+
+    Args:
+        text: the value.
+        flag: the flag, for error messages.
 
     >>> parse_resolution("fit:144")
     FitTokens(max_tokens=144, upsample=False, edge='resize')
@@ -52,8 +56,8 @@ def parse_resolution(text: str) -> Resolution:
     if "=" in text:
         stages = [stage.partition("=") for stage in text.split(",")]
         if not all(start.isdecimal() for start, _, _ in stages):
-            raise ValueError(f"resolution is {text!r}; each stage must be IMAGES=POLICY: 0=fit:64,1000000=fit:256")
-        return ScheduledResolution(tuple((int(start), parse_resolution(policy)) for start, _, policy in stages))
+            raise ValueError(f"{flag} is {text!r}; each stage must be IMAGES=POLICY, as in 0=fit:64,1000000=fit:256")
+        return ScheduledResolution(tuple((int(start), parse_resolution(policy, flag)) for start, _, policy in stages))
     name, *values = text.split(":")
     if name == "native" and len(values) < 2:
         return Native(edge=values[0] if values else "pad")  # type: ignore[arg-type]  # Native checks it
@@ -64,20 +68,20 @@ def parse_resolution(text: str) -> Resolution:
         "fit": (FitTokens, (1,)),
         "naflex": (functools.partial(FitTokens, upsample=True), (1,)),
         "side": (lambda low, high: SampleSide(low=low, high=high, dist=dist), (2,)),  # type: ignore[arg-type]
-        "crop": (lambda most=None: RandomResizedCrop(max_tokens=most), (0, 1)),
+        "crop": (lambda max_tokens=None: RandomResizedCrop(max_tokens=max_tokens), (0, 1)),
         "square": (Square, (1,)),
     }
     make, counts = kinds.get(name, (Square, ()))
     if len(values) not in counts or not all(value.isdecimal() for value in values):
-        raise ValueError(f"resolution is {text!r}; it must be {_RESOLUTIONS}")
+        raise ValueError(f"{flag} is {text!r}; it must be {_RESOLUTIONS}")
     return make(*map(int, values))
 
 
 def parse_token_drop(text: str) -> TokenDrop:
-    """The token drop that `text` names.
+    """Parse the value of --token-drop.
 
-    A rate (0 is none), "beta:MEAN:MAX", "resolution:LOW:HIGH:STD" or "to:TOKENS"; with "@FIRST:LAST:MIDPOINT:TAU", the
-    same on a schedule (`ScheduledDrop`).
+    Values are a rate (0 drops nothing), "beta:MEAN:MAX", "resolution:LOW:HIGH:STD" or "to:TOKENS". A suffix
+    "@FIRST:LAST:MIDPOINT:TAU" puts the drop on a schedule (`ScheduledDrop`).
 
     >>> parse_token_drop("beta:0.5:0.8")
     BetaDrop(mean=0.5, max=0.8)
@@ -98,7 +102,7 @@ def parse_token_drop(text: str) -> TokenDrop:
             raise ValueError
     except (KeyError, ValueError):
         raise ValueError(
-            f"token_drop is {text + at + schedule!r}; it must be {_TOKEN_DROPS}, and may end in "
+            f"--token-drop is {text + at + schedule!r}; it must be {_TOKEN_DROPS}, optionally followed by "
             "@FIRST:LAST:MIDPOINT:TAU"
         ) from None
     drop = make(*numbers)
@@ -108,20 +112,24 @@ def parse_token_drop(text: str) -> TokenDrop:
     return ScheduledDrop(drop=drop, start=start, end=end, midpoint=midpoint, tau=tau)
 
 
-def parse_patch_size(text: str) -> int | PatchSizes:
-    """A patch size, or several of which each block of packs draws one.
+def parse_patch_size(text: str, flag: str = "--patch-size") -> int | PatchSizes:
+    """Parse one patch size, or several of which each block of packs draws one.
+
+    Args:
+        text: the value of a flag.
+        flag: the flag, for error messages.
 
     >>> parse_patch_size("16"), parse_patch_size("8,16,32").sizes
     (16, (8, 16, 32))
     """
     sizes = text.split(",")
     if not all(size.strip().isdecimal() for size in sizes):
-        raise ValueError(f"patch_size is {text!r}; it must be a number of pixels, or several: 8,16,32")
+        raise ValueError(f"{flag} is {text!r}; it must be a number of pixels, or several such as 8,16,32")
     return int(text) if len(sizes) == 1 else PatchSizes(tuple(map(int, sizes)))
 
 
 def parse_storage_options(texts: Sequence[str]) -> dict[str, Any]:
-    """Options of remote stores out of KEY=VALUE; a dot in KEY is an option within one, true and false are no texts.
+    """Parse KEY=VALUE options for remote shards; a dot in KEY nests, and true and false become booleans.
 
     >>> parse_storage_options(["anon=true", "client_kwargs.region_name=eu-west-1"])
     {'anon': True, 'client_kwargs': {'region_name': 'eu-west-1'}}
@@ -133,29 +141,30 @@ def parse_storage_options(texts: Sequence[str]) -> dict[str, Any]:
         inner: Any = options
         for name in path:
             inner = inner.setdefault(name, {}) if isinstance(inner, dict) else inner
-        if not equals or not all([*path, last]) or not isinstance(inner, dict) or last in inner:
+        malformed = not equals or not all([*path, last])
+        if malformed or not isinstance(inner, dict) or last in inner:
             raise ValueError(
-                f"storage_options has {key!r}{', twice or within itself' if equals and key else ''}; each must be "
-                "KEY=VALUE, once: anon=true, or client_kwargs.region_name=eu-west-1 for one within another"
+                f"--storage-options has {key!r}{'' if malformed else ' twice, or inside another option'}; each must be "
+                "KEY=VALUE, once, such as anon=true, or client_kwargs.region_name=eu-west-1 for a nested option"
             )
         inner[last] = {"true": True, "false": False}.get(value.lower(), value)
     return options
 
 
 def whole_flag(help: str) -> Any:
-    """A flag that takes a whole number; what typer itself says of another text does not quote it."""
-    return typer.Option(help=help, metavar="INTEGER", parser=functools.partial(_parse, int, "whole number"))
+    """An integer flag whose error message quotes the wrong value, which typer's own message does not."""
+    return typer.Option(help=help, metavar="INTEGER", parser=functools.partial(_parse, int, "an integer"))
 
 
 def _number_flag(help: str) -> Any:
-    return typer.Option(help=help, metavar="FLOAT", parser=functools.partial(_parse, float, "number"))
+    return typer.Option(help=help, metavar="FLOAT", parser=functools.partial(_parse, float, "a number"))
 
 
 def _parse(kind: Callable[[str], Any], name: str, text: str) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no {name}") from None
+        raise typer.BadParameter(f"{text!r} is not {name}") from None
 
 
 def takes(
@@ -165,14 +174,14 @@ def takes(
     parsed: Mapping[str, tuple[Any, Callable[[Any], Any], str]] | None = None,
     make: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replaces a command's `parameter`, a `cls`, by one flag a field; `cls` itself checks the values.
+    """Replace a parameter of a command by one flag per field of a dataclass, which checks the values.
 
     Args:
-        cls: a dataclass.
-        parameter: the command's keyword-only parameter that is given the `cls`.
-        helps: the fields that become flags, and what each is for; defaults and types are the class's own.
-        parsed: fields whose flag is of another type: its default, how it becomes the field's value, and its help.
-        make: what is called with the values instead of `cls`.
+        cls: the dataclass; flags take their types and defaults from it.
+        parameter: the keyword-only parameter of the command that receives the instance.
+        helps: the fields that become flags, with their help texts.
+        parsed: fields whose flag is a text: its default, the function that parses it, and its help text.
+        make: called with the values in place of `cls`.
     """
     hints, parsed = get_type_hints(cls), parsed or {}
     flags = []
@@ -207,30 +216,36 @@ def _flag(name: str, kind: Any, default: Any, help: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
+_PACKING_HELP = {
+    "seq_len": "Token slots per pack.",
+    "oversize": "Policy for images with more than --seq-len tokens: shrink, drop, skip or error.",
+    "algorithm": f"Packing algorithm: {', '.join(get_args(Algorithm))}.",
+    "lookahead": "Number of waiting images that the packer chooses from.",
+    "fill": "How to use leftover slots: undrop returns dropped tokens; or none, trim, rescale.",
+    "max_trim": "Largest share of an image's tokens that trim drops.",
+    "max_scale": "Largest relative change of an image's sides by rescale.",
+    "balance": "Window of packs reordered to even out attention cost; 0 turns it off.",
+    "max_images": "Maximum number of images per pack.",
+    "grid_multiple": "Make both sides of every grid a multiple of this.",
+    "image_mode": "RGB, L or RGBA.",
+    "interpolation": "Resize filter, by its name in PIL.",
+}
+
 takes_packing = takes(
     Packing,
     "packing",
+    _PACKING_HELP,
     {
-        "seq_len": "Token slots in a pack.",
-        "oversize": "Images of more than seq-len tokens: shrink, drop, skip or error.",
-        "algorithm": f"{', '.join(get_args(Algorithm))}.",
-        "lookahead": "Waiting images that the packer may choose from.",
-        "fill": "Leftover slots: undrop gives them back to images whose tokens were dropped; or none, trim, rescale.",
-        "max_trim": "Share of an image's tokens that trim drops at most.",
-        "max_scale": "How much rescale changes an image's sides at most.",
-        "balance": "Packs of a window that are put in shares of like attention cost; 0 is off.",
-        "max_images": "Images in a pack at most.",
-        "grid_multiple": "Both sides of a grid are multiples of this.",
-        "image_mode": "RGB, L or RGBA.",
-        "interpolation": "Filter that resizes images, by PIL's name.",
-    },
-    {
-        "patch_size": ("16", parse_patch_size, "Side of a patch in pixels, or several: 8,16,32."),
-        "resolution": ("native", parse_resolution, f"{_RESOLUTIONS}; a curriculum: 0=fit:64,1000000=fit:256."),
+        "patch_size": ("16", parse_patch_size, "Side of a patch in pixels, or several such as 8,16,32."),
+        "resolution": (
+            "native",
+            parse_resolution,
+            f"Resolution policy: {_RESOLUTIONS}; or a curriculum such as 0=fit:64,1000000=fit:256.",
+        ),
         "token_drop": (
             "0",
             parse_token_drop,
-            f"Share of each image's tokens that is dropped: {_TOKEN_DROPS}; @FIRST:LAST:MIDPOINT:TAU is a schedule.",
+            f"Share of each image's tokens to drop: {_TOKEN_DROPS}; append @FIRST:LAST:MIDPOINT:TAU for a schedule.",
         ),
     },
 )
@@ -239,20 +254,16 @@ takes_evaluation = takes(
     Packing,
     "packing",
     {
-        "seq_len": "Token slots in a pack.",
-        "oversize": "Images of more than seq-len tokens: shrink, drop, skip or error.",
-        "max_images": "Images in a pack at most.",
-        "grid_multiple": "Both sides of a grid are multiples of this.",
-        "image_mode": "RGB, L or RGBA.",
-        "interpolation": "Filter that resizes images, by PIL's name.",
+        name: _PACKING_HELP[name]
+        for name in ("seq_len", "oversize", "max_images", "grid_multiple", "image_mode", "interpolation")
     },
     {
         "patch_size": (
             "",
             lambda text: parse_patch_size(text) if text else None,
-            "Side of a patch in pixels; by default the model's.",
+            "Side of a patch in pixels; default: the patch size of the model.",
         ),
-        "resolution": ("native", parse_resolution, f"{_RESOLUTIONS}."),
+        "resolution": ("native", parse_resolution, f"Resolution policy: {_RESOLUTIONS}."),
     },
     make=dict,
 )
@@ -261,10 +272,10 @@ takes_model = takes(
     NaViTConfig,
     "model",
     {
-        "width": "Features of a token.",
-        "depth": "Transformer blocks.",
-        "heads": "Attention heads.",
-        "drop_path": "Chance that an image skips a branch of the last block.",
+        "width": "Features per token.",
+        "depth": "Number of transformer blocks.",
+        "heads": "Number of attention heads.",
+        "drop_path": "Probability of skipping a branch in the last block (stochastic depth).",
     },
     make=dict,
 )
@@ -273,31 +284,31 @@ takes_training = takes(
     TrainConfig,
     "training",
     {
-        "epochs": "Budget in epochs; give this, steps or minutes.",
-        "steps": "Budget in batches.",
-        "minutes": "Budget in minutes, over all parts of a run.",
-        "accumulate": "Batches of a step.",
+        "epochs": "Training budget in epochs; give exactly one of --epochs, --steps and --minutes.",
+        "steps": "Training budget in optimizer steps.",
+        "minutes": "Training budget in minutes, including the time before a resume.",
+        "accumulate": "Batches per optimizer step.",
         "lr": "Peak learning rate.",
-        "schedule": "cosine or rsqrt.",
-        "warmup": "Share of the budget in which the learning rate grows.",
-        "cooldown": "Share of the budget at its end in which it falls to 0, of rsqrt.",
-        "layer_decay": "Learning rate of a block over that of the next one.",
-        "weight_decay": "Of AdamW, on matrices.",
-        "clip": "Largest norm of the gradient.",
-        "ema": "Decay of a moving average of the weights; 0 is none.",
-        "loss": "softmax, sigmoid, or auto: softmax for classes.",
-        "label_smoothing": "Share of the target spread over all classes.",
-        "mixup": "Alpha of MixUp; 0 is off.",
-        "cutmix": "Alpha of CutMix; 0 is off.",
-        "temperature": "Of distillation.",
-        "task_weight": "Of the labels' loss in distillation.",
+        "schedule": "Learning-rate schedule: cosine or rsqrt.",
+        "warmup": "Share of the budget for linear warmup.",
+        "cooldown": "Share of the budget for the final cooldown to 0, for rsqrt.",
+        "layer_decay": "Learning rate of a block relative to the next block.",
+        "weight_decay": "Weight decay of AdamW, for matrices only.",
+        "clip": "Maximum gradient norm.",
+        "ema": "Decay of the moving average of the weights; 0 turns it off.",
+        "loss": "softmax, sigmoid or auto, which is softmax for classes.",
+        "label_smoothing": "Share of the target that is spread over all classes.",
+        "mixup": "Alpha of MixUp; 0 turns it off.",
+        "cutmix": "Alpha of CutMix; 0 turns it off.",
+        "temperature": "Temperature for distillation.",
+        "task_weight": "Weight of the label loss in distillation.",
         "eval_every": "Epochs between evaluations.",
-        "save_every": "Steps between further checkpoints.",
-        "save_minutes": "Minutes between further checkpoints.",
-        "keep": "Newest checkpoints that are kept.",
-        "log_steps": "Steps between scalars.",
-        "tensorboard": "Write scalars for TensorBoard into OUT.",
-        "seed": "Of the initial weights, the order and every draw.",
+        "save_every": "Steps between additional checkpoints.",
+        "save_minutes": "Minutes between additional checkpoints.",
+        "keep": "Number of newest checkpoints to keep.",
+        "log_steps": "Steps between log entries.",
+        "tensorboard": "Write TensorBoard scalars to OUT.",
+        "seed": "Random seed.",
         "device": "auto, cpu or cuda.",
         "precision": "auto, float32 or bfloat16.",
     },

@@ -1,4 +1,4 @@
-"""A command's options as a TOML file: read in place of flags, and written beside what the command made."""
+"""Options of a command in a TOML file: `--config` reads them, and `train` writes them beside its checkpoint."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ RUN_FILE = "run.toml"
 
 
 def read_run_file(path: str | Path) -> dict[str, Any]:
-    """The options in a file of lines `name = value`; dashes in names are underscores.
+    """Read options from a file of lines `name = value`; a dash in a name is an underscore.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not such a file.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not TOML, or it has a table.
     """
     try:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -29,12 +29,12 @@ def read_run_file(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
     for name, value in content.items():
         if isinstance(value, dict):
-            raise ValueError(f"{path} has a table [{name}]; write options without tables, as {name}_... = value")
+            raise ValueError(f"{path} has a table [{name}]; write options without tables, such as {name}_... = value")
     return {name.replace("-", "_"): value for name, value in content.items()}
 
 
 def run_file_text(values: Mapping[str, Any]) -> str:
-    """The text of a file that gives `values` back; those that are None are left out.
+    """Format options as TOML that `read_run_file` reads back; values of None are left out.
 
     >>> print(run_file_text({"shards": ["a.tar"], "lr": 0.001, "classes": None, "flip": True}), end="")
     shards = ["a.tar"]
@@ -50,7 +50,7 @@ def run_file_text(values: Mapping[str, Any]) -> str:
 
 
 def write_run_file(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes `run_file_text`, whole or not at all."""
+    """Write the options to a file atomically."""
     atomic_write(path, lambda file: file.write(run_file_text(values).encode()))
 
 
@@ -61,7 +61,7 @@ def _from_file(context: typer.Context, path: Path | None) -> Path | None:
         for name in options.keys() - names:
             close = difflib.get_close_matches(name, map(str, names), 1)
             hint = f"did you mean {close[0]!r}?" if close else "see --help"
-            raise ValueError(f"{path} has the option {name!r}, which this command has not; {hint}")
+            raise ValueError(f"{path} has the option {name!r}, which this command does not have; {hint}")
         context.default_map = {**(context.default_map or {}), **options}
     return path
 
@@ -69,6 +69,6 @@ def _from_file(context: typer.Context, path: Path | None) -> Path | None:
 RunFile = Annotated[
     Path | None,
     typer.Option(
-        "--config", is_eager=True, callback=_from_file, help="File of options, NAME = VALUE in TOML; flags override it."
+        "--config", is_eager=True, callback=_from_file, help="TOML file of options, NAME = VALUE; flags override it."
     ),
 ]

@@ -1,4 +1,4 @@
-"""The commands that train a model and run it: verbs over library calls."""
+"""The commands `train`, `eval`, `features` and `sweep`: thin commands over library calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from patchnpack.augment import parse_augment
-from patchnpack.cli.arguments import IMAGES, Images, Shards, Storage, counted, open_shards
+from patchnpack.cli.arguments import IMAGES, BatchSize, Classes, Images, Label, Shards, Storage, open_shards
 from patchnpack.cli.options import (
     parse_patch_size,
     parse_resolution,
@@ -40,19 +40,17 @@ from patchnpack.predict import (
     write_sweep,
     write_table,
 )
+from patchnpack.report.text import counted
 from patchnpack.trainer import TrainConfig, load_checkpoint
 from patchnpack.trainer.device import find_device
 from patchnpack.training import train_on_shards
 
-Label = Annotated[str, typer.Option(help="Member that holds the label, such as cls or json:FIELD.")]
-Classes = Annotated[str | None, typer.Option(help="File with one class name a line.")]
-BatchSize = Annotated[int, whole_flag("Packs in a batch.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 
 
-def _as_the_run(context: typer.Context, checkpoint: Path) -> Path:
-    """Options default to those that a run was trained with, where its run.toml lies beside the checkpoint."""
+def _with_defaults_of_run(context: typer.Context, checkpoint: Path) -> Path:
+    """Take option defaults from the run.toml beside the checkpoint, so that evaluation packs as training did."""
     path = checkpoint.parent / RUN_FILE
     if path.exists():
         run = read_run_file(path)
@@ -71,15 +69,15 @@ CheckpointFile = Annotated[
     Path,
     typer.Argument(
         is_eager=True,
-        callback=_as_the_run,
-        help="A checkpoint.pt; the run.toml beside it, if there, says how images are packed and where labels are.",
+        callback=_with_defaults_of_run,
+        help="A checkpoint.pt. If a run.toml lies beside it, packing and label options default to those of the run.",
     ),
 ]
 
 
 @contextmanager
 def _process_group(device: str) -> Iterator[bool]:
-    """Under torchrun, the process group of its ranks; gives whether this is the one that writes and prints."""
+    """Under torchrun, join the process group of the ranks; yields whether this rank writes and prints."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
@@ -104,39 +102,43 @@ def train(
     model: dict[str, Any],
     training: TrainConfig,
     config: RunFile = None,
-    validation: Annotated[list[str] | None, typer.Option("--validation", help="Shards to evaluate on.")] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for checkpoint, history and run.toml.")] = Path(
+    validation: Annotated[list[str] | None, typer.Option("--validation", help="Validation shards.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the checkpoint, history and run.toml.")] = Path(
         "runs"
     ),
     resume: Annotated[
         bool | None,
         typer.Option(
             "--resume/--no-resume",
-            help="Insist on going on from the checkpoint in OUT, or delete it; else as it is there.",
+            help="Require a checkpoint in OUT, or delete it; default: resume if there is one.",
         ),
     ] = None,
     batch_size: BatchSize = 4,
     label: Label = "cls",
     classes: Classes = None,
-    num_classes: Annotated[int | None, whole_flag("Outputs of the head; by default the highest label + 1.")] = None,
-    flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = False,
-    augment: Annotated[str, typer.Option(help="RandAugment of training images, COUNT:MAGNITUDE: 2:9.")] = "",
-    eval_resolution: Annotated[str | None, typer.Option(help="Of validation; needed where --resolution draws.")] = None,
-    eval_patch_size: Annotated[int | None, typer.Option(help="Of validation, where there are several.")] = None,
+    num_classes: Annotated[int | None, whole_flag("Number of classes; default: highest label + 1.")] = None,
+    flip: Annotated[bool, typer.Option(help="Mirror half of the training images at random.")] = False,
+    augment: Annotated[str, typer.Option(help="RandAugment for training images as COUNT:MAGNITUDE, such as 2:9.")] = "",
+    eval_resolution: Annotated[
+        str | None, typer.Option(help="Resolution policy for validation; required if --resolution draws sizes.")
+    ] = None,
+    eval_patch_size: Annotated[
+        int | None, typer.Option(help="Patch size for validation, if --patch-size has several.")
+    ] = None,
     underlying: Annotated[
-        int | None, typer.Option(help="Patch size of the weights, with several patch sizes; 32 by default.")
+        int | None, typer.Option(help="Patch size of the weights, if --patch-size has several; default: 32.")
     ] = None,
     init: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
-    teacher: Annotated[Path | None, typer.Option(help="Checkpoint of a model to distill.")] = None,
-    text: Annotated[str | None, typer.Option(help="Member with texts, such as txt: image-text training.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Checkpoint of the teacher for distillation.")] = None,
+    text: Annotated[str | None, typer.Option(help="Member with texts, such as txt, for image-text training.")] = None,
     image: Images = IMAGES,
     storage_options: Storage = None,
 ) -> None:
-    """Train a NaViT on the images in SHARDS: on their classes, on a teacher's, or on their texts.
+    """Train a NaViT on the images in SHARDS, with labels, a teacher or texts.
 
     patchnpack train 'train-{000000..000009}.tar' --validation validation-000000.tar --resolution fit:144 --epochs 10
 
-    Run again, it goes on from where it was killed. Under torchrun the ranks train one model.
+    The same command resumes a run that was killed. Under torchrun, all ranks train one model.
     """
     with _process_group(training.device) as first:
         transform = parse_augment(augment)
@@ -150,12 +152,12 @@ def train(
             model=model,
             out=out,
             batch_size=batch_size,
-            label=label,
+            label=label or None,
             classes=classes,
             num_classes=num_classes,
             flip=flip,
             augment=transform,
-            eval_resolution=None if eval_resolution is None else parse_resolution(eval_resolution),
+            eval_resolution=None if eval_resolution is None else parse_resolution(eval_resolution, "--eval-resolution"),
             eval_patch_size=eval_patch_size,
             underlying=underlying,
             init=init,
@@ -173,8 +175,8 @@ def train(
 
 def _write_run(context: typer.Context, out: Path) -> None:
     names = [str(parameter.name) for parameter in context.command.params]
-    others = ("config", "resume", "help", "storage_options")  # the last may hold credentials
-    values = {name: context.params[name] for name in names if name not in others}
+    excluded = ("config", "resume", "help", "storage_options")  # storage options may hold credentials
+    values = {name: context.params[name] for name in names if name not in excluded}
     write_run_file(out / RUN_FILE, values)
 
 
@@ -182,10 +184,10 @@ def _open(checkpoint: Path, device: str) -> NaViT:
     return load_checkpoint(checkpoint, find_device(device)).model
 
 
-def _each_once(
+def _evaluation_loader(
     model: NaViT, shards: list[str], packing: dict[str, Any], image: str, storage: list[str] | None, **options: Any
 ) -> PackedImageLoader:
-    """A loader that gives each image of the shards once, as the model takes it."""
+    """A loader that yields each image of the shards once, packed for the model."""
     return PackedImageLoader(
         open_shards(shards, image, storage),
         evaluation_packing(model, packing),
@@ -194,14 +196,14 @@ def _each_once(
     )
 
 
-def _must_be(path: Path, suffix: str) -> None:
-    """Refuses a file of another kind; makes the folder that it will lie in."""
+def _check_output(flag: str, path: Path, suffix: str) -> None:
+    """Reject a path with the wrong suffix; create its parent folder."""
     if path.suffix != suffix:
-        raise ValueError(f"out is {str(path)!r}; it must end in {suffix}")
+        raise ValueError(f"{flag} is {str(path)!r}; it must end in {suffix}")
     make_folder_of(path)
 
 
-def _left_out(loader: PackedImageLoader) -> str:
+def _excluded(loader: PackedImageLoader) -> str:
     stats = loader.stats()
     return f"{counted(stats['bad_images'], 'bad image')}, {sum(stats['skipped'].values())} skipped"
 
@@ -212,7 +214,7 @@ def evaluate_checkpoint(
     shards: Shards,
     *,
     packing: dict[str, Any],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The file, .parquet.")] = Path("predictions.parquet"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="Output file, .parquet.")] = Path("predictions.parquet"),
     batch_size: BatchSize = 4,
     label: Label = "cls",
     classes: Classes = None,
@@ -221,13 +223,13 @@ def evaluate_checkpoint(
     image: Images = IMAGES,
     storage_options: Storage = None,
 ) -> None:
-    """Write what a trained model says of each image in SHARDS: key, row, label, prediction and logits.
+    """Write the prediction of a trained model for each image in SHARDS: key, row, label, prediction and logits.
 
     patchnpack eval runs/first/checkpoint.pt validation-000000.tar -o predictions.parquet
     """
-    _must_be(out, ".parquet")
+    _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)
-    loader = _each_once(
+    loader = _evaluation_loader(
         model, shards, packing, image, storage_options, batch_size=batch_size, label=label or None, classes=classes
     )
     table = predict(model, loader, precision=precision)
@@ -237,8 +239,8 @@ def evaluate_checkpoint(
     ]
     if pairs:
         hits = sum(x[y] == max(x) if isinstance(x, list) else x == y for x, y in pairs)
-        typer.echo(f"accuracy: {hits / len(pairs):.4f} of {counted(len(pairs), 'labelled image')}")
-    typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {_left_out(loader)}")
+        typer.echo(f"accuracy: {hits / len(pairs):.4f} on {counted(len(pairs), 'labelled image')}")
+    typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {_excluded(loader)}")
 
 
 @takes_evaluation
@@ -247,7 +249,7 @@ def write_features(
     shards: Shards,
     *,
     packing: dict[str, Any],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The file, .parquet.")] = Path("features.parquet"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="Output file, .parquet.")] = Path("features.parquet"),
     batch_size: BatchSize = 4,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -258,12 +260,12 @@ def write_features(
 
     patchnpack features runs/first/checkpoint.pt train-000000.tar -o features.parquet
     """
-    _must_be(out, ".parquet")
+    _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)
-    loader = _each_once(model, shards, packing, image, storage_options, batch_size=batch_size)
+    loader = _evaluation_loader(model, shards, packing, image, storage_options, batch_size=batch_size)
     table = features(model, loader, precision=precision)
     write_table(out, table)
-    typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {_left_out(loader)}")
+    typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {_excluded(loader)}")
 
 
 @takes_evaluation
@@ -272,10 +274,14 @@ def sweep_checkpoint(
     shards: Shards,
     *,
     packing: dict[str, Any],
-    patch_sizes: Annotated[str, typer.Option(help="Several: 8,16,32; by default --patch-size.")] = "",
-    resolutions: Annotated[str, typer.Option(help="Several: fit:64,fit:144; by default --resolution.")] = "",
-    out: Annotated[Path, typer.Option("-o", "--out", help="The table, .csv.")] = Path("sweep.csv"),
-    plot: Annotated[Path | None, typer.Option(help="A picture of accuracy against tokens, .png.")] = None,
+    patch_sizes: Annotated[
+        str, typer.Option(help="Patch sizes to evaluate, such as 8,16,32; default: --patch-size.")
+    ] = "",
+    resolutions: Annotated[
+        str, typer.Option(help="Resolution policies to evaluate, such as fit:64,fit:144; default: --resolution.")
+    ] = "",
+    out: Annotated[Path, typer.Option("-o", "--out", help="Output table, .csv.")] = Path("sweep.csv"),
+    plot: Annotated[Path | None, typer.Option(help="Plot of accuracy over tokens per image, .png.")] = None,
     batch_size: BatchSize = 4,
     label: Label = "cls",
     classes: Classes = None,
@@ -284,17 +290,17 @@ def sweep_checkpoint(
     image: Images = IMAGES,
     storage_options: Storage = None,
 ) -> None:
-    """Evaluate one model at several patch sizes and resolutions: accuracy against tokens an image.
+    """Evaluate a model at several patch sizes and resolutions: accuracy over tokens per image.
 
     patchnpack sweep runs/first/checkpoint.pt validation-000000.tar --resolutions fit:64,fit:144 --plot sweep.png
     """
-    _must_be(out, ".csv")
+    _check_output("--out", out, ".csv")
     if plot is not None:
-        _must_be(plot, ".png")
+        _check_output("--plot", plot, ".png")
         check_can_plot()
     model = _open(checkpoint, device)
-    sizes = parse_patch_size(patch_sizes) if patch_sizes else packing["patch_size"]
-    policies = [(text, parse_resolution(text)) for text in resolutions.split(",") if text]
+    sizes = parse_patch_size(patch_sizes, "--patch-sizes") if patch_sizes else packing["patch_size"]
+    policies = [(text, parse_resolution(text, "--resolutions")) for text in resolutions.split(",") if text]
     policies = policies or [(str(packing["resolution"]), packing["resolution"])]
     packings = [
         (name, evaluation_packing(model, {**packing, "patch_size": size, "resolution": policy}))
@@ -311,7 +317,7 @@ def sweep_checkpoint(
         classes=classes,
         storage_options=parse_storage_options(storage_options or []),
     )
-    table = Table("patch size", "resolution", "tokens an image", "accuracy", "loss", "images/s", box=None)
+    table = Table("patch size", "resolution", "tokens per image", "accuracy", "loss", "images/s", box=None)
     for row in rows:
         table.add_row(
             f"{row['patch_size']}",
@@ -329,7 +335,7 @@ def sweep_checkpoint(
 
 
 def add_training_commands(app: typer.Typer) -> None:
-    """Adds train, eval, features and sweep."""
+    """Add the commands to the app."""
     app.command("train")(train)
     app.command("eval")(evaluate_checkpoint)
     app.command("features")(write_features)

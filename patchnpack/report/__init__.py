@@ -1,1 +1,20 @@
-"""How a packing report is shown: fields, terminal tables, charts, an HTML page."""
+"""Packing reports as JSON fields, CSV, terminal tables and an HTML page.
+
+The report itself comes from `patchnpack.packer.analysis`; this package only presents it. Importing it loads neither
+matplotlib nor jinja2: `write_page` loads them when it is called.
+"""
+
+from patchnpack.report.fields import baseline_rows, report_fields, setting_fields, sweep_fields, to_csv
+from patchnpack.report.page import write_page
+from patchnpack.report.table import print_report, print_sweep
+
+__all__ = [
+    "baseline_rows",
+    "print_report",
+    "print_sweep",
+    "report_fields",
+    "setting_fields",
+    "sweep_fields",
+    "to_csv",
+    "write_page",
+]

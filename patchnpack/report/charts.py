@@ -1,4 +1,4 @@
-"""The charts of a report as inline SVG, each with a title and a description; their colours are the page's variables."""
+"""The charts of a report as inline SVG with a title and a description; colours are CSS variables of the page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from patchnpack.packer.analysis.histogram import Histogram
 from patchnpack.packer.analysis.report import PackingReport
 from patchnpack.packer.analysis.sweep import Sweep
 
-# matplotlib draws with these; in the SVG each becomes a variable that the page sets, for light, dark and print.
+# matplotlib draws with these placeholder colours. In the SVG each becomes a CSS variable that the page sets for light,
+# dark and print.
 _VARIABLES = {
     "#010101": "--ink",
     "#020202": "--faint",
@@ -67,14 +68,14 @@ _THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chart:
-    """One picture of the page.
+    """One chart of the page.
 
     Attributes:
-        name: its id in the page.
-        title: what it shows.
-        caption: what to see in it, in a sentence.
-        text: what it holds, in words, for those who cannot see it.
-        svg: the picture, with both inside.
+        name: the id of its figure in the page.
+        title: the title.
+        caption: the sentence below the chart.
+        text: the description for screen readers.
+        svg: the chart, with title and description inside.
     """
 
     name: str
@@ -85,9 +86,9 @@ class Chart:
 
 
 def charts(report: PackingReport, sweep: Sweep) -> list[Chart]:
-    """Every chart, in the order of the page; one that has nothing to show is left out."""
+    """Draw all charts in the order of the page; a chart with nothing to show is left out."""
     makers: list[Callable[[], Chart | None]] = [
-        lambda: _ways(report),
+        lambda: _baselines(report),
         lambda: _tokens(report),
         lambda: _padding(sweep),
         lambda: _images_per_pack(report),
@@ -109,7 +110,7 @@ def _axes(height: float = 2.9) -> Iterator[tuple[Figure, Axes]]:
 
 
 def _chart(figure: Figure, name: str, title: str, caption: str, text: str | None = None) -> Chart:
-    """The figure as a chart; without a `text` of its own, the caption says all."""
+    """Convert a figure to a chart; the caption is the description unless `text` is given."""
     text = caption if text is None else text
     out = io.StringIO()
     metadata: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -137,13 +138,11 @@ def _bars(axes: Axes, histogram: Histogram, colour: str = _SERIES[0]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
-def _ways(report: PackingReport) -> Chart:
+def _baselines(report: PackingReport) -> Chart:
     baselines = report.baselines[::-1]
     with _axes(0.7 + 0.36 * len(baselines)) as (figure, axes):
-        tokens, slots = (
-            np.array([baseline.tokens for baseline in baselines]),
-            np.array([baseline.slots for baseline in baselines]),
-        )
+        tokens = np.array([baseline.tokens for baseline in baselines])
+        slots = np.array([baseline.slots for baseline in baselines])
         at, scale = np.arange(len(baselines)), report.baselines[0].slots
         axes.barh(at, tokens / scale, color=_SERIES[0], height=0.66, label="tokens")
         padding: dict[str, Any] = {"color": _PAPER, "edgecolor": _SERIES[0], "hatch": "////", "linewidth": 0.8}
@@ -155,13 +154,13 @@ def _ways(report: PackingReport) -> Chart:
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False)
         axes.set_xlim(0, 1.28 * (slots / scale).max())
-        axes.set_xlabel("token slots, packed as configured = 1; share that is padding")
+        axes.set_xlabel("token slots relative to this configuration, and share of padding")
         axes.legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1), borderaxespad=0)
     words = "; ".join(
         f"{baseline.name}: {baseline.slots:,} slots, {baseline.padding:.1%} padding" for baseline in report.baselines
     )
-    caption = "The last two give images other sizes." if any(baseline.resized for baseline in baselines) else ""
-    return _chart(figure, "baselines", "Token slots by way of batching", caption, words + ".")
+    caption = "The last two methods resize the images." if any(baseline.resized for baseline in baselines) else ""
+    return _chart(figure, "baselines", "Token slots by method", caption, words + ".")
 
 
 def _tokens(report: PackingReport) -> Chart:
@@ -177,11 +176,11 @@ def _tokens(report: PackingReport) -> Chart:
             va="bottom",
             color=_SERIES[1],
         )
-        axes.set_xlabel("tokens of an image")
+        axes.set_xlabel("tokens per image")
         axes.set_ylabel("images")
         axes.xaxis.set_major_formatter(_THOUSANDS)
-    words = f"{report.images:,} images of {low:,} to {high:,} tokens, median {median:,.0f}, mean {mean:,.0f}."
-    return _chart(figure, "tokens", "Tokens an image", words)
+    words = f"{report.images:,} images with {low:,} to {high:,} tokens, median {median:,.0f}, mean {mean:,.0f}."
+    return _chart(figure, "tokens", "Tokens per image", words)
 
 
 def _padding(sweep: Sweep) -> Chart:
@@ -220,14 +219,14 @@ def _padding(sweep: Sweep) -> Chart:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(_THOUSANDS)
         spread = np.diff(np.log2(lengths)).min(initial=1) / max(1.0, np.log2(lengths[-1] / lengths[0]))
-        if spread < 0.12:  # the labels of the nearest two would touch
+        if spread < 0.12:  # neighbouring labels would touch
             axes.tick_params(axis="x", labelrotation=45)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.set_xlabel("sequence length, slots; hollow: over 1 % of the images are larger")
+        axes.set_xlabel("sequence length in slots; hollow markers: over 1 % of the images are longer")
         axes.set_ylabel("padding")
         axes.legend(loc="lower left", ncols=4, bbox_to_anchor=(0, 1), borderaxespad=0)
-    title, caption = f"Padding by sequence length, patch size {own}", "Of each algorithm, at its best lookahead."
+    title, caption = f"Padding by sequence length, patch size {own}", "Each algorithm at its best lookahead."
     return _chart(figure, "padding", title, caption, "; ".join(words) + ".")
 
 
@@ -235,16 +234,16 @@ def _images_per_pack(report: PackingReport) -> Chart:
     low, mean, high = report.images_per_pack
     with _axes() as (figure, axes):
         _bars(axes, report.distributions.images_per_pack)
-        axes.set_xlabel("images in a pack")
+        axes.set_xlabel("images per pack")
         axes.set_ylabel("packs")
         _whole_bins(axes, report.distributions.images_per_pack)
     return _chart(
-        figure, "images", "Images a pack", f"{report.packs:,} packs of {low} to {high} images, mean {mean:.2f}."
+        figure, "images", "Images per pack", f"{report.packs:,} packs with {low} to {high} images, mean {mean:.2f}."
     )
 
 
 def _whole_bins(axes: Axes, histogram: Histogram) -> None:
-    """A label under the middle of each bin, where each is one number and there are few."""
+    """Put a label below the middle of each bin if every bin is one number and there are few bins."""
     edges = histogram.edges
     if edges[1] - edges[0] == 1 and len(edges) <= 24:
         empty = max(0, 8 - len(histogram.counts)) / 2  # a single bar should not fill the chart
@@ -254,10 +253,10 @@ def _whole_bins(axes: Axes, histogram: Histogram) -> None:
 
 
 def _fill(report: PackingReport) -> Chart:
-    least, mean = np.array(report.distributions.fill).T
+    lowest, mean = np.array(report.distributions.fill).T
     with _axes() as (figure, axes):
         x = (np.arange(len(mean)) + 0.5) / len(mean) * report.packs
-        axes.fill_between(x, least, mean, color=_SOFT, linewidth=0, label="down to the emptiest")
+        axes.fill_between(x, lowest, mean, color=_SOFT, linewidth=0, label="lowest to mean")
         axes.plot(x, mean, color=_SERIES[0], linewidth=1.4, label="mean")
         axes.set_ylim(0, 1.02)
         axes.set_xlim(0, report.packs)
@@ -266,7 +265,7 @@ def _fill(report: PackingReport) -> Chart:
         axes.set_xlabel(f"packs in order, in {len(mean)} groups" if len(mean) < report.packs else "packs in order")
         axes.set_ylabel("slots filled")
         axes.legend(loc="lower left", ncols=2, bbox_to_anchor=(0, 1), borderaxespad=0)
-    words = f"{1 - report.padding:.1%} of the slots are filled; the emptiest pack is {least.min():.1%} full."
+    words = f"{1 - report.padding:.1%} of the slots are filled; the emptiest pack is {lowest.min():.1%} full."
     return _chart(figure, "fill", "Fill of packs in order", words)
 
 
@@ -275,14 +274,14 @@ def _attention(report: PackingReport) -> Chart:
     with _axes() as (figure, axes):
         _bars(axes, report.distributions.attention_per_pack)
         axes.axvline(mean, color=_SERIES[1], linewidth=1.6)
-        axes.set_xlabel("sum of squared token counts, millions; the line is the mean")
+        axes.set_xlabel("sum of squared token counts in millions; the line marks the mean")
         axes.set_ylabel("packs")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}"))
     words = (
-        f"From {low:,} to {high:,} pairs of tokens a pack, mean {mean:,.0f}, standard deviation "
-        f"{report.attention_spread:.0%} of that."
+        f"{low:,} to {high:,} pairs of tokens per pack, mean {mean:,.0f}, standard deviation "
+        f"{report.attention_spread:.0%} of the mean."
     )
-    return _chart(figure, "attention", "Attention cost of a pack", words)
+    return _chart(figure, "attention", "Attention cost per pack", words)
 
 
 def _aspects(report: PackingReport) -> Chart:
@@ -298,7 +297,7 @@ def _aspects(report: PackingReport) -> Chart:
         axes.set_ylabel("images")
     counts, edges = np.array(histogram.counts), np.array(histogram.edges)
     tall, wide = counts[edges[1:] <= 1.001].sum() / counts.sum(), counts[edges[:-1] >= 1.09].sum() / counts.sum()
-    words = f"{tall:.0%} of the images are taller than wide, {wide:.0%} wider than tall by a tenth or more."
+    words = f"{tall:.0%} of the images are taller than wide; {wide:.0%} are at least a tenth wider than tall."
     return _chart(figure, "aspects", "Aspect ratios", words)
 
 
@@ -308,7 +307,7 @@ def _drops(report: PackingReport) -> Chart | None:
     with _axes() as (figure, axes):
         _bars(axes, report.distributions.drop_rate)
         axes.xaxis.set_major_formatter(PercentFormatter(1))
-        axes.set_xlabel("share of an image's tokens that is dropped")
+        axes.set_xlabel("share of an image's tokens that are dropped")
         axes.set_ylabel("images")
     return _chart(figure, "drops", "Token drop", f"On average {report.drop_rate:.1%} of an image's tokens are dropped.")
 
@@ -333,7 +332,7 @@ def _packs(report: PackingReport) -> Chart:
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False)
         axes.xaxis.set_major_formatter(_THOUSANDS)
-        axes.set_xlabel("slots; a block is an image with its tokens, hatched is padding")
+        axes.set_xlabel("slots; each block is one image with its token count, hatching is padding")
     words = "; ".join(f"pack {row + 1}: {len(pack)} images, {sum(pack)} tokens" for row, pack in enumerate(packs))
-    caption = f"{len(packs)} packs of {seq_len:,} slots, each image whole and in one pack."
+    caption = f"{len(packs)} packs of {seq_len:,} slots. No image is split across packs."
     return _chart(figure, "packs", "The first packs", caption, f"{caption} {words}.")

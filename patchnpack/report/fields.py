@@ -1,4 +1,4 @@
-"""A report as plain fields, for JSON and CSV: names that stay. docs/reports.md says what each is."""
+"""Reports as plain fields for JSON and CSV. The names are stable; docs/reports.md explains each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from patchnpack.packer.analysis.advice import Advice
 from patchnpack.packer.analysis.report import PackingReport
 from patchnpack.packer.analysis.sweep import Setting, Sweep
 
-# What `PackedImageLoader.stats()` tells by the same name; equal once an epoch of the same order has ended.
+# `PackedImageLoader.stats()` has these names too. Its values are equal after an epoch in the same order.
 SHARED_WITH_STATS = (
     "images",
     "tokens_native",
@@ -31,9 +31,14 @@ SHARED_WITH_STATS = (
 
 
 def report_fields(report: PackingReport, *, bad_images: int = 0) -> dict[str, Any]:
-    """One configuration, JSON-able."""
+    """Convert a report to a JSON-serialisable dict.
+
+    Args:
+        report: the report of one configuration.
+        bad_images: number of bad images that the report leaves out.
+    """
     packing = report.packing
-    least, mean, most = report.images_per_pack
+    min_images, mean_images, max_images = report.images_per_pack
     return {
         "packing": repr(packing),
         "seq_len": packing.seq_len,
@@ -47,9 +52,9 @@ def report_fields(report: PackingReport, *, bad_images: int = 0) -> dict[str, An
         "drop_rate": report.drop_rate,
         "packs": report.packs,
         "padding_in_packs": report.padding,
-        "images_per_pack": mean,
-        "images_per_pack_min": least,
-        "images_per_pack_max": most,
+        "images_per_pack": mean_images,
+        "images_per_pack_min": min_images,
+        "images_per_pack_max": max_images,
         "oversize": report.oversize,
         "oversize_policy": packing.oversize,
         "skipped": {"oversize": report.skipped},
@@ -62,8 +67,8 @@ def report_fields(report: PackingReport, *, bad_images: int = 0) -> dict[str, An
         "steps": report.steps,
         "empty_packs": report.empty_packs,
         "padding": report.epoch_padding,
-        "attention_imbalance": _twice(report.attention_imbalance),
-        "model_imbalance": _twice(report.model_imbalance),
+        "attention_imbalance": _imbalance(report.attention_imbalance),
+        "model_imbalance": _imbalance(report.model_imbalance),
         "width": report.width,
         "planning_seconds_per_million": report.planning_seconds_per_million,
         "baselines": [{**dataclasses.asdict(baseline), "padding": baseline.padding} for baseline in report.baselines],
@@ -72,7 +77,7 @@ def report_fields(report: PackingReport, *, bad_images: int = 0) -> dict[str, An
 
 
 def sweep_fields(sweep: Sweep, advice: Advice) -> dict[str, Any]:
-    """A sweep, JSON-able."""
+    """Convert a sweep and its advice to a JSON-serialisable dict."""
     return {
         "images": sweep.images,
         "ranks": sweep.ranks,
@@ -84,7 +89,7 @@ def sweep_fields(sweep: Sweep, advice: Advice) -> dict[str, Any]:
 
 
 def setting_fields(setting: Setting, advice: Advice) -> dict[str, Any]:
-    """One line of a sweep."""
+    """Convert one setting of a sweep to a flat dict; `best` marks the advised setting."""
     return {
         **dataclasses.asdict(setting),
         "slots": setting.slots,
@@ -98,14 +103,14 @@ def setting_fields(setting: Setting, advice: Advice) -> dict[str, Any]:
 
 
 def baseline_rows(report: PackingReport) -> list[dict[str, Any]]:
-    """The baselines of a report, the configuration itself first, as rows of a table."""
+    """List the methods that a report compares, the configuration itself first, as rows of a table."""
     packing = report.packing
     same = {"seq_len": packing.seq_len, "patch_size": " ".join(map(str, packing.patch_sizes)), "images": report.images}
     return [{**same, **dataclasses.asdict(baseline), "padding": baseline.padding} for baseline in report.baselines]
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same fields as CSV, with a header.
+    """Format rows with the same fields as CSV with a header line.
 
     >>> to_csv([{"seq_len": 1024, "padding": 0.5}])
     'seq_len,padding\\n1024,0.5\\n'
@@ -117,5 +122,6 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-def _twice(slowest: tuple[float, float]) -> dict[str, float]:
-    return {"as_packed": slowest[0], "balanced": slowest[1]}
+def _imbalance(imbalance: tuple[float, float]) -> dict[str, float]:
+    as_packed, balanced = imbalance
+    return {"as_packed": as_packed, "balanced": balanced}

@@ -1,4 +1,4 @@
-"""A report as one HTML page: every chart inline, no script, nothing fetched."""
+"""A report as one HTML page with inline charts, no script and no external resources."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from patchnpack.packer.files import atomic_write, make_folder_of
 from patchnpack.report.table import facts
 
 _NEEDS = ("matplotlib", "jinja2")
-_SHOWN = 2  # packs with their pixels
-_NAMED = 12  # of their keys
+_MAX_PACKS = 2  # packs in the picture
+_MAX_KEYS = 12  # keys per pack in the text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """Packs with their pixels.
+    """A picture of packs with their pixels.
 
     Attributes:
         image: the picture.
-        keys: for each pack, the images' keys.
+        keys: the keys of the images in each pack.
     """
 
     image: Image.Image
@@ -40,29 +40,31 @@ class Picture:
 
     @property
     def text(self) -> str:
-        """What is to be seen, in words."""
+        """The alternative text of the picture."""
         packs = []
         for number, keys in enumerate(self.keys):
-            more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
-            packs.append(f"pack {number + 1} holds {', '.join(islice(keys, _NAMED))}{more}")
-        return f"Packs as rows of patches, and their images put together again: {'; '.join(packs)}."
+            more = f" and {len(keys) - _MAX_KEYS} more" if len(keys) > _MAX_KEYS else ""
+            packs.append(f"pack {number + 1} holds {', '.join(islice(keys, _MAX_KEYS))}{more}")
+        return f"Packs as rows of patches, and their images reassembled: {'; '.join(packs)}."
 
 
 def check_page(path: str | Path) -> None:
-    """Makes the folder of a page, and raises a ValueError if it cannot be written, before any work is done."""
+    """Create the folder of a page before any work; raise ValueError if the page cannot be written."""
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"a page needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
-            "pip install 'patchnpack[report]'"
+            f"an HTML page needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
+            "run: pip install 'patchnpack[report]'"
         )
     make_folder_of(path)
 
 
 def picture_of(loader: PackedImageLoader) -> Picture:
-    """The packs of a loader's next batch, drawn with their pixels."""
+    """Draw the packs of a loader's first batch with their pixels."""
     batch = next(iter(loader))
-    return Picture(image=draw_packs(batch, max_packs=_SHOWN, width=1400), keys=[keys for keys in batch.keys if keys])
+    return Picture(
+        image=draw_packs(batch, max_packs=_MAX_PACKS, width=1400), keys=[keys for keys in batch.keys if keys]
+    )
 
 
 def render_page(
@@ -74,16 +76,17 @@ def render_page(
     picture: Picture | None = None,
     bad_images: int = 0,
 ) -> str:
-    """The page as text.
+    """Render the page as HTML.
 
     Args:
-        report: of the configuration.
-        sweep: over others, of the same images.
-        advice: by the sweep.
-        title: what the images are.
-        picture: packs with their pixels.
-        bad_images: images that were left out since their headers cannot be used.
+        report: the report of the configuration.
+        sweep: a sweep of the same images.
+        advice: the advice from the sweep.
+        title: the title of the page, such as the names of the shards.
+        picture: a picture of packs, or None.
+        bad_images: number of bad images that the report leaves out.
     """
+    # The two imports below need the extra `report`, which the terminal tables do without.
     from jinja2 import Environment, StrictUndefined
 
     from patchnpack.report.charts import charts
@@ -112,7 +115,16 @@ def write_page(
     picture: Picture | None = None,
     bad_images: int = 0,
 ) -> None:
-    """Writes the page of `render_page`, whole or not at all."""
+    """Write the page of `render_page` to a file atomically.
+
+    Args:
+        path: the file to write.
+        report, sweep, advice, title, picture, bad_images: as in `render_page`.
+
+    Raises:
+        ValueError: the extra `report` is not installed, or the folder cannot be written.
+    """
+    check_page(path)
     page = render_page(report, sweep, advice, title=title, picture=picture, bad_images=bad_images)
     atomic_write(path, lambda file: file.write(page.encode()))
 

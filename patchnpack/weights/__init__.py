@@ -1,11 +1,11 @@
-"""Weights of other libraries, read into a `NaViT` and written from one: equal outputs for equal weights.
+"""Load weights of other libraries into a `NaViT` and save them back; outputs are equal for equal weights.
 
 ```
 timm          VisionTransformer, NaFlexVit      from_timm, to_timm
 big_vision    vit, naflex_vit, SigLIP           from_big_vision, to_big_vision
 ```
 
-What maps and what does not is in docs/weights.md. Every name has a place or is an error; nothing in a file is executed.
+docs/weights.md lists what maps. A weight without a counterpart is an error. Loading never executes code from a file.
 """
 
 from patchnpack.weights.big_vision import from_big_vision, to_big_vision

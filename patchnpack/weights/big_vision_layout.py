@@ -1,4 +1,4 @@
-"""How big_vision lays out the weights of its ViTs, and how those of a `NaViT` become them."""
+"""Convert between the weight names and shapes of big_vision's ViTs and those of a `NaViT`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SPECIAL = ("patch_embed.weight", "pos_embed.table", "prefix", "pool.query")
 
 
 def _modules(name: str) -> list[str]:
-    """What big_vision calls a module of a `NaViT`; queries, keys and values are apart there."""
+    """The names in big_vision of a `NaViT` module; big_vision separates queries, keys and values."""
     match name.split("."):
         case ["blocks", number, part]:
             return [f"Transformer/encoderblock_{number}/{theirs}" for theirs in _PARTS[part]]
@@ -36,7 +36,7 @@ def _modules(name: str) -> list[str]:
 
 
 def _plain(ours: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, list[str]]]:
-    """Each weight that is a module's, the module's last name, and what big_vision calls it."""
+    """Yield each weight of a module with the last part of the module's name and its names in big_vision."""
     for name, value in ours.items():
         if name not in _SPECIAL:
             module, leaf = name.rsplit(".", 1)
@@ -45,6 +45,7 @@ def _plain(ours: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, list[st
 
 
 def lay_out(ours: Mapping[str, torch.Tensor], config: NaViTConfig, naflex: bool) -> Weights:
+    """Convert weights of a `NaViT` to the names and shapes of big_vision."""
     D, H, P = config.width, config.heads, config.patch_size
     theirs: Weights = {}
     for name, part, names in _plain(ours):
@@ -71,10 +72,10 @@ def lay_out(ours: Mapping[str, torch.Tensor], config: NaViTConfig, naflex: bool)
 
 
 def take_in(theirs: Mapping[str, torch.Tensor], config: NaViTConfig) -> Weights:
-    """The inverse of `lay_out`, for weights that fit it."""
+    """Convert weights of big_vision to those of a `NaViT`; the inverse of `lay_out`."""
     D, ours, shapes = config.width, {}, outline(config)
     for name, _, names in _plain(shapes):
-        inputs = shapes[name].shape[1:]  # of a matrix one number, of biases and norms none
+        inputs = shapes[name].shape[1:]  # one dimension for a matrix, none for biases and norms
         parts = [theirs[part].reshape(*inputs, -1) for part in names]
         ours[name] = torch.cat([part.T if part.ndim == 2 else part for part in parts])
     ours["patch_embed.weight"] = theirs["embedding/kernel"].reshape(-1, D).T

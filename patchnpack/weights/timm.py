@@ -1,4 +1,4 @@
-"""Weights of timm's `VisionTransformer` and `NaFlexVit`: names, shapes, and what they fold into what."""
+"""Load and save weights of timm's `VisionTransformer` and `NaFlexVit`."""
 
 from __future__ import annotations
 
@@ -48,36 +48,36 @@ def from_timm(
     backend: str = "auto",
     prefix: str = "",
 ) -> NaViT:
-    """A `NaViT` with the weights of timm's `VisionTransformer` or `NaFlexVit`, and so with its outputs.
+    """Load weights of timm's `VisionTransformer` or `NaFlexVit` into a `NaViT` with the same outputs.
 
     Width, depth, patch size, position table, class token, registers, biases, QK-norm, LayerScale, the last norm and the
-    head follow from names and shapes. The rest is not in a state dict; say what timm's model was made with:
+    head follow from names and shapes. The other arguments must match the options of the timm model, because a state
+    dict does not hold them.
 
     Args:
         source: a mapping of tensors or numpy arrays, or a file: .safetensors (needs the package of that name), .npz, or
-            torch's .pth, .pt and .bin, read with `weights_only=True`, so that nothing in them is executed.
-        heads: attention heads; needed unless QK-norm tells. Most models of timm have 64 features a head.
-        pooling: "attention" (timm's "map"), "mean" ("avg"), "max" or "cls" ("token"). None is attention where there
-            are `attn_pool` weights, mean with `fc_norm`, cls with a class token, else mean.
-        rope_base: `rope_temperature` of a `NaFlexVit(rope_type="axial")`, 10,000 in timm; None is without rope.
-        position_resize: `pos_embed_interp_mode`, "bicubic" or "bilinear" (SigLIP 2). Factorised tables are linear.
-        patch_resize: how patches of other sizes are embedded, as `resample_patch_embed` does by default.
+            torch's .pth, .pt and .bin, read with `weights_only=True`, which executes no code.
+        heads: attention heads; required unless the model has QK-norm. Most timm models have 64 features per head.
+        pooling: "attention" (timm's "map"), "mean" ("avg"), "max" or "cls" ("token"). None infers it: attention with
+            `attn_pool` weights, mean with `fc_norm`, cls with a class token, else mean.
+        rope_base: `rope_temperature` of a `NaFlexVit(rope_type="axial")`, 10,000 in timm; None means no rope.
+        position_resize: `pos_embed_interp_mode`, "bicubic" or "bilinear" (SigLIP 2); factorised tables are linear.
+        patch_resize: how to embed patches of other sizes; the default matches `resample_patch_embed`.
         gelu: "erf", or "tanh" for `act_layer="gelu_tanh"` (SigLIP 2 in NaFlexVit).
-        norm_eps: of every norm.
-        channels: of a pixel, where the patch embedding is a matrix.
-        mean, std: of `pretrained_cfg`: 0.5 for most of Google's ViTs, SigLIP and NaFlexVit; DeiT, DINOv2 and CLIP have
-            others.
-        num_classes: gives the model a new head of so many outputs in place of the one in `source`; None keeps that.
+        norm_eps: epsilon of every norm.
+        channels: channels per pixel, if the patch embedding is a matrix.
+        mean, std: normalisation from `pretrained_cfg`: 0.5 for most of Google's ViTs, SigLIP and NaFlexVit; DeiT,
+            DINOv2 and CLIP use other values.
+        num_classes: number of outputs of a new head; None keeps the head in `source`.
         drop_path, backend: as in `NaViTConfig`.
-        prefix: of the names to take, such as "visual.trunk."; others are left alone.
+        prefix: read only the names that start with it, such as "visual.trunk.".
 
     Returns:
-        The model in evaluation mode, in float32. A position of the class token or the registers is added to the token,
-        and the latent query of attention pooling is projected: sums that do not depend on the image.
+        The model in evaluation mode, in float32. Positions of the class token and the registers are added to the
+        tokens, and the latent query of attention pooling is projected, because neither depends on the image.
 
     Raises:
-        ValueError: names that have no place, names that are missing, shapes that do not fit, or what names and shapes
-            leave open.
+        ValueError: a name has no counterpart, a name is missing, a shape does not fit, or an argument is missing.
 
     >>> model = NaViT(NaViTConfig(num_classes=7, width=48, depth=1, position="grid", pooling="cls"))
     >>> weights = to_timm(model)
@@ -99,8 +99,8 @@ def from_timm(
     patch_size = side_of(stem[0].numel() // channels)
     if patch_size is None or stem[0].numel() % channels or (layout.conv and stem.shape[2] != stem.shape[3]):
         raise ValueError(
-            f"{layout.stem}.weight has shape {tuple(stem.shape)}, which are no square patches of {channels} channels; "
-            "give channels, or patches of equal sides"
+            f"{layout.stem}.weight has shape {tuple(stem.shape)}, which does not hold square patches of {channels} "
+            "channels; give channels, or weights with square patches"
         )
     if pooling is None:
         from_class = layout.class_token and not has(theirs, "fc_norm.")
@@ -141,21 +141,22 @@ def from_timm(
 
 
 def to_timm(model: NaViT, kind: Kind = "vit", *, like: Source | None = None) -> Weights:
-    """The weights of a `NaViT` under the names and in the shapes of timm, for `load_state_dict` there.
+    """Convert the weights of a `NaViT` to the names and shapes of timm, for its `load_state_dict`.
 
-    timm's model then gives the same outputs if it is made with the same options: those that `from_timm` takes.
+    The timm model has the same outputs if it is created with the options that `from_timm` takes.
 
     Args:
-        model: with position "grid", or for "naflexvit" also "fractional" (added) or "rope".
+        model: a model with position "grid"; "naflexvit" also supports "fractional" (added) and "rope".
         kind: "vit" for `VisionTransformer`, "naflexvit" for `NaFlexVit`.
-        like: a state dict of the same model as timm made it, such as the one that `from_timm` read. It decides `kind`
-            and which tokens and positions there are, and how sums are taken apart: what it has added to the class
-            token stays there, and so does the latent query. Without it the class token's position is 0, and the latent
-            query is the projected one, with the identity as projection: a `VisionTransformer(no_embed_class=False)`, or
-            a `NaFlexVit(embed_proj_type="linear")`, whose only prefix tokens are a pooled class token and registers.
+        like: a state dict of the timm model, such as the one that `from_timm` read. It determines `kind`, which tokens
+            and positions exist, and how to split sums: the position of the class token and the latent query keep
+            their values from it. Without it, the position of the class token is 0 and the latent query is the
+            projected one, with the identity as projection. The target is then a
+            `VisionTransformer(no_embed_class=False)`, or a `NaFlexVit(embed_proj_type="linear")` whose only prefix
+            tokens are a pooled class token and registers.
 
     Returns:
-        Names to contiguous float tensors, not shared with the model. Biases that the model is without are 0.
+        A dict of contiguous float tensors that share no memory with the model. Missing biases are 0.
 
     Raises:
         ValueError: timm has no such model, or `like` has other names or shapes.
@@ -174,34 +175,34 @@ def to_timm(model: NaViT, kind: Kind = "vit", *, like: Source | None = None) -> 
     else:
         original = read_weights(like)
         layout = layout_of(original)
-    placed = {"grid"} if layout.kind == "vit" else {"grid", "fractional", "rope"}
-    if config.position not in placed or (config.position == "fractional" and config.combine != "add"):
+    supported = {"grid"} if layout.kind == "vit" else {"grid", "fractional", "rope"}
+    if config.position not in supported or (config.position == "fractional" and config.combine != "add"):
         raise ValueError(
-            f"position {config.position!r}, {config.combine!r} has no place in timm's {layout.kind}; it knows "
-            f"{', '.join(sorted(placed))}" + (", added" if "fractional" in placed else "")
+            f"position is {config.position!r} ({config.combine!r}), which timm's {layout.kind} does not have; it has "
+            f"{', '.join(sorted(supported))}" + (" (fractional only added)" if "fractional" in supported else "")
         )
     theirs = lay_out(with_biases(model), config, layout)
     if like is not None:
         check_fit(original, theirs)
-        _take_apart(theirs, original, layout)
+        _split_sums(theirs, original, layout)
     return {name: value.clone(memory_format=torch.contiguous_format) for name, value in theirs.items()}
 
 
-def _take_apart(theirs: Weights, original: Weights, layout: Layout) -> None:
-    """Splits sums as `original` does: positions of prefix tokens, and the projected latent query."""
+def _split_sums(theirs: Weights, original: Weights, layout: Layout) -> None:
+    """Split sums as in `original`: positions of prefix tokens, and the projected latent query."""
     if layout.prefix_positions and (tokens := prefix_tokens(original, layout)):
-        places = original["pos_embed"][:, :tokens].to(theirs["pos_embed"])
-        theirs["pos_embed"] = torch.cat([places, theirs["pos_embed"][:, tokens:]], 1)
+        positions = original["pos_embed"][:, :tokens].to(theirs["pos_embed"])
+        theirs["pos_embed"] = torch.cat([positions, theirs["pos_embed"][:, tokens:]], 1)
         if layout.class_token:
-            theirs["cls_token"] = theirs["cls_token"] - places[:, :1]
+            theirs["cls_token"] = theirs["cls_token"] - positions[:, :1]
         if "reg_token" in theirs:
-            theirs["reg_token"] = theirs["reg_token"] - places[:, layout.class_token :]
+            theirs["reg_token"] = theirs["reg_token"] - positions[:, layout.class_token :]
     if "attn_pool.latent" in theirs:
         query = theirs["attn_pool.latent"].double()[0, 0]
         for name in ("attn_pool.latent", "attn_pool.q.weight"):
             theirs[name] = original[name].to(theirs[name])
-        turned = theirs["attn_pool.q.weight"].double() @ theirs["attn_pool.latent"].double()[0, 0]
-        theirs["attn_pool.q.bias"] = (query - turned).to(theirs["attn_pool.q.bias"])
+        projected = theirs["attn_pool.q.weight"].double() @ theirs["attn_pool.latent"].double()[0, 0]
+        theirs["attn_pool.q.bias"] = (query - projected).to(theirs["attn_pool.q.bias"])
 
 
 def _position(theirs: Mapping[str, torch.Tensor], layout: Layout, rope_base: float | None) -> dict[str, Any]:
@@ -209,24 +210,26 @@ def _position(theirs: Mapping[str, torch.Tensor], layout: Layout, rope_base: flo
     learned = [name for name in (table, column, row) if name in theirs]
     if rope_base is not None:
         if learned or layout.kind == "vit":
-            reason = f"has {learned[0]} too" if learned else "is of the kind 'vit', which has no rope"
-            raise ValueError(f"rope_base is {rope_base}, but the state dict {reason}; a model has one or the other")
+            reason = f"has {learned[0]}" if learned else "is of a VisionTransformer, which has no rope"
+            raise ValueError(f"rope_base is {rope_base}, but the state dict {reason}; leave rope_base out")
         return {"position": "rope", "rope_base": rope_base}
     if table in theirs:
         shape = tuple(require(theirs, table, (3,) if layout.kind == "vit" else (4,), "the position table").shape)
         tokens = prefix_tokens(theirs, layout) if layout.prefix_positions else 0
         side = side_of(shape[1] - tokens) if layout.kind == "vit" else shape[1] if shape[1] == shape[2] else None
         if side is None:
-            raise ValueError(f"{table} has shape {shape}, which is no square grid of positions; only square ones map")
+            raise ValueError(
+                f"{table} has shape {shape}, which is not a square grid of positions; only square grids map"
+            )
         return {"position": "grid", "position_grid": side}
     if learned:
         meaning = "a position table of one axis, (1, G, D)"
         lengths = [require(theirs, name, (3,), meaning).shape[1] for name in (row, column)]
         if lengths[0] != lengths[1]:
-            raise ValueError(f"{row} and {column} have {lengths[0]} and {lengths[1]} rows; they must be equally many")
+            raise ValueError(f"{row} and {column} have {lengths[0]} and {lengths[1]} rows; the numbers must be equal")
         return {"position": "fractional", "position_grid": lengths[0]}
     raise ValueError(
-        f"there is no {table}, {row} or {column}; for NaFlexVit(rope_type='axial') give rope_base, 10000.0 in timm. "
+        f"{table}, {row} and {column} are missing; for NaFlexVit(rope_type='axial') give rope_base, 10000.0 in timm. "
         "Models without positions do not map"
     )
 
@@ -235,19 +238,21 @@ def _heads(theirs: Mapping[str, torch.Tensor], width: int, heads: int | None) ->
     norm = theirs.get("blocks.0.attn.q_norm.weight")
     if norm is None:
         if heads is None:
-            remedy = f"give heads, {width // 64} of 64 features each is usual" if width % 64 == 0 else "give heads"
-            raise ValueError(f"weights of width {width} do not tell the number of heads; {remedy}")
+            usual = f", usually {width // 64} (64 features per head)" if width % 64 == 0 else ""
+            raise ValueError(f"weights of width {width} do not determine the number of heads; give heads{usual}")
         return heads
-    told = width // max(norm.numel(), 1)
-    if heads not in (None, told):
-        raise ValueError(f"heads is {heads}, but QK-norm has {norm.numel()} features, so there are {told}")
-    return told
+    inferred = width // max(norm.numel(), 1)
+    if heads not in (None, inferred):
+        raise ValueError(
+            f"heads is {heads}, but QK-norm has {norm.numel()} features, so there are {inferred} heads; leave heads out"
+        )
+    return inferred
 
 
 def _last_norm(theirs: Mapping[str, torch.Tensor]) -> str:
     if has(theirs, "norm.") and has(theirs, "fc_norm."):
         raise ValueError(
-            "there are norm.weight and fc_norm.weight, as older NaFlexVit have them for 'avg'; "
-            "a NaViT has one last norm, of the tokens or of the pooled vector"
+            "the state dict has both norm.weight and fc_norm.weight, as older NaFlexVit models do for 'avg'; "
+            "a NaViT has only one last norm, of the tokens or of the pooled vector"
         )
     return "pooled" if has(theirs, "fc_norm.") else "tokens" if has(theirs, "norm.") else "none"

@@ -1,4 +1,4 @@
-"""How timm lays out the weights of `VisionTransformer` and `NaFlexVit`, and how those of a `NaViT` become them."""
+"""Convert between the weight names and shapes of timm's ViTs and those of a `NaViT`."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _POOL = {"out": "proj", "up": "mlp.fc1", "down": "mlp.fc2"}
 NO_PLACE = (
     (r"^norm_pre\.", "a norm before the blocks, as in CLIP"),
     (r"^(dist_token|head_dist\.)", "DeiT's distillation token"),
-    (r"^(patch_embed|embeds)\.(norm|backbone)", "a norm or a network of its own in the patch embedding"),
+    (r"^(patch_embed|embeds)\.(norm|backbone)", "a norm or a backbone network in the patch embedding"),
     (r"^rope\.|rope_freqs", "learned rope frequencies; only axial rope, which has no weights, maps"),
     (r"rel_pos|relative_position", "relative position biases"),
-    (r"\.(q_proj|k_proj|v_proj|q_bias|v_bias)\b", "queries, keys and values apart, as in EVA"),
+    (r"\.(q_proj|k_proj|v_proj|q_bias|v_bias)\b", "separate queries, keys and values, as in EVA"),
     (r"\.attn\.(norm|gate)", "a norm or a gate inside attention"),
     (r"\.mlp\.(norm|fc1_g|fc1_x|w1|w2|w3)\b", "a gate or a norm inside the MLP"),
     (r"\.gamma_[12]$", "layer scale named as in EVA and BEiT"),
@@ -43,11 +43,11 @@ NO_PLACE = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """What a state dict of timm has that a `NaViTConfig` does not say.
+    """Properties of a timm state dict that a `NaViTConfig` does not hold.
 
     Attributes:
-        kind: of the names.
-        conv: whether the patch embedding is a convolution's, (D, C, P, P), or a matrix (D, P*P*C).
+        kind: the model whose names it uses.
+        conv: whether the patch embedding is a convolution (D, C, P, P) rather than a matrix (D, P*P*C).
         class_token: whether the first prefix token is `cls_token`; the others are `reg_token`.
         prefix_positions: whether `pos_embed` starts with rows for the prefix tokens.
     """
@@ -59,15 +59,17 @@ class Layout:
 
     @property
     def stem(self) -> str:
+        """Name of the patch embedding."""
         return "patch_embed.proj" if self.kind == "vit" else "embeds.proj"
 
     @property
     def token(self) -> str:
-        """What stands before the names of tokens and positions."""
+        """Prefix of the names of tokens and positions."""
         return "" if self.kind == "vit" else "embeds."
 
 
 def layout_of(theirs: Mapping[str, torch.Tensor]) -> Layout:
+    """Infer the layout of a state dict from its names and shapes."""
     kind: Kind = "naflexvit" if has(theirs, "embeds.") else "vit"
     layout = Layout(
         kind=kind,
@@ -82,13 +84,14 @@ def layout_of(theirs: Mapping[str, torch.Tensor]) -> Layout:
     alone, with_tokens = side_of(rows), side_of(rows - tokens) if rows > tokens else None
     if alone and with_tokens:
         raise ValueError(
-            f"pos_embed has {rows} rows, which are {alone}x{alone} patches, or {tokens} tokens and "
-            f"{with_tokens}x{with_tokens} patches; take off the rows of the tokens, or pass tokens with them added"
+            f"pos_embed has {rows} rows, which may be {alone}x{alone} patches, or {tokens} tokens and "
+            f"{with_tokens}x{with_tokens} patches; remove the rows of the tokens, or add them to the tokens first"
         )
     return replace(layout, prefix_positions=with_tokens is not None)
 
 
 def prefix_tokens(theirs: Mapping[str, torch.Tensor], layout: Layout) -> int:
+    """Number of class and register tokens in a state dict."""
     registers = f"{layout.token}reg_token"
     if registers not in theirs:
         return int(layout.class_token)
@@ -96,7 +99,7 @@ def prefix_tokens(theirs: Mapping[str, torch.Tensor], layout: Layout) -> int:
 
 
 def _name(name: str, config: NaViTConfig, layout: Layout) -> str:
-    """What timm calls one of a `NaViT`'s weights that it has in the same shape."""
+    """The name in timm of a `NaViT` weight that has the same shape there."""
     match name.split("."):
         case ["blocks", number, part, *rest]:
             return ".".join(["blocks", number, _BLOCK.get(part, part), *rest])
@@ -113,6 +116,7 @@ _SPECIAL = ("patch_embed.weight", "pos_embed.table", "pos_embed.x", "pos_embed.y
 
 
 def lay_out(ours: Mapping[str, torch.Tensor], config: NaViTConfig, layout: Layout) -> Weights:
+    """Convert weights of a `NaViT` to the names and shapes of timm."""
     theirs = {_name(name, config, layout): value for name, value in ours.items() if name not in _SPECIAL}
     patch, D = ours["patch_embed.weight"], config.width
     if layout.conv:
@@ -143,7 +147,7 @@ def lay_out(ours: Mapping[str, torch.Tensor], config: NaViTConfig, layout: Layou
 
 
 def take_in(theirs: Mapping[str, torch.Tensor], config: NaViTConfig, layout: Layout) -> Weights:
-    """The inverse of `lay_out`, for weights that fit it."""
+    """Convert weights of timm to those of a `NaViT`; the inverse of `lay_out`."""
     ours: Weights = {}
     for name in outline(config):
         if name not in _SPECIAL:

@@ -47,7 +47,7 @@ def linear_programme(lengths: list[int], capacity: int) -> float:
     return float(linprog(np.ones(len(patterns)), A_ub=-patterns.T, b_ub=-counts).fun)
 
 
-def test_examples_in_the_docstrings_hold() -> None:
+def test_docstring_examples_run() -> None:
     tried = doctest.testmod(bounds)
     assert tried.failed == 0
     assert tried.attempted >= 4
@@ -66,7 +66,7 @@ def test_no_bound_exceeds_the_fewest_packs(few: tuple[list[int], int]) -> None:
 
 @settings(deadline=None)
 @given(FEW)
-def test_martello_toth_is_its_definition_at_the_best_threshold(few: tuple[list[int], int]) -> None:
+def test_martello_toth_equals_its_definition_at_the_best_threshold(few: tuple[list[int], int]) -> None:
     lengths, capacity = few
     best = 0
     for t in range(capacity // 2 + 1):
@@ -79,7 +79,7 @@ def test_martello_toth_is_its_definition_at_the_best_threshold(few: tuple[list[i
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_column_generation_reaches_the_linear_programme_over_all_patterns(seed: int) -> None:
+def test_column_generation_equals_the_linear_programme_over_all_patterns(seed: int) -> None:
     rng = np.random.default_rng(seed)
     capacity = int(rng.integers(20, 40))
     lengths = rng.choice(rng.integers(capacity // 5, capacity, 6), 60)
@@ -87,7 +87,7 @@ def test_column_generation_reaches_the_linear_programme_over_all_patterns(seed: 
     assert bounds.column_generation_bound(lengths, capacity) == math.ceil(least - 1e-6)
 
 
-def test_column_generation_meets_a_packing_without_waste_and_sees_what_the_others_do_not() -> None:
+def test_column_generation_is_tight_where_other_bounds_are_not() -> None:
     rng = np.random.default_rng(0)
     cuts = np.sort(rng.integers(1, 1023, (300, 4)) // 8 * 8, axis=1)
     lengths = np.diff(np.pad(cuts, ((0, 0), (1, 1)), constant_values=((0, 0), (0, 1024)))).ravel()
@@ -96,7 +96,7 @@ def test_column_generation_meets_a_packing_without_waste_and_sees_what_the_other
     assert [bound(thirds, 1024) for bound in BOUNDS] == [101, 101, 150]
 
 
-def test_stopped_early_the_bound_is_lower_and_never_below_the_volume() -> None:
+def test_bound_stopped_early_is_lower_but_not_below_the_volume() -> None:
     lengths = np.random.default_rng(1).choice(np.arange(100, 900, 7), 5000)
     early = bounds.column_generation_bound(lengths, 1024, rounds=1)
     assert bounds.volume_bound(lengths, 1024) <= early <= bounds.column_generation_bound(lengths, 1024)

@@ -19,7 +19,7 @@ from patchnpack.models import NaViT, NaViTConfig
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-def test_every_position_is_measured_at_every_size_and_tables_refuse_what_they_do_not_hold(tmp_path: Path) -> None:
+def test_every_position_is_measured_at_every_size_and_tables_refuse_larger_grids(tmp_path: Path) -> None:
     options = ["positions", "--images", "20", "--epochs", "1", "--seeds", "1", "--out", str(tmp_path)]
     script = [sys.executable, str(BENCHMARKS / "learning.py"), *options]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
@@ -35,7 +35,7 @@ def test_every_position_is_measured_at_every_size_and_tables_refuse_what_they_do
     assert done.stdout.count("refuses |") == len(tables)
 
 
-def test_the_control_gives_the_same_whatever_lies_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_is_invariant_to_patch_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     learning, marks = importlib.import_module("learning"), importlib.import_module("marks")
     shard = marks.draw_marks(tmp_path, "place", ((6, 6),), 7, (0,))

@@ -42,7 +42,7 @@ def run(script: str, shards: str, out: Path, *options: str) -> tuple[str, list[d
         return done.stdout, list(csv.DictReader(file))
 
 
-def test_every_way_is_measured_against_the_bound_of_its_setting(shards: str, tmp_path: Path) -> None:
+def test_every_method_is_measured_against_the_bound_of_its_setting(shards: str, tmp_path: Path) -> None:
     printed, rows = run("loader.py", shards, tmp_path / "out.csv")
     small = "at most 64 tokens"
     peers = ["webdataset, images only", "webdataset, packed"]
@@ -61,19 +61,19 @@ def test_every_way_is_measured_against_the_bound_of_its_setting(shards: str, tmp
         assert row["way"] != "bare pool" or row["of_the_bound"] == "1.000"
 
 
-def test_quick_measures_the_loader_alone(shards: str, tmp_path: Path) -> None:
+def test_quick_measures_only_the_loader(shards: str, tmp_path: Path) -> None:
     _, rows = run("loader.py", shards, tmp_path / "out.csv", "--quick")
     assert [(row["setting"], row["way"]) for row in rows] == [("native", "bare pool"), ("native", "PackedImageLoader")]
 
 
-def test_pythons_cost_an_image_is_measured_with_one_thread_and_two(shards: str, tmp_path: Path) -> None:
+def test_python_cost_per_image_is_measured_with_one_and_two_threads(shards: str, tmp_path: Path) -> None:
     printed, rows = run("gil.py", shards, tmp_path / "out.csv")
     assert [row["threads"] for row in rows] == ["1", "2"]
     assert all(0 < float(row["low"]) <= float(row["median"]) <= float(row["high"]) for row in rows)
     assert "microseconds an image" in printed
 
 
-def test_shards_that_do_not_exist_are_named(tmp_path: Path) -> None:
+def test_missing_shards_are_named(tmp_path: Path) -> None:
     for script in ("loader.py", "gil.py"):
         command = [sys.executable, str(ROOT / "benchmarks" / script), str(tmp_path / "none.tar")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -82,7 +82,7 @@ def test_shards_that_do_not_exist_are_named(tmp_path: Path) -> None:
         assert "give shards of JPEG photographs" in done.stderr
 
 
-def test_the_packing_peer_packs_by_next_fit_and_loses_no_pixel() -> None:
+def test_packing_peer_uses_next_fit_and_keeps_every_pixel() -> None:
     L, P, B = 24, 16, 2
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (*rng.integers(1, 65, 2), 3), np.uint8) for _ in range(40)]
@@ -120,6 +120,6 @@ def test_the_packing_peer_packs_by_next_fit_and_loses_no_pixel() -> None:
             assert not canvas.any()
 
 
-def test_the_packing_peer_refuses_an_image_larger_than_a_pack() -> None:
+def test_packing_peer_raises_for_an_image_larger_than_a_pack() -> None:
     with pytest.raises(ValueError, match="64x48 pixels has 12 patches, more than a pack's 11 slots"):
         list(loader.next_fit([(np.zeros((48, 64, 3), np.uint8),)], 11, 16, 2))

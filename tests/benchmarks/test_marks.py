@@ -26,7 +26,7 @@ def marks() -> ModuleType:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_the_label_is_told_by_the_cells(marks: ModuleType, grid: tuple[int, int]) -> None:
+def test_cells_determine_the_label(marks: ModuleType, grid: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         for label in range(9):
@@ -43,7 +43,7 @@ def test_the_label_is_told_by_the_cells(marks: ModuleType, grid: tuple[int, int]
 
 
 @pytest.mark.parametrize("task", ["place", "steps", "apart"])
-def test_pictures_of_all_classes_are_made_of_the_same_patches(marks: ModuleType, task: str) -> None:
+def test_pictures_of_all_classes_share_the_same_patches(marks: ModuleType, task: str) -> None:
     grid, size = (6, 5), marks.PATCH
     kinds = set()
     for label in range(marks.CLASSES[task]):
@@ -58,7 +58,7 @@ def test_pictures_of_all_classes_are_made_of_the_same_patches(marks: ModuleType,
     assert len(kinds) == 1
 
 
-def test_a_shard_holds_each_class_as_often_and_only_its_grids(marks: ModuleType, tmp_path: Path) -> None:
+def test_shard_is_balanced_and_holds_only_its_grids(marks: ModuleType, tmp_path: Path) -> None:
     grids = ((6, 6), (4, 9))
     index = scan(marks.draw_marks(tmp_path, "place", grids, 36, (3, 0)))
     sizes = set(zip(index.width.tolist(), index.height.tolist(), strict=True))
@@ -67,6 +67,6 @@ def test_a_shard_holds_each_class_as_often_and_only_its_grids(marks: ModuleType,
     assert again != Path(marks.draw_marks(tmp_path, "place", grids, 36, (3, 1))).read_bytes()
 
 
-def test_a_grid_without_room_for_every_class_is_refused(marks: ModuleType) -> None:
+def test_grid_without_room_for_every_class_raises(marks: ModuleType) -> None:
     with pytest.raises(ValueError, match="3 x 9 patches has no room for every class; 4 x 3 is the least"):
         marks.choose_cells("steps", 3, (3, 9), np.random.default_rng(0))

@@ -13,7 +13,7 @@ DRAW = "import sys; from shapes import draw_shapes; draw_shapes(sys.argv[1], 24,
 
 @pytest.mark.soak
 @pytest.mark.parametrize("precision", ["float32"])
-def test_packed_and_padded_are_one_model_and_every_choice_is_timed(precision: str, tmp_path: Path) -> None:
+def test_packed_and_padded_agree_and_every_option_is_timed(precision: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", DRAW, str(tmp_path)], check=True, cwd=ROOT / "examples")
     shards, out = str(next(tmp_path.glob("train-*.tar"))), tmp_path / "model.csv"
     script = [sys.executable, str(ROOT / "benchmarks" / "model.py"), "--shards", shards, "--out", str(out)]

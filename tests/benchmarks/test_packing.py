@@ -37,7 +37,7 @@ def test_every_algorithm_is_in_every_table_and_none_beats_the_bound(tmp_path: Pa
     assert any(row["table"] == "plan" for row in rows)
 
 
-def test_no_images_are_refused() -> None:
+def test_empty_sample_is_refused() -> None:
     done = run("--quick", "--images", "9")
     assert done.returncode == 2
     assert "--images 9 leaves 0 images; give at least 10" in done.stderr

@@ -28,14 +28,14 @@ def run(script: str, out: Path, *options: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("patch_sizes", ["16", "16,32"])
-def test_every_row_of_a_stream_of_windows_is_planned_once(patch_sizes: str, tmp_path: Path) -> None:
+def test_planning_covers_every_row_once(patch_sizes: str, tmp_path: Path) -> None:
     (row,) = run("planning.py", tmp_path / "out.csv", "--rows", "200000", "--patch-sizes", patch_sizes)
     assert int(row["rows"]) == 200_000
     assert float(row["percent_full"]) > 98
     assert 100 < int(row["resident_mb"]) < 1024
 
 
-def test_every_fill_is_measured_and_keeps_to_its_limits(tmp_path: Path) -> None:
+def test_every_fill_is_measured_and_respects_its_limits(tmp_path: Path) -> None:
     rows = run("filling.py", tmp_path / "out.csv", "--images", "3000")
     assert {row["fill"] for row in rows} == set(get_args(Fill))
     for row in rows:

@@ -14,7 +14,7 @@ CLOTHING = Path(__file__).resolve().parents[3] / "shared" / "data" / "clothing"
 
 
 @pytest.mark.skipif(not CLOTHING.is_dir(), reason="the clothing photographs are not beside the checkout")
-def test_every_way_is_measured_and_written(tmp_path: Path) -> None:
+def test_every_method_is_measured_and_written(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "prepack.py"), str(CLOTHING / "train-000009.tar"), "--rounds", "1"]
     done = subprocess.run([*command, "--out", str(tmp_path / "out.csv")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

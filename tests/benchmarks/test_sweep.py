@@ -10,7 +10,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "sweep.py"
 
 
-def test_a_sweep_is_measured_beside_its_plans(tmp_path: Path) -> None:
+def test_sweep_agrees_with_the_plans(tmp_path: Path) -> None:
     out, page = tmp_path / "out.csv", tmp_path / "page.html"
     options = ["--rows", "5000", "--plans", "--out", str(out), "--html", str(page)]
     done = subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, check=False)

@@ -32,7 +32,7 @@ def cka(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     sys.modules.pop("shapes", None)  # its images are smaller than other tests expect
 
 
-def test_cka_is_one_up_to_rotation_scale_and_shift_and_near_zero_for_strangers(cka) -> None:  # type: ignore[no-untyped-def]
+def test_cka_is_invariant_to_rotation_scale_and_shift_and_near_zero_for_independent_data(cka) -> None:  # type: ignore[no-untyped-def]
     draws = torch.Generator().manual_seed(0)
     x, other = torch.randn(2000, 6, generator=draws), torch.randn(2000, 3, generator=draws)
     rotation, _ = torch.linalg.qr(torch.randn(6, 6, generator=draws))
@@ -41,7 +41,7 @@ def test_cka_is_one_up_to_rotation_scale_and_shift_and_near_zero_for_strangers(c
     assert cka.linear_cka(x + 9, other + 9) < 0.01
 
 
-def test_layers_are_means_over_an_images_tokens_in_the_order_of_the_index(cka, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_layers_are_token_means_per_image_in_index_order(cka, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     cka.shapes.draw_shapes(tmp_path, 9, 3)
     torch.manual_seed(0)
     model = NaViT(NaViTConfig(num_classes=3, width=24, depth=2, heads=1, pooling="mean", last_norm="none")).eval()
@@ -56,7 +56,7 @@ def test_layers_are_means_over_an_images_tokens_in_the_order_of_the_index(cka, t
     assert not any(block._forward_hooks for block in model.blocks)
 
 
-def test_script_prints_a_line_a_model_and_writes_its_picture(tmp_path: Path) -> None:
+def test_script_prints_one_line_per_model_and_writes_its_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the picture is drawn by matplotlib, of the extra report")
     picture = tmp_path / "cka.png"
     script = [sys.executable, str(EXAMPLES / "cka.py"), "--images", "12", "--epochs", "1", "--picture", str(picture)]

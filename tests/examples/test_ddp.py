@@ -150,13 +150,13 @@ def damage(folder: Path, cut: set[str], garbled: set[str]) -> None:
                 tar.addfile(info, io.BytesIO(data))
 
 
-def test_ranks_take_equal_steps_and_every_image_comes_once(tmp_path: Path) -> None:
+def test_ranks_take_equal_steps_and_yield_every_image_once(tmp_path: Path) -> None:
     run = torchrun(tmp_path, "good", draw(tmp_path, 46, 12))
     check(run, rows=46)
     assert run.epochs[1].loss < run.epochs[0].loss
 
 
-def test_one_shard_serves_two_ranks_with_the_gradients_of_one(tmp_path: Path) -> None:
+def test_two_ranks_on_one_shard_match_the_gradients_of_one_rank(tmp_path: Path) -> None:
     shards = draw(tmp_path, 45, 45)
     two = torchrun(tmp_path, "two", shards)
     one = torchrun(tmp_path, "one", shards, ranks=1, batch_size=2)
@@ -167,13 +167,13 @@ def test_one_shard_serves_two_ranks_with_the_gradients_of_one(tmp_path: Path) ->
     assert [epoch.loss for epoch in two.epochs] == pytest.approx([epoch.loss for epoch in one.epochs], abs=0.0011)
 
 
-def test_a_rank_whose_batches_are_all_empty_keeps_step(tmp_path: Path) -> None:
+def test_rank_with_only_empty_batches_keeps_step(tmp_path: Path) -> None:
     run = torchrun(tmp_path, "few", draw(tmp_path, 3, 3))
     check(run, rows=3)
     assert run.noted(1, "keys") == [[], []]
 
 
-def test_damaged_shards_are_counted_and_a_killed_run_goes_on_bit_for_bit(
+def test_bad_images_are_counted_and_a_killed_run_resumes_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = draw(tmp_path, 60, 12)
@@ -204,7 +204,7 @@ def test_damaged_shards_are_counted_and_a_killed_run_goes_on_bit_for_bit(
     assert (epoch, step) == (epochs, steps) == (2, len(whole.noted(0, "grads")))
 
 
-def test_without_torchrun_it_says_how_to_start(tmp_path: Path) -> None:
+def test_without_torchrun_the_error_names_the_command(tmp_path: Path) -> None:
     script = [sys.executable, str(EXAMPLES / "ddp.py"), "a.tar", str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "RANK"}
     done = subprocess.run(script, capture_output=True, text=True, check=False, env=environment)

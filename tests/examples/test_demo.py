@@ -7,7 +7,7 @@ from pathlib import Path
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.py"
 
 
-def test_demo_runs_its_commands_and_leaves_what_it_promises(tmp_path: Path) -> None:
+def test_demo_runs_its_commands_and_writes_the_promised_files(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     script = [sys.executable, str(DEMO), "--folder", str(folder), "--epochs", "1", "--images", "24"]
     done = subprocess.run(script, capture_output=True, text=True, check=True)

@@ -34,7 +34,7 @@ def _expected(script: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_example_prints_what_its_docstring_expects(name: str, tmp_path: Path) -> None:
+def test_example_prints_the_output_in_its_docstring(name: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is not installed; the group `frameworks` holds it")
     if name == "with_trainer" and importlib.util.find_spec("accelerate") is None:

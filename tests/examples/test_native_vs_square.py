@@ -25,7 +25,7 @@ def test_every_run_is_printed_and_written(tmp_path: Path) -> None:
     assert [(row["resolution"], row["seed"]) for row in rows] == [("native", "0"), ("square", "0")]
 
 
-def test_a_number_of_tokens_that_makes_no_square_is_refused() -> None:
+def test_number_of_tokens_that_is_not_a_square_is_refused() -> None:
     script = [sys.executable, str(EXAMPLES / "native_vs_square.py"), "a.tar", "b.tar", "--tokens", "50"]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -38,7 +38,7 @@ def _array(folder: Path, tasks: list[int], *arguments: str) -> list[subprocess.C
     ]
 
 
-def test_each_task_of_the_array_asks_for_its_own_share(tmp_path: Path) -> None:
+def test_each_array_task_packs_its_own_share(tmp_path: Path) -> None:
     shards = "shards/train-{000000..000003}.tar"
     found = _array(tmp_path, [0, 1, 2], shards, "--seq-len", "1024")
     assert [run.returncode for run in found] == [0, 0, 0]
@@ -48,13 +48,13 @@ def test_each_task_of_the_array_asks_for_its_own_share(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tasks", [[1, 2, 3], [0, 2, 4], [5]])
-def test_an_array_that_is_not_0_to_n_is_refused_before_work_starts(tasks: list[int], tmp_path: Path) -> None:
+def test_array_that_does_not_start_at_0_or_has_gaps_is_refused(tasks: list[int], tmp_path: Path) -> None:
     for run in _array(tmp_path, tasks, "a.tar"):
         assert (run.returncode, run.stdout) == (2, "")
         assert f"The array is {tasks[0]} to {tasks[-1]} with {len(tasks)} tasks; it must be 0 to n - 1" in run.stderr
 
 
-def test_without_shards_or_outside_an_array_the_script_says_how_to_call_it(tmp_path: Path) -> None:
+def test_without_shards_or_an_array_the_script_prints_its_usage(tmp_path: Path) -> None:
     (run,) = _array(tmp_path, [0])
     assert run.returncode == 2
     assert "sbatch --array=0-63" in run.stderr

@@ -35,7 +35,7 @@ def segment(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     sys.modules.pop("shapes", None)  # its images are smaller than other tests expect
 
 
-def test_patches_of_shape_are_brighter_than_those_of_background(segment, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_shape_patches_are_brighter_than_background_patches(segment, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     segment.shapes.draw_shapes(tmp_path, 6, 6)
     model = NaViT(NaViTConfig(num_classes=3, width=24, depth=1, heads=1, patch_size=8)).eval()
     for split in ("train", "validation"):
@@ -54,7 +54,7 @@ def test_patches_of_shape_are_brighter_than_those_of_background(segment, tmp_pat
             assert ((light > 150) == (known > 0)).float().mean() > 0.95
 
 
-def test_linear_head_separates_what_a_plane_separates(segment) -> None:  # type: ignore[no-untyped-def]
+def test_linear_head_fits_linearly_separable_classes(segment) -> None:  # type: ignore[no-untyped-def]
     x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) * 40 + 700
     y = (x[:, 0] > 700).long() + 2 * (x[:, 1] > 700).long()
     head = segment.fit(x, y)

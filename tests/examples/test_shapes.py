@@ -28,7 +28,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_same_seed_writes_the_same_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
+def test_bytes_depend_only_on_the_seed(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         shapes.draw_shapes(tmp_path / name, 12, 6, seed=seed, images_per_shard=8)
     a, b = (contents(tmp_path / name) for name in "ab")
@@ -40,7 +40,7 @@ def test_same_seed_writes_the_same_bytes_and_another_seed_does_not(tmp_path: Pat
     assert all(len(member) == 1 for member in ours & others)  # nothing in common but classes
 
 
-def test_samples_are_a_jpeg_and_a_class_each_with_classes_equally_frequent(tmp_path: Path) -> None:
+def test_samples_hold_a_jpeg_and_a_class_and_classes_are_balanced(tmp_path: Path) -> None:
     shapes.draw_shapes(tmp_path / "100%d", 9, 6)
     names = (tmp_path / "100%d" / "classes.txt").read_text().split()
     assert names == ["tall", "even", "wide"]
@@ -65,7 +65,7 @@ def test_sizes_stay_within_48_to_384_pixels_and_1_to_4(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_shape_has_its_class_aspect_inside_an_image_whose_size_is_blind_to_it(seed: int) -> None:
+def test_shape_has_the_aspect_of_its_class_and_image_size_is_independent_of_it(seed: int) -> None:
     sizes = set()
     for label, aspect in enumerate(shapes.ASPECTS):
         pixels = shapes.draw_image(label, np.random.default_rng(seed))
@@ -79,7 +79,7 @@ def test_shape_has_its_class_aspect_inside_an_image_whose_size_is_blind_to_it(se
     assert len(sizes) == 1
 
 
-def test_aspects_seen_in_a_square_leave_at_most_0_6_of_the_classes_to_be_told() -> None:
+def test_square_resize_limits_accuracy_to_0_6() -> None:
     rng = np.random.default_rng(0)
     aspects = np.log2([np.divide(*shapes.draw_size(rng)) for _ in range(20_000)])
     seen = [np.histogram(np.log2(shape) - aspects, 36, (-3.6, 3.6))[0] for shape in shapes.ASPECTS]
@@ -87,12 +87,12 @@ def test_aspects_seen_in_a_square_leave_at_most_0_6_of_the_classes_to_be_told() 
 
 
 @pytest.mark.parametrize("name", ["images", "validation", "images_per_shard"])
-def test_counts_below_one_are_refused(name: str, tmp_path: Path) -> None:
+def test_counts_below_one_raise(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{name} is 0"):
         shapes.draw_shapes(tmp_path, **{name: 0})
 
 
-def test_shards_of_another_data_set_are_refused_and_kept(tmp_path: Path) -> None:
+def test_existing_shards_of_another_data_set_are_refused_and_kept(tmp_path: Path) -> None:
     shapes.draw_shapes(tmp_path, 6, 3, images_per_shard=3)
     before = contents(tmp_path)
     shapes.draw_shapes(tmp_path, 6, 3, images_per_shard=3)
@@ -101,7 +101,7 @@ def test_shards_of_another_data_set_are_refused_and_kept(tmp_path: Path) -> None
     assert contents(tmp_path) == before
 
 
-def test_script_writes_what_it_says(
+def test_script_writes_the_files_it_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, same = tmp_path / "out", tmp_path / "same"

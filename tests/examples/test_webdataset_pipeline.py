@@ -8,7 +8,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "webdataset_pipeline.py"
 
 
-def test_every_image_comes_once_an_epoch(tmp_path: Path) -> None:
+def test_every_image_appears_once_per_epoch(tmp_path: Path) -> None:
     script = [sys.executable, str(SCRIPT), "--folder", str(tmp_path), "--epochs", "2", "--images", "24"]
     done = subprocess.run(script, capture_output=True, text=True, check=True)
     found = [

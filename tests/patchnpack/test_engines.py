@@ -62,7 +62,7 @@ def written(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def expected(index: Index, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What one process writes."""
+    """The files that one process writes."""
     out = tmp_path_factory.mktemp("expected") / "out"
     seen: list[int] = []
     assert run_local(job(index, out), 1, seen.append)
@@ -71,27 +71,27 @@ def expected(index: Index, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return written(out)
 
 
-def children(parent: int, of: str) -> list[int]:
-    """The processes that a process has begun whose command line begins, or goes on, so."""
+def children(parent: int, text: str) -> list[int]:
+    """Child processes whose command line contains a text."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            above = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            ppid = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError):
             continue
-        if entry.name.isdecimal() and above == parent and of in command:
+        if entry.name.isdecimal() and ppid == parent and text in command:
             found.append(int(entry.name))
     return found
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if found := what():
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
             return found
         time.sleep(0.002)
-    raise AssertionError("it did not come to pass")
+    raise AssertionError(f"the condition was not met within {seconds} s")
 
 
 def markers(out: Path) -> int:
@@ -101,7 +101,7 @@ def markers(out: Path) -> int:
 # Processes of this machine
 
 
-def test_two_workers_write_the_bytes_of_one(index: Index, tmp_path: Path, expected: dict[str, bytes]) -> None:
+def test_two_workers_write_the_same_bytes_as_one(index: Index, tmp_path: Path, expected: dict[str, bytes]) -> None:
     seen: list[int] = []
     assert run_local(job(index, tmp_path / "out"), 2, seen.append)
     assert written(tmp_path / "out") == expected
@@ -109,9 +109,7 @@ def test_two_workers_write_the_bytes_of_one(index: Index, tmp_path: Path, expect
     assert seen[-1] == len(index)
 
 
-def test_a_killed_worker_is_an_error_and_a_rerun_completes(
-    index: Index, tmp_path: Path, expected: dict[str, bytes]
-) -> None:
+def test_killed_worker_raises_and_a_rerun_completes(index: Index, tmp_path: Path, expected: dict[str, bytes]) -> None:
     out = tmp_path / "out"
 
     def kill() -> None:
@@ -120,7 +118,7 @@ def test_a_killed_worker_is_an_error_and_a_rerun_completes(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(OSError, match=r"a worker process was killed.*; what is finished is kept: run the same command"):
+    with pytest.raises(OSError, match=r"a worker process was killed.*; finished parts are kept: run the same command"):
         run_local(job(index, out, part_packs=1), 2)
     killer.join()
     assert markers(out) > 0
@@ -130,7 +128,7 @@ def test_a_killed_worker_is_an_error_and_a_rerun_completes(
     assert written(out) == written(tmp_path / "other")
 
 
-def test_what_a_worker_raises_is_raised(index: Index, shards: list[str], tmp_path: Path) -> None:
+def test_errors_of_a_worker_are_raised(index: Index, shards: list[str], tmp_path: Path) -> None:
     work = job(index, tmp_path / "out")
     held = Path(shards[1]).read_bytes()
     Path(shards[1]).write_bytes(held[:-512])
@@ -142,9 +140,7 @@ def test_what_a_worker_raises_is_raised(index: Index, shards: list[str], tmp_pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_the_command_that_began_them(
-    number: int, shards: list[str], index: Index, tmp_path: Path
-) -> None:
+def test_workers_exit_with_their_parent_command(number: int, shards: list[str], index: Index, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-P", "-c", "from patchnpack.cli.main import run; run()", "pack", *shards]
     command += ["-o", str(out)]
@@ -175,14 +171,14 @@ def test_workers_end_with_the_command_that_began_them(
 
 @pytest.fixture
 def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray would write a token into the home folder."""
+    """Keep Ray from writing a token into the home folder."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 
 @NEEDS_RAY
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.usefixtures("no_token")
-def test_ray_writes_the_bytes_of_one_process_though_a_worker_is_killed(
+def test_ray_writes_the_same_bytes_as_one_process_after_a_worker_is_killed(
     index: Index, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out"
@@ -209,7 +205,7 @@ def test_ray_writes_the_bytes_of_one_process_though_a_worker_is_killed(
 @NEEDS_RAY
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.usefixtures("no_token")
-def test_what_a_ray_task_raises_is_raised(index: Index, shards: list[str], tmp_path: Path) -> None:
+def test_errors_of_a_ray_task_are_raised(index: Index, shards: list[str], tmp_path: Path) -> None:
     work = job(index, tmp_path / "out")
     held = Path(shards[1]).read_bytes()
     Path(shards[1]).write_bytes(held[:-512])
@@ -221,7 +217,7 @@ def test_what_a_ray_task_raises_is_raised(index: Index, shards: list[str], tmp_p
 
 
 @NEEDS_RAY
-def test_a_ray_address_that_does_not_answer_is_an_error_with_the_remedy(index: Index, tmp_path: Path) -> None:
+def test_unreachable_ray_address_raises_with_the_remedy(index: Index, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nothing listens
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -234,7 +230,7 @@ def test_a_ray_address_that_does_not_answer_is_an_error_with_the_remedy(index: I
     assert not (tmp_path / "out").exists()
 
 
-def test_without_ray_the_error_says_how_to_install_it(
+def test_missing_ray_raises_with_the_install_command(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -41,7 +41,7 @@ def test_wheel_holds_every_module_of_the_tree_and_nothing_else(built: Path) -> N
     assert names == source(ROOT)
 
 
-def test_wheel_puts_nothing_but_patchnpack_into_site_packages(built: Path) -> None:
+def test_wheel_installs_only_patchnpack_into_site_packages(built: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         tops = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" not in name}
     assert tops == {"patchnpack"}

@@ -17,5 +17,5 @@ def test_examples_are_fenced_up_to_the_next_empty_line() -> None:
     assert docs_doctests.fence(text) == fenced
 
 
-def test_text_without_examples_stays_as_it_is() -> None:
+def test_text_without_examples_is_unchanged() -> None:
     assert docs_doctests.fence("A >>> B\n\n    drawn >>> here") == "A >>> B\n\n    drawn >>> here"

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_pictures_of_the_ideas_are_drawn_from_plans(tmp_path: Path) -> None:
+def test_pictures_of_the_ideas_match_the_page(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "draw_ideas.py"), str(tmp_path)]
     drawn = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "agg"})
     assert drawn.returncode == 0, drawn.stderr

@@ -54,19 +54,19 @@ def test_a_missing_compiler_is_named(script: ModuleType, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("x86")
-def test_nothing_stands_in_the_way_where_every_header_is_found(
+def test_no_obstacle_if_every_header_is_found(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", compiler(tmp_path, "nothing.h"))
     assert script.obstacle() is None
 
 
-def test_another_processor_keeps_pillow(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processors_keep_pillow(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     assert "this is arm64" in script.obstacle()
 
 
-def test_stand_in_is_a_pillow_of_that_version_without_files(script: ModuleType, tmp_path: Path) -> None:
+def test_stand_in_is_an_empty_pillow_of_the_given_version(script: ModuleType, tmp_path: Path) -> None:
     wheel = script.stand_in("12.1.1.post0", tmp_path)
     target = tmp_path / "site"
     command = ["install", "--quiet", "--no-index", "--no-deps", "--target", str(target), str(wheel)]
@@ -76,7 +76,7 @@ def test_stand_in_is_a_pillow_of_that_version_without_files(script: ModuleType, 
     assert "pillow" in subprocess.run(listed, check=True, capture_output=True, text=True).stdout
 
 
-def test_what_asks_for_pillow_is_content_with_the_stand_in() -> None:
+def test_stand_in_meets_every_requirement_on_pillow() -> None:
     held = re.search(r"^pillow-simd==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
     assert held is not None
     asked = [
@@ -93,7 +93,7 @@ def test_what_asks_for_pillow_is_content_with_the_stand_in() -> None:
 @pytest.mark.parametrize(
     ("listed", "runs", "restored"), [(None, "13.0.0", False), ("12.1.1.post0", "13.0.0", True), (None, "", True)]
 )
-def test_pillow_is_installed_anew_where_it_was_written_over_pillow_simd(
+def test_pillow_is_reinstalled_if_it_was_written_over_pillow_simd(
     listed: str | None, runs: str, restored: bool, script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str | Path, ...]] = []
@@ -105,7 +105,7 @@ def test_pillow_is_installed_anew_where_it_was_written_over_pillow_simd(
     assert [call[0] for call in calls] == (["uninstall", "install"] if restored else [])
 
 
-def test_pillow_simd_that_does_not_build_leaves_pillow_as_it_was(
+def test_failed_build_of_pillow_simd_keeps_pillow(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []

@@ -16,7 +16,7 @@ import pytest
 
 from patchnpack.loaders import PackedImageLoader, load_index, open_index, save_index, scan, update_index
 from patchnpack.loaders.index import remote_index
-from patchnpack.loaders.remote.download import RemoteError
+from patchnpack.loaders.remote.errors import RemoteError
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.packer import Packing
 

@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from patchnpack.loaders import PackedImageLoader, load_index, scan, update_index
-from patchnpack.loaders.remote.download import RemoteError
+from patchnpack.loaders.remote.errors import RemoteError
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.packer import PackedBatch, Packing
 

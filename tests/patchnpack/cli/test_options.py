@@ -50,7 +50,7 @@ from patchnpack.packer.policies.token_drop import TokenDrop
         ),
     ],
 )
-def test_resolution_is_named_by_a_word(text: str, policy: Any) -> None:
+def test_resolution_is_parsed(text: str, policy: Any) -> None:
     assert parse_resolution(text) == policy
 
 
@@ -72,8 +72,8 @@ def test_resolution_is_named_by_a_word(text: str, policy: Any) -> None:
         "native:pad:pad",
     ],
 )
-def test_unknown_resolution_is_refused_by_name(text: str) -> None:
-    with pytest.raises(ValueError, match=r"resolution is|edge is 'up'"):
+def test_unknown_resolution_raises_and_is_quoted(text: str) -> None:
+    with pytest.raises(ValueError, match=r"--resolution is|edge is 'up'"):
         parse_resolution(text)
 
 
@@ -81,7 +81,7 @@ def test_patch_size_is_one_number_or_several() -> None:
     assert parse_patch_size("16") == 16
     assert parse_patch_size("8, 16,32") == PatchSizes((8, 16, 32))
     for text in ("", "16px", "8,,16", "-4"):
-        with pytest.raises(ValueError, match=r"patch_size is .*; it must be a number of pixels, or several"):
+        with pytest.raises(ValueError, match=r"--patch-size is .*; it must be a number of pixels, or several"):
             parse_patch_size(text)
 
 
@@ -106,12 +106,12 @@ def test_token_drop_is_parsed(text: str, drop: TokenDrop) -> None:
 @pytest.mark.parametrize(
     "text", ["", "half", "beta", "beta:0.5", "beta:0.5:0.8:1", "to:", "to:6.5", "to:inf", "constant:x", "gamma:1:2"]
 )
-def test_other_token_drops_are_errors_that_name_the_choices(text: str) -> None:
-    with pytest.raises(ValueError, match=r"token_drop is .*; it must be a rate, beta:MEAN:MAX, .* or to:TOKENS"):
+def test_invalid_token_drop_raises_with_the_choices(text: str) -> None:
+    with pytest.raises(ValueError, match=r"--token-drop is .*; it must be a rate, beta:MEAN:MAX, .* or to:TOKENS"):
         parse_token_drop(text)
 
 
-def test_flags_default_to_the_values_of_the_class() -> None:
+def test_flag_defaults_are_those_of_the_class() -> None:
     got: list[Packing] = []
 
     @takes_packing
@@ -125,7 +125,7 @@ def test_flags_default_to_the_values_of_the_class() -> None:
     assert got == [Packing()]
 
 
-def test_flags_are_given_to_make_instead_of_the_class() -> None:
+def test_make_receives_the_flags_in_place_of_the_class() -> None:
     got: list[dict[str, Any]] = []
 
     @takes(Packing, "settings", {"lookahead": "R"}, make=dict)
@@ -136,7 +136,7 @@ def test_flags_are_given_to_make_instead_of_the_class() -> None:
     assert got == [{"lookahead": 3}]
 
 
-def test_a_value_out_of_range_is_the_error_of_the_class() -> None:
+def test_value_out_of_range_raises_the_error_of_the_class() -> None:
     @takes(Packing, "packing", {"seq_len": "L"})
     def command(*, packing: Packing) -> None:
         raise AssertionError
@@ -145,7 +145,7 @@ def test_a_value_out_of_range_is_the_error_of_the_class() -> None:
         command(seq_len=0)
 
 
-def test_storage_options_nest_at_dots_and_know_true_and_false() -> None:
+def test_storage_options_nest_at_dots_and_parse_booleans() -> None:
     texts = ["anon=TRUE", "key=a=b", "client_kwargs.region_name=eu", "client_kwargs.use.it=false", "retry.attempts=3"]
     assert parse_storage_options(texts) == {
         "anon": True,
@@ -159,7 +159,7 @@ def test_storage_options_nest_at_dots_and_know_true_and_false() -> None:
 @pytest.mark.parametrize(
     "texts", [["anon"], ["=x"], ["a..b=1"], [".a=1"], ["a=1", "a=2"], ["a=1", "a.b=2"], ["a.b=1", "a=2"]]
 )
-def test_malformed_storage_option_is_refused_without_its_value(texts: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"storage_options has '.*'.*each must be KEY=VALUE") as caught:
+def test_malformed_storage_option_raises_without_showing_its_value(texts: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"--storage-options has '.*'.*each must be KEY=VALUE") as caught:
         parse_storage_options([text.replace("=1", "=SECRET").replace("=2", "=SECRET") for text in texts])
     assert "SECRET" not in str(caught.value)

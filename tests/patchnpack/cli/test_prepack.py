@@ -34,7 +34,7 @@ def test_packs_are_written_verified_read_and_unpacked(shards: Shards, tmp_path: 
     assert f"{out}: " in result.output
     assert "24 images, labels of 'cls', 0 bad, 0 skipped" in result.output
     result = run(app, ["verify", str(out)])
-    assert (result.exit_code, "are as they were written" in result.output) == (0, True)
+    assert (result.exit_code, "are unchanged since they were written" in result.output) == (0, True)
     labels = [
         label for batch in PackedImageLoader(out, batch_size=2) for label in batch.labels[batch.image_mask].tolist()
     ]
@@ -60,7 +60,7 @@ def test_every_packing_option_reaches_the_recipe(shards: Shards, tmp_path: Path)
     assert recipe.extras == ("cls",)
 
 
-def test_tasks_of_a_job_array_write_what_one_process_writes(shards: Shards, tmp_path: Path) -> None:
+def test_job_array_writes_the_same_bytes_as_one_process(shards: Shards, tmp_path: Path) -> None:
     shard = shards()
     given = [shard, "--part-packs", "3", "-o"]
     assert run(app, words(*given, tmp_path / "one")).exit_code == 0
@@ -68,7 +68,7 @@ def test_tasks_of_a_job_array_write_what_one_process_writes(shards: Shards, tmp_
     for task in (2, 0, 1):
         result = run(app, [*flags, "--task-index", str(task), "--num-tasks", "3"])
         assert result.exit_code == 0, result.output
-        assert ("others are not yet" in result.output) == (task != 1)
+        assert ("other tasks are not" in result.output) == (task != 1)
     assert written(tmp_path / "array") == written(tmp_path / "one")
 
 
@@ -80,13 +80,13 @@ def test_tasks_of_a_job_array_write_what_one_process_writes(shards: Shards, tmp_
         (["--engine", "ray", "--workers", "2"], "leave out --workers and --task-index"),
         (["--task-index", "0", "--num-tasks", "2", "--workers", "2"], "leave out --workers, or --task-index"),
         (["--task-index", "2", "--num-tasks", "2"], "task is 2 of 2; it must be from 0 to 1"),
-        (["--workers", "0"], "workers is 0"),
-        (["--storage-options", "{"], "storage_options has '{'; each must be KEY=VALUE"),
+        (["--workers", "0"], "--workers is 0"),
+        (["--storage-options", "{"], "--storage-options has '{'; each must be KEY=VALUE"),
         (["--resolution", "crop"], "--epochs E"),
-        (["--compression", "lz4"], "compression is for store='patches'"),
+        (["--compression", "lz4"], "--compression is for --store patches"),
     ],
 )
-def test_mistakes_are_one_line_that_says_what_to_do(
+def test_user_errors_are_one_line_with_the_fix(
     flags: list[str], what: str, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     out = tmp_path / "out"
@@ -101,7 +101,7 @@ def test_mistakes_are_one_line_that_says_what_to_do(
     assert not (out / "manifest.json").exists()
 
 
-def test_verify_of_damaged_packs_ends_with_1_and_names_the_file(shards: Shards, tmp_path: Path) -> None:
+def test_verify_exits_with_1_and_names_the_damaged_file(shards: Shards, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(app, words(shards(), "-o", out)).exit_code == 0
     (part,) = (out / "parts").iterdir()
@@ -110,6 +110,6 @@ def test_verify_of_damaged_packs_ends_with_1_and_names_the_file(shards: Shards, 
     part.write_bytes(data)
     result = run(app, ["verify", str(out)])
     assert result.exit_code == 1
-    assert f"parts/{part.name} has other bytes than were written" in result.output
+    assert f"parts/{part.name} does not have the bytes that were written" in result.output
     manifest = json.loads((out / "manifest.json").read_bytes())
     assert manifest["schema"] == 1

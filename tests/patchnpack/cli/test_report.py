@@ -19,7 +19,7 @@ CLOTHING = Path(__file__).resolve().parents[4] / "shared" / "data" / "clothing"
 run = CliRunner().invoke
 
 
-def test_a_sweep_prints_a_table_within_80_columns_and_the_advice(shards: Shards) -> None:
+def test_sweep_prints_a_table_within_80_columns_and_the_advice(shards: Shards) -> None:
     result = run(app, ["report", shards(), "--seq-len", "64", "--sweep"], env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
     assert all(len(line) <= 80 for line in result.output.splitlines())
@@ -28,25 +28,25 @@ def test_a_sweep_prints_a_table_within_80_columns_and_the_advice(shards: Shards)
     assert "--algorithm" in result.output
 
 
-def test_a_sweep_tries_what_it_is_told_to(shards: Shards) -> None:
-    told = ["--sweep-seq-len", "32,48", "--sweep-patch-size", "8,16", "--sweep-algorithm", "best_fit"]
-    arguments = ["report", shards(), "--seq-len", "64", "--sweep", *told, "--sweep-lookahead", "7", "--csv"]
+def test_sweep_flags_choose_the_settings(shards: Shards) -> None:
+    flags = ["--sweep-seq-len", "32,48", "--sweep-patch-size", "8,16", "--sweep-algorithm", "best_fit"]
+    arguments = ["report", shards(), "--seq-len", "64", "--sweep", *flags, "--sweep-lookahead", "7", "--csv"]
     result = run(app, arguments)
     assert result.exit_code == 0, result.output
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     tried = {(row["patch_size"], row["seq_len"], row["algorithm"], row["lookahead"]) for row in rows}
     expected = {(P, L, "best_fit", "7") for P in ("8", "16") for L in ("32", "48")} | {("16", "64", "best_fit", "7")}
     assert {row for row in tried if row[2] == "best_fit"} == expected
-    assert len(tried - expected) == 1  # what is set
+    assert len(tried - expected) == 1  # the current setting
 
 
-def test_csv_without_a_sweep_is_a_line_a_way(shards: Shards) -> None:
+def test_csv_without_a_sweep_has_one_line_per_method(shards: Shards) -> None:
     result = run(app, ["report", shards(), "--seq-len", "64", "--csv"])
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     assert [row["images"] for row in rows] == ["24"] * 6
 
 
-def test_json_holds_the_sweep_where_one_is_asked_for(shards: Shards) -> None:
+def test_json_holds_the_sweep_if_requested(shards: Shards) -> None:
     path = shards()
     assert "sweep" not in json.loads(run(app, ["report", path, "--json"]).stdout)
     found = json.loads(run(app, ["report", path, "--json", "--sweep", "--batch-size", "2", "--ranks", "3"]).stdout)
@@ -54,7 +54,7 @@ def test_json_holds_the_sweep_where_one_is_asked_for(shards: Shards) -> None:
     assert (found["batch_size"], found["ranks"]) == (2, 3)
 
 
-def test_a_shuffled_report_is_of_the_loader_s_order(shards: Shards) -> None:
+def test_shuffled_report_follows_the_order_of_the_loader(shards: Shards) -> None:
     path, packing = shards(), Packing(seq_len=20)
     found = json.loads(run(app, ["report", path, "--seq-len", "20", "--shuffle", "--seed", "3", "--json"]).stdout)
     loader = PackedImageLoader(path, packing, batch_size=8, shuffle=True, seed=3, image="jpg;jpeg;png;webp")
@@ -65,7 +65,7 @@ def test_a_shuffled_report_is_of_the_loader_s_order(shards: Shards) -> None:
         assert found[name] == pytest.approx(stats[name]), name
 
 
-def test_html_is_one_page_with_the_images_drawn_and_may_go_without(shards: Shards, tmp_path: Path) -> None:
+def test_html_is_one_page_with_an_optional_picture(shards: Shards, tmp_path: Path) -> None:
     path, out = shards(), tmp_path / "report.html"
     result = run(app, ["report", path, "--seq-len", "64", "--html", str(out)])
     assert result.exit_code == 0, result.output
@@ -81,14 +81,14 @@ def test_html_is_one_page_with_the_images_drawn_and_may_go_without(shards: Shard
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--json", "--csv"], "error: --json and --csv both print; give one of them"),
-        (["--sweep-seq-len", "1k"], "error: sweep-seq-len is '1k'; it must be whole numbers of at least 1: 1024,2048"),
-        (["--sweep-lookahead", "0"], "error: sweep-lookahead is '0'; it must be whole numbers"),
-        (["--sweep-algorithm", "worst"], "error: sweep-algorithm has 'worst'; it must be of auto, next_fit"),
-        (["--batch-size", "0"], "error: batch_size is 0; it must be at least 1"),
+        (["--json", "--csv"], "error: --json and --csv both print to standard output; give only one of them"),
+        (["--sweep-seq-len", "1k"], "error: --sweep-seq-len is '1k'; give whole numbers of at least 1"),
+        (["--sweep-lookahead", "0"], "error: --sweep-lookahead is '0'; give whole numbers"),
+        (["--sweep-algorithm", "worst"], "error: --sweep-algorithm has 'worst'; choose from auto, next_fit"),
+        (["--batch-size", "0"], "error: --batch-size is 0; it must be at least 1"),
     ],
 )
-def test_a_mistake_is_one_line_that_says_what_to_do(
+def test_user_error_is_one_line_with_the_fix(
     arguments: list[str],
     message: str,
     shards: Shards,
@@ -102,8 +102,8 @@ def test_a_mistake_is_one_line_that_says_what_to_do(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.skipif(not CLOTHING.is_dir(), reason="the clothing photographs are not in ../shared beside the checkout")
-def test_the_clothing_photographs_are_best_packed_six_or_seven_at_a_time(tmp_path: Path) -> None:
+@pytest.mark.skipif(not CLOTHING.is_dir(), reason="the clothing photographs are not in ../shared")
+def test_advice_for_the_clothing_photographs(tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     arguments = [
         "report",
@@ -120,7 +120,7 @@ def test_the_clothing_photographs_are_best_packed_six_or_seven_at_a_time(tmp_pat
     assert out.read_text().count("<svg") == 8
 
 
-def test_a_folder_of_packs_is_reported_as_the_shards_that_it_was_made_of(shards: Shards, tmp_path: Path) -> None:
+def test_report_of_a_packed_folder_equals_that_of_its_shards(shards: Shards, tmp_path: Path) -> None:
     source, folder = shards(), str(tmp_path / "packed")
     flags = ["--seq-len", "64", "--token-drop", "0.25"]
     assert run(app, ["pack", source, "-o", folder, "--workers", "1", "--no-shuffle", *flags]).exit_code == 0
@@ -130,9 +130,40 @@ def test_a_folder_of_packs_is_reported_as_the_shards_that_it_was_made_of(shards:
     assert found[0]["images"] == 24
 
 
-def test_packing_of_a_folder_of_packs_cannot_be_changed_by_a_report(shards: Shards, tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["images", "patches"])
+@pytest.mark.parametrize("part_packs", ["1", "4", "64"])  # more parts than shards, several, and fewer
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_field_of_the_report_of_a_packed_folder_equals_that_of_its_shards(
+    store: str, part_packs: str, shuffle: bool, shards: Shards, tmp_path: Path
+) -> None:
+    sources, folder = [shards("a.tar"), shards("b.tar", broken=2)], str(tmp_path / "packed")
+    flags = ["--seq-len", "32", "--token-drop", "beta:0.3:0.5", "--seed", "3", "--algorithm", "largest_fit"]
+    order = "--shuffle" if shuffle else "--no-shuffle"
+    how = ["-o", folder, "--store", store, "--part-packs", part_packs, "--workers", "1", "--max-rate", "1", order]
+    assert run(app, ["pack", *sources, *how, *flags]).exit_code == 0
+    packed, source = (
+        json.loads(run(app, ["report", *words, "--json"]).stdout)
+        for words in ([folder], [*sources, *flags, *(["--shuffle"] if shuffle else [])])
+    )
+    for found in (packed, source):
+        del found["planning_seconds_per_million"]
+    assert packed == source
+    assert (packed["images"], packed["bad_images"]) == (46, 2)
+    assert len({baseline["sequences"] for baseline in packed["baselines"][:2]}) == 2
+
+
+def test_report_of_a_packed_folder_refuses_another_seed(shards: Shards, tmp_path: Path) -> None:
+    folder = str(tmp_path / "packed")
+    flags = ["--workers", "1", "--seq-len", "64", "--seed", "3"]
+    assert run(app, ["pack", shards(), "-o", folder, *flags]).exit_code == 0
+    refused = run(app, ["report", folder, "--seed", "4"])
+    assert "was packed with --seed 3; leave out --seed 4" in str(refused.exception)
+    assert run(app, ["report", folder, "--seed", "3"]).exit_code == 0
+
+
+def test_report_cannot_change_the_packing_of_a_packed_folder(shards: Shards, tmp_path: Path) -> None:
     folder = str(tmp_path / "packed")
     assert run(app, ["pack", shards(), "-o", folder, "--workers", "1", "--seq-len", "64"]).exit_code == 0
     refused = run(app, ["report", folder, "--seq-len", "99"])
-    assert "leave out the options of packing, or report on shards" in str(refused.exception)
-    assert "give it alone, and without --shuffle" in str(run(app, ["report", folder, "--shuffle"]).exception)
+    assert "leave out the packing flags" in str(refused.exception)
+    assert "without other shards and --shuffle" in str(run(app, ["report", folder, "--shuffle"]).exception)

@@ -25,7 +25,7 @@ def ran(*arguments: str) -> str:
     return result.output.strip()
 
 
-def test_a_file_stands_for_flags_and_flags_override_it(tmp_path: Path) -> None:
+def test_config_file_sets_options_and_flags_override_it(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('shards = ["a.tar", "b.tar"]\nlr = 2\nsteps = 7\nflip = true\n')
     assert ran("--config", str(path)) == "['a.tar', 'b.tar'] 2.0 7 True"
@@ -33,20 +33,20 @@ def test_a_file_stands_for_flags_and_flags_override_it(tmp_path: Path) -> None:
     assert ran("c.tar") == "['c.tar'] 1.0 None False"
 
 
-def test_an_option_that_the_command_has_not_is_refused_with_the_nearest(tmp_path: Path) -> None:
+def test_unknown_option_raises_with_the_closest_match(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text("step = 7\n")
-    with pytest.raises(ValueError, match=r"has the option 'step', which this command has not; did you mean 'steps'\?"):
+    with pytest.raises(ValueError, match=r"option 'step'.*did you mean 'steps'\?"):
         ran("a.tar", "--config", str(path))
 
 
-def test_what_is_written_is_read_back() -> None:
+def test_run_file_round_trips() -> None:
     values = {"shards": ("a{0..1}.tar", 'b"\\.tar'), "lr": 1e-05, "name": "fit:64", "path": Path("x/y"), "no": None}
     expected = {"shards": ["a{0..1}.tar", 'b"\\.tar'], "lr": 1e-05, "name": "fit:64", "path": "x/y"}
     assert tomllib.loads(run_file_text(values)) == expected
 
 
-def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_invalid_run_file_raises(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     with pytest.raises(FileNotFoundError, match=r"run\.toml"):
         read_run_file(path)

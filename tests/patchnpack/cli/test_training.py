@@ -41,9 +41,7 @@ def run(shards: Shards, tmp_path: Path) -> Path:
     return tmp_path / "run" / "checkpoint.pt"
 
 
-def test_the_configuration_that_a_run_leaves_gives_the_same_run_again(
-    shards: Shards, tmp_path: Path, run: Path
-) -> None:
+def test_run_toml_reproduces_the_run(shards: Shards, tmp_path: Path, run: Path) -> None:
     losses = torch.load(run, weights_only=True)["state"]["losses"]
     ran("train", "--config", tmp_path / "run" / "run.toml", "-o", tmp_path / "again")
     again = torch.load(tmp_path / "again" / "checkpoint.pt", weights_only=True)["state"]["losses"]
@@ -52,35 +50,33 @@ def test_the_configuration_that_a_run_leaves_gives_the_same_run_again(
     assert texts[0] == texts[1].replace("/again", "/run")
 
 
-def test_the_configuration_that_a_run_leaves_holds_no_credentials(shards: Shards, tmp_path: Path) -> None:
+def test_run_toml_holds_no_credentials(shards: Shards, tmp_path: Path) -> None:
     given = ["--epochs=1", "--storage-options", "secret=hunter2", "-o", tmp_path / "run"]
     ran("train", shards(), *SMALL, "--resolution=native:resize", *given)
     for path in (tmp_path / "run").iterdir():
         assert b"hunter2" not in path.read_bytes()
 
 
-def test_eval_writes_each_image_once_with_the_logits_that_the_model_gives(
-    shards: Shards, tmp_path: Path, run: Path
-) -> None:
+def test_eval_writes_each_image_once_with_its_logits(shards: Shards, tmp_path: Path, run: Path) -> None:
     out = tmp_path / "predictions.parquet"
     printed = ran("eval", run, shards("v.tar", images=20, broken=2), "-o", out, "--device=cpu", "--precision=float32")
     table = pq.read_table(out)
     assert table.column_names == ["key", "row", "label", "prediction", "logits"]
-    assert table["row"].to_pylist() == list(range(2, 20)), "bad images are left out"
+    assert table["row"].to_pylist() == list(range(2, 20)), "bad images are excluded"
     assert table["key"].to_pylist() == [f"{i:03d}" for i in range(2, 20)]
     assert table["label"].to_pylist() == [i % 2 for i in range(2, 20)]
     logits = torch.tensor(table["logits"].to_pylist())
     assert logits.shape == (18, 2)
     assert logits.argmax(-1).tolist() == table["prediction"].to_pylist()
     hits = sum(x == y for x, y in zip(table["label"].to_pylist(), table["prediction"].to_pylist(), strict=True))
-    assert f"accuracy: {hits / 18:.4f} of 18 labelled images" in printed
+    assert f"accuracy: {hits / 18:.4f} on 18 labelled images" in printed
     assert "18 images, 2 bad images" in printed
     one_bad = ran("eval", run, shards("w.tar", images=2, broken=1), "-o", out, "--device=cpu")
     assert "1 image, 1 bad image, 0 skipped" in one_bad
-    assert re.search(r"accuracy: [01]\.0000 of 1 labelled image\n", one_bad)
+    assert re.search(r"accuracy: [01]\.0000 on 1 labelled image\n", one_bad)
 
 
-def test_features_are_what_the_head_is_given(shards: Shards, tmp_path: Path, run: Path) -> None:
+def test_features_are_the_input_of_the_head(shards: Shards, tmp_path: Path, run: Path) -> None:
     out = tmp_path / "features.parquet"
     flags = ["--device=cpu", "--precision=float32"]
     ran("features", run, shards("v.tar"), "-o", out, *flags)
@@ -95,18 +91,18 @@ def test_features_are_what_the_head_is_given(shards: Shards, tmp_path: Path, run
     )
 
 
-def test_eval_packs_as_the_run_did_unless_it_is_told_otherwise(shards: Shards, tmp_path: Path, run: Path) -> None:
+def test_eval_defaults_to_the_packing_of_the_run(shards: Shards, tmp_path: Path, run: Path) -> None:
     v, outs = shards("v.tar"), [tmp_path / f"{i}.parquet" for i in range(3)]
     flags = ["--device=cpu", "--precision=float32"]
     ran("eval", run, v, "-o", outs[0], *flags)
     ran("eval", run, v, "-o", outs[1], *flags, "--resolution=native:resize", "--seq-len=64")
     ran("eval", run, v, "-o", outs[2], *flags, "--resolution=fit:4")
-    same, told, other = (pq.read_table(out)["logits"].to_pylist() for out in outs)
-    assert same == told
-    assert same != other
+    default, explicit, other = (pq.read_table(out)["logits"].to_pylist() for out in outs)
+    assert default == explicit
+    assert default != other
 
 
-def test_sweep_tells_accuracy_and_tokens_of_each_resolution(shards: Shards, tmp_path: Path, run: Path) -> None:
+def test_sweep_reports_accuracy_and_tokens_per_resolution(shards: Shards, tmp_path: Path, run: Path) -> None:
     out, plot = tmp_path / "sweep.csv", tmp_path / "sweep.png"
     printed = ran(
         "sweep", run, shards("v.tar"), "--resolutions=fit:4,fit:16", "-o", out, "--plot", plot, "--device=cpu"
@@ -115,12 +111,12 @@ def test_sweep_tells_accuracy_and_tokens_of_each_resolution(shards: Shards, tmp_
     assert [line[:2] for line in lines] == [["patch_size", "resolution"], ["8", "fit:4"], ["8", "fit:16"]]
     tokens = [float(line[2]) for line in lines[1:]]
     assert 2 < tokens[0] <= 4 < tokens[1] <= 16
-    assert "tokens an image" in printed
+    assert "tokens per image" in printed
     with Image.open(plot) as picture:
         assert picture.width == 900
 
 
-def test_tensorboard_gets_training_loader_and_validation_scalars(shards: Shards, tmp_path: Path) -> None:
+def test_tensorboard_receives_training_loader_and_validation_scalars(shards: Shards, tmp_path: Path) -> None:
     out = tmp_path / "run"
     flags = ["--epochs=2", "--tensorboard", "--log-steps=1", "--validation", shards("v.tar"), "-o", out]
     ran("train", shards(), *SMALL, *flags)
@@ -139,7 +135,7 @@ def test_tensorboard_gets_training_loader_and_validation_scalars(shards: Shards,
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, len(losses) + 1))
 
 
-def test_without_tensorboard_the_extra_is_named(
+def test_missing_tensorboard_raises_with_the_extra(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -156,17 +152,17 @@ def test_a_student_learns_from_a_teacher_of_another_patch_size(shards: Shards, t
         ran("train", shards(), *flags, "--teacher", run, "--token-drop=0.5", "-o", tmp_path / "dropped")
 
 
-def test_training_starts_from_a_checkpoint(shards: Shards, tmp_path: Path, run: Path) -> None:
+def test_init_starts_from_a_checkpoint(shards: Shards, tmp_path: Path, run: Path) -> None:
     rest = ["--seq-len=64", "--patch-size=8", "--device=cpu", "--steps=1", "--lr=1e-12", "--init", run]
     ran("train", shards(), *rest, "-o", tmp_path / "tuned", "--num-classes=3")
     old, new = (load_checkpoint(path).model for path in (run, tmp_path / "tuned" / "checkpoint.pt"))
     assert (new.config.width, new.config.num_classes) == (24, 3)
     torch.testing.assert_close(new.patch_embed.weight, old.patch_embed.weight, rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match=r"width is 48, and .* has 24; leave it out, or start without init"):
+    with pytest.raises(ValueError, match=r"width is 48, but .* has 24; leave it out, or start without init"):
         ran("train", shards(), *rest, "--width=48", "-o", tmp_path / "wide")
 
 
-def test_images_and_texts_are_trained_together(shards: Shards, tmp_path: Path) -> None:
+def test_image_text_training_runs(shards: Shards, tmp_path: Path) -> None:
     flags = ["--text=cls", "--epochs=2", "--validation", shards("v.tar"), "-o", tmp_path / "run"]
     with pytest.raises(ValueError, match=r"member 'cls' holds bytes, not a text"):
         ran("train", shards(), *SMALL, *flags)
@@ -184,7 +180,7 @@ def test_images_and_texts_are_trained_together(shards: Shards, tmp_path: Path) -
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     assert checkpoint.model.config.num_classes == 0
     assert checkpoint.state["objective"]["name"] == "Contrastive"
-    with pytest.raises(ValueError, match=r"the model has no classes, so there is nothing to predict"):
+    with pytest.raises(ValueError, match=r"the model has no classes, so it cannot predict any"):
         ran("eval", tmp_path / "run" / "checkpoint.pt", renamed, "-o", tmp_path / "p.parquet", "--label=")
     ran("features", tmp_path / "run" / "checkpoint.pt", renamed, "-o", tmp_path / "absent" / "f.parquet")
     assert (tmp_path / "absent" / "f.parquet").is_file()
@@ -193,15 +189,15 @@ def test_images_and_texts_are_trained_together(shards: Shards, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--text=txt", "--mixup=0.2"], r"mixup is 0.2, and text is given; image-text training has no classes"),
-        (["--text=txt", "--num-classes=3"], r"num_classes is 3, and text is given"),
-        (["--underlying=32"], r"underlying is 32, and patch_size 8; it is for several patch sizes"),
+        (["--text=txt", "--mixup=0.2"], r"mixup is 0.2 and text is given, but image-text training has no classes"),
+        (["--text=txt", "--num-classes=3"], r"num_classes is 3 and text is given"),
+        (["--underlying=32"], r"underlying is 32, but patch_size is 8; underlying needs several patch sizes"),
         (["--resolution=side:16:32"], r"draws sizes, so validation would differ each time; give eval_resolution"),
         (["--augment=9"], r"augment is '9'; it must be COUNT:MAGNITUDE"),
         (["--init=absent.pt"], r"absent\.pt"),
     ],
 )
-def test_options_that_do_not_fit_are_refused_before_training(
+def test_contradicting_options_raise_before_training(
     flags: list[str], message: str, shards: Shards, tmp_path: Path
 ) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -212,22 +208,22 @@ def test_options_that_do_not_fit_are_refused_before_training(
 @pytest.mark.parametrize(
     ("command", "flags", "message"),
     [
-        ("eval", ["-o", "p.csv"], r"out is 'p\.csv'; it must end in \.parquet"),
-        ("eval", ["--resolution=crop:16"], r"draws sizes; evaluate with one that does not"),
-        ("eval", ["--patch-size=8,16"], r"evaluation takes one, `patchnpack sweep` several"),
+        ("eval", ["-o", "p.csv"], r"--out is 'p\.csv'; it must end in \.parquet"),
+        ("eval", ["--resolution=crop:16"], r"which draws sizes; use one that does not"),
+        ("eval", ["--patch-size=8,16"], r"evaluate one, or compare several with `patchnpack sweep`"),
         ("features", ["-o", "p.csv"], r"must end in \.parquet"),
         ("sweep", ["-o", "s.txt"], r"must end in \.csv"),
         ("sweep", ["--plot", "s.pdf"], r"must end in \.png"),
     ],
 )
-def test_an_evaluation_that_cannot_be_is_refused(
+def test_invalid_evaluation_options_raise(
     command: str, flags: list[str], message: str, shards: Shards, run: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
         ran(command, run, shards("v.tar"), *flags)
 
 
-def test_a_run_under_way_is_gone_on_with(shards: Shards, tmp_path: Path, run: Path) -> None:
+def test_train_resumes_an_existing_run(shards: Shards, tmp_path: Path, run: Path) -> None:
     content = json.loads((tmp_path / "run" / "history.jsonl").read_text().splitlines()[-1])
     printed = ran("train", "--config", tmp_path / "run" / "run.toml", "--resume")
     assert f"loss: {content['loss']:.4g}" in printed

@@ -34,7 +34,7 @@ def page(packing: Packing | None = None, images: int = 300, **settings: Any) -> 
 
 
 class _Elements(HTMLParser):
-    """Every element with its attributes, and the text of each."""
+    """The elements of a page with their attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def written() -> str:
     return page(patch_sizes=[16, 24])
 
 
-def test_every_chart_is_there_with_a_title_and_a_description(written: str) -> None:
+def test_every_chart_has_a_title_and_a_description(written: str) -> None:
     elements = _Elements(written)
     svgs = elements.all("svg")
     assert [svg["aria-labelledby"] for svg in svgs] == [f"{name}-title {name}-desc" for name in CHARTS]
@@ -65,7 +65,7 @@ def test_every_chart_is_there_with_a_title_and_a_description(written: str) -> No
     assert len(image["alt"] or "") > 40
 
 
-def test_no_id_is_given_twice_and_every_reference_leads_to_one(written: str) -> None:
+def test_ids_are_unique_and_every_reference_resolves(written: str) -> None:
     ids = [attributes["id"] for _, attributes in _Elements(written).elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     referred = set(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', written))
@@ -73,7 +73,7 @@ def test_no_id_is_given_twice_and_every_reference_leads_to_one(written: str) -> 
     assert referred <= set(ids)
 
 
-def test_keys_and_names_of_shards_are_text_and_never_markup(written: str) -> None:
+def test_keys_and_shard_names_are_escaped(written: str) -> None:
     elements = _Elements(written)
     assert elements.all("script") == []
     assert len(elements.all("img")) == 1
@@ -81,7 +81,7 @@ def test_keys_and_names_of_shards_are_text_and_never_markup(written: str) -> Non
     assert "&lt;script&gt;" in written
 
 
-def test_the_page_refers_to_nothing_outside_itself(written: str) -> None:
+def test_page_has_no_external_references(written: str) -> None:
     for tag, attributes in _Elements(written).elements:
         for name in ("src", "href", "xlink:href", "srcset", "data", "action"):
             value = attributes.get(name)
@@ -90,13 +90,13 @@ def test_the_page_refers_to_nothing_outside_itself(written: str) -> None:
     assert set(re.findall(r"url\(([^)#]?)", written)) <= {""}
 
 
-def test_no_colour_of_a_chart_is_fixed(written: str) -> None:
+def test_charts_use_only_colours_of_the_page(written: str) -> None:
     charts = "".join(re.findall(r"<svg.*?</svg>", written, re.DOTALL))
     assert set(re.findall(r"#[0-9a-f]{6}\b", charts)) == set()
     assert not re.search(r"(fill|stroke): (black|white|rgb)", charts)
 
 
-def test_the_sweep_is_a_line_a_setting_with_the_best_and_the_current_marked(written: str) -> None:
+def test_sweep_table_has_one_row_per_setting_and_marks_the_best_and_the_current(written: str) -> None:
     rows = Rows.of_sizes(*np.random.default_rng(3).integers(48, 385, (2, 300)))
     swept = sweep(rows, Packing(seq_len=1024, token_drop=BetaDrop(0.3, 0.6)), patch_sizes=[16, 24])
     table = written[written.index('id="sweep"') :]
@@ -107,7 +107,7 @@ def test_the_sweep_is_a_line_a_setting_with_the_best_and_the_current_marked(writ
         assert sentence in written.replace("&#39;", "'")
 
 
-def test_same_figures_give_the_same_charts() -> None:
+def test_charts_are_deterministic() -> None:
     def charts(text: str) -> list[str]:
         return re.findall(r"<svg.*?</svg>", text, re.DOTALL)
 
@@ -124,13 +124,13 @@ def test_same_figures_give_the_same_charts() -> None:
     ],
 )
 @pytest.mark.parametrize("images", [1, 40])
-def test_a_page_is_made_of_any_packing_and_of_a_single_image(packing: Packing, images: int) -> None:
+def test_page_renders_for_any_packing_and_a_single_image(packing: Packing, images: int) -> None:
     if packing.oversize == "skip":
-        images += 40  # some of which fit
+        images += 40  # so that some fit
     assert len(_Elements(page(packing, images)).all("svg")) >= len(CHARTS) - 1
 
 
-def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_page_leaves_only_the_complete_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, packing = Rows.of_sizes([64] * 20, [64] * 20), Packing(seq_len=64)
     swept = sweep(rows, packing)
     write_page(tmp_path / "a.html", report(rows, packing), swept, advise(swept), title="a")
@@ -138,7 +138,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == [tmp_path / "a.html"]
 
 
-def test_the_folder_of_a_page_is_made_before_any_work(tmp_path: Path) -> None:
+def test_check_page_creates_the_folder_or_raises(tmp_path: Path) -> None:
     check_page(tmp_path / "absent" / "too" / "a.html")
     assert (tmp_path / "absent" / "too").is_dir()
     (tmp_path / "file").touch()
@@ -147,11 +147,13 @@ def test_the_folder_of_a_page_is_made_before_any_work(tmp_path: Path) -> None:
             check_page(tmp_path / name)
 
 
-def test_a_missing_extra_is_an_error_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_page_raises_if_the_extra_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_page(tmp_path / "a.html")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
-    with pytest.raises(ValueError, match=r"a page needs matplotlib, which is not installed: pip install 'patchnpack"):
+    with pytest.raises(
+        ValueError, match=r"needs matplotlib, which is not installed; run: pip install 'patchnpack\[report\]'"
+    ):
         check_page(tmp_path / "a.html")
 
 
@@ -164,7 +166,7 @@ def test_the_command_line_imports_neither_matplotlib_nor_jinja2() -> None:
 
 
 def _browse(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Opens a page in headless Chromium; what the page's console says goes to the log, marked CONSOLE."""
+    """Open a page in headless Chromium; messages of its console go to standard error, marked CONSOLE."""
     assert CHROMIUM is not None
     common = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"]
     profile = path.parent / "profile"
@@ -199,13 +201,13 @@ def test_chromium_draws_the_page_in_light_and_dark_wide_and_narrow(
     with Image.open(out) as opened:
         picture = np.asarray(opened.convert("RGB")).astype(int)
     assert picture.shape[1] == width
-    ground = picture[2, 2]
-    assert (ground.max() < 60) == dark
-    # Bars of the charts in the first series' colour, the picture in red, and text that stands out from the ground.
+    background = picture[2, 2]
+    assert (background.max() < 60) == dark
+    # The page shows bars in the first series' colour, the red picture, and text that contrasts with the background.
     bars = np.abs(picture - ([0x7A, 0xB3, 0xEF] if dark else [0x25, 0x63, 0xA8])).max(-1) < 4
     assert bars.sum() > 5000
     assert (np.abs(picture - [200, 30, 30]).max(-1) < 12).sum() > 5000
-    assert (np.abs(picture - ground).max(-1) > 150).mean() > 0.005
+    assert (np.abs(picture - background).max(-1) > 150).mean() > 0.005
 
 
 @needs_chromium
@@ -219,7 +221,7 @@ def test_chromium_prints_the_page(written: str, tmp_path: Path) -> None:
 
 
 @needs_chromium
-def test_an_error_of_a_page_would_be_seen_in_the_log(written: str, tmp_path: Path) -> None:
+def test_chromium_logs_errors_of_a_broken_page(written: str, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(written.replace("<main>", '<main><img src="http://127.0.0.1:9/x.png" alt=""><script>1</script>'))
     assert "CONSOLE" in _browse(path, "--dump-dom").stderr

@@ -1,4 +1,4 @@
-"""Nothing of big_vision is recorded here: its architecture is computed anew, in numpy and float64."""
+"""Compare with big_vision's architecture, which this file reimplements in numpy and float64."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ poolings = pytest.mark.parametrize("pool_type", ["map", "gap", "tok"])
 
 
 def draw(pool_type: str, naflex: bool = False) -> Arrays:
-    """Weights of a small model, of order 1 where they must be seen."""
+    """Weights of a small model, of order 1 where a mistake must show."""
     rng = np.random.default_rng(0)
     weights: Arrays = {}
 
@@ -156,7 +156,7 @@ def wanted_of(weights: Arrays, pool_type: str, given: list[np.ndarray]) -> np.nd
 
 
 @poolings
-def test_outputs_are_those_of_the_architecture(pool_type: str, pack: Pack) -> None:
+def test_outputs_match_the_reference_architecture(pool_type: str, pack: Pack) -> None:
     weights = draw(pool_type)
     model = from_big_vision(weights)
     assert (model.config.heads, model.config.depth, model.config.mlp_ratio) == (H, DEPTH, M / D)
@@ -166,7 +166,7 @@ def test_outputs_are_those_of_the_architecture(pool_type: str, pack: Pack) -> No
 
 
 @pytest.mark.parametrize("pool_type", ["map", "gap", "max"])
-def test_outputs_at_any_grid_are_those_of_naflex(pool_type: str, pack: Pack) -> None:
+def test_outputs_at_any_grid_match_naflex(pool_type: str, pack: Pack) -> None:
     weights = draw(pool_type, naflex=True)
     model = from_big_vision(weights, pooling="max" if pool_type == "max" else None)
     logits, wanted = logits_of(model, pack(VARIED)), wanted_of(weights, pool_type, VARIED)
@@ -175,14 +175,14 @@ def test_outputs_at_any_grid_are_those_of_naflex(pool_type: str, pack: Pack) -> 
     assert to_big_vision(model, "naflex").keys() == weights.keys()
 
 
-def test_the_exact_gelu_gives_other_outputs(pack: Pack) -> None:
+def test_exact_gelu_changes_the_outputs(pack: Pack) -> None:
     weights = draw("map")
     wanted = wanted_of(weights, "map", SQUARE)
     assert difference(logits_of(from_big_vision(weights, gelu="erf"), pack(SQUARE)), wanted) > TOLERANCE
 
 
 @poolings
-def test_a_model_is_saved_as_it_was_loaded(pool_type: str, pack: Pack) -> None:
+def test_round_trip_restores_the_weights(pool_type: str, pack: Pack) -> None:
     weights = draw(pool_type)
     saved = to_big_vision(from_big_vision(weights))
     assert {name: value.shape for name, value in saved.items()} == {
@@ -197,18 +197,18 @@ def test_a_model_is_saved_as_it_was_loaded(pool_type: str, pack: Pack) -> None:
 
 
 @pytest.mark.parametrize(("variant", "pool_type"), [("vit_map", "map"), ("vit_token", "tok")])
-def test_a_model_of_timm_is_saved_for_big_vision(variant: str, pool_type: str, pack: Pack) -> None:
+def test_timm_model_can_be_saved_for_big_vision(variant: str, pool_type: str, pack: Pack) -> None:
     with np.load(Path(__file__).resolve().parents[2] / "golden" / f"{variant}.npz") as arrays:
         weights = {name[3:]: arrays[name] for name in arrays.files if name.startswith("sd/")}
         image, logits = arrays["image"], arrays["logits"]
     model = from_timm(weights, heads=3, gelu="tanh")
     saved = to_big_vision(model)
-    assert_near(forward(saved, image, pool_type, exact_gelu), logits[0], TOLERANCE)  # so `forward` is right, too
+    assert_near(forward(saved, image, pool_type, exact_gelu), logits[0], TOLERANCE)  # also checks `forward`
     assert_near(logits_of(model, pack([image]))[0], forward(saved, image, pool_type), TOLERANCE)
     assert_near(logits_of(from_big_vision(saved), pack([image]))[0], forward(saved, image, pool_type), TOLERANCE)
 
 
-def test_a_file_gives_what_was_saved(tmp_path: Path, pack: Pack) -> None:
+def test_npz_file_round_trips(tmp_path: Path, pack: Pack) -> None:
     weights = draw("gap")
     model = from_big_vision(weights)
     np.savez(tmp_path / "model.npz", **to_big_vision(model))  # type: ignore[arg-type]
@@ -217,7 +217,7 @@ def test_a_file_gives_what_was_saved(tmp_path: Path, pack: Pack) -> None:
     )
 
 
-def test_stacked_blocks_are_taken_apart(pack: Pack) -> None:
+def test_stacked_blocks_are_split(pack: Pack) -> None:
     weights = draw("map")
     stacked = {name: value for name, value in weights.items() if "encoderblock_" not in name}
     for name in weights:
@@ -230,18 +230,18 @@ def test_stacked_blocks_are_taken_apart(pack: Pack) -> None:
     )
 
 
-def test_names_from_before_2022_load_and_the_class_position_is_added(pack: Pack) -> None:
+def test_old_names_load_and_the_class_position_is_added(pack: Pack) -> None:
     weights = draw("tok")
     rng = np.random.default_rng(2)
     place = rng.standard_normal((1, 1, D)).astype(np.float32)
     old: Arrays = {}
     for name, value in weights.items():
-        for today, before in (
+        for new, old_name in (
             ("MultiHeadDotProductAttention_0", "MultiHeadDotProductAttention_1"),
             ("LayerNorm_1", "LayerNorm_2"),
             ("MlpBlock_0", "MlpBlock_3"),
         ):
-            name = name.replace(today, before)
+            name = name.replace(new, old_name)
         old[f"opt/target/{name}"] = value
     table = old.pop("opt/target/pos_embedding")
     old["opt/target/Transformer/posembed_input/pos_embedding"] = np.concatenate([place, table], 1)
@@ -249,25 +249,25 @@ def test_names_from_before_2022_load_and_the_class_position_is_added(pack: Pack)
     assert_near(logits_of(from_big_vision(old), pack(SQUARE)), wanted, TOLERANCE)
 
 
-def test_an_old_name_beside_the_new_one_is_an_error() -> None:
+def test_old_and_new_name_of_one_weight_raise() -> None:
     weights = draw("gap")
     old = {"Transformer/encoderblock_0/MlpBlock_3/Dense_0/bias": np.zeros(M, np.float32)}
-    with pytest.raises(ValueError, match="MlpBlock_3/Dense_0/bias is another name of"):
+    with pytest.raises(ValueError, match="MlpBlock_3/Dense_0/bias is an old name of"):
         from_big_vision(weights | old)
 
 
-def test_the_image_tower_of_siglip_loads(pack: Pack) -> None:
+def test_siglip_image_tower_loads(pack: Pack) -> None:
     weights = draw("map")
     wanted = wanted_of(weights, "map", SQUARE)
     tower = {f"params/img/{name}": value for name, value in weights.items()}
     assert_near(logits_of(from_big_vision(tower), pack(SQUARE)), wanted, TOLERANCE)
     both = tower | {"params/txt/head/bias": np.zeros(3, np.float32), "params/t": np.zeros(1, np.float32)}
-    with pytest.raises(ValueError, match="there is one under img/: give prefix='img/'"):
+    with pytest.raises(ValueError, match="under img/; give prefix='img/'"):
         from_big_vision({name.removeprefix("params/"): value for name, value in both.items()})
     assert_near(logits_of(from_big_vision(both, prefix="params/img/"), pack(SQUARE)), wanted, TOLERANCE)
 
 
-def test_the_remedy_for_a_checkpoint_of_several_models_works_as_it_is_written() -> None:
+def test_suggested_prefix_for_a_larger_checkpoint_works() -> None:
     both: dict[str, Any] = {f"params/img/{name}": value for name, value in draw("map").items()}
     both["opt/count"] = np.zeros(1, np.float32)
     with pytest.raises(ValueError, match="give prefix='params/img/'"):
@@ -289,7 +289,7 @@ def test_nested_parameters_load(pack: Pack) -> None:
     )
 
 
-def test_fixed_positions_are_computed_where_the_grid_is_given(pack: Pack) -> None:
+def test_sincos_positions_are_computed_from_the_grid(pack: Pack) -> None:
     weights = draw("gap")
     del weights["pos_embedding"]
     with pytest.raises(ValueError, match="give sincos_grid"):
@@ -300,12 +300,12 @@ def test_fixed_positions_are_computed_where_the_grid_is_given(pack: Pack) -> Non
     table = np.concatenate([np.sin(angles_x), np.cos(angles_x), np.sin(angles_y), np.cos(angles_y)], 1)
     wanted = wanted_of(weights | {"pos_embedding": table[None]}, "gap", SQUARE)
     assert_near(logits_of(from_big_vision(weights, sincos_grid=G), pack(SQUARE)), wanted, TOLERANCE)
-    with pytest.raises(ValueError, match="has a pos_embedding"):
+    with pytest.raises(ValueError, match="has pos_embedding"):
         from_big_vision(draw("gap"), sincos_grid=G)
 
 
 @pytest.mark.parametrize(("pool_type", "naflex"), [("map", False), ("tok", False), ("gap", True)])
-def test_each_name_that_is_taken_away_is_an_error_that_names_it(pool_type: str, naflex: bool) -> None:
+def test_each_missing_name_raises_and_is_named(pool_type: str, naflex: bool) -> None:
     weights = draw(pool_type, naflex)
     for name in weights:
         given = {other: value for other, value in weights.items() if other != name}
@@ -314,7 +314,7 @@ def test_each_name_that_is_taken_away_is_an_error_that_names_it(pool_type: str, 
 
 
 @poolings
-def test_each_shape_that_does_not_fit_is_an_error(pool_type: str) -> None:
+def test_each_wrong_shape_raises(pool_type: str) -> None:
     weights = draw(pool_type)
     for name, value in weights.items():
         with pytest.raises(ValueError, match=r"has shape|not a multiple"):
@@ -331,31 +331,31 @@ def test_each_shape_that_does_not_fit_is_an_error(pool_type: str) -> None:
         ("cls", "cls"),
     ],
 )
-def test_a_name_that_has_no_place_is_an_error_that_names_it(name: str, why: str) -> None:
-    with pytest.raises(ValueError, match=rf"no place for .*{why}"):
+def test_name_without_counterpart_raises_and_is_named(name: str, why: str) -> None:
+    with pytest.raises(ValueError, match=rf"no counterpart for .*{why}"):
         from_big_vision(draw("gap") | {name: np.zeros((1, 1, D), np.float32)}, pooling="mean")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gelu": "erf"}, "gelu is 'erf', there 'tanh'"),
-        ({"norm_eps": 1e-5}, "norm_eps is 1e-05, there 1e-06"),
-        ({"qk_norm": True}, "qk_norm is True, there False"),
-        ({"registers": 2}, "registers is 2, there 0"),
-        ({"layer_scale": 1e-5}, "layer_scale is 1e-05, there None"),
-        ({"last_norm": "pooled"}, "last_norm is 'pooled', there 'tokens'"),
-        ({"position": "rope"}, "position is 'rope', there 'grid'"),
-        ({"pooling": "max"}, "pooling is 'max', there 'attention' or 'mean' or 'cls'"),
+        ({"gelu": "erf"}, "gelu is 'erf' and must be 'tanh'"),
+        ({"norm_eps": 1e-5}, "norm_eps is 1e-05 and must be 1e-06"),
+        ({"qk_norm": True}, "qk_norm is True and must be False"),
+        ({"registers": 2}, "registers is 2 and must be 0"),
+        ({"layer_scale": 1e-5}, "layer_scale is 1e-05 and must be None"),
+        ({"last_norm": "pooled"}, "last_norm is 'pooled' and must be 'tokens'"),
+        ({"position": "rope"}, "position is 'rope' and must be 'grid'"),
+        ({"pooling": "max"}, "pooling is 'max' and must be 'attention' or 'mean' or 'cls'"),
     ],
 )
-def test_what_big_vision_has_not_is_an_error_that_names_it(changes: dict[str, Any], message: str) -> None:
+def test_option_that_big_vision_lacks_raises_and_is_named(changes: dict[str, Any], message: str) -> None:
     fields: dict[str, Any] = {"position": "grid", "gelu": "tanh", "norm_eps": 1e-6, "qk_norm": False} | changes
     with pytest.raises(ValueError, match=message):
         to_big_vision(NaViT(NaViTConfig(num_classes=7, width=48, depth=1, **fields)))
 
 
-def test_a_new_head_takes_the_place_of_the_old_one_only_where_asked_for() -> None:
+def test_num_classes_replaces_only_the_head() -> None:
     model = from_big_vision(draw("gap"), num_classes=3)
     assert model.get_parameter("head.weight").shape == (3, D)
     assert not model.get_parameter("head.weight").any()

@@ -25,7 +25,7 @@ def write(path: Path, weights: dict[str, torch.Tensor]) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth", ".pt", ".bin"])
-def test_every_kind_of_file_gives_what_was_written(suffix: str, tmp_path: Path) -> None:
+def test_every_kind_of_file_round_trips(suffix: str, tmp_path: Path) -> None:
     read = read_weights(write(tmp_path / f"weights{suffix}", WEIGHTS))
     assert read.keys() == WEIGHTS.keys()
     assert all(torch.equal(read[name], value) for name, value in WEIGHTS.items())
@@ -37,20 +37,20 @@ def test_half_precision_becomes_float32_exactly(dtype: torch.dtype) -> None:
     assert torch.equal(read_weights({"a": value})["a"], value.float())
 
 
-def test_bfloat16_that_numpy_wrote_as_void_is_read(tmp_path: Path) -> None:
+def test_bfloat16_stored_as_void_by_numpy_is_read(tmp_path: Path) -> None:
     value = torch.tensor([[1.5, -3.25], [0.5, 1e30]], dtype=torch.bfloat16)
     np.savez(tmp_path / "a.npz", a=value.view(torch.int16).numpy().view("V2"))
     assert torch.equal(read_weights(tmp_path / "a.npz")["a"], value.float())
 
 
-def test_without_safetensors_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_safetensors_raises_with_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'patchnpack\[weights\]'"):
         read_weights(tmp_path / "model.safetensors")
 
 
 class _Attack:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,26 +60,26 @@ class _Attack:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".npz"])
-def test_a_file_that_would_have_to_be_executed_is_refused(suffix: str, tmp_path: Path) -> None:
+def test_file_that_would_execute_code_is_refused(suffix: str, tmp_path: Path) -> None:
     path, folder = tmp_path / f"weights{suffix}", tmp_path / "made"
     if suffix == ".pth":
         torch.save({"a": _Attack(folder)}, path)
     else:
         np.savez(path, a=np.array([_Attack(folder)], dtype=object))
-    with pytest.raises(ValueError, match="nothing in it is executed"):
+    with pytest.raises(ValueError, match="code in it is never executed"):
         read_weights(path)
     assert not folder.exists()
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth"])
-def test_a_file_cut_short_is_an_error_that_names_it(suffix: str, tmp_path: Path) -> None:
+def test_truncated_file_raises_and_is_named(suffix: str, tmp_path: Path) -> None:
     path = write(tmp_path / f"weights{suffix}", WEIGHTS)
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match=rf"weights\{suffix} cannot be read"):
         read_weights(path)
 
 
-def test_a_file_that_is_not_there_is_file_not_found(tmp_path: Path) -> None:
+def test_missing_file_raises_file_not_found(tmp_path: Path) -> None:
     for suffix in (".npz", ".pth"):
         with pytest.raises(FileNotFoundError):
             read_weights(tmp_path / f"none{suffix}")
@@ -90,31 +90,33 @@ def test_a_file_that_is_not_there_is_file_not_found(tmp_path: Path) -> None:
     [
         ("weights.ckpt", r"weights.ckpt ends in '.ckpt'; give a .npz"),
         ({}, "must be a mapping"),
-        ({"a": np.zeros(2, np.int64)}, "'a' is no array of weights but a int64 array; leave it out"),
-        ({"a": 3.0}, "'a' is no array of weights but a float"),
-        ({"epoch": 3, "state_dict": {}}, "inside: .* what is under 'state_dict'"),
+        ({"a": np.zeros(2, np.int64)}, "'a' is not an array of weights but of type int64 array; leave it out"),
+        ({"a": 3.0}, "'a' is not an array of weights but of type float"),
+        ({"epoch": 3, "state_dict": {}}, "nested; .* pass the value under 'state_dict'"),
     ],
 )
-def test_what_is_no_state_dict_is_an_error(source: Any, message: str) -> None:
+def test_invalid_state_dict_raises(source: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_weights(source)
 
 
-def test_all_that_does_not_fit_is_said_at_once() -> None:
+def test_all_differences_are_reported_in_one_error() -> None:
     given = {f"blocks.{i}.x": torch.ones(1) for i in range(3)} | {"a": torch.ones(2)}
-    with pytest.raises(ValueError, match=r"no place for blocks\.\*\.x \(3 of them\); b is missing; a has shape \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"no counterpart for blocks\.\*\.x \(3 of them\); b is missing; a has shape \(2,\)"
+    ):
         check_fit(given, {"a": torch.ones(3), "b": torch.ones(1)})
 
 
-def test_a_long_list_of_names_tells_how_many_are_left_out() -> None:
+def test_long_list_of_names_ends_with_the_number_of_others() -> None:
     assert named([f"name{i}" for i in range(40)]).endswith("name11 and 28 more")
 
 
-def test_every_hidden_width_is_reached_again_from_its_ratio() -> None:
+def test_mlp_ratio_restores_the_hidden_width() -> None:
     for width in (48, 192, 384, 1152, 1408):
         for hidden in range(width, 5 * width, 7):
             assert int(mlp_ratio(hidden, width) * width) == hidden
 
 
-def test_only_squares_have_a_side() -> None:
+def test_side_of_accepts_only_square_numbers() -> None:
     assert [n for n in range(-3, 30) if side_of(n)] == [1, 4, 9, 16, 25]

@@ -35,7 +35,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def recorded(variant: str) -> tuple[Arrays, Arrays]:
-    """What was recorded, and the state dict in it."""
+    """The recorded arrays, and the state dict among them."""
     with np.load(GOLDEN / f"{variant}.npz") as arrays:
         everything = dict(arrays)
     return everything, {name[3:]: value for name, value in everything.items() if name.startswith("sd/")}
@@ -55,14 +55,14 @@ def kind_of(variant: str) -> Kind:
 
 @torch.no_grad()
 def logits_of(model: NaViT, batch: PackedBatch) -> np.ndarray:
-    """(images, classes), in the order of the list that was packed."""
+    """Logits (images, classes) in the order of the packed list."""
     order = batch.labels[batch.image_mask].argsort()
     logits: torch.Tensor = model(batch)[batch.image_mask][order]
     return logits.numpy()
 
 
 @every_variant
-def test_logits_are_those_that_timm_computed(variant: str, pack: Pack) -> None:
+def test_logits_match_timm(variant: str, pack: Pack) -> None:
     arrays, _ = recorded(variant)
     logits = logits_of(load(variant), pack(images_of(arrays)))
     print(
@@ -72,7 +72,7 @@ def test_logits_are_those_that_timm_computed(variant: str, pack: Pack) -> None:
 
 
 @pytest.mark.parametrize("variant", [name for name in OPTIONS if name.startswith("naflexvit")])
-def test_features_of_every_patch_are_those_that_timm_computed(variant: str, pack: Pack) -> None:
+def test_patch_features_match_timm(variant: str, pack: Pack) -> None:
     arrays, _ = recorded(variant)
     batch = pack(images_of(arrays))
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_features_of_every_patch_are_those_that_timm_computed(variant: str, pack
 
 
 @every_variant
-def test_a_model_is_saved_under_every_name_it_was_loaded_from(variant: str, pack: Pack) -> None:
+def test_saved_names_and_shapes_match_the_original(variant: str, pack: Pack) -> None:
     arrays, weights = recorded(variant)
     model = load(variant)
     saved = to_timm(model, kind_of(variant))
@@ -101,7 +101,7 @@ def test_a_model_is_saved_under_every_name_it_was_loaded_from(variant: str, pack
 
 
 @every_variant
-def test_a_model_saved_like_the_original_has_the_values_of_the_original(variant: str) -> None:
+def test_round_trip_with_like_restores_the_original_values(variant: str) -> None:
     _, weights = recorded(variant)
     saved = to_timm(load(variant), like=weights)
     assert list(saved.keys() ^ weights.keys()) == []
@@ -111,7 +111,7 @@ def test_a_model_saved_like_the_original_has_the_values_of_the_original(variant:
 
 
 @every_variant
-def test_a_changed_model_saved_like_the_original_keeps_its_outputs(variant: str, pack: Pack) -> None:
+def test_changed_model_saved_with_like_keeps_its_outputs(variant: str, pack: Pack) -> None:
     arrays, weights = recorded(variant)
     model, batch = load(variant), pack(images_of(arrays))
     before, generator = logits_of(model, batch), torch.Generator().manual_seed(0)
@@ -125,7 +125,7 @@ def test_a_changed_model_saved_like_the_original_keeps_its_outputs(variant: str,
 
 
 @pytest.mark.parametrize("variant", ["vit_avg_fcnorm", "vit_map", "vit_token"])
-def test_a_classic_model_is_saved_as_naflexvit_too(variant: str, pack: Pack) -> None:
+def test_vit_can_be_saved_as_naflexvit(variant: str, pack: Pack) -> None:
     arrays, _ = recorded(variant)
     saved = to_timm(load(variant), "naflexvit")
     assert saved["embeds.pos_embed"].shape == (1, 8, 8, 48)
@@ -133,7 +133,7 @@ def test_a_classic_model_is_saved_as_naflexvit_too(variant: str, pack: Pack) -> 
     assert_near(logits_of(from_timm(saved, heads=3), batch), arrays["logits"], TOLERANCE)
 
 
-def test_saved_weights_are_not_shared_with_the_model() -> None:
+def test_saved_weights_share_no_memory_with_the_model() -> None:
     model = load("vit_map")
     saved = to_timm(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -142,23 +142,23 @@ def test_saved_weights_are_not_shared_with_the_model() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_positions_of_a_class_token_and_registers_are_added_to_them_where_there_are_any(pack: Pack) -> None:
+def test_prefix_token_positions_are_added_to_the_tokens(pack: Pack) -> None:
     arrays, weights = recorded("vit_token")
     rng = np.random.default_rng(0)
     weights["reg_token"] = rng.standard_normal((1, 2, 48)).astype(np.float32)
-    places = rng.standard_normal((1, 2, 48)).astype(np.float32)
+    positions = rng.standard_normal((1, 2, 48)).astype(np.float32)
     table = weights["pos_embed"]
-    with_places = weights | {"pos_embed": np.concatenate([table[:, :1], places, table[:, 1:]], 1)}
+    with_positions = weights | {"pos_embed": np.concatenate([table[:, :1], positions, table[:, 1:]], 1)}
     without = weights | {
         "cls_token": weights["cls_token"] + table[:, :1],
-        "reg_token": weights["reg_token"] + places,
+        "reg_token": weights["reg_token"] + positions,
         "pos_embed": table[:, 1:],
     }
     batch = pack(images_of(arrays))
-    first, second = (from_timm(given, heads=3) for given in (with_places, without))
+    first, second = (from_timm(given, heads=3) for given in (with_positions, without))
     assert first.config.registers == 2
     assert_near(logits_of(first, batch), logits_of(second, batch), 1e-5)
-    for model, original in ((first, with_places), (second, without)):
+    for model, original in ((first, with_positions), (second, without)):
         saved = to_timm(model, like=original)
         assert {name: tuple(value.shape) for name, value in saved.items()} == {
             name: value.shape for name, value in original.items()
@@ -166,7 +166,7 @@ def test_positions_of_a_class_token_and_registers_are_added_to_them_where_there_
         assert all(difference(value, original[name]) < 1e-5 for name, value in saved.items())
 
 
-def test_a_class_token_that_is_not_pooled_is_one_register_more(pack: Pack) -> None:
+def test_class_token_that_is_not_pooled_becomes_a_register(pack: Pack) -> None:
     arrays, weights = recorded("naflexvit_learned_token_reg_qknorm")
     model = from_timm(weights, pooling="mean")
     assert (model.config.pooling, model.config.registers) == ("mean", 3)
@@ -177,7 +177,7 @@ def test_a_class_token_that_is_not_pooled_is_one_register_more(pack: Pack) -> No
     assert torch.equal(model.features(pack(images_of(arrays))).tokens, tokens)
 
 
-def test_a_convolution_as_patch_embedding_of_naflexvit_loads(pack: Pack) -> None:
+def test_naflexvit_with_a_convolutional_patch_embedding_loads(pack: Pack) -> None:
     arrays, weights = recorded("naflexvit_learned_bicubic_map")
     kernel = weights["embeds.proj.weight"].reshape(48, 16, 16, 3).transpose(0, 3, 1, 2)
     model = from_timm(weights | {"embeds.proj.weight": kernel}, heads=3)
@@ -185,7 +185,7 @@ def test_a_convolution_as_patch_embedding_of_naflexvit_loads(pack: Pack) -> None
     assert to_timm(model, like=weights | {"embeds.proj.weight": kernel})["embeds.proj.weight"].shape == (48, 3, 16, 16)
 
 
-def test_queries_without_biases_and_a_head_without_classes_load() -> None:
+def test_model_without_qkv_bias_and_head_loads() -> None:
     _, weights = recorded("vit_avg_fcnorm")
     weights = {name: value for name, value in weights.items() if "qkv.bias" not in name and "head" not in name}
     model = from_timm(weights, heads=3)
@@ -193,7 +193,7 @@ def test_queries_without_biases_and_a_head_without_classes_load() -> None:
     assert to_timm(model).keys() == weights.keys()
 
 
-def test_biases_that_a_model_is_without_are_saved_as_zeros(pack: Pack) -> None:
+def test_missing_biases_are_saved_as_zeros(pack: Pack) -> None:
     arrays, _ = recorded("vit_token")
     torch.manual_seed(0)
     config = NaViTConfig(num_classes=7, width=48, depth=2, position="grid", position_grid=8, position_resize="bicubic")
@@ -205,21 +205,21 @@ def test_biases_that_a_model_is_without_are_saved_as_zeros(pack: Pack) -> None:
     assert_near(logits_of(from_timm(saved), batch), logits_of(model, batch), 1e-5)
 
 
-def test_a_new_head_takes_the_place_of_the_old_one_only_where_asked_for() -> None:
+def test_num_classes_replaces_only_the_head() -> None:
     _, weights = recorded("vit_token")
     model = from_timm(weights, heads=3, num_classes=5)
     ours = model.state_dict()
     assert ours["head.weight"].shape == (5, 48)
     assert not ours["head.weight"].any()
     assert np.array_equal(ours["blocks.1.up.weight"].numpy(), weights["blocks.1.mlp.fc1.weight"])
-    with pytest.raises(ValueError, match=r"head\.weight has shape \(7, 48\), wanted \(5, 48\)"):
+    with pytest.raises(ValueError, match=r"head\.weight has shape \(7, 48\), expected \(5, 48\)"):
         to_timm(model, like=weights)
 
 
 @every_variant
-def test_each_name_that_is_taken_away_is_an_error_that_names_it(variant: str) -> None:
+def test_each_missing_name_raises_and_is_named(variant: str) -> None:
     _, weights = recorded(variant)
-    # a state dict without registers is a whole one; without a class token too, unless pooling asks for it
+    # A state dict without registers is valid. One without a class token is valid unless pooling needs the token.
     options: dict[str, Any] = {"heads": 3, "pooling": load(variant).config.pooling} | OPTIONS[variant]
     for name in weights.keys() - {"embeds.reg_token"}:
         with pytest.raises(ValueError, match=rf"{re.escape(name)}\b"):
@@ -227,17 +227,17 @@ def test_each_name_that_is_taken_away_is_an_error_that_names_it(variant: str) ->
 
 
 @every_variant
-def test_each_shape_that_does_not_fit_is_an_error_that_names_it(variant: str) -> None:
+def test_each_wrong_shape_raises(variant: str) -> None:
     _, weights = recorded(variant)
     for name, value in weights.items():
         with pytest.raises(ValueError, match=r"has shape|rows|features"):
             from_timm(weights | {name: value[..., :-1]}, **({"heads": 3} | OPTIONS[variant]))
 
 
-def test_a_shape_that_does_not_fit_is_told_with_the_one_that_would() -> None:
+def test_wrong_shape_is_reported_with_the_expected_shape() -> None:
     _, weights = recorded("vit_token")
     weights["blocks.1.mlp.fc2.weight"] = np.zeros((48, 96), np.float32)  # as of a packed SwiGLU
-    with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.fc2\.weight has shape \(48, 96\), wanted \(48, 192\)"):
+    with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.fc2\.weight has shape \(48, 96\), expected \(48, 192\)"):
         from_timm(weights, heads=3)
 
 
@@ -249,7 +249,7 @@ def test_a_shape_that_does_not_fit_is_told_with_the_one_that_would() -> None:
         ("embeds.norm.weight", "in the patch embedding"),
         ("rope.freqs", "rope frequencies"),
         ("blocks.0.attn.rel_pos_bias.bias", "relative position"),
-        ("blocks.0.attn.q_proj.weight", "apart"),
+        ("blocks.0.attn.q_proj.weight", "separate"),
         ("blocks.0.attn.norm.weight", "inside attention"),
         ("blocks.0.mlp.norm.weight", "inside the MLP"),
         ("blocks.0.gamma_1", "layer scale"),
@@ -257,37 +257,39 @@ def test_a_shape_that_does_not_fit_is_told_with_the_one_that_would() -> None:
         ("blocks.0.something.weight", "something"),
     ],
 )
-def test_a_name_that_has_no_place_is_an_error_that_says_why(name: str, why: str) -> None:
+def test_name_without_counterpart_raises_with_the_reason(name: str, why: str) -> None:
     _, weights = recorded("vit_token")
-    with pytest.raises(ValueError, match=rf"no place for .*{why}"):
+    with pytest.raises(ValueError, match=rf"no counterpart for .*{why}"):
         from_timm(weights | {name: np.zeros(48, np.float32)}, heads=3)
 
 
 @pytest.mark.parametrize(
     ("variant", "options", "message"),
     [
-        ("vit_token", {"heads": None}, "width 48 do not tell the number of heads"),
+        ("vit_token", {"heads": None}, "width 48 do not determine the number of heads"),
         ("vit_token", {"heads": 5}, "width 48 is not a multiple of heads 5"),
-        ("naflexvit_learned_token_reg_qknorm", {"heads": 4}, "heads is 4, but QK-norm has 16 features, so there are 3"),
+        (
+            "naflexvit_learned_token_reg_qknorm",
+            {"heads": 4},
+            "heads is 4, but QK-norm has 16 features, so there are 3 heads",
+        ),
         ("naflexvit_rope_axial_avg", {"rope_base": None}, r"give rope_base, 10000\.0 in timm"),
-        ("naflexvit_factorized_map", {"rope_base": 100.0}, "has embeds.pos_embed_x too"),
-        ("vit_map", {"rope_base": 100.0}, "has pos_embed too"),
+        ("naflexvit_factorized_map", {"rope_base": 100.0}, "has embeds.pos_embed_x; leave rope_base out"),
+        ("vit_map", {"rope_base": 100.0}, "has pos_embed; leave rope_base out"),
         ("vit_map", {"pooling": "cls"}, "there is no cls_token"),
         ("vit_map", {"pooling": "avg"}, "pooling is 'avg'; choose one of"),
-        ("vit_map", {"pooling": "mean"}, r"no place for attn_pool\.latent"),
+        ("vit_map", {"pooling": "mean"}, r"no counterpart for attn_pool\.latent"),
         ("vit_map", {"gelu": "quick"}, "gelu is 'quick'; choose one of erf, tanh"),
         ("naflexvit_factorized_map", {"channels": 4}, r"embeds\.proj\.weight has shape \(48, 768\)"),
-        ("vit_map", {"prefix": "visual.trunk."}, r"no name starts with 'visual\.trunk\.'; there are pos_embed"),
+        ("vit_map", {"prefix": "visual.trunk."}, r"no name starts with 'visual\.trunk\.'; the names are pos_embed"),
     ],
 )
-def test_an_option_that_does_not_go_with_the_weights_is_an_error(
-    variant: str, options: dict[str, Any], message: str
-) -> None:
+def test_option_that_contradicts_the_weights_raises(variant: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load(variant, **options)
 
 
-def test_two_last_norms_are_an_error() -> None:
+def test_two_last_norms_raise() -> None:
     _, weights = recorded("vit_token")
     norms = {f"fc_norm.{part}": weights[f"norm.{part}"] for part in ("weight", "bias")}
     with pytest.raises(ValueError, match=r"norm\.weight and fc_norm\.weight"):
@@ -306,42 +308,42 @@ def test_two_last_norms_are_an_error() -> None:
 def test_only_square_position_tables_map(variant: str, name: str, shape: tuple[int, ...]) -> None:
     _, weights = recorded(variant)
     given = {**weights, name: np.zeros(shape, np.float32)}
-    if variant == "vit_token":  # 64 rows beside a class token are a table of patches alone
+    if variant == "vit_token":  # 64 rows hold only patches, although there is a class token
         assert from_timm(given, heads=3).config.position_grid == 8
     else:
         with pytest.raises(ValueError, match=name):
             from_timm(given, heads=3)
 
 
-def test_rows_that_may_or_may_not_hold_positions_of_tokens_are_an_error() -> None:
+def test_ambiguous_number_of_position_rows_raises() -> None:
     _, weights = recorded("vit_token")
     tokens = {"reg_token": np.zeros((1, 4, 48), np.float32), "pos_embed": np.zeros((1, 9, 48), np.float32)}
     with pytest.raises(ValueError, match="3x3 patches, or 5 tokens and 2x2 patches"):
         from_timm(weights | tokens, heads=3)
 
 
-def test_names_under_a_prefix_are_taken_and_others_left_alone(pack: Pack) -> None:
+def test_prefix_selects_names_and_ignores_others(pack: Pack) -> None:
     arrays, weights = recorded("vit_map")
     tower = {f"visual.trunk.{name}": value for name, value in weights.items()} | {"text.proj": np.zeros(3, np.float32)}
     model = from_timm(tower, heads=3, prefix="visual.trunk.")
     assert_near(logits_of(model, pack(images_of(arrays))), arrays["logits"], TOLERANCE)
-    with pytest.raises(ValueError, match=r"patch_embed\.proj\.weight is missing"):
+    with pytest.raises(ValueError, match=r"patch_embed\.proj\.weight, .*, is missing"):
         from_timm(tower, heads=3)
 
 
 @pytest.mark.parametrize("position", ["absolute", "sinusoidal", "fourier", "learned_grid", "mlp"])
-def test_a_position_that_timm_has_not_is_an_error(position: str) -> None:
+def test_position_that_timm_lacks_raises(position: str) -> None:
     model = NaViT(NaViTConfig(num_classes=7, width=48, depth=1, position=position))
-    with pytest.raises(ValueError, match=f"position '{position}', '(add|stack)' has no place in timm's naflexvit"):
+    with pytest.raises(ValueError, match=f"position is '{position}' .*timm's naflexvit does not have"):
         to_timm(model, "naflexvit")
 
 
-def test_rope_has_no_place_in_the_classic_model() -> None:
-    with pytest.raises(ValueError, match="position 'rope', 'add' has no place in timm's vit; it knows grid"):
+def test_rope_cannot_be_saved_as_vit() -> None:
+    with pytest.raises(ValueError, match=r"position is 'rope' .*timm's vit does not have; it has grid"):
         to_timm(load("naflexvit_rope_axial_avg"), "vit")
 
 
-def test_the_gelu_of_blocks_and_pooling_is_the_one_asked_for(pack: Pack) -> None:
+def test_gelu_option_applies_to_blocks_and_pooling(pack: Pack) -> None:
     arrays, _ = recorded("vit_map")
     batch = pack(images_of(arrays))
     exact, approximate = (logits_of(load("vit_map", gelu=gelu), batch) for gelu in ("erf", "tanh"))
