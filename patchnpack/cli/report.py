@@ -20,7 +20,7 @@ from patchnpack.packer.analysis.advice import advise
 from patchnpack.packer.analysis.report import report as make_report
 from patchnpack.packer.analysis.sweep import ALGORITHMS, LOOKAHEADS
 from patchnpack.packer.analysis.sweep import sweep as make_sweep
-from patchnpack.packer.config import Algorithm
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.report.fields import baseline_rows, report_fields, setting_fields, sweep_fields, to_csv
 from patchnpack.report.table import print_report, print_sweep
 

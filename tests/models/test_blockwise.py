@@ -9,11 +9,11 @@ from patchnpack.models.attention import attention
 from patchnpack.models.blockwise import blockwise_attention, usable
 from tests.closeness import assert_near
 
-pytestmark = pytest.mark.skipif(not onednn._THERE, reason="this torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not onednn._AVAILABLE, reason="this torch has no oneDNN")
 
 
 def heads_of_a_stream(n: int, S: int, H: int = 3, E: int = 16) -> list[torch.Tensor]:
-    """q, k, v (n, H, S, E) as a block of the model hands them on: views of one tensor."""
+    """q, k, v (n, H, S, E) as a block of the model passes them: views of one tensor."""
     qkv = torch.randn(n, S, 3, H, E)
     return [x.transpose(1, 2).detach().requires_grad_() for x in qkv.unbind(2)]
 
@@ -52,7 +52,7 @@ def test_it_is_used_on_one_thread_for_long_images_in_float32_only() -> None:
     assert not usable(long[0][:, :, :1], *long[1:]), "one query an image"
     with torch.autocast("cpu", torch.bfloat16):
         assert not usable(*long)
-    torch.set_num_threads(2)  # the tests' own fixture sets it back
+    torch.set_num_threads(2)  # a fixture restores it
     assert not usable(*long)
 
 

@@ -29,7 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def two_batches(draw: Draw, pack: Pack) -> list[Any]:
-    """Of one shape, with other images in them."""
+    """Batches of one shape with different images."""
     one = pack([[draw(5, 3), draw(3, 5, keep=9), draw(1, 1)], [draw(4, 4)]], slots=32, columns=4)
     return [one, pack([[], [draw(2, 6), draw(6, 2, keep=3), draw(3, 3), draw(1, 4)]], slots=32, columns=4)]
 
@@ -49,9 +49,7 @@ def test_an_exported_model_gives_the_logits_of_other_batches_of_its_shape_too(
         assert_near(exported(*tensors(batch)), model(batch), 1e-5)
 
 
-def test_a_model_exports_at_a_patch_size_that_is_not_its_own(
-    draw: Draw, pack: Pack, build: Build, config: NaViTConfig
-) -> None:
+def test_a_model_exports_at_another_patch_size(draw: Draw, pack: Pack, build: Build, config: NaViTConfig) -> None:
     model, batch = build(dataclasses.replace(config, patch_size=6)), two_batches(draw, pack)[0]
     exported = torch.export.export(DenseNaViT(model), tensors(batch)).module()
     assert_near(exported(*tensors(batch)), model(batch), 1e-5)

@@ -26,7 +26,7 @@ def test_output_and_gradients_equal_those_of_float64(tokens: int, bias: bool, fe
     assert_near(ours, theirs, 1e-5)
 
 
-@pytest.mark.skipif(not onednn._THERE, reason="this torch has no oneDNN")
+@pytest.mark.skipif(not onednn._AVAILABLE, reason="this torch has no oneDNN")
 def test_only_float32_from_256_tokens_on_runs_on_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 

@@ -76,7 +76,7 @@ def test_the_order_of_an_images_tokens_does_not_matter(
     assert difference(model(pack([[other, moved]])), model(pack([[other, image]]))) > 1e-3
 
 
-def test_what_lies_in_padding_cannot_leak(draw: Draw, pack: Pack, build: Build, config: NaViTConfig) -> None:
+def test_values_in_padding_cannot_leak(draw: Draw, pack: Pack, build: Build, config: NaViTConfig) -> None:
     model, batch = build(config), pack(some_packs(draw))
     expected, loss = model(batch), model.loss(batch)
     padding = batch.segment_ids == 0
@@ -149,11 +149,11 @@ def test_float_labels_give_sigmoid_cross_entropy_summed_over_classes(
     torch.testing.assert_close(model.loss(batch, "sum"), expected)
 
 
-def test_a_new_model_gives_every_class_the_same_chance(draw: Draw, pack: Pack, config: NaViTConfig) -> None:
+def test_a_new_model_gives_every_class_the_same_probability(draw: Draw, pack: Pack, config: NaViTConfig) -> None:
     assert NaViT(config).loss(pack(some_packs(draw))).item() == pytest.approx(math.log(config.num_classes), rel=1e-6)
 
 
-def test_without_classes_the_model_gives_pooled_features(draw: Draw, pack: Pack, config: NaViTConfig) -> None:
+def test_without_classes_the_model_returns_pooled_features(draw: Draw, pack: Pack, config: NaViTConfig) -> None:
     model, batch = NaViT(dataclasses.replace(config, num_classes=0)), pack([[draw(5, 3), draw(4, 4)]])
     assert model(batch).shape == (1, 6, config.width)
     with pytest.raises(ValueError, match=r"num_classes 0, so there is no loss"):
@@ -172,7 +172,7 @@ def test_drop_path_drops_or_scales_a_branch_for_whole_images_in_training_only(
     for logits in model.train()(batch)[batch.image_mask].detach():
         if all(difference(logits, known) > 1e-4 for known in outcomes):
             outcomes.append(logits)
-    assert len(outcomes) == 4  # the attention and the MLP of the second block, each left out or not
+    assert len(outcomes) == 4  # attention and MLP of the second block, each dropped or not
 
 
 def test_bfloat16_autocast_stays_close_to_float32(draw: Draw, pack: Pack, build: Build, config: NaViTConfig) -> None:
@@ -193,15 +193,15 @@ def test_a_batch_that_does_not_fit_is_refused_with_both_values_and_the_remedy(
     draw: Draw, pack: Pack, config: NaViTConfig
 ) -> None:
     batch = pack([[draw(5, 3, 2)]])
-    with pytest.raises(ValueError, match=r"3 channels, the model takes 1.*channels=3"):
+    with pytest.raises(ValueError, match=r"3 channels, but the model takes 1.*channels=3"):
         NaViT(dataclasses.replace(config, channels=1, mean=(0.5,), std=(0.5,)))(batch)
-    with pytest.raises(ValueError, match=r"5 patches a side.*end at max_grid 4; raise max_grid"):
+    with pytest.raises(ValueError, match=r"5 patches per side.*end at max_grid 4; raise max_grid"):
         NaViT(dataclasses.replace(config, max_grid=4))(batch)
     with pytest.raises(ValueError, match=r"label 2 is not a class from 0 to 1"):
         NaViT(dataclasses.replace(config, num_classes=2)).loss(batch)
     with pytest.raises(ValueError, match=r"label -1 is not a class"):
         NaViT(config).loss(pack([[draw(5, 3, -1)]]))
-    with pytest.raises(ValueError, match=r"labels have 2 targets an image, the model 5"):
+    with pytest.raises(ValueError, match=r"labels have 2 targets per image, but the model has 5 outputs"):
         NaViT(config).loss(pack([[draw(5, 3, [0.0, 1.0])]]))
     with pytest.raises(ValueError, match=r"reduction is 'none'; choose 'mean' or 'sum'"):
         NaViT(config).loss(batch, "none")

@@ -44,7 +44,7 @@ def test_checkpoints_do_not_depend_on_the_normalisation() -> None:
     assert set(embed().state_dict()) == {"weight", "bias"}
 
 
-def test_black_edge_pixels_are_pixels_of_value_zero() -> None:
+def test_padding_at_the_edges_counts_as_pixels_of_value_zero() -> None:
     layer = embed(torch.float64)
     black = torch.full((1, P * P, 3), 0.0, dtype=torch.float64)
     normalised = (black - torch.tensor(MEAN).double()) / torch.tensor(STD).double()
@@ -87,7 +87,7 @@ def test_a_patch_resized_to_a_larger_size_keeps_its_token(S: int, mode: str) -> 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("old", "new"), [(4, 4), (4, 7), (16, 40), (7, 4), (16, 5), (40, 16)])
-def test_the_resize_is_that_of_torch(old: int, new: int, mode: str) -> None:
+def test_the_resize_equals_that_of_torch(old: int, new: int, mode: str) -> None:
     image = torch.randn(1, 1, old, old, dtype=torch.float64)
     expected = F.interpolate(image, size=(new, new), mode=mode, antialias=mode == "bicubic")
     B = torch.from_numpy(resize_matrix(old, new, mode))
@@ -96,7 +96,7 @@ def test_the_resize_is_that_of_torch(old: int, new: int, mode: str) -> None:
 
 def test_the_weights_for_a_smaller_size_are_the_least_squares_solution() -> None:
     weight, B = torch.randn(3, 64, dtype=torch.float64), torch.from_numpy(resize_matrix(8, 5, "bilinear"))
-    both = torch.kron(B, B)  # (25, 64): what the resize does to a flat patch
+    both = torch.kron(B, B)  # (25, 64): the resize of a flat patch
     solution = torch.linalg.lstsq(both.T, weight.T).solution.T
     assert_near(pi_resize(weight, 8, 5), solution, 1e-5)
 
@@ -118,7 +118,7 @@ def test_resized_weights_reach_the_weight_with_a_gradient_after_inference_too() 
     assert layer.weight.grad.abs().sum() > 0
 
 
-def test_going_through_an_intermediate_size_would_not_be_the_same_so_it_is_not_done() -> None:
+def test_weights_are_resized_from_the_original_size_not_through_an_intermediate_one() -> None:
     layer = embed()
     outputs = [layer(torch.full((1, S * S * 3), 90, dtype=torch.uint8)) for S in (9, 2, 9)]
     assert torch.equal(outputs[0], outputs[2])

@@ -34,14 +34,14 @@ def test_the_embedding_of_a_token_is_its_columns_and_its_rows_combined(combine: 
 
 @pytest.mark.parametrize("mode", ["linear", "bilinear", "bicubic"])
 @pytest.mark.parametrize("G", [2, 7, 16])
-def test_resampling_weights_are_those_of_torch_at_every_side(mode: str, G: int) -> None:
+def test_resampling_weights_equal_those_of_torch_at_every_side(mode: str, G: int) -> None:
     for side in SIDES:
         weights = resampling(torch.arange(side), torch.full((side,), side), G, mode)
         table = torch.eye(G, dtype=torch.float64)
         if mode == "linear":
             expected = F.interpolate(table.T[None], size=side, mode="linear")[0].T
         else:
-            image = table[None, :, :, None].expand(1, G, G, 2)  # resized along its rows only
+            image = table[None, :, :, None].expand(1, G, G, 2)  # resized along rows only
             expected = F.interpolate(image, size=(side, 2), mode=mode, antialias=True)[0, ..., 0].T
         assert_near(weights, expected, 1e-5)  # a float32 coordinate of up to 16 is off by up to 1e-6
 

@@ -1,4 +1,4 @@
-"""What holds for every choice of position, pooling and backend."""
+"""Properties of the model for every choice of position, pooling and backend."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_bfloat16_stays_close_to_float32(
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_only_where_a_token_lies_counts_not_its_place_in_the_sequence(
+def test_only_the_coords_of_a_token_matter_not_its_slot(
     variant: dict[str, Any], draw: Draw, pack: Pack, build: Build, config: NaViTConfig
 ) -> None:
     model, image, other = build(model_of(config, variant), torch.float64), draw(5, 3), draw(4, 4)
@@ -171,7 +171,7 @@ def test_every_variant_learns_and_every_parameter_moves(
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize("backend", ["split", "dense"])
-def test_what_lies_in_padding_cannot_leak(
+def test_values_in_padding_cannot_leak(
     backend: str, variant: dict[str, Any], draw: Draw, pack: Pack, build: Build, config: NaViTConfig
 ) -> None:
     model = build(model_of(dataclasses.replace(config, backend=backend), variant))
@@ -189,7 +189,7 @@ def test_a_grid_larger_than_any_table_works_wherever_the_position_extrapolates(
 ) -> None:
     model, batch = build(model_of(config, POSITIONS[name])), pack([[draw(40, 2), draw(3, 3)]], slots=100)
     if name.startswith("absolute"):
-        with pytest.raises(ValueError, match=r"40 patches a side.*end at max_grid 16; raise max_grid"):
+        with pytest.raises(ValueError, match=r"40 patches per side.*end at max_grid 16; raise max_grid"):
             model(batch)
     else:
         assert model(batch).isfinite().all()

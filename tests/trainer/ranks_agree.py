@@ -1,4 +1,4 @@
-"""Trains on as many ranks as torchrun starts, and writes down losses and weights; started by test_ranks.py.
+"""Train on the ranks that torchrun starts, and save losses and weights. Started by test_ranks.py.
 
 ranks_agree.py OUT SHARDS BATCH_SIZE ACCUMULATE [DIE_BEFORE_STEP]
 """

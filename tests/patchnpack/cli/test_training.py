@@ -168,7 +168,7 @@ def test_training_starts_from_a_checkpoint(shards: Shards, tmp_path: Path, run: 
 
 def test_images_and_texts_are_trained_together(shards: Shards, tmp_path: Path) -> None:
     flags = ["--text=cls", "--epochs=2", "--validation", shards("v.tar"), "-o", tmp_path / "run"]
-    with pytest.raises(ValueError, match=r"member 'cls' holds bytes, not a text"):
+    with pytest.raises(ValueError, match=r"member 'cls' holds bytes, not text"):
         ran("train", shards(), *SMALL, *flags)
     import tarfile
 
@@ -231,7 +231,7 @@ def test_a_run_under_way_is_gone_on_with(shards: Shards, tmp_path: Path, run: Pa
     content = json.loads((tmp_path / "run" / "history.jsonl").read_text().splitlines()[-1])
     printed = ran("train", "--config", tmp_path / "run" / "run.toml", "--resume")
     assert f"loss: {content['loss']:.4g}" in printed
-    with pytest.raises(ValueError, match=r"with epochs 1, this one has 2"):
+    with pytest.raises(ValueError, match=r"with epochs 1, but this run has 2"):
         ran("train", "--config", tmp_path / "run" / "run.toml", "--epochs=2")
     ran("train", "--config", tmp_path / "run" / "run.toml", "--epochs=2", "--no-resume")
     assert load_checkpoint(run).train_config["epochs"] == 2
