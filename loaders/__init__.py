@@ -1,4 +1,4 @@
-"""First floor: shards, the order of an epoch, decoding, and the loader in which they meet."""
+"""Loaders: shards, indexes, the order of an epoch, decoding, and the loader that combines them."""
 
 from patchnpack.loaders.dataset import PackedDataset
 from patchnpack.loaders.errors import BadDataError, BadImage, ErrorPolicy, StallError

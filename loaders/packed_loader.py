@@ -24,7 +24,7 @@ from patchnpack.loaders.order.row_filter import Where
 from patchnpack.loaders.order.state import Cursor, from_dict, to_dict
 from patchnpack.loaders.order.steps import Even, Steps
 from patchnpack.loaders.process import cpu_share, process_rank
-from patchnpack.loaders.shards.reader import ShardNames
+from patchnpack.loaders.shards.patterns import ShardNames
 from patchnpack.loaders.sources.open_source import open_source
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.loaders.sources.source import Source

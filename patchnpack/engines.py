@@ -19,7 +19,7 @@ from typing import Any
 
 from patchnpack.loaders.packs.recipe import MARKERS
 from patchnpack.loaders.prepacking.job import Job
-from patchnpack.loaders.remote.download import is_remote
+from patchnpack.loaders.remote.addresses import is_remote
 from patchnpack.packer.checks import check_whole
 
 Progress = Callable[[int], None]  # called with the number of images written so far

@@ -12,7 +12,8 @@ import numpy as np
 
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.errors import BadRow, ErrorPolicy
-from patchnpack.loaders.imaging.decode import Header, decode
+from patchnpack.loaders.imaging.decode import decode
+from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.user_decode import Decode, user_pixels
 from patchnpack.loaders.index.labels import LabelKind
 from patchnpack.packer import Packing

@@ -79,7 +79,7 @@ class Pipeline:
             )
             context = replace(context, reader=reader)
         context = context.fresh()
-        opener, stats, mixed = context.reader.store, self.stats, order.mixed
+        opener, stats, mixed = context.reader.opener, self.stats, order.mixed
 
         def count(batch: PackedBatch) -> None:
             if mixed is not None:

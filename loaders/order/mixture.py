@@ -10,7 +10,7 @@ import numpy as np
 
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.shard_shuffle import ShardShuffle
-from patchnpack.loaders.shards.reader import ShardNames
+from patchnpack.loaders.shards.patterns import ShardNames
 from patchnpack.packer import Rows
 from patchnpack.packer.policies.random import Purpose, counter_hash
 

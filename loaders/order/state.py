@@ -14,7 +14,7 @@ import xxhash
 
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.order import Order
-from patchnpack.loaders.remote.download import name_of
+from patchnpack.loaders.remote.addresses import name_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ from patchnpack.loaders.packs.opener import NOT_AS_WRITTEN, PackOpener
 from patchnpack.loaders.packs.pack_store import PackStore, store_of
 from patchnpack.loaders.packs.recipe import PARTS, ROWS, Recipe, plan_name, unit_name
 from patchnpack.loaders.packs.stored_index import StoredIndex, read_rows
-from patchnpack.loaders.remote.addresses import redact
-from patchnpack.loaders.remote.download import is_remote, name_of
+from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
 from patchnpack.loaders.remote.storage import Folder, LocalFolder, open_folder
-from patchnpack.loaders.shards.reader import PACKED_FOLDER_FILES, ShardReader
+from patchnpack.loaders.shards.patterns import PACKED_FOLDER_FILES
+from patchnpack.loaders.shards.reader import ShardReader
 
 
 def is_packed_folder(source: object) -> bool:

@@ -8,8 +8,7 @@ from typing import Any
 
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.packs.recipe import MANIFEST, RECIPE, SCHEMA, Recipe, as_json
-from patchnpack.loaders.remote.addresses import redact
-from patchnpack.loaders.remote.download import name_of
+from patchnpack.loaders.remote.addresses import name_of, redact
 from patchnpack.loaders.remote.storage import Folder
 
 

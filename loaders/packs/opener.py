@@ -8,7 +8,7 @@ from typing import Any
 
 from patchnpack.loaders.packs.arrow_file import digest_of
 from patchnpack.loaders.remote import download as remote
-from patchnpack.loaders.remote.addresses import redact
+from patchnpack.loaders.remote.addresses import name_of, redact
 from patchnpack.loaders.remote.prefetch import Shard
 from patchnpack.loaders.shards.opener import ShardOpener
 
@@ -43,4 +43,4 @@ class PackOpener(ShardOpener):
             if file.nbytes != nbytes or digest_of(to.read_bytes()) != version:
                 raise OSError(f"{redact(shard)} {NOT_AS_WRITTEN}")
 
-        return Shard(f"{version}-{remote.name_of(shard)}", self._counted(make), nbytes)
+        return Shard(f"{version}-{name_of(shard)}", self._counted(make), nbytes)

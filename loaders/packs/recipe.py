@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from patchnpack.loaders.shards.reader import PACKED_FOLDER_FILES
+from patchnpack.loaders.shards.patterns import PACKED_FOLDER_FILES
 from patchnpack.packer import Packing, PatchSizes, ScheduledDrop, ScheduledResolution
 from patchnpack.packer.config import RESOLUTIONS, TOKEN_DROPS
 

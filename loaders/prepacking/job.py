@@ -36,8 +36,7 @@ from patchnpack.loaders.packs.recipe import (
 )
 from patchnpack.loaders.prepacking.finish import Finisher
 from patchnpack.loaders.prepacking.parts import parts
-from patchnpack.loaders.remote.addresses import redact
-from patchnpack.loaders.remote.download import name_of
+from patchnpack.loaders.remote.addresses import name_of, redact
 from patchnpack.loaders.remote.storage import Folder, check_writable, open_folder
 from patchnpack.packer import Packing, PatchSizes, Plan
 from patchnpack.packer.checks import check_whole

@@ -15,7 +15,8 @@ from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.order.state import fingerprint, rows_digest
 from patchnpack.loaders.shards.opener import ShardOpener
-from patchnpack.loaders.shards.reader import ShardNames, ShardReader
+from patchnpack.loaders.shards.patterns import ShardNames
+from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.loaders.sources.source import indexed_context
 from patchnpack.packer import Packing
@@ -102,7 +103,7 @@ def shard_index(
         given,
         index=options.index,
         image=options.image,
-        store=opener,
+        opener=opener,
         may_scan=options.is_alone,
         num_threads=options.num_threads,
     )

@@ -12,7 +12,7 @@ from PIL import Image
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.assembly.samples import extra
 from patchnpack.loaders.errors import BadImage, BadRow, ErrorPolicy
-from patchnpack.loaders.imaging.decode import Header, UnreadKind, image_header, read_header
+from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.index.labels import Classes, Label, LabelKind, LabelRule
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.packer import Rows
@@ -261,7 +261,7 @@ def _header_of(image: Any, key: str, any_kind: bool) -> tuple[bytes | Image.Imag
         data = bytes(image)
         try:
             return data, read_header(data)
-        except UnreadKind as error:
+        except UnsupportedImage as error:
             if not any_kind:
                 raise
             return data, error.header

@@ -51,6 +51,6 @@ def open_shards(shards: list[str], image: str, storage: list[str] | None) -> Ind
         storage: the value of `Storage`.
     """
     source = shards[0] if len(shards) == 1 else shards
-    store = ShardOpener(storage_options=parse_storage_options(storage or []))
+    opener = ShardOpener(storage_options=parse_storage_options(storage or []))
     with progress_bar("reading headers") as progress:
-        return open_index(source, image=image, store=store, progress=progress)
+        return open_index(source, image=image, opener=opener, progress=progress)

@@ -74,7 +74,7 @@ def pack(
     options = parse_storage_options(storage_options or [])
     source = shards[0] if len(shards) == 1 else shards
     with progress_bar("reading headers") as bar:
-        index = open_index(source, image=image, store=ShardOpener(storage_options=options), progress=bar)
+        index = open_index(source, image=image, opener=ShardOpener(storage_options=options), progress=bar)
     job = Job(
         index=index,
         out=out,

@@ -214,7 +214,7 @@ def test_full_disk_raises_with_the_fix(fault: Fault, monkeypatch: pytest.MonkeyP
         pytest.skip("a tmpfs cannot be mounted here")
     try:
         out = tmpfs / "out"
-        with pytest.raises(OSError, match=r"no room for .*What is finished is kept: make room, and run"):
+        with pytest.raises(OSError, match=r"no room for .*Finished files are kept: make room and run"):
             job(fault.store, fault.index, out).run()
         assert not check_whole_or_refused(out, fault.expected)
         subprocess.run(["mount", "-o", f"remount,size={100 * size}", str(tmpfs)], check=True)

@@ -18,7 +18,7 @@ from patchnpack.loaders import PackedImageLoader, scan  # noqa: E402
 from patchnpack.loaders.prepacking.job import Job  # noqa: E402
 from patchnpack.loaders.prepacking.unpack import unpack  # noqa: E402
 from patchnpack.loaders.prepacking.verify import verify  # noqa: E402
-from patchnpack.loaders.remote.download import RemoteError  # noqa: E402
+from patchnpack.loaders.remote.errors import RemoteError  # noqa: E402
 from patchnpack.packer import Packing  # noqa: E402
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)

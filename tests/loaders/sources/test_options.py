@@ -77,7 +77,7 @@ def test_invalid_source_raises_with_value_and_fix(
         ("train-{000000..000009}.tar", FileNotFoundError, "shard 'train-000000.tar' does not exist"),
         ("train-{}.tar", ValueError, "braces in 'train-{}.tar' name no shard"),
         ("text.tar", ValueError, r"shard '.*text.tar' has no image: its members end in .txt"),
-        (drawn.folder, ValueError, "is a folder of 6 shards; name them"),
+        (drawn.folder, ValueError, "is a folder of 6 shards; name the shards"),
     ):
         with pytest.raises(error, match=message):
             PackedImageLoader(source, PACKING, batch_size=1)

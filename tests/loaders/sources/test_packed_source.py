@@ -214,7 +214,7 @@ def test_options_that_the_packs_have_decided_are_refused(store: Any, index: Inde
         with pytest.raises(ValueError, match=what):
             PackedImageLoader(out, batch_size=2, **options)
     PackedImageLoader(out, PACKING, batch_size=2, num_streams=2, label="cls")
-    with pytest.raises(ValueError, match="is a folder"):
+    with pytest.raises(ValueError, match="is a packed folder"):
         PackedImageLoader(Mixture({"a": (str(out), 1)}), PACKING, batch_size=2)
 
 
