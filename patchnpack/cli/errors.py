@@ -62,10 +62,9 @@ def in_flags(message: str, flags: Mapping[str, Flag]) -> str:
     if not flags:
         return message
     ordered = sorted(flags, key=len, reverse=True)
-    name, compound, numeric = (
-        "|".join(n for n in ordered if chosen(n)) or "(?!)"
-        for chosen in (lambda n: True, lambda n: "_" in n, lambda n: flags[n].numeric)
-    )
+    name = "|".join(ordered)
+    compound = "|".join(n for n in ordered if "_" in n) or "(?!)"  # (?!) matches nothing
+    numeric = "|".join(n for n in ordered if flags[n].numeric) or "(?!)"
     listed = rf"(?:(?:{name})(?![\w-])|--[a-z-]+)"
     keyword = rf"(?:\bgive )?(?<![\w.(])({name})=({_DICT}|'[^']*'|[\w.]*)"
     message = re.sub(keyword, lambda match: _keyword(match, flags), message)

@@ -318,7 +318,7 @@ takes_training = takes(
         "keep": "Number of newest checkpoints to keep.",
         "log_steps": "Steps between log entries.",
         "tensorboard": "Write TensorBoard scalars to OUT.",
-        "seed": "Random seed.",
+        "seed": "Random seed of initial weights, shuffles and draws.",
         "device": "auto, cpu or cuda.",
         "precision": "auto, float32 or bfloat16.",
     },
