@@ -32,7 +32,7 @@ from patchnpack import (
     SampleSide,
 )
 from patchnpack.packer import Rows, _kernels, plan
-from patchnpack.packer.config import Algorithm
+from patchnpack.packer.binpacking.algorithms import Algorithm
 
 
 def call_every_kernel() -> tuple[float, float]:

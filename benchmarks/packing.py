@@ -36,7 +36,7 @@ from token_counts import CLOTHING, drawn, from_shards, lognormal, lognormal_coun
 
 from patchnpack import BetaDrop, ConstantDrop, Packing, PatchSizes, RandomResizedCrop, SampleSide
 from patchnpack.packer import Rows, pack_lengths, plan
-from patchnpack.packer.config import Algorithm
+from patchnpack.packer.binpacking.algorithms import Algorithm
 
 HERE = Path(__file__).resolve().parent
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)

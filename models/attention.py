@@ -1,4 +1,4 @@
-"""Attention that never crosses images: one function, several backends, on a flat stream of tokens."""
+"""Attention within images: one function with several backends, on a flat stream of tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from patchnpack.models import blockwise
 
 # T valid tokens of all images, end to end; N images; Q queries (T or N); H heads; E width of a head
-# within a run of n neighbouring images of equal length: R queries and S tokens of each
+# in a run of n consecutive images of equal length: R queries and S tokens per image
 
 BACKENDS = ("auto", "split", "varlen", "flash", "flex", "dense")
 _HALF = (torch.float16, torch.bfloat16)
@@ -26,24 +26,24 @@ _LOG = logging.getLogger(__name__)
 def _has(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package around it is absent
+    except ModuleNotFoundError:  # the parent package is absent
         return False
 
 
 @functools.cache
-def _say_once(chosen: str, device: str, dtype: torch.dtype) -> None:
+def _log_once(chosen: str, device: str, dtype: torch.dtype) -> None:
     _LOG.info("attention backend %r for %s, %s", chosen, device, dtype)
 
 
 def attention_backend(device: torch.device | str, dtype: torch.dtype | None = None, backend: str = "auto") -> str:
     """The backend that `attention` uses for tensors of `dtype` on `device`.
 
-    `auto` is `flash` or else `varlen` on CUDA in half precision where it is installed, `dense` on CUDA otherwise, and
-    `split` everywhere else; the choice is logged once. `dtype` None stands for what training uses there: bfloat16 on
-    CUDA, else float32.
+    On CUDA in half precision, `auto` chooses `flash` if it is installed, then `varlen`; otherwise `dense` on CUDA and
+    `split` elsewhere. The choice is logged once. `dtype` None means the dtype of training: bfloat16 on CUDA, else
+    float32.
 
     Raises:
-        ValueError: an unknown backend, or one that cannot run there.
+        ValueError: the backend is unknown or cannot run on this device and dtype.
 
     >>> attention_backend("cpu")
     'split'
@@ -57,13 +57,13 @@ def attention_backend(device: torch.device | str, dtype: torch.dtype | None = No
     if backend in modules and backend not in usable:
         raise ValueError(
             f"attention backend {backend!r} needs CUDA, float16 or bfloat16, and {modules[backend]}; this is "
-            f"{device}, {dtype}, torch {torch.__version__}. Use 'auto'"
+            f"{device}, {dtype}, torch {torch.__version__}. Use backend='auto'"
         )
     if backend != "auto":
         return backend
     chosen = usable[0] if usable else "dense" if cuda else "split"
     if not torch.compiler.is_compiling():
-        _say_once(chosen, torch.device(device).type, dtype)
+        _log_once(chosen, torch.device(device).type, dtype)
     return chosen
 
 
@@ -80,26 +80,26 @@ def attention(
     """Softmax attention of each image's queries over the tokens of the same image only.
 
     Args:
-        q: (T, H, E), a query for each token, or with `one_query` (N, H, E), one for each image.
+        q: (T, H, E), one query per token, or with `one_query` (N, H, E), one per image.
         k, v: (T, H, E).
-        cu_seqlens: int32 (N + 1,), where each image starts in the stream, on the device of `q`.
-        lengths: the same as N host ints, so that nothing here waits for a device.
+        cu_seqlens: int32 (N + 1,), start of each image in the stream, on the device of `q`.
+        lengths: tokens of each image as N host ints, so that nothing here waits for a device.
         one_query: whether each image has a single query (attention pooling).
-        backend: "auto", "split" (image by image), "varlen" (torch's variable-length kernel), "flash" (that of the
-            package flash-attn), "flex" (torch's flex_attention with a block mask; no gradient on a CPU) or "dense" (a
+        backend: "auto", "split" (image by image), "varlen" (torch's variable-length kernel), "flash" (the kernel of the
+            flash-attn package), "flex" (torch's flex_attention with a block mask; no gradient on a CPU) or "dense" (a
             mask over all tokens, quadratic in T).
 
     Returns:
-        The shape and dtype of `q`.
+        A tensor of the shape and dtype of `q`.
 
-    `split` computes neighbours of equal length as one batch, so a stream sorted by length is faster there.
+    `split` computes consecutive images of equal length as one batch, so a stream sorted by length is faster.
 
     >>> q = k = v = torch.ones(5, 1, 8)
     >>> attention(q, k, v, cu_seqlens=torch.tensor([0, 2, 5], dtype=torch.int32), lengths=[2, 3]).shape
     torch.Size([5, 1, 8])
     """
     if not lengths:
-        return q + k + v  # nothing to attend to, but each input must still reach the loss
+        return q + k + v  # empty, but keeps every input in the graph of the loss
     chosen = attention_backend(q.device, q.dtype, backend)
     if chosen == "split":
         return _split(q, k, v, lengths, one_query)
@@ -132,7 +132,7 @@ def _softmax_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tor
         return blockwise.blockwise_attention(q, k, v)
     if q.dtype not in _HALF:
         return F.scaled_dot_product_attention(q, k, v)
-    # torch's fused kernel takes 3.5 to 5 times as long in bfloat16 (measured on an AVX-512 BF16 CPU, 64 to 144 tokens)
+    # In bfloat16 torch's fused kernel takes 3.5 to 5 times as long (AVX-512 BF16 CPU, 64 to 144 tokens).
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
     return torch.matmul(scores.softmax(-1), v)
 
@@ -149,7 +149,7 @@ def _varlen(
     cu_q, longest_q = cu_seqlens, longest
     if one_query:
         cu_q, longest_q = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device), 1
-    if flash:  # imported here, as neither package need be there
+    if flash:  # imported here, since either may be missing
         from flash_attn import flash_attn_varlen_func as kernel
     else:
         from torch.nn.attention.varlen import varlen_attn as kernel
@@ -165,8 +165,12 @@ def _flex(
 
     if q.device.type == "cpu":
         if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-            raise ValueError("attention backend 'flex' has no gradient on a CPU; use 'auto', or torch.no_grad()")
-        q, k, v = q.detach(), k.detach(), v.detach()  # it asks whether they require one even where none is computed
+            raise ValueError("attention backend 'flex' has no gradient on a CPU; use backend='auto' or torch.no_grad()")
+        q, k, v = (
+            q.detach(),
+            k.detach(),
+            v.detach(),
+        )  # flex_attention checks requires_grad even where no gradient is computed
 
     def same_image(b: torch.Tensor, h: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return image_Q[query] == image_T[key]

@@ -1,4 +1,4 @@
-"""What a model is made of: plain values, checked when they are given."""
+"""`NaViTConfig`: the configuration of a model, validated on construction."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ _CHOICES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NaViTConfig:
-    """What a `NaViT` is made of.
+    """Configuration of a `NaViT`.
 
     Attributes:
-        num_classes: outputs of the head; 0 is no head, so that the model gives pooled features.
-        width: features of a token.
+        num_classes: outputs of the head; 0 means no head, so that the model returns pooled features.
+        width: features per token.
         depth: number of blocks.
-        heads: attention heads; divides `width`.
-        patch_size: side in pixels of the patches that the weights are for; batches of another size are embedded with
-            the weights resized (`pi_resize`).
-        patch_resize: how that is done, "bilinear" (FlexiViT) or "bicubic" (timm).
-        channels: of a pixel; 3 for RGB.
-        mlp_ratio: hidden width of an MLP over `width`.
-        position: what tells where a token lies: "absolute", "fractional", "sinusoidal" or "fourier", all of
-            `FactorizedPosEmbed`, "grid" (`GridPosEmbed`), "learned_grid" (`LearnedGridPosEmbed`), "mlp"
-            (`CoordinateMLP`), or "rope" (`axial_rope`). All but "absolute" take any grid.
-        position_combine: of the first four: columns and rows "add", "stack" or "product"; "auto" is "stack" for
-            "sinusoidal", where the others could not tell columns from rows, and else "add".
-        max_grid: patches a side that the tables of "absolute" hold.
-        position_grid: rows a side of the tables of "fractional", "grid" and "learned_grid".
-        position_resize: of "grid": "bilinear" or "bicubic", both with antialias.
-        rope_base: of "rope".
-        registers: tokens that each image is given more, learned and thrown away at the end (arXiv 2309.16588).
-        pooling: how tokens become one vector: "attention", "mean", "max", or "cls", which adds a class token.
-        last_norm: of the "tokens", of the "pooled" vector instead ("fc_norm" in timm), or "none".
-        bias: whether linear layers and norms have biases; patch embedding and head always do.
-        qkv_bias: the same for queries, keys and values; None is as `bias`.
-        layer_scale: what LayerScale starts from (arXiv 2103.17239, section 2); None is without.
-        gelu: of the MLPs: "erf", the exact one, or "tanh", its approximation, which flax and so big_vision compute.
-        norm_eps: of every norm.
-        qk_norm: whether queries and keys are normalised in each head (arXiv 2302.05442, section 2).
-        drop_path: chance that an image skips a branch of the last block in training; less in earlier blocks, 0 in the
-            first (stochastic depth; arXiv 1603.09382, section 3).
-        mean, std: for each channel, or one value for all, on the scale where pixels are 0 to 1.
-        backend: of `attention`: "auto", "split", "varlen", "flash", "flex" or "dense", with which shapes depend on the
-            batch's alone.
+        heads: number of attention heads; must divide `width`.
+        patch_size: patch side in pixels of the embedding weights; for batches of another patch size the weights are
+            resized (`pi_resize`).
+        patch_resize: resize of the embedding weights: "bilinear" (FlexiViT) or "bicubic" (timm).
+        channels: channels per pixel; 3 for RGB.
+        mlp_ratio: hidden width of the MLPs over `width`.
+        position: position embedding: "absolute", "fractional", "sinusoidal" or "fourier" (`FactorizedPosEmbed`), "grid"
+            (`GridPosEmbed`), "learned_grid" (`LearnedGridPosEmbed`), "mlp" (`CoordinateMLP`), or "rope" (`axial_rope`).
+            All except "absolute" support any grid.
+        position_combine: combination of columns and rows in `FactorizedPosEmbed`: "add", "stack" or "product". "auto"
+            is "stack" for "sinusoidal", where the others could not distinguish columns from rows, and "add" otherwise.
+        max_grid: patches per side in the tables of "absolute".
+        position_grid: rows per side in the tables of "fractional", "grid" and "learned_grid".
+        position_resize: interpolation of "grid": "bilinear" or "bicubic", both with antialias.
+        rope_base: base of the frequencies of "rope".
+        registers: learned extra tokens per image, discarded at the end (arXiv 2309.16588).
+        pooling: reduction of tokens to one vector: "attention", "mean", "max", or "cls", which adds a class token.
+        last_norm: input of the last norm: "tokens", the "pooled" vector ("fc_norm" in timm), or "none".
+        bias: whether linear layers and norms have biases; the patch embedding and the head always do.
+        qkv_bias: whether queries, keys and values have biases; None follows `bias`.
+        layer_scale: initial value of LayerScale (arXiv 2103.17239, section 2); None disables it.
+        gelu: GELU of the MLPs: "erf" (exact) or "tanh" (the approximation that flax, and so big_vision, computes).
+        norm_eps: epsilon of every norm.
+        qk_norm: whether queries and keys are normalised per head (arXiv 2302.05442, section 2).
+        drop_path: probability that an image skips a branch of the last block in training; it falls linearly to 0 in the
+            first block (stochastic depth; arXiv 1603.09382, section 3).
+        mean, std: one value per channel, or one for all, on the scale where pixels are 0 to 1.
+        backend: backend of `attention`: "auto", "split", "varlen", "flash", "flex", or "dense", with which shapes
+            depend only on those of the batch.
 
     >>> NaViTConfig(num_classes=10, width=100, heads=3)
     Traceback (most recent call last):
@@ -102,7 +102,7 @@ class NaViTConfig:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.registers < 0:
-            raise ValueError(f"registers is {self.registers}; give the number of tokens, or 0 for none")
+            raise ValueError(f"registers is {self.registers}; give a number of tokens, at least 0")
         if self.num_classes < 0:
             raise ValueError(f"num_classes is {self.num_classes}; give the number of classes, or 0 for no head")
         if rest := self.width % self.heads:
@@ -111,37 +111,41 @@ class NaViTConfig:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; {remedy}")
         if self.position == "rope" and self.width // self.heads % 4:
             raise ValueError(
-                f"width {self.width} over heads {self.heads} is {self.width // self.heads} features a head, but rope "
-                f"turns pairs of them for rows and for columns; choose a width that is a multiple of {4 * self.heads}"
+                f"width {self.width} over heads {self.heads} is {self.width // self.heads} features per head, but rope "
+                f"rotates pairs of features for rows and columns; choose a width that is a multiple of {4 * self.heads}"
             )
         if self.position == "sinusoidal" and self.combine != "stack":
             raise ValueError(
                 f"position_combine is {self.position_combine!r}; sinusoids are the same for columns and rows, so (x, y)"
-                " and (y, x) would embed alike: choose 'stack'"
+                " and (y, x) would get equal embeddings: choose 'stack'"
             )
         halves = (self.combine == "stack") + (self.position in ("sinusoidal", "fourier"))
         if self.position in AXIAL and self.width % 2**halves:
             raise ValueError(
-                f"width {self.width} does not go evenly into position {self.position!r}, {self.combine!r}; "
+                f"width {self.width} cannot be split evenly for position {self.position!r} with {self.combine!r}; "
                 f"choose a multiple of {2**halves}"
             )
         if self.mlp_ratio * self.width < 1:
-            raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves no hidden unit at width {self.width}; 4 is usual")
+            raise ValueError(
+                f"mlp_ratio {self.mlp_ratio} leaves no hidden unit at width {self.width}; use a larger one, usually 4"
+            )
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path is {self.drop_path}; it must be at least 0 and less than 1")
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
             if len(values) not in (1, self.channels):
-                raise ValueError(f"{name} has {len(values)} values for {self.channels} channels; give one, or one each")
+                raise ValueError(
+                    f"{name} has {len(values)} values for {self.channels} channels; give one value, or one per channel"
+                )
             object.__setattr__(self, name, values * (self.channels // len(values)))
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std}; every value must be above 0")
-        if self.backend not in ("varlen", "flash"):  # whether those can run is known only where the tensors are
+        if self.backend not in ("varlen", "flash"):  # these depend on the device of the tensors
             attention_backend("cpu", backend=self.backend)
 
     @property
     def combine(self) -> str:
-        """How columns and rows are combined: `position_combine`, and what "auto" stands for."""
+        """Combination of columns and rows: `position_combine` with "auto" resolved."""
         if self.position_combine != "auto":
             return self.position_combine
         return "stack" if self.position == "sinusoidal" else "add"

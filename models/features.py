@@ -1,28 +1,24 @@
-"""Features of a `NaViT` for other heads: tokens, pooled vectors, and tokens laid back into maps."""
+"""Features of a `NaViT` for other heads: tokens, pooled vectors and feature maps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from patchnpack.packer.batch.packed_batch import PackedBatch
 
-if TYPE_CHECKING:
-    pass
-
-# B packs, K images in a pack at most, T valid tokens of the batch, N images of the batch, D width
+# B packs, K maximum images per pack, T valid tokens of the batch, N images of the batch, D width
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Features:
-    """What `NaViT.features` gives.
+    """The features that `NaViT.features` returns.
 
     Attributes:
-        tokens: (T, D), the valid tokens in the batch's order, that of `PackedBatch.token_index`, after the last norm.
-        cu_seqlens: int32 (N + 1,), where each image starts in them; images in the order of `PackedBatch.images`.
-        pooled: (B, K, D), the vector that the head takes; 0 where there is no image.
+        tokens: (T, D), the valid tokens after the last norm, in the order of `PackedBatch.token_index`.
+        cu_seqlens: int32 (N + 1,), start of each image in `tokens`; images in the order of `PackedBatch.images`.
+        pooled: (B, K, D), input of the head; 0 where there is no image.
     """
 
     tokens: torch.Tensor
@@ -32,7 +28,7 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TokenMap:
-    """The tokens of one image, laid out as its patches lie.
+    """The tokens of one image, arranged like its patches.
 
     Attributes:
         features: (gh, gw, D); 0 where the token was dropped.
@@ -44,17 +40,17 @@ class TokenMap:
 
 
 def token_maps(tokens: torch.Tensor, batch: PackedBatch) -> list[TokenMap]:
-    """Lays token features (T, D), in the batch's order, back into one map an image, in the order of `batch.images()`.
+    """Arrange token features (T, D) as one map per image, in the order of `batch.images()`.
 
-    On a GPU this waits once, for the grids. Gradients pass through.
+    On a GPU this synchronises once, for the grids. Gradients pass through.
 
     Raises:
-        ValueError: `tokens` has not one row for each valid token of the batch.
+        ValueError: `tokens` does not have one row per valid token of the batch.
     """
     if len(tokens) != batch.num_tokens:
         raise ValueError(
-            f"there are {len(tokens)} token features for a batch of {batch.num_tokens} tokens; give those of "
-            "NaViT.features(batch).tokens, one for each valid token"
+            f"there are {len(tokens)} token features for a batch of {batch.num_tokens} tokens; give "
+            "NaViT.features(batch).tokens, which has one row per valid token"
         )
     coords = batch.coords.flatten(0, 1)[batch.token_index].long().split(batch.lengths)
     maps = []

@@ -1,4 +1,4 @@
-"""Linear layers, which run on oneDNN where that is faster than torch's own choice."""
+"""Linear layers that run on oneDNN where it is faster than torch's default."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from patchnpack.models import onednn
 
 # T tokens, I features in, O features out
 
-_FEWEST = 256  # tokens from which on the product is worth the packing of its weight
+_MIN_TOKENS = 256  # from this number of tokens on, packing the weight for the product pays off
 
 
 class _OneDNN(torch.autograd.Function):
-    """The kernel has no gradient of its own: three products of one kind."""
+    """The oneDNN product with a gradient, which the kernel itself lacks."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -37,7 +37,10 @@ class _OneDNN(torch.autograd.Function):
 
 
 def _outer(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The transpose of grad (T, O) times x (T, I), (O, I). oneDNN copies its first factor: the smaller one."""
+    """grad^T x, (O, I), of grad (T, O) and x (T, I).
+
+    oneDNN copies its first factor, so the smaller one is first.
+    """
     if grad.shape[1] <= x.shape[1]:
         return onednn.product(grad.T, x.T)
     return onednn.product(x.T, grad.T).T
@@ -46,13 +49,13 @@ def _outer(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear` of x (T, I) with weight (O, I) and bias (O,), to (T, O).
 
-    In float32 on a CPU, from 256 tokens on, it runs on oneDNN; everything else, compiling and exporting included, is
+    In float32 on a CPU, from 256 tokens on, it runs on oneDNN; everything else, including compiling and exporting, uses
     `F.linear`.
 
     >>> linear(torch.ones(300, 8), torch.ones(4, 8)).shape
     torch.Size([300, 4])
     """
-    if x.ndim != 2 or len(x) < _FEWEST or not onednn.usable(x, weight):
+    if x.ndim != 2 or len(x) < _MIN_TOKENS or not onednn.usable(x, weight):
         return F.linear(x, weight, bias)
     out: torch.Tensor = _OneDNN.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return out

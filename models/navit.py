@@ -1,4 +1,4 @@
-"""NaViT: a vision transformer over packed images, computed on one flat stream of their tokens."""
+"""`NaViT`: a vision transformer over packed images, computed on one flat stream of tokens."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from patchnpack.models.pos_embed import axial_rope, make_pos_embed, rotate
 from patchnpack.models.stream import Stream
 from patchnpack.packer.batch.packed_batch import PackedBatch
 
-# B packs, L token slots in a pack, K images in a pack at most, T tokens of the stream, N images of the batch,
-# P patch size, C channels, D width, H heads, E width of a head, R prefix tokens of an image
+# B packs, L token slots per pack, K maximum images per pack, T tokens of the stream, N images of the batch,
+# P patch size, C channels, D width, H heads, E width of a head, R prefix tokens per image
 
 NO_LABEL = -100
 Rope = tuple[torch.Tensor, torch.Tensor]
@@ -28,7 +28,7 @@ Rope = tuple[torch.Tensor, torch.Tensor]
 class Block(nn.Module):
     """A pre-norm transformer block on a stream, (T, D) -> (T, D).
 
-    By default queries and keys are normalised and biases left out, as in NaViT (arXiv 2307.06304, section 3).
+    By default queries and keys are normalised and biases omitted, as in NaViT (arXiv 2307.06304, section 3).
     """
 
     def __init__(self, config: NaViTConfig, drop_path: float) -> None:
@@ -53,7 +53,7 @@ class Block(nn.Module):
         q_THE, k_THE = self.q_norm(q_THE), self.k_norm(k_THE)
         if rope is not None:
             q_THE, k_THE = rotate(q_THE, rope), rotate(k_THE, rope)
-        # autocast on CUDA normalises in float32
+        # On CUDA, autocast normalises in float32.
         mixed_THE = stream.attend(q_THE.to(v_THE.dtype), k_THE.to(v_THE.dtype), v_THE)
         x = x + self._branch(self.out(mixed_THE.flatten(1)), "scale1", stream)
         hidden = F.gelu(self.up(self.norm2(x)), approximate=self.gelu)
@@ -69,10 +69,12 @@ class Block(nn.Module):
 
 
 class NaViT(nn.Module):
-    """Vision transformer for packed images of any size and aspect ratio (NaViT, arXiv 2307.06304, section 2.1).
+    """Vision transformer for packed images of any size and aspect ratio.
 
-    Takes a `PackedBatch` and gives a row of logits for each image. Inside, the valid tokens of the whole batch are one
-    flat stream: padding costs nothing, and neither an image's pack nor its neighbours there change its output.
+    See NaViT, arXiv 2307.06304, section 2.1.
+
+    Maps a `PackedBatch` to logits per image. Inside, the valid tokens of the whole batch are one flat stream: padding
+    costs nothing, and an image's output depends on neither its pack nor the other images in it.
 
     >>> model = NaViT(NaViTConfig(num_classes=10, width=48, depth=1))
     >>> sum(p.numel() for p in model.parameters())
@@ -108,27 +110,27 @@ class NaViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        if isinstance(self.head, nn.Linear):  # every class is equally likely at first
+        if isinstance(self.head, nn.Linear):  # all classes start equally likely
             nn.init.zeros_(self.head.weight)
 
     def check(self, batch: PackedBatch, labels: bool = False) -> None:
-        """Raises ValueError if this model cannot take `batch`, or with `labels` cannot be trained on it.
+        """Raise ValueError if this model cannot take `batch`, or with `labels` cannot be trained on it.
 
-        Values of tensors are looked at on the CPU only, where that costs microseconds; on a GPU every step would wait
-        for it. So check a batch before it moves, as `train` and `evaluate` do.
+        Tensor values are checked only on the CPU, where that takes microseconds; on a GPU every step would synchronise.
+        So check a batch before it is moved, as `train` and `evaluate` do.
         """
-        ours, channels = self.config, batch.patches.shape[-1] // batch.patch_size**2
-        if channels != ours.channels:
+        config, channels = self.config, batch.patches.shape[-1] // batch.patch_size**2
+        if channels != config.channels:
             raise ValueError(
-                f"the batch has {channels} channels, the model takes {ours.channels}; "
-                f"set NaViTConfig(channels={channels}), or Packing's image_mode"
+                f"the batch has {channels} channels, but the model takes {config.channels}; "
+                f"set NaViTConfig(channels={channels}), or another Packing(image_mode=...)"
             )
-        if ours.position == "absolute" and batch.grids.device.type == "cpu":
+        if config.position == "absolute" and batch.grids.device.type == "cpu":
             largest = int(F.pad(batch.grids.flatten(), (0, 1)).max())
-            if largest > ours.max_grid:
+            if largest > config.max_grid:
                 raise ValueError(
-                    f"an image has {largest} patches a side, but the position tables end at max_grid {ours.max_grid}; "
-                    f"raise max_grid, make images smaller or patches larger, or choose a position that takes any grid"
+                    f"an image has {largest} patches per side, but the position tables end at max_grid "
+                    f"{config.max_grid}; raise max_grid, use smaller images or larger patches, or another position"
                 )
         if labels:
             self._check_labels(batch)
@@ -136,69 +138,70 @@ class NaViT(nn.Module):
     def _check_labels(self, batch: PackedBatch) -> None:
         classes, labels = self.config.num_classes, batch.labels
         if classes == 0:
-            raise ValueError("the model has num_classes 0, so there is no loss; give NaViTConfig the number of classes")
+            raise ValueError("the model has num_classes 0, so there is no loss; set NaViTConfig(num_classes=...)")
         if labels.is_floating_point():
             if labels.shape[-1] != classes:
                 raise ValueError(
-                    f"labels have {labels.shape[-1]} targets an image, the model {classes}; set num_classes"
+                    f"labels have {labels.shape[-1]} targets per image, but the model has {classes} outputs; set "
+                    "num_classes"
                 )
         elif labels.device.type == "cpu":
             labels = labels[batch.image_mask]
             if len(labels) and (labels == NO_LABEL).all():
                 warnings.warn(
-                    f"none of the {len(labels)} images of the batch has a label, so their loss is 0; was the loader "
-                    "given label=, such as 'cls'?",
+                    f"none of the {len(labels)} images of the batch has a label, so their loss is 0; does the loader "
+                    "set label=, such as label='cls'?",
                     stacklevel=4,
                 )
             wrong = labels[(labels != NO_LABEL) & ((labels < 0) | (labels >= classes))]
             if len(wrong):
                 raise ValueError(
                     f"label {int(wrong[0])} is not a class from 0 to {classes - 1}; set num_classes to the number of "
-                    f"classes, or check `label` and `classes` of the loader"
+                    "classes, or check `label` and `classes` of the loader"
                 )
 
     def encode(
         self, patches: torch.Tensor, coords: torch.Tensor, grids: torch.Tensor, stream: Stream
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (T, D) after the last norm, and pooled features (N, D), of the slots that `stream` names.
+        """Compute tokens (T, D) after the last norm, and pooled features (N, D).
 
         Args:
             patches: uint8 (B, L, S*S*C), of any patch size S.
             coords: integers (B, L, 2), as in `PackedBatch`.
             grids: integers (B, K, 2), as in `PackedBatch`.
-            stream: which of the B*L slots are tokens, and of which image.
+            stream: the slots that hold tokens, and their images.
         """
-        ours, coords = self.config, coords.flatten(0, 1)[stream.slots]
-        if stream.packs:  # what lies in padding must not become a number that is none
+        config, coords = self.config, coords.flatten(0, 1)[stream.slots]
+        if stream.packs:  # values in padding must not become NaN
             coords = coords * (stream.image < len(stream.columns))[:, None]
         x = self.patch_embed(patches.flatten(0, 1)[stream.slots])
         if self.pos_embed is not None:
             grids = F.pad(grids.flatten(0, 1)[stream.columns].clamp(min=1), (0, 0, 0, 1), value=1)
             with torch.autocast(x.device.type, enabled=False):
                 x = x + self.pos_embed(coords, grids[stream.image]).to(self.patch_embed.weight.dtype)
-        rope = axial_rope(coords, ours.width // ours.heads, ours.rope_base) if ours.position == "rope" else None
+        rope = axial_rope(coords, config.width // config.heads, config.rope_base) if config.position == "rope" else None
         inner, old, new = stream, None, None
         if hasattr(self, "prefix"):
             inner, old, new = stream.with_prefix(len(self.prefix))
             empty = x.new_empty(len(inner.image), x.shape[1])
             x = empty.index_copy(0, old, x).index_copy(0, new.flatten(), self.prefix.to(x.dtype).repeat(len(new), 1))
-            if rope is not None:  # prefix tokens lie nowhere, so they are not turned
+            if rope is not None:  # prefix tokens have no position, so they are not rotated
                 cos, sin = (angles.new_zeros(len(x), *angles.shape[1:]) for angles in rope)
                 rope = (cos + 1).index_copy(0, old, rope[0]), sin.index_copy(0, old, rope[1])
         for block in self.blocks:
             x = block(x, inner, rope)
-        x = x if ours.last_norm == "pooled" else self.norm(x)
+        x = x if config.last_norm == "pooled" else self.norm(x)
         tokens = x if old is None else x[old]
-        if ours.pooling == "attention":
+        if config.pooling == "attention":
             pooled = self.pool(tokens, stream)
-        elif new is not None and ours.pooling == "cls":
+        elif new is not None and config.pooling == "cls":
             pooled = x[new[:, 0]]
         else:
-            pooled = mean_pool(tokens, stream) if ours.pooling == "mean" else max_pool(tokens, stream)
-        return tokens, self.norm(pooled) if ours.last_norm == "pooled" else pooled
+            pooled = mean_pool(tokens, stream) if config.pooling == "mean" else max_pool(tokens, stream)
+        return tokens, self.norm(pooled) if config.last_norm == "pooled" else pooled
 
     def stream(self, batch: PackedBatch) -> Stream:
-        """The order in which this model computes the tokens of `batch`, by its backend for the device and dtype."""
+        """The stream in which this model computes `batch`, by its backend for the device and dtype."""
         device = batch.patches.device
         dtype = self.patch_embed.weight.dtype
         if torch.is_autocast_enabled(device.type):
@@ -209,10 +212,12 @@ class NaViT(nn.Module):
         return Stream.flat(batch, backend)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Logits (B, K, num_classes), 0 where there is no image; with num_classes 0 the pooled features (B, K, D).
+        """Compute logits (B, K, num_classes), 0 without an image.
+
+        With num_classes 0, these are the pooled features (B, K, D).
 
         Raises:
-            ValueError: the batch's channels or a grid do not fit this model.
+            ValueError: the channels or a grid of the batch do not fit this model.
         """
         self.check(batch)
         stream = self.stream(batch)
@@ -220,7 +225,7 @@ class NaViT(nn.Module):
         return in_columns(self.head(pooled), stream, batch.image_mask)
 
     def features(self, batch: PackedBatch) -> Features:
-        """Token features and pooled features of `batch`, for other heads than this model's; see `Features`."""
+        """Compute token features and pooled features of `batch`, for other heads; see `Features`."""
         self.check(batch)
         stream = self.stream(batch)
         tokens, pooled = self.encode(batch.patches, batch.coords, batch.grids, stream)
@@ -234,8 +239,8 @@ class NaViT(nn.Module):
     def loss(self, batch: PackedBatch, reduction: str = "mean", label_smoothing: float = 0.0) -> torch.Tensor:
         """Classification loss over the labelled images of the batch, 0-d; see `classification_loss`.
 
-        Without a labelled image it is 0 and reaches every parameter with a gradient of 0, so that a rank with an empty
-        batch takes its step with the others. Ranks of unequal counts use the sum over the global number of images.
+        Without a labelled image the loss is 0 and gives every parameter a gradient of 0, so that a rank with an empty
+        batch takes its step with the others. Ranks with unequal counts use the sum over the global number of images.
 
         Args:
             batch: on the model's device.
@@ -253,10 +258,10 @@ class NaViT(nn.Module):
 
 
 class DenseNaViT(nn.Module):
-    """A `NaViT` that takes a batch's tensors instead of the batch, for `torch.export` and for compiling as one graph.
+    """A `NaViT` on a batch's tensors, for `torch.export` and compiling as one graph.
 
-    It computes the packs as they are, with a mask, so nothing depends on the images in them: shapes follow from B, L
-    and K. Nothing is checked but shapes; call `NaViT.check` before.
+    It computes whole packs with a mask, so shapes depend only on B, L and K, not on the images. Only shapes are
+    checked; call `NaViT.check` first.
 
     >>> model = DenseNaViT(NaViT(NaViTConfig(num_classes=10, width=48, depth=1)).eval())
     >>> patches = torch.zeros(2, 8, 16 * 16 * 3, dtype=torch.uint8)
@@ -272,14 +277,14 @@ class DenseNaViT(nn.Module):
     def forward(
         self, patches: torch.Tensor, segment_ids: torch.Tensor, coords: torch.Tensor, grids: torch.Tensor
     ) -> torch.Tensor:
-        """Logits (B, K, num_classes), as `NaViT` gives them, of the fields of a `PackedBatch`."""
+        """Compute the logits (B, K, num_classes) of `NaViT` from the fields of a `PackedBatch`."""
         stream = Stream.dense(segment_ids, grids.shape[1])
         _, pooled = self.model.encode(patches, coords, grids, stream)
         return in_columns(self.model.head(pooled), stream, grids[..., 0] > 0)
 
 
 def in_columns(values: torch.Tensor, stream: Stream, image_mask: torch.Tensor) -> torch.Tensor:
-    """A row for each image of `stream`, (N, ...), put in its place in `image_mask` (B, K); 0 where there is none."""
+    """Put each image's row of (N, D) at its place in `image_mask` (B, K); 0 without an image."""
     placed = values.new_zeros(image_mask.numel(), values.shape[1]).index_copy(0, stream.columns, values)
     return placed.unflatten(0, image_mask.shape).masked_fill(~image_mask[..., None], 0)
 
@@ -287,12 +292,12 @@ def in_columns(values: torch.Tensor, stream: Stream, image_mask: torch.Tensor) -
 def classification_loss(
     logits: torch.Tensor, batch: PackedBatch, label_smoothing: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss summed over the labelled images, and their number, both 0-d; one over the other is the mean.
+    """Loss summed over the labelled images, and their number, both 0-d; their quotient is the mean.
 
     Args:
-        logits: (B, K, classes), as `NaViT` gives them for `batch`.
-        batch: int64 labels give softmax cross entropy; float32 labels (several classes, or soft ones) give sigmoid
-            cross entropy summed over classes (Beyer et al., arXiv 2006.07159). -100, or a NaN target, is no label.
+        logits: (B, K, classes), the output of `NaViT` for `batch`.
+        batch: int64 labels give softmax cross entropy; float32 labels (multi-label or soft) give sigmoid cross entropy
+            summed over classes (Beyer et al., arXiv 2006.07159). -100, or a NaN target, means no label.
         label_smoothing: share of the target spread evenly over the classes; int labels only.
     """
     logits, labels = logits.float(), batch.labels

@@ -1,4 +1,7 @@
-"""Patch embedding on raw bytes, at any patch size: normalisation and resizing are folded into the weight."""
+"""Patch embedding of uint8 pixels at any patch size.
+
+Normalisation and resize are folded into the weight.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,12 @@ RESIZES = ("bilinear", "bicubic")
 
 @functools.cache
 def resize_matrix(old: int, new: int, mode: str) -> np.ndarray:
-    """float64 (new, old): what resizing does to each row and each column of an image.
+    """Matrix that resizes each row and each column of an image, float64 (new, old).
 
     Args:
         old, new: sides in pixels.
-        mode: "bilinear", without antialias (FlexiViT, arXiv 2212.08013, section 3.4), or "bicubic", with it (timm).
+        mode: "bilinear" without antialias (FlexiViT, arXiv 2212.08013, section 3.4), or "bicubic" with antialias
+            (timm).
 
     >>> resize_matrix(2, 4, "bilinear").tolist()
     [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
@@ -38,16 +42,17 @@ def resize_matrix(old: int, new: int, mode: str) -> np.ndarray:
 
 @functools.cache
 def _pi_matrix(P: int, S: int, mode: str) -> np.ndarray:
-    """float32 (S, P), the transposed pseudo-inverse of the resize from P to S."""
+    """Transposed pseudo-inverse of the resize from P to S, float32 (S, P)."""
     return np.ascontiguousarray(np.linalg.pinv(resize_matrix(P, S, mode)).T, np.float32)
 
 
 def pi_resize(weight: torch.Tensor, P: int, S: int, mode: str = "bilinear") -> torch.Tensor:
-    """Patch embedding weights (D, P*P*C) for patches of S pixels a side, (D, S*S*C), float32 (FlexiViT, section 3.4).
+    """Resize patch embedding weights from patch size P to S: (D, P*P*C) to (D, S*S*C), float32.
 
-    With B the resize of a patch from P to S, w' = (B^T)^+ w. Where S >= P a resized patch gives the same token,
-    <Bx, w'> = <x, w>; where S < P it is the least-squares solution for patches of independent pixels (eq. 2 to 5). The
-    resize takes rows and columns apart, so its pseudo-inverse does too.
+    This is PI-resize (FlexiViT, arXiv 2212.08013, section 3.4). With B the resize of a patch from P to S, w' = (B^T)^+
+    w. Where S >= P, a resized patch gives the same token, <Bx, w'> = <x, w>. Where S < P, w' is the least-squares
+    solution for patches of independent pixels (eq. 2 to 5). The resize is separable into rows and columns, and so is
+    its pseudo-inverse.
 
     >>> pi_resize(torch.ones(8, 16 * 16 * 3), 16, 32).shape
     torch.Size([8, 3072])
@@ -61,21 +66,23 @@ def pi_resize(weight: torch.Tensor, P: int, S: int, mode: str = "bilinear") -> t
 
 
 class PatchEmbed(nn.Module):
-    """Embeds uint8 patches (T, S*S*C) as (T, D), equal to a linear layer on (pixels / 255 - mean) / std.
+    """Embed uint8 patches (T, S*S*C) as (T, D).
 
-    `weight` (D, P*P*C), pixels in row, column, channel order, and `bias` (D,) belong to normalised pixels and patches
-    of P pixels a side, so a checkpoint does not depend on how the normalisation is done. At another size S each forward
-    resizes them, always from P (`pi_resize`). Then it folds the normalisation in,
+    Equal to a linear layer on (pixels / 255 - mean) / std.
+
+    `weight` (D, P*P*C), pixels in row, column, channel order, and `bias` (D,) apply to normalised patches of P pixels
+    per side, so a checkpoint does not depend on how pixels are normalised. At another patch size S each forward resizes
+    the weight, always from P (`pi_resize`). Then it folds the normalisation in,
 
         W (x / 255 - mean) / std + b  =  W' x + (b - W' 255 mean)      with  W' = W / (255 std),
 
-    which is exact and costs about as much as one more token. Edge pixels that padding made are pixels of value 0. The
-    matrix product runs in the autocast dtype; bytes are exact in bfloat16 too.
+    which is exact and costs about as much as one more token. Padding at the edges counts as pixels of value 0. The
+    matrix product runs in the autocast dtype; bytes are exact in bfloat16, too.
 
     Args:
         patch_size, channels, width: P, C and D.
-        mean, std: for each channel, on the scale where pixels are 0 to 1.
-        resize: of `pi_resize`, "bilinear" or "bicubic".
+        mean, std: one value per channel, on the scale where pixels are 0 to 1.
+        resize: mode of `pi_resize`, "bilinear" or "bicubic".
 
     >>> embed = PatchEmbed(2, 3, 8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     >>> embed(torch.zeros(5, 12, dtype=torch.uint8)).shape, embed(torch.zeros(5, 48, dtype=torch.uint8)).shape
@@ -100,7 +107,7 @@ class PatchEmbed(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, pixels))
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.trunc_normal_(self.weight, std=pixels**-0.5)
-        # on the scale of bytes; not in the state dict, since the configuration holds them
+        # On the scale of bytes. Not in the state dict, since the configuration holds them.
         self.register_buffer("mean", 255 * torch.tensor(mean), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std), persistent=False)
 

@@ -1,4 +1,4 @@
-"""Pooling: one vector for each image, from a stream of tokens."""
+"""Pooling: one vector per image from a stream of tokens."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from patchnpack.models.stream import Stream
 # T tokens of a stream; N images; D width; H heads; E width of a head
 
 POOLINGS = ("attention", "mean", "max", "cls")
-GELUS = {"erf": "none", "tanh": "tanh"}  # to what `F.gelu` calls them
+GELUS = {"erf": "none", "tanh": "tanh"}  # to the `approximate` argument of `F.gelu`
 
 
 class AttentionPooling(nn.Module):
-    """Multi-head attention pooling, (T, D) -> (N, D) (Lee et al., arXiv 1810.00825; the MAP head of arXiv 2106.04560).
+    """Multi-head attention pooling (MAP), (T, D) -> (N, D).
+
+    See arXiv 1810.00825, and the MAP head of arXiv 2106.04560.
 
     A learned query attends to the tokens of each image; a residual MLP follows. The query is the same for every image,
-    so it needs no projection of its own: `query` (H, E) is the projected one.
+    so it needs no projection: `query` (H, E) is already projected.
 
     >>> pool = AttentionPooling(width=8, heads=2, hidden=16)
     >>> pool(torch.ones(6, 8), Stream.dense(torch.tensor([[1, 1, 2], [1, 1, 1]]), 2)).shape
@@ -47,7 +49,9 @@ class AttentionPooling(nn.Module):
 
 
 def mean_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
-    """The mean of each image's tokens, (T, D) -> (N, D), summed in float32 at least; 0 for an image without any.
+    """Mean of each image's tokens, (T, D) -> (N, D); 0 for an image without tokens.
+
+    Summed in at least float32.
 
     >>> mean_pool(torch.arange(4.0)[:, None], Stream.dense(torch.tensor([[1, 1, 2, 0]]), 2)).tolist()
     [[0.5], [2.0]]
@@ -59,7 +63,7 @@ def mean_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
 
 
 def max_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
-    """The largest value of each feature among an image's tokens, (T, D) -> (N, D); 0 for an image without any.
+    """Maximum of each image's tokens, (T, D) -> (N, D); 0 for an image without tokens.
 
     >>> max_pool(torch.arange(4.0)[:, None], Stream.dense(torch.tensor([[1, 1, 2, 0]]), 2)).tolist()
     [[1.0], [2.0]]

@@ -1,4 +1,4 @@
-"""Position embeddings: each a function of a token's coords and its image's grid, whatever the order of the tokens."""
+"""Position embeddings: functions of a token's coords and its image's grid."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import nn
 AXIAL = ("absolute", "fractional", "sinusoidal", "fourier")
 POSITIONS = (*AXIAL, "grid", "learned_grid", "mlp", "rope")
 COMBINES = ("auto", "add", "stack", "product")
-_OCTAVES = 128  # patches a side at which the sinusoids' shortest wave is as fine as patches are
+_OCTAVES = 128  # patches per side at which the shortest sinusoid resolves single patches
 
 
 def resampling(index: torch.Tensor, sides: torch.Tensor, G: int, mode: str) -> torch.Tensor:
-    """Weights (T, G) that resample a table of G rows to `sides` (T,) rows, of which `index` (T,) are wanted.
+    """Weights (T, G) of row `index` (T,) of a table of G rows resampled to `sides` (T,) rows.
 
     Equal to `F.interpolate(..., align_corners=False)` from G to each side: "linear" without antialias, "bilinear" and
-    "bicubic" with it. Computed on the device for all sides at once.
+    "bicubic" with antialias. Computed on the device for all sides at once.
 
     >>> resampling(torch.tensor([0, 1, 3]), torch.tensor([4, 4, 4]), 2, "linear").tolist()
     [[1.0, 0.0], [0.75, 0.25], [0.0, 1.0]]
@@ -29,7 +29,7 @@ def resampling(index: torch.Tensor, sides: torch.Tensor, G: int, mode: str) -> t
     scale = G / sides[:, None].float()
     centre = (index[:, None] + 0.5) * scale - 0.5
     away = (torch.arange(G, device=index.device) - centre).abs()
-    if mode != "linear":  # where rows of the table lie closer than patches, each patch takes all that it covers
+    if mode != "linear":  # antialias: where table rows are denser than patches, average the rows that a patch covers
         away = away / scale.clamp(min=1)
     if mode == "bicubic":  # Keys' cubic with a = -0.5
         near, far = (1.5 * away - 2.5) * away**2 + 1, ((-0.5 * away + 2.5) * away - 4) * away + 2
@@ -40,7 +40,7 @@ def resampling(index: torch.Tensor, sides: torch.Tensor, G: int, mode: str) -> t
 
 
 class FourierFeatures(nn.Module):
-    """Learned Fourier features of one axis, r (T,) to (T, W) (Tancik et al., arXiv 2006.10739; NaViT, section 2.1)."""
+    """Learned Fourier features of one axis, r (T,) -> (T, W) (arXiv 2006.10739; NaViT, section 2.1)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -53,20 +53,23 @@ class FourierFeatures(nn.Module):
 
 
 def sinusoids(r: torch.Tensor, width: int) -> torch.Tensor:
-    """Fixed features (T, W) of r (T,) in [0, 1]: sines and cosines of geometric wavelengths, 2 down to 2 / 128."""
+    """Fixed features (T, W) of r (T,) in [0, 1].
+
+    Sines and cosines with geometric wavelengths from 2 to 2 / 128.
+    """
     frequencies = math.pi * torch.logspace(0, math.log2(_OCTAVES), width // 2, 2.0, device=r.device)
     angles = r[:, None].float() * frequencies
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 class FactorizedPosEmbed(nn.Module):
-    """Factorised position embedding: one of the column and one of the row (NaViT, arXiv 2307.06304, section 2.1).
+    """Factorised position embedding of column and row (NaViT, arXiv 2307.06304, section 2.1).
 
-    An aspect ratio never seen in training uses columns and rows that were. They are added, stacked (half the width
-    each) or multiplied, and are, by `kind`:
+    An aspect ratio unseen in training uses columns and rows that were seen. The two embeddings are added, stacked (half
+    the width each) or multiplied. `kind` chooses them:
 
-    absolute     learned tables, indexed by the patch's number; a grid beyond `max_grid` is refused
-    fractional   learned tables of G rows over the whole side, read at r = (i + 1/2) / side, linearly in between
+    absolute     learned tables indexed by patch number; a grid beyond `max_grid` is refused
+    fractional   learned tables of G rows over the whole side, interpolated linearly at r = (i + 1/2) / side
     sinusoidal   fixed sines and cosines of r
     fourier      learned Fourier features of r
 
@@ -84,8 +87,8 @@ class FactorizedPosEmbed(nn.Module):
         if kind in ("absolute", "fractional"):
             self.x = nn.Parameter(torch.empty(rows, self.width))
             self.y = nn.Parameter(torch.empty(rows, self.width))
-            # Patches embed with about 0.5, and positions must show beside them: the sum of two tables with 0.28, and so
-            # must their product.
+            # Patch embeddings have a std of about 0.5, and positions must be of that order: the sum of two tables has a
+            # std of 0.28, and so must their product.
             for table in (self.x, self.y):
                 nn.init.trunc_normal_(table, std=0.08**0.25 if combine == "product" else 0.2)
         elif kind == "fourier":
@@ -103,7 +106,7 @@ class FactorizedPosEmbed(nn.Module):
         return embed(((index + 0.5) / sides).to(embed.frequencies.dtype))
 
     def forward(self, coords: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
-        """Coords (T, 2) as (x, y) and grids (T, 2) as (gw, gh), any integer dtype, to (T, D)."""
+        """Embed coords (T, 2), (x, y), and grids (T, 2), (gw, gh), of any integer dtype as (T, D)."""
         x, y = self._axis(0, coords, grids), self._axis(1, coords, grids)
         if self.combine == "stack":
             return torch.cat([x, y], 1)
@@ -111,11 +114,13 @@ class FactorizedPosEmbed(nn.Module):
 
 
 class GridPosEmbed(nn.Module):
-    """A learned G x G table, resized with antialias to each image's grid (ViT, arXiv 2010.11929; SigLIP 2, 2502.14786).
+    """A learned G x G table, resized with antialias to each image's grid.
 
-    The resize takes rows and columns apart, so the value at (x, y) is Wy[y] table Wx[x] with the matrices of
-    `resampling`: the outer product of two rows of weights times the flat table, one matrix product for all images of
-    all shapes. It costs as much as embedding patches of G*G values.
+    See ViT, arXiv 2010.11929, and SigLIP 2, arXiv 2502.14786.
+
+    The resize is separable, so the value at (x, y) is Wy[y] table Wx[x] with the matrices of `resampling`: the outer
+    product of two rows of weights times the flat table. One matrix product serves images of all shapes; it costs as
+    much as embedding patches of G*G values.
 
     >>> GridPosEmbed(16, 8)(torch.tensor([[0, 0], [4, 29]]), torch.tensor([[5, 3], [7, 30]])).shape
     torch.Size([2, 8])
@@ -134,10 +139,10 @@ class GridPosEmbed(nn.Module):
 
 
 class LearnedGridPosEmbed(nn.Module):
-    """A learned G x G table whose interpolation is learned too.
+    """A learned G x G table with learned interpolation.
 
-    A token lies between four entries of the table, at (dx, dy) in [0, 1] from the upper left one; an MLP of (dx, dy)
-    gives, after a softmax, the weights of the four.
+    A token lies between four entries of the table, at (dx, dy) in [0, 1] from the upper left one. An MLP of (dx, dy)
+    and a softmax give the weights of the four entries.
 
     >>> LearnedGridPosEmbed(16, 8)(torch.tensor([[0, 0], [4, 29]]), torch.tensor([[5, 3], [7, 30]])).shape
     torch.Size([2, 8])
@@ -161,7 +166,7 @@ class LearnedGridPosEmbed(nn.Module):
 
 
 class CoordinateMLP(nn.Module):
-    """An MLP of c = (row / gh, column / gw) for each token, added to it.
+    """An MLP of each token's relative position (row / gh, column / gw).
 
     >>> CoordinateMLP(8)(torch.tensor([[0, 0], [4, 29]]), torch.tensor([[5, 3], [7, 30]])).shape
     torch.Size([2, 8])
@@ -177,10 +182,12 @@ class CoordinateMLP(nn.Module):
 
 
 def axial_rope(coords: torch.Tensor, head_width: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (T, 1, E/2) of axial RoPE's angles (Heo et al., arXiv 2403.13298, section 3.1).
+    """Cosines and sines (T, 1, E/2) of the angles of axial RoPE.
 
-    The first half of the angles is for rows, the second for columns; each is the patch's number times
-    base ** -(4k/E) for k from 0 to E/4 - 1.
+    See Heo et al., arXiv 2403.13298, section 3.1.
+
+    The first half of the angles encodes rows, the second columns: the row or column number times base ** -(4k/E), for k
+    from 0 to E/4 - 1.
 
     >>> cos, sin = axial_rope(torch.tensor([[2, 3]]), 8, 100.0)
     >>> [round(angle, 3) for angle in torch.atan2(sin, cos).flatten().tolist()]
@@ -192,7 +199,10 @@ def axial_rope(coords: torch.Tensor, head_width: int, base: float) -> tuple[torc
 
 
 def rotate(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Turns each pair of features (2i, 2i + 1) of x (T, H, E) by the angles of `axial_rope`; keeps x's dtype."""
+    """Rotate features of x (T, H, E) by the angles of `axial_rope`; same dtype.
+
+    Each pair (2i, 2i + 1) is rotated by one angle.
+    """
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rope
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2).to(x.dtype)
@@ -201,7 +211,7 @@ def rotate(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Te
 def make_pos_embed(
     position: str, *, width: int, max_grid: int, side: int, combine: str, resize: str
 ) -> nn.Module | None:
-    """The module that maps coords (T, 2) and grids (T, 2) to what is added to the tokens; None for "rope"."""
+    """Make the module that embeds coords (T, 2) and grids (T, 2); None for "rope"."""
     if position in AXIAL:
         return FactorizedPosEmbed(max_grid if position == "absolute" else side, width, position, combine)
     if position == "grid":

@@ -1,4 +1,4 @@
-"""Ground floor: which images go into which pack, as integers, and the batch that comes of it."""
+"""Packer: plan which images go into which pack, and hold them in a batch."""
 
 from patchnpack.packer.batch.packed_batch import PackedBatch, PackedImage
 from patchnpack.packer.binpacking.pack_lengths import pack_lengths

@@ -1,6 +1,6 @@
-"""The compiled inner loops: functions on arrays, no Python objects.
+"""The compiled inner loops: functions on arrays, without Python objects.
 
-`reference_draws.py` says in plain Python what those that draw do.
+`reference_draws.py` defines the random ones in plain Python.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from numba.extending import intrinsic
 
 # P patch size, C channels
 
-_AHEAD = 192  # bytes; the next patches' rows, which lie too far apart for the processor to ask for them by itself
+_AHEAD = 192  # bytes to prefetch ahead: rows of the next patches lie too far apart for the hardware prefetcher
 
 
 @intrinsic
 def _call_memcpy(typingctx: Any, target: Any, to: Any, source: Any, start: Any, count: Any) -> Any:
-    """memcpy between two flat uint8 arrays. Numba's own slice assignment is a byte loop, several times slower."""
+    """Call memcpy between two flat uint8 arrays.
+
+    Numba's slice assignment is a byte loop, several times slower.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         ends = [
@@ -35,7 +38,10 @@ def _call_memcpy(typingctx: Any, target: Any, to: Any, source: Any, start: Any, 
 
 @intrinsic
 def _copy_32_twice(typingctx: Any, target: Any, to: Any, source: Any, start: Any, count: Any) -> Any:
-    """The first 32 and the last 32 of `count` bytes, which is all of them from 32 to 64: no call, no branch."""
+    """Copy the first and the last 32 of `count` bytes.
+
+    These are all bytes where `count` is 32 to 64: no call, no branch.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vector = ir.VectorType(ir.IntType(8), 32)
@@ -56,9 +62,11 @@ def _copy_32_twice(typingctx: Any, target: Any, to: Any, source: Any, start: Any
 
 @intrinsic
 def _stream_bytes(typingctx: Any, target: Any, to: Any, source: Any, start: Any, count: Any) -> Any:
-    """`count` bytes, past the caches, into a flat uint8 array; its address there and `count` are multiples of 16.
+    """Copy `count` bytes into a flat uint8 array past the caches.
 
-    A batch is far larger than a cache, and an ordinary store reads each line from memory before it writes it.
+    The target address and `count` are multiples of 16.
+
+    A batch is far larger than a cache, and an ordinary store reads each cache line from memory before it writes it.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -81,7 +89,7 @@ def _stream_bytes(typingctx: Any, target: Any, to: Any, source: Any, start: Any,
 
 @intrinsic
 def _prefetch(typingctx: Any, source: Any, at: Any) -> Any:
-    """Asks for the cache line of a flat array's byte `at`, which may lie behind its end: nothing is read."""
+    """Prefetch the cache line of byte `at` of a flat array; beyond its end nothing is read."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         address = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
@@ -96,7 +104,7 @@ def _prefetch(typingctx: Any, source: Any, at: Any) -> Any:
 
 @intrinsic
 def _fence(typingctx: Any) -> Any:
-    """Everything stored so far, streamed or not, is seen by other threads before what is stored from here on."""
+    """Make all stores so far, streamed or not, visible before any later store."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.fence("seq_cst")
@@ -107,7 +115,10 @@ def _fence(typingctx: Any) -> Any:
 
 @njit(nogil=True, cache=True, inline="always")
 def _copy_bytes(target, to, source, start, count):  # type: ignore[no-untyped-def]
-    """Copies `count` bytes between two flat uint8 arrays; at 32 to 64, a patch's row at usual sizes, without a call."""
+    """Copy `count` bytes between two flat uint8 arrays.
+
+    32 to 64 bytes, the usual row of a patch, are copied without a call.
+    """
     if 32 <= count <= 64:
         _copy_32_twice(target, to, source, start, count)
     else:
@@ -116,7 +127,10 @@ def _copy_bytes(target, to, source, start, count):  # type: ignore[no-untyped-de
 
 @njit(nogil=True, cache=True)
 def mix(word: np.uint64) -> np.uint64:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): a bijection in which every bit reaches every bit."""
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014).
+
+    It is a bijection in which every input bit affects every output bit.
+    """
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return word ^ (word >> np.uint64(31))
@@ -124,13 +138,17 @@ def mix(word: np.uint64) -> np.uint64:
 
 @njit(nogil=True, cache=True)
 def mix_all(words: np.ndarray, base: np.uint64, out: np.ndarray) -> None:
+    """Write the hash of each of `words` (n,) under the key `base` to `out` (n,); all uint64."""
     for i in range(len(words)):
         out[i] = mix((base ^ words[i]) + np.uint64(0x9E3779B97F4A7C15))
 
 
 @njit(nogil=True, cache=True)
 def kept_tokens(key: np.uint64, tokens: int, keep: int) -> np.ndarray:
-    """The first `keep` of a permutation of `tokens` drawn from `key`, in ascending order; int32 (keep,)."""
+    """The first `keep` of a permutation of `tokens`, in ascending order, int32 (keep,).
+
+    The permutation is drawn from `key`.
+    """
     if keep == tokens:
         return np.arange(tokens).astype(np.int32)
     permutation = np.arange(tokens).astype(np.int32)
@@ -162,16 +180,17 @@ def place_image(
     segment_ids: np.ndarray,
     coords: np.ndarray,
 ) -> None:
-    """Writes an image's kept tokens into its slots of a pack.
+    """Write an image's kept tokens into its slots of a pack.
 
-    `pixels` is uint8 (H, W, C), contiguous. Larger than the grid, its centre is taken; smaller, the right and bottom
-    edge become 0. `patches` is uint8 (keep, P*P*C), `segment_ids` (keep,), `coords` (keep, 2): the image's own slots.
+    `pixels` is uint8 (H, W, C), contiguous. An image larger than its grid is centre-cropped; a smaller one is padded
+    with 0 at the right and the bottom. `patches` uint8 (keep, P*P*C), `segment_ids` (keep,) and `coords` (keep, 2) are
+    the image's own slots.
     """
     height, width, channels = pixels.shape
     source, target = pixels.reshape(-1), patches.reshape(-1)
     top, left = max(0, height - grid_h * patch) // 2, max(0, width - grid_w * patch) // 2
     row_bytes, token_bytes = patch * channels, patch * patch * channels
-    token = np.empty(token_bytes, np.uint8)  # where a token at the edge is put together, in the nearest cache
+    token = np.empty(token_bytes, np.uint8)  # edge tokens are assembled here, in the nearest cache
     stream = target.ctypes.data % 16 == 0 and row_bytes % 16 == 0
     for i in range(len(kept)):
         y, x = kept[i] // grid_w, kept[i] % grid_w
@@ -210,17 +229,22 @@ def place_kept(
     segment_ids: np.ndarray,
     coords: np.ndarray,
 ) -> None:
-    """`place_image` with as many of `kept_tokens` as there are slots: one call, and one turn without the GIL."""
+    """Draw `kept_tokens`, as many as there are slots, and `place_image` them.
+
+    One call releases the GIL once.
+    """
     kept = kept_tokens(key, grid_w * grid_h, len(segment_ids))
     place_image(pixels, patch, grid_w, grid_h, kept, segment, patches, segment_ids, coords)
 
 
 @njit(nogil=True, cache=True)
 def find_tokens(segment_ids: np.ndarray, token_index: np.ndarray, starts: np.ndarray) -> tuple[int, int]:
-    """Where the tokens and the images lie in `segment_ids` (B, L), an image's tokens being contiguous.
+    """Find the tokens and the images in `segment_ids` (B, L).
 
-    Writes the flat position of each token, and the number of tokens before each image and, last, before the end;
-    returns how many tokens and images there are. More images than `starts` holds are counted, but not written.
+    Each image's tokens are contiguous.
+
+    Writes the flat position of each token to `token_index` and the number of tokens before each image, then the total,
+    to `starts`. Returns the numbers of tokens and images. Images beyond the size of `starts` are counted, not written.
     """
     tokens, images = 0, 0
     for b in range(segment_ids.shape[0]):
@@ -242,7 +266,7 @@ def find_tokens(segment_ids: np.ndarray, token_index: np.ndarray, starts: np.nda
 
 @njit(nogil=True, cache=True)
 def clear_padding(patches: np.ndarray, used: np.ndarray) -> None:
-    """Zeroes what lies behind the first `used[b]` slots of each pack `b` of `patches` (B, L, D)."""
+    """Zero the slots after the first `used[b]` of each pack `b` of `patches` (B, L, D)."""
     for b in range(len(patches)):
         slots = patches[b].reshape(-1)
         slots[used[b] * patches.shape[2] :] = 0
@@ -254,7 +278,7 @@ def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
     height, width, channels = pixels.shape
     swap = orientation >= 5
     out = np.empty((width, height, channels) if swap else (height, width, channels), np.uint8)
-    # Where the upright image's (y, x) lies in the stored one: EXIF 2.32, tag 0x0112.
+    # Maps (y, x) of the upright image to the stored one: EXIF 2.32, tag 0x0112.
     flip_y = orientation in (3, 4, 7, 8)
     flip_x = orientation in (2, 3, 6, 7)
     for y in range(out.shape[0]):
@@ -273,21 +297,23 @@ def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 @njit(nogil=True, cache=True)
 def fit_grids(
-    width: np.ndarray, height: np.ndarray, unit: int, most: np.ndarray, upsample: bool, out: np.ndarray
+    width: np.ndarray, height: np.ndarray, unit: int, limit: np.ndarray, upsample: bool, out: np.ndarray
 ) -> None:
-    """The largest scale at which each image covers at most `most` (n,) cells of `unit` pixels a side, exactly.
+    """Find the largest scale at which each image fits its limit, exactly.
 
-    Writes (gw, gh, numerator, denominator) for each image: the grid in cells, and the scale as a fraction. At scale s
-    the grid is ceil(s w / unit) x ceil(s h / unit), so the best s is min(i unit / w, (cells // i) unit / h) for some i;
-    the first term grows with i and the second falls, so the best i is where they cross.
+    Image n may cover at most `limit[n]` cells of `unit` pixels per side.
+
+    Writes (gw, gh, numerator, denominator) for each image: the grid in cells and the scale as a fraction. At scale s
+    the grid is ceil(s w / unit) x ceil(s h / unit), so the best s is min(i unit / w, (cells // i) unit / h) for some i.
+    The first term grows with i and the second falls, so the best i is where they cross.
     """
     for n in range(len(width)):
-        w, h, cells = np.int64(width[n]), np.int64(height[n]), most[n]
+        w, h, cells = np.int64(width[n]), np.int64(height[n]), limit[n]
         if not upsample and -(-w // unit) * -(-h // unit) <= cells:
             out[n, 0], out[n, 1], out[n, 2], out[n, 3] = -(-w // unit), -(-h // unit), 1, 1
             continue
         low, high = np.int64(0), np.int64(cells)
-        while low < high:  # the last i at which the width is what limits the scale
+        while low < high:  # finds the last i at which the width limits the scale
             i = (low + high + 1) // 2
             if i * h <= (cells // i) * w:
                 low = i

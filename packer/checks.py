@@ -1,4 +1,4 @@
-"""`check_whole`: the check that every count of a configuration passes."""
+"""`check_whole`: the validation of every count in a configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def check_whole(name: str, value: object, least: int = 1) -> None:
-    """Raises ValueError unless `value` is a whole number of at least `least`.
+    """Raise ValueError unless `value` is a whole number and at least `least`.
 
     >>> check_whole("seq_len", 0)
     Traceback (most recent call last):

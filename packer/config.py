@@ -1,4 +1,4 @@
-"""`Packing`: everything that decides what a sequence looks like."""
+"""`Packing`: the configuration of packed sequences."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.policies.patch_sizes import PatchSizes
 from patchnpack.packer.policies.resolution import FitTokens, Native, Resolution, Square
@@ -26,16 +27,6 @@ from patchnpack.packer.policies.token_drop import (
 RESOLUTIONS = (Native, FitTokens, SampleSide, RandomResizedCrop, Square, ScheduledResolution)
 TOKEN_DROPS = (NoDrop, ConstantDrop, BetaDrop, ResolutionDrop, DropToTokens, ScheduledDrop)
 
-Algorithm = Literal[
-    "auto",
-    "next_fit",
-    "first_fit",
-    "best_fit",
-    "first_fit_decreasing",
-    "best_fit_decreasing",
-    "largest_fit",
-    "subset_sum",
-]
 Fill = Literal["none", "undrop", "trim", "rescale"]
 Oversize = Literal["shrink", "drop", "skip", "error"]
 ImageMode = Literal["L", "RGB", "RGBA"]
@@ -44,36 +35,36 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packing:
-    """What a sequence looks like. Immutable; `replace` makes a changed copy.
+    """The configuration of packed sequences. Immutable; `replace` makes a changed copy.
 
     Attributes:
-        seq_len: L, token slots in a pack.
-        patch_size: P, side of a square patch in pixels, or `PatchSizes`: one size a block of packs.
-        resolution: what size each image is given: `Native`, `FitTokens`, `SampleSide`, `RandomResizedCrop`, `Square` or
-            `ScheduledResolution`.
-        oversize: an image of more than L tokens, those dropped not counted, is made smaller ("shrink"), loses more of
-            them ("drop"), is left out and counted ("skip"), or is an error ("error").
-        token_drop: how many of its tokens each image loses: `NoDrop`, `ConstantDrop`, `BetaDrop`, `ResolutionDrop`,
+        seq_len: L, token slots per pack.
+        patch_size: P, side of a square patch in pixels, or `PatchSizes`: one size per block of packs.
+        resolution: policy for the size of each image: `Native`, `FitTokens`, `SampleSide`, `RandomResizedCrop`,
+            `Square` or `ScheduledResolution`.
+        oversize: treatment of an image that has more than L tokens after token drop: shrink it ("shrink"), drop more of
+            its tokens ("drop"), skip and count it ("skip"), or raise ValueError ("error").
+        token_drop: policy for how many tokens each image loses: `NoDrop`, `ConstantDrop`, `BetaDrop`, `ResolutionDrop`,
             `DropToTokens` or `ScheduledDrop`.
-        algorithm: how images are matched to packs: "next_fit", "first_fit", "best_fit", "first_fit_decreasing",
-            "best_fit_decreasing", "largest_fit", "subset_sum", or "auto", which is one of the last two.
-        lookahead: R, how many waiting images the packer may choose from.
-        max_images: K, images in a pack at most.
-        fill: what becomes of leftover slots: "undrop" gives them back to images of the same pack whose tokens were
-            dropped, "none" leaves them empty. "trim" and "rescale" also let an image close a pack for which it is
-            slightly too long: "trim" drops what is over, evenly from all images of the pack, "rescale" makes images
-            slightly smaller or larger instead; what is left after that is given back as by "undrop".
-        max_trim: share of an image's tokens that "trim" drops at most.
-        max_scale: how much "rescale" changes an image's sides at most, as a share.
-        balance: packs of a window that a shuffling loader puts in shares of like attention cost, so that the ranks of a
-            step wait less for each other; 0 is off.
+        algorithm: packing algorithm: "next_fit", "first_fit", "best_fit", "first_fit_decreasing",
+            "best_fit_decreasing", "largest_fit", "subset_sum", or "auto", which chooses one of the last two.
+        lookahead: R, number of waiting images that the packer chooses from.
+        max_images: K, maximum images per pack.
+        fill: use of leftover slots. "none" leaves them empty; "undrop" gives them back to images of the same pack whose
+            tokens were dropped. "trim" and "rescale" also let an image that is slightly too long close a pack: "trim"
+            drops the excess evenly from all images of the pack, "rescale" makes images slightly smaller or larger;
+            slots still left are given back as by "undrop".
+        max_trim: largest share of an image's tokens that "trim" drops.
+        max_scale: largest change of an image's sides by "rescale", as a share.
+        balance: window, in packs, within which a shuffling loader groups packs of similar attention cost, so that the
+            ranks of a step wait less for each other; 0 is off.
         grid_multiple: both sides of a grid are multiples of this (2 for models that merge 2x2 tokens).
         image_mode: "RGB", "L" (grey) or "RGBA"; sets the number of channels C.
         interpolation: PIL's name of the filter that resizes images.
-        scaled_decode: a JPEG that is to be shrunk at least twofold is decoded at a lower scale, which is faster.
+        scaled_decode: decode a JPEG that will be shrunk at least twofold at a lower scale, which is faster.
 
     Raises:
-        ValueError: a value out of range, with the limit.
+        ValueError: a value is out of range; the message names the limit.
 
     >>> Packing(seq_len=256, patch_size=32).replace(seq_len=512).seq_len
     512
@@ -101,7 +92,7 @@ class Packing:
             check_whole(name, getattr(self, name))
         given: object = self.patch_size
         if isinstance(given, tuple | list) and len(given) > 1:
-            raise ValueError(f"patch_size is {given}; for several sizes give PatchSizes({given})")
+            raise ValueError(f"patch_size is {given}; for several patch sizes use PatchSizes({given})")
         if not isinstance(self.patch_size, PatchSizes):
             check_whole("patch_size", self.patch_size)
         check_whole("balance", self.balance, least=0)
@@ -126,26 +117,26 @@ class Packing:
                 raise ValueError(f"{name} is {value!r}; it must be a share above 0 and at most 0.5")
         if self.fill in ("trim", "rescale") and self.algorithm not in ("auto", "largest_fit", "subset_sum"):
             raise ValueError(
-                f"fill is {self.fill!r} and algorithm is {self.algorithm!r}, which closes no pack from what waits; "
-                "use 'auto', 'largest_fit' or 'subset_sum'"
+                f"fill is {self.fill!r} and algorithm is {self.algorithm!r}, which does not choose among waiting "
+                "images; use algorithm='auto', 'largest_fit' or 'subset_sum'"
             )
         if self.fill == "rescale" and isinstance(self.resolution, Square | ScheduledResolution):
             raise ValueError(
-                f"fill is 'rescale' and resolution is {self.resolution}, whose sizes it cannot change; use fill='trim'"
+                f"fill is 'rescale' and resolution is {self.resolution}, whose sizes are fixed; use fill='trim'"
             )
         if self.grid_multiple**2 > self.seq_len:
             raise ValueError(
                 f"grid_multiple {self.grid_multiple} makes every image at least {self.grid_multiple**2} tokens, "
                 f"more than seq_len {self.seq_len}; raise seq_len"
             )
-        # What no image can be given (a square that is no multiple of the patch, or too large) is known now.
+        # Sizes that no image can take, such as a Square that is not a multiple of the patch size, are refused now.
         stages = self.resolution.stages if isinstance(self.resolution, ScheduledResolution) else ((0, self.resolution),)
         for patch_size in self.patch_sizes:
             for _, policy in stages:
                 self._check_smallest(policy, patch_size)
 
     def _check_smallest(self, policy: Resolution, patch_size: int) -> None:
-        """Tries `policy` on the smallest image there can be."""
+        """Try `policy` on the smallest possible image."""
         unit, key = patch_size * self.grid_multiple, np.zeros(1, np.uint64)
         sizes = policy.sizes(np.array([unit]), np.array([unit]), patch_size, self.grid_multiple, keys=key)
         tokens = int(sizes.grid.prod())
@@ -163,18 +154,18 @@ class Packing:
 
     @property
     def patch_sizes(self) -> tuple[int, ...]:
-        """Every P that a pack may have, in pixels."""
+        """The possible patch sizes of a pack, in pixels."""
         return tuple(self.patch_size.sizes) if isinstance(self.patch_size, PatchSizes) else (self.patch_size,)
 
     @property
     def channels(self) -> int:
-        """C, values a pixel: 1, 3 or 4."""
+        """C, values per pixel: 1, 3 or 4."""
         return len(self.image_mode)
 
     def token_bytes(self, patch_size: int) -> int:
-        """Bytes of one token's pixels, P*P*C."""
+        """Bytes per token at a patch size, P*P*C."""
         return patch_size**2 * self.channels
 
     def replace(self, **changes: Any) -> Packing:
-        """A copy with the given fields changed, checked like a new one."""
+        """A copy with the given fields changed and validated."""
         return dataclasses.replace(self, **changes)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Atomic file writes: a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from typing import BinaryIO
 
 
 def make_folder_of(path: str | Path) -> None:
-    """Makes the folder that a file will lie in, with those above it, where it is not there.
+    """Make the parent folder of a file, and its parents, where they do not exist.
 
     Raises:
-        ValueError: one of them is a file.
+        ValueError: a parent is a file.
     """
     folder = Path(path).absolute().parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{str(path)!r} cannot be written: {str(folder)!r} is no folder; give another path") from error
+        raise ValueError(
+            f"{str(path)!r} cannot be written: {str(folder)!r} is not a folder; give another path"
+        ) from error
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], object], *, private: bool = False) -> None:
-    """Calls `write` with an open file that becomes `path` only once it is complete and on disk.
+    """Call `write` with an open file that replaces `path` only once it is complete and on disk.
 
-    A reader, or the next start after a crash, finds the old content or the new, never a part. The folder must exist.
-    Only its owner may read a `private` file.
+    Readers, also after a crash, find either the old content or the new, never a part. The folder must exist. A
+    `private` file is readable by its owner only.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -48,6 +50,6 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object], *, priva
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name itself must survive a power cut
+        os.fsync(folder)  # the rename itself must survive a power cut
     finally:
         os.close(folder)

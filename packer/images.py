@@ -1,4 +1,4 @@
-"""Rows of the index, and the images that a configuration makes of them: their sizes and token counts."""
+"""Rows of the index, and the images made of them: their sizes and token counts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from patchnpack.packer.policies.resolution import Sizes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """What a plan needs to know of n images, in order of arrival.
+    """The columns of the index that a plan needs, for n images in order of arrival.
 
     Attributes:
-        row: int64 (n,), the row in the index.
-        row_id: uint64 (n,), what the row's draws are keyed by: it names the image whatever else the source holds.
-        width: int32 (n,), pixels, after EXIF orientation.
-        height: int32 (n,), likewise.
+        row: int64 (n,), row in the index.
+        row_id: uint64 (n,), key of the row's random draws; it identifies the image whatever else the source holds.
+        width: int32 (n,), width in pixels, after EXIF orientation.
+        height: int32 (n,), height in pixels, after EXIF orientation.
     """
 
     row: np.ndarray
@@ -32,7 +32,7 @@ class Rows:
     height: np.ndarray
 
     def __post_init__(self) -> None:
-        # The kernels read the columns side by side, without a check of their own.
+        # The kernels read the columns together and do not check their lengths.
         lengths = {f.name: len(getattr(self, f.name)) for f in fields(self)}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the columns have lengths {lengths}; they must be equal")
@@ -46,7 +46,7 @@ class Rows:
 
     @classmethod
     def of_sizes(cls, width: ArrayLike, height: ArrayLike) -> Rows:
-        """Rows of images of which only the sizes are known, numbered from 0."""
+        """Rows numbered from 0, of images whose sizes alone are known."""
         width, height = np.asarray(width, np.int32), np.asarray(height, np.int32)
         row = np.arange(len(width))
         return cls(row=row, row_id=row.astype(np.uint64), width=width, height=height)
@@ -54,15 +54,15 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Images:
-    """M images, each with the size it is given and the tokens it keeps.
+    """M images, each with its size and its number of kept tokens.
 
     Attributes:
-        row: int64 (M,), the row in the index.
-        key: uint64 (M,), what the choice of kept tokens is drawn from.
-        box: int32 (M, 4), (left, top, width, height) in pixels, the part of the upright image that is used.
+        row: int64 (M,), row in the index.
+        key: uint64 (M,), key of the draw of kept tokens.
+        box: int32 (M, 4), (left, top, width, height) in pixels of the part of the upright image that is used.
         size: int32 (M, 2), (width, height) in pixels that this part is resized to.
         grid: int32 (M, 2), (gw, gh); the image is centre-cropped or zero-padded from `size` to this many patches.
-        keep: int32 (M,), tokens kept, from 1 to gw * gh; in a plan, with those that `fill` gave back.
+        keep: int32 (M,), tokens kept, from 1 to gw * gh; in a plan, including those that `fill` gave back.
     """
 
     row: np.ndarray
@@ -96,17 +96,17 @@ def measure(
     images_seen: np.ndarray | None = None,
     patch_size: int | None = None,
 ) -> tuple[Images, np.ndarray]:
-    """The size, grid and token count of each row at one patch size; and which were oversize, bool (n,).
+    """Measure each row at one patch size: its image, and whether it is oversize, bool (n,).
 
-    Each row is measured by itself: the result does not depend on which rows are asked for together. Under
-    `oversize="skip"` an oversize row is given too, with as many tokens as it has.
+    Each row's result depends on that row alone. With `oversize="skip"` oversize rows are included, with all their
+    tokens.
 
     Args:
         rows: the images.
-        packing: what a sequence looks like.
-        seed, epoch: what draws are keyed by, together with each row's `row_id`.
-        images_seen: int64 (n,), images seen in training before each, for schedules; 0 where it is not given.
-        patch_size: P, which of the packing's sizes; None is the only one.
+        packing: the configuration.
+        seed, epoch: keys of the random draws, together with each row's `row_id`.
+        images_seen: int64 (n,), images seen in training before each, for schedules; 0 by default.
+        patch_size: P, one of the packing's sizes; None takes the only one.
 
     Raises:
         ValueError: an image smaller than a patch, or an oversize one under `oversize="error"`.
@@ -117,7 +117,7 @@ def measure(
     draws = counter_hash(Purpose.RESOLUTION, seed, epoch, rows.row_id) if policy.draws else None
     rate_key = counter_hash(Purpose.DROP_RATE, seed, epoch, rows.row_id)
 
-    def sized(which: np.ndarray | slice, most: np.ndarray | None) -> tuple[Sizes, np.ndarray]:
+    def sized(which: np.ndarray | slice, max_tokens: np.ndarray | None) -> tuple[Sizes, np.ndarray]:
         sizes = policy.sizes(
             rows.width[which],
             rows.height[which],
@@ -125,7 +125,7 @@ def measure(
             packing.grid_multiple,
             keys=None if draws is None else draws[which],
             images_seen=None if images_seen is None else images_seen[which],
-            limit=most,
+            limit=max_tokens,
         )
         tokens = sizes.grid.prod(1, dtype=np.int64)
         return sizes, drop.keep(tokens, rate_key[which], limit, None if images_seen is None else images_seen[which])
@@ -140,10 +140,10 @@ def measure(
             "'drop' or 'skip'"
         )
     if packing.oversize == "shrink":
-        left, most = np.flatnonzero(over), sizes.grid.prod(1, dtype=np.int64)
-        while len(left):  # once, but for drops that keep a larger share of a smaller image
-            most[left] = np.maximum(limit, most[left] * limit // keep[left])
-            shrunk, keep[left] = sized(left, most[left])
+        left, max_tokens = np.flatnonzero(over), sizes.grid.prod(1, dtype=np.int64)
+        while len(left):  # one pass, except for drops that keep a larger share of a smaller image
+            max_tokens[left] = np.maximum(limit, max_tokens[left] * limit // keep[left])
+            shrunk, keep[left] = sized(left, max_tokens[left])
             sizes.size[left], sizes.grid[left] = shrunk.size, shrunk.grid
             left = left[keep[left] > limit]
     if packing.oversize == "drop":

@@ -1,4 +1,4 @@
-"""`plan`: which images go into which pack, with which size and how many tokens. No pixels yet."""
+"""`plan`: assign images to packs, with their sizes and token counts. No pixels are read."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchnpack.packer.binpacking.fill import fewest_tokens, fill_packs
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.binpacking.pack_lengths import DECREASING, SAMPLE, pack_ready, resolve_algorithm
 from patchnpack.packer.checks import check_whole
-from patchnpack.packer.config import Algorithm, Packing
+from patchnpack.packer.config import Packing
+from patchnpack.packer.fill import fewest_tokens, fill_packs
 from patchnpack.packer.images import Images, Rows, measure
 from patchnpack.packer.policies.patch_sizes import PatchSizes
 
@@ -22,12 +23,12 @@ class Plan:
     """N packs: pack i holds the images `offsets[i]` to `offsets[i + 1]` of `images`.
 
     Attributes:
-        offsets: int64 (N + 1,).
+        offsets: int64 (N + 1,), offset of each pack's first image.
         patch_size: int32 (N,), P of each pack, in pixels.
         images: the images of all packs, pack by pack, in segment order.
-        skipped: int64, the rows left out because they were oversize.
-        oversize: int64, the rows of more than `seq_len` tokens (at any of the patch sizes), whatever became of them.
-        algorithm: how they were packed; "auto" only where too few rows had arrived to decide.
+        skipped: int64, rows left out because they were oversize.
+        oversize: int64, rows of more than `seq_len` tokens (at any of the patch sizes), however they were treated.
+        algorithm: the packing algorithm; "auto" only where too few rows had arrived to decide.
     """
 
     offsets: np.ndarray
@@ -49,14 +50,16 @@ class Plan:
         return self._sums(self.images.keep.astype(np.int64))
 
     def attention_cost(self) -> np.ndarray:
-        """What attention costs in each pack, int64 (N,): the sum of its images' squared numbers of tokens."""
+        """Attention cost of each pack, int64 (N,): the sum of its images' squared token counts."""
         return self._sums(self.images.keep.astype(np.int64) ** 2)
 
     def model_cost(self, width: int = 768) -> np.ndarray:
-        """What a transformer of `width` features computes in each pack, in units of one token's matrices, float64 (N,).
+        """Cost of each pack in a transformer of `width` features, float64 (N,).
 
-        A token costs a block 24 width**2 operations in its matrices (MLP four times as wide) and 4 width n in attention
-        over the n tokens of its image.
+        The unit is the cost of one token in the matrices.
+
+        In a block, a token costs 24 width**2 operations in the matrices (with an MLP four times as wide) and 4 width n
+        in attention over the n tokens of its image.
         """
         return self.tokens() + self.attention_cost() / (6 * width)
 
@@ -65,7 +68,7 @@ class Plan:
 
 
 def decide_algorithm(packing: Packing, images: Sequence[Images]) -> Algorithm:
-    """What "auto" is, by the first images; of those for each patch size, the middle one's."""
+    """Resolve "auto" from the first images; with several patch sizes, from those at the middle one."""
     keep = images[len(images) // 2].keep
     return resolve_algorithm(
         packing.algorithm, keep, packing.seq_len, max_items=packing.max_images, lookahead=packing.lookahead
@@ -73,10 +76,10 @@ def decide_algorithm(packing: Packing, images: Sequence[Images]) -> Algorithm:
 
 
 def images_per_pack(rows: Rows, packing: Packing, *, seed: int) -> tuple[float, ...]:
-    """About how many of such images a pack holds at each patch size, from the first of `rows`.
+    """Estimate the images per pack at each patch size from the first of `rows`.
 
-    A curriculum counts the images of earlier blocks by it: all streams then agree on a block's patch size, and none
-    needs to know what the others packed.
+    A curriculum counts the images of earlier blocks with this estimate: all streams then agree on a block's patch size
+    without knowing what the others packed.
     """
     if not isinstance(packing.patch_size, PatchSizes) or not len(rows):
         return (0.0,) * len(packing.patch_sizes)
@@ -86,19 +89,19 @@ def images_per_pack(rows: Rows, packing: Packing, *, seed: int) -> tuple[float, 
 
 
 class Planner:
-    """Plans rows as they arrive: `add` gives the packs that are ready, `finish` the rest.
+    """Plan rows as they arrive: `add` returns the packs that are ready, `finish` the rest.
 
-    However the rows are cut into calls, the packs are those of `plan` over all of them. The algorithm "auto" is decided
-    once, by the first 4,096 images. With `PatchSizes` each row is measured at every size when it arrives, and the packs
-    of a block go by the counts at the block's own.
+    However the rows are split into calls, the packs are those of `plan` over all of them. The algorithm "auto" is
+    decided once, from the first 4,096 images. With `PatchSizes` each row is measured at every size when it arrives, and
+    a block is packed by the token counts at its own size.
 
     Args:
-        packing: what a sequence looks like.
-        seed, epoch: what draws are keyed by.
+        packing: the configuration.
+        seed, epoch: keys of the random draws.
         start: images seen in training before the epoch's first row, for schedules.
-        stream, num_streams: which of how many streams that take turns these rows are.
-        share: packs of one patch size in a row, with `PatchSizes`.
-        images_per_pack: about how many images a pack holds at each patch size, for a curriculum of them.
+        stream, num_streams: number of this stream, and of all streams, which take turns.
+        share: consecutive packs of one patch size, with `PatchSizes`.
+        images_per_pack: estimated images per pack at each patch size, for a curriculum of patch sizes.
     """
 
     def __init__(
@@ -116,13 +119,13 @@ class Planner:
         self._packing, self._seed, self._epoch = packing, seed, epoch
         self._start, self._stream, self._num_streams, self._share = start, stream, num_streams, share
         self._images_per_pack = images_per_pack
-        self._images_seen = float(start)  # by the packs of earlier blocks, in all streams
+        self._images_seen = float(start)  # including the packs of earlier blocks, in all streams
         self._algorithm = packing.algorithm
         self._arrived, self._packs = 0, 0
-        self._waiting: list[Images] = []  # for each patch size
+        self._waiting: list[Images] = []  # one entry per patch size
 
     def add(self, rows: Rows) -> Plan:
-        """Takes rows in; returns the packs that no later row can change."""
+        """Add rows; returns the packs that no later row can change."""
         images_seen = self._start + self._stream + self._num_streams * (self._arrived + np.arange(len(rows)))
         self._arrived += len(rows)
         packing, arrived, over = self._packing, [], np.zeros(len(rows), np.bool_)
@@ -141,7 +144,7 @@ class Planner:
         return self._plan(flush=False, skipped=rows.row[skipped], oversize=rows.row[over])
 
     def finish(self) -> Plan:
-        """Empties the waiting room."""
+        """Pack the images that still wait."""
         none = np.empty(0, np.int64)
         if not self._waiting:
             self.add(Rows.of_sizes(none, none))
@@ -171,7 +174,7 @@ class Planner:
         )
 
     def _packed(self, flush: bool) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Packs of the waiting, in parts of one patch size: its number, and order and offsets as of `pack_lengths`."""
+        """Pack waiting images in runs of one patch size: its number, order and offsets."""
         if self._algorithm == "auto":
             return
         sizes = self._packing.patch_sizes
@@ -179,7 +182,7 @@ class Planner:
         if not isinstance(self._packing.patch_size, PatchSizes):
             yield 0, *self._pack(self._waiting[0].keep, least[0], flush)
             return
-        left, entered = np.empty(0, np.int64), 0  # those looked at and not packed; how many were looked at
+        left, entered = np.empty(0, np.int64), 0  # images considered but not packed; number of images considered
         while True:
             block, done = divmod(self._packs, self._share)
             size = self._packing.patch_size.draw(
@@ -204,23 +207,26 @@ class Planner:
         wanted: int,
         flush: bool,
     ) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
-        """The first packs of those `left` and those not yet entered, at most `wanted`, from no more than they need."""
+        """Make at most `wanted` packs of the images `left` and those not yet entered.
+
+        No more images enter than needed.
+        """
         packing, decreasing = self._packing, self._algorithm in DECREASING
         reach = 4 * packing.lookahead if decreasing else packing.lookahead + 16 * wanted
         while True:
             upto = min(len(lengths), entered + max(0, reach - len(left)))
-            looked_at = np.concatenate([left, np.arange(entered, upto)])
+            considered = np.concatenate([left, np.arange(entered, upto)])
             last = flush and upto == len(lengths)
-            order, offsets = self._pack(lengths[looked_at], None if least is None else least[looked_at], last)
+            order, offsets = self._pack(lengths[considered], None if least is None else least[considered], last)
             if decreasing or len(offsets) > wanted or upto == len(lengths):
                 break
             reach *= 2
         if len(offsets) > wanted + 1:
             offsets = offsets[: wanted + 1]
             order = order[: offsets[-1]]
-        stays = np.ones(len(looked_at), np.bool_)
+        stays = np.ones(len(considered), np.bool_)
         stays[order] = False
-        return looked_at[stays], upto, looked_at[order], offsets
+        return considered[stays], upto, considered[order], offsets
 
     def _pack(self, lengths: np.ndarray, least: np.ndarray | None, flush: bool) -> tuple[np.ndarray, np.ndarray]:
         packing = self._packing
@@ -238,20 +244,20 @@ class Planner:
 def plan(
     rows: Rows, packing: Packing, *, seed: int = 0, epoch: int = 0, start: int | None = None, block: int = 64
 ) -> Plan:
-    """Plans all rows at once: a pure function of its arguments, the only way to a pack.
+    """Plan all rows at once: a pure function of its arguments.
 
     Args:
-        rows: the images in order of arrival.
-        packing: what a sequence looks like.
-        seed, epoch: what random draws are keyed by, together with each row's `row_id`.
-        start: images seen in training before these, for schedules; None is `epoch` times the number of rows.
-        block: packs of one patch size in a row; only `PatchSizes` reads it.
+        rows: the images, in order of arrival.
+        packing: the configuration.
+        seed, epoch: keys of the random draws, together with each row's `row_id`.
+        start: images seen in training before these, for schedules; None means `epoch` times the number of rows.
+        block: consecutive packs of one patch size; only `PatchSizes` uses it.
 
     Returns:
-        The packs, in the order in which they are emitted. Each row is in exactly one, or in `skipped`.
+        The packs, in the order in which they are emitted. Each row is in exactly one pack, or in `skipped`.
 
     Raises:
-        ValueError: an image smaller than a patch, or an oversize one under `oversize="error"`.
+        ValueError: an image is smaller than a patch, or oversize with `oversize="error"`.
 
     >>> rows = Rows.of_sizes([64, 32, 32, 64], [64, 64, 32, 32])
     >>> packs = plan(rows, Packing(seq_len=24, patch_size=16))

@@ -59,13 +59,14 @@ for task in range(first, last + 1):
     subprocess.run(["bash", script, *words], check=True, env={**environment, "SLURM_ARRAY_TASK_ID": str(task)})
 """
 
-PIP = """
-import sys, tomllib
+PIP = r"""
+import re, sys, tomllib
 from packaging.requirements import Requirement
 
 project = tomllib.load(open(sys.argv[1], "rb"))["project"]
 assert sys.argv[2] == "install", sys.argv
-for word in map(Requirement, sys.argv[3:]):
+# In a checkout the project is "."; a requirement has a name.
+for word in (Requirement(re.sub(r"^\.", project["name"], word)) for word in sys.argv[3:]):
     assert word.name == project["name"], f"{word} is not this project"
     assert word.extras <= set(project["optional-dependencies"]), f"{word} has no such extra"
 """

@@ -1,4 +1,4 @@
-"""Second floor: trains and evaluates a model of `patchnpack.models`, and the losses and ideas of training."""
+"""Trainer: training and evaluation of the models of `patchnpack.models`, and their objectives."""
 
 from patchnpack.trainer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from patchnpack.trainer.contrastive import Contrastive, TextTower, sigmoid_loss

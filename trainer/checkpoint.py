@@ -1,4 +1,4 @@
-"""Checkpoints: a model, and all that its training needs to go on, in one file that is whole or absent."""
+"""Checkpoints: a model and the state to resume its training, written atomically."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ FORMAT = "patchnpack.navit.2"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """What `load_checkpoint` gives back.
+    """The content of a checkpoint.
 
     Attributes:
-        model: in evaluation mode, with its weights, or their moving average where the run kept one.
-        optimizer: the optimizer's state dict; empty where none was saved.
-        step: optimizer steps taken.
-        train_config: fields of the `TrainConfig`; empty where none was saved.
-        metrics: of the last evaluation.
-        state: what else `train` needs to go on; empty where none was saved.
+        model: the model in evaluation mode, with its weights, or their moving average if the run kept one.
+        optimizer: state dict of the optimizer; empty if none was saved.
+        step: number of optimizer steps.
+        train_config: fields of the `TrainConfig`; empty if none was saved.
+        metrics: metrics of the last evaluation.
+        state: everything else that `train` needs to resume; empty if none was saved.
     """
 
     model: NaViT
@@ -48,9 +48,11 @@ def save_checkpoint(
     metrics: dict[str, float] | None = None,
     state: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a checkpoint of tensors and plain dicts, readable with `torch.load(path, weights_only=True)`.
+    """Write a checkpoint of tensors and plain dicts.
 
-    `state["ema"]`, a state dict of the model, is what `load_checkpoint` gives the model.
+    `torch.load(path, weights_only=True)` reads it.
+
+    `load_checkpoint` loads `state["ema"]`, a state dict of the model, in preference to the weights of `model`.
     """
     content = {
         "format": FORMAT,
@@ -66,16 +68,16 @@ def save_checkpoint(
 
 
 def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint as it was saved; errors as of `load_checkpoint`."""
+    """Read the content of a checkpoint as a dict; raises as `load_checkpoint` does."""
     if not Path(path).exists():
         raise FileNotFoundError(
             f"checkpoint {str(path)!r} does not exist (looked from {Path.cwd()}); `train` writes OUT/checkpoint.pt"
         )
     if Path(path).is_dir():
-        raise ValueError(f"checkpoint {str(path)!r} is a folder; give the file in it: `train` writes OUT/checkpoint.pt")
+        raise ValueError(f"checkpoint {str(path)!r} is a folder; give a file: `train` writes OUT/checkpoint.pt")
     remedy = f"{path} is not a patchnpack checkpoint; give a file that train(out=...) or save_checkpoint wrote"
     with Path(path).open("rb") as file:
-        if not zipfile.is_zipfile(file):  # a file cut short, too: the directory of a zip archive is at its end
+        if not zipfile.is_zipfile(file):  # also detects a truncated file: a zip archive ends with its directory
             raise ValueError(remedy)
     try:
         content = torch.load(path, map_location=device, weights_only=True)
@@ -87,10 +89,10 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Reads a checkpoint; nothing in the file is executed.
+    """Read a checkpoint. No code in the file is executed.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is not a checkpoint of this library.
     """
     content = read_checkpoint(path, device)

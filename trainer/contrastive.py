@@ -1,4 +1,4 @@
-"""Contrastive image-text training: a small text tower on bytes, and a sigmoid loss that never gathers embeddings."""
+"""Contrastive image-text training: a byte-level text tower and a sigmoid loss."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.trainer.losses import Objective, Outcome
 from patchnpack.trainer.ranks import rank_and_size
 
-# N image-text pairs of this rank, M texts of a chunk, W ranks, S bytes of a text at most, D width, E embedding
+# N image-text pairs of this rank, M texts per chunk, W ranks, S maximum bytes per text, D width, E embedding
 
-PAD = 256  # beyond the 256 bytes
+PAD = 256  # the id after those of the 256 bytes
 
 
 class TextTower(nn.Module):
-    """A transformer over the UTF-8 bytes of texts, so that no vocabulary is needed: N texts to (N, E).
+    """A transformer over the UTF-8 bytes of texts, which needs no vocabulary: N texts to (N, E).
 
     Args:
-        embed: E.
-        width, depth, heads: of the transformer.
-        max_bytes: S; what comes after is left out.
+        embed: E, width of the embeddings.
+        width, depth, heads: shape of the transformer.
+        max_bytes: S; longer texts are truncated.
 
     >>> TextTower(8, width=12, depth=1, heads=2)(["a cat", ""]).shape
     torch.Size([2, 8])
@@ -35,7 +35,7 @@ class TextTower(nn.Module):
     def __init__(self, embed: int, *, width: int = 192, depth: int = 4, heads: int = 3, max_bytes: int = 128) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"width {width} of the text tower is not a multiple of heads {heads}")
+            raise ValueError(f"width {width} of the text tower is not a multiple of heads {heads}; change one of them")
         self.max_bytes = max_bytes
         self.bytes = nn.Embedding(PAD + 1, width)
         self.positions = nn.Parameter(0.02 * torch.randn(max_bytes, width))
@@ -58,20 +58,21 @@ class TextTower(nn.Module):
 
 
 class Contrastive(Objective):
-    """Sigmoid loss of images and their texts (SigLIP, arXiv 2303.15343, section 3.2), over the pairs of all ranks.
+    """Sigmoid loss of image-text pairs over all ranks (SigLIP, arXiv 2303.15343, section 3.2).
 
-    For image i and text j the logit is t x_i . y_j + b; a pair of its own wants it high, any other low:
+    The logit of image i and text j is t x_i . y_j + b. Matching pairs are trained to high logits, all others to low
+    ones:
 
         sum over i of sum over j of  -log sigmoid(z_ij (t x_i . y_j + b)),     z_ij = 1 for i = j, else -1
 
     Args:
-        image: the model; its `num_classes` is 0, so that it gives pooled features.
-        text: member that holds the texts, one of the loader's `extras`. An image without one does not count.
-        embed: E, width of the common space.
-        tower: keywords of `TextTower`.
-        chunk: M, texts whose logits are held at a time.
+        image: the model, with `num_classes` 0, so that it returns pooled features.
+        text: member that holds the texts, one of the loader's `extras`. An image without a text does not count.
+        embed: E, width of the shared embedding space.
+        tower: keyword arguments of `TextTower`.
+        chunk: M, number of texts whose logits are held in memory at a time.
 
-    A hit is an image whose highest logit, among the texts of its own rank's batch, is that of its own text.
+    A hit is an image whose highest logit, among the texts of its rank's batch, is that of its own text.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Contrastive(Objective):
     ) -> None:
         super().__init__()
         if image.config.num_classes:
-            raise ValueError(f"num_classes is {image.config.num_classes}; image-text training needs 0, pooled features")
+            raise ValueError(f"num_classes is {image.config.num_classes}; image-text training needs num_classes=0")
         self.text, self.chunk = text, chunk
         self.tower = TextTower(embed, **(tower or {}))
         self.projection = nn.Linear(image.config.width, embed, bias=False)
@@ -93,13 +94,13 @@ class Contrastive(Objective):
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
     def settings(self) -> dict[str, float | str]:
-        """Which member the texts are."""
+        """The name of the text member."""
         return {"text": self.text}
 
     def prepare(
         self, model: NaViT, batch: PackedBatch, rng: np.random.Generator | None = None
     ) -> tuple[PackedBatch, ...]:
-        """Checks that the batch has texts."""
+        """Check that the batch has texts."""
         model.check(batch)
         if self.text not in batch.extras:
             raise ValueError(
@@ -109,18 +110,18 @@ class Contrastive(Objective):
         return (batch,)
 
     def _texts(self, batch: PackedBatch) -> list[Any]:
-        """The text of each of the batch's images, None where there is none."""
+        """The text of each image of the batch, None without a text."""
         texts = [text for texts in batch.extras[self.text] for text in texts]
         if len(wrong := [text for text in texts if text is not None and not isinstance(text, str)]):
-            raise ValueError(f"member {self.text!r} holds {type(wrong[0]).__name__}, not a text; name a .txt member")
+            raise ValueError(f"member {self.text!r} holds {type(wrong[0]).__name__}, not text; choose a .txt member")
         return texts
 
     def count(self, batch: PackedBatch) -> int:
-        """Images with a text."""
+        """Number of images with a text."""
         return sum(text is not None for text in self._texts(batch))
 
     def embed(self, model: NaViT, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and their texts, each (N, E) of length 1, in float32."""
+        """Embed images and their texts: two float32 (N, E) of unit length."""
         texts = self._texts(batch)
         which = [i for i, text in enumerate(texts) if text is not None]
         index = torch.tensor(which, dtype=torch.int64).to(batch.patches.device, non_blocking=True)
@@ -129,7 +130,7 @@ class Contrastive(Objective):
         return F.normalize(images.float(), dim=-1), F.normalize(words.float(), dim=-1)
 
     def forward(self, model: NaViT, *batches: PackedBatch) -> Outcome:
-        """The loss of this rank's images against the texts of all ranks."""
+        """Compute the loss of this rank's images against the texts of all ranks."""
         images, texts = self.embed(model, *batches)
         total = sigmoid_loss(images, texts, self.scale.exp(), self.bias, chunk=self.chunk)
         with torch.no_grad():
@@ -146,24 +147,24 @@ class Contrastive(Objective):
 def sigmoid_loss(
     images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *, chunk: int = 1024
 ) -> torch.Tensor:
-    """The sigmoid loss of this rank's images against the texts of all ranks, summed; 0-d.
+    """Sum the sigmoid loss of this rank's images against the texts of all ranks; 0-d.
 
-    Each rank hands its texts on to the next one, W times round; their gradient travels with them and is whole when they
-    are home (SigLIP, arXiv 2303.15343, section 3.3). So no rank holds more texts than its own and its neighbours', nor
-    logits beyond N x `chunk`; the backward pass sends nothing. The gradient is that of the sum over all ranks: every
-    rank must call this, and weigh it alike.
+    Each rank passes its texts on to the next rank, W times in a ring. The gradient of the texts travels with them and
+    is complete when they return (SigLIP, arXiv 2303.15343, section 3.3). So a rank holds only its own and a neighbour's
+    texts and N x `chunk` logits, and the backward pass sends nothing. The gradient is that of the sum over all ranks:
+    every rank must call this and give the result the same weight.
 
     Args:
-        images, texts: (N, E) float32; N may differ between ranks, and be 0.
-        scale, bias: 0-d, t and b.
-        chunk: texts whose logits are held at a time.
+        images, texts: (N, E) float32; N may differ between ranks, and may be 0.
+        scale, bias: t and b, 0-d.
+        chunk: number of texts whose logits are held in memory at a time.
 
     >>> x = torch.eye(2)
     >>> round(float(sigmoid_loss(x, x, torch.tensor(10.0), torch.tensor(-10.0))), 4)
     1.3864
     """
     if len(images) != len(texts):
-        raise ValueError(f"there are {len(images)} images and {len(texts)} texts; each image needs one")
+        raise ValueError(f"there are {len(images)} images and {len(texts)} texts; give one text per image")
     total: torch.Tensor = _Ring.apply(images, texts, scale, bias, chunk)  # type: ignore[no-untyped-call]
     return total
 
@@ -179,14 +180,14 @@ class _Ring(torch.autograd.Function):
             dist.all_reduce(counts)
         lengths = counts.tolist()
         total, d_images, d_scale, d_bias = (torch.zeros_like(x) for x in (scale, images, scale, bias))
-        travelling = torch.stack([texts, torch.zeros_like(texts)])  # texts and their gradient, (2, M, E)
+        travelling = torch.stack([texts, torch.zeros_like(texts)])  # texts and their gradient, (2, N, E)
         for hop in range(size):
-            own = hop == 0
+            own_texts = hop == 0
             for start in range(0, travelling.shape[1], chunk):
                 part, d_part = travelling[:, start : start + chunk]
                 similarity = images @ part.T
                 z = torch.full_like(similarity, -1.0)
-                if own:
+                if own_texts:
                     z.diagonal(-start).fill_(1.0)
                 margin = z * (scale * similarity + bias)
                 total -= F.logsigmoid(margin).sum()
@@ -206,10 +207,10 @@ class _Ring(torch.autograd.Function):
 
 
 def _pass_on(tensor: torch.Tensor, length: int) -> torch.Tensor:
-    """Sends a tensor (2, M, E) to the next rank, and gives what came from the one before, (2, length, E)."""
+    """Send a tensor (2, N, E) to the next rank; return the previous rank's, (2, length, E)."""
     rank, size = rank_and_size()
     received = tensor.new_empty(2, length, tensor.shape[2])
-    # An empty one is not sent: both ends know its length.
+    # An empty tensor is not sent: both ranks know its length.
     work = [dist.P2POp(dist.isend, tensor.contiguous(), (rank + 1) % size)] * bool(tensor.numel())
     work += [dist.P2POp(dist.irecv, received, (rank - 1) % size)] * bool(received.numel())
     for request in dist.batch_isend_irecv(work) if work else ():

@@ -1,4 +1,4 @@
-"""Where a model is computed."""
+"""`find_device`: the device of a model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 
 def find_device(name: str) -> torch.device:
-    """The device that `name` stands for: "auto" is CUDA where there is one, else the CPU.
+    """The device for `name`; "auto" is CUDA if available, else the CPU.
 
-    Under torchrun, which starts a process for each GPU, "cuda" is the GPU of this process.
+    Under torchrun, which starts one process per GPU, "cuda" is the GPU of this process.
 
     Raises:
-        ValueError: there is no such device.
+        ValueError: the device does not exist.
 
     >>> find_device("cpu")
     device(type='cpu')
@@ -23,10 +23,10 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
     except RuntimeError as error:
-        raise ValueError(f"device is {name!r}; give 'auto', 'cpu', 'cuda', or one GPU: 'cuda:1'") from error
+        raise ValueError(f"device is {name!r}; give 'auto', 'cpu', 'cuda', or a single GPU such as 'cuda:1'") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device is {name!r}, and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs; give 'cpu' or "
-            "'auto' (`patchnpack doctor` tells what there is)"
+            f"device is {name!r}, but torch {torch.__version__} finds {torch.cuda.device_count()} GPUs; give 'cpu' or "
+            "'auto' (`patchnpack doctor` lists the devices)"
         )
     return device

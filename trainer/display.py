@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a progress bar or lines on the terminal, and scalars for TensorBoard."""
+"""Output of a run: a progress bar or lines on the terminal, and scalars for TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 class TensorBoard:
-    """Writes scalars to `folder`; those of later steps than `step`, of a run that was killed, are taken back.
+    """Write scalars to `folder`. Scalars after `step`, left by a killed run, are purged.
 
     Raises:
-        ValueError: the package is not there.
+        ValueError: the package tensorboard is not installed.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -31,7 +31,7 @@ class TensorBoard:
 
 
 class Display:
-    """A progress bar on a terminal; elsewhere a plain line every `log_every` seconds."""
+    """A progress bar on a terminal; otherwise a plain line every `log_every` seconds."""
 
     def __init__(self, log_every: float, quiet: bool = False) -> None:
         console = Console(stderr=True, highlight=False, quiet=quiet)
@@ -53,11 +53,11 @@ class Display:
         return time.perf_counter() - self.last >= self.every
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         self.bar.console.print(text, soft_wrap=True)
 
     def show(self, progress: float, row: dict[str, float], keep: bool = False) -> None:
-        """Shows a row; with `keep`, as a line that stays."""
+        """Show a row of metrics; with `keep`, as a permanent line."""
         self.last = time.perf_counter()
         text = (
             f"epoch {row['epoch']}  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}  "

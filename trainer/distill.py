@@ -1,4 +1,4 @@
-"""Knowledge distillation: a student learns from a teacher that sees the same pixels at its own patch size."""
+"""Knowledge distillation from a teacher that sees the same pixels at its own patch size."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from patchnpack.models.navit import NaViT
 from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.trainer.losses import Classification, Outcome
 
-# N images of a batch, T their tokens, P patch size, C channels
+# N images of a batch, T tokens of all of them, P patch size, C channels
 
 
 def repatchify(batch: PackedBatch, patch_size: int) -> PackedBatch:
-    """The same images cut into patches of another size: one pack of all N images, in their order.
+    """Cut the images of a batch into patches of another size: one pack of all N images, in order.
 
-    A side that the new size does not divide is padded with 0, as by `Native(edge="pad")`. Labels and keys stay behind.
+    A side that is not a multiple of the new size is padded with 0, as with `Native(edge="pad")`. Labels are not copied.
 
     Args:
-        batch: on the CPU, without dropped tokens.
-        patch_size: of the result, in pixels.
+        batch: a batch on the CPU without dropped tokens.
+        patch_size: patch size of the result, in pixels.
 
     Raises:
-        ValueError: a token was dropped, so that pixels are missing.
+        ValueError: a token was dropped, so pixels are missing.
     """
     P, new_P = batch.patch_size, patch_size
     lengths = torch.tensor(batch.lengths, dtype=torch.int64)
@@ -34,8 +34,8 @@ def repatchify(batch: PackedBatch, patch_size: int) -> PackedBatch:
     if len(wrong := (grids.prod(-1) != lengths).nonzero()):
         i = int(wrong[0])
         raise ValueError(
-            f"an image has {int(lengths[i])} of its {int(grids[i].prod())} tokens, and a teacher of patch size {new_P} "
-            f"needs the pixels of all; drop no tokens (fill 'trim' does, too), or take patch size {new_P}"
+            f"an image has {int(lengths[i])} of its {int(grids[i].prod())} tokens, but a teacher of patch size {new_P} "
+            f"needs all pixels; drop no tokens (fill='trim' also does), or use patch size {new_P}"
         )
     new_grids = -(-grids * P // new_P)
     new_lengths = new_grids.prod(-1)
@@ -43,7 +43,7 @@ def repatchify(batch: PackedBatch, patch_size: int) -> PackedBatch:
     image_T = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     dy, dx = torch.arange(P)[:, None], torch.arange(P)[None]
     x, y = (batch.coords.flatten(0, 1)[batch.token_index].long().T[..., None, None] * P).unbind()
-    x, y = x + dx, y + dy  # (T, 1, P) and (T, P, 1): each pixel's place in its image
+    x, y = x + dx, y + dy  # (T, 1, P) and (T, P, 1): position of each pixel in its image
     first = (new_lengths.cumsum(0) - new_lengths)[image_T][:, None, None]
     token = first + y // new_P * new_grids[image_T, 0][:, None, None] + x // new_P
     place = (token * new_P + y % new_P) * new_P + x % new_P
@@ -69,18 +69,20 @@ def repatchify(batch: PackedBatch, patch_size: int) -> PackedBatch:
 
 
 class Distillation(Classification):
-    """t^2 KL(teacher || student) of the softmax at temperature t, summed over images, plus a share of the task's loss.
+    """t^2 KL(teacher || student) at temperature t, plus a weighted task loss.
 
-    The factor t^2 keeps gradients of one size at every temperature (Hinton et al., arXiv 1503.02531, section 2). The
+    Both are summed over images; the distributions are softmaxes at temperature t.
+
+    The factor t^2 keeps the scale of gradients independent of t (Hinton et al., arXiv 1503.02531, section 2). The
     teacher sees the same crops at its own patch size, as when FlexiViT learns from a ViT (arXiv 2212.08013, section
-    3.5): the pixels of each batch are cut anew, so there is one loader, and nothing that could differ. A student of
-    several patch sizes should start from the teacher's weights. A hit: both say the same class of an image.
+    3.5): the pixels of each batch are cut into patches again, so that one loader serves both. A student of several
+    patch sizes should start from the teacher's weights. A hit is an image for which both predict the same class.
 
     Args:
-        teacher: put in evaluation mode; neither trained nor saved.
+        teacher: the teacher, put in evaluation mode; neither trained nor saved.
         temperature: t.
-        task_weight: of the classification loss, on the images that have a label; 0 needs no labels.
-        task: keywords of `Classification`: loss, label_smoothing, mixup, cutmix.
+        task_weight: weight of the classification loss over the labelled images; with 0, no labels are needed.
+        task: keyword arguments of `Classification`: loss, label_smoothing, mixup, cutmix.
     """
 
     def __init__(
@@ -88,31 +90,37 @@ class Distillation(Classification):
     ) -> None:
         super().__init__(**task)  # type: ignore[arg-type]  # checked there
         if temperature <= 0 or task_weight < 0:
-            raise ValueError(f"temperature is {temperature}, task_weight {task_weight}; above 0, and at least 0")
-        self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple, so that it is no part of this module
+            raise ValueError(
+                f"temperature is {temperature} and task_weight is {task_weight}; temperature must be above 0, and "
+                "task_weight at least 0"
+            )
+        self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple, so that it is not a submodule
         self.temperature, self.task_weight = temperature, task_weight
 
     def prepare(
         self, model: NaViT, batch: PackedBatch, rng: np.random.Generator | None = None
     ) -> tuple[PackedBatch, ...]:
-        """The batch, mixed with `rng`, and the same pixels as the teacher takes them."""
+        """The batch, mixed with `rng`, and the same pixels at the teacher's patch size."""
         (teacher,) = self._teacher
-        if (ours := model.config.num_classes) != (its := teacher.config.num_classes) or ours == 0:
-            raise ValueError(f"the student has {ours} classes, the teacher {its}; they must be the same, and above 0")
+        classes, teacher_classes = model.config.num_classes, teacher.config.num_classes
+        if classes != teacher_classes or classes == 0:
+            raise ValueError(
+                f"the student has {classes} classes, the teacher {teacher_classes}; they must be equal, and above 0"
+            )
         if self.task_weight or self.mixup or self.cutmix:
             (batch,) = super().prepare(model, batch, rng)
         model.check(batch)
-        theirs = teacher.config.patch_size
-        seen = batch if batch.patch_size == theirs else repatchify(batch, theirs)
+        patch_size = teacher.config.patch_size
+        seen = batch if batch.patch_size == patch_size else repatchify(batch, patch_size)
         teacher.check(seen)
         return batch, seen
 
     def count(self, batch: PackedBatch) -> int:
-        """All images."""
+        """Number of images."""
         return batch.num_images
 
     def settings(self) -> dict[str, float | str]:
-        """Its arguments; of the teacher a digest of configuration and weights."""
+        """The arguments, with the teacher as a digest of its configuration and weights."""
         own = super().settings()
         return own | {"temperature": self.temperature, "task_weight": self.task_weight, "teacher": self._digest}
 
@@ -125,7 +133,7 @@ class Distillation(Classification):
         return digest.hexdigest()
 
     def forward(self, model: NaViT, *batches: PackedBatch) -> Outcome:
-        """The outcome for (batch, the teacher's batch)."""
+        """Compute the outcome for (batch, the teacher's batch)."""
         (teacher,), (batch, seen), t = self._teacher, batches, self.temperature
         with torch.no_grad():
             taught = teacher(seen)[seen.image_mask].float()  # (N, classes)

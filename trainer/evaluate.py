@@ -1,4 +1,4 @@
-"""Measuring a `NaViT` on packed batches: precision, running sums, and evaluation that counts every image once."""
+"""`evaluate`: loss and accuracy over packed batches, with mixed precision and sums over ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from patchnpack.trainer.ranks import over_ranks
 
 
 class Batches(Protocol):
-    """What training and evaluation need of a loader: each `iter` is one epoch of batches."""
+    """The loader protocol of training and evaluation: each `iter` is one epoch of batches."""
 
     def __iter__(self) -> Iterator[PackedBatch]: ...
 
@@ -26,8 +26,8 @@ class Batches(Protocol):
 def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype | None:
     """The dtype of autocast on `device`, or None for plain float32.
 
-    "auto" is bfloat16 where the hardware multiplies it: CUDA from compute capability 8.0 on, CPUs with AVX-512 BF16 or
-    AMX. On such a CPU a training step was measured 2.5 to 3 times as fast as in float32.
+    "auto" is bfloat16 where the hardware supports it: CUDA from compute capability 8.0 on, CPUs with AVX-512 BF16 or
+    AMX. On such a CPU a training step was measured to be 2.5 to 3 times as fast as in float32.
     """
     if precision == "auto":
         native = False
@@ -41,14 +41,17 @@ def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype
 
 
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
-    """The autocast context that `precision` stands for on `device`; it does nothing for float32."""
+    """The autocast context of `precision` on `device`; disabled for float32."""
     dtype = autocast_dtype(device, precision)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is not None)
 
 
 @dataclass(kw_only=True, slots=True)
 class Meter:
-    """Sums over batches. Losses and hits stay on the device until they are read, so that no step waits for one."""
+    """Running sums over batches.
+
+    Loss and hits stay on the device until read, so that no step synchronises.
+    """
 
     loss: Any = 0.0
     hits: Any = 0
@@ -61,7 +64,7 @@ class Meter:
     SUMS: ClassVar = ("loss", "hits", "labelled", "images", "tokens", "slots")
 
     def add(self, batch: PackedBatch, outcome: Outcome) -> None:
-        """Counts one batch."""
+        """Add one batch."""
         self.loss += outcome.total.detach()
         self.hits += outcome.hits
         self.labelled += outcome.images
@@ -70,23 +73,23 @@ class Meter:
         self.slots += batch.segment_ids.numel()
 
     def over_ranks(self, device: torch.device) -> Meter:
-        """The sums of all ranks; every rank calls it."""
-        ours = torch.tensor([float(getattr(self, name)) for name in self.SUMS], dtype=torch.float64)
-        sums: dict[str, Any] = dict(zip(self.SUMS, over_ranks(ours, device).tolist(), strict=True))
+        """Sum over all ranks. Every rank must call it."""
+        local = torch.tensor([float(getattr(self, name)) for name in self.SUMS], dtype=torch.float64)
+        sums: dict[str, Any] = dict(zip(self.SUMS, over_ranks(local, device).tolist(), strict=True))
         return Meter(start=self.start, **sums)
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint keeps of it: the sums, and the seconds that they took."""
+        """The state for a checkpoint: the sums and the elapsed seconds."""
         return {name: float(getattr(self, name)) for name in self.SUMS} | {"seconds": time.perf_counter() - self.start}
 
     @classmethod
     def of_state(cls, state: dict[str, float]) -> Meter:
-        """One that goes on where `state` was taken."""
+        """Restore a meter from the dict of `state`."""
         sums: dict[str, Any] = {name: state[name] for name in cls.SUMS}
         return cls(start=time.perf_counter() - state["seconds"], **sums)
 
     def row(self) -> dict[str, float]:
-        """Means so far: loss, accuracy, images_per_second, tokens_per_second, padding."""
+        """The means so far: loss, accuracy, images_per_second, tokens_per_second, padding."""
         seconds, labelled = time.perf_counter() - self.start, max(int(self.labelled), 1)
         return {
             "loss": float(self.loss) / labelled,
@@ -100,27 +103,28 @@ class Meter:
 def evaluate(
     model: NaViT, loader: Batches, *, precision: str = "auto", objective: Objective | None = None
 ) -> dict[str, float]:
-    """Loss and accuracy over one pass of `loader`, each of its images counted once.
+    """Compute loss and accuracy over one pass of `loader`, counting each image once.
 
-    Where several ranks train together, each gives the loader of its own share, and gets the figures of all.
+    With several ranks, each passes the loader of its own share and gets the metrics over all ranks.
 
     Args:
-        model: evaluated on the device where its weights lie; its mode is left as it was.
-        loader: one that gives each image once: no `repeat`, no token drop. Batches may hold unequal numbers of images.
+        model: the model, evaluated on the device of its weights; its training mode is restored.
+        loader: a loader that yields each image once, without `repeat` and token drop. Batches may hold unequal numbers
+            of images.
         precision: as in `TrainConfig`.
-        objective: what is measured, on the same device; None is `Classification()`.
+        objective: the objective to measure, on the same device; None means `Classification()`.
 
     Returns:
-        loss, accuracy, images (the labelled ones, which alone count), unlabelled, seconds. An image with float targets
-        is a hit if the class with the highest logit has the highest target.
+        loss, accuracy, images (number of labelled images; others do not count), unlabelled, seconds. An image with
+        float targets is a hit if the class with the highest logit has the highest target.
 
     Raises:
-        ValueError: a loader without a length or without a labelled image, or a batch that does not fit the model.
+        ValueError: the loader has no length or no labelled image, or a batch does not fit the model.
     """
     try:
         len(loader)
     except TypeError as error:
-        raise ValueError("evaluation needs a loader that ends, so one with a length; use repeat=False") from error
+        raise ValueError("evaluation needs a loader with a length, which ends; use repeat=False") from error
     objective = Classification() if objective is None else objective.for_evaluation()
     device, was_training, meter = next(model.parameters()).device, model.training, Meter()
     model.eval()
@@ -133,7 +137,7 @@ def evaluate(
     labelled = int(meter.labelled)
     if labelled == 0:
         raise ValueError(
-            f"the evaluation data hold {int(meter.images)} images, none labelled; check `label` and the shards"
+            f"none of the {int(meter.images)} images of the evaluation data has a label; check `label` and the shards"
         )
     means = meter.row()
     return {

@@ -1,4 +1,4 @@
-"""Objectives: what a training step minimises, as a sum over the images of a batch and their number."""
+"""Objectives: the losses that training minimises, as sums over the images of a batch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from patchnpack.models.navit import NaViT, classification_loss
 from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.trainer.mixing import mix
 
-# B packs, K images in a pack at most, C classes
+# B packs, K maximum images per pack, C classes
 
 
 class Outcome(NamedTuple):
-    """0-d tensors: the loss summed over the images that count, how many those are, and how many were told right."""
+    """The loss of a batch as 0-d tensors.
+
+    The loss summed over the counted images, their number, and the number of hits among them.
+    """
 
     total: torch.Tensor
     images: torch.Tensor
@@ -26,46 +29,49 @@ class Outcome(NamedTuple):
 
 
 class Objective(nn.Module):
-    """What a training step minimises. Parameters of its own are trained and saved along with the model's.
+    """The loss that training minimises. Its own parameters are trained and saved with the model's.
 
-    The sum of `Outcome.total` over ranks and micro-batches, divided by that of `count`, is the loss of a step. A batch
-    without an image must give 0 and reach every parameter, so that its rank takes its step with the others.
+    The loss of a step is the sum of `Outcome.total` over ranks and micro-batches, divided by the sum of `count`. A
+    batch without an image must give 0 and a gradient for every parameter, so that its rank takes its step with the
+    others.
     """
 
     @abstractmethod
     def prepare(
         self, model: NaViT, batch: PackedBatch, rng: np.random.Generator | None = None
     ) -> tuple[PackedBatch, ...]:
-        """On the host: checks the batch, and gives what `forward` takes. Without `rng` nothing is drawn.
+        """Check the batch on the host, and return the arguments of `forward`.
+
+        Without `rng` nothing is random.
 
         Raises:
-            ValueError: model, objective and batch do not fit together.
+            ValueError: model, objective and batch do not match.
         """
 
     @abstractmethod
     def count(self, batch: PackedBatch) -> int:
-        """On the host: images of the batch that the loss is a sum over."""
+        """Count, on the host, the images that the loss sums over."""
 
     @abstractmethod
     def forward(self, model: NaViT, *batches: PackedBatch) -> Outcome:
-        """The outcome for what `prepare` gave, on the model's device."""
+        """Compute the outcome for the batches of `prepare`, on the model's device."""
 
     def for_evaluation(self) -> Objective:
-        """What evaluation measures."""
+        """The objective that evaluation measures."""
         return self
 
     def settings(self) -> dict[str, float | str]:
-        """What its loss depends on beside its weights; a run is resumed with the same only."""
+        """The settings of the loss besides its weights; a resumed run must have the same."""
         return {}
 
 
 class Classification(Objective):
-    """Softmax or sigmoid cross entropy, of classes, soft labels or several labels; with MixUp and CutMix.
+    """Softmax or sigmoid cross entropy for class, soft or multiple labels, with MixUp and CutMix.
 
     Args:
         loss: "softmax", "sigmoid" summed over classes (Beyer et al., arXiv 2006.07159), or "auto": softmax for int64
             labels, sigmoid for float32 ones. Softmax takes float targets that sum to 1.
-        label_smoothing: share of the target spread evenly over the classes; not of float targets of a sigmoid.
+        label_smoothing: share of the target spread evenly over the classes; unused for float targets with a sigmoid.
         mixup, cutmix: as in `mix`.
 
     >>> Classification(loss="hinge")
@@ -85,34 +91,34 @@ class Classification(Objective):
     def prepare(
         self, model: NaViT, batch: PackedBatch, rng: np.random.Generator | None = None
     ) -> tuple[PackedBatch, ...]:
-        """Checks labels; with `rng`, mixes images."""
+        """Check labels; with `rng`, mix images."""
         model.check(batch, labels=True)
         soft, mixing = batch.labels.is_floating_point(), self.mixing
         if soft and mixing and self.loss == "auto":
-            raise ValueError("mixup and cutmix of float labels need a loss; choose 'softmax' or 'sigmoid'")
+            raise ValueError("mixup and cutmix with float labels need an explicit loss; choose 'softmax' or 'sigmoid'")
         if soft and self.loss == "softmax":
             sums = batch.labels[_labelled(batch)].sum(-1)
             wrong = sums[(sums - 1).abs() > 1e-3]
             if len(wrong):
                 raise ValueError(
-                    f"the float targets of an image sum to {float(wrong[0]):.4g}; those of a softmax must sum to 1: "
-                    "choose loss 'sigmoid'"
+                    f"the float targets of an image sum to {float(wrong[0]):.4g}, but softmax needs a sum of 1: "
+                    "choose loss='sigmoid'"
                 )
         if not mixing or rng is None:
             return (batch,)
         return (mix(batch, rng, num_classes=model.config.num_classes, mixup=self.mixup, cutmix=self.cutmix),)
 
     def count(self, batch: PackedBatch) -> int:
-        """Images with a label."""
+        """Number of images with a label."""
         return int(_labelled(batch).sum())
 
     def forward(self, model: NaViT, *batches: PackedBatch) -> Outcome:
-        """The loss of one batch."""
+        """Compute the loss of one batch."""
         (batch,) = batches
         return self.outcome(model(batch), batch)
 
     def outcome(self, logits: torch.Tensor, batch: PackedBatch) -> Outcome:
-        """Logits (B, K, C) against the batch's labels. A hit: no target is higher than that of the highest logit."""
+        """Compare logits (B, K, C) with the labels. In a hit, the highest logit has the highest target."""
         best, labels = logits.detach().argmax(-1), batch.labels
         soft = labels.is_floating_point()
         kind = self.loss if self.loss != "auto" else "sigmoid" if soft and not self.mixing else "softmax"
@@ -131,16 +137,16 @@ class Classification(Objective):
         return Outcome((each * labelled).sum(), labelled.sum(), hits)
 
     def for_evaluation(self) -> Objective:
-        """The plain loss: no smoothing, nothing mixed."""
+        """The plain loss, without smoothing and mixing."""
         return Classification(loss=self.loss)
 
     def settings(self) -> dict[str, float | str]:
-        """Its arguments."""
+        """The arguments."""
         names = ("loss", "label_smoothing", "mixup", "cutmix")
         return {name: getattr(self, name) for name in names}
 
 
 def _labelled(batch: PackedBatch) -> torch.Tensor:
-    """bool (B, K), the images that have a label."""
+    """Mask of the images that have a label, bool (B, K)."""
     labels = batch.labels
     return batch.image_mask & (~labels.isnan().any(-1) if labels.is_floating_point() else labels >= 0)

@@ -1,4 +1,4 @@
-"""MixUp and CutMix inside packs: regions of patches of one image are blended into, or put in place of, another's."""
+"""MixUp and CutMix inside packs: regions of patches are blended or replaced between images."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import torch.nn.functional as F
 
 from patchnpack.packer.batch.packed_batch import PackedBatch
 
-# B packs, L token slots, K images in a pack at most, C classes; image i of n tokens in a grid of gw x gh
+# B packs, L token slots, K maximum images per pack, C classes; image i has n tokens in a grid of gw x gh
 
 
 def mix(
     batch: PackedBatch, rng: np.random.Generator, *, num_classes: int, mixup: float = 0.0, cutmix: float = 0.0
 ) -> PackedBatch:
-    """Mixes each labelled image of a batch with another one, whatever their sizes; segments stay as they are.
+    """Mix each labelled image of a batch with another one; segments do not change.
 
-    Grids differ, so a region of w x h patches of both is what is mixed:
+    Grids differ, so a region of w x h patches of both images is mixed:
 
     ```
-    CutMix   a rectangle of the grid is put in place of an equal one, elsewhere in the partner; share 1 - s of its area
+    CutMix   a rectangle of the grid is replaced by one of the same size from anywhere in the partner; 1 - s of its area
     MixUp    the upper left w x h patches that both have: pixels become s of its own and 1 - s of the partner's
     ```
 
-    s is drawn from Beta(alpha, alpha) for each image (arXiv 1710.09412, section 2; 1905.04899, section 3). A patch that
-    the partner has dropped stays what it was. The partner's share of the label is its share of the image's kept tokens
-    (times 1 - s for MixUp).
+    s is drawn from Beta(alpha, alpha) per image (arXiv 1710.09412, section 2; 1905.04899, section 3). Where the
+    partner's patch was dropped, the image keeps its own. The partner's share of the label is its share of the image's
+    kept tokens (times 1 - s for MixUp).
 
     Args:
-        batch: on the CPU; left as it is.
-        rng: every draw comes from it.
+        batch: a batch on the CPU; not modified.
+        rng: the source of all draws.
         num_classes: C, for int64 labels.
-        mixup, cutmix: alpha of each; 0 is off. With both, each batch is one of the two.
+        mixup, cutmix: alpha of each; 0 is off. With both, one of the two is chosen per batch.
 
     Returns:
-        A batch with other `patches`, and float32 labels (B, K, C), NaN where there was no label.
+        A batch with new `patches` and float32 labels (B, K, C), NaN without a label.
     """
     labels = batch.labels
     if not labels.is_floating_point():
@@ -55,10 +55,10 @@ def mix(
     new, new_labels = old.copy(), flat_labels.copy()
     for i, j in partners.items():
         keep = rng.beta(alpha, alpha)
-        most = np.minimum(grids[i], grids[j])
-        size = np.minimum(most, np.rint(np.sqrt(1 - keep) * grids[i]).astype(np.int64)) if cut else most
+        common = np.minimum(grids[i], grids[j])
+        size = np.minimum(common, np.rint(np.sqrt(1 - keep) * grids[i]).astype(np.int64)) if cut else common
         corner_i, corner_j = (rng.integers(grids[k] - size + 1) if cut else np.zeros(2, np.int64) for k in (i, j))
-        slot_of = np.full(grids[j][::-1], -1)  # of each patch of the partner, -1 where it was dropped
+        slot_of = np.full(grids[j][::-1], -1)  # slot of each patch of the partner, -1 where it was dropped
         slot_of[tuple(coords[slots[j]].T[::-1])] = slots[j]
         inside = coords[slots[i]] - corner_i
         covered = ((inside >= 0) & (inside < size)).all(1)

@@ -1,4 +1,4 @@
-"""Optimizer, learning rate and moving average of the weights."""
+"""Optimizer, learning rate schedule and moving average of the weights."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ def learning_rate(progress: float, config: TrainConfig) -> float:
 
 
 def make_optimizer(model: NaViT, config: TrainConfig, others: Iterable[nn.Parameter] = ()) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only; each group has the factor of its learning rate as `scale`.
+    """Make AdamW with weight decay on matrices only.
 
-    With `layer_decay` d the head and the pooling have the factor 1, the last block d, the one before d squared ..., and
-    the embeddings the least. `others` are parameters besides the model's, of factor 1.
+    `scale` of each group multiplies its learning rate.
+
+    With `layer_decay` d the head and the pooling have scale 1, the last block d, the block before it d squared and so
+    on, and the embeddings have the smallest. `others` are parameters outside the model, with scale 1.
     """
     depth, groups = model.config.depth, dict[tuple[float, bool], list[nn.Parameter]]()
     for name, parameter in model.named_parameters():
@@ -54,13 +56,13 @@ def make_optimizer(model: NaViT, config: TrainConfig, others: Iterable[nn.Parame
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Gives each group the rate `lr` times its `scale`."""
+    """Set the learning rate of each group to `lr` times its `scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]
 
 
 class Average:
-    """An exponential moving average of a model's weights, `model`, in evaluation mode (arXiv 1703.01780, section 2).
+    """Exponential moving average of a model's weights, as `model` (arXiv 1703.01780, section 2).
 
     >>> from patchnpack.models import NaViTConfig
     >>> average = Average(NaViT(NaViTConfig(num_classes=2, width=6, depth=1)), decay=0.999)
@@ -71,7 +73,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: NaViT, step: int) -> None:
-        """Moves towards `model`, by 1 - decay, or more in the first steps, which have no past worth keeping."""
+        """Move towards `model` by 1 - decay, or more in the first steps, when there is little to average."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for ours, new in zip(self.model.parameters(), model.parameters(), strict=True):
-            ours.lerp_(new, 1 - decay)
+        for average, new in zip(self.model.parameters(), model.parameters(), strict=True):
+            average.lerp_(new, 1 - decay)

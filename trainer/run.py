@@ -1,4 +1,4 @@
-"""A training in progress: all that a checkpoint holds, and how to take a step."""
+"""`Run`: the state of a training run, its steps, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HISTORY = "history.jsonl"
 
 
 class _Step(nn.Module):
-    """Model and objective as one module, which DDP wraps."""
+    """Model and objective as one module for DDP to wrap."""
 
     def __init__(self, model: NaViT, objective: Objective) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _Step(nn.Module):
 
 
 class Run:
-    """A training in progress: all that a checkpoint holds, and how to take a step."""
+    """The state of a training run, which takes steps and writes checkpoints."""
 
     def __init__(
         self, model: NaViT, objective: Objective, config: TrainConfig, device: torch.device, folder: Path | None
@@ -53,54 +53,54 @@ class Run:
         self.rank, self.size = rank_and_size()
         self.module: nn.Module = _Step(model, objective)
         if self.size > 1:
-            # DDP keeps its group alive past destroy_process_group, so it has one of its own
+            # DDP keeps its group alive past destroy_process_group, so it gets a group of its own.
             self.module = DistributedDataParallel(self.module, process_group=dist.new_group())
         self.optimizer = make_optimizer(model, config, objective.parameters())
         self.average = Average(model, config.ema) if config.ema else None
-        self.step, self.epoch, self.batches = 0, 0, 0  # batches: of this epoch, used so far
+        self.step, self.epoch, self.batches = 0, 0, 0  # batches: number of batches of this epoch used so far
         self.meter, self.metrics, self.history = Meter(), dict[str, float](), list[dict[str, float]]()
-        self.losses: list[torch.Tensor] = []  # of each step, this rank's share
-        self.old_losses = torch.zeros(0)  # of all ranks, before `losses`
+        self.losses: list[torch.Tensor] = []  # this rank's share of each step's loss
+        self.old_losses = torch.zeros(0)  # losses over all ranks of the steps before `losses`
         self.norm = torch.zeros(())
-        self.anchor = (0.0, 0, 0)  # progress at a step, and the steps that were left then
+        self.anchor = (0.0, 0, 0)  # progress, step, and steps left at that step
         self.loader_state: dict[str, Any] = {}
         self.began, self.saved_step, self.saved_minutes = time.perf_counter(), 0, 0.0
 
     def evaluated(self) -> NaViT:
-        """The model that is measured and given back."""
+        """The model to evaluate and return: the moving average, if the run keeps one."""
         return self.average.model if self.average else self.model
 
     def minutes(self) -> float:
-        """Minutes of rank 0 so far, over all parts of the run."""
+        """Minutes of rank 0 so far, over all sessions of the run."""
         minutes = (time.perf_counter() - self.began) / 60
         if self.size == 1:
             return minutes
         return float(over_ranks(torch.tensor(minutes if self.rank == 0 else 0.0, dtype=torch.float64), self.device))
 
     def plan(self, loader: Batches, batches_left: int | None) -> None:
-        """Fixes how progress is counted; a run taken up with other steps left goes on from the progress it had."""
+        """Set how steps map to progress; a resumed run with other steps left continues from its progress."""
         config, (_, begin, left) = self.config, self.anchor
         if config.minutes or self.progress >= 1:
             return
-        now = config.steps - self.step if config.steps else _steps_left(loader, config, self.epoch, batches_left)
-        if begin + left != self.step + now:
-            self.anchor = (self.progress, self.step, now)
+        steps_left = config.steps - self.step if config.steps else _steps_left(loader, config, self.epoch, batches_left)
+        if begin + left != self.step + steps_left:
+            self.anchor = (self.progress, self.step, steps_left)
 
     @property
     def progress(self) -> float:
-        """Share of the budget that is spent, 0 to 1."""
+        """Share of the budget that is used, 0 to 1."""
         if self.config.minutes:
             return min(self.clock / self.config.minutes, 1.0)
         return self._progress_at(self.step)
 
-    clock = 0.0  # minutes, after the last step
+    clock = 0.0  # minutes after the last step
 
     def _progress_at(self, step: float) -> float:
         start, begin, left = self.anchor
         return start + (1 - start) * (step - begin) / left if left else start
 
     def steps(self, loader: Batches) -> Iterator[None]:
-        """Takes the steps that are left of an epoch, or of the budget."""
+        """Take the remaining steps of the epoch, or of the budget."""
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(self.epoch)
         batches: Iterable[PackedBatch] = loader
@@ -108,7 +108,7 @@ class Run:
             batches = itertools.islice(loader, self.batches, None)
         last, batches = None, iter(batches)
         while group := list(itertools.islice(batches, self.config.accumulate)):
-            if last is not None and self.save_due():  # here it is known that the epoch goes on
+            if last is not None and self.save_due():  # the epoch continues; at its end, end_epoch saves
                 self.save()
             self._take(group)
             last = group[-1]
@@ -118,18 +118,18 @@ class Run:
             if self.progress >= 1:
                 break
         if not self.batches:
-            raise ValueError(f"the loader gave no batch in epoch {self.epoch}; check its source and its filters")
+            raise ValueError(f"the loader yields no batch in epoch {self.epoch}; check its source and its filters")
 
     def _take(self, group: list[PackedBatch]) -> None:
-        """One step on the mean over the images of a group of batches, on all ranks."""
+        """Take one step on the mean loss over the images of a group of batches on all ranks."""
         config, objective = self.config, self.objective
-        # Keyed by step and rank, so that there is no random state to save.
+        # Keyed by step and rank, so that no random state needs saving.
         keys = ((config.seed % 2**64, self.step, self.rank, i) for i in range(len(group)))
         rngs = [np.random.default_rng(key) for key in keys]
         prepared = [objective.prepare(self.model, batch, rng) for batch, rng in zip(group, rngs, strict=True)]
         counted = torch.tensor(sum(objective.count(parts[0]) for parts in prepared))
         images = over_ranks(counted, self.device).clamp(min=1)
-        # the rate of the step's middle, so that no step has none
+        # The rate at the middle of the step, so that no step has a rate of 0.
         progress = self.progress if config.minutes else self._progress_at(self.step + 0.5)
         set_learning_rate(self.optimizer, learning_rate(progress, config))
         self.optimizer.zero_grad()
@@ -137,11 +137,11 @@ class Run:
         for i, (batch, parts, rng) in enumerate(zip(group, prepared, rngs, strict=True), 1):
             moved = [part.to(self.device, non_blocking=True) for part in parts]
             torch.manual_seed(int(rng.integers(2**63)))
-            between = self.size > 1 and i < len(group)
-            with self.module.no_sync() if between else contextlib.nullcontext():  # type: ignore[operator]
+            accumulating = self.size > 1 and i < len(group)
+            with self.module.no_sync() if accumulating else contextlib.nullcontext():  # type: ignore[operator]
                 with autocast(self.device, config.precision):
                     outcome: Outcome = self.module(*moved)
-                # DDP divides the sum of gradients by the number of ranks; wanted is the number of images of all ranks
+                # DDP divides the sum of gradients by the number of ranks; divide by the images of all ranks instead.
                 (outcome.total * self.size / images).backward()
             self.meter.add(batch, outcome)
             total += outcome.total.detach()
@@ -155,7 +155,7 @@ class Run:
             self.clock = self.minutes()
 
     def scalars(self, loader: Batches) -> dict[str, float]:
-        """Of the last step, of the epoch so far, and of the loaders of all ranks; every rank calls it."""
+        """Scalars of the last step, of the epoch so far and of all loaders. Every rank must call it."""
         row = self.meter.over_ranks(self.device).row()
         scalars = {
             "train/loss": float(over_ranks(self.losses[-1], self.device)),
@@ -168,43 +168,46 @@ class Run:
         flat = {name: value for name, value in stats.items() if isinstance(value, int | float)}
         flat |= {f"skipped_{name}": value for name, value in stats.get("skipped", {}).items()}
         sums = over_ranks(torch.tensor(list(flat.values()), dtype=torch.float64), self.device).tolist()
-        means = ("padding", "wait_s", "run_s")  # of which a sum over ranks says nothing
+        means = ("padding", "wait_s", "run_s")  # averaged over ranks, since their sum has no meaning
         for name, value in zip(flat, sums, strict=True):
             scalars[f"loader/{name}"] = value / self.size if name in means else value
         return scalars
 
     def all_losses(self) -> torch.Tensor:
-        """float32 (step,), the loss of every step; every rank calls it."""
+        """The loss of every step, float32 (step,). Every rank must call it."""
         if self.losses:
             new = over_ranks(torch.stack(self.losses), self.device).cpu()
             self.old_losses, self.losses = torch.cat([self.old_losses, new]), []
         return self.old_losses
 
     def stopped(self) -> str:
-        """What is left of a run that is interrupted now."""
+        """The message for a run that is interrupted now: what is saved, and how to resume."""
         if self.folder is None:
-            return f"stopped at step {self.step}, and nothing is saved without `out`"
+            return f"stopped at step {self.step}; nothing is saved without `out`"
         if not self.saved_step:
             return (
-                f"stopped at step {self.step}, before the first checkpoint: there is one at the end of each epoch, and "
-                "every so many minutes with save_minutes"
+                f"stopped at step {self.step}, before the first checkpoint: checkpoints are written at the end of each "
+                "epoch, and more often with save_minutes"
             )
-        return f"stopped at step {self.step}; the same again goes on from the checkpoint of step {self.saved_step}"
+        return f"stopped at step {self.step}; run it again to resume from the checkpoint of step {self.saved_step}"
 
     def save_due(self) -> bool:
-        """Whether steps or minutes ask for a checkpoint; alike on all ranks, which all call it."""
+        """Whether a checkpoint is due by steps or minutes; the same on all ranks.
+
+        Every rank must call it.
+        """
         config = self.config
         if config.save_every and self.step - self.saved_step >= config.save_every:
             return True
         return bool(config.save_minutes and self.minutes() - self.saved_minutes >= config.save_minutes)
 
     def end_epoch(self) -> None:
-        """The next epoch begins; what the last one came to is saved."""
+        """Advance to the next epoch, and save."""
         self.epoch, self.batches, self.meter = self.epoch + 1, 0, Meter()
         self.save()
 
     def save(self) -> None:
-        """Writes the checkpoint and the history; every rank calls it, and rank 0 writes."""
+        """Write the checkpoint and the history, on rank 0. Every rank must call it."""
         losses, meter = self.all_losses(), self.meter.over_ranks(self.device)
         before, self.saved_step, self.saved_minutes = self.saved_step, self.step, self.minutes()
         if self.folder is None or self.rank:
@@ -213,7 +216,7 @@ class Run:
         if self.config.keep > 1 and path.exists():
             kept = self.folder / f"checkpoint-{before:010d}.pt"
             kept.unlink(missing_ok=True)
-            os.link(path, kept)  # another name of the same file, so that a whole one is there at any time
+            os.link(path, kept)  # a second name for the same file, so that a complete checkpoint exists at any time
         state = {
             "objective": {
                 "name": type(self.objective).__name__,
@@ -245,7 +248,10 @@ class Run:
         atomic_write(self.folder / HISTORY, lambda file: file.write(lines.encode()))
 
     def restore(self, loader: Batches, resume: bool | None) -> int | None:
-        """Goes on from the checkpoint in the folder; the batches left of an epoch that has begun, else None."""
+        """Resume from the checkpoint in the folder, if there is one.
+
+        Returns the number of batches left in a started epoch, else None.
+        """
         if self.folder is None:
             return None
         path = self.folder / CHECKPOINT
@@ -253,15 +259,15 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             for old in self.folder.glob("checkpoint*.pt") if resume is False else ():
                 old.unlink()
-        over_ranks(torch.zeros(1), self.device)  # nobody looks before that
+        over_ranks(torch.zeros(1), self.device)  # a barrier: no rank looks before rank 0 has deleted
         if not path.exists():
             if resume:
-                raise ValueError(f"{path} does not exist, so there is nothing to resume; give its folder as `out`")
+                raise ValueError(f"{path} does not exist, so there is nothing to resume; give another `out`")
             return None
         content = read_checkpoint(path)
         state = content["state"]
         if not state:
-            raise ValueError(f"{path} holds a model and no run; give another `out`, or resume=False to delete it")
+            raise ValueError(f"{path} holds a model but no run; give another `out`, or resume=False to delete it")
         self._check_same(path, content)
         self.model.load_state_dict(content["model"])
         self.objective.load_state_dict(state["objective"]["weights"])
@@ -273,35 +279,35 @@ class Run:
         self.anchor, self.clock = tuple(state["anchor"]), state["minutes"]
         self.saved_step, self.saved_minutes = self.step, self.clock
         self.began = time.perf_counter() - 60 * self.clock
-        if self.batches and self.rank == 0:  # the sums of all ranks
+        if self.batches and self.rank == 0:  # the saved sums are those of all ranks
             self.meter = Meter.of_state(state["meter"])
         if hasattr(loader, "load_state_dict"):
             self.loader_state = state["loader"]
-            loader.load_state_dict(self.loader_state)  # of a finished run too: other shards are not its result
+            loader.load_state_dict(self.loader_state)  # also for a finished run: with other shards it raises
             return len(loader) if self.batches and self.progress < 1 else None
         if self.progress >= 1:
             return None
         return len(loader) - self.batches if self.batches and self.config.epochs else None
 
     def _check_same(self, path: Path, content: dict[str, Any]) -> None:
-        theirs = {**content["model_config"], **content["train_config"]}
-        ours = {**dataclasses.asdict(self.model.config), **dataclasses.asdict(self.config)}
+        saved = {**content["model_config"], **content["train_config"]}
+        given = {**dataclasses.asdict(self.model.config), **dataclasses.asdict(self.config)}
         objective = content["state"]["objective"]
-        theirs["objective"], ours["objective"] = objective["name"], type(self.objective).__name__
-        if theirs["objective"] == ours["objective"]:
-            asked = self.objective.settings()
-            ours |= {f"the objective's {name}": value for name, value in asked.items()}
-            theirs |= {f"the objective's {name}": value for name, value in objective.get("settings", asked).items()}
-        for name in sorted(ours.keys() - TrainConfig.FREE - {"backend"}):
-            if ours[name] != theirs.get(name):
+        saved["objective"], given["objective"] = objective["name"], type(self.objective).__name__
+        if saved["objective"] == given["objective"]:
+            settings = self.objective.settings()
+            given |= {f"the objective's {name}": value for name, value in settings.items()}
+            saved |= {f"the objective's {name}": value for name, value in objective.get("settings", settings).items()}
+        for name in sorted(given.keys() - TrainConfig.FREE - {"backend"}):
+            if given[name] != saved.get(name):
                 raise ValueError(
-                    f"{path} is of a run with {name} {theirs.get(name)}, this one has {ours[name]}; give the "
-                    "configuration that it had, another `out`, or resume=False to delete it and start anew"
+                    f"{path} is of a run with {name} {saved.get(name)}, but this run has {given[name]}; use the same "
+                    "configuration, another `out`, or resume=False to delete the checkpoint and start again"
                 )
 
 
 def _steps_left(loader: Batches, config: TrainConfig, epoch: int, batches_left: int | None) -> int:
-    """Steps to the end of the last epoch, where `batches_left` of `epoch` are left, or None if it has not begun."""
+    """Steps to the end of the last epoch; `batches_left` is None if `epoch` has not started."""
     epochs, k = config.epochs or 0, config.accumulate
     first = epoch if batches_left is None else epoch + 1
     try:
@@ -311,5 +317,5 @@ def _steps_left(loader: Batches, config: TrainConfig, epoch: int, batches_left: 
     ends = [int(count(e)) for e in ((first, epochs) if k == 1 else range(first, epochs + 1))]
     steps = sum(-(-(end - start) // k) for start, end in itertools.pairwise(ends)) - (-(batches_left or 0) // k)
     if steps == 0:
-        raise ValueError("the loader has no batch; check its source and its filters")
+        raise ValueError("the loader yields no batch; check its source and its filters")
     return steps

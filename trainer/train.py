@@ -1,10 +1,10 @@
-"""Training of a `NaViT` on packed batches: one plain loop, usable as a function."""
+"""`train`: train a `NaViT` on packed batches, in one plain loop."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,16 +25,15 @@ Log = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """What `train` gives back.
+    """The result of `train`.
 
     Attributes:
         model: the trained model, or its moving average, in evaluation mode.
-        metrics: of the last evaluation, or of the last epoch's training where there is no validation.
-        history: one row for each evaluation: step, epoch, minutes, loss, accuracy, images_per_second,
-            tokens_per_second and padding of the epoch's training, and with validation val_loss, val_accuracy,
-            val_images.
-        losses: the loss of every step, those before the run was taken up again too.
-        checkpoint: where it lies, or None without `out`.
+        metrics: metrics of the last evaluation, or without validation of the last epoch's training.
+        history: one row per evaluation: step, epoch, minutes, the loss, accuracy, images_per_second, tokens_per_second
+            and padding of the epoch's training, and with validation val_loss, val_accuracy and val_images.
+        losses: loss of every step, including the steps before the run was resumed.
+        checkpoint: path of the checkpoint; None without `out`.
     """
 
     model: NaViT
@@ -56,31 +55,30 @@ def train(
     log: Log | None = None,
     started: Callable[[], None] | None = None,
 ) -> TrainResult:
-    """Trains a `NaViT` on a loader of packed batches.
+    """Train a `NaViT` on a loader of packed batches.
 
-    Where a process group of several ranks has been started, every rank calls this with the loader of its own share, and
-    they train one model (DDP). The loss of a step is the sum over its images, of all ranks and `config.accumulate`
-    batches, divided by their number.
+    In a process group of several ranks, every rank calls this with the loader of its own share, and all train one model
+    (DDP). The loss of a step is the mean over its images, on all ranks and in `config.accumulate` batches.
 
     Args:
-        model: a model, trained in place, or the configuration of a new one, drawn from `config.seed`.
-        loader: each `iter` is one epoch. `set_epoch(epoch)` is called before it, `total_steps(epochs)` gives the length
-            of the schedule, and `state_dict` and `load_state_dict` its place, where the loader has them; otherwise the
-            batches of an epoch that was interrupted are drawn again and passed over.
-        config: how to train.
-        objective: what is minimised; None is `Classification` as `config` says.
-        validation: evaluated every `eval_every` epochs and at the end.
-        out: folder, made if absent, that receives `checkpoint.pt` and `history.jsonl` at the end of each epoch.
-        resume: whether to go on from the checkpoint in `out`: None where there is one, True insists, False deletes it.
-            The losses are then those of a run that was never interrupted, on a CPU bit for bit. A finished run gives
-            back what it gave.
-        log: called on rank 0 with the step and its scalars, every `log_steps` steps and after each evaluation. Every
-            rank must give one, or none.
-        started: called on rank 0 once everything has been checked, before the first step.
+        model: a model, trained in place, or the configuration of a new one, initialised from `config.seed`.
+        loader: each `iter` is one epoch. If the loader has them, `set_epoch(epoch)` is called before each epoch,
+            `total_steps(epochs)` gives the length of the schedule, and `state_dict` and `load_state_dict` its position.
+            A loader without `state_dict` is fast-forwarded: the batches of an interrupted epoch are drawn and skipped.
+        config: configuration of training.
+        objective: the loss to minimise; None is `Classification` with the options of `config`.
+        validation: loader that is evaluated every `eval_every` epochs and at the end.
+        out: folder, created if absent, for `checkpoint.pt` and `history.jsonl`, written at the end of each epoch.
+        resume: None resumes from the checkpoint in `out` if there is one, True requires one, False deletes it. The
+            losses of a resumed run equal those of an uninterrupted run, on a CPU bit for bit. A finished run returns
+            its result.
+        log: called on rank 0 with the step and its scalars, every `log_steps` steps and after each evaluation. Give it
+            on all ranks or on none.
+        started: called on rank 0 after all checks, before the first step.
 
     Raises:
-        ValueError: a batch does not fit the model, a loader is empty, or the checkpoint is of another run.
-        FloatingPointError: the loss is no longer a number.
+        ValueError: a batch does not fit the model, a loader is empty, or the checkpoint belongs to another run.
+        FloatingPointError: the loss is NaN or infinite.
     """
     rank, _ = rank_and_size()
     device, folder = find_device(config.device), None if out is None else Path(out)
@@ -98,45 +96,21 @@ def train(
         run = Run(model, objective.to(device), config, device, folder)
         batches_left = run.restore(loader, resume)
         if validation is not None and run.progress < 1:
-            for batch in itertools.islice(validation, 1):  # a mistake there must not wait for the end of an epoch
+            for batch in itertools.islice(validation, 1):  # reports a mistake now instead of at the end of an epoch
                 objective.for_evaluation().prepare(model, batch)
         run.plan(loader, batches_left)
         if started is not None and rank == 0:
             started()
         board = TensorBoard(folder, run.step) if config.tensorboard and folder and rank == 0 else None
         logs = [one for one in (log, board) if one is not None and rank == 0]
-        logging = log is not None or config.tensorboard
         try:
-            while run.progress < 1:
-                for _ in run.steps(loader):
-                    if logging and run.step % config.log_steps == 0:
-                        scalars = run.scalars(loader)
-                        for one in logs:
-                            one(run.step, scalars)
-                    if display.due():
-                        display.show(run.progress, {"epoch": run.epoch, **_finite(run.meter.row(), config)})
-                if run.progress < 1 and (run.epoch + 1) % config.eval_every:
-                    run.end_epoch()
-                    continue
-                row = {"step": run.step, "epoch": run.epoch, "minutes": run.minutes()}
-                row |= _finite(run.meter.over_ranks(device).row(), config)
-                run.metrics = {"loss": row["loss"], "accuracy": row["accuracy"]}
-                if validation is not None:
-                    if hasattr(validation, "set_epoch"):
-                        validation.set_epoch(0)  # the same draws each time
-                    run.metrics = evaluate(run.evaluated(), validation, precision=config.precision, objective=objective)
-                    row |= {f"val_{name}": run.metrics[name] for name in ("loss", "accuracy", "images")}
-                    for one in logs:
-                        one(run.step, {f"validation/{name}": value for name, value in run.metrics.items()})
-                run.history.append(row)
-                run.end_epoch()
-                display.show(run.progress, row, keep=True)
+            _train_epochs(run, loader, validation, display, logs, logging=log is not None or config.tensorboard)
         except KeyboardInterrupt:
             display.say(run.stopped())
             raise
         if board:
             board.writer.close()
-        over_ranks(torch.zeros(1), device)  # no rank returns before the checkpoint is there
+        over_ranks(torch.zeros(1), device)  # a barrier: no rank returns before the checkpoint is written
     return TrainResult(
         model=run.evaluated().eval(),
         metrics=run.metrics,
@@ -144,6 +118,46 @@ def train(
         losses=run.all_losses().tolist(),
         checkpoint=folder and folder / CHECKPOINT,
     )
+
+
+def _train_epochs(
+    run: Run, loader: Batches, validation: Batches | None, display: Display, logs: Sequence[Log], *, logging: bool
+) -> None:
+    """Take the remaining steps, evaluate, and save at the end of each epoch.
+
+    With `logging`, every rank collects scalars, since they are sums over ranks; `logs` is empty except on rank 0.
+    """
+    config = run.config
+    while run.progress < 1:
+        for _ in run.steps(loader):
+            if logging and run.step % config.log_steps == 0:
+                scalars = run.scalars(loader)
+                for one in logs:
+                    one(run.step, scalars)
+            if display.due():
+                display.show(run.progress, {"epoch": run.epoch, **_finite(run.meter.row(), config)})
+        if run.progress < 1 and (run.epoch + 1) % config.eval_every:
+            run.end_epoch()
+            continue
+        row = _evaluate_epoch(run, validation, logs)
+        run.history.append(row)
+        run.end_epoch()
+        display.show(run.progress, row, keep=True)
+
+
+def _evaluate_epoch(run: Run, validation: Batches | None, logs: Sequence[Log]) -> dict[str, float]:
+    """Compute the history row of an epoch and set `run.metrics`."""
+    row = {"step": run.step, "epoch": run.epoch, "minutes": run.minutes()}
+    row |= _finite(run.meter.over_ranks(run.device).row(), run.config)
+    run.metrics = {"loss": row["loss"], "accuracy": row["accuracy"]}
+    if validation is not None:
+        if hasattr(validation, "set_epoch"):
+            validation.set_epoch(0)  # the same draws in each evaluation
+        run.metrics = evaluate(run.evaluated(), validation, precision=run.config.precision, objective=run.objective)
+        row |= {f"val_{name}": run.metrics[name] for name in ("loss", "accuracy", "images")}
+        for one in logs:
+            one(run.step, {f"validation/{name}": value for name, value in run.metrics.items()})
+    return row
 
 
 def _finite(row: dict[str, float], config: TrainConfig) -> dict[str, float]:

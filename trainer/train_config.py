@@ -1,4 +1,4 @@
-"""How a model is trained: plain values, checked when they are given."""
+"""`TrainConfig`: the configuration of training, validated on construction."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from typing import ClassVar
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """How a model is trained. Give exactly one of `epochs`, `steps` and `minutes`.
+    """Configuration of training. Give exactly one of `epochs`, `steps` and `minutes`.
 
     Attributes:
-        epochs, steps, minutes: the budget; the learning rate falls to its end. Minutes are of wall time, over all parts
-            of a run that was taken up again; the schedule follows the clock, so two runs differ, and the last
-            evaluation comes on top.
-        accumulate: batches of a step and rank. Its loss is the mean over the images of all of them, on all ranks. The
+        epochs, steps, minutes: the budget, over which the learning rate falls. Minutes are wall time over all sessions
+            of a resumed run; the schedule follows the clock, so two runs differ, and the last evaluation is not
+            included.
+        accumulate: batches per step and rank. The loss is the mean over the images of all of them, on all ranks. The
             last step of an epoch may have fewer.
         lr: peak learning rate of AdamW; the default suits steps of some tens of images.
-        schedule: after the warm-up "cosine" falls along half a cosine to 0; "rsqrt" falls with the square root of the
-            time (arXiv 2106.04560, section 3.5), then over the `cooldown` in a line to 0.
+        schedule: learning rate after the warm-up: "cosine" falls along half a cosine to 0; "rsqrt" falls with the
+            inverse square root of time (arXiv 2106.04560, section 3.5), then linearly to 0 over the `cooldown`.
         warmup: share of the budget in which the learning rate grows linearly.
-        cooldown: share of the budget at its end, of "rsqrt".
-        layer_decay: the learning rate of each block over that of the next one (arXiv 2106.08254, section 3.2).
-        weight_decay: on matrices; norms, biases, position tables and the pooling query have none.
-        betas: of AdamW.
-        clip: largest norm of the gradient over all parameters.
-        ema: weight of the old value in a moving average of the weights, which is what is evaluated and given back;
-            0 is none. At step n it is at most (1 + n) / (10 + n).
-        loss: "softmax", "sigmoid" (each class by itself), or "auto": softmax for classes, sigmoid for float targets.
-        label_smoothing: share of the target spread evenly over the classes; not of the float targets of a sigmoid loss.
-        mixup, cutmix: alpha of the Beta distribution that shares are drawn from (see `mix`); 0 is off.
-        temperature, task_weight: of distillation (see `Distillation`); read where there is a teacher.
-        eval_every: epochs between evaluations; there is always one at the end.
-        save_every, save_minutes: steps, and minutes, between checkpoints beside those at the end of each epoch.
-        keep: newest checkpoints that are kept.
-        log_steps: steps between the scalars that `log` and TensorBoard get.
-        log_every: seconds between lines where the output is not a terminal.
-        tensorboard: whether scalars are written to `out` for TensorBoard (extra `tensorboard`).
-        seed: of the initial weights and, with the step and the rank, of every draw.
-        device: "auto" is CUDA where there is one, else the CPU.
-        precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the hardware multiplies it.
+        cooldown: share of the budget at the end of "rsqrt" in which the learning rate falls to 0.
+        layer_decay: learning rate of each block over that of the next block (arXiv 2106.08254, section 3.2).
+        weight_decay: weight decay of matrices; norms, biases, position tables and the pooling query have none.
+        betas: betas of AdamW.
+        clip: maximum norm of the gradient over all parameters.
+        ema: decay of the moving average of the weights, which is evaluated and returned; 0 disables it. At step n the
+            decay is at most (1 + n) / (10 + n).
+        loss: "softmax", "sigmoid" (independent classes), or "auto": softmax for classes, sigmoid for float targets.
+        label_smoothing: share of the target spread evenly over the classes; unused for float targets with a sigmoid.
+        mixup, cutmix: alpha of the Beta distribution of mixing shares (see `mix`); 0 is off.
+        temperature, task_weight: arguments of `Distillation`; used only with a teacher.
+        eval_every: epochs between evaluations; the last epoch is always evaluated.
+        save_every, save_minutes: steps, and minutes, between checkpoints, besides those at the end of each epoch.
+        keep: number of newest checkpoints to keep.
+        log_steps: steps between the scalars for `log` and TensorBoard.
+        log_every: seconds between lines when the output is not a terminal.
+        tensorboard: whether to write scalars to `out` for TensorBoard (extra `tensorboard`).
+        seed: seed of the initial weights and, with step and rank, of every draw.
+        device: "auto" is CUDA if available, else the CPU.
+        precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the hardware supports it.
 
     >>> TrainConfig(epochs=10, minutes=5)
     Traceback (most recent call last):
@@ -76,7 +76,7 @@ class TrainConfig:
     device: str = "auto"
     precision: str = "auto"
 
-    # What a run that is taken up again may have otherwise than it began: it changes no loss.
+    # Settings that may change when a run is resumed, since they change no loss.
     FREE: ClassVar[frozenset[str]] = frozenset(
         {"eval_every", "save_every", "save_minutes", "keep", "log_steps", "log_every", "tensorboard", "device"}
     )
@@ -92,12 +92,12 @@ class TrainConfig:
                 raise ValueError(f"{name} is {value}; it must be above 0")
         for name in ("warmup", "label_smoothing", "ema", "cooldown"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, at least 0 and less than 1")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a share, at least 0 and below 1")
         for name in ("weight_decay", "mixup", "cutmix", "task_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.layer_decay > 1:
-            raise ValueError(f"layer_decay is {self.layer_decay}; it must be at most 1, which is none")
+            raise ValueError(f"layer_decay is {self.layer_decay}; it must be at most 1, which disables it")
         choices = {
             "precision": ("auto", "float32", "bfloat16"),
             "schedule": ("cosine", "rsqrt"),
@@ -110,5 +110,5 @@ class TrainConfig:
         if self.schedule == "rsqrt" and (self.warmup == 0 or self.warmup + self.cooldown > 1):
             raise ValueError(
                 f"schedule 'rsqrt' has warmup {self.warmup} and cooldown {self.cooldown}; it needs a warmup above "
-                "0, and both together at most 1"
+                "0, and a sum of both of at most 1"
             )

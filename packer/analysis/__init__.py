@@ -1,1 +1,1 @@
-"""Analysis of a packing before any pixel is read: report, sweep, advice, baselines."""
+"""Analysis of a packing before any pixel is read: reports, sweeps, advice and baselines."""

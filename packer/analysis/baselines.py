@@ -1,4 +1,4 @@
-"""The baselines that people batch images of many sizes in, and what each costs for the same images."""
+"""Baselines: the usual ways to batch images of different sizes, and their costs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from patchnpack.packer.images import Images, Rows
 from patchnpack.packer.plan import Plan, plan
 from patchnpack.packer.policies.resolution import FitTokens
 
-# n images; a slot is the place of one token in what the model is given, whether a token fills it or not
+# n images; a slot is the place of one token in the model's input, filled or not
 
 BUCKETS = 8
 
@@ -21,13 +21,13 @@ class Baseline:
     """One way to batch the same images, and what it costs.
 
     Attributes:
-        name: what is done with the images.
-        sequences: rows of the batches, in all.
-        slots: token slots in all.
+        name: how the images are batched.
+        sequences: total rows of the batches.
+        slots: total token slots.
         tokens: slots that hold a token.
-        attention_cost: pairs of slots that attention computes in all: within each image where packs are attended to by
-            image, within each row of slots where images are padded and masked.
-        resized: whether images are given another size than the packing gives them, so that the model sees others.
+        attention_cost: total pairs of slots that attention computes: within each image for packs, within each row of
+            slots for padded and masked images.
+        resized: whether images get another size than the packing gives them, so that the model sees different images.
         note: what the figures do not show.
     """
 
@@ -46,13 +46,13 @@ class Baseline:
 
 
 def baselines(made: Plan, rows: Rows, packing: Packing, *, seed: int, epoch: int, block: int) -> tuple[Baseline, ...]:
-    """The plan itself, then the same images by the other baselines.
+    """The plan itself as a baseline, then the other ways to batch the same images.
 
     Args:
         made: the plan of the rows.
         rows: the images.
-        packing: what the plan was made with.
-        seed, epoch, block: likewise.
+        packing: the configuration of the plan.
+        seed, epoch, block: arguments of the plan.
     """
     return (
         _packed(made, packing),
@@ -65,7 +65,9 @@ def baselines(made: Plan, rows: Rows, packing: Packing, *, seed: int, epoch: int
 
 
 def buckets(keep: np.ndarray, count: int = BUCKETS) -> tuple[np.ndarray, np.ndarray]:
-    """Buckets of like token counts, of as many images each: the longest of each, and its images, int64 (count,).
+    """Split images into buckets of similar token counts.
+
+    Returns each bucket's longest image and number of images, int64 (count,).
 
     >>> buckets(np.array([5, 1, 2, 4, 3]), 2)
     (array([2, 5]), array([2, 3]))
@@ -76,8 +78,8 @@ def buckets(keep: np.ndarray, count: int = BUCKETS) -> tuple[np.ndarray, np.ndar
     return keep[ends - 1], np.diff(ends, prepend=0)
 
 
-def baseline_units(images: Images, rows: Rows) -> np.ndarray:
-    """Which of the rows each image is, int64 (M,)."""
+def row_positions(images: Images, rows: Rows) -> np.ndarray:
+    """Position of each image's row in `rows`, int64 (M,)."""
     order = np.argsort(rows.row, kind="stable")
     return order[np.searchsorted(rows.row, images.row, sorter=order)]
 
@@ -95,18 +97,18 @@ def _packed(made: Plan, packing: Packing) -> Baseline:
 def _next_fit(rows: Rows, packing: Packing, seed: int, epoch: int, block: int) -> list[Baseline]:
     if packing.algorithm == "next_fit":
         return []
-    usual = packing.replace(algorithm="next_fit", fill="none" if packing.fill == "none" else "undrop")
-    return [_packed(plan(rows, usual, seed=seed, epoch=epoch, block=block), packing)]
+    next_fit = packing.replace(algorithm="next_fit", fill="none" if packing.fill == "none" else "undrop")
+    return [_packed(plan(rows, next_fit, seed=seed, epoch=epoch, block=block), packing)]
 
 
 def _by_patch_size(made: Plan) -> list[tuple[int, Images]]:
-    """The images at each patch size."""
+    """The images of the plan, grouped by patch size."""
     each = np.repeat(made.patch_size, np.diff(made.offsets))
     return [(int(size), made.images.take(each == size)) for size in np.unique(each)]
 
 
 def _longest(made: Plan) -> Baseline:
-    """One image a row of as many slots as the longest has; of the longest at each patch size, if there are several."""
+    """One image per row, padded to the longest image of its patch size."""
     parts = [images.keep.astype(np.int64) for _, images in _by_patch_size(made)]
     longest = " or ".join(f"{part.max():,}" for part in parts)
     return Baseline(
@@ -115,12 +117,12 @@ def _longest(made: Plan) -> Baseline:
         slots=sum(len(part) * int(part.max()) for part in parts),
         tokens=int(made.tokens().sum()),
         attention_cost=sum(len(part) * int(part.max()) ** 2 for part in parts),
-        note=f"one image a row of {longest} slots",
+        note=f"one image per row of {longest} slots",
     )
 
 
 def _bucketed(made: Plan) -> Baseline:
-    """One image a row, in batches of like length: each row has the slots of the longest image of its bucket."""
+    """One image per row, padded to the longest image of its bucket of similar lengths."""
     slots, attention, edges = 0, 0, []
     for _, images in _by_patch_size(made):
         longest, rows = buckets(images.keep)
@@ -133,19 +135,19 @@ def _bucketed(made: Plan) -> Baseline:
         slots=slots,
         tokens=int(made.tokens().sum()),
         attention_cost=attention,
-        note=f"{BUCKETS} buckets of as many images, in rows of {' or '.join(edges)} slots; a batch "
-        "holds one bucket, so its images are of like size",
+        note=f"{BUCKETS} buckets of equally many images, in rows of {' or '.join(edges)} slots; a batch "
+        "draws from one bucket, so its images have similar sizes",
     )
 
 
 def _fitted(made: Plan, rows: Rows, packing: Packing) -> Baseline:
-    """Each image resized, up or down, to at most as many tokens as the mean image has, and padded to that many."""
+    """Each image resized to at most the mean number of tokens, and padded to that number."""
     slots = tokens = attention = 0
     lengths: list[str] = []
     enlarged = 0
     for size, images in _by_patch_size(made):
         length = max(packing.grid_multiple**2, round(float(images.keep.mean())))
-        at = baseline_units(images, rows)
+        at = row_positions(images, rows)
         policy = FitTokens(length, upsample=True)
         grid = policy.sizes(rows.width[at], rows.height[at], size, packing.grid_multiple).grid.prod(1, dtype=np.int64)
         slots, tokens = slots + len(grid) * length, tokens + int(grid.sum())
@@ -160,13 +162,13 @@ def _fitted(made: Plan, rows: Rows, packing: Packing) -> Baseline:
         tokens=tokens,
         attention_cost=attention,
         resized=True,
-        note=f"one image a row, resized to at most {words} tokens with its aspect kept, as timm's NaFlex loader "
-        f"does for each length that it draws; {enlarged / max(1, len(made.images)):.0%} of images enlarged",
+        note=f"one image per row, resized to at most {words} tokens, aspect kept, as timm's NaFlex loader does for "
+        f"each length that it draws; {enlarged / max(1, len(made.images)):.0%} of images enlarged",
     )
 
 
 def _square(made: Plan, rows: Rows) -> Baseline:
-    """The square whose tokens come nearest to the mean image's, so that the model computes about as much."""
+    """The square whose token count is nearest to the mean image's: about equal compute."""
     sides, tokens, attention = [], 0, 0
     for size, images in _by_patch_size(made):
         side = max(1, round(float(images.keep.mean()) ** 0.5))

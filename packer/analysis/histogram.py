@@ -1,4 +1,4 @@
-"""Counts of values by bins: what the distributions of a report are."""
+"""`Histogram`: the distributions in a report."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Histogram:
-    """How many values lie in each of n bins; bin i holds those from `edges[i]` to below `edges[i + 1]`.
+    """Counts of values in n bins; bin i holds the values from `edges[i]` to below `edges[i + 1]`.
 
     Attributes:
-        edges: n + 1 of them, rising.
-        counts: n of them.
+        edges: n + 1 values in ascending order.
+        counts: n numbers of values.
     """
 
     edges: tuple[float, ...]
@@ -23,7 +23,7 @@ class Histogram:
 
     @classmethod
     def of(cls, values: ArrayLike, edges: ArrayLike) -> Histogram:
-        """The values by bins of the given edges; those beyond the edges are counted in the first and the last bin.
+        """Count values in bins with the given edges; values beyond them count in the first or last bin.
 
         >>> Histogram.of([1, 2, 2, 9], [0, 2, 4])
         Histogram(edges=(0.0, 2.0, 4.0), counts=(1, 3))
@@ -35,7 +35,7 @@ class Histogram:
 
     @classmethod
     def of_counts(cls, values: ArrayLike, bins: int = 40) -> Histogram:
-        """Whole numbers in at most so many bins of one width: 1, 2, 5, 10, 20 or so on, whichever does.
+        """Count whole numbers in at most `bins` bins of equal width: 1, 2, 5, 10, 20 and so on.
 
         >>> Histogram.of_counts([1, 1, 3])
         Histogram(edges=(1.0, 2.0, 3.0, 4.0), counts=(2, 0, 1))

@@ -1,4 +1,4 @@
-"""What a configuration makes of a data set: packs, padding, and what the usual baselines would cost instead."""
+"""`report`: packs, padding and cost of a data set, compared with baselines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchnpack.packer.analysis.baselines import Baseline, baseline_units, baselines
+from patchnpack.packer.analysis.baselines import Baseline, baselines, row_positions
 from patchnpack.packer.analysis.histogram import Histogram
 from patchnpack.packer.binpacking.balance import load_imbalance, window_of, window_order
 from patchnpack.packer.checks import check_whole
@@ -16,26 +16,26 @@ from patchnpack.packer.images import Rows
 from patchnpack.packer.plan import Plan, plan
 from patchnpack.packer.policies.random import Purpose, counter_hash
 
-# n images, N packs; a slot is the place of one token in what the model is given, whether a token fills it or not
+# n images, N packs; a slot is the place of one token in the model's input, filled or not
 
 _TIMED_ROWS = 200_000
-_GROUPS = 100  # of consecutive packs, of which the fill is told: as many as a chart can show
+_GROUPS = 100  # groups of consecutive packs whose fill is reported: as many as a chart can show
 _SHOWN_PACKS = 12
-_ASPECTS = 2.0 ** np.arange(-2, 2.0625, 0.125)  # width over height; wider and taller ones are in the outermost bins
+_ASPECTS = 2.0 ** np.arange(-2, 2.0625, 0.125)  # width over height; wider and taller images count in the outermost bins
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Distributions:
-    """What the means of a report hide.
+    """The distributions behind the means of a report.
 
     Attributes:
-        tokens_per_image: images by the tokens that they keep.
-        aspect: images by width over height, of the source.
-        drop_rate: images by the share of their tokens that is dropped.
-        images_per_pack: packs by images.
+        tokens_per_image: images by number of kept tokens.
+        aspect: images by width over height of the source.
+        drop_rate: images by share of dropped tokens.
+        images_per_pack: packs by number of images.
         attention_per_pack: packs by attention cost.
-        fill: of groups of consecutive packs, in order: the least and the mean share of a pack's slots that are filled.
-        packs: the first packs, each the numbers of tokens of its images.
+        fill: least and mean share of filled slots, for consecutive groups of packs.
+        packs: the first packs, as the token counts of their images.
     """
 
     tokens_per_image: Histogram
@@ -49,35 +49,35 @@ class Distributions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackingReport:
-    """What `packing` makes of n images.
+    """The packs of n images under one configuration.
 
     Attributes:
         packing: the configuration.
         images: images in packs.
-        tokens_native: patches that they would have at their own sizes, sides rounded up.
-        tokens_before_drop: their patches at the sizes that the packing gives them.
-        tokens: their tokens, after dropping.
+        tokens_native: patches of the images at their own sizes, sides rounded up.
+        tokens_before_drop: patches of the images at the sizes that the packing gives them.
+        tokens: tokens of the images after dropping.
         tokens_per_image: smallest, median, mean and largest number of tokens.
         drop_rate: mean share of an image's tokens that is dropped.
-        packs: sequences of `packing.seq_len` slots.
+        packs: number of packs of `packing.seq_len` slots.
         images_per_pack: smallest, mean and largest number of images.
-        oversize: images of more than `seq_len` tokens; `packing.oversize` says what became of them.
-        skipped: images left out because of that.
-        attention_cost: sum of the images' squared numbers of tokens.
-        attention_per_pack: the same of a pack: smallest, mean and largest.
-        attention_spread: standard deviation of that over its mean; 0 is even.
-        baselines: packing as configured first, then the baselines it is compared with.
-        batch_size: packs in a batch.
+        oversize: images of more than `seq_len` tokens, treated as `packing.oversize` says.
+        skipped: images skipped as oversize.
+        attention_cost: sum of the images' squared token counts.
+        attention_per_pack: attention cost of a pack: smallest, mean and largest.
+        attention_spread: standard deviation of a pack's attention cost over its mean; 0 is even.
+        baselines: the packing itself first, then the baselines.
+        batch_size: packs per batch.
         batch_bytes: bytes of a batch's tensors, at the largest patch size.
-        steps: batches of each rank in an epoch.
-        empty_packs: packs without images that fill the last step.
-        ranks: ranks that a step's packs are shared out to.
-        attention_imbalance: attention cost of a step's costliest pack over the mean pack: as packed, and balanced in windows
-            of `packing.balance`; 1 is even.
-        model_imbalance: the same of the whole model's cost, of `width` features.
+        steps: batches of each rank per epoch.
+        empty_packs: empty packs that fill the last step.
+        ranks: number of ranks that share a step's packs.
+        attention_imbalance: attention cost of a step's costliest pack over that of its mean pack: as packed, and
+            balanced in windows of `packing.balance`; 1 is even.
+        model_imbalance: the same for the cost of a whole model of `width` features.
         width: features of the model.
-        planning_seconds_per_million: seconds of one core to plan a million such images.
-        distributions: what the means hide.
+        planning_seconds_per_million: seconds on one core to plan a million such images.
+        distributions: the distributions behind the means.
     """
 
     packing: Packing
@@ -113,7 +113,7 @@ class PackingReport:
 
     @property
     def epoch_padding(self) -> float:
-        """Share of the slots of all batches that hold no token, also of the packs that fill the last step."""
+        """Share of empty slots in all batches, including the empty packs that fill the last step."""
         return 1 - self.tokens / ((self.packs + self.empty_packs) * self.packing.seq_len)
 
 
@@ -128,16 +128,16 @@ def report(
     width: int = 768,
     made: Plan | None = None,
 ) -> PackingReport:
-    """Plans the rows with `packing`, and by the baselines that people use otherwise.
+    """Plan the rows with `packing`, and compare with the baselines.
 
     Args:
         rows: the images, in order of arrival.
-        packing: what a sequence looks like.
-        seed, epoch: of all draws.
-        batch_size: packs in a batch of one rank, at least 1.
-        ranks: ranks that train together, at least 1: how long they wait for each other is told.
-        width: features of the model that they train.
-        made: the plan, where there is one already.
+        packing: the configuration.
+        seed, epoch: keys of the random draws.
+        batch_size: packs per batch of one rank, at least 1.
+        ranks: number of ranks that train together, at least 1; the report says how long they wait for each other.
+        width: features of the model that is trained.
+        made: an existing plan of the rows; None plans them.
 
     >>> import numpy as np
     >>> sides = np.random.default_rng(0).integers(48, 385, (2, 1000))
@@ -153,10 +153,11 @@ def report(
     images = made.images
     if not len(images):
         raise ValueError(
-            f"none of the {len(rows)} images is left to pack; {len(made.skipped)} were skipped as oversize"
+            f"none of the {len(rows)} images is left to pack: {len(made.skipped)} were skipped as oversize; raise "
+            "seq_len, or choose oversize='shrink' or 'drop'"
         )
     keep, before = images.keep.astype(np.int64), images.grid.prod(1, dtype=np.int64)
-    counts, attention, source = np.diff(made.offsets), made.attention_cost(), baseline_units(images, rows)
+    counts, attention, source = np.diff(made.offsets), made.attention_cost(), row_positions(images, rows)
     patch = np.repeat(made.patch_size, counts).astype(np.int64)
     native = -(-rows.width[source].astype(np.int64) // patch) * -(-rows.height[source].astype(np.int64) // patch)
     steps = -(-len(made) // step)
@@ -181,8 +182,8 @@ def report(
         steps=steps,
         empty_packs=steps * step - len(made),
         ranks=ranks,
-        attention_imbalance=slowest(attention, attention, made.patch_size, packing, seed, ranks),
-        model_imbalance=slowest(attention, made.model_cost(width), made.patch_size, packing, seed, ranks),
+        attention_imbalance=imbalance(attention, attention, made.patch_size, packing, seed, ranks),
+        model_imbalance=imbalance(attention, made.model_cost(width), made.patch_size, packing, seed, ranks),
         width=width,
         planning_seconds_per_million=_planning_seconds_per_million(rows, packing, seed),
         distributions=Distributions(
@@ -198,9 +199,9 @@ def report(
 
 
 def pack_bytes(packing: Packing) -> int:
-    """Bytes of one pack in the tensors of a `PackedBatch`, labels being class numbers, at the largest patch size.
+    """Bytes of one pack in a `PackedBatch` with class labels, at the largest patch size.
 
-    Patches, segment ids and coords by slot; grids, sizes, mask, labels and rows by image.
+    Patches, segment ids and coords count per slot; grids, sizes, mask, labels and rows per image.
 
     >>> pack_bytes(Packing(seq_len=1024, patch_size=16, max_images=64))
     800832
@@ -209,18 +210,18 @@ def pack_bytes(packing: Packing) -> int:
     return packing.seq_len * slot + packing.max_images * (8 + 8 + 1 + 8 + 8)
 
 
-def slowest(
+def imbalance(
     attention: np.ndarray, cost: np.ndarray, patch_size: np.ndarray, packing: Packing, seed: int, ranks: int
 ) -> tuple[float, float]:
-    """The dearest of `ranks` packs over their mean, averaged over an epoch: as packed, and as `packing.balance` does.
+    """`load_imbalance` of an epoch's packs, in plan order and after balancing.
 
     Args:
-        attention: (N,), what the packs are balanced by.
-        cost: (N,), what is compared.
-        patch_size: (N,), of each pack.
-        packing: says in which windows packs are balanced.
-        seed: that shares are mixed by.
-        ranks: packs that run at a time.
+        attention: (N,), attention cost, by which packs are balanced.
+        cost: (N,), the cost whose imbalance is measured.
+        patch_size: (N,), patch size of each pack.
+        packing: the configuration; `balance` is the window.
+        seed: key of the order of shares.
+        ranks: number of packs that run in parallel.
     """
     as_packed = load_imbalance(cost, ranks)
     if not packing.balance:

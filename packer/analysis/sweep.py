@@ -1,4 +1,4 @@
-"""Many configurations of one data set side by side: sequence length, patch size, algorithm, lookahead."""
+"""`sweep`: compare sequence lengths, patch sizes, algorithms and lookaheads on one data set."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchnpack.packer.analysis.baselines import buckets
-from patchnpack.packer.analysis.report import pack_bytes, slowest
+from patchnpack.packer.analysis.report import imbalance, pack_bytes
 from patchnpack.packer.binpacking import _fill
-from patchnpack.packer.binpacking.fill import fewest_tokens, fill_packs
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.binpacking.pack_lengths import pack_ready, resolve_algorithm
 from patchnpack.packer.checks import check_whole
-from patchnpack.packer.config import Algorithm, Fill, Packing
+from patchnpack.packer.config import Fill, Packing
+from patchnpack.packer.fill import fewest_tokens, fill_packs
 from patchnpack.packer.images import Images, Rows, measure
 
 # n rows, M images, N packs
@@ -29,30 +30,30 @@ _NO_LIMIT = 1 << 30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """One configuration of a sweep, and what it makes of the images.
+    """One configuration of a sweep, and its result.
 
     Attributes:
         patch_size: P, in pixels.
         seq_len: L, token slots in a pack.
-        algorithm: how images are matched to packs.
-        lookahead: R, images that it may choose from; 1 for next_fit, which looks at one.
-        fill: what becomes of leftover slots: the packing's own, or "undrop" where the algorithm cannot trim or rescale.
+        algorithm: packing algorithm.
+        lookahead: R, number of images that it chooses from; 1 for next_fit.
+        fill: use of leftover slots: the packing's own, or "undrop" where the algorithm cannot trim or rescale.
         images: images in packs.
         oversize: images of more than L tokens.
-        skipped: of these, images left out.
-        lost: share of the tokens, as they would be without a limit, that the limit takes away: from images made
-            smaller, cut or left out.
-        packs: sequences of L slots.
+        skipped: oversize images that were skipped.
+        lost: share of the tokens that the limit L removes, by shrinking, dropping or skipping, compared with no limit.
+        packs: number of packs of L slots.
         tokens: slots that hold a token.
         packs_next_fit: packs that next-fit needs for the same images.
-        slots_longest: slots of the same images padded to the longest of them.
-        slots_bucketed: slots of the same images padded to the longest of their bucket, with 8 buckets of like length.
-        at_most_images: packs that hold as many images as `max_images` allows and are not full.
-        attention_cost: sum of the images' squared numbers of tokens.
-        model_imbalance: of the packs that run side by side, the dearest one's cost over their mean, after balancing.
+        slots_longest: slots of the same images padded to the longest.
+        slots_bucketed: slots of the same images padded to the longest of their bucket, with 8 buckets of similar
+            length.
+        at_most_images: packs that hold `max_images` images and are not full.
+        attention_cost: sum of the images' squared token counts.
+        model_imbalance: cost of the costliest of the packs that run in parallel over their mean, after balancing.
         pack_bytes: bytes of one pack in a batch.
-        packing_seconds_per_million: seconds of one core to pack a million such images, once they are measured.
-        current: whether this is what the packing that was swept says.
+        packing_seconds_per_million: seconds on one core to pack a million such images, once measured.
+        current: whether this is the swept packing's own configuration.
     """
 
     patch_size: int
@@ -78,7 +79,7 @@ class Setting:
 
     @property
     def slots(self) -> int:
-        """Token slots in all."""
+        """Total token slots."""
         return self.packs * self.seq_len
 
     @property
@@ -93,30 +94,30 @@ class Setting:
 
     @property
     def saved_next_fit(self) -> float:
-        """Share of next-fit's slots that are saved; below 0 where next-fit needs fewer."""
+        """Share of next-fit's slots that this setting saves; negative where next-fit needs fewer."""
         return 1 - self.packs / self.packs_next_fit
 
     @property
     def saved_longest(self) -> float:
-        """Share of the slots of padding to the longest that are saved."""
+        """Share of the slots of padding to the longest that this setting saves."""
         return 1 - self.slots / self.slots_longest
 
     @property
     def saved_bucketed(self) -> float:
-        """Share of the slots of bucketing by length that are saved; below 0 where bucketing needs fewer."""
+        """Share of the slots of bucketing by length that is saved; negative where it needs fewer."""
         return 1 - self.slots / self.slots_bucketed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """The settings that were tried on n images.
+    """The result of a sweep on n images.
 
     Attributes:
-        packing: what all settings share.
+        packing: the configuration that all settings share.
         images: n.
-        ranks, width: what `Setting.model_imbalance` is told for.
-        settings: in order of patch size, sequence length, algorithm and lookahead.
-        seconds: that the sweep took.
+        ranks, width: ranks and model width that `Setting.model_imbalance` is for.
+        settings: the settings, by patch size, sequence length, algorithm and lookahead.
+        seconds: duration of the sweep.
     """
 
     packing: Packing
@@ -128,13 +129,16 @@ class Sweep:
 
     @property
     def current(self) -> Setting | None:
-        """What the packing itself says; None where it has several patch sizes."""
+        """The setting of the packing itself; None where it has several patch sizes."""
         return next((setting for setting in self.settings if setting.current), None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Measured:
-    """The images at one patch size and sequence length; their other columns only where `fill` reads them."""
+    """The images at one patch size and sequence length.
+
+    `least` and `images` are set only where `fill` needs them.
+    """
 
     keep: np.ndarray  # int64 (M,)
     before: np.ndarray  # int64 (M,)
@@ -145,9 +149,10 @@ class _Measured:
 
 
 def default_seq_lens(keep: np.ndarray) -> tuple[int, ...]:
-    """Sequence lengths for images of such token counts: a power of two that 99 % of them fit into, up to 4 times that.
+    """Sequence lengths to try for images of the given token counts.
 
-    With one and a half times each, since what fills well is often no power of two.
+    The first is a power of two that 99 % of the images fit into; the others are 1.5, 2, 3 and 4 times that, since the
+    length that fills best is often not a power of two.
 
     >>> default_seq_lens(np.array([700, 768, 900]))
     (1024, 1536, 2048, 3072, 4096)
@@ -169,25 +174,25 @@ def sweep(
     width: int = 768,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Sweep:
-    """Packs the rows by each combination of settings, and by the packing's own.
+    """Pack the rows with each combination of settings, and with the packing's own.
 
-    Each is what `plan` makes of it, but the rows are measured once for all settings of a patch size and a length, and
-    only integers are held: about 100 bytes a row, whatever the number of settings (with trim or rescale, 210).
+    Each result equals that of `plan`, but rows are measured once for all settings of a patch size and a length. Memory
+    is about 100 bytes per row (210 with trim or rescale), whatever the number of settings.
 
     Args:
         rows: the images, in order of arrival.
-        packing: what all settings share.
+        packing: the configuration that all settings share.
         seq_lens: sequence lengths; by default `default_seq_lens` of the images at each patch size.
         patch_sizes: patch sizes in pixels; by default the packing's.
         algorithms: algorithms; by default next_fit, largest_fit and subset_sum.
-        lookaheads: lookaheads of those that look ahead; by default 64, 256 and 1,024.
-        seed: of all draws.
-        ranks: ranks that train together.
-        width: features of the model that they train.
-        progress: called with the number of settings done, and in all.
+        lookaheads: lookaheads of the algorithms that look ahead; by default 64, 256 and 1,024.
+        seed: key of the random draws.
+        ranks: number of ranks that train together.
+        width: features of the model that is trained.
+        progress: called with the number of finished measurements and their total.
 
     Raises:
-        ValueError: a setting that `Packing` refuses, or an image that it cannot take.
+        ValueError: `Packing` refuses a setting, or cannot take an image.
 
     >>> sides = np.random.default_rng(0).integers(48, 385, (2, 1000))
     >>> found = sweep(Rows.of_sizes(*sides), Packing(), seq_lens=[2048], algorithms=["largest_fit"], lookaheads=[64])
@@ -206,12 +211,12 @@ def sweep(
     check_whole("width", width)
     if not algorithms:
         raise ValueError("algorithms is empty; give at least one")
-    for algorithm in algorithms:  # an unknown one is refused
+    for algorithm in algorithms:  # raises on an unknown name
         resolve_algorithm(algorithm, np.ones(1, np.int64), 1, max_items=1, lookahead=1)
     alone = isinstance(packing.patch_size, int)
-    packings: list[tuple[Packing, int]] = []  # and the tokens that would be kept if no length took any away
+    packings: list[tuple[Packing, int]] = []  # with the tokens kept if no length removed any
     for size in sorted({*(patch_sizes or packing.patch_sizes), *packing.patch_sizes}):
-        for length in seq_lens or ():  # one that `Packing` refuses
+        for length in seq_lens or ():  # raises on a length that `Packing` refuses
             packing.replace(patch_size=size, seq_len=length)
         free = _measure(rows, packing.replace(patch_size=size, seq_len=_NO_LIMIT, fill="none"), seed).keep
         lengths, all_tokens = _lengths(free, seq_lens, packing, size), int(free.sum())
@@ -224,7 +229,7 @@ def sweep(
             settings += _settings(measured, swept, algorithms, lookaheads, own, all_tokens, seed, ranks, width)
         progress(done + 1, len(packings))
     if not settings:
-        raise ValueError(f"none of the {len(rows)} images is left to pack at any sequence length; give longer ones")
+        raise ValueError(f"none of the {len(rows)} images is left to pack at any sequence length; give longer seq_lens")
     return Sweep(
         packing=packing,
         images=len(rows),
@@ -246,7 +251,7 @@ def _lengths(keep: np.ndarray, given: Sequence[int] | None, packing: Packing, pa
 
 
 def _measure(rows: Rows, packing: Packing, seed: int) -> _Measured:
-    """Measures the rows some at a time: `measure` needs several times the memory of what it returns."""
+    """Measure the rows in chunks, since `measure` needs several times the memory of its result."""
     (patch_size,) = packing.patch_sizes
     cuts = packing.fill in ("trim", "rescale")
     parts, over, skipped = [], 0, 0
@@ -281,7 +286,10 @@ def _settings(
     ranks: int,
     width: int,
 ) -> list[Setting]:
-    """All that share a patch size and a sequence length; with `own`, the packing's algorithm and lookahead too."""
+    """Pack with every setting of one patch size and sequence length.
+
+    `own` adds the packing's own setting.
+    """
     (patch_size,) = packing.patch_sizes
     resolved: list[Algorithm] = [_resolved(measured, packing, algorithm) for algorithm in algorithms]
     tried = list(dict.fromkeys(_pairs(resolved, lookaheads)))
@@ -319,7 +327,9 @@ def _settings(
                 slots_bucketed=slots_bucketed,
                 at_most_images=int(((counts == packing.max_images) & (tokens < packing.seq_len)).sum()),
                 attention_cost=int(attention.sum()),
-                model_imbalance=slowest(attention, tokens + attention / (6 * width), patches, packing, seed, ranks)[1],
+                model_imbalance=imbalance(attention, tokens + attention / (6 * width), patches, packing, seed, ranks)[
+                    1
+                ],
                 pack_bytes=pack_bytes(packing),
                 packing_seconds_per_million=seconds / len(keep) * 1e6,
                 current=own and (algorithm, lookahead) == current,
@@ -351,7 +361,10 @@ def _fill_with(packing: Packing, algorithm: Algorithm) -> Fill:
 def _packed(
     measured: _Measured, packing: Packing, algorithm: Algorithm, lookahead: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where each pack begins, int64 (N + 1,), and the tokens of the images in order of packs, int64 (M,)."""
+    """Pack the images with one setting.
+
+    Returns the offset of each pack, int64 (N + 1,), and the images' tokens in pack order, int64 (M,).
+    """
     (patch_size,) = packing.patch_sizes
     fill = _fill_with(packing, algorithm)
     cut = fill in ("trim", "rescale")

@@ -1,4 +1,4 @@
-"""`draw_packs`: a picture of packs, token by token, with each image rebuilt beneath."""
+"""`draw_packs`: a picture of packs, token by token, with each image rebuilt below."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from patchnpack.packer.batch.packed_batch import PackedBatch, PackedImage
 
-# L token slots in a pack, P patch size, C channels, n slots in a line, s pixels that a slot is wide
+# L token slots per pack, P patch size, C channels, n slots per line, s width of a slot in pixels
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, in an order that sets light beside dark.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; the order alternates light and dark.
 _COLOURS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233))
 _PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (33, 37, 41), (99, 107, 115), (222, 226, 230)
 _GROUND, _STROKE = (238, 240, 243), (173, 181, 189)
@@ -26,25 +26,25 @@ _THUMBS, _FRAME, _CAPTION, _CARD_GAP = (240, 200, 160, 120), 4, 132, 20
 def draw_packs(
     batch: PackedBatch, *, max_packs: int = 8, width: int = 1600, classes: Sequence[str] | None = None
 ) -> Image.Image:
-    """Draws the first `max_packs` packs of a batch and the images in them, as an RGB picture `width` pixels wide.
+    """Draw the first `max_packs` packs of a batch and their images as an RGB picture.
 
     ```
     Pack 1   2 images   14 of 16 tokens   87.5 % full
-    |1 1 1 1 1 1|2 2|      token slots in order, line by line, each with its patch; one colour and number an image
+    |1 1 1 1 1 1|2 2|      token slots in order, line by line, each with its patch; one colour and number per image
     |2 2 2 2 2 2|///|      hatched: padding
-    [1]       [ 2 ]        the images, put together from patches and coords, all to one scale; hatched: dropped tokens
+    [1]       [ 2 ]        the images, assembled from patches and coords, at one scale; hatched: dropped tokens
     ```
 
     Args:
-        batch: grey, RGB or RGBA patches; what is transparent is drawn over white.
-        max_packs: packs to draw; a line at the end says how many are left out.
-        width: of the picture, at least 480 pixels. The height follows from what is drawn.
-        classes: names of the labels 0, 1, 2 ..., written beside the keys. Without them no label is shown.
+        batch: grey, RGB or RGBA patches; transparent pixels are drawn over white.
+        max_packs: number of packs to draw; a line at the end counts the packs left out.
+        width: width of the picture in pixels, at least 480. The height follows from the content.
+        classes: names of the labels 0, 1, 2 ..., written with the keys. Without them no label is shown.
 
     Raises:
-        ValueError: `max_packs` or `width` is too small, a label has no name, or the patches have other channels.
+        ValueError: `max_packs` or `width` is too small, a label has no name, or the number of channels is unsupported.
 
-    The same batch gives the same picture, for one build of PIL. No plotting library is needed.
+    With one build of PIL, the same batch gives the same picture. No plotting library is needed.
 
     >>> import torch
     >>> batch = PackedBatch(
@@ -88,7 +88,10 @@ def draw_packs(
 
 
 def _strip(patches: np.ndarray, segments: np.ndarray, room: int) -> Image.Image:
-    """One pack's slots, patches (L, P, P, C) and segments (L,), as lines of a film strip with numbered tabs."""
+    """Draw one pack's slots as a film strip with numbered tabs.
+
+    `patches` is (L, P, P, C), `segments` (L,).
+    """
     n, s = _slots(len(segments), room)
     lines = _runs(segments, n, s)
     tops = np.cumsum([0] + [s + 2 * _EDGE + _LINE_GAP + _TAB * any(run[3] for run in line) for line in lines])
@@ -112,20 +115,25 @@ def _strip(patches: np.ndarray, segments: np.ndarray, room: int) -> Image.Image:
 
 
 def _slots(length: int, room: int) -> tuple[int, int]:
-    """Slots in a line and pixels a slot: the largest with which the strip stays about `_MAX_STRIP` pixels high."""
+    """Slots per line and pixels per slot.
+
+    These are the largest slots that keep the strip about `_MAX_STRIP` pixels high.
+    """
     for s in range(_MAX_SLOT, _MIN_SLOT - 1, -1):
         lines = -(-length // (room // s))
         if lines * (s + 2 * _EDGE + _LINE_GAP) <= _MAX_STRIP:
             break
-    # Lines of equal length, and slots that grow into the room which that leaves.
+    # Make lines equally long, and let slots grow into the room left.
     n = -(-length // lines)
     return n, min(room // n, s + 4)
 
 
 def _runs(segments: np.ndarray, n: int, s: int) -> list[list[tuple[int, int, int, bool]]]:
-    """For each line of n slots, its runs of one segment: first slot, end, segment, and whether it is labelled here.
+    """The runs of one segment in each line of n slots.
 
-    A segment is labelled once, on the first line on which it has room for the label.
+    A run is its first slot, end, segment, and whether it is labelled here.
+
+    A segment is labelled once, on the first line with room for the label.
     """
     lines, before, waiting = [], -1, False
     for first in range(0, len(segments), n):
@@ -143,9 +151,9 @@ def _runs(segments: np.ndarray, n: int, s: int) -> list[list[tuple[int, int, int
 
 
 def _fill_slots(box: np.ndarray, patches: np.ndarray) -> None:
-    """Draws patches (n, P, P, C) side by side into `box` (s, n * s, 3), with lines between slots that are large."""
+    """Draw patches (n, P, P, C) side by side into `box` (s, n * s, 3), with lines between."""
     s, gap = len(box), int(len(box) >= 10)
-    # One resize for all: a box filter mixes no neighbours, as each patch's edges fall on edges of drawn pixels.
+    # One resize for all: a box filter mixes no neighbours, since patch edges fall on edges of drawn pixels.
     row = _rgb(np.concatenate(patches, axis=1)).resize((len(patches) * (s - gap), s - gap), Image.Resampling.BOX)
     cells = np.asarray(row).reshape(s - gap, len(patches), s - gap, 3)
     box.reshape(s, len(patches), s, 3)[: s - gap, :, gap:] = cells
@@ -167,7 +175,7 @@ def _tab_width(number: int) -> int:
 
 
 def _gallery(pack: list[PackedImage], classes: Sequence[str] | None, scale: float, room: int) -> list[Image.Image]:
-    """The images of one pack, each over its caption, in rows."""
+    """The images of one pack in rows, each above its caption."""
     cards = [_card(number, image, classes, scale) for number, image in enumerate(pack, 1)]
     rows: list[list[Image.Image]] = []
     left = 0
@@ -210,7 +218,7 @@ def _card(number: int, image: PackedImage, classes: Sequence[str] | None, scale:
 
 
 def _thumb(image: PackedImage, scale: float) -> Image.Image:
-    """The image put together from its patches, `scale` pixels a patch; dropped patches are hatched."""
+    """The image assembled from its patches at `scale` pixels per patch; dropped patches are hatched."""
     (gw, gh), P = image.grid, image.patch_size
     size = max(2, round(gw * scale)), max(2, round(gh * scale))
     kept = np.zeros((gh, gw), np.uint8)
@@ -224,7 +232,7 @@ def _thumb(image: PackedImage, scale: float) -> Image.Image:
 
 
 def _thumb_scale(packs: list[list[PackedImage]], P: int, room: int) -> float:
-    """Pixels a patch, for all images alike: as large as lets each pack's images stand in one row, within limits."""
+    """Pixels per patch, the largest at which each pack's images fit in one row, within limits."""
     grids = [[image.grid for image in pack] for pack in packs]
     longest = max((max(grid) for pack in grids for grid in pack), default=1)
     for limit in _THUMBS:
@@ -242,7 +250,7 @@ def _header(batch: PackedBatch, room: int, dropped: bool) -> Image.Image:
     x = _write(draw, 0, 0, title, 26, _INK) + 20
     _write(draw, x, 8, f"{batch.num_images} images, patches of {P}x{P} pixels", 17, _FAINT)
     x = 0
-    legend = [(None, "one image's tokens: one colour, one number"), (False, "padding"), (True, "dropped token")]
+    legend = [(None, "tokens of one image: one colour, one number"), (False, "padding"), (True, "dropped token")]
     for back, text in legend[: 2 + dropped]:
         sample = np.full((16, 22, 3), _COLOURS[0], np.uint8) if back is None else _hatch(16, 22, back=back)
         picture.paste(Image.fromarray(sample), (round(x), 40))
@@ -252,7 +260,7 @@ def _header(batch: PackedBatch, room: int, dropped: bool) -> Image.Image:
 
 def _title(b: int, pack: list[PackedImage], L: int, room: int) -> Image.Image:
     tokens = sum(len(image.coords) for image in pack)
-    # Rounded down, so that only a pack without padding is called full.
+    # Rounded down, so that only a pack without padding shows 100 %.
     fill = 1000 * tokens // L / 10
     images = f"{len(pack)} {'image' if len(pack) == 1 else 'images'}"
     words = [images, f"{tokens} of {L} tokens", f"{fill:g} % full"] if pack else ["empty"]
@@ -298,7 +306,7 @@ def _shorten(key: str, limit: int = 14) -> str:
 
 
 def _rgb(pixels: np.ndarray) -> Image.Image:
-    """uint8 (height, width, C) as an RGB picture; what is transparent shows white."""
+    """Convert uint8 (height, width, C) to an RGB picture; transparent pixels become white."""
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, _PAPER), picture)
@@ -306,7 +314,7 @@ def _rgb(pixels: np.ndarray) -> Image.Image:
 
 
 def _hatch(height: int, width: int, *, back: bool = False) -> np.ndarray:
-    """uint8 (height, width, 3) of slanted lines, leaning back where `back`."""
+    """A pattern of slanted lines, uint8 (height, width, 3); `back` mirrors the slant."""
     y, x = np.ogrid[:height, :width]
     stroke = np.take([0.5, 1.0, 0.5, 0, 0, 0, 0, 0], (x - y if back else x + y) % 8)[..., None]
     colours: np.ndarray = _GROUND * (1 - stroke) + np.multiply(_STROKE, stroke)
@@ -323,18 +331,18 @@ def _text_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    # A PIL built without FreeType has one small bitmap font only.
+    # PIL built without FreeType has only one small bitmap font.
     return ImageFont.load_default(size) if features.check("freetype2") else ImageFont.load_default_imagefont()
 
 
 def _printable(text: str) -> str:
     text = "".join(c if c.isprintable() else "?" for c in text)
-    # The bitmap font knows Latin-1 alone.
+    # The bitmap font supports Latin-1 only.
     return text if features.check("freetype2") else text.encode("latin-1", "replace").decode("latin-1")
 
 
 def _write(draw: ImageDraw.ImageDraw, x: float, y: float, text: str, size: int, fill: tuple[int, int, int]) -> float:
-    """Writes `text` with its upper left corner at (x, y); returns where it ends."""
+    """Write `text` with its upper left corner at (x, y); returns the x at which it ends."""
     text, font = _printable(text), _font(size)
     draw.text((x, y), text, fill, font)
     return x + font.getlength(text)

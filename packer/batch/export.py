@@ -1,15 +1,15 @@
-"""A batch in the form that other people's models take: a row an image, one flat row of tokens, or a canvas an image.
+"""Exports: convert a batch to the inputs of SigLIP 2, NaFlexVit, Qwen2-VL and Pixtral.
 
-Each export gives a dict of tensors on the batch's device, named as the model's own processor names them. Images come in
-the order of `batch.labels[batch.image_mask]`: pack after pack, column after column. All of these models number the
-tokens of an image by the size of its grid, so one that lost tokens would be given wrong positions: it is a ValueError.
+Each export returns a dict of tensors on the batch's device, with the names that the model's processor uses. Images are
+in the order of `batch.labels[batch.image_mask]`: pack by pack, column by column. All of these models derive positions
+from the size of an image's grid. An image with dropped tokens would get wrong positions, so it raises ValueError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,30 +17,40 @@ import torch
 from patchnpack.packer.batch.normalize import normalize
 from patchnpack.packer.checks import check_whole
 
-if TYPE_CHECKING:
-    from patchnpack.packer.batch.packed_batch import PackedBatch
-
-# N images of the batch, T tokens of them all, M token slots of a row, P patch size, C channels, D = P*P*C,
-# F frames that one patch spans, (gw, gh) an image's patches across and down, (H, W) pixels of the largest grid
+# N images of the batch, T tokens of all images, M token slots per row, P patch size, C channels, D = P*P*C,
+# F frames per patch, (gw, gh) an image's patches across and down, (H, W) pixels of the largest grid
 
 Channels = float | Sequence[float]
 
-# Mean and standard deviation of CLIP's training images (arXiv 2103.00020), by which Qwen2-VL and Pixtral normalise too.
+# Mean and standard deviation of CLIP's training images (arXiv 2103.00020), which Qwen2-VL and Pixtral also use.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+class ExportableBatch(Protocol):
+    """The fields of a `PackedBatch` that an export reads; `PackedBatch` documents each."""
+
+    patches: torch.Tensor
+    coords: torch.Tensor
+    grids: torch.Tensor
+    image_mask: torch.Tensor
+    keys: list[list[str]]
+    patch_size: int
+    token_index: torch.Tensor
+    lengths: list[int]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Tokens:
-    """The tokens of a batch without its padding, image after image, each whole and in raster order.
+    """The tokens of a batch without padding, image by image, each image complete and in raster order.
 
     Attributes:
         patches: uint8 (T, D).
-        image: int64 (T,), which image each is of.
-        start: int64 (N,), the first token of each image.
+        image: int64 (T,), number of each token's image.
+        start: int64 (N,), first token of each image.
         coords: int64 (T, 2), (x, y).
         grids: int64 (N, 2), (gw, gh).
-        sizes: the same on the host.
+        sizes: `grids` on the host.
     """
 
     patches: torch.Tensor
@@ -51,20 +61,22 @@ class _Tokens:
     sizes: np.ndarray
 
     def place(self) -> torch.Tensor:
-        """int64 (T,), which of its image's tokens each is."""
+        """Position of each token in its image, int64 (T,)."""
         return torch.arange(len(self.image), device=self.image.device) - self.start[self.image]
 
 
-def _name(batch: PackedBatch, image: int) -> str:
-    """An image's key, as error messages quote it."""
+def _name(batch: ExportableBatch, image: int) -> str:
+    """The key of an image, quoted for error messages."""
     return repr([key for pack in batch.keys for key in pack][image])
 
 
-def _tokens(batch: PackedBatch, model: str) -> _Tokens:
-    """Every image's tokens. Of a batch on a GPU the grids are fetched, to check them before work starts.
+def _tokens(batch: ExportableBatch, model: str) -> _Tokens:
+    """The tokens of every image.
+
+    The grids of a batch on a GPU are copied to the host, to check them first.
 
     Raises:
-        ValueError: an image has lost tokens.
+        ValueError: an image has dropped tokens.
     """
     device, lengths = batch.patches.device, np.array(batch.lengths, np.int64)
     grids = batch.grids[batch.image_mask].long()
@@ -74,8 +86,8 @@ def _tokens(batch: PackedBatch, model: str) -> _Tokens:
         i = int(dropped[0])
         raise ValueError(
             f"image {_name(batch, i)} holds {lengths[i]} of its {whole[i]} tokens ({len(dropped)} of {len(lengths)} "
-            f"images lost some), and {model} takes whole images only: it derives positions from the grid's size. Use "
-            "Packing(token_drop=NoDrop()) without oversize='drop' and fill='trim'"
+            f"images have dropped tokens); {model} takes complete images only, since it derives positions from the "
+            "grid's size. Use Packing(token_drop=NoDrop()) without oversize='drop' and fill='trim'"
         )
     image = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
     start = torch.from_numpy(np.cumsum(lengths) - lengths)
@@ -89,46 +101,48 @@ def _tokens(batch: PackedBatch, model: str) -> _Tokens:
     )
 
 
-def _channels(batch: PackedBatch) -> int:
+def _channels(batch: ExportableBatch) -> int:
     return int(batch.patches.shape[-1]) // batch.patch_size**2
 
 
-def _row_length(batch: PackedBatch, max_num_patches: int | None) -> int:
-    """M: what was asked for, or the tokens of the longest image."""
-    longest = batch.max_seqlen
+def _row_length(batch: ExportableBatch, max_num_patches: int | None) -> int:
+    """M: `max_num_patches`, or the tokens of the longest image."""
+    longest = max(batch.lengths, default=0)
     if max_num_patches is None:
         return longest
     check_whole("max_num_patches", max_num_patches)
     if longest > max_num_patches:
         raise ValueError(
             f"max_num_patches is {max_num_patches} and image {_name(batch, batch.lengths.index(longest))} has "
-            f"{longest} tokens; give at least {longest}, or make images smaller: "
+            f"{longest} tokens; give at least {longest}, or smaller images: "
             f"Packing(resolution=FitTokens({max_num_patches}))"
         )
     return max_num_patches
 
 
 def to_siglip2(
-    batch: PackedBatch,
+    batch: ExportableBatch,
     max_num_patches: int | None = None,
     mean: Channels = 0.5,
     std: Channels = 0.5,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, torch.Tensor]:
-    """What `Siglip2VisionModel` of transformers takes (SigLIP 2, arXiv 2502.14786, section 2.4.2): one row an image.
+    """Inputs of transformers' `Siglip2VisionModel`: one row per image.
+
+    See SigLIP 2, arXiv 2502.14786, section 2.4.2.
 
     Args:
-        batch: images in whole.
-        max_num_patches: M, slots of a row; None is the tokens of the longest image.
-        mean, std: of pixels from 0 to 1, for all channels or one for each.
-        dtype: of the pixels.
+        batch: images without dropped tokens.
+        max_num_patches: M, slots per row; None means the tokens of the longest image.
+        mean, std: one value, or one per channel, on the scale where pixels are 0 to 1.
+        dtype: dtype of the pixels.
 
     Returns:
-        pixel_values (N, M, D) with padding 0; pixel_attention_mask int32 (N, M), 1 where there is a token;
+        pixel_values (N, M, D) with padding 0; pixel_attention_mask int32 (N, M), 1 for tokens;
         spatial_shapes int64 (N, 2), (gh, gw).
 
     Raises:
-        ValueError: an image lost tokens or has more than M.
+        ValueError: an image has dropped tokens, or more than M tokens.
 
     >>> import numpy as np
     >>> from patchnpack import Packing, pack_stream
@@ -144,28 +158,28 @@ def to_siglip2(
 
 
 def to_naflex(
-    batch: PackedBatch,
+    batch: ExportableBatch,
     max_num_patches: int | None = None,
     mean: Channels = 0.5,
     std: Channels = 0.5,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, torch.Tensor]:
-    """What timm's `NaFlexVit` takes: one row an image.
+    """Inputs of timm's `NaFlexVit`: one row per image.
 
-    A model that resizes its patch embedding to the patch size of the batch (`enable_patch_interpolator`) wants to see
-    that size: give it `patches.unflatten(2, (P, P, C))`.
+    A model that resizes its patch embedding to the patch size of the batch (`enable_patch_interpolator`) needs to see
+    that size: pass `patches.unflatten(2, (P, P, C))`.
 
     Args:
-        batch: images in whole.
-        max_num_patches: M, slots of a row; None is the tokens of the longest image.
-        mean, std: of pixels from 0 to 1, for all channels or one for each.
-        dtype: of the pixels.
+        batch: images without dropped tokens.
+        max_num_patches: M, slots per row; None means the tokens of the longest image.
+        mean, std: one value, or one per channel, on the scale where pixels are 0 to 1.
+        dtype: dtype of the pixels.
 
     Returns:
         patches (N, M, D) with padding 0; patch_coord int64 (N, M, 2), (y, x), 0 in padding; patch_valid bool (N, M).
 
     Raises:
-        ValueError: an image lost tokens or has more than M.
+        ValueError: an image has dropped tokens, or more than M tokens.
 
     >>> import numpy as np
     >>> from patchnpack import Packing, pack_stream
@@ -183,11 +197,14 @@ def to_naflex(
 
 
 def _rows(
-    batch: PackedBatch, tokens: _Tokens, row: int, values: torch.Tensor
+    batch: ExportableBatch, tokens: _Tokens, row: int, values: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Values (N, M, D), a row an image; where they are, bool (N, M); each token's slot of the N*M, int64 (T,)."""
+    """Arrange values in one row per image.
+
+    Returns values (N, M, D), valid slots, bool (N, M), and each token's slot of the N*M, int64 (T,).
+    """
     slots = tokens.image * row + tokens.place()
-    rows = values.new_zeros((batch.num_images, row, values.shape[1]))
+    rows = values.new_zeros((len(batch.lengths), row, values.shape[1]))
     valid = torch.zeros(rows.shape[:2], dtype=torch.bool, device=values.device)
     rows.flatten(0, 1)[slots] = values
     valid.flatten()[slots] = True
@@ -195,30 +212,30 @@ def _rows(
 
 
 def to_qwen2_vl(
-    batch: PackedBatch,
+    batch: ExportableBatch,
     mean: Channels = CLIP_MEAN,
     std: Channels = CLIP_STD,
     dtype: torch.dtype = torch.float32,
     merge_size: int = 2,
     temporal_patch_size: int = 2,
 ) -> dict[str, torch.Tensor]:
-    """What Qwen2-VL takes (arXiv 2409.12191, section 2.1): all images in one row, tokens in blocks that merge into one.
+    """Inputs of Qwen2-VL (arXiv 2409.12191): all images in one row, tokens by merge block.
 
-    A still image is shown to its patches of F frames F times. The vision model by itself calls these two
+    A still image is repeated F times, since a patch spans F frames. The vision model alone calls the two inputs
     `hidden_states` and `grid_thw`.
 
     Args:
-        batch: images in whole, whose grids are multiples of `merge_size`: `Packing(grid_multiple=2)`.
-        mean, std: of pixels from 0 to 1, for all channels or one for each.
-        dtype: of the pixels.
-        merge_size: sides of the blocks, in tokens; blocks are in raster order, and tokens within each.
+        batch: images without dropped tokens, whose grids are multiples of `merge_size`: `Packing(grid_multiple=2)`.
+        mean, std: one value, or one per channel, on the scale where pixels are 0 to 1.
+        dtype: dtype of the pixels.
+        merge_size: side of a merge block, in tokens; blocks are in raster order, and so are the tokens in each.
         temporal_patch_size: F.
 
     Returns:
         pixel_values (T, C*F*P*P) in the order channel, frame, row, column; image_grid_thw int64 (N, 3), (1, gh, gw).
 
     Raises:
-        ValueError: an image lost tokens, or its grid does not divide into blocks.
+        ValueError: an image has dropped tokens, or its grid does not divide into blocks.
 
     >>> import numpy as np
     >>> from patchnpack import Packing, pack_stream
@@ -248,24 +265,24 @@ def to_qwen2_vl(
 
 
 def to_pixtral(
-    batch: PackedBatch,
+    batch: ExportableBatch,
     mean: Channels = CLIP_MEAN,
     std: Channels = CLIP_STD,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, torch.Tensor]:
-    """What Pixtral takes (arXiv 2410.07073, section 2.2): images put together again, padded to the largest.
+    """Inputs of Pixtral (arXiv 2410.07073): whole images, padded to the largest.
 
     Args:
-        batch: images in whole.
-        mean, std: of pixels from 0 to 1, for all channels or one for each.
-        dtype: of the pixels.
+        batch: images without dropped tokens.
+        mean, std: one value, or one per channel, on the scale where pixels are 0 to 1.
+        dtype: dtype of the pixels.
 
     Returns:
-        pixel_values (N, C, H, W), 0 to the right of an image and below it; image_sizes int64 (N, 2), (height, width) in
-        pixels.
+        pixel_values (N, C, H, W), padded with 0 at the right and the bottom; image_sizes int64 (N, 2), (height, width)
+        in pixels.
 
     Raises:
-        ValueError: an image lost tokens.
+        ValueError: an image has dropped tokens.
 
     >>> import numpy as np
     >>> from patchnpack import Packing, pack_stream
@@ -277,8 +294,8 @@ def to_pixtral(
     P, C, tokens = batch.patch_size, _channels(batch), _tokens(batch, "Pixtral")
     gw, gh = tokens.sizes.max(0, initial=0).tolist()
     values = normalize(tokens.patches, C, mean, std, dtype).view(-1, P, P, C)
-    canvas = values.new_zeros((batch.num_images, C, gh, P, gw, P))
+    canvas = values.new_zeros((len(batch.lengths), C, gh, P, gw, P))
     x, y = tokens.coords.T
-    # A view in the order of `values`: the pixels are written once, in their place.
+    # A view in the order of `values`, so that the pixels are written once.
     canvas.permute(0, 2, 4, 3, 5, 1)[tokens.image, y, x] = values
     return {"pixel_values": canvas.flatten(4, 5).flatten(2, 3), "image_sizes": tokens.grids.flip(1) * P}

@@ -1,4 +1,4 @@
-"""`normalize`: uint8 pixels as the floats that a model which does not fold this into its weights expects."""
+"""`normalize`: normalised float pixels, for models without a built-in normalisation."""
 
 from __future__ import annotations
 
@@ -16,31 +16,33 @@ def normalize(
     std: float | Sequence[float] = 0.5,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """(patches / 255 - mean) / std, computed in float32 at least and given in `dtype`; the shape stays.
+    """(patches / 255 - mean) / std, computed in at least float32 and returned as `dtype`; same shape.
 
     Args:
-        patches: uint8 (..., D), the channel last within each pixel.
+        patches: uint8 (..., D), channels last within each pixel.
         channels: C.
-        mean, std: a number for all channels, or one for each, of pixels from 0 to 1.
-        dtype: of the result.
+        mean, std: one value, or one per channel, on the scale where pixels are 0 to 1.
+        dtype: dtype of the result.
 
     Raises:
-        ValueError: a number of values that is neither 1 nor C, a `std` that is not above 0, a `dtype` of whole numbers.
+        ValueError: the number of values is neither 1 nor C, a `std` is not above 0, or `dtype` is not a float dtype.
 
     >>> pixel = torch.tensor([0, 51, 255], dtype=torch.uint8)
     >>> normalize(pixel, 3, mean=(0.0, 0.2, 0.5), std=(1.0, 1.0, 0.5)).tolist()
     [0.0, 0.0, 1.0]
     """
     if not dtype.is_floating_point:
-        raise ValueError(f"dtype is {dtype}; normalised pixels are fractions, so give torch.float32, float16, ...")
+        raise ValueError(f"dtype is {dtype}; normalised pixels are fractions: use a float dtype such as torch.float32")
     exact = torch.promote_types(dtype, torch.float32)
     shift, scale = (torch.as_tensor(value, dtype=exact) for value in (mean, std))
     for name, value in (("mean", shift), ("std", scale)):
         if value.numel() not in (1, channels):
-            raise ValueError(f"{name} has {value.numel()} values for {channels} channels; give one, or one a channel")
+            raise ValueError(
+                f"{name} has {value.numel()} values for {channels} channels; give one value, or one per channel"
+            )
     if not (scale > 0).all():
         raise ValueError(f"std is {std}; it must be above 0")
     normalized = patches.to(exact, copy=True)
-    pixels = normalized.unflatten(-1, (-1, channels))  # a view: the steps are taken in place
+    pixels = normalized.unflatten(-1, (-1, channels))  # a view: the steps below work in place
     pixels.div_(255).sub_(shift.to(patches.device)).div_(scale.to(patches.device))
     return normalized.to(dtype)

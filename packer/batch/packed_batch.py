@@ -1,4 +1,4 @@
-"""`PackedBatch`: what a training loop receives, B packs of L token slots as tensors."""
+"""`PackedBatch`: the batch that a training loop receives, B packs of L token slots as tensors."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from patchnpack.packer import _kernels
 from patchnpack.packer.batch import export
 from patchnpack.packer.batch.normalize import normalize
 
-# B packs in the batch, L token slots in a pack, K images in a pack at most,
+# B packs in the batch, L token slots per pack, K maximum images per pack,
 # P patch size, C channels, T valid tokens of the whole batch, N images of the whole batch
 
 
 @dataclass(eq=False, frozen=True, slots=True)
 class PackedImage:
-    """One image taken back out of a pack.
+    """One image extracted from a pack.
 
     Attributes:
         key: the sample's name in its shard.
-        label: int, or a float32 tensor (D,) for soft targets; -100 or NaN where there is none.
+        label: int, or a float32 tensor (D,) for soft targets; -100 or NaN without a label.
         grid: (gw, gh), patches across and down, before any token was dropped.
         coords: int32 (n, 2), the (x, y) of each kept token in the grid.
         patches: uint8 (n, P*P*C), the kept tokens' pixels in row, column, channel order.
@@ -39,7 +39,7 @@ class PackedImage:
     patch_size: int
 
     def pixels(self) -> np.ndarray:
-        """The image as uint8 (gh*P, gw*P, C), put together from its patches; dropped patches are black."""
+        """The image as uint8 (gh*P, gw*P, C), assembled from its patches; dropped patches are black."""
         P, (gw, gh) = self.patch_size, self.grid
         canvas = np.zeros((gh, gw, P, P, self.patches.shape[1] // (P * P)), np.uint8)
         x, y = self.coords.cpu().numpy().T
@@ -54,7 +54,7 @@ class PackedBatch:
     ```
     segment_ids  1 1 1 1 1 1 2 2 2 2 3 3 3 3 3 0      one pack, L = 16: three images and one slot of padding
     coords       (0,0) (1,0) (2,0) (0,1) ...          (x, y) in each image's own grid
-    column j     of grids, labels, keys, ...          is the image of segment j + 1
+    column j     of grids, labels, keys, ...          belongs to the image of segment j + 1
     ```
 
     Attributes:
@@ -63,18 +63,18 @@ class PackedBatch:
         coords: int32 (B, L, 2), (x, y) of each token in its image's grid.
         grids: int32 (B, K, 2), (gw, gh) before dropping; 0 where there is no image.
         image_sizes: int32 (B, K, 2), (width, height) of the source in pixels, after EXIF orientation.
-        image_mask: bool (B, K), where there is an image.
-        labels: int64 (B, K), or float32 (B, K, D); -100, or NaN, where there is none.
-        rows: int64 (B, K), row in the index; -1 where there is none.
-        keys: for each pack, the images' keys.
-        extras: for each member asked for, for each pack, the images' values.
+        image_mask: bool (B, K), True where there is an image.
+        labels: int64 (B, K), or float32 (B, K, D); -100, or NaN, without a label.
+        rows: int64 (B, K), row in the index; -1 where there is no image.
+        keys: the images' keys, one list per pack.
+        extras: for each requested member, the images' values, one list per pack.
         patch_size: P, in pixels.
-        step: batches of this epoch before this one.
-        epoch: the epoch that the batch belongs to.
+        step: number of batches before this one in the epoch.
+        epoch: number of the epoch.
         position: packs of the epoch consumed, over all ranks, once this batch has been used.
-        cu_seqlens: int32 (N + 1,), where each image starts in the flat order of valid tokens.
-        token_index: int64 (T,), where each valid token lies in the flattened (B*L) slots.
-        lengths: for each of the N images, its number of tokens, as Python ints.
+        cu_seqlens: int32 (N + 1,), start of each image in the flat order of valid tokens.
+        token_index: int64 (T,), position of each valid token in the flattened (B*L) slots.
+        lengths: tokens of each of the N images, as Python ints.
     """
 
     patches: torch.Tensor
@@ -96,7 +96,7 @@ class PackedBatch:
     lengths: list[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Counted once, while the batch is still on the host: on a GPU each of these would be a synchronisation.
+        # Counted once, on the host: on a GPU each of these counts would synchronise.
         mask = self.image_mask.numpy()
         token_index = np.empty(self.segment_ids.numel(), np.int64)
         cu_seqlens = np.empty(int(mask.sum()) + 1, np.int32)
@@ -108,12 +108,12 @@ class PackedBatch:
 
     @property
     def num_images(self) -> int:
-        """Images in the batch; a host int, so reading it never waits for a device."""
+        """Number of images in the batch; a host int, so reading it never waits for a device."""
         return len(self.lengths)
 
     @property
     def num_tokens(self) -> int:
-        """Valid tokens in the batch; a host int."""
+        """Number of valid tokens in the batch; a host int."""
         return sum(self.lengths)
 
     @property
@@ -134,17 +134,17 @@ class PackedBatch:
         return moved
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
-        """The same batch with its tensors on `device`; keys and extras stay as they are."""
+        """A batch with the tensors on `device`; keys and extras are shared."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PackedBatch:
-        """The same batch in page-locked memory, for `to(device, non_blocking=True)`."""
+        """A copy of the batch in page-locked memory, for `to(device, non_blocking=True)`."""
         return self._map(torch.Tensor.pin_memory)
 
     def attention_mask(self) -> torch.Tensor:
-        """bool (B, L, L), True where query and key are tokens of one image.
+        """Mask for plain SDPA: bool (B, L, L), True where query and key belong to the same image.
 
-        Rows of padding are False throughout; `scaled_dot_product_attention` gives 0 there.
+        Rows of padding are all False; `scaled_dot_product_attention` returns 0 there.
         """
         segments = self.segment_ids
         return (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, :, None]
@@ -157,8 +157,8 @@ class PackedBatch:
     ) -> torch.Tensor:
         """(patches / 255 - mean) / std in `dtype`, shape (B, L, P*P*C), padding 0.
 
-        `mean` and `std` are a number for all channels or one for each. Only models that cannot take uint8 need it:
-        `NaViT` folds the normalisation into its patch embedding.
+        `mean` and `std` are one value, or one per channel. Only models that cannot take uint8 need this: `NaViT` folds
+        the normalisation into its patch embedding.
         """
         normalized = normalize(self.patches, self.patches.shape[-1] // self.patch_size**2, mean, std, dtype)
         return normalized * (self.segment_ids > 0)[..., None]
@@ -169,7 +169,7 @@ class PackedBatch:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> PackedBatch:
-        """The batch of which `to_dict` gave `fields`; tensors may have moved to another device since."""
+        """Rebuild the batch from the dict of `to_dict`; tensors may have moved to another device since."""
         batch = object.__new__(cls)
         for f in dataclasses.fields(cls):
             setattr(batch, f.name, fields[f.name])
@@ -182,7 +182,7 @@ class PackedBatch:
         std: export.Channels = 0.5,
         dtype: torch.dtype = torch.float32,
     ) -> dict[str, torch.Tensor]:
-        """pixel_values, pixel_attention_mask, spatial_shapes: see `packer.export.to_siglip2`."""
+        """pixel_values, pixel_attention_mask, spatial_shapes: see `export.to_siglip2`."""
         return export.to_siglip2(self, max_num_patches, mean, std, dtype)
 
     def to_naflex(
@@ -192,7 +192,7 @@ class PackedBatch:
         std: export.Channels = 0.5,
         dtype: torch.dtype = torch.float32,
     ) -> dict[str, torch.Tensor]:
-        """patches, patch_coord, patch_valid for timm's `NaFlexVit`: see `packer.export.to_naflex`."""
+        """patches, patch_coord, patch_valid for timm: see `export.to_naflex`."""
         return export.to_naflex(self, max_num_patches, mean, std, dtype)
 
     def to_qwen2_vl(
@@ -203,7 +203,7 @@ class PackedBatch:
         merge_size: int = 2,
         temporal_patch_size: int = 2,
     ) -> dict[str, torch.Tensor]:
-        """pixel_values, image_grid_thw: see `packer.export.to_qwen2_vl`."""
+        """pixel_values, image_grid_thw: see `export.to_qwen2_vl`."""
         return export.to_qwen2_vl(self, mean, std, dtype, merge_size, temporal_patch_size)
 
     def to_pixtral(
@@ -212,11 +212,11 @@ class PackedBatch:
         std: export.Channels = export.CLIP_STD,
         dtype: torch.dtype = torch.float32,
     ) -> dict[str, torch.Tensor]:
-        """pixel_values, image_sizes: see `packer.export.to_pixtral`."""
+        """pixel_values, image_sizes: see `export.to_pixtral`."""
         return export.to_pixtral(self, mean, std, dtype)
 
     def images(self) -> Iterator[PackedImage]:
-        """Walks the images back out, pack by pack, one record an image."""
+        """Iterate over the images, pack by pack: one record per image."""
         ends = np.cumsum(self.lengths)
         flat_coords, flat_patches = self.coords.flatten(0, 1), self.patches.flatten(0, 1)
         columns = self.image_mask.nonzero().tolist()

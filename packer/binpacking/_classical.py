@@ -1,7 +1,7 @@
-"""The compiled classical packers: which items go into which pack. `reference.py` says in plain Python what each does.
+"""The compiled classical packers. `reference.py` defines each in plain Python.
 
 All take `lengths` int64 (n,), `capacity`, `max_items`, `lookahead` and `flush`, write item numbers to `order` (n,) and
-ends of packs to `offsets` (n + 1,), and return the number of packs. No memory is allocated an item.
+the ends of packs to `offsets` (n + 1,), and return the number of packs. They allocate no memory per item.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-# n items (images) of a given length (tokens), L capacity of a pack, R lookahead, K items in a pack at most
+# n items (images), each of a length (tokens); L capacity of a pack, R lookahead, K items per pack at most
 
 
 @njit(nogil=True, cache=True)
@@ -45,12 +45,12 @@ def _emit(pack, first, following, order, offsets, packs):  # type: ignore[no-unt
 def _fit(lengths, capacity, max_items, lookahead, flush, order, offsets, best):  # type: ignore[no-untyped-def]
     n = len(lengths)
     following = np.full(n, -1, np.int64)  # the next item of the same pack
-    # The open packs, oldest first; at most one an item held, and the one just opened.
-    most = min(lookahead, n) + 1
-    room = np.empty(most, np.int64)
-    count = np.empty(most, np.int64)
-    first = np.empty(most, np.int64)
-    last = np.empty(most, np.int64)
+    # The open packs, oldest first: at most one per held item, and the pack just opened.
+    slots = min(lookahead, n) + 1
+    room = np.empty(slots, np.int64)
+    count = np.empty(slots, np.int64)
+    first = np.empty(slots, np.int64)
+    last = np.empty(slots, np.int64)
     packs, opened, held = 0, 0, 0
     for i in range(n):
         p, least = opened, capacity + 1

@@ -1,6 +1,8 @@
-"""The compiled packers that sort: `first_fit_decreasing` and `best_fit_decreasing`, on blocks of 4R items.
+"""The compiled packers that sort blocks of 4R items.
 
-Their arguments are those of `_packers.py`; `reference.py` says in plain Python what each does.
+These are `first_fit_decreasing` and `best_fit_decreasing`.
+
+They take the arguments of the packers in `_classical.py`. `reference.py` defines each in plain Python.
 """
 
 from __future__ import annotations
@@ -10,12 +12,12 @@ from numba import njit
 
 from patchnpack.packer.binpacking._bits import trailing_zeros
 
-# n items (images) of a given length (tokens), L capacity of a pack, R lookahead, K items in a pack at most
+# n items (images), each of a length (tokens); L capacity of a pack, R lookahead, K items per pack at most
 
 
 @njit(nogil=True, cache=True)
 def _longest_first(lengths, start, end, starts, items):  # type: ignore[no-untyped-def]
-    """Writes the items from `start` to `end` to `items`, longest first, of one length the oldest first."""
+    """Write the items from `start` to `end` to `items`, longest first; equal lengths stay in order."""
     starts[:] = 0
     longest = 0
     for i in range(start, end):
@@ -31,13 +33,13 @@ def _longest_first(lengths, start, end, starts, items):  # type: ignore[no-untyp
 
 @njit(nogil=True, cache=True)
 def _emit_block(items, where, opened, order, offsets, packs):  # type: ignore[no-untyped-def]
-    """Emits a block's packs in the order in which they were opened; item `items[j]` lies in pack `where[j]`."""
+    """Write a block's packs in the order of opening; item `items[j]` is in pack `where[j]`."""
     for p in range(opened):
         offsets[packs + p + 1] = 0
     for j in range(len(items)):
         offsets[packs + where[j] + 1] += 1
     out = offsets[packs]
-    for p in range(opened):  # each entry becomes its pack's start, and its end once its items are written
+    for p in range(opened):  # each entry becomes its pack's start; writing its items moves it to the pack's end
         offsets[packs + p + 1], out = out, out + offsets[packs + p + 1]
     for j in range(len(items)):
         p = packs + where[j] + 1
@@ -48,7 +50,10 @@ def _emit_block(items, where, opened, order, offsets, packs):  # type: ignore[no
 
 @njit(nogil=True, cache=True)
 def first_fit_decreasing(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
-    """See `reference.first_fit_decreasing`. A tree of maxima over the packs' rooms finds the first that fits."""
+    """See `reference.first_fit_decreasing`.
+
+    A max-tree over the packs' rooms finds the first pack that fits.
+    """
     n = len(lengths)
     block = min(n, 4 * lookahead)
     starts = np.empty(capacity + 1, np.int64)
@@ -90,9 +95,11 @@ def first_fit_decreasing(lengths, capacity, max_items, lookahead, flush, order, 
 
 @njit(nogil=True, cache=True)
 def _sort_runs(lengths, start, size, ends, items):  # type: ignore[no-untyped-def]
-    """Writes the places of items from `start` on to `items`, longest first, of one length the oldest first.
+    """Write the offsets of `size` items from `start` to `items`, longest first.
 
-    `ends[length]` is where those of a length end. Returns the largest length.
+    Items of equal length stay in order.
+
+    `ends[length]` becomes the end of the run of that length in `items`. Returns the largest length.
     """
     ends[:] = 0
     for i in range(start, start + size):
@@ -109,11 +116,64 @@ def _sort_runs(lengths, start, size, ends, items):  # type: ignore[no-untyped-de
     return longest
 
 
-# Best fit decreasing moves runs, not items. Items of one length are alike but for their age, so packs that hold the
-# same lengths stay together as a group: packs of consecutive numbers. A run of items goes to the packs of a group in
-# turn, the last changed first, which is from one end of the numbers to the other, and next time back again. Groups of
-# one room stand in a stack. Each run remembers the one before it in the same packs; at the end every pack is written
-# out by following its runs, so that memory is read and written in order.
+# Best fit decreasing moves runs of items, not single items. Items of equal length differ only in age, so packs that
+# hold the same lengths stay together as a group of consecutively numbered packs. A run of items is dealt to the packs
+# of a group, the last changed pack first: from one end of the group to the other, and the next run in the opposite
+# direction. Groups with the same room form a stack. Each run links to the previous run in the same packs; at the end
+# every pack is written by following these links, so that memory is read and written in order.
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _least_room(words, length):  # type: ignore[no-untyped-def]
+    """The least room that holds `length`, or -1.
+
+    That is the lowest set bit of `words` at or above `length`.
+    """
+    w = length >> 6
+    word = words[w] & (np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64(length & 63))
+    while word == 0 and w + 1 < len(words):
+        w += 1
+        word = words[w]
+    return (w << 6) + np.int64(trailing_zeros(word)) if word != 0 else np.int64(-1)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _leave_group(first, last, group, some, step):  # type: ignore[no-untyped-def]
+    """Take `some` packs out of a group, at the end that changed last; return the lowest."""
+    if step > 0:
+        first[group] += some
+        return np.int64(first[group]) - some
+    last[group] -= some
+    return np.int64(last[group])
+
+
+@njit(nogil=True, cache=True)
+def _write_runs(groups, runs, items, start, path, opened, order, offsets, packs):  # type: ignore[no-untyped-def]
+    """Write a block's packs.
+
+    Each pack's items are found by following the runs of its group, the oldest run first.
+    """
+    group_of, first, last = groups
+    run_before, run_item, run_each, run_pack, run_step = runs
+    out, pack = offsets[packs], 0
+    while pack < opened:
+        g = group_of[pack]
+        depth, run = 0, g
+        while run >= 0:
+            path[depth] = run
+            depth += 1
+            run = run_before[run]
+        for pack in range(first[g], last[g]):
+            for d in range(depth - 1, -1, -1):
+                run = path[d]
+                at = run_item[run] + (pack - run_pack[run]) * run_step[run] * run_each[run]
+                for i in range(at, at + run_each[run]):
+                    order[out] = start + items[i]
+                    out += 1
+            packs += 1
+            offsets[packs] = out
+        pack = last[g]
+    return packs
 
 
 @njit(nogil=True, cache=True)
@@ -123,17 +183,18 @@ def best_fit_decreasing(lengths, capacity, max_items, lookahead, flush, order, o
     block = min(n, 4 * lookahead)
     starts = np.empty(capacity + 1, np.int64)
     items = np.empty(block, np.int32)
-    # A run: the one before it, its first item, items a pack, the pack that it visits first, and the step to the next.
+    # A run: the previous run, its first item, items per pack, the first pack that it visits, and the step to the next.
     run_before, run_item = np.empty(2 * block, np.int32), np.empty(2 * block, np.int32)
     run_each, run_pack = np.empty(2 * block, np.int32), np.empty(2 * block, np.int32)
     run_step = np.empty(2 * block, np.int8)
-    # A group, numbered as the run that made it: its packs, how many items each holds, and the group below in its stack.
+    # A group has the number of the run that made it: its packs, items per pack, and the group below it in the stack.
     first, last = np.empty(2 * block, np.int32), np.empty(2 * block, np.int32)
     held, below = np.empty(2 * block, np.int32), np.empty(2 * block, np.int32)
     top = np.full(capacity + 1, -1, np.int32)
     words = np.zeros((capacity >> 6) + 1, np.uint64)
     group_of = np.empty(block, np.int32)  # by the first pack of the group
     path = np.empty(min(max_items, block) + 1, np.int32)
+    groups_at, runs = (group_of, first, last), (run_before, run_item, run_each, run_pack, run_step)
     packs, start = 0, 0
     while start < n and (flush or n - start >= 4 * lookahead):
         size = min(n - start, block)
@@ -142,38 +203,27 @@ def best_fit_decreasing(lengths, capacity, max_items, lookahead, flush, order, o
         for length in range(longest, 0, -1):
             left = starts[length] - item
             while left > 0:
-                # The least room of at least `length`.
-                w = length >> 6
-                word = words[w] & (np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64(length & 63))
-                while word == 0 and w + 1 < len(words):
-                    w += 1
-                    word = words[w]
-                if word == 0:  # new packs
+                room = _least_room(words, length)
+                if room < 0:  # no open pack has room: open new ones
                     old, room, before, count, step = -1, np.int64(capacity), -1, 0, 1
                     each = min(room // length, max_items)
                     some = (left + each - 1) // each
                     lowest, highest = opened, opened + some
                     opened += some
                 else:
-                    room = (w << 6) + np.int64(trailing_zeros(word))
                     old = top[room]
                     before, count, step = old, held[old], -run_step[old]
                     each = min(room // length, np.int64(max_items - count))
                     some = min((left + each - 1) // each, np.int64(last[old] - first[old]))
-                    # What is left of the group keeps its place; `some` packs leave it at the end that was changed last.
-                    lowest = np.int64(first[old] if step > 0 else last[old] - some)
+                    lowest = _leave_group(first, last, old, some, step)
                     highest = lowest + some
-                    if step > 0:
-                        first[old] = highest
-                    else:
-                        last[old] = lowest
                     if first[old] == last[old]:
                         top[room] = below[old]
                         if top[room] < 0:
-                            words[w] &= ~(np.uint64(1) << np.uint64(room & 63))
+                            words[room >> 6] &= ~(np.uint64(1) << np.uint64(room & 63))
                     else:
                         group_of[first[old]] = old
-                # All but the last of these packs take `each` items, and the last may take fewer.
+                # Each of these packs takes `each` items; the last may take fewer.
                 full = min(left // each, some)
                 for part in range(2):
                     number, number_each = (full, each) if part == 0 else (some - full, left)
@@ -199,24 +249,7 @@ def best_fit_decreasing(lengths, capacity, max_items, lookahead, flush, order, o
                         words[rest >> 6] |= np.uint64(1) << np.uint64(rest & 63)
                     item += number * number_each
                     left -= number * number_each
-        out, pack = offsets[packs], 0
-        while pack < opened:
-            g = group_of[pack]
-            depth, run = 0, g
-            while run >= 0:
-                path[depth] = run
-                depth += 1
-                run = run_before[run]
-            for pack in range(first[g], last[g]):
-                for d in range(depth - 1, -1, -1):
-                    run = path[d]
-                    at = run_item[run] + (pack - run_pack[run]) * run_step[run] * run_each[run]
-                    for i in range(at, at + run_each[run]):
-                        order[out] = start + items[i]
-                        out += 1
-                packs += 1
-                offsets[packs] = out
-            pack = last[g]
+        packs = _write_runs(groups_at, runs, items, start, path, opened, order, offsets, packs)
         top[:] = -1
         words[:] = 0
         start += size

@@ -1,15 +1,18 @@
-"""The compiled ways to deal with a pack's leftover slots. `reference_fill.py` says in plain Python what each does."""
+"""The compiled treatment of leftover slots.
+
+`reference_fill.py` defines each function in plain Python.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
 
-# M images of N packs: pack p holds those from offsets[p] to offsets[p + 1]; sizes in pixels, grids in patches
+# M images in N packs: pack p holds the images offsets[p] to offsets[p + 1]; sizes in pixels, grids in patches
 
-PAD, CROP, RESIZE = 0, 1, 2  # what a policy does with a side that is no multiple of the patch
+PAD, CROP, RESIZE = 0, 1, 2  # how a policy treats a side that is not a multiple of the patch size
 
-_OPTIONS = 512  # sizes that an image may be given, at most
+_OPTIONS = 512  # maximum number of candidate sizes per image
 
 
 @njit(nogil=True, cache=True)
@@ -22,7 +25,7 @@ def undrop(tokens, keep, offsets, capacity):  # type: ignore[no-untyped-def]
             left -= keep[i]
             dropped += tokens[i] - keep[i]
         left = min(left, dropped)
-        for i in range(start, end):  # of what is left, each takes its share of what is dropped from here on
+        for i in range(start, end):  # each image's share of the remaining slots is its share of the remaining drops
             if left <= 0:
                 break
             own = np.int64(tokens[i] - keep[i])
@@ -52,10 +55,13 @@ def trim(least, keep, offsets, capacity):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _option(found, count, w, h, gw, gh, keep, width, height, columns, rows, most):  # type: ignore[no-untyped-def]
-    """Adds one size to the options, unless one of as many tokens changes the image less; returns how many there are."""
+def _option(found, count, w, h, gw, gh, keep, width, height, columns, rows, limit):  # type: ignore[no-untyped-def]
+    """Add a size to the options; returns their number.
+
+    A size is left out if one of as many tokens changes the image less.
+    """
     tokens = columns * rows
-    if columns < 1 or rows < 1 or tokens > most:
+    if columns < 1 or rows < 1 or tokens > limit:
         return count
     kept = max(1, min(tokens, (2 * keep * tokens + gw * gh) // (2 * gw * gh)))
     change = max(abs(width - w) * 1_000_000 // w, abs(height - h) * 1_000_000 // h)
@@ -74,36 +80,39 @@ def _option(found, count, w, h, gw, gh, keep, width, height, columns, rows, most
 
 @njit(nogil=True, cache=True)
 def options(size, grid, keep, patch, multiple, edge, max_scale, max_tokens, found):  # type: ignore[no-untyped-def]
-    """See `reference_fill.options`: writes them to `found` (`_OPTIONS`, 6) as (keep, width, height, gw, gh, change)."""
+    """See `reference_fill.options`.
+
+    Writes (keep, width, height, gw, gh, change) rows to `found` (`_OPTIONS`, 6).
+    """
     w, h, gw, gh = np.int64(size[0]), np.int64(size[1]), np.int64(grid[0]), np.int64(grid[1])
     kept, unit = np.int64(keep), np.int64(patch * multiple)
-    most = max(np.int64(max_tokens), gw * gh)
-    count = _option(found, 0, w, h, gw, gh, kept, w, h, gw, gh, most)
+    limit = max(np.int64(max_tokens), gw * gh)
+    count = _option(found, 0, w, h, gw, gh, kept, w, h, gw, gh, limit)
     if edge == RESIZE:
         across, down = gw // multiple, gh // multiple
-        x_most, y_most = np.int64(across * max_scale), np.int64(down * max_scale)
-        for dx in range(-x_most, x_most + 1):
-            for dy in range(-y_most, y_most + 1):
+        max_dx, max_dy = np.int64(across * max_scale), np.int64(down * max_scale)
+        for dx in range(-max_dx, max_dx + 1):
+            for dy in range(-max_dy, max_dy + 1):
                 if dx * dy >= 0:
                     columns, rows = (across + dx) * multiple, (down + dy) * multiple
                     width, height = columns * patch, rows * patch
-                    count = _option(found, count, w, h, gw, gh, kept, width, height, columns, rows, most)
+                    count = _option(found, count, w, h, gw, gh, kept, width, height, columns, rows, limit)
         return count
-    x_most, y_most = np.int64(w * max_scale), np.int64(h * max_scale)
+    max_dx, max_dy = np.int64(w * max_scale), np.int64(h * max_scale)
     for along in range(2):  # sizes at which the number of columns changes, then the number of rows
-        side, other, reach = (w, h, x_most) if along == 0 else (h, w, y_most)
+        side, other, reach = (w, h, max_dx) if along == 0 else (h, w, max_dy)
         for cells in range((side - reach) // unit, (side + reach) // unit + 2):
             for step in range(2):
                 new = cells * unit + (step if edge == PAD else -step)
-                beside = (2 * new * other + side) // (2 * side)
-                width, height = (new, beside) if along == 0 else (beside, new)
-                if abs(width - w) > x_most or abs(height - h) > y_most or width < 1 or height < 1:
+                scaled = (2 * new * other + side) // (2 * side)
+                width, height = (new, scaled) if along == 0 else (scaled, new)
+                if abs(width - w) > max_dx or abs(height - h) > max_dy or width < 1 or height < 1:
                     continue
                 if edge == PAD:
                     columns, rows = -(-width // unit) * multiple, -(-height // unit) * multiple
                 else:
                     columns, rows = width // unit * multiple, height // unit * multiple
-                count = _option(found, count, w, h, gw, gh, kept, width, height, columns, rows, most)
+                count = _option(found, count, w, h, gw, gh, kept, width, height, columns, rows, limit)
     return count
 
 
@@ -125,7 +134,7 @@ def rescale(size, grid, keep, offsets, capacity, patch, multiple, edge, max_scal
     for p in range(len(offsets) - 1):
         largest = max(largest, offsets[p + 1] - offsets[p])
     words = (capacity >> 6) + 1
-    reach = np.zeros((largest + 1, words), np.uint64)  # the sums of the first so many images, as bits
+    reach = np.zeros((largest + 1, words), np.uint64)  # reach[i]: the token sums of the first i images, as bits
     found = np.empty((_OPTIONS, 6), np.int64)
     for p in range(len(offsets) - 1):
         start, end = offsets[p], offsets[p + 1]

@@ -1,7 +1,8 @@
-"""The compiled packers that choose from a room of waiting items: `largest_fit` and `subset_sum`.
+"""The compiled packers that choose among waiting items: `largest_fit` and `subset_sum`.
 
-Their arguments are those of `_packers.py`, and `least` and `widest`: what each item may be cut to (n,), and the most
-that any may lose; at 0 no item is cut, and `least` is not read. `reference.py` says in plain Python what each does.
+They take the arguments of the packers in `_classical.py`, and two more: `least` (n,), the length each item may be cut
+to, and `widest`, the largest cut of any item. With `widest` 0 no item is cut and `least` is not read. `reference.py`
+defines each packer in plain Python.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from numba import njit
 
 from patchnpack.packer.binpacking._bits import leading_zeros, trailing_zeros
 
-# n items (images) of a given length (tokens), L capacity of a pack, R lookahead, K items in a pack at most
+# n items (images), each of a length (tokens); L capacity of a pack, R lookahead, K items per pack at most
 
-_CLOSING = 256  # items that a closing subset is chosen from, at most: bounds time and memory at large lookaheads
+_CLOSING = 256  # a closing subset is chosen from at most this many items: bounds time and memory at large lookaheads
 
 
 @njit(nogil=True, cache=True)
 def _highest(words, summary, limit):  # type: ignore[no-untyped-def]
-    """The highest set bit at or below `limit`, or -1. `summary` has a bit for each word that is not 0."""
+    """The highest set bit of `words` at or below `limit`, or -1.
+
+    `summary` has one bit per nonzero word.
+    """
     w = limit >> 6
     word = words[w] & (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(63 - (limit & 63)))
     if word != 0:
@@ -36,7 +40,7 @@ def _highest(words, summary, limit):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _longer(words, head, least, room, slack, widest):  # type: ignore[no-untyped-def]
-    """The length of what `reference.closing_over` gives, or -1."""
+    """The length of the item that `reference.closing_over` returns, or -1."""
     longest = room + min(room, slack + widest)
     w, above = (room + 1) >> 6, np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64((room + 1) & 63)
     while w < len(words):
@@ -53,10 +57,23 @@ def _longer(words, head, least, room, slack, widest):  # type: ignore[no-untyped
     return np.int64(-1)
 
 
-# The waiting items stand in one queue a length, oldest first (head, tail, following), with a bitmap over the lengths
-# that have any (words, summary): the largest that fits is a bit scan away, and the oldest of all heads its own queue.
-# Entering and leaving a queue is written out where it happens: numba counts the references to each array of a call, and
-# as functions of their own they took three quarters of the time.
+# Waiting items stand in one queue per length, oldest first (head, tail, following). A bitmap marks the lengths whose
+# queue is not empty (words, summary), so that a bit scan finds the largest item that fits, and the oldest waiting item
+# is always the head of its queue. Entering and leaving a queue is written out at each use: numba counts references to
+# each array argument of a call, and as functions these steps took three quarters of the time.
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _set_bit(words, summary, length):  # type: ignore[no-untyped-def]
+    words[length >> 6] |= np.uint64(1) << np.uint64(length & 63)
+    summary[length >> 12] |= np.uint64(1) << np.uint64((length >> 6) & 63)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _clear_bit(words, summary, length):  # type: ignore[no-untyped-def]
+    words[length >> 6] &= ~(np.uint64(1) << np.uint64(length & 63))
+    if words[length >> 6] == 0:
+        summary[length >> 12] &= ~(np.uint64(1) << np.uint64((length >> 6) & 63))
 
 
 @njit(nogil=True, cache=True)
@@ -75,8 +92,7 @@ def largest_fit(lengths, capacity, max_items, lookahead, flush, order, offsets, 
             length = lengths[entered]
             if head[length] < 0:
                 head[length] = entered
-                words[length >> 6] |= np.uint64(1) << np.uint64(length & 63)
-                summary[length >> 12] |= np.uint64(1) << np.uint64((length >> 6) & 63)
+                _set_bit(words, summary, length)
             else:
                 following[tail[length]] = entered
             tail[length] = entered
@@ -91,9 +107,7 @@ def largest_fit(lengths, capacity, max_items, lookahead, flush, order, offsets, 
             item = head[length]
             head[length] = following[item]
             if head[length] < 0:
-                words[length >> 6] &= ~(np.uint64(1) << np.uint64(length & 63))
-                if words[length >> 6] == 0:
-                    summary[length >> 12] &= ~(np.uint64(1) << np.uint64((length >> 6) & 63))
+                _clear_bit(words, summary, length)
             gone[item] = True
             order[out] = item
             out += 1
@@ -118,7 +132,10 @@ def _has_sum(reach, i, total):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _add_length(reach, i, length, size):  # type: ignore[no-untyped-def]
-    """reach[i + 1] = reach[i] | reach[i] << length, in `size` words: the sums with and without one more length."""
+    """Set reach[i + 1] = reach[i] | reach[i] << length, in `size` words.
+
+    These are the sums without and with one more length.
+    """
     skip, bits = length >> 6, np.uint64(length & 63)
     for w in range(min(skip, size)):
         reach[i + 1, w] = reach[i, w]
@@ -134,26 +151,42 @@ def _add_length(reach, i, length, size):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _commonest(count, words, summary, longest):  # type: ignore[no-untyped-def]
-    """The length that most items have (of equals the longest), and how many have it."""
-    common, most = np.int64(0), np.int64(0)
+    """The most common length, the longest of equals, and its number of items."""
+    common, items = np.int64(0), np.int64(0)
     length = _highest(words, summary, longest)
     while length > 0:
-        if count[length] > most:
-            common, most = length, count[length]
+        if count[length] > items:
+            common, items = length, count[length]
         length = _highest(words, summary, length - 1)
-    return common, most
+    return common, items
 
 
 @njit(nogil=True, cache=True)
-def _exact(room, most, common, copies, count, words, summary, chosen):  # type: ignore[no-untyped-def]
-    """Fills the room exactly with copies of the common length, as many as can be, and one or two others; or 0."""
+def _common_length(count, words, summary, waiting, peak):  # type: ignore[no-untyped-def]
+    """The length that at least a quarter of the `waiting` items have, or 0, and `peak`.
+
+    `peak`, an upper bound of every length's count, is tightened where lengths are counted. Below a quarter none needs
+    counting.
+    """
+    if 4 * peak < waiting:
+        return np.int64(0), peak
+    common, peak = _commonest(count, words, summary, np.int64(len(count) - 1))
+    return common if 4 * peak >= waiting else np.int64(0), peak
+
+
+@njit(nogil=True, cache=True)
+def _exact(room, items_left, common, copies, count, words, summary, chosen):  # type: ignore[no-untyped-def]
+    """Fill the room exactly, if possible; returns the number of items, else 0.
+
+    `chosen` gets as many copies of the common length as possible and one or two others.
+    """
     for j in range(copies, -1, -1):
         rest = room - j * common
-        if rest == 0 or (j < most and rest != common and count[rest] > 0):
+        if rest == 0 or (j < items_left and rest != common and count[rest] > 0):
             chosen[:j] = common
             chosen[j] = rest
             return j if rest == 0 else j + 1
-    for j in range(min(copies, most - 2), -1, -1):
+    for j in range(min(copies, items_left - 2), -1, -1):
         rest = room - j * common
         length = _highest(words, summary, rest - 1)
         while 2 * length >= rest:
@@ -178,7 +211,7 @@ def _thirds(length, capacity):  # type: ignore[no-untyped-def]
 def _next_long(room, pairs, capacity, count, words, summary):  # type: ignore[no-untyped-def]
     """See `reference.next_long`."""
     largest = _highest(words, summary, room)
-    if not pairs or 2 * room <= capacity:  # no two over a quarter fit
+    if not pairs or 2 * room <= capacity:  # no two items over a quarter of L fit
         return largest
     both, larger = largest + (capacity >> 6) if 2 * largest > capacity else np.int64(0), largest
     length = _highest(words, summary, room - (capacity >> 2))
@@ -191,25 +224,28 @@ def _next_long(room, pairs, capacity, count, words, summary):  # type: ignore[no
 
 
 @njit(nogil=True, cache=True)
-def _close(room, most, common, count, words, summary, reach, taken, chosen):  # type: ignore[no-untyped-def]
-    """Writes to `chosen` the lengths that close a pack, see `reference.closing_subset`; returns how many."""
-    copies = min(room // common, count[common], most) if 0 < common <= room else np.int64(0)
-    number = _exact(room, most, common, copies, count, words, summary, chosen)
+def _close(room, items_left, common, count, words, summary, reach, candidates, chosen):  # type: ignore[no-untyped-def]
+    """Write the lengths that close a pack to `chosen`; returns their number.
+
+    See `reference.closing_subset`.
+    """
+    copies = min(room // common, count[common], items_left) if 0 < common <= room else np.int64(0)
+    number = _exact(room, items_left, common, copies, count, words, summary, chosen)
     if number > 0:
         return number
-    # reach[i] has a bit for each sum of some of the first i lengths of `taken`.
+    # reach[i] has one bit per sum of a subset of the first i lengths of `candidates`.
     size = (room >> 6) + 1
     reach[0, :size] = 0
     reach[0, 0] = 1
     goal, i = room - copies * common, 0
     length = _highest(words, summary, room)
-    while length > 0 and i < len(taken) and not _has_sum(reach, i, goal):
+    while length > 0 and i < len(candidates) and not _has_sum(reach, i, goal):
         if length != common:
             for _ in range(min(count[length], room // length)):
-                taken[i] = length
+                candidates[i] = length
                 _add_length(reach, i, length, size)
                 i += 1
-                if i == len(taken) or _has_sum(reach, i, goal):
+                if i == len(candidates) or _has_sum(reach, i, goal):
                     break
         length = _highest(words, summary, length - 1)
     best, number, total = room + 1, np.int64(0), np.int64(0)
@@ -224,15 +260,15 @@ def _close(room, most, common, count, words, summary, reach, taken, chosen):  # 
         while _has_sum(reach, i - 1, total):
             i -= 1
         i -= 1
-        chosen[number] = taken[i]
-        total -= taken[i]
+        chosen[number] = candidates[i]
+        total -= candidates[i]
         number += 1
-    if number > most:  # the largest of them fit as well
-        for i in range(most):
+    if number > items_left:  # too many items: the largest of them also fit
+        for i in range(items_left):
             for j in range(i + 1, number):
                 if chosen[j] > chosen[i]:
                     chosen[i], chosen[j] = chosen[j], chosen[i]
-        number = most
+        number = items_left
     return number
 
 
@@ -240,7 +276,7 @@ def _close(room, most, common, count, words, summary, reach, taken, chosen):  # 
 def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, least, widest):  # type: ignore[no-untyped-def]
     """See `reference.subset_sum`."""
     n = len(lengths)
-    held_at_most = min(lookahead, n)
+    max_waiting = min(lookahead, n)
     head = np.full(capacity + 1, -1, np.int64)
     tail = np.full(capacity + 1, -1, np.int64)
     following = np.full(n, -1, np.int64)
@@ -248,18 +284,17 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
     gone = np.zeros(n, np.bool_)
     words = np.zeros((capacity >> 6) + 1, np.uint64)
     summary = np.zeros((capacity >> 12) + 1, np.uint64)
-    taken = np.empty(min(held_at_most, _CLOSING), np.int64)
-    reach = np.empty((len(taken) + 1, len(words)), np.uint64)
-    chosen = np.empty(held_at_most + 2, np.int64)
+    candidates = np.empty(min(max_waiting, _CLOSING), np.int64)
+    reach = np.empty((len(candidates) + 1, len(words)), np.uint64)
+    chosen = np.empty(max_waiting + 2, np.int64)
     packs, out, entered, waiting, oldest, tokens, thirds = 0, 0, 0, 0, 0, 0, 0
-    peak = np.int64(0)  # no length has more items
+    peak = np.int64(0)  # an upper bound of every length's count
     while True:
         while waiting < lookahead and entered < n:
             length = lengths[entered]
             if head[length] < 0:
                 head[length] = entered
-                words[length >> 6] |= np.uint64(1) << np.uint64(length & 63)
-                summary[length >> 12] |= np.uint64(1) << np.uint64((length >> 6) & 63)
+                _set_bit(words, summary, length)
             else:
                 following[tail[length]] = entered
             tail[length] = entered
@@ -280,9 +315,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             item = head[length]
             head[length] = following[item]
             if head[length] < 0:
-                words[length >> 6] &= ~(np.uint64(1) << np.uint64(length & 63))
-                if words[length >> 6] == 0:
-                    summary[length >> 12] &= ~(np.uint64(1) << np.uint64((length >> 6) & 63))
+                _clear_bit(words, summary, length)
             count[length] -= 1
             tokens -= length
             third = _thirds(length, capacity)
@@ -293,13 +326,13 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             out += 1
             waiting -= 1
             room -= length
-            most = max_items - (out - pack_start)
-            if room <= 0 or waiting == 0 or most == 0:
+            items_left = max_items - (out - pack_start)
+            if room <= 0 or waiting == 0 or items_left == 0:
                 break
             if widest > 0:
                 slack += length - least[item]
             if scarce:
-                length = _next_long(room, pack_thirds == 1 and most > 1, capacity, count, words, summary)
+                length = _next_long(room, pack_thirds == 1 and items_left > 1, capacity, count, words, summary)
                 if length <= 0 and widest > 0:
                     length = _longer(words, head, least, room, slack, widest)
                 if length <= 0:
@@ -307,10 +340,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
                 continue
             if closing < 0:
                 if common < 0:
-                    common = 0
-                    if 4 * peak >= waiting:  # or no length is common: saves looking through all of them
-                        common, peak = _commonest(count, words, summary, capacity)
-                        common = common if 4 * peak >= waiting else 0
+                    common, peak = _common_length(count, words, summary, waiting, peak)
                 if 0 < common <= room and 3 * count[common] > waiting:
                     length = common
                     continue
@@ -319,7 +349,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
                 if room * waiting >= 6 * tokens and lengths[arrival] <= room:
                     length = lengths[arrival]
                     continue
-                closing = _close(room, most, common, count, words, summary, reach, taken, chosen)
+                closing = _close(room, items_left, common, count, words, summary, reach, candidates, chosen)
             if next_chosen == closing:
                 length = _longer(words, head, least, room, slack, widest) if widest > 0 else np.int64(-1)
                 if length < 0:

@@ -1,14 +1,14 @@
-"""Balance: packs in an order in which all ranks of a step hold packs of like attention cost."""
+"""Balance: order packs so that all ranks of a step hold packs of similar attention cost."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# n packs of a window, W ranks
+# n packs of a window, W ranks; a share is the packs of one step
 
 
 def window_of(balance: int, share: int) -> int:
-    """Packs of a window: as many whole shares as `balance` holds, and one at least.
+    """Number of packs in a window: as many whole shares as fit into `balance`, at least one.
 
     >>> window_of(256, 24), window_of(4, 24)
     (240, 24)
@@ -17,7 +17,7 @@ def window_of(balance: int, share: int) -> int:
 
 
 def balanced_order(cost: np.ndarray, share: int, drawn: np.ndarray) -> np.ndarray:
-    """The packs of a window in shares of like cost, the shares in random order; int64 (n,).
+    """Sort the packs of a window into shares of similar cost, in random order; int64 (n,).
 
     ```
     cost      9 1 5 8 2 4 7, share 2
@@ -26,28 +26,28 @@ def balanced_order(cost: np.ndarray, share: int, drawn: np.ndarray) -> np.ndarra
     ```
 
     Args:
-        cost: (n,), of each pack.
-        share: packs of a share. What is left of the cheapest packs comes last.
-        drawn: (n // share,) or more, what the shares are ordered by.
+        cost: (n,), cost of each pack.
+        share: packs per share. The cheapest packs, which fill no share, come last.
+        drawn: (n // share,) or more random numbers; shares are sorted by them.
 
     >>> cost = np.array([9, 1, 5, 8, 2, 4, 7])
     >>> cost[balanced_order(cost, 2, np.array([3, 1, 2]))].tolist()
     [7, 5, 4, 2, 9, 8, 1]
     """
-    dearest_first = np.argsort(-cost, kind="stable")
+    costliest_first = np.argsort(-cost, kind="stable")
     shares = len(cost) // share
-    mixed = dearest_first[: shares * share].reshape(shares, share)[np.argsort(drawn[:shares], kind="stable")]
-    return np.concatenate([mixed.reshape(-1), dearest_first[shares * share :]])
+    mixed = costliest_first[: shares * share].reshape(shares, share)[np.argsort(drawn[:shares], kind="stable")]
+    return np.concatenate([mixed.reshape(-1), costliest_first[shares * share :]])
 
 
 def window_order(cost: np.ndarray, patch_size: np.ndarray, share: int, drawn: np.ndarray) -> np.ndarray:
-    """`balanced_order` of a window whose shares are of several patch sizes: each size's among its own; int64 (n,).
+    """`balanced_order` of a window with several patch sizes, within each patch size; int64 (n,).
 
     Args:
-        cost: (n,), of each pack.
-        patch_size: (n,), of each pack, the same within a share.
-        share: packs of a share.
-        drawn: one for each share, also for one that is not full.
+        cost: (n,), cost of each pack.
+        patch_size: (n,), patch size of each pack; the packs of a share have the same.
+        share: packs per share.
+        drawn: one random number per share, including a last one that is not full.
     """
     order = np.arange(len(cost))
     for size in np.unique(patch_size):
@@ -57,9 +57,10 @@ def window_order(cost: np.ndarray, patch_size: np.ndarray, share: int, drawn: np
 
 
 def load_imbalance(cost: np.ndarray, ranks: int) -> float:
-    """The dearest pack of a step over the mean of its packs, averaged over steps: how long the other ranks wait.
+    """Cost of a step's costliest pack over the mean of its packs, averaged over steps; 1 is even.
 
-    A step takes `ranks` consecutive packs, one a rank; packs that are left over make no step. 1 is even.
+    The other ranks of the step wait for the costliest pack. A step takes `ranks` consecutive packs, one per rank;
+    leftover packs make no step.
 
     >>> load_imbalance(np.array([3.0, 1.0, 2.0, 2.0]), 2)
     1.25

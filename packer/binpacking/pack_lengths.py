@@ -1,4 +1,4 @@
-"""Packing lengths: which items go into which pack. Integers in, integers out."""
+"""`pack_lengths`: assign items to packs by their lengths. Integers in, integers out."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from typing import get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from patchnpack.packer.binpacking import _classical as _packers
-from patchnpack.packer.binpacking import _decreasing, _waiting
+from patchnpack.packer.binpacking import _classical, _decreasing, _waiting
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.checks import check_whole
-from patchnpack.packer.config import Algorithm
 
-# Lengths by which "auto" is decided: enough to see how they are spread, and packed in a millisecond.
+# Number of lengths that decide "auto": enough to show how lengths are spread, and packed within a millisecond.
 SAMPLE = 4096
 
 _PACKERS = {
-    "next_fit": _packers.next_fit,
-    "first_fit": _packers.first_fit,
-    "best_fit": _packers.best_fit,
+    "next_fit": _classical.next_fit,
+    "first_fit": _classical.first_fit,
+    "best_fit": _classical.best_fit,
     "first_fit_decreasing": _decreasing.first_fit_decreasing,
     "best_fit_decreasing": _decreasing.best_fit_decreasing,
 }
@@ -32,21 +31,22 @@ DECREASING = ("first_fit_decreasing", "best_fit_decreasing")
 def resolve_algorithm(
     algorithm: Algorithm, lengths: np.ndarray, capacity: int, *, max_items: int, lookahead: int
 ) -> Algorithm:
-    """The algorithm that runs: `algorithm` itself, or for "auto" what packs the first of `lengths` into fewer packs.
+    """Resolve "auto" from the first lengths; other algorithms are returned as they are.
 
-    "auto" is "subset_sum", or "largest_fit" where that is better, as it is where lengths are spread evenly.
+    "auto" chooses "subset_sum", or "largest_fit" where that packs the first `SAMPLE` lengths into fewer packs, which is
+    the case for evenly spread lengths.
     """
     if algorithm not in get_args(Algorithm):
         names = ", ".join(map(repr, get_args(Algorithm)))
         raise ValueError(f"algorithm is {algorithm!r}; it must be one of {names}")
     if algorithm != "auto":
         return algorithm
-    ways: list[Algorithm] = ["subset_sum", "largest_fit"]
+    choices: list[Algorithm] = ["subset_sum", "largest_fit"]
     packs = [
-        len(pack_lengths(lengths[:SAMPLE], capacity, max_items=max_items, algorithm=way, lookahead=lookahead)[1])
-        for way in ways
+        len(pack_lengths(lengths[:SAMPLE], capacity, max_items=max_items, algorithm=choice, lookahead=lookahead)[1])
+        for choice in choices
     ]
-    return ways[packs[1] < packs[0]]
+    return choices[packs[1] < packs[0]]
 
 
 def pack_ready(
@@ -59,11 +59,14 @@ def pack_ready(
     flush: bool,
     least: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Like `pack_lengths`, but without `flush` items that later arrivals could still join stay behind.
+    """Pack the items whose pack is final; with `flush`, all items as in `pack_lengths`.
 
-    The next call takes those first, in their order, then the new arrivals; however the arrivals are cut, the packs are
-    the same. "auto" is decided anew in each call: resolve it first. With `least` (n,), what each item may be cut to, an
-    item that is slightly too long may close a pack of "largest_fit" and "subset_sum".
+    Without `flush`, items whose pack later arrivals could still change are left out.
+
+    Pass the items left out first, in their order, to the next call, then the new arrivals: the packs are the same
+    however the arrivals are split into calls. Each call decides "auto" again, so resolve it first. With `least` (n,),
+    the length that each item may be cut to, an item that is slightly too long may close a pack of "largest_fit" and
+    "subset_sum".
     """
     lengths = np.asarray(lengths)
     if lengths.ndim != 1:
@@ -89,7 +92,7 @@ def pack_ready(
     else:
         packs = _PACKERS[name](*limits)
     offsets = offsets[: packs + 1].copy()
-    # Mostly all of it; a part is copied so that the whole is not held.
+    # Usually the whole array is used; a part is copied so that the whole is not kept alive.
     return order if offsets[-1] == len(order) else order[: offsets[-1]].copy(), offsets
 
 
@@ -101,15 +104,15 @@ def pack_lengths(
     algorithm: Algorithm = "auto",
     lookahead: int = 256,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Packs items of the given lengths, each whole and exactly once, into packs of at most `capacity`.
+    """Pack items of the given lengths, each whole and exactly once, into packs of at most `capacity`.
 
     Args:
         lengths: tokens of each item, (n,), each from 1 to `capacity`, in order of arrival.
-        capacity: L, token slots in a pack.
-        max_items: K, items in a pack at most.
+        capacity: L, token slots per pack.
+        max_items: K, maximum items per pack.
         algorithm: "next_fit", "first_fit", "best_fit", "first_fit_decreasing", "best_fit_decreasing", "largest_fit",
-            "subset_sum", or "auto", which is one of the last two; `packer/binpacking/reference.py` draws each.
-        lookahead: R, how many waiting items the packer may choose from; the decreasing ones choose from all.
+            "subset_sum", or "auto", which chooses one of the last two; `packer/binpacking/reference.py` pictures each.
+        lookahead: R, number of waiting items that the packer chooses from; the decreasing algorithms sort all items.
 
     Returns:
         `order` and `offsets`, int64: pack i holds the items `order[offsets[i]:offsets[i + 1]]`.

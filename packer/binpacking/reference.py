@@ -1,11 +1,11 @@
-"""What the compiled packers do, in plain Python: slow and short.
+"""The packing algorithms in plain Python: slow and short.
 
-Tests hold `_packers.py`, `_decreasing.py` and `_waiting.py` equal to it; it imports nothing from there.
+Tests check that `_classical.py`, `_decreasing.py` and `_waiting.py` equal it; it imports none of them.
 
 Every packer takes `lengths` (tokens of each item, in order of arrival), `capacity` L, `max_items` K, `lookahead` R and
-`flush`, and gives the packs as lists of item numbers, in the order in which they leave. Without `flush` the items
-that could still be joined by later arrivals stay behind; calling again with those first, then the new arrivals, goes
-on as if there had been no break.
+`flush`, and returns the packs as lists of item numbers, in the order in which they are emitted. Without `flush`, items
+whose pack later arrivals could still change are left out. Passing these first, then the new arrivals, to another call
+gives the packs of one uninterrupted call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections import Counter
 
 
 def next_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool) -> list[list[int]]:
-    """One open pack; an item that does not fit closes it (Johnson 1973). What NaViT implementations do in `forward`.
+    """Keep one open pack; an item that does not fit closes it (Johnson 1973).
+
+    This is what NaViT implementations do in `forward`.
 
     ```
     lengths 6 5 4 3 2, L = 10      |666666....|555554444.|33322.....|
@@ -32,9 +34,10 @@ def next_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int, 
 
 
 def first_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool) -> list[list[int]]:
-    """Each item goes into the oldest open pack that has room (Johnson 1973); open packs hold at most R items together.
+    """Put each item into the oldest open pack that has room (Johnson 1973).
 
-    A pack that is full leaves at once. When R items are held, the oldest open pack leaves.
+    Open packs hold at most R items together. A full pack is emitted at once; when R items are held, so is the oldest
+    open pack.
 
     ```
     lengths 6 5 4 3 2, L = 10      |6666664444|5555533322|
@@ -45,9 +48,11 @@ def first_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int,
 
 
 def best_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool) -> list[list[int]]:
-    """Each item goes into the open pack that it leaves least room in (Johnson 1973); of equals, the oldest.
+    """Put each item into the open pack that it leaves least room in (Johnson 1973).
 
-    Packs leave as in `first_fit`.
+    Of equals, the oldest is taken.
+
+    Packs are emitted as in `first_fit`.
 
     ```
     lengths 6 7 3 4, L = 10        |7777777333|6666664444|
@@ -83,7 +88,7 @@ def _online(
 def first_fit_decreasing(
     lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool
 ) -> list[list[int]]:
-    """In blocks of 4R items, longest first, each goes into the first pack that has room (Johnson 1973).
+    """In blocks of 4R items, longest first, put each into the first pack with room (Johnson 1973).
 
     ```
     lengths 2 5 4 7 2, L = 10      |777777722.|555554444.|22........|
@@ -96,7 +101,9 @@ def first_fit_decreasing(
 def best_fit_decreasing(
     lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool
 ) -> list[list[int]]:
-    """In blocks of 4R items, longest first, each goes where it leaves least room; of equals, the pack last changed.
+    """In blocks of 4R items, longest first, put each where it leaves least room.
+
+    Of packs with equal room, the one changed last is taken.
 
     ```
     lengths 3 5 4 6 2, L = 10      |6666664444|5555533322|
@@ -115,7 +122,7 @@ def _decreasing(
         if len(block) < 4 * lookahead and not flush:
             break
         packs: list[list[int]] = []
-        changed: list[int] = []  # the packs, that changed last at the end
+        changed: list[int] = []  # pack numbers in the order of their last change
         for item in sorted(block, key=lambda i: (-lengths[i], i)):
             rooms = [capacity - sum(lengths[i] for i in pack) for pack in packs]
             fitting = [p for p in range(len(packs)) if rooms[p] >= lengths[item] and len(packs[p]) < max_items]
@@ -133,9 +140,9 @@ def _decreasing(
 def largest_fit(
     lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool, least: list[int] | None = None
 ) -> list[list[int]]:
-    """R items wait; a pack starts with the oldest of them, then takes the largest that fits until none does.
+    """Start each pack with the oldest of R waiting items; add the largest that fits.
 
-    Of items of one length the oldest goes first. The room is filled up again before each pack, so an item leaves
+    Of items of equal length the oldest goes first. The waiting room is refilled before each pack, so an item is emitted
     within R packs of entering.
 
     ```
@@ -165,21 +172,24 @@ def largest_fit(
 def subset_sum(
     lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool, least: list[int] | None = None
 ) -> list[list[int]]:
-    """R items wait; a pack starts with the oldest, is filled in order of arrival, and closed by the best subset.
+    """Fill packs from R waiting items in arrival order, close with the best subset.
 
-    Filling ends when the room is below six mean lengths of the waiting, or the next does not fit: among the subsets of
-    256 waiting items there is then nearly always one that fills the room to the last slot. That holds while the waiting
-    are of many lengths, and closing uses up the rare ones; so a length that over a third of them have goes first.
-    The room is filled up again before each pack, so an item leaves within R packs of entering.
+    A pack starts with the oldest waiting item.
+
+    Filling ends when the room left is below six mean lengths of the waiting items, or the next item does not fit. Among
+    the subsets of 256 waiting items there is then nearly always one that fills the room to the last slot. This holds
+    while the waiting items have many different lengths, and closing uses up the rare ones; so a length that over a
+    third of the items have goes first. The waiting room is refilled before each pack, so an item is emitted within R
+    packs of entering.
 
     ```
     lengths 3 5 6 2 4 2, L = 10, R = 6    |3332255555|6666664444|22........|
-    packs   [3 2 5] [6 4] [2]             3 is the oldest, 2 is what over a third of the others are, 5 fills the rest
+    packs   [3 2 5] [6 4] [2]             3 is the oldest, over a third of the others have length 2, 5 fills the rest
     ```
 
-    Where the waiting need more packs for their `thirds`, three to a pack, than for their tokens, a full pack saves
-    nothing and three thirds do. Then the largest that fits goes next, or two that go better with the one third that the
-    pack has, see `next_long`.
+    Where the waiting items need more packs for their `thirds`, three per pack, than for their tokens, filling a pack to
+    the last slot saves nothing, but using all three thirds does. Then the largest item that fits goes next, or two
+    items that go better with the one third that the pack holds; see `next_long`.
 
     ```
     lengths 4 6 4 4 6 9 9, L = 12, R = 7  |444444444444|666666666666|999999999...|999999999...|
@@ -199,13 +209,13 @@ def subset_sum(
             item = next(i for i in waiting if lengths[i] == following[0])
             waiting.remove(item)
             pack.append(item)
-            room, most = capacity - sum(lengths[i] for i in pack), max_items - len(pack)
+            room, items_left = capacity - sum(lengths[i] for i in pack), max_items - len(pack)
             held = [lengths[i] for i in waiting]
             following = following[1:]
-            if closing or not room or not most or not held:
+            if closing or not room or not items_left or not held:
                 continue
             if scarce:
-                pairs = most > 1 and sum(thirds(lengths[i], capacity) for i in pack) == 1
+                pairs = items_left > 1 and sum(thirds(lengths[i], capacity) for i in pack) == 1
                 length = next_long(held, room, pairs, capacity)
                 following = [length] * (length > 0)
                 continue
@@ -217,7 +227,7 @@ def subset_sum(
             elif room * len(held) >= 6 * sum(held) and held[0] <= room:
                 following = [held[0]]
             else:
-                closing, following = True, closing_subset(held, room, most, common)
+                closing, following = True, closing_subset(held, room, items_left, common)
         if len(pack) < max_items:
             pack += closing_over(pack, waiting, lengths, capacity, least or lengths)
         packs.append(pack)
@@ -226,10 +236,10 @@ def subset_sum(
 
 
 def thirds(length: int, capacity: int) -> int:
-    """How many of the three thirds of a pack an item takes, however short of a third of L it may be.
+    """Number of a pack's three thirds that an item occupies.
 
-    One if it is over a quarter of L, two if it is over half, three if none over a quarter fits beside it; others none.
-    No pack holds more than three.
+    An item over a quarter of L occupies one, even if it is shorter than a third; over half of L, two; three if no item
+    over a quarter fits with it; any other item none. No pack holds more than three.
     """
     if 4 * (capacity - length) <= capacity:
         return 3
@@ -237,10 +247,12 @@ def thirds(length: int, capacity: int) -> int:
 
 
 def next_long(held: list[int], room: int, pairs: bool, capacity: int) -> int:
-    """The largest of `held` that fits, or 0. With `pairs`, the larger of two instead, if those are better.
+    """The largest length in `held` that fits, or 0.
 
-    They are the two over a quarter of L that leave the least room. They are better than one that is not over half of L,
-    and than one that is if they leave L / 64 less.
+    With `pairs`, the larger of two lengths if two are better.
+
+    The two are those over a quarter of L that leave the least room. They are better than a single length that is at
+    most half of L, and better than a longer one if they leave more than L / 64 less room.
     """
     largest = max((length for length in held if length <= room), default=0)
     if pairs:
@@ -253,10 +265,10 @@ def next_long(held: list[int], room: int, pairs: bool, capacity: int) -> int:
 
 
 def closing_over(pack: list[int], waiting: list[int], lengths: list[int], capacity: int, least: list[int]) -> list[int]:
-    """The shortest waiting item that is too long for the pack, but not once all its items are cut to their `least`.
+    """The shortest waiting item that fits only if the pack's items are cut to their `least`.
 
-    No more is cut than would have been left empty. Of items of one length only the oldest is looked at. None is there
-    if no item may be cut, or the pack is full.
+    Never is more cut than would have stayed empty. Of items of equal length only the oldest is considered. The list is
+    empty if no item may be cut or the pack is full.
 
     ```
     pack 7, waiting 4 5, L = 10, each may lose 1      |7777777444|4     1 is over, 3 would have been empty, 6 + 3 fit
@@ -271,40 +283,41 @@ def closing_over(pack: list[int], waiting: list[int], lengths: list[int], capaci
     return []
 
 
-def closing_subset(held: list[int], room: int, most: int, common: int) -> list[int]:
-    """The lengths among `held` that close a pack with `room` slots left and place for `most` items.
+def closing_subset(held: list[int], room: int, items_left: int, common: int) -> list[int]:
+    """The lengths in `held` that close a pack with `room` slots and `items_left` items left.
 
-    Copies of the `common` length (0 is none), as many as can be, and exactly one or two others, if that fills the room;
-    or else any subset of the longest 256 others, the one with most copies among those that leave the least room.
+    If it fills the room: as many copies of the `common` length (0 is none) as possible and one or two other lengths.
+    Otherwise the subset of the copies and the longest 256 others that leaves the least room; of equals, the one with
+    the most copies.
     """
     others = Counter(length for length in held if length <= room and length != common)
-    copies = min(room // common, held.count(common), most) if common else 0
+    copies = min(room // common, held.count(common), items_left) if common else 0
     for j in range(copies, -1, -1):
         rest = room - j * common
-        if rest == 0 or (j < most and others[rest]):
+        if rest == 0 or (j < items_left and others[rest]):
             return [common] * j + [rest] * (rest > 0)
-    for j in range(min(copies, most - 2), -1, -1):
+    for j in range(min(copies, items_left - 2), -1, -1):
         rest = room - j * common
         for length in sorted(others, reverse=True):
             other = rest - length
             if other <= length and others[other] > (other == length):
                 return [common] * j + [length, other]
     goal = room - copies * common
-    taken: list[int] = []
-    sums = [{0}]  # of some of the first 0, 1, 2 ... of those taken
+    candidates: list[int] = []
+    sums = [{0}]  # sums[i]: sums of subsets of the first i lengths of `candidates`
     for length in sorted(others, reverse=True):
         for _ in range(min(others[length], room // length)):
-            if len(taken) < 256 and goal not in sums[-1]:
-                taken.append(length)
+            if len(candidates) < 256 and goal not in sums[-1]:
+                candidates.append(length)
                 sums.append(sums[-1] | {s + length for s in sums[-1] if s + length <= room})
     reached = {j: max(s for s in sums[-1] if s <= room - j * common) for j in range(copies + 1)}
     j = max(reached, key=lambda j: (j * common + reached[j], j))
     chosen = [common] * j
-    total, i = reached[j], len(taken)
+    total, i = reached[j], len(candidates)
     while total:
         while total in sums[i - 1]:
             i -= 1
         i -= 1
-        chosen.append(taken[i])
-        total -= taken[i]
-    return chosen if len(chosen) <= most else sorted(chosen, reverse=True)[:most]
+        chosen.append(candidates[i])
+        total -= candidates[i]
+    return chosen if len(chosen) <= items_left else sorted(chosen, reverse=True)[:items_left]

@@ -1,4 +1,4 @@
-"""What the compiled ways to deal with leftover slots do, in plain Python. Tests hold `_fill.py` equal to it."""
+"""The treatment of leftover slots in plain Python. Tests check that `_fill.py` equals it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import itertools
 
 
 def undrop(tokens: list[int], keep: list[int], capacity: int) -> list[int]:
-    """Leftover slots of a pack go back to its images, as shares of what each had dropped, rounded up while any last.
+    """Give a pack's leftover slots back to its images, in proportion to their dropped tokens.
+
+    Shares are rounded up while slots remain.
 
     ```
     tokens 8 6, keep 4 3, L = 10      |1111222...|  3 slots left, 4 and 3 dropped
@@ -24,10 +26,12 @@ def undrop(tokens: list[int], keep: list[int], capacity: int) -> list[int]:
 
 
 def trim(least: list[int], keep: list[int], capacity: int) -> list[int]:
-    """What a pack holds beyond L is cut from its images, as shares of what each may lose, rounded up while any is left.
+    """Cut a pack's tokens beyond L from its images, in proportion to what each may lose.
+
+    Shares are rounded up while tokens remain to be cut.
 
     ```
-    keep 7 5, least 6 4, L = 11       |11111112222|2   1 over, 1 and 1 may go
+    keep 7 5, least 6 4, L = 11       |11111112222|2   1 token too many; 1 and 1 may be cut
     keep 6 5                          |11111122222|
     ```
     """
@@ -54,14 +58,15 @@ def options(
     max_scale: float,
     max_tokens: int,
 ) -> list[Option]:
-    """The sizes near an image's own: (keep, width, height, gw, gh, change in millionths), the nearest for each `keep`.
+    """Candidate sizes near an image's own: (keep, width, height, gw, gh, change in millionths).
 
-    No side changes by more than `max_scale`, and no grid grows beyond `max_tokens`. Where the policy rounds sides to
-    whole patches ("resize"), both may change by whole patches, in one direction; else the aspect stays to the pixel,
-    and the sizes are those at which a column or a row comes or goes. As large a share of the tokens is kept.
+    Of the sizes with equal `keep`, only the nearest is listed. No side changes by more than `max_scale`, and no grid
+    grows beyond `max_tokens`. Where the policy rounds sides to whole patches ("resize"), both sides change by whole
+    patches, both up or both down; otherwise the aspect is kept to the pixel, and the candidates are the sizes at which
+    the number of columns or rows changes. The share of kept tokens stays the same.
     """
     (w, h), (gw, gh), unit = size, grid, patch * multiple
-    x_most, y_most = int(w * max_scale), int(h * max_scale)
+    max_dx, max_dy = int(w * max_scale), int(h * max_scale)
     sizes = [(w, h)]
     if edge == "resize":
         across, down = int(gw // multiple * max_scale), int(gh // multiple * max_scale)
@@ -72,16 +77,16 @@ def options(
         columns_at, rows_at = (
             [
                 side
-                for c in range((own - most) // unit, (own + most) // unit + 2)
+                for c in range((own - limit) // unit, (own + limit) // unit + 2)
                 for side in (c * unit, c * unit + step)
             ]
-            for own, most in ((w, x_most), (h, y_most))
+            for own, limit in ((w, max_dx), (h, max_dy))
         )
         sizes += [(width, (2 * width * h + w) // (2 * w)) for width in columns_at]
         sizes += [((2 * height * w + h) // (2 * h), height) for height in rows_at]
     found: dict[int, Option] = {}
     for width, height in sizes:
-        if edge != "resize" and (abs(width - w) > x_most or abs(height - h) > y_most or min(width, height) < 1):
+        if edge != "resize" and (abs(width - w) > max_dx or abs(height - h) > max_dy or min(width, height) < 1):
             continue
         columns, rows = gw, gh
         if (width, height) != size:
@@ -99,9 +104,9 @@ def options(
 
 
 def rescale(choices: list[list[Option]], capacity: int) -> list[Option]:
-    """One of the options of each image of a pack, so that together they fill as many of its L slots as they can.
+    """Choose an option per image so that together they fill as many of the L slots as possible.
 
-    From the last image to the first, each takes the option that changes it least with which the others can do the rest.
+    From the last image to the first, each takes the option with the least change that lets the others fill the rest.
 
     ```
     tokens of the options, an image's own first: 8 7 9, 5 4 6; L = 12

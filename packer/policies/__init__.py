@@ -1,1 +1,1 @@
-"""Policies: the size each image is given, the tokens it keeps, and the random draws behind both."""
+"""Policies: the size of each image, the tokens it keeps, and the random draws behind both."""

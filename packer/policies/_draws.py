@@ -1,6 +1,6 @@
-"""The compiled draws from distributions: each value from its own key, so it depends on nothing else.
+"""The compiled draws from distributions: each value depends only on its own key.
 
-A key's stream is splitmix64's: the state grows by a constant, and `mix` of it is the draw.
+A key's stream is that of splitmix64: the state grows by a constant, and `mix` of the state is the draw.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from patchnpack.packer._kernels import mix
 
 @njit(nogil=True, cache=True)
 def _uniform(state):  # type: ignore[no-untyped-def]
-    """The next state, and a value in (0, 1): 52 bits and a half, so never 0 or 1."""
+    """The next state, and a value in (0, 1): a 52-bit integer plus one half, so never 0 or 1."""
     state += np.uint64(0x9E3779B97F4A7C15)
     return state, (np.float64(mix(state) >> np.uint64(12)) + 0.5) / 4503599627370496.0
 
@@ -32,7 +32,10 @@ def _normal(state):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _log_gamma_value(state, shape):  # type: ignore[no-untyped-def]
-    """The next state, and the logarithm of a gamma value (Marsaglia and Tsang 2000); small shapes would underflow."""
+    """The next state, and the log of a gamma value (Marsaglia and Tsang 2000).
+
+    At small shapes the value itself underflows.
+    """
     boost = 0.0
     if shape < 1:
         state, u = _uniform(state)
@@ -61,9 +64,11 @@ def beta(keys: np.ndarray, a: float, b: float, out: np.ndarray) -> None:
 
 @njit(nogil=True, cache=True)
 def truncated_normal(keys: np.ndarray, mean: np.ndarray, std: float, low: float, high: float, out: np.ndarray) -> None:
-    """Normal values of `mean` (n,) and `std` within [low, high), float64 (n,). The means must lie within, too.
+    """Normal values of `mean` (n,) and `std` within [low, high), float64 (n,).
 
-    Values outside are drawn again; inside is at least the lesser of a third and (high - low) / (4 std) of them.
+    The means must also lie within.
+
+    Values outside are drawn again. The share inside is at least the lesser of 1/3 and (high - low) / (4 std).
     """
     for i in range(len(keys)):
         state, z = _normal(keys[i])
@@ -83,7 +88,10 @@ def uniform(keys: np.ndarray, out: np.ndarray) -> None:
 def crops(
     keys: np.ndarray, width: np.ndarray, height: np.ndarray, scale: np.ndarray, ratio: np.ndarray, out: np.ndarray
 ) -> None:
-    """See `reference_draws.random_crop`; `scale`, `ratio` (2,), writes (left, top, width, height), int32 (n, 4)."""
+    """See `reference_draws.random_crop`.
+
+    `scale` and `ratio` are (2,); writes (left, top, width, height), int32 (n, 4).
+    """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for i in range(len(keys)):
         state, w, h = keys[i], np.int64(width[i]), np.int64(height[i])

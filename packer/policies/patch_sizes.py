@@ -1,4 +1,4 @@
-"""`PatchSizes`: a patch size drawn for each block of packs, so that one model learns them all."""
+"""`PatchSizes`: a patch size drawn per block of packs, so that one model learns all of them."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from patchnpack.packer.policies.random import Purpose, counter_hash
 
 @dataclass(frozen=True, slots=True)
 class PatchSizes:
-    """Patch sizes of which each block of packs draws one (FlexiViT, arXiv 2212.08013, section 3).
+    """Patch sizes, of which each block of packs draws one (FlexiViT, arXiv 2212.08013, section 3).
 
-    Larger patches make fewer tokens of an image, so a block's packs are packed by its own token counts.
+    Larger patches make fewer tokens per image, so each block is packed by the token counts at its own patch size.
 
     ```
     96 x 96 pixels      P = 16: 36 tokens      P = 32: 9 tokens
     blocks of 2 packs   |16 16|32 32|32 32|16 16|
     ```
 
-    With `end_weights` the draw follows a curriculum: the weights go in a straight line from `weights` to `end_weights`
-    while the first `images` images are images_seen, large patches first, say.
+    With `end_weights` the draw follows a curriculum: over the first `images` images of training the weights go linearly
+    from `weights` to `end_weights`, for example from large patches to small ones.
 
     Attributes:
-        sizes: sides of the patches in pixels, all different.
-        weights: how often each comes up, relative to the others; None is evenly.
-        end_weights: how often at the curriculum's end; None is no curriculum.
-        images: images seen at the curriculum's end.
+        sizes: patch sides in pixels, all different.
+        weights: relative frequency of each size; None makes all equally frequent.
+        end_weights: relative frequencies at the end of the curriculum; None means no curriculum.
+        images: images seen at the end of the curriculum.
 
     >>> sizes = PatchSizes((8, 16, 32), weights=(1, 2, 1))
     >>> [sizes.draw(seed=0, epoch=0, block=block) for block in range(8)]
@@ -46,10 +46,12 @@ class PatchSizes:
 
     def __post_init__(self) -> None:
         if not isinstance(self.sizes, tuple | list) or not self.sizes or len(set(self.sizes)) < len(self.sizes):
-            raise ValueError(f"sizes is {self.sizes!r}; it must be patch sizes in pixels, all different: (8, 16, 32)")
+            raise ValueError(
+                f"sizes is {self.sizes!r}; it must be different patch sizes in pixels, such as (8, 16, 32)"
+            )
         for size in self.sizes:
             check_whole("sizes", size)
-        # As tuples of Python's own numbers, so that equal settings are equal and hash alike.
+        # As tuples of Python numbers, so that equal settings compare and hash equal.
         object.__setattr__(self, "sizes", tuple(int(size) for size in self.sizes))
         for name in ("weights", "end_weights"):
             if (given := getattr(self, name)) is not None:
@@ -60,20 +62,20 @@ class PatchSizes:
                     or not sum(weights)
                 ):
                     raise ValueError(
-                        f"{name} is {given!r}; it must be {len(self.sizes)} numbers, one a patch size, none below 0, "
-                        "one above"
+                        f"{name} is {given!r}; it must be {len(self.sizes)} numbers, one per patch size, none below 0 "
+                        "and at least one above 0"
                     )
                 object.__setattr__(self, name, weights)
         if (self.end_weights is None) != (self.images is None):
             raise ValueError(
-                f"end_weights is {self.end_weights} and images is {self.images}; a curriculum needs both: the weights "
-                "at its end, and the images seen by then"
+                f"end_weights is {self.end_weights} and images is {self.images}; a curriculum needs both: give the "
+                "weights at its end and the number of images seen by then"
             )
         if self.images is not None:
             check_whole("images", self.images)
 
     def shares(self, images_seen: float = 0) -> np.ndarray:
-        """How often each size comes up after `seen` images, float64 (k,); they sum to 1."""
+        """Probability of each size after `images_seen` images, float64 (k,); the sum is 1."""
         start: np.ndarray = np.array(self.weights or [1.0] * len(self.sizes))
         start /= start.sum()
         if self.end_weights is None or self.images is None:
@@ -83,9 +85,9 @@ class PatchSizes:
         return mixed
 
     def draw(self, *, seed: int, epoch: int, block: int, images_seen: float = 0) -> int:
-        """The patch size of a block: a function of its arguments alone."""
+        """The patch size of a block, in pixels: a pure function of the arguments."""
         u = np.empty(1)
         _draws.uniform(counter_hash(Purpose.PATCH_SIZE, seed, epoch, np.array([block], np.uint64)), u)
         ends = np.cumsum(self.shares(images_seen))
-        # The last of positive weight, should the sum be a little below 1.
+        # Dividing by the last keeps rounding from leaving a gap below 1.
         return self.sizes[int(np.searchsorted(ends / ends[-1], u[0], side="right"))]

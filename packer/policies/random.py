@@ -1,4 +1,7 @@
-"""Counter-based randomness: a draw depends on what it is for, never on when or where it is made."""
+"""Counter-based randomness.
+
+A draw depends on its purpose and counter, never on call order, thread or process.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ _MASK = (1 << 64) - 1
 
 
 class Purpose(IntEnum):
-    """What a draw is for; two purposes never share a draw."""
+    """The purpose of a draw; two purposes never share one."""
 
     SHARD_ORDER = 1
     ROW_ORDER = 2
@@ -26,9 +29,10 @@ class Purpose(IntEnum):
 
 
 def counter_hash(purpose: Purpose, seed: int, epoch: int, counters: np.ndarray) -> np.ndarray:
-    """One uint64 for each of `counters` (uint64), as good as independent for different purposes, seeds and epochs.
+    """Hash each of `counters` (uint64) to a uint64, keyed by purpose, seed and epoch.
 
-    `seed` and `epoch` are any integers; they count modulo 2**64.
+    Hashes of different purposes, seeds and epochs are in effect independent. `seed` and `epoch` are any integers, taken
+    modulo 2**64.
 
     >>> import numpy as np
     >>> rows = np.arange(3, dtype=np.uint64)

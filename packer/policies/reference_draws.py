@@ -1,4 +1,4 @@
-"""What the compiled draws do, in plain Python. Tests hold `_kernels.py` and `_draws.py` equal to it."""
+"""The random draws in plain Python. Tests check that `_kernels.py` and `_draws.py` equal it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def beta(key: int, a: float, b: float) -> float:
 
 
 def truncated_normal(key: int, mean: float, std: float, low: float, high: float) -> float:
-    """A normal value within [low, high) drawn from `key`: the first that lies within."""
+    """A normal value drawn from `key`: the first that lies within [low, high)."""
     key, z = normal(key)
     while not low <= mean + std * z < high:
         key, z = normal(key)
@@ -70,10 +70,12 @@ def truncated_normal(key: int, mean: float, std: float, low: float, high: float)
 def random_crop(
     key: int, width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """(left, top, width, height) of a crop drawn from `key`, as GoogLeNet's (Szegedy et al. 2015, section 6).
+    """Draw a crop from `key`, as in GoogLeNet (Szegedy et al. 2015, section 6).
 
-    Its area is a uniform share of the image, its aspect is uniform in the logarithm; ten are drawn until one lies
-    within the image. Failing that, it is the largest at the centre whose aspect is within `ratio`.
+    Returns (left, top, width, height).
+
+    The crop's area is a uniform share of the image's; the logarithm of its aspect is uniform. Up to ten crops are drawn
+    until one lies within the image; otherwise the largest centre crop whose aspect is within `ratio` is used.
     """
     for _ in range(10):
         key, u = uniform(key)

@@ -1,4 +1,4 @@
-"""Resolution policies: what size each image is given, and so how many tokens it becomes."""
+"""Resolution policies: the size of each image, and so its number of tokens."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from patchnpack.packer.checks import check_whole
 
 
 class Sizes(NamedTuple):
-    """What each image becomes: `box` of it, resized to `size` pixels, then centre-cropped or zero-padded to `grid`.
+    """The geometry of each image.
+
+    `box` is resized to `size` pixels, then centre-cropped or zero-padded to `grid`.
 
     Attributes:
         size: int32 (n, 2), (width, height) in pixels.
         grid: int32 (n, 2), (gw, gh) in patches.
-        box: int32 (n, 4), (left, top, width, height) in pixels of the upright image; None is all of each image.
+        box: int32 (n, 4), (left, top, width, height) in pixels of the upright image; None is the whole image.
     """
 
     size: np.ndarray
@@ -29,7 +31,7 @@ class Sizes(NamedTuple):
 
 
 class SizeRequest(NamedTuple):
-    """n images whose sizes are asked for; `Resolution.sizes` says what each field is."""
+    """The arguments of a policy for n images; `Resolution.sizes` documents each field."""
 
     width: np.ndarray
     height: np.ndarray
@@ -41,12 +43,12 @@ class SizeRequest(NamedTuple):
 
     @property
     def unit(self) -> int:
-        """Pixels that both sides of a grid are multiples of."""
+        """Pixels of one grid cell: the sides of a grid are multiples of this."""
         return self.patch * self.multiple
 
 
 class Resolution(ABC):
-    """A policy: what size each image is given."""
+    """A policy that chooses the size of each image."""
 
     __slots__ = ()
 
@@ -61,29 +63,29 @@ class Resolution(ABC):
         images_seen: np.ndarray | None = None,
         limit: np.ndarray | None = None,
     ) -> Sizes:
-        """What n images become; each by itself, whichever are asked for together.
+        """Sizes of n images; each depends on its own image alone.
 
         Args:
             width, height: (n,), in pixels, upright.
             patch: P, in pixels.
             multiple: both sides of a grid are multiples of this.
-            keys: uint64 (n,), what an image's draws come from; a policy that draws none does without.
-            images_seen: int64 (n,), images seen in training before each; 0 where it is not given.
-            limit: int64 (n,), tokens of each at most, at least `multiple`**2; what is larger is made smaller.
+            keys: uint64 (n,), keys of each image's random draws; needed only by a policy that draws.
+            images_seen: int64 (n,), images seen in training before each; 0 by default.
+            limit: int64 (n,), maximum tokens of each image, at least `multiple`**2; larger images are shrunk.
 
         Raises:
-            ValueError: an image that the policy cannot take.
+            ValueError: the policy cannot take an image.
         """
         if keys is None:
             if self.draws:
-                raise ValueError(f"{self} draws each image's size and needs keys, one uint64 an image")
+                raise ValueError(f"{self} draws each image's size; give keys, one uint64 per image")
             keys = np.empty(0, np.uint64)
         images_seen = np.zeros(len(width), np.int64) if images_seen is None else images_seen
         return self._sizes(SizeRequest(width, height, patch, multiple, keys, images_seen, limit))
 
     @property
     def draws(self) -> bool:
-        """Whether sizes are drawn, and so differ from epoch to epoch."""
+        """Whether sizes are drawn at random and so differ between epochs."""
         return False
 
     @abstractmethod
@@ -94,7 +96,7 @@ Edge = Literal["pad", "crop", "resize"]
 
 
 def check_edge(edge: str, allowed: tuple[str, ...]) -> None:
-    """Refuses an `edge` that the policy does not know."""
+    """Raise ValueError unless `edge` is one of `allowed`."""
     if edge not in allowed:
         raise ValueError(f"edge is {edge!r}; it must be one of {', '.join(map(repr, allowed))}")
 
@@ -109,15 +111,16 @@ def fit_tokens(
     upsample: bool,
     pad: bool,
 ) -> Sizes:
-    """The largest size of each image, aspect kept, whose grid has at most `max_tokens` patches, a number or (n,).
+    """The largest size of each image, aspect kept, with at most `max_tokens` patches.
 
-    With `pad` the size keeps the aspect to the pixel and the last patches are part empty; without, both sides are
-    rounded up to whole patches.
+    `max_tokens` is a number or (n,). With `pad` the aspect is kept to the pixel and the last patches are partly empty;
+    without, both sides are rounded up to whole patches.
     """
     unit, cells = patch * multiple, np.asarray(max_tokens, np.int64) // multiple**2
     if (cells < 1).any():
         raise ValueError(
-            f"max_tokens is {np.min(max_tokens)}, less than one grid_multiple cell of {multiple}x{multiple} patches"
+            f"max_tokens is {np.min(max_tokens)}, less than one grid_multiple cell of {multiple}x{multiple} patches; "
+            f"give at least {multiple**2}"
         )
     fitted = np.empty((len(width), 4), np.int64)
     _kernels.fit_grids(width, height, unit, np.ascontiguousarray(np.broadcast_to(cells, len(width))), upsample, fitted)
@@ -125,7 +128,7 @@ def fit_tokens(
         numerator, denominator = fitted[:, 2:3], fitted[:, 3:4]
         native = np.stack([width, height], 1).astype(np.int64)
         size = np.maximum(1, (2 * native * numerator + denominator) // (2 * denominator))
-        # From the rounded size, or a last column that rounding emptied would still cost its tokens.
+        # Computed from the rounded size: otherwise a last column that rounding emptied would still cost tokens.
         grid = -(-size // unit) * multiple
     else:
         grid = fitted[:, :2] * multiple
@@ -143,28 +146,29 @@ def shrink_above(
     *,
     pad: bool,
 ) -> None:
-    """Shrinks, in place, the images whose grid has more than `max_tokens` patches."""
+    """Shrink the images whose grid has more than `max_tokens` patches, in place."""
     over = sizes.grid.prod(1, dtype=np.int64) > max_tokens
     if over.any():
-        # These are too large as they are, so the largest size that fits is smaller, even where `upsample` made them so.
-        most = np.broadcast_to(np.asarray(max_tokens, np.int64), len(width))[over]
-        fitted = fit_tokens(width[over], height[over], patch, multiple, most, upsample=True, pad=pad)
+        # These images are too large, so the largest size that fits is smaller: `upsample` enlarges none.
+        limit = np.broadcast_to(np.asarray(max_tokens, np.int64), len(width))[over]
+        fitted = fit_tokens(width[over], height[over], patch, multiple, limit, upsample=True, pad=pad)
         sizes.size[over], sizes.grid[over] = fitted.size, fitted.grid
 
 
 def _lesser(max_tokens: int | None, limit: np.ndarray | None) -> int | np.ndarray | None:
     if max_tokens is None or limit is None:
         return limit if max_tokens is None else max_tokens
-    least: np.ndarray = np.minimum(max_tokens, limit)
-    return least
+    lesser: np.ndarray = np.minimum(max_tokens, limit)
+    return lesser
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Native(Resolution):
-    """Images as they are (NaViT, arXiv 2307.06304, section 2.1).
+    """Images at their own size (NaViT, arXiv 2307.06304, section 2.1).
 
-    Where a side is not a multiple of the patch size, `edge` decides: "pad" makes ceil(side / P) patches and fills the
-    last with 0, "crop" makes floor(side / P) and takes the centre, "resize" stretches to the nearest multiple.
+    `edge` says what happens to a side that is not a multiple of the patch size: "pad" makes ceil(side / P) patches and
+    fills the last with 0, "crop" makes floor(side / P) and takes the centre, "resize" stretches to the nearest
+    multiple.
 
     ```
     a side of 40 pixels, P = 16     pad       |................|................|........00000000|     3 patches
@@ -172,10 +176,10 @@ class Native(Resolution):
                                     resize    |................|................|................|     3 patches
     ```
 
-    An image smaller than a patch (for "crop": narrower or lower than a patch) is a ValueError.
+    An image smaller than a patch (with "crop": with either side shorter than a patch) is a ValueError.
 
     Attributes:
-        max_tokens: larger images are shrunk, aspect kept, to the largest size whose grid fits; None is no limit.
+        max_tokens: larger images are shrunk, aspect kept, to the largest size whose grid fits; None means no limit.
         edge: "pad", "crop" or "resize".
 
     >>> import numpy as np
@@ -205,9 +209,9 @@ class Native(Resolution):
             grid = np.maximum(1, (2 * native + unit) // (2 * unit))
             size = grid * unit
         sizes = Sizes(size.astype(np.int32), (grid * multiple).astype(np.int32))
-        most = _lesser(self.max_tokens, request.limit)
-        if most is not None:
-            shrink_above(sizes, width, height, patch, multiple, most, pad=self.edge == "pad")
+        limit = _lesser(self.max_tokens, request.limit)
+        if limit is not None:
+            shrink_above(sizes, width, height, patch, multiple, limit, pad=self.edge == "pad")
         return sizes
 
     def _check_patch(self, native: np.ndarray, patch: int, multiple: int) -> None:
@@ -219,7 +223,7 @@ class Native(Resolution):
             pad = ", edge='pad'" if self.edge == "crop" else ""
             raise ValueError(
                 f"an image of {w}x{h} pixels is smaller than {what} of {unit}x{unit} ({int(small.sum())} of "
-                f"{len(small)} images are); use a smaller patch_size{pad}, or leave such images out"
+                f"{len(small)} images are); use a smaller patch_size{pad}, or filter such images out"
             )
 
 
@@ -227,18 +231,18 @@ class Native(Resolution):
 class FitTokens(Resolution):
     """Each image at the largest size, aspect kept, whose grid has at most `max_tokens` patches.
 
-    With `upsample=True` and `edge="resize"` this is NaFlex's rule (SigLIP 2, arXiv 2502.14786, section 2.4.2), solved
-    exactly instead of by bisection.
+    With `upsample=True` and `edge="resize"` this is the rule of NaFlex (SigLIP 2, arXiv 2502.14786, section 2.4.2),
+    solved exactly instead of by bisection.
 
     ```
     300 x 200 pixels, P = 16, max_tokens = 24      scale 96 / 300: 96 x 64 pixels, grid 6 x 4, 24 tokens
     ```
 
     Attributes:
-        max_tokens: tokens an image has at most.
-        upsample: also enlarge images that are smaller.
+        max_tokens: maximum tokens per image.
+        upsample: also enlarge smaller images.
         edge: "resize" rounds both sides up to whole patches; "pad" keeps the aspect to the pixel and leaves the last
-            patches part empty.
+            patches partly empty.
 
     >>> import numpy as np
     >>> FitTokens(24).sizes(np.array([300, 32]), np.array([200, 16]), patch=16).grid.tolist()
@@ -254,14 +258,14 @@ class FitTokens(Resolution):
         check_edge(self.edge, ("pad", "resize"))
 
     def _sizes(self, request: SizeRequest) -> Sizes:
-        most = _lesser(self.max_tokens, request.limit)
-        assert most is not None
-        return fit_tokens(*request[:4], most, upsample=self.upsample, pad=self.edge == "pad")
+        limit = _lesser(self.max_tokens, request.limit)
+        assert limit is not None
+        return fit_tokens(*request[:4], limit, upsample=self.upsample, pad=self.edge == "pad")
 
 
 @dataclass(frozen=True, slots=True)
 class Square(Resolution):
-    """Every image resized to `size` x `size` pixels, its aspect lost: the plain ViT's baseline.
+    """Every image resized to `size` x `size` pixels: the baseline of a plain ViT.
 
     Attributes:
         size: side in pixels, a multiple of the patch size.

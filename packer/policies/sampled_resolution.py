@@ -1,4 +1,4 @@
-"""Resolution policies that change: sizes drawn anew for each image and epoch, and a schedule over training."""
+"""Resolution policies that vary: sizes drawn per image and epoch, and a schedule over training."""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ from patchnpack.packer.policies.resolution import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleSide(Resolution):
-    """Each image draws a side: its area becomes side squared, its aspect stays (NaViT, arXiv 2307.06304, section 2.2).
+    """Each image draws a side; its area becomes side squared, aspect kept.
+
+    See NaViT, arXiv 2307.06304, section 2.2.
 
     ```
     400 x 100 pixels, a side of 128 drawn        256 x 64 pixels, at P = 16 a grid of 16 x 4
     ```
 
     Attributes:
-        low, high: the sides drawn, in pixels.
-        dist: "truncnormal" is a normal of mean -0.5 and deviation 1, cut to [-1, 1] and mapped to [low, high], so that
-            smaller sides come up more often; "uniform" is even.
-        upsample: also enlarge images that are smaller; without, those stay as they are.
+        low, high: range of the side, in pixels.
+        dist: "truncnormal" is a normal of mean -0.5 and deviation 1, truncated to [-1, 1] and mapped to [low, high], so
+            smaller sides are more frequent; "uniform" makes all sides equally frequent.
+        upsample: also enlarge smaller images; without, they keep their size.
         edge: "resize" rounds both sides to whole patches; "pad" keeps the aspect to the pixel and leaves the last
-            patches part empty.
+            patches partly empty.
 
     >>> import numpy as np
     >>> keys = np.arange(3, dtype=np.uint64)
@@ -67,11 +69,11 @@ class SampleSide(Resolution):
 
     @property
     def draws(self) -> bool:
-        """True: sizes differ from epoch to epoch."""
+        """True: sizes differ between epochs."""
         return True
 
     def sides(self, keys: np.ndarray) -> np.ndarray:
-        """The side that each key draws, float64 (n,), in pixels."""
+        """The side drawn from each key, float64 (n,), in pixels."""
         unit = np.empty(len(keys))
         if self.dist == "uniform":
             _draws.uniform(keys, unit)
@@ -100,7 +102,7 @@ class SampleSide(Resolution):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandomResizedCrop(Resolution):
-    """A random part of each image, at most `max_tokens` patches: the usual augmentation, without a square at its end.
+    """A random crop of each image: the usual augmentation, without the resize to a square.
 
     The part's area is a uniform share of the image's, its aspect uniform in the logarithm, its place uniform (Szegedy
     et al. 2015, arXiv 1409.4842, section 6). It keeps its own resolution, both sides rounded up to whole patches,
@@ -114,10 +116,10 @@ class RandomResizedCrop(Resolution):
     ```
 
     Attributes:
-        scale: least and largest share of the image's area, above 0 and at most 1.
-        ratio: least and largest aspect, width over height.
-        max_tokens: a larger crop is shrunk, aspect kept; None is no limit.
-        upsample: enlarge a smaller crop to it as well.
+        scale: range of the crop's share of the image's area, above 0 and at most 1.
+        ratio: range of the crop's aspect, width over height.
+        max_tokens: larger crops are shrunk, aspect kept; None means no limit.
+        upsample: also enlarge smaller crops to `max_tokens`.
 
     >>> import numpy as np
     >>> crop = RandomResizedCrop(scale=(0.2, 0.5), max_tokens=100)
@@ -132,10 +134,10 @@ class RandomResizedCrop(Resolution):
     upsample: bool = False
 
     def __post_init__(self) -> None:
-        for name, most in (("scale", 1.0), ("ratio", float("inf"))):
+        for name, largest in (("scale", 1.0), ("ratio", float("inf"))):
             try:
                 low, high = getattr(self, name)
-                good = 0 < low <= high <= most and high < float("inf")
+                good = 0 < low <= high <= largest and high < float("inf")
             except (TypeError, ValueError):
                 good = False
             if not good:
@@ -144,11 +146,11 @@ class RandomResizedCrop(Resolution):
         if self.max_tokens is not None:
             check_whole("max_tokens", self.max_tokens)
         elif self.upsample:
-            raise ValueError("upsample is True and max_tokens is None; give the tokens that a crop is enlarged to")
+            raise ValueError("upsample is True and max_tokens is None; give max_tokens, to which crops are enlarged")
 
     @property
     def draws(self) -> bool:
-        """True: crops differ from epoch to epoch."""
+        """True: crops differ between epochs."""
         return True
 
     def _sizes(self, request: SizeRequest) -> Sizes:
@@ -162,22 +164,22 @@ class RandomResizedCrop(Resolution):
             box,
         )
         shape = (box[:, 2], box[:, 3], request.patch, request.multiple)
-        # No limit is the crop's own number of patches.
-        most = (-(-box[:, 2:].astype(np.int64) // request.unit)).prod(1) * request.multiple**2
+        # Without a limit, a crop may keep its own number of patches.
+        limit = (-(-box[:, 2:].astype(np.int64) // request.unit)).prod(1) * request.multiple**2
         if self.max_tokens is not None:
-            most = np.full(len(box), self.max_tokens)
+            limit = np.full(len(box), self.max_tokens)
         if request.limit is not None:
-            most = np.minimum(most, request.limit)
-        fitted = fit_tokens(*shape, most, upsample=self.upsample, pad=False)
+            limit = np.minimum(limit, request.limit)
+        fitted = fit_tokens(*shape, limit, upsample=self.upsample, pad=False)
         return fitted._replace(box=box)
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledResolution(Resolution):
-    """A curriculum: which policy holds from which image of training on.
+    """A curriculum: each stage sets the policy from a given image of training on.
 
     Attributes:
-        stages: (images images_seen, policy) each, in order, the first from 0 on.
+        stages: (images seen, policy) pairs in ascending order; the first starts at 0.
 
     >>> import numpy as np
     >>> grow = ScheduledResolution(((0, FitTokens(64)), (1_000_000, FitTokens(256))))
@@ -197,7 +199,7 @@ class ScheduledResolution(Resolution):
             starts, good = [], False
         if not good or starts[:1] != [0] or any(b <= a for a, b in pairwise(starts)):
             raise ValueError(
-                f"stages is {self.stages!r}; it must be pairs of (images seen, resolution policy), growing from 0"
+                f"stages is {self.stages!r}; each must pair the images seen, growing from 0, with a resolution policy"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Token drops: how many of an image's tokens are kept, drawn once an image before packing."""
+"""Token drops: how many tokens each image keeps, drawn once per image before packing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patchnpack.packer.policies import _draws
 
 
 class TokenDrop(ABC):
-    """A token drop: the rate of each image, and so how many of its tokens are kept."""
+    """A policy that chooses the drop rate of each image, and so its number of kept tokens."""
 
     __slots__ = ()
 
@@ -25,16 +25,16 @@ class TokenDrop(ABC):
         """Drop rate of each image, float64 (n,); each depends on its own image alone.
 
         Args:
-            tokens: (n,), before dropping.
-            keys: uint64 (n,), what each image's rate is drawn from.
-            seq_len: L, slots in a pack.
-            images_seen: int64 (n,), images seen in training before each; 0 where it is not given.
+            tokens: (n,), tokens before dropping.
+            keys: uint64 (n,), keys of each image's random draw.
+            seq_len: L, token slots per pack.
+            images_seen: int64 (n,), images seen in training before each; 0 by default.
         """
 
     def keep(
         self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
     ) -> np.ndarray:
-        """Tokens kept of each image, int64 (n,), at least 1; arguments as for `rates`."""
+        """Tokens that each image keeps, int64 (n,), at least 1. The arguments are those of `rates`."""
         kept: np.ndarray = tokens * (1 - self.rates(tokens, keys, seq_len, images_seen))
         whole: np.ndarray = np.maximum(1, np.rint(kept)).astype(np.int64)
         return whole
@@ -42,7 +42,7 @@ class TokenDrop(ABC):
 
 @dataclass(frozen=True, slots=True)
 class NoDrop(TokenDrop):
-    """Every token is kept.
+    """Keep every token.
 
     >>> import numpy as np
     >>> NoDrop().keep(np.array([7]), np.zeros(1, np.uint64), 1024).tolist()
@@ -58,14 +58,16 @@ class NoDrop(TokenDrop):
 
 @dataclass(frozen=True, slots=True)
 class ConstantDrop(TokenDrop):
-    """The same share of every image's tokens is dropped; at least one stays (NaViT, arXiv 2307.06304, section 2.2).
+    """Drop the same share of every image's tokens; at least one stays.
+
+    See NaViT, arXiv 2307.06304, section 2.2.
 
     ```
     rate 0.25, 8 tokens      |0.2345.7|      6 stay, in raster order
     ```
 
     Attributes:
-        rate: share dropped, in [0, 1).
+        rate: share of tokens dropped, in [0, 1).
 
     >>> import numpy as np
     >>> ConstantDrop(0.25).keep(np.array([8, 1]), np.zeros(2, np.uint64), 1024).tolist()
@@ -127,17 +129,20 @@ class BetaDrop(TokenDrop):
 
 @dataclass(frozen=True, slots=True)
 class ResolutionDrop(TokenDrop):
-    """Larger images lose more: rates are normal with a mean that grows linearly with the token count, within [0, 1).
+    """Drop more tokens of larger images.
 
-    The mean is `low` at 0 tokens and `high` at `seq_len` tokens and above (NaViT, arXiv 2307.06304).
+    The rate is a truncated normal whose mean grows linearly with the token count.
+
+    The mean is `low` at 0 tokens and `high` at `seq_len` tokens and above; rates lie within [0, 1) (NaViT, arXiv
+    2307.06304).
 
     ```
     low 0, high 0.8, L = 16      4 tokens |0.23|      16 tokens |..2........b....|      mean rates 0.2 and 0.8
     ```
 
     Attributes:
-        low, high: mean rate of the smallest and of the largest images, in [0, 1).
-        std: of the normal distribution before it is truncated, above 0 and at most 1.
+        low, high: mean rates of the smallest and the largest images, in [0, 1).
+        std: standard deviation of the normal before truncation, above 0 and at most 1.
 
     >>> import numpy as np
     >>> keys = np.arange(3, dtype=np.uint64)
@@ -168,14 +173,14 @@ class ResolutionDrop(TokenDrop):
 
 @dataclass(frozen=True, slots=True)
 class DropToTokens(TokenDrop):
-    """At most so many tokens of each image are kept: the keep rate is min(1, s0 / s).
+    """Keep at most s0 tokens of each image: the keep rate is min(1, s0 / s).
 
     ```
-    4 tokens      |012| stays as it is, |.1.3.56.| keeps 4 of 8
+    4 tokens      |012| keeps all 3, |.1.3.56.| keeps 4 of 8
     ```
 
     Attributes:
-        tokens: s0, tokens kept at most.
+        tokens: s0, maximum tokens kept.
 
     >>> import numpy as np
     >>> DropToTokens(64).keep(np.array([49, 64, 500]), np.zeros(3, np.uint64), 1024).tolist()
@@ -196,23 +201,23 @@ class DropToTokens(TokenDrop):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduledDrop(TokenDrop):
-    """Another drop's rates, times a factor that goes from `start` to `end` as training goes on.
+    """Multiply another drop's rates by a factor that goes from `start` to `end` during training.
 
-    The factor is start + (end - start) / (1 + exp((midpoint - n) / tau)), where n is the number of
-    images seen: epoch times rows, plus the image's position in the epoch. Rates that fall are what works best (NaViT, arXiv 2307.06304).
+    The factor is start + (end - start) / (1 + exp((midpoint - n) / tau)), where n is the number of images seen: epoch
+    times rows, plus the image's position in the epoch. Falling rates work best (NaViT, arXiv 2307.06304).
 
     ```
     factor  1.0 |-----.__                       start=1, end=0, midpoint=500_000, tau=60_000
             0.5 |         `.
-            0.0 |            `--.______         the drop alone at first, none in the end
+            0.0 |            `--.______         the full drop at first, none at the end
                 0     250k     500k     750k
     ```
 
     Attributes:
-        drop: whose rates they are.
+        drop: the drop whose rates are multiplied.
         start, end: factors long before and long after the midpoint, from 0 to 1.
-        midpoint: images seen where the factor is halfway, at least 0.
-        tau: images; three quarters of the way lie between midpoint - 2 tau and midpoint + 2 tau. Above 0.
+        midpoint: images seen when the factor is halfway, at least 0.
+        tau: width of the transition in images, above 0; 76 % of it lies between midpoint - 2 tau and midpoint + 2 tau.
 
     >>> import numpy as np
     >>> fall = ScheduledDrop(drop=ConstantDrop(0.8), start=1, end=0.25, midpoint=1000, tau=100)
@@ -241,8 +246,8 @@ class ScheduledDrop(TokenDrop):
             raise ValueError(f"tau is {self.tau}; it must be a number of images above 0")
 
     def factors(self, images_seen: np.ndarray) -> np.ndarray:
-        """What rates are multiplied by after `images_seen` (n,) images, float64 (n,)."""
-        # As a tanh, which does not overflow.
+        """The factor after `images_seen` (n,) images, float64 (n,)."""
+        # The sigmoid as a tanh, which does not overflow.
         done = (1 + np.tanh((images_seen - self.midpoint) / (2 * self.tau))) / 2
         return self.start + (self.end - self.start) * done
 

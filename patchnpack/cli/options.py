@@ -27,7 +27,7 @@ from patchnpack.packer import (
     ScheduledResolution,
     Square,
 )
-from patchnpack.packer.config import Algorithm
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.policies.resolution import Resolution
 from patchnpack.packer.policies.token_drop import TokenDrop
 from patchnpack.trainer import TrainConfig

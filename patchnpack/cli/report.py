@@ -22,7 +22,7 @@ from patchnpack.packer.analysis.report import PackingReport
 from patchnpack.packer.analysis.report import report as make_report
 from patchnpack.packer.analysis.sweep import ALGORITHMS, LOOKAHEADS, Sweep
 from patchnpack.packer.analysis.sweep import sweep as make_sweep
-from patchnpack.packer.config import Algorithm
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.report.fields import baseline_rows, report_fields, setting_fields, sweep_fields, to_csv
 from patchnpack.report.page import check_page, picture_of, write_page
 from patchnpack.report.table import print_report, print_sweep

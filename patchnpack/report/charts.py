@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from patchnpack.packer.analysis.advice import MAY_EXCEED
+from patchnpack.packer.analysis.advice import MAX_OVERSIZE
 from patchnpack.packer.analysis.histogram import Histogram
 from patchnpack.packer.analysis.report import PackingReport
 from patchnpack.packer.analysis.sweep import Sweep
@@ -199,7 +199,7 @@ def _padding(sweep: Sweep) -> Chart:
                 for n in lengths
             ]
             found = [s for s in best if s is not None]
-            fair = [s.oversize <= MAY_EXCEED * sweep.images for s in found]
+            fair = [s.oversize <= MAX_OVERSIZE * sweep.images for s in found]
             x, y = [s.seq_len for s in found], [s.padding for s in found]
             colour = _SERIES[number % len(_SERIES)]
             axes.plot(x, y, color=colour, linewidth=1.8, label=algorithm)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from patchnpack.packer.config import Algorithm
+from patchnpack.packer.binpacking.algorithms import Algorithm
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "packing.py"
 

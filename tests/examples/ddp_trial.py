@@ -71,6 +71,8 @@ def main() -> None:
             write(keys=[key for pack in batch.keys for key in pack], epoch=batch.epoch)
             yield batch
 
+    # Ranks add gradients up in another order. Where a gradient is near 0, Adam turns float32 noise into whole steps.
+    torch.set_default_dtype(torch.float64)
     register_optimizer_step_pre_hook(before)
     register_optimizer_step_post_hook(after)
     PackedImageLoader.__iter__ = recorded  # type: ignore[method-assign]

@@ -36,7 +36,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def draw() -> Callable[..., Drawn]:
-    """Draws an image of random pixels below `high`; `keep` drops all but so many of its tokens."""
+    """Draw an image of random pixels below `high`, of whose tokens at most `keep` are kept."""
 
     def drawn(
         gw: int, gh: int, label: int | list[float] = 0, seed: int = 0, keep: int | None = None, high: int = 256
@@ -52,7 +52,7 @@ def draw() -> Callable[..., Drawn]:
 
 @pytest.fixture
 def pack() -> Callable[..., PackedBatch]:
-    """Lays lists of drawn images, a list a pack, into a `PackedBatch` of `slots` tokens and `columns` images a pack."""
+    """Put drawn images, one list per pack, into a `PackedBatch` with `slots` tokens and `columns` images per pack."""
 
     def packed(packs: list[list[Drawn]], slots: int = 48, columns: int = 6) -> PackedBatch:
         B = len(packs)

@@ -10,6 +10,7 @@ import torch
 
 from patchnpack.models import attention as module
 from patchnpack.models.attention import attention, attention_backend
+from tests.closeness import assert_near
 
 LENGTHS = [3, 3, 1, 7, 2, 7, 7]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -32,7 +33,7 @@ def stream(device: str, dtype: torch.dtype, one_query: bool) -> tuple[torch.Tens
 
 
 def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one_query: bool) -> torch.Tensor:
-    """Image by image, head by head, in the plainest terms."""
+    """Attention image by image and head by head, written out."""
     out, start = torch.empty_like(q), 0
     for i, length in enumerate(LENGTHS):
         keys = slice(start, start + length)
@@ -61,19 +62,18 @@ def test_every_backend_equals_attention_by_hand_in_output_and_gradient(
         out = attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, one_query=one_query, backend=backend)
         assert out.shape == q.shape
         assert out.dtype == dtype
-        torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
-        for ours, theirs in zip(torch.autograd.grad(out, (q, k, v), direction.to(dtype)), gradients, strict=True):
-            torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
+        assert_near(out, expected, tolerance)
+        assert_near(torch.autograd.grad(out, (q, k, v), direction.to(dtype)), gradients, tolerance)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("one_query", [False, True])
-def test_flex_equals_attention_by_hand_and_says_on_a_cpu_that_it_has_no_gradient(one_query: bool) -> None:
+def test_flex_equals_attention_by_hand_and_refuses_gradients_on_a_cpu(one_query: bool) -> None:
     q, k, v, cu_seqlens = stream("cpu", torch.float32, one_query)
     with torch.no_grad():
         out = attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, one_query=one_query, backend="flex")
-        torch.testing.assert_close(out, by_hand(q, k, v, one_query), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match=r"'flex' has no gradient on a CPU; use 'auto'"):
+        assert_near(out, by_hand(q, k, v, one_query), 1e-5)
+    with pytest.raises(ValueError, match=r"'flex' has no gradient on a CPU; use backend='auto'"):
         attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, one_query=one_query, backend="flex")
 
 
@@ -93,21 +93,21 @@ def test_flash_is_called_with_the_boundaries_of_queries_and_keys(
     torch.testing.assert_close(out, by_hand(q, k, v, one_query))
 
 
-def test_auto_says_once_what_it_picked(caplog: pytest.LogCaptureFixture) -> None:
-    module._say_once.cache_clear()
+def test_auto_logs_its_choice_once(caplog: pytest.LogCaptureFixture) -> None:
+    module._log_once.cache_clear()
     with caplog.at_level(logging.INFO):
         for _ in range(3):
             attention_backend("cpu", torch.float32)
     assert [record.getMessage() for record in caplog.records] == ["attention backend 'split' for cpu, torch.float32"]
 
 
-def test_auto_takes_flash_attn_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_chooses_flash_attn_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_has", lambda name: name == "flash_attn")
     assert attention_backend("cuda", torch.bfloat16) == "flash"
     assert attention_backend("cuda", torch.float32) == "dense"
     monkeypatch.setattr(module, "_has", lambda name: False)
     assert attention_backend("cuda", torch.bfloat16) == "dense"
-    with pytest.raises(ValueError, match=r"'flash' needs CUDA.*flash_attn.*Use 'auto'"):
+    with pytest.raises(ValueError, match=r"'flash' needs CUDA.*flash_attn.*Use backend='auto'"):
         attention_backend("cuda", torch.bfloat16, "flash")
 
 
@@ -129,7 +129,7 @@ def test_auto_is_split_on_cpu_and_never_varlen_in_float32() -> None:
 
 
 def test_an_impossible_backend_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match=r"'varlen' needs CUDA.*cpu.*Use 'auto'"):
+    with pytest.raises(ValueError, match=r"'varlen' needs CUDA.*cpu.*Use backend='auto'"):
         attention_backend("cpu", backend="varlen")
     with pytest.raises(ValueError, match=r"'varlen' needs CUDA.*float32"):
         attention_backend("cuda", torch.float32, "varlen")

@@ -23,7 +23,7 @@ def some_packs(draw: Draw) -> list[list[Any]]:
     "changes", [{}, {"pooling": "cls", "registers": 2}, {"pooling": "mean", "last_norm": "pooled"}]
 )
 @pytest.mark.parametrize("backend", ["split", "dense"])
-def test_features_lie_in_the_batchs_order_and_are_those_of_each_image_alone(
+def test_features_are_in_the_batchs_order_and_equal_those_of_each_image_alone(
     backend: str, changes: dict[str, Any], draw: Draw, pack: Pack, build: Build, config: NaViTConfig
 ) -> None:
     model = build(dataclasses.replace(config, backend=backend, **changes), torch.float64)
@@ -41,7 +41,7 @@ def test_features_lie_in_the_batchs_order_and_are_those_of_each_image_alone(
     torch.testing.assert_close(model.head(features.pooled)[batch.image_mask], model(batch)[batch.image_mask])
 
 
-def test_a_token_map_holds_each_token_at_its_place_and_says_where_one_was_dropped(draw: Draw, pack: Pack) -> None:
+def test_a_token_map_holds_each_token_at_its_place_and_masks_dropped_ones(draw: Draw, pack: Pack) -> None:
     packs = some_packs(draw)
     batch = pack(packs)
     tokens = batch.patches.flatten(0, 1)[batch.token_index].float().requires_grad_()
@@ -61,7 +61,7 @@ def test_a_token_map_holds_each_token_at_its_place_and_says_where_one_was_droppe
     assert torch.equal(gradient, torch.ones_like(tokens))
 
 
-def test_maps_of_a_batch_without_images_are_none_and_other_tokens_are_refused(
+def test_a_batch_without_images_has_no_maps_and_other_tokens_are_refused(
     draw: Draw, pack: Pack, config: NaViTConfig
 ) -> None:
     empty = pack([[], []])

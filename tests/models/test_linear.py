@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from patchnpack.models import onednn
 from patchnpack.models.linear import Linear, linear
+from tests.closeness import assert_near
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 255, 256, 700])
@@ -18,15 +19,14 @@ def test_output_and_gradients_equal_those_of_float64(tokens: int, bias: bool, fe
     x = torch.randn(tokens, 24, requires_grad=True)
     x64, wide = x.detach().double().requires_grad_(), wide.double()
     out, expected = layer(x), wide(x64)
-    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    assert_near(out, expected, 1e-5)
     direction = torch.randn(tokens, features)
     ours = torch.autograd.grad(out, [x, *layer.parameters()], direction)
     theirs = torch.autograd.grad(expected, [x64, *wide.parameters()], direction.double())
-    for mine, exact in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-4)
+    assert_near(ours, theirs, 1e-5)
 
 
-@pytest.mark.skipif(not onednn._THERE, reason="this torch has no oneDNN")
+@pytest.mark.skipif(not onednn._AVAILABLE, reason="this torch has no oneDNN")
 def test_only_float32_from_256_tokens_on_runs_on_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 

@@ -69,7 +69,7 @@ def test_channels_and_token_bytes_follow_the_image_mode(mode: Any, channels: int
     assert packing.token_bytes(14) == 14 * 14 * channels
 
 
-def test_whole_numbers_of_numpy_are_taken() -> None:
+def test_numpy_integers_are_accepted() -> None:
     assert Packing(seq_len=np.int64(64), patch_size=np.uint8(8)).patch_sizes == (8,)  # type: ignore[arg-type]
 
 
@@ -85,7 +85,7 @@ def test_a_count_below_one_is_an_error_that_names_it(name: str, value: Any) -> N
 
 @pytest.mark.parametrize("name", _WHOLE)
 @pytest.mark.parametrize("value", [16.0, 16.5, "16", None, True, [16]])
-def test_a_count_that_is_no_whole_number_is_an_error_that_names_it(name: str, value: Any) -> None:
+def test_a_count_that_is_not_a_whole_number_is_an_error_that_names_it(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=_exactly(f"{name} is {value!r}; it must be a whole number")):
         Packing(**{name: value})
 
@@ -111,7 +111,9 @@ def test_a_count_that_is_no_whole_number_is_an_error_that_names_it(name: str, va
         ),
     ],
 )
-def test_a_choice_that_is_none_names_the_value_and_every_choice(name: str, value: Any, choices: str) -> None:
+def test_an_unknown_choice_is_an_error_that_names_the_value_and_every_choice(
+    name: str, value: Any, choices: str
+) -> None:
     with pytest.raises(ValueError, match=_exactly(f"{name} is {value!r}; it must be one of {choices}")):
         Packing(**{name: value})
 
@@ -130,7 +132,9 @@ _DROPS = "NoDrop(...), ConstantDrop(...), BetaDrop(...), ResolutionDrop(...), Dr
         ("token_drop", 0.5, _DROPS),
     ],
 )
-def test_a_policy_of_another_kind_names_the_value_and_the_policies(name: str, value: Any, choices: str) -> None:
+def test_a_policy_of_another_type_is_an_error_that_names_the_value_and_the_policies(
+    name: str, value: Any, choices: str
+) -> None:
     with pytest.raises(ValueError, match=_exactly(f"{name} is {value!r}; it must be one of {choices}")):
         Packing(**{name: value})
 
@@ -149,7 +153,7 @@ def test_a_grid_multiple_beyond_max_tokens_is_an_error_before_any_image(resoluti
         Packing(resolution=resolution, grid_multiple=3)
 
 
-def test_a_square_that_is_no_multiple_of_the_patch_is_an_error_before_any_image() -> None:
+def test_a_square_that_is_not_a_multiple_of_the_patch_size_is_an_error_before_any_image() -> None:
     with pytest.raises(ValueError, match=r"Square\(224\) is not a multiple of .* = 48; use Square\(192\)"):
         Packing(resolution=Square(224), patch_size=16, grid_multiple=3)
 
@@ -168,13 +172,13 @@ def test_a_square_that_no_pack_can_hold_is_an_error_before_any_image(oversize: A
     Packing(seq_len=300, resolution=Square(256), oversize=oversize)
 
 
-def test_a_patch_larger_than_any_photograph_is_no_error_of_the_configuration() -> None:
+def test_a_patch_larger_than_any_photograph_is_a_valid_configuration() -> None:
     assert Packing(patch_size=100_000).patch_size == 100_000
 
 
-def test_several_patch_sizes_without_their_class_say_what_to_give() -> None:
+def test_several_plain_patch_sizes_are_an_error_that_names_the_class() -> None:
     for sizes in ((8, 16), [8, 16]):
         with pytest.raises(
-            ValueError, match=_exactly(f"patch_size is {sizes}; for several sizes give PatchSizes({sizes})")
+            ValueError, match=_exactly(f"patch_size is {sizes}; for several patch sizes use PatchSizes({sizes})")
         ):
             Packing(patch_size=sizes)  # type: ignore[arg-type]

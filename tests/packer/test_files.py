@@ -1,4 +1,4 @@
-"""A file is whole or absent, whoever else writes it."""
+"""A file is complete or absent, also with concurrent writers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_write_that_fails_halfway_leaves_the_old_file_and_no_other(tmp_path: P
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_content_and_name_are_on_disk_in_that_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_synced_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, events = tmp_path / "file", []
     sync = os.fsync
 
@@ -42,7 +42,7 @@ def test_content_and_name_are_on_disk_in_that_order(tmp_path: Path, monkeypatch:
     assert (folder_second, exists) == (True, True)
 
 
-def test_threads_that_write_the_same_file_never_show_a_part_of_it(tmp_path: Path) -> None:
+def test_threads_that_write_the_same_file_never_expose_a_partial_file(tmp_path: Path) -> None:
     path, wrong = tmp_path / "file", list[object]()
 
     def write(letter: bytes) -> None:

@@ -31,7 +31,7 @@ tokens_and_keep = st.integers(1, 300).flatmap(lambda tokens: st.tuples(st.just(t
 
 @given(st.integers(0, 2**64 - 1), tokens_and_keep)
 @settings(max_examples=150, deadline=None)
-def test_kept_tokens_equal_the_reference_and_are_as_many_as_asked_for_ascending_and_distinct(
+def test_kept_tokens_equal_the_reference_and_are_ascending_distinct_and_of_the_requested_number(
     key: int, drawn: tuple[int, int]
 ) -> None:
     tokens, keep = drawn
@@ -46,7 +46,7 @@ def test_kept_tokens_equal_the_reference_and_are_as_many_as_asked_for_ascending_
 
 @given(st.integers(0, 2**64 - 1), st.integers(2, 60))
 @settings(max_examples=40, deadline=None)
-def test_keeping_one_token_more_only_adds(key: int, tokens: int) -> None:
+def test_keeping_one_more_token_only_adds_one(key: int, tokens: int) -> None:
     kept = [set(_kernels.kept_tokens(np.uint64(key), tokens, keep).tolist()) for keep in range(1, tokens + 1)]
     for fewer, more in pairwise(kept):
         assert fewer < more
@@ -76,7 +76,7 @@ def test_each_pair_of_tokens_is_kept_equally_often() -> None:
 
 
 def _canvas(pixels: np.ndarray, P: int, gw: int, gh: int) -> np.ndarray:
-    """What the grid shows of an image: its centre where it is larger, zeros right and below where it is smaller."""
+    """The part of an image in its grid: the centre of a larger one, or a smaller one with zeros right and below."""
     H, W, C = pixels.shape
     top, left = max(0, (H - gh * P) // 2), max(0, (W - gw * P) // 2)
     canvas = np.zeros((gh * P, gw * P, C), np.uint8)
@@ -96,7 +96,7 @@ def _check_placing(H: int, W: int, C: int, P: int, gw: int, gh: int, kept: list[
     before, n = 3, len(kept)  # slots of other images on either side
     slots = slice(before, before + n)
     memory = np.full((before + n + before) * P * P * C + 32, _GUARD, np.uint8)
-    begin = -memory.ctypes.data % 16 + shift  # whole vectors of 16 bytes are streamed only to addresses that allow it
+    begin = -memory.ctypes.data % 16 + shift  # streaming needs addresses that are multiples of 16
     patches = memory[begin : begin + memory.size - 32].reshape(-1, P * P * C)
     segment_ids = np.full(len(patches), _GUARD, np.int32)
     coords = np.full((len(patches), 2), _GUARD, np.int32)
@@ -123,7 +123,7 @@ def _check_placing(H: int, W: int, C: int, P: int, gw: int, gh: int, kept: list[
     shift=st.sampled_from([0, 1, 8]),
 )
 @settings(max_examples=200, deadline=None)
-def test_patches_put_together_are_the_image_and_nothing_else_is_written(
+def test_assembled_patches_are_the_image_and_nothing_else_is_written(
     data: st.DataObject, size: tuple[int, int], C: int, P: int, shift: int
 ) -> None:
     H, W = size
@@ -145,7 +145,7 @@ def test_patches_put_together_are_the_image_and_nothing_else_is_written(
         pytest.param(50, 20, 3, 2, id="larger one way, smaller the other"),
     ],
 )
-def test_every_kind_of_edge_is_placed_right(H: int, W: int, C: int, gw: int, gh: int) -> None:
+def test_every_kind_of_edge_is_placed_correctly(H: int, W: int, C: int, gw: int, gh: int) -> None:
     _check_placing(H, W, C, 16, gw, gh, list(range(gw * gh)), 5, shift=0)
 
 

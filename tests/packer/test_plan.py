@@ -29,7 +29,7 @@ from patchnpack.packer import (
     plan,
 )
 from patchnpack.packer.binpacking import reference, reference_fill
-from patchnpack.packer.config import Algorithm
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.images import measure
 from patchnpack.packer.policies import reference_draws
 from patchnpack.packer.policies.random import Purpose, counter_hash
@@ -65,7 +65,7 @@ def _take(rows: Rows, which: Any) -> Rows:
 def _rows(sizes: list[tuple[int, int]], start: int = 0) -> Rows:
     row = np.arange(start, start + len(sizes))
     width, height = np.array(sizes, np.int32).reshape(-1, 2).T
-    # row_id is no function of the row's number, as in a real index.
+    # As in a real index, row_id is not a function of the row's number.
     return Rows(
         row=row, row_id=counter_hash(Purpose.TRANSFORM, 9, 9, row.astype(np.uint64)), width=width, height=height
     )
@@ -164,7 +164,7 @@ def test_a_plan_is_the_reference_packing_of_rows_measured_one_by_one(
 
 @given(sizes, packings(), st.data())
 @settings(max_examples=80, deadline=None)
-def test_rows_added_in_pieces_make_the_packs_of_one_plan(
+def test_rows_added_in_parts_make_the_packs_of_one_plan(
     sizes: list[tuple[int, int]], packing: Packing, data: st.DataObject
 ) -> None:
     rows = _rows(sizes)
@@ -176,12 +176,12 @@ def test_rows_added_in_pieces_make_the_packs_of_one_plan(
     assert len(planner.finish()) == 0, "the waiting room is empty after finish"
 
 
-def test_packs_leave_the_planner_before_it_is_finished() -> None:
+def test_the_planner_emits_packs_before_it_is_finished() -> None:
     planner = Planner(Packing(seq_len=64, lookahead=8, algorithm="largest_fit"))
     assert len(planner.add(_random_rows(100))) > 20
 
 
-def test_auto_is_decided_once_by_the_first_4096_images_however_they_arrive() -> None:
+def test_auto_is_decided_once_by_the_first_4096_images_however_they_are_split() -> None:
     first, later = _random_rows(4096, 16, 100), _random_rows(2000, 100, 110)
     rows = Rows.of_sizes(np.concatenate([first.width, later.width]), np.concatenate([first.height, later.height]))
     packing = Packing(seq_len=64)
@@ -210,7 +210,7 @@ def test_plan_is_pure(sizes: list[tuple[int, int]], packing: Packing) -> None:
         np.testing.assert_array_equal(getattr(rows, f.name), getattr(untouched, f.name))
 
 
-def test_a_rows_draws_follow_its_ident_and_not_its_place() -> None:
+def test_the_draws_of_a_row_depend_on_its_row_id_and_not_its_position() -> None:
     rows = _random_rows(50)
     packing = Packing(token_drop=ConstantDrop(0.5))
     order = np.random.default_rng(1).permutation(50)
@@ -232,7 +232,7 @@ def test_another_seed_or_epoch_changes_the_draws_and_no_size() -> None:
     assert len({tuple(k) for k in kept}) == 4
 
 
-def test_undrop_fills_packs_and_keeps_the_tokens_that_were_kept_without_it() -> None:
+def test_undrop_fills_packs_and_only_adds_tokens() -> None:
     rows = _random_rows(400, 48, 500)
     drawn = Packing(seq_len=512, token_drop=ConstantDrop(0.5), fill="none")
     less, more = plan(rows, drawn), plan(rows, drawn.replace(fill="undrop"))
@@ -245,7 +245,7 @@ def test_undrop_fills_packs_and_keeps_the_tokens_that_were_kept_without_it() -> 
         assert kept[0] <= kept[1]
 
 
-def test_kept_tokens_of_a_plan_are_the_references() -> None:
+def test_kept_tokens_of_a_plan_equal_the_reference() -> None:
     images = plan(_random_rows(30, 48, 300), Packing(token_drop=ConstantDrop(0.7), fill="none")).images
     for i in range(len(images)):
         tokens, keep = int(images.grid[i].prod()), int(images.keep[i])
@@ -311,7 +311,7 @@ def test_no_image_is_over_seq_len_after_any_policy(resolution: Any, m: int, seq_
 
 
 @every_edge
-def test_each_policy_leaves_images_that_fit_alone(resolution: Any) -> None:
+def test_each_oversize_policy_leaves_images_that_fit_unchanged(resolution: Any) -> None:
     rows = _mixed_rows(resolution)
     base = Packing(seq_len=100, resolution=resolution)
     free = measure(rows, base.replace(seq_len=10**6), seed=0, epoch=0)[0]
@@ -336,7 +336,7 @@ def test_drop_keeps_the_grid_and_fills_a_pack() -> None:
     assert images.keep.tolist() == [100, 16]
 
 
-def test_drop_takes_what_the_token_drop_leaves_where_that_fits() -> None:
+def test_drop_keeps_the_tokens_of_the_token_drop_where_they_fit() -> None:
     packing = Packing(seq_len=100, oversize="drop", token_drop=ConstantDrop(0.9))
     assert measure(_rows([(320, 320)]), packing, seed=0, epoch=0)[0].keep.tolist() == [40]
 

@@ -145,11 +145,3 @@ print(*({{name.split(".")[0] for name in set(sys.modules) - before}} & {optional
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
-
-
-def test_models_also_exports_train() -> None:
-    from patchnpack import models, trainer
-
-    assert models.train is trainer.train
-    with pytest.raises(AttributeError, match="no attribute 'evaluate'"):
-        _ = models.evaluate

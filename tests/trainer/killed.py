@@ -1,4 +1,4 @@
-"""Trains a small model again and again, killed at given events, and writes down the losses of each run.
+"""Train a small model repeatedly, killed at given events, and save the losses of each run.
 
 Started by test_resume.py: killed.py FOLDER SHARDS COUNT SEED. Everything is imported once; each run is a fork.
 """
@@ -36,7 +36,7 @@ PACKING = Packing(seq_len=16, resolution=FitTokens(9), token_drop=ConstantDrop(0
 
 
 def run(out: Path, shards: str, kill_at: int) -> None:
-    """Trains; at event number `kill_at` the process kills itself. Events: before each step, inside each save."""
+    """Train until event `kill_at`, at which the process kills itself. Events: before each step, inside each save."""
     events = 0
 
     def event(*_: Any) -> None:
@@ -49,7 +49,7 @@ def run(out: Path, shards: str, kill_at: int) -> None:
 
     def cut_save(content: Any, file: Any) -> None:
         save(content, file)
-        event()  # written, but not yet under its name
+        event()  # written, but not yet renamed
 
     checkpoint.torch.save = cut_save  # type: ignore[attr-defined]
     register_optimizer_step_pre_hook(event)
@@ -63,9 +63,9 @@ def run(out: Path, shards: str, kill_at: int) -> None:
 
 
 def forked(*arguments: Any) -> int:
-    """The exit status of a run in a process of its own."""
+    """The exit status of a run in a separate process."""
     if (child := os.fork()) == 0:
-        run(*arguments)  # an error leaves by way of main, with its traceback
+        run(*arguments)  # an error propagates, with its traceback
         os._exit(0)
     return os.waitpid(child, 0)[1]
 
@@ -73,7 +73,7 @@ def forked(*arguments: Any) -> int:
 def main() -> None:
     folder, shards, count, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
-    len(PackedImageLoader(shards, PACKING, batch_size=1, shuffle=True))  # compiles what plans, once and without threads
+    len(PackedImageLoader(shards, PACKING, batch_size=1, shuffle=True))  # compiles the planner once, without threads
     assert forked(folder / "whole", shards, 0) == 0
     events = json.loads((folder / "whole" / "record.json").read_text())["events"]
     for i, kill_at in enumerate(random.Random(seed).sample(range(1, events + 1), count)):

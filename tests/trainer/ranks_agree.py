@@ -1,4 +1,4 @@
-"""Trains on as many ranks as torchrun starts, and writes down losses and weights; started by test_ranks.py.
+"""Train on the ranks that torchrun starts, and save losses and weights. Started by test_ranks.py.
 
 ranks_agree.py OUT SHARDS BATCH_SIZE ACCUMULATE [DIE_BEFORE_STEP]
 """
@@ -32,6 +32,8 @@ def main() -> None:
         if die and steps == int(die[0]) and dist.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    # Ranks add gradients up in another order. Where a gradient is near 0, Adam turns float32 noise into whole steps.
+    torch.set_default_dtype(torch.float64)
     register_optimizer_step_pre_hook(count)
     if "RANK" in os.environ:
         dist.init_process_group("gloo")

@@ -14,7 +14,7 @@ from patchnpack.trainer import TrainConfig, load_checkpoint, save_checkpoint
 from patchnpack.trainer.optim import make_optimizer
 
 
-def test_a_checkpoint_gives_back_outputs_step_optimizer_and_configuration(
+def test_a_checkpoint_restores_outputs_step_optimizer_and_configuration(
     tmp_path: Path, draw: Callable[..., Any], pack: Callable[..., Any], build: Callable[..., Any], config: NaViTConfig
 ) -> None:
     model, batch, path = build(config), pack([[draw(5, 3), draw(4, 4)]]), tmp_path / "model.pt"
@@ -28,7 +28,7 @@ def test_a_checkpoint_gives_back_outputs_step_optimizer_and_configuration(
     assert (loaded.step, loaded.train_config, loaded.metrics) == (7, {"lr": 0.1}, {"accuracy": 0.5})
     again = make_optimizer(loaded.model, TrainConfig(steps=1))
     again.load_state_dict(loaded.optimizer)
-    for each, which in ((model, optimizer), (loaded.model, again)):  # both go on alike
+    for each, which in ((model, optimizer), (loaded.model, again)):  # both continue equally
         which.zero_grad()
         each.loss(batch).backward()
         which.step()
@@ -36,7 +36,7 @@ def test_a_checkpoint_gives_back_outputs_step_optimizer_and_configuration(
 
 
 class Hostile:
-    """A pickled object that makes a folder when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,7 +52,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_file_that_is_no_checkpoint_is_refused(
+def test_a_file_that_is_not_a_checkpoint_is_refused(
     tmp_path: Path, build: Callable[..., Any], config: NaViTConfig
 ) -> None:
     path = tmp_path / "model.pt"
@@ -61,7 +61,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(
         match=r"^checkpoint '.*model\.pt' does not exist \(looked from .*\); `train` writes OUT/checkpoint\.pt$",
     ):
         load_checkpoint(path)
-    with pytest.raises(ValueError, match=r"is a folder; give the file in it: `train` writes OUT/checkpoint\.pt"):
+    with pytest.raises(ValueError, match=r"is a folder; give a file: `train` writes OUT/checkpoint\.pt"):
         load_checkpoint(tmp_path)
     save_checkpoint(path, build(config))
     whole = path.read_bytes()

@@ -51,7 +51,7 @@ def dense(x: torch.Tensor, y: torch.Tensor, t: torch.Tensor, b: torch.Tensor) ->
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_the_loss_by_chunks_and_its_gradient_are_those_of_the_dense_one(chunk: int) -> None:
+def test_the_chunked_loss_and_its_gradient_equal_the_dense_ones(chunk: int) -> None:
     torch.manual_seed(0)
     values = [
         F.normalize(torch.randn(7, 5), dim=-1),
@@ -67,7 +67,7 @@ def test_the_loss_by_chunks_and_its_gradient_are_those_of_the_dense_one(chunk: i
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-5)
 
 
-def test_over_two_ranks_of_unequal_batches_loss_and_gradient_are_those_of_all_pairs(tmp_path: Path) -> None:
+def test_loss_and_gradient_over_two_ranks_of_unequal_batches_equal_those_of_all_pairs(tmp_path: Path) -> None:
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
@@ -94,7 +94,7 @@ def objective_of(image: NaViT) -> Contrastive:
     return Contrastive(image, embed=8, tower={"width": 12, "depth": 1, "heads": 2, "max_bytes": 16})
 
 
-def test_a_tiny_task_is_learnt(draw: Draw, pack: Pack, image: NaViT) -> None:
+def test_contrastive_training_learns_a_tiny_task(draw: Draw, pack: Pack, image: NaViT) -> None:
     highs = {"black": 20, "dim": 90, "grey": 160, "bright": 256}
     batches = [
         with_texts(
@@ -128,7 +128,7 @@ def test_a_batch_without_a_pair_has_loss_0_and_reaches_every_parameter(
     assert all(p.grad is not None and not p.grad.any() for p in (*image.parameters(), *objective.parameters()))
 
 
-def test_a_text_is_embedded_by_its_bytes_whatever_stands_beside_it() -> None:
+def test_the_embedding_of_a_text_does_not_depend_on_the_other_texts() -> None:
     torch.manual_seed(0)
     tower = TextTower(8, width=12, depth=2, heads=2, max_bytes=6)
     alone, beside = tower(["kü"]), tower(["kü", "a longer one", ""])
@@ -137,12 +137,14 @@ def test_a_text_is_embedded_by_its_bytes_whatever_stands_beside_it() -> None:
     assert not torch.allclose(tower(["ab"]), tower(["ba"]))
 
 
-def test_what_does_not_fit_is_refused(draw: Draw, pack: Pack, image: NaViT, config: NaViTConfig) -> None:
-    with pytest.raises(ValueError, match=r"num_classes is 5; image-text training needs 0"):
+def test_models_and_batches_that_do_not_match_are_refused(
+    draw: Draw, pack: Pack, image: NaViT, config: NaViTConfig
+) -> None:
+    with pytest.raises(ValueError, match=r"num_classes is 5; image-text training needs num_classes=0"):
         Contrastive(NaViT(config))
     with pytest.raises(ValueError, match=r"no member 'txt', only none; give the loader extras=\['txt'\]"):
         objective_of(image).prepare(image, pack([[draw(3, 2)]]))
-    with pytest.raises(ValueError, match=r"member 'txt' holds bytes, not a text"):
+    with pytest.raises(ValueError, match=r"member 'txt' holds bytes, not text"):
         objective_of(image).count(with_texts(pack([[draw(3, 2)]]), [b"x"]))
     with pytest.raises(ValueError, match=r"2 images and 3 texts"):
         sigmoid_loss(torch.eye(2), torch.ones(3, 2), torch.tensor(1.0), torch.tensor(0.0))

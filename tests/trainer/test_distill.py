@@ -25,7 +25,7 @@ def batch(draw: Draw, pack: Pack) -> PackedBatch:
 
 
 @pytest.mark.parametrize("patch_size", [2, 3, 4, 8, 16])
-def test_images_cut_anew_hold_the_same_pixels_and_0_beyond_their_edges(patch_size: int, batch: PackedBatch) -> None:
+def test_repatchified_images_hold_the_same_pixels_and_0_beyond_their_edges(patch_size: int, batch: PackedBatch) -> None:
     again = repatchify(batch, patch_size)
     assert again.keys == [["0/0", "0/1", "2/0", "2/1"]]
     for old, new in zip(batch.images(), again.images(), strict=True):
@@ -37,14 +37,14 @@ def test_images_cut_anew_hold_the_same_pixels_and_0_beyond_their_edges(patch_siz
         assert not others[:, width:].any()
 
 
-def test_an_image_without_some_of_its_tokens_is_not_cut_anew(draw: Draw, pack: Pack) -> None:
-    with pytest.raises(ValueError, match=r"has 7 of its 15 tokens.*patch size 8 needs the pixels of all"):
+def test_an_image_with_dropped_tokens_is_not_repatchified(draw: Draw, pack: Pack) -> None:
+    with pytest.raises(ValueError, match=r"has 7 of its 15 tokens.*patch size 8 needs all pixels"):
         repatchify(pack([[draw(5, 3, keep=7)]]), 8)
 
 
 @pytest.mark.parametrize(("t", "weight"), [(1.0, 0.0), (3.0, 0.0), (2.0, 0.7)])
 @pytest.mark.parametrize("P", [4, 8])
-def test_the_loss_is_t_squared_kl_image_by_image_plus_the_tasks(
+def test_the_loss_is_t_squared_kl_per_image_plus_the_task_loss(
     P: int, t: float, weight: float, batch: PackedBatch, build: Build, config: NaViTConfig
 ) -> None:
     teacher = build(dataclasses.replace(config, patch_size=P, width=12))
@@ -63,7 +63,7 @@ def test_the_loss_is_t_squared_kl_image_by_image_plus_the_tasks(
     assert outcome.images.item() == objective.count(batch) == 4
 
 
-def test_a_student_comes_to_agree_with_a_teacher_of_another_patch_size(
+def test_a_student_learns_to_agree_with_a_teacher_of_another_patch_size(
     draw: Draw, pack: Pack, build: Build, config: NaViTConfig
 ) -> None:
     batches = [pack([[draw(4, 4, -100, seed=i), draw(6, 2, -100, seed=i)]], slots=30) for i in range(6)]
@@ -83,7 +83,7 @@ def test_a_student_that_is_the_teacher_has_loss_0(batch: PackedBatch, build: Bui
     assert total == pytest.approx(0, abs=1e-5)
 
 
-def test_teacher_and_student_must_fit(batch: PackedBatch, build: Build, config: NaViTConfig) -> None:
+def test_teacher_and_student_must_match(batch: PackedBatch, build: Build, config: NaViTConfig) -> None:
     objective = Distillation(build(dataclasses.replace(config, num_classes=7)))
     with pytest.raises(ValueError, match=r"the student has 5 classes, the teacher 7"):
         objective.prepare(build(config), batch)
@@ -100,7 +100,9 @@ def test_the_teacher_is_neither_trained_nor_saved(build: Build, config: NaViTCon
     assert objective.state_dict() == {}
 
 
-def test_a_mixed_image_is_shown_to_both(draw: Draw, pack: Pack, build: Build, config: NaViTConfig) -> None:
+def test_teacher_and_student_see_the_same_mixed_image(
+    draw: Draw, pack: Pack, build: Build, config: NaViTConfig
+) -> None:
     batch = pack([[draw(4, 4, 0), draw(4, 4, 1, seed=1)]])
     objective = Distillation(build(dataclasses.replace(config, patch_size=8)), mixup=1.0)
     mixed, seen = objective.prepare(build(config), batch, np.random.default_rng(0))

@@ -15,7 +15,7 @@ Pack = Callable[..., Any]
 Build = Callable[..., Any]
 
 
-def test_every_labelled_image_counts_once_and_the_others_are_counted_apart(
+def test_every_labelled_image_counts_once_and_the_others_are_counted_separately(
     draw: Draw, pack: Pack, build: Build, config: NaViTConfig
 ) -> None:
     model = build(config)
@@ -44,7 +44,7 @@ def test_an_image_with_float_targets_is_a_hit_if_its_best_class_has_the_highest_
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_evaluation_leaves_mode_and_gradients_as_they_were(
+def test_evaluation_restores_mode_and_gradients(
     training: bool, draw: Draw, pack: Pack, build: Build, config: NaViTConfig
 ) -> None:
     model = build(config).train(training)
@@ -62,21 +62,38 @@ class Endless:
 
 
 @pytest.mark.filterwarnings("ignore:none of the . images of the batch has a label")
-def test_a_loader_that_never_ends_or_has_no_label_is_refused(
+def test_a_loader_without_an_end_or_labels_is_refused(
     draw: Draw, pack: Pack, build: Build, config: NaViTConfig
 ) -> None:
     model = build(config)
-    with pytest.raises(ValueError, match=r"a loader that ends.*repeat=False"):
+    with pytest.raises(ValueError, match=r"a loader with a length.*repeat=False"):
         evaluate(model, Endless())
-    with pytest.raises(ValueError, match=r"1 images, none labelled"):
+    with pytest.raises(ValueError, match=r"none of the 1 images of the evaluation data has a label"):
         evaluate(model, [pack([[draw(5, 3, -100)]])])
-    with pytest.raises(ValueError, match=r"0 images, none labelled"):
+    with pytest.raises(ValueError, match=r"none of the 0 images of the evaluation data has a label"):
         evaluate(model, [])
 
 
-def test_precision_is_what_was_asked_for() -> None:
-    cpu = torch.device("cpu")
-    assert autocast_dtype(cpu, "float32") is None
-    assert autocast_dtype(cpu, "bfloat16") == torch.bfloat16
-    assert autocast_dtype(cpu, "auto") in (None, torch.bfloat16)
+CAPABILITIES = [
+    ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, None),
+    ({"avx2": True, "avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+    ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+    ({"neon": True, "bf16": True}, None),  # Arm
+    ({}, None),
+]
+
+
+def test_precision_is_as_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda:0")
+    for features, expected in CAPABILITIES:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=features: found)
+        assert autocast_dtype(cpu, "float32") is None
+        assert autocast_dtype(cpu, "bfloat16") == torch.bfloat16
+        assert autocast_dtype(cpu, "auto") == expected, features
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in an older torch
+    assert autocast_dtype(cpu, "auto") is None
+    for capability, expected in (((7, 5), None), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert autocast_dtype(cuda, "float32") is None
+        assert autocast_dtype(cuda, "auto") == expected, capability
     assert autocast_dtype(torch.device("meta"), "auto") is None

@@ -49,7 +49,7 @@ def test_each_loss_is_its_formula_image_by_image(
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("changes", [{}, {"mixup": 0.2}, {"cutmix": 0.2}, {"mixup": 0.2, "cutmix": 0.2}], ids=str)
-def test_a_tiny_task_is_learnt_by_each_loss(
+def test_each_loss_learns_a_tiny_task(
     kind: str, changes: dict[str, float], draw: Draw, pack: Pack, config: NaViTConfig
 ) -> None:
     drawn = [draw(2 + i % 3, 3, label=i % 2, seed=i, high=256 if i % 2 else 60) for i in range(16)]
@@ -86,8 +86,8 @@ def test_an_empty_batch_has_loss_0_and_reaches_every_parameter(
 
 def test_labels_that_do_not_fit_the_loss_are_refused(draw: Draw, pack: Pack, build: Build, config: NaViTConfig) -> None:
     model, several = build(config), pack([[draw(2, 3, [1.0, 1.0, 0.0, 0.0, 0.0])]])
-    with pytest.raises(ValueError, match=r"sum to 2; those of a softmax must sum to 1: choose loss 'sigmoid'"):
+    with pytest.raises(ValueError, match=r"sum to 2, but softmax needs a sum of 1: choose loss='sigmoid'"):
         Classification(loss="softmax").prepare(model, several)
-    with pytest.raises(ValueError, match=r"mixup and cutmix of float labels need a loss; choose"):
+    with pytest.raises(ValueError, match=r"mixup and cutmix with float labels need an explicit loss; choose"):
         Classification(mixup=1.0).prepare(model, several)
     Classification(loss="sigmoid", mixup=1.0).prepare(model, several)

@@ -16,7 +16,7 @@ Pack = Callable[..., Any]
 
 @pytest.fixture
 def batch(draw: Draw, pack: Pack) -> PackedBatch:
-    """Seven images of unlike grids in two packs, some of whose tokens were dropped; one has no label."""
+    """Seven images of different grids in two packs, some with dropped tokens; one has no label."""
     grids = [(4, 3), (3, 4), (5, 2), (2, 5), (4, 4), (1, 6), (6, 1)]
     images = [
         draw(gw, gh, label=-100 if i == 4 else i % 5, seed=i, keep=None if i % 2 else gw * gh * 2 // 3)
@@ -31,7 +31,7 @@ def by_place(image: PackedImage) -> dict[tuple[int, int], np.ndarray]:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_cutmix_puts_a_rectangle_of_one_other_image_and_its_share_of_tokens_into_the_label(
+def test_cutmix_copies_a_rectangle_of_another_image_and_mixes_labels_by_its_share_of_tokens(
     seed: int, batch: PackedBatch
 ) -> None:
     mixed = mix(batch, np.random.default_rng(seed), num_classes=5, cutmix=1.0)
@@ -114,7 +114,7 @@ def test_mixup_blends_the_patches_that_both_have_at_one_place(seed: int, batch: 
     assert len(partners) > 1
 
 
-def test_mixing_leaves_the_batch_and_every_other_field_as_they_were(batch: PackedBatch) -> None:
+def test_mixing_modifies_neither_the_batch_nor_other_fields(batch: PackedBatch) -> None:
     patches, labels = batch.patches.clone(), batch.labels.clone()
     mixed = mix(batch, np.random.default_rng(0), num_classes=5, cutmix=1.0)
     assert torch.equal(batch.patches, patches)
@@ -125,7 +125,7 @@ def test_mixing_leaves_the_batch_and_every_other_field_as_they_were(batch: Packe
     assert torch.allclose(mixed.labels.nansum(-1)[batch.labels >= 0], torch.tensor(1.0))
 
 
-def test_the_same_generator_mixes_alike_and_another_otherwise(batch: PackedBatch) -> None:
+def test_the_same_generator_mixes_equally_and_another_differently(batch: PackedBatch) -> None:
     first, second, third = (
         mix(batch, np.random.default_rng(seed), num_classes=5, mixup=1.0, cutmix=1.0).patches for seed in (1, 1, 2)
     )

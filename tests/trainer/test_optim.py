@@ -61,7 +61,7 @@ def test_layers_further_from_the_head_learn_more_slowly(config: NaViTConfig) -> 
     assert rates["patch_embed.weight"] == rates["pos_embed.x"] == 0.05
 
 
-def test_the_average_is_that_of_its_formula(config: NaViTConfig) -> None:
+def test_the_average_follows_its_formula(config: NaViTConfig) -> None:
     model = NaViT(config)
     average, bias = Average(model, 0.8), model.get_parameter("head.bias")
     expected = bias.detach().clone()

@@ -44,11 +44,11 @@ def settings(**changes: Any) -> TrainConfig:
 
 
 class Stopped(Exception):
-    """A run that ends early."""
+    """The error that ends a run early."""
 
 
 class Interrupted:
-    """The batches, until one too many has been asked for."""
+    """Batches that raise once too many are requested."""
 
     def __init__(self, batches: list[Any], most: int) -> None:
         self.batches, self.left = batches, most
@@ -65,9 +65,7 @@ class Interrupted:
 
 
 @pytest.mark.parametrize("points", [2, pytest.param(10, marks=pytest.mark.soak)])
-def test_a_run_killed_anywhere_and_started_again_has_the_losses_of_one_that_was_not(
-    points: int, tmp_path: Path
-) -> None:
+def test_a_run_killed_anywhere_resumes_with_the_losses_of_an_uninterrupted_run(points: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     with ShardWriter(f"{tmp_path}/images-%d.tar", verbose=0, encoder=False) as sink:
         for i in range(26):
@@ -100,7 +98,7 @@ def test_a_run_killed_anywhere_and_started_again_has_the_losses_of_one_that_was_
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 6, 8, 11, 14])
-def test_a_loader_without_a_state_is_wound_forward(
+def test_a_loader_without_a_state_is_fast_forwarded(
     most: int, tmp_path: Path, batches: list[Any], small: NaViTConfig
 ) -> None:
     config = settings(save_every=1)
@@ -112,7 +110,7 @@ def test_a_loader_without_a_state_is_wound_forward(
     assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
 
 
-def test_a_finished_run_gives_back_what_it_gave(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
+def test_a_finished_run_returns_its_result_again(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
     first = train(small, batches, config=settings(), out=tmp_path)
     again = train(small, Interrupted(batches, 0), config=settings(), out=tmp_path)
     assert (again.losses, again.metrics, again.history) == (first.losses, first.metrics, first.history)
@@ -142,7 +140,7 @@ def test_a_finished_run_is_not_the_result_of_other_shards(
         train(small, _Named("b", batches), config=settings(), out=tmp_path)
 
 
-def test_an_epoch_without_evaluation_ends_with_a_checkpoint_too(
+def test_an_epoch_without_evaluation_also_ends_with_a_checkpoint(
     tmp_path: Path, batches: list[Any], small: NaViTConfig
 ) -> None:
     steps: list[int] = []
@@ -157,7 +155,7 @@ def test_an_epoch_without_evaluation_ends_with_a_checkpoint_too(
     assert len(set(steps)) == 2, "after the first epoch, and after the second"
 
 
-def test_an_interrupted_run_says_what_is_saved(
+def test_an_interrupted_run_reports_what_is_saved(
     tmp_path: Path, batches: list[Any], small: NaViTConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(epochs=3, eval_every=3, log_steps=1, save_every=None)
@@ -170,16 +168,20 @@ def test_an_interrupted_run_says_what_is_saved(
         return log
 
     for step, out, said in (
-        (1, None, r"stopped at step 1, and nothing is saved without `out`"),
-        (1, tmp_path, r"stopped at step 1, before the first checkpoint: there is one at the end of each epoch"),
-        (7, tmp_path, r"stopped at step 7; the same again goes on from the checkpoint of step 5"),
+        (1, None, r"stopped at step 1; nothing is saved without `out`"),
+        (
+            1,
+            tmp_path,
+            r"stopped at step 1, before the first checkpoint: checkpoints are written at the end of each epoch",
+        ),
+        (7, tmp_path, r"stopped at step 7; run it again to resume from the checkpoint of step 5"),
     ):
         with pytest.raises(KeyboardInterrupt):
             train(small, batches, config=config, out=out, log=interrupt_at(step))
         assert re.search(said, capsys.readouterr().err)
 
 
-def test_the_minutes_of_all_parts_count(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
+def test_the_minutes_of_all_sessions_count(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
     config = settings(epochs=None, minutes=1.0, save_every=1)
     with pytest.raises(Stopped):
         train(small, Interrupted(batches, 3), config=config, out=tmp_path)
@@ -213,24 +215,22 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
     train(small, batches, config=settings(), out=tmp_path)
     train(small, batches, config=settings(keep=4, log_steps=3, eval_every=2), out=tmp_path)
     for config, model, message in (
-        (settings(lr=1e-3), small, r"a run with lr 0.003, this one has 0.001"),
-        (settings(), dataclasses.replace(small, width=24), r"a run with width 12, this one has 24"),
+        (settings(lr=1e-3), small, r"a run with lr 0.003, but this run has 0.001"),
+        (settings(), dataclasses.replace(small, width=24), r"a run with width 12, but this run has 24"),
     ):
-        with pytest.raises(ValueError, match=message + r"; give the configuration that it had, another `out`, or"):
+        with pytest.raises(ValueError, match=message + r"; use the same configuration, another `out`, or"):
             train(model, batches, config=config, out=tmp_path)
 
     class Other(Classification):
         pass
 
-    with pytest.raises(ValueError, match=r"a run with objective Classification, this one has Other"):
+    with pytest.raises(ValueError, match=r"a run with objective Classification, but this run has Other"):
         train(small, batches, config=settings(), objective=Other(), out=tmp_path)
-    with pytest.raises(ValueError, match=r"a run with the objective's label_smoothing 0.1, this one has 0.2"):
+    with pytest.raises(ValueError, match=r"a run with the objective's label_smoothing 0.1, but this run has 0.2"):
         train(small, batches, config=settings(), objective=Classification(label_smoothing=0.2), out=tmp_path)
 
 
-def test_a_run_goes_on_with_the_teacher_that_it_had_only(
-    tmp_path: Path, batches: list[Any], small: NaViTConfig
-) -> None:
+def test_a_run_resumes_only_with_the_same_teacher(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
     teacher = NaViT(small)
     train(small, batches, config=settings(), objective=Distillation(teacher), out=tmp_path)
     train(small, batches, config=settings(keep=4), objective=Distillation(copy.deepcopy(teacher)), out=tmp_path)
@@ -238,13 +238,17 @@ def test_a_run_goes_on_with_the_teacher_that_it_had_only(
     with torch.no_grad():
         next(other.parameters()).add_(1e-6)
     for taught in (Distillation(other), Distillation(NaViT(dataclasses.replace(small, norm_eps=1e-4)))):
-        with pytest.raises(ValueError, match=r"a run with the objective's teacher [0-9a-f]{16}, this one has [0-9a-f]"):
+        with pytest.raises(
+            ValueError, match=r"a run with the objective's teacher [0-9a-f]{16}, but this run has [0-9a-f]"
+        ):
             train(small, batches, config=settings(), objective=taught, out=tmp_path)
-    with pytest.raises(ValueError, match=r"a run with the objective's temperature 1.0, this one has 2.0"):
+    with pytest.raises(ValueError, match=r"a run with the objective's temperature 1.0, but this run has 2.0"):
         train(small, batches, config=settings(), objective=Distillation(teacher, temperature=2.0), out=tmp_path)
 
 
-def test_resume_insists_or_deletes(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:
+def test_resume_true_requires_a_checkpoint_and_false_deletes_it(
+    tmp_path: Path, batches: list[Any], small: NaViTConfig
+) -> None:
     with pytest.raises(ValueError, match=r"checkpoint.pt does not exist, so there is nothing to resume"):
         train(small, batches, config=settings(), out=tmp_path, resume=True)
     train(small, batches, config=settings(), out=tmp_path)
@@ -252,21 +256,21 @@ def test_resume_insists_or_deletes(tmp_path: Path, batches: list[Any], small: Na
     assert load_checkpoint(tmp_path / "checkpoint.pt").train_config["seed"] == 1
     assert train(small, batches, config=settings(seed=1), out=tmp_path, resume=True).losses == anew.losses
     save_checkpoint(tmp_path / "checkpoint.pt", anew.model)
-    with pytest.raises(ValueError, match=r"holds a model and no run"):
+    with pytest.raises(ValueError, match=r"holds a model but no run"):
         train(small, batches, config=settings(), out=tmp_path)
     for changes in ({"resume": True}, {"config": settings(tensorboard=True)}, {"config": settings(save_every=1)}):
         with pytest.raises(ValueError, match=r"need a folder; give out="):
             train(small, batches, **{"config": settings(), **changes})  # type: ignore[arg-type]
 
 
-def test_a_run_taken_up_with_other_steps_left_goes_on_from_its_progress(
+def test_a_run_resumed_with_other_steps_left_continues_from_its_progress(
     tmp_path: Path, batches: list[Any], small: NaViTConfig
 ) -> None:
     config = settings(save_every=1, mixup=0.0)
     with pytest.raises(Stopped):
         train(small, Interrupted(batches, 6), config=config, out=tmp_path)  # 5 of 15 steps are saved
     rates: list[float] = []
-    longer = [*batches, *batches]  # 10 steps an epoch from now on, as with half the ranks
+    longer = [*batches, *batches]  # 10 steps per epoch from now on, as with half the ranks
     train(
         small,
         longer,

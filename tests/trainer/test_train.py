@@ -13,6 +13,7 @@ import torch
 from patchnpack.models import NaViTConfig
 from patchnpack.trainer import TrainConfig, evaluate, learning_rate, load_checkpoint, train
 from patchnpack.trainer.optim import make_optimizer
+from tests.closeness import assert_near
 
 Draw = Callable[..., Any]
 Pack = Callable[..., Any]
@@ -37,7 +38,7 @@ def settings(**changes: Any) -> TrainConfig:
 
 
 class Loader:
-    """A loader that notes which epochs were asked for."""
+    """A loader that records the requested epochs."""
 
     def __init__(self, batches: list[Any]) -> None:
         self.batches = batches
@@ -73,7 +74,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others(batches: li
     assert first != third
 
 
-def test_training_leaves_the_callers_random_numbers_alone(batches: list[Any], small: NaViTConfig) -> None:
+def test_training_does_not_change_the_callers_random_state(batches: list[Any], small: NaViTConfig) -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -85,7 +86,9 @@ def test_steps_follow_the_clipped_gradient_of_the_mean_over_the_images_of_each_b
     batches: list[Any], small: NaViTConfig, build: Build
 ) -> None:
     config = settings(steps=2, clip=0.1, label_smoothing=0.0)
-    trained, reference = train(build(small), batches, config=config).model, build(small)
+    # Adam divides a gradient by its size. In float64 the noise of one that is 0 is far below Adam's epsilon.
+    trained = train(build(small, torch.float64), batches, config=config).model
+    reference = build(small, torch.float64)
     optimizer = make_optimizer(reference, config)
     for batch, progress in zip(batches, (0.25, 0.75), strict=True):
         for group in optimizer.param_groups:
@@ -94,8 +97,7 @@ def test_steps_follow_the_clipped_gradient_of_the_mean_over_the_images_of_each_b
         (reference.loss(batch, "sum") / batch.num_images).backward()
         torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.1)
         optimizer.step()
-    for ours, theirs in zip(trained.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    assert_near(list(trained.parameters()), list(reference.parameters()), 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def test_training_by_the_clock_ends_once_the_minutes_are_over(batches: list[Any]
     assert len(result.losses) >= 1
 
 
-def test_out_receives_the_checkpoint_and_one_row_for_each_evaluation(
+def test_out_receives_the_checkpoint_and_one_row_per_evaluation(
     tmp_path: Path, batches: list[Any], small: NaViTConfig
 ) -> None:
     out = tmp_path / "runs" / "first"
@@ -159,7 +161,7 @@ def test_progress_shows_loss_accuracy_speed_and_padding(
     assert "100%" in capsys.readouterr().err
 
 
-def test_a_mistake_is_refused_before_or_at_the_first_step(
+def test_an_invalid_argument_is_refused_before_or_at_the_first_step(
     batches: list[Any], small: NaViTConfig, draw: Draw, pack: Pack
 ) -> None:
     class Endless(Loader):
@@ -181,7 +183,7 @@ def test_a_mistake_is_refused_before_or_at_the_first_step(
         train(small, Loader(batches), validation=never, config=settings())
 
 
-def test_a_loss_that_is_no_number_stops_the_run(batches: list[Any], small: NaViTConfig, build: Build) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(batches: list[Any], small: NaViTConfig, build: Build) -> None:
     model = build(small)
     with torch.no_grad():
         model.head.weight.fill_(torch.nan)
@@ -189,13 +191,14 @@ def test_a_loss_that_is_no_number_stops_the_run(batches: list[Any], small: NaViT
         train(model, batches, config=settings())
 
 
-def test_losses_are_those_recorded(draw: Draw, pack: Pack, small: NaViTConfig) -> None:
+def test_losses_equal_those_recorded(draw: Draw, pack: Pack, small: NaViTConfig) -> None:
     images = [draw(2 + i % 4, 2 + i % 3, label=i % 2, seed=i, high=256 if i % 2 else 150) for i in range(18)]
     batches = [pack([images[i : i + 3], images[i + 3 : i + 6]]) for i in range(0, 18, 6)]
     small = dataclasses.replace(small, depth=2, drop_path=0.1)
     config = settings(lr=1e-2, accumulate=2, layer_decay=0.8, mixup=0.2, cutmix=0.3, schedule="rsqrt", warmup=0.2)
     losses = train(small, batches, config=config).losses
-    # recorded with torch 2.13.0 on a CPU, 2026-11-21; other builds add up in other orders
+    # Recorded with torch 2.13.0 on a CPU, 2026-11-21; other builds and CPUs sum in another order. If the initial
+    # weights change by 1e-6 of themselves, the losses stay within the limit; by 1e-3, they may not.
     assert losses == pytest.approx(
         [0.69315, 0.68963, 0.66614, 0.55084, 0.49521, 0.53058, 0.35085, 0.21008, 0.40128, 0.55404, 0.6948, 0.25848],
         abs=2e-3,

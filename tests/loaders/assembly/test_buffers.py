@@ -56,7 +56,7 @@ def test_no_more_than_keep_idle_buffers_stay() -> None:
 
 
 def test_many_threads_may_lend() -> None:
-    pool = BufferPool(keep=2)
+    pool, held = BufferPool(keep=2), threading.Barrier(8)
     wrong: list[object] = []
 
     def work(mark: int) -> None:
@@ -67,6 +67,11 @@ def test_many_threads_may_lend() -> None:
                 if not (loan == mark).all():
                     wrong.append(mark)
                 del loan
+            loan = pool.acquire((64,))
+            loan[:] = mark
+            held.wait(30)  # all threads hold a buffer at once
+            if not (loan == mark).all():
+                wrong.append(mark)
         except IndexError as error:
             wrong.append(error)
 
@@ -76,4 +81,14 @@ def test_many_threads_may_lend() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    assert isinstance(pool.acquire((3,)), np.ndarray)
+    gc.collect()
+    idle = {memory.ctypes.data for memory in pool._idle}
+    assert len(idle) == 2, "the buffers of all threads came back, and `keep` of them stay"
+    last = pool._idle[-1]
+    loan = pool.acquire((64,))
+    assert np.shares_memory(loan, last), "a buffer that came back is handed out again"
+    assert len(pool._idle) == 1
+    assert not np.shares_memory(pool.acquire((65,)), last), "memory in use is not handed out again"
+    del loan
+    gc.collect()
+    assert pool._idle[-1] is last

@@ -10,7 +10,7 @@ from patchnpack.packer.analysis.histogram import Histogram
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=50), st.integers(1, 60))
-def test_whole_numbers_are_each_in_the_one_bin_that_holds_them(values: list[int], bins: int) -> None:
+def test_each_whole_number_is_counted_in_its_bin(values: list[int], bins: int) -> None:
     found = Histogram.of_counts(values, bins)
     edges = np.array(found.edges)
     assert len(found.counts) == len(edges) - 1 <= bins

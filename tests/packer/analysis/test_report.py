@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import importlib
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Native, Packing, PatchSizes, Rows, plan
+from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Native, Packing, PatchSizes, Plan, Rows, plan
 from patchnpack.packer.analysis.baselines import buckets
 from patchnpack.packer.analysis.report import pack_bytes, report
+
+module = importlib.import_module("patchnpack.packer.analysis.report")
 
 
 def _rows(n: int = 400) -> Rows:
@@ -25,7 +29,7 @@ def test_report_counts_what_the_plan_holds() -> None:
     assert found.images_per_pack[1] == pytest.approx(counts.mean())
 
 
-def test_every_way_holds_every_image() -> None:
+def test_every_baseline_holds_every_image() -> None:
     rows = _rows()
     found = report(rows, Packing(seq_len=576))
     packed, next_fit, longest, bucketed, fitted, square = found.baselines
@@ -39,7 +43,7 @@ def test_every_way_holds_every_image() -> None:
     assert packed.attention_cost < bucketed.attention_cost < longest.attention_cost
 
 
-def test_buckets_hold_as_many_images_each_and_are_as_long_as_their_longest() -> None:
+def test_buckets_hold_equally_many_images_and_are_as_long_as_their_longest() -> None:
     keep = np.random.default_rng(0).integers(1, 100, 803)
     longest, images = buckets(keep)
     assert (len(longest), images.sum(), images.max() - images.min()) == (8, 803, 1)
@@ -50,7 +54,7 @@ def test_buckets_hold_as_many_images_each_and_are_as_long_as_their_longest() -> 
     assert bucketed.slots == (longest * images).sum()
 
 
-def test_fitted_images_have_at_most_the_mean_image_s_tokens_and_no_fewer_than_fit() -> None:
+def test_fitted_images_have_the_most_tokens_up_to_the_mean() -> None:
     rows, packing = _rows(), Packing(seq_len=576)
     fitted = report(rows, packing).baselines[4]
     length = fitted.slots // 400
@@ -68,7 +72,7 @@ def test_square_costs_about_as_much_as_the_mean_image() -> None:
     assert "100% of images stretched by over 10 %; median 100%" in square.note
 
 
-def test_next_fit_is_compared_with_nothing_but_the_unpacked_ways() -> None:
+def test_next_fit_is_compared_only_with_unpacked_baselines() -> None:
     names = [baseline.name for baseline in report(_rows(), Packing(seq_len=576, algorithm="next_fit")).baselines]
     assert names[0] == "packed, next_fit"
     assert names[1] == "padded to the longest"
@@ -102,7 +106,7 @@ def test_distributions_hold_every_image_and_every_pack() -> None:
     assert all(sum(pack) <= 576 for pack in shown.packs)
 
 
-def test_attention_of_packs_is_told_with_its_spread() -> None:
+def test_attention_of_packs_is_reported_with_its_spread() -> None:
     rows, packing = _rows(), Packing(seq_len=576)
     cost, found = plan(rows, packing).attention_cost(), report(rows, packing)
     assert found.attention_cost == cost.sum() == found.baselines[0].attention_cost
@@ -110,7 +114,7 @@ def test_attention_of_packs_is_told_with_its_spread() -> None:
     assert found.attention_spread == pytest.approx(cost.std() / cost.mean())
 
 
-def test_steps_share_out_all_packs_and_the_last_is_filled_with_empty_ones() -> None:
+def test_steps_share_all_packs_and_empty_packs_fill_the_last() -> None:
     found = report(_rows(), Packing(seq_len=576), batch_size=3, ranks=2)
     assert found.steps * 6 == found.packs + found.empty_packs
     assert 0 <= found.empty_packs < 6
@@ -128,16 +132,31 @@ def test_oversize_and_skipped_are_counted() -> None:
 
 
 def test_nothing_left_to_pack_is_an_error_that_says_why() -> None:
-    with pytest.raises(ValueError, match="none of the 2 images is left to pack; 2 were skipped as oversize"):
+    with pytest.raises(ValueError, match="none of the 2 images is left to pack: 2 were skipped as oversize"):
         report(Rows.of_sizes([640, 640], [640, 640]), Packing(seq_len=256, oversize="skip"))
 
 
-def test_planning_time_is_measured_on_many_rows() -> None:
-    assert 0 < report(_rows(10), Packing(resolution=FitTokens(64))).planning_seconds_per_million < 60
-    assert report(_rows(10), Packing(resolution=Native(max_tokens=64))).images == 10
+def test_planning_time_is_measured_on_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[int] = []
+
+    def counted(rows: Rows, packing: Packing, **options: Any) -> Plan:
+        planned.append(len(rows))
+        return plan(rows, packing, **options)
+
+    clock = SimpleNamespace(perf_counter=lambda: sum(planned) * 3e-6)  # as if every row took 3 microseconds
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "plan", counted)
+    monkeypatch.setattr(module, "_TIMED_ROWS", 2000)
+    for resolution in (FitTokens(64), Native(max_tokens=64)):
+        for count, timed in ((10, 2000), (2500, 2500)):
+            planned.clear()
+            found = report(_rows(count), Packing(resolution=resolution))
+            assert found.images == count
+            assert planned[-1] == timed
+            assert found.planning_seconds_per_million == pytest.approx(3)
 
 
-def test_balance_evens_the_attention_of_ranks_and_0_leaves_it_as_it_is() -> None:
+def test_balance_evens_the_attention_of_ranks_and_0_changes_nothing() -> None:
     rows = Rows.of_sizes(*np.random.default_rng(0).integers(48, 700, (2, 3000)))
     as_packed, balanced = report(rows, Packing(seq_len=2048)).attention_imbalance
     assert 1 <= balanced < 1.05 < as_packed
@@ -146,7 +165,7 @@ def test_balance_evens_the_attention_of_ranks_and_0_leaves_it_as_it_is() -> None
 
 
 @pytest.mark.parametrize("fill", ["none", "undrop", "trim", "rescale"])
-def test_every_fill_is_reported_beside_next_fit(fill: Any) -> None:
+def test_every_fill_is_compared_with_next_fit(fill: Any) -> None:
     found = report(_rows(), Packing(seq_len=576, fill=fill))
     assert [baseline.name for baseline in found.baselines][1] == "packed, next_fit"
     assert found.padding < found.baselines[1].padding

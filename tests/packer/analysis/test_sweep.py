@@ -21,7 +21,7 @@ from patchnpack.packer import (
 )
 from patchnpack.packer.analysis import sweep as module
 from patchnpack.packer.analysis.baselines import baselines
-from patchnpack.packer.analysis.report import pack_bytes, slowest
+from patchnpack.packer.analysis.report import imbalance, pack_bytes
 from patchnpack.packer.analysis.sweep import Setting, Sweep, default_seq_lens, sweep
 
 
@@ -36,7 +36,7 @@ def _without_times(found: Sweep) -> list[Setting]:
 @pytest.mark.parametrize("fill", ["none", "undrop", "trim", "rescale"])
 @pytest.mark.parametrize("oversize", ["shrink", "drop", "skip"])
 @pytest.mark.parametrize("drop", [NoDrop(), BetaDrop(0.4, 0.8)])
-def test_each_setting_is_what_plan_makes_of_it(fill: Any, oversize: Any, drop: Any) -> None:
+def test_each_setting_equals_its_plan(fill: Any, oversize: Any, drop: Any) -> None:
     rows, packing = _rows(), Packing(fill=fill, oversize=oversize, token_drop=drop)
     algorithms: list[Any] = ["next_fit", "best_fit", "first_fit_decreasing", "largest_fit", "subset_sum"]
     found = sweep(
@@ -59,7 +59,7 @@ def test_each_setting_is_what_plan_makes_of_it(fill: Any, oversize: Any, drop: A
         assert (s.oversize, s.skipped) == (len(made.oversize), len(made.skipped))
         assert s.attention_cost == made.attention_cost().sum()
         cost = made.attention_cost(), made.model_cost(768), made.patch_size
-        assert s.model_imbalance == slowest(*cost, swept, 5, 4)[1]
+        assert s.model_imbalance == imbalance(*cost, swept, 5, 4)[1]
         assert s.pack_bytes == pack_bytes(swept)
         assert s.fill == (fill if s.algorithm in ("largest_fit", "subset_sum") or fill == "none" else "undrop")
         assert s.padding == 1 - s.tokens / (len(made) * s.seq_len)
@@ -72,14 +72,14 @@ def test_each_setting_is_what_plan_makes_of_it(fill: Any, oversize: Any, drop: A
 
 
 @pytest.mark.parametrize("resolution", [SampleSide(low=64, high=256), FitTokens(100)])
-def test_rows_measured_in_parts_are_those_measured_at_once(resolution: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_measured_in_chunks_equal_those_measured_at_once(resolution: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     packing = Packing(resolution=resolution, token_drop=DropToTokens(80))
     whole = sweep(_rows(), packing, seq_lens=[256])
     monkeypatch.setattr(module, "_CHUNK", 64)
     assert _without_times(sweep(_rows(), packing, seq_lens=[256])) == _without_times(whole)
 
 
-def test_schedules_go_on_from_part_to_part_as_in_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schedules_continue_across_chunks_as_in_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CHUNK", 64)
     drop = ScheduledDrop(drop=ConstantDrop(0.6), start=1.0, end=0.0, midpoint=350, tau=50)
     packing = Packing(token_drop=drop, seq_len=512, algorithm="largest_fit", lookahead=64)
@@ -103,7 +103,7 @@ def test_several_patch_sizes_are_swept_one_by_one_and_none_is_current() -> None:
     assert found.current is None
 
 
-def test_lengths_begin_where_99_percent_of_the_images_fit() -> None:
+def test_default_lengths_start_where_99_percent_of_the_images_fit() -> None:
     keep = np.concatenate([np.full(99, 300), [5000]])
     assert default_seq_lens(np.full(100, 300))[0] == 512
     assert default_seq_lens(keep)[0] == 512
@@ -121,7 +121,7 @@ def test_no_image_exceeds_the_lengths_of_a_sweep_in_which_that_is_an_error() -> 
         sweep(rows, Packing(seq_len=10_000, oversize="error"), seq_lens=[512])
 
 
-def test_what_a_short_sequence_takes_away_is_told() -> None:
+def test_tokens_removed_by_a_short_sequence_are_reported() -> None:
     rows = Rows.of_sizes([640] * 10 + [320] * 10, [640] * 10 + [320] * 10)
     found = {s.seq_len: s for s in sweep(rows, Packing(seq_len=1600), seq_lens=[400, 1600]).settings}
     assert (found[400].oversize, found[1600].oversize) == (10, 0)
@@ -156,7 +156,7 @@ def test_progress_ends_with_all_lengths_done() -> None:
         ({"patch_sizes": [700]}, "smaller than"),
     ],
 )
-def test_a_setting_that_cannot_be_is_an_error(settings: Any, message: str) -> None:
+def test_an_invalid_setting_is_an_error(settings: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sweep(_rows(), Packing(), **settings)
 

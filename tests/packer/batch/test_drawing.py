@@ -1,4 +1,4 @@
-"""`draw_packs` shows every patch in its slot, every image rebuilt, and what is missing as missing."""
+"""`draw_packs` shows every patch in its slot and every image rebuilt, with dropped patches hatched."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ P = 16
 def batch_of(
     packs: list[list[np.ndarray]], seq_len: int, *, keep: float = 1.0, keys: str = "image", gap: int = 0
 ) -> PackedBatch:
-    """Packs images (H, W, C), sides multiples of P, one after the other, with `gap` empty slots after each."""
+    """Pack images (H, W, C), whose sides are multiples of P, each followed by `gap` empty slots."""
     B, K, C = len(packs), max(1, *map(len, packs)), next(image for pack in packs for image in pack).shape[2]
     batch: dict[str, Any] = {
         "patches": torch.zeros(B, seq_len, P * P * C, dtype=torch.uint8),
@@ -65,7 +65,7 @@ def colour_code(pixels: np.ndarray) -> np.ndarray:
 
 
 def holds(picture: Image.Image, part: np.ndarray) -> bool:
-    """Whether `part` stands somewhere in the picture, pixel for pixel."""
+    """Whether `part` occurs somewhere in the picture, pixel for pixel."""
     whole, part = colour_code(np.asarray(picture)), colour_code(part)
     windows = np.lib.stride_tricks.sliding_window_view(whole, part.shape[1], axis=1)
     ys, xs = np.nonzero((windows[: len(whole) - len(part) + 1] == part[0]).all(-1))
@@ -84,14 +84,14 @@ def test_slots_show_their_patches_in_reading_order(count: int, room: int) -> Non
     assert where == sorted(where)
 
 
-def test_image_is_rebuilt_beneath_pixel_for_pixel_where_it_is_drawn_at_its_own_size() -> None:
+def test_image_drawn_at_its_own_size_is_rebuilt_pixel_for_pixel() -> None:
     images = [noise(3, 2), noise(2, 5, seed=1)]
     picture = draw_packs(batch_of([images], 20))
     assert all(holds(picture, image) for image in images)
 
 
 @pytest.mark.parametrize("scale", [10, P])
-def test_dropped_tokens_are_hatched_and_darken_no_neighbour(scale: int) -> None:
+def test_dropped_tokens_are_hatched_without_darkening_neighbours(scale: int) -> None:
     (image,) = batch_of([[plain(6, 5, (250, 250, 250))]], 40, keep=0.5).images()
     thumb = np.asarray(drawing._thumb(image, scale)).reshape(5, scale, 6, scale, 3).transpose(0, 2, 1, 3, 4)
     hatched = (thumb == drawing._STROKE).all(-1).any((2, 3))
@@ -138,7 +138,7 @@ def test_same_batch_gives_same_picture() -> None:
 
 
 @pytest.mark.parametrize("width", [480, 800, 1600])
-def test_picture_is_as_wide_as_asked(width: int) -> None:
+def test_picture_has_the_requested_width(width: int) -> None:
     assert draw_packs(batch_of([[noise(30, 2), noise(2, 30)] * 3], 512), width=width).width == width
 
 
@@ -182,7 +182,7 @@ def test_slots_fit_the_line_and_every_line_holds_some(length: int, room: int) ->
     assert (-(-length // n) - 1) * n < length
 
 
-def test_class_names_are_written_where_given() -> None:
+def test_class_names_are_written_if_given() -> None:
     batch = batch_of([[noise(2, 2), noise(2, 2)]], 8)
     names = draw_packs(batch, classes=["cat", "dog"])
     assert names.height > draw_packs(batch).height
@@ -204,7 +204,7 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
         draw_packs(batch_of([[noise(2, 2)]], 4), **options)
 
 
-def test_channels_that_are_no_picture_are_refused() -> None:
+def test_unsupported_channels_are_refused() -> None:
     with pytest.raises(ValueError, match="5 channels"):
         draw_packs(batch_of([[noise(2, 2, channels=5)]], 4))
 

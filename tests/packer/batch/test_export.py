@@ -98,7 +98,7 @@ def test_rows_hold_each_images_patches_in_raster_order_and_zeros(export: str, mo
             assert found["patch_coord"][row].tolist() == coords
 
 
-def test_masks_and_shapes_have_the_dtypes_that_the_models_are_given_by_their_own_processors() -> None:
+def test_masks_and_shapes_have_the_dtypes_of_the_models_processors() -> None:
     batch = _batch()
     siglip2, naflex, qwen, pixtral = (getattr(batch, export)() for export in EXPORTS)
     assert list(siglip2) == ["pixel_values", "pixel_attention_mask", "spatial_shapes"]
@@ -130,7 +130,7 @@ def test_qwen2_vl_takes_blocks_in_raster_order_with_channels_first_and_frames_re
     np.testing.assert_allclose(found["pixel_values"].numpy(), np.stack(want), atol=1e-5)
 
 
-def test_pixtral_is_given_each_image_in_the_corner_of_a_canvas_of_zeros() -> None:
+def test_pixtral_gets_each_image_in_the_corner_of_a_canvas_of_zeros() -> None:
     batch = _batch()
     found = batch.to_pixtral()
     assert found["pixel_values"].shape == (9, 3, 6 * P, 6 * P)
@@ -157,7 +157,7 @@ def test_rows_come_in_the_order_of_the_labels_under_the_image_mask(export: str) 
         assert round(float(found)) == _pixels(label, 2, 2)[0, 0, 0]
 
 
-def test_padded_edges_are_exported_as_the_black_pixels_that_they_are() -> None:
+def test_padded_edges_are_exported_as_black_pixels() -> None:
     (batch,) = pack_stream([(np.full((5, 6, 3), 255, np.uint8), 0)], PACKING, batch_size=1)
     canvas = batch.to_pixtral(mean=0.5, std=0.5)["pixel_values"][0]
     assert canvas.shape == (3, 8, 8)
@@ -184,7 +184,7 @@ def test_another_dtype_is_the_exact_result_rounded_once(export: str, dtype: torc
         ("to_pixtral", [(0, 3, 0, 0), (0, 2)]),
     ],
 )
-def test_an_empty_batch_is_exported_as_no_rows(export: str, shapes: list[tuple[int, ...]]) -> None:
+def test_an_empty_batch_exports_no_rows(export: str, shapes: list[tuple[int, ...]]) -> None:
     batch = _batch()
     fields = batch.to_dict()
     for name in ("segment_ids", "patches", "coords", "grids", "image_mask"):
@@ -194,7 +194,7 @@ def test_an_empty_batch_is_exported_as_no_rows(export: str, shapes: list[tuple[i
     assert [tuple(tensor.shape) for tensor in getattr(empty, export)().values()] == shapes
 
 
-def test_from_dict_gives_the_batch_of_to_dict_again() -> None:
+def test_from_dict_inverts_to_dict() -> None:
     batch = _batch()
     fields = {name: v.clone() if isinstance(v, torch.Tensor) else v for name, v in batch.to_dict().items()}
     again = PackedBatch.from_dict(fields)
@@ -209,10 +209,12 @@ def test_from_dict_gives_the_batch_of_to_dict_again() -> None:
 
 
 @pytest.mark.parametrize("export", EXPORTS)
-def test_an_image_that_lost_tokens_is_an_error_that_names_it(export: str) -> None:
+def test_an_image_with_dropped_tokens_is_an_error_that_names_it(export: str) -> None:
     packing = PACKING.replace(token_drop=ConstantDrop(0.5), fill="none")
     (batch,) = pack_stream([(_pixels(0, 4, 4), 0), (_pixels(1, 2, 4), 0)], packing, batch_size=1)
-    with pytest.raises(ValueError, match=r"image '.+' holds \d+ of its \d+ tokens \(2 of 2 images lost some\).*NoDrop"):
+    with pytest.raises(
+        ValueError, match=r"image '.+' holds \d+ of its \d+ tokens \(2 of 2 images have dropped tokens\).*NoDrop"
+    ):
         getattr(batch, export)()
 
 
@@ -249,7 +251,7 @@ MISTAKES: list[tuple[Callable[[PackedBatch], Any], str]] = [
 
 
 @pytest.mark.parametrize(("mistake", "message"), MISTAKES)
-def test_a_mistake_is_named(mistake: Callable[[PackedBatch], Any], message: str) -> None:
+def test_an_invalid_argument_is_named(mistake: Callable[[PackedBatch], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mistake(_batch())
 

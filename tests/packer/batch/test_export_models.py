@@ -1,4 +1,4 @@
-"""The models of transformers, on random weights: an exported image gives what the model's own processor gives.
+"""Models of transformers with random weights: exports give the outputs of the model's own processor.
 
 The processors are those that work on numpy arrays: `Siglip2ImageProcessorPil` and the like.
 """
@@ -13,7 +13,7 @@ import torch
 
 from patchnpack import FitTokens, Native, PackedBatch, Packing, pack_stream
 
-# The first import of a model costs seconds, so a missing package is found out by its own.
+# Importing a model takes seconds, so a missing package is detected first.
 transformers: Any = pytest.importorskip("transformers", reason="the group `frameworks` is not installed")
 
 # P patch size, n tokens of an image
@@ -42,7 +42,7 @@ def _batch(**options: Any) -> PackedBatch:
 
 
 def _randomized(model: torch.nn.Module) -> Any:
-    """The model with weights large enough that every one of them tells."""
+    """The model with weights large enough that each one affects the output."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -69,10 +69,10 @@ def test_siglip2_gives_each_image_the_output_of_its_own_processor() -> None:
         want, n = model(**inputs), len(image.patches)
         torch.testing.assert_close(found.last_hidden_state[i, :n], want.last_hidden_state[0, :n], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(found.pooler_output[i], want.pooler_output[0], atol=1e-4, rtol=1e-4)
-    assert found.pooler_output.std(0).min() > 1e-2  # images differ: a model that says the same of all proves nothing
+    assert found.pooler_output.std(0).min() > 1e-2  # outputs must differ between images, or equality proves nothing
 
 
-def test_siglip2_at_the_largest_size_that_fits_is_what_its_processor_makes_of_the_whole_image() -> None:
+def test_siglip2_at_the_largest_size_that_fits_equals_its_processor_on_the_whole_image() -> None:
     batch = _batch(resolution=FitTokens(24, upsample=True), interpolation="bilinear")
     found = batch.to_siglip2(24)
     processor = transformers.Siglip2ImageProcessorPil(patch_size=P, max_num_patches=24)
@@ -100,7 +100,7 @@ def test_pixtral_gives_each_image_the_output_of_its_own_processor() -> None:
     assert torch.stack([output.mean(0) for output in found]).std(0).min() > 1e-2
 
 
-def test_pixtral_is_given_the_tensors_of_its_own_processor() -> None:
+def test_pixtral_gets_the_tensors_of_its_own_processor() -> None:
     batch = _batch()
     processor = transformers.PixtralImageProcessorPil(do_resize=False, patch_size={"height": P, "width": P})
     pixels = [image.pixels() for image in batch.images()]

@@ -14,7 +14,7 @@ from patchnpack.packer.binpacking.balance import balanced_order, load_imbalance
 
 @given(cost=st.lists(st.integers(0, 50), max_size=60), share=st.integers(1, 12), seed=st.integers(0, 9))
 @settings(max_examples=100, deadline=None)
-def test_each_pack_comes_once_in_shares_of_neighbours_by_cost(cost: list[int], share: int, seed: int) -> None:
+def test_each_pack_is_in_one_share_of_similar_cost(cost: list[int], share: int, seed: int) -> None:
     drawn = np.random.default_rng(seed).permutation(60)
     order = balanced_order(np.array(cost), share, drawn)
     assert sorted(order.tolist()) == list(range(len(cost)))

@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from patchnpack.packer import pack_lengths
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.binpacking.pack_lengths import pack_ready, resolve_algorithm
-from patchnpack.packer.config import Algorithm
 
 DECREASING: list[Algorithm] = ["first_fit_decreasing", "best_fit_decreasing"]
 ALGORITHMS: list[Algorithm] = ["next_fit", "first_fit", "best_fit", *DECREASING, "largest_fit", "subset_sum"]
@@ -59,7 +59,7 @@ def test_each_item_is_in_exactly_one_pack_and_no_pack_is_empty_or_over_a_limit(
 @every_algorithm
 @given(problem=problems())
 @settings(max_examples=20, deadline=None)
-def test_packing_twice_gives_the_same_and_leaves_the_lengths_alone(
+def test_packing_is_deterministic_and_does_not_modify_the_lengths(
     algorithm: Algorithm, problem: dict[str, Any]
 ) -> None:
     before = problem["lengths"].copy()
@@ -72,7 +72,7 @@ def test_packing_twice_gives_the_same_and_leaves_the_lengths_alone(
 @every_algorithm
 @given(problem=problems(), data=st.data())
 @settings(max_examples=80, deadline=None)
-def test_packs_do_not_depend_on_how_arrivals_are_cut(
+def test_packs_do_not_depend_on_how_arrivals_are_split(
     algorithm: Algorithm, problem: dict[str, Any], data: st.DataObject
 ) -> None:
     lengths = problem.pop("lengths")
@@ -99,7 +99,7 @@ def test_no_item_waits_for_more_than_lookahead_packs(algorithm: Algorithm, probl
     order, offsets = pack_lengths(**problem, algorithm=algorithm)
     leaves = np.empty(len(order), np.int64)
     leaves[order] = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    # An item enters once so many have left that fewer than R others wait.
+    # An item enters once fewer than R others wait.
     enters = np.searchsorted(offsets, np.arange(len(order)) - lookahead + 1)
     assert (leaves >= enters).all()
     assert (leaves - enters < lookahead).all()
@@ -123,9 +123,9 @@ def test_online_fits_hold_fewer_than_lookahead_items_after_each_arrival(
 
 
 @every_algorithm
-def test_packs_that_nothing_can_join_leave_without_a_flush(algorithm: Algorithm) -> None:
+def test_packs_that_no_item_can_join_are_emitted_without_a_flush(algorithm: Algorithm) -> None:
     order, _ = pack_ready(np.full(8, 10), 10, max_items=4, algorithm=algorithm, lookahead=2, flush=False)
-    # next_fit only learns that its pack is full from the next item, largest_fit keeps one item less than R waiting.
+    # next_fit needs the next item to close a full pack; largest_fit keeps R - 1 items waiting.
     assert len(order) >= 7
 
 

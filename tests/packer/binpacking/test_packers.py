@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from patchnpack.packer import pack_lengths
 from patchnpack.packer.binpacking import reference
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.binpacking.pack_lengths import pack_ready
-from patchnpack.packer.config import Algorithm
 
 ALGORITHMS = [name for name in get_args(Algorithm) if name != "auto"]
 
@@ -25,7 +25,7 @@ def compare(
     flush: bool,
     least: list[int] | None = None,
 ) -> list[list[int]]:
-    """Holds the compiled packer equal to the plain one; gives the packs."""
+    """Check that the compiled packer equals the reference; returns the packs."""
     order, offsets = pack_ready(
         np.array(lengths, np.int64),
         capacity,
@@ -135,13 +135,13 @@ def test_subset_sum_fills_all_but_a_thousandth_of_the_slots_with_photographs(cap
 
 
 @pytest.mark.parametrize(("lookahead", "over"), [(256, 1.004), (1024, 1.003)])
-def test_subset_sum_needs_hardly_more_packs_than_the_thirds_of_photographs_do(lookahead: int, over: float) -> None:
+def test_subset_sum_needs_few_more_packs_than_the_thirds_of_photographs(lookahead: int, over: float) -> None:
     counts = photographs(1024)
     thirds = sum(reference.thirds(length, 1024) for length in counts.tolist())
     assert packs_of(counts, 1024, lookahead) <= over * thirds / 3
 
 
-# Recorded: what changes the rule has to pack at least as well.
+# Recorded: a changed rule must pack at least as well.
 @pytest.mark.parametrize(
     ("name", "capacity", "lookahead", "packs"),
     [
@@ -156,7 +156,7 @@ def test_subset_sum_needs_hardly_more_packs_than_the_thirds_of_photographs_do(lo
         ("lognormal", 4096, 256, 4677),
     ],
 )
-def test_subset_sum_packs_as_few_as_recorded(name: str, capacity: int, lookahead: int, packs: int) -> None:
+def test_subset_sum_needs_the_recorded_number_of_packs(name: str, capacity: int, lookahead: int, packs: int) -> None:
     rng = np.random.default_rng(2)
     lengths = {
         "photographs": photographs(capacity),

@@ -1,4 +1,4 @@
-"""The reference is short enough to be checked against textbook definitions and published numbers."""
+"""The reference packers against textbook definitions and published numbers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_next_fit_only_looks_at_the_last_pack(lengths: list[int]) -> None:
 
 @given(st.lists(st.integers(1, 12), max_size=40))
 @settings(max_examples=60, deadline=None)
-def test_first_fit_without_limits_is_the_textbooks(lengths: list[int]) -> None:
+def test_first_fit_without_limits_is_the_textbook_algorithm(lengths: list[int]) -> None:
     packs: list[list[int]] = []
     for item, length in enumerate(lengths):
         for pack in packs:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchnpack.packer import ConstantDrop, FitTokens, Images, Packing, PatchSizes, Planner, Rows, plan
-from patchnpack.packer.config import Algorithm
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.images import measure
 from patchnpack.packer.plan import images_per_pack
 
@@ -30,7 +30,7 @@ def test_each_block_draws_by_the_weights_from_seed_epoch_and_block_alone() -> No
         assert [sizes.draw(seed=seed, epoch=epoch, block=block) for block in range(50)] != drawn[:50]
 
 
-def test_a_curriculum_goes_straight_from_the_first_weights_to_the_last() -> None:
+def test_a_curriculum_is_linear_from_the_first_weights_to_the_last() -> None:
     sizes = PatchSizes((8, 32), weights=(0, 1), end_weights=(3, 1), images=1000)
     assert [sizes.shares(images_seen).tolist() for images_seen in (0, 500, 1000, 9999)] == [
         [0, 1], [0.375, 0.625], [0.75, 0.25], [0.75, 0.25],
@@ -43,24 +43,24 @@ def test_a_curriculum_goes_straight_from_the_first_weights_to_the_last() -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sizes": ()}, r"sizes is \(\); it must be patch sizes in pixels, all different"),
+        ({"sizes": ()}, r"sizes is \(\); it must be different patch sizes in pixels"),
         ({"sizes": 16}, "sizes is 16"),
-        ({"sizes": (8, 8)}, "all different"),
+        ({"sizes": (8, 8)}, "must be different patch sizes"),
         ({"sizes": (8, 0)}, "sizes is 0; it must be at least 1"),
         ({"sizes": (8, 16), "weights": (1,)}, r"weights is \(1,\); it must be 2 numbers"),
-        ({"sizes": (8, 16), "weights": (0, 0)}, "none below 0, one above"),
-        ({"sizes": (8, 16), "weights": (-1, 2)}, "none below 0, one above"),
+        ({"sizes": (8, 16), "weights": (0, 0)}, "none below 0 and at least one above 0"),
+        ({"sizes": (8, 16), "weights": (-1, 2)}, "none below 0 and at least one above 0"),
         ({"sizes": (8, 16), "end_weights": (1, 2)}, "a curriculum needs both"),
         ({"sizes": (8, 16), "images": 5}, "a curriculum needs both"),
         ({"sizes": (8, 16), "end_weights": (1, 2), "images": 0}, "images is 0"),
     ],
 )
-def test_mistaken_sizes_are_a_value_error(options: Any, message: str) -> None:
+def test_invalid_patch_sizes_are_a_value_error(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PatchSizes(**options)
 
 
-def test_sizes_are_equal_and_hash_alike_however_they_were_given() -> None:
+def test_equal_patch_sizes_compare_and_hash_equal_whatever_their_types() -> None:
     sizes: Any = [8, np.int64(16)]
     assert PatchSizes(sizes, weights=[1, 2]) == PatchSizes((8, 16), weights=(1.0, 2.0))
     assert hash(PatchSizes([8, 16])) == hash(PatchSizes((8, 16)))
@@ -89,7 +89,7 @@ packings = st.builds(
 
 @given(packings, st.integers(0, 150), st.integers(1, 5), st.integers(0, 2))
 @settings(max_examples=80, deadline=None)
-def test_blocks_are_of_the_size_they_drew_and_each_image_counts_as_it_does_at_that_size(
+def test_each_block_has_its_drawn_patch_size_and_its_images_the_tokens_at_that_size(
     packing: Packing, n: int, block: int, epoch: int
 ) -> None:
     rows = _rows(n)
@@ -109,7 +109,7 @@ def test_blocks_are_of_the_size_they_drew_and_each_image_counts_as_it_does_at_th
 
 @given(packings, st.integers(0, 120), st.integers(1, 4), st.lists(st.integers(0, 120), max_size=8))
 @settings(max_examples=80, deadline=None)
-def test_rows_added_in_pieces_make_the_packs_of_one_plan(packing: Packing, n: int, block: int, cuts: list[int]) -> None:
+def test_rows_added_in_parts_make_the_packs_of_one_plan(packing: Packing, n: int, block: int, cuts: list[int]) -> None:
     rows = _rows(n)
     ends = [0, *sorted(min(cut, n) for cut in cuts), n]
     planner = Planner(packing, share=block)
@@ -122,7 +122,7 @@ def test_rows_added_in_pieces_make_the_packs_of_one_plan(packing: Packing, n: in
 
 
 @pytest.mark.parametrize("algorithm", ["largest_fit", "subset_sum", "first_fit", "best_fit_decreasing"])
-def test_no_image_waits_for_ever(algorithm: Any) -> None:
+def test_no_image_waits_forever(algorithm: Any) -> None:
     packing = Packing(seq_len=256, patch_size=SIZES, algorithm=algorithm, lookahead=16, resolution=FitTokens(200))
     made = plan(_rows(4000), packing, block=4)
     place = np.empty(4000, np.int64)
@@ -139,7 +139,7 @@ def test_a_patch_size_costs_little_fill() -> None:
     assert fills[PatchSizes((16, 32))] > min(fills[16], fills[32]) - 0.002
 
 
-def test_the_curriculum_follows_the_images_that_were_seen() -> None:
+def test_the_curriculum_follows_the_number_of_images_seen() -> None:
     rows = _rows(20_000)
     sizes = PatchSizes((8, 24), weights=(0, 1), end_weights=(1, 0), images=20_000)
     packing = Packing(seq_len=512, patch_size=sizes, algorithm="largest_fit")
@@ -149,16 +149,18 @@ def test_the_curriculum_follows_the_images_that_were_seen() -> None:
     assert thirds[0].mean() > 0.6 > thirds[1].mean() > thirds[2].mean()
     later = plan(rows, packing, start=20_000, block=4)
     assert (later.patch_size == 8).all()
-    # In the middle of the rows, as many blocks are of either size.
+    # Halfway through the rows, both sizes are equally frequent.
     middle = np.searchsorted(made.offsets, 10_000)
     assert 0.3 < large[middle - 100 : middle + 100].mean() < 0.7
-    # Counted by the first rows alone, so that streams which hold different images agree.
+    # Estimated from the first rows alone, so that streams of different images agree.
     assert images_per_pack(rows, packing, seed=0) == images_per_pack(rows.take(slice(4096)), packing, seed=0)
 
 
 @pytest.mark.parametrize("algorithm", ["largest_fit", "subset_sum", "first_fit", "next_fit"])
 @pytest.mark.parametrize(("side", "lookahead", "block"), [(200, 256, 7), (60, 3, 7), (60, 3, 1)])
-def test_one_size_alone_packs_as_a_plain_patch_size_does(algorithm: Any, side: int, lookahead: int, block: int) -> None:
+def test_a_single_patch_size_packs_like_a_plain_patch_size(
+    algorithm: Any, side: int, lookahead: int, block: int
+) -> None:
     rows = Rows.of_sizes(*np.random.default_rng(0).integers(17, side, (2, 3000)))
     packing = Packing(seq_len=512, patch_size=16, algorithm=algorithm, lookahead=lookahead)
     alone = plan(rows, packing.replace(patch_size=PatchSizes((16,))), block=block)
@@ -168,7 +170,7 @@ def test_one_size_alone_packs_as_a_plain_patch_size_does(algorithm: Any, side: i
     np.testing.assert_array_equal(alone.images.row, plain.images.row)
 
 
-def test_an_image_that_is_oversize_at_any_size_is_skipped_at_all() -> None:
+def test_an_image_that_is_oversize_at_any_patch_size_is_skipped_at_all_of_them() -> None:
     rows = Rows.of_sizes([64] * 20, [64] * 19 + [160])
     packing = Packing(seq_len=64, patch_size=PatchSizes((8, 16)), oversize="skip")
     made = plan(rows, packing, block=1)

@@ -30,7 +30,7 @@ def test_a_key_is_four_rounds_of_splitmix64(purpose: Purpose, seed: int, epoch: 
     assert found.tolist() == [_by_hand(purpose, seed, epoch, c) for c in counters]
 
 
-def test_keys_are_those_of_every_release() -> None:
+def test_keys_are_the_same_in_every_release() -> None:
     # A change here changes every order and every draw of every user: recorded from the plain formula above.
     counters = np.array([0, 1, _WORD - 1], np.uint64)
     assert counter_hash(Purpose.TOKEN_DROP, 7, 2, counters).tolist() == [
@@ -42,7 +42,7 @@ def test_keys_are_those_of_every_release() -> None:
 
 @given(words, st.randoms(use_true_random=False))
 @settings(max_examples=40, deadline=None)
-def test_a_key_does_not_depend_on_what_it_is_drawn_with(counters: list[int], random) -> None:  # type: ignore[no-untyped-def]
+def test_a_key_does_not_depend_on_the_other_counters(counters: list[int], random) -> None:  # type: ignore[no-untyped-def]
     together = dict(
         zip(counters, counter_hash(Purpose.ROW_ORDER, 3, 1, np.array(counters, np.uint64)).tolist(), strict=True)
     )
@@ -98,7 +98,7 @@ def test_argsort_of_keys_shuffles_evenly() -> None:
     assert ((counts - 1000) ** 2 / 1000).sum() < 30
 
 
-def test_purposes_keep_their_numbers() -> None:
+def test_the_numbers_of_purposes_do_not_change() -> None:
     assert [(p.name, p.value) for p in Purpose] == [
         ("SHARD_ORDER", 1),
         ("ROW_ORDER", 2),

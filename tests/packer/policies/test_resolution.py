@@ -33,7 +33,7 @@ def _sizes(policy: Resolution, image: Pair, P: int, m: int) -> tuple[Pair, Pair]
 
 
 def _largest_scale(image: Pair, unit: int, cells: int) -> Fraction:
-    """The largest scale at which the image covers at most `cells` cells, by trying every grid there is."""
+    """The largest scale at which the image covers at most `cells` cells, found by trying every grid."""
     w, h = image
     return max(min(Fraction(a * unit, w), Fraction(cells // a * unit, h)) for a in range(1, cells + 1))
 
@@ -55,7 +55,7 @@ def _exactly(message: str) -> str:
 
 @given(images, patches, multiples)
 @settings(max_examples=150, deadline=None)
-def test_native_pad_leaves_the_pixels_alone_and_rounds_the_grid_up(image: Pair, P: int, m: int) -> None:
+def test_native_pad_keeps_the_size_and_rounds_the_grid_up(image: Pair, P: int, m: int) -> None:
     unit = P * m
     if max(image) < unit:
         image = (unit, image[1])
@@ -66,7 +66,7 @@ def test_native_pad_leaves_the_pixels_alone_and_rounds_the_grid_up(image: Pair, 
 
 @given(images, patches, multiples)
 @settings(max_examples=150, deadline=None)
-def test_native_crop_leaves_the_pixels_alone_and_rounds_the_grid_down(image: Pair, P: int, m: int) -> None:
+def test_native_crop_keeps_the_size_and_rounds_the_grid_down(image: Pair, P: int, m: int) -> None:
     unit = P * m
     image = (max(unit, image[0]), max(unit, image[1]))
     size, grid = _sizes(Native(edge="crop"), image, P, m)
@@ -76,7 +76,7 @@ def test_native_crop_leaves_the_pixels_alone_and_rounds_the_grid_down(image: Pai
 
 @given(images, patches, multiples)
 @settings(max_examples=150, deadline=None)
-def test_native_resize_goes_to_the_nearest_whole_cell_and_never_to_none(image: Pair, P: int, m: int) -> None:
+def test_native_resize_rounds_to_the_nearest_cell_but_never_to_0(image: Pair, P: int, m: int) -> None:
     unit = P * m
     if max(image) < unit:
         image = (unit, image[1])
@@ -93,7 +93,7 @@ def test_an_image_of_40_by_50_pixels_at_patch_16(edge: Any, grid: Pair) -> None:
 
 @given(images, patches, multiples, st.integers(9, 200), st.sampled_from(["pad", "crop", "resize"]))
 @settings(max_examples=150, deadline=None)
-def test_native_max_tokens_only_touches_images_above_it(
+def test_native_max_tokens_changes_only_images_above_it(
     image: Pair, P: int, m: int, max_tokens: int, edge: Literal["pad", "crop", "resize"]
 ) -> None:
     image = (max(P * m, image[0]), max(P * m, image[1]))
@@ -125,7 +125,7 @@ def test_fit_tokens_is_the_largest_scale_of_any_grid_that_fits(
     assert grid == (gw * m, gh * m)
     assert math.prod(grid) <= max_tokens
     assert size == (grid[0] * P, grid[1] * P)
-    # The aspect is kept but for rounding up, which adds less than a cell.
+    # The aspect is kept except for rounding up, which adds less than a cell.
     for native, side in zip(image, size, strict=True):
         assert 0 <= side - native * scale < unit
 
@@ -160,7 +160,7 @@ def test_no_grid_that_fits_shows_the_image_larger(image: Pair, P: int, max_token
 
 @given(images, patches, multiples, st.integers(9, 5000), st.sampled_from(["pad", "resize"]))
 @settings(max_examples=150, deadline=None)
-def test_an_image_that_fits_is_never_enlarged_unless_asked(
+def test_an_image_that_fits_is_enlarged_only_with_upsample(
     image: Pair, P: int, m: int, max_tokens: int, edge: Literal["pad", "resize"]
 ) -> None:
     unit = P * m
@@ -173,7 +173,7 @@ def test_an_image_that_fits_is_never_enlarged_unless_asked(
         assert size == (image if edge == "pad" else (grid[0] * P, grid[1] * P))
 
 
-def test_a_small_image_is_enlarged_when_asked() -> None:
+def test_a_small_image_is_enlarged_with_upsample() -> None:
     assert _sizes(FitTokens(64, upsample=True), (32, 32), 16, 1) == ((128, 128), (8, 8))
     assert _sizes(FitTokens(64), (32, 32), 16, 1) == ((32, 32), (2, 2))
 
@@ -210,7 +210,7 @@ def test_naflexs_bisection_ends_just_below_the_exact_scale(image: Pair, P: int, 
         assert least <= found <= most
 
 
-def test_fit_tokens_with_upsampling_is_naflexs_rule() -> None:
+def test_fit_tokens_with_upsample_is_the_rule_of_naflex() -> None:
     rng = np.random.default_rng(0)
     total, equal = 2000, 0
     for w, h, P, max_tokens in zip(
@@ -257,7 +257,7 @@ every_policy = pytest.mark.parametrize("policy", POLICIES, ids=str)
 
 @every_policy
 @pytest.mark.parametrize("m", [1, 2, 3])
-def test_many_images_at_once_are_what_each_is_alone(policy: Resolution, m: int) -> None:
+def test_sizes_of_many_images_equal_those_of_each_alone(policy: Resolution, m: int) -> None:
     rng = np.random.default_rng(0)
     w, h = rng.integers(48, 1000, (2, 300)).astype(np.int32)
     size, grid, _ = policy.sizes(w, h, 16, m)
@@ -275,7 +275,7 @@ def test_both_sides_of_every_grid_are_multiples_of_grid_multiple(policy: Resolut
 
 
 @every_policy
-def test_the_arguments_are_left_alone_and_no_images_give_no_sizes(policy: Resolution) -> None:
+def test_the_arguments_are_not_modified_and_no_images_give_no_sizes(policy: Resolution) -> None:
     w, h = np.array([500, 64, 2000]), np.array([375, 64, 100])
     policy.sizes(w, h, 16, 1)
     assert (w.tolist(), h.tolist()) == ([500, 64, 2000], [375, 64, 100])
@@ -286,7 +286,7 @@ def test_the_arguments_are_left_alone_and_no_images_give_no_sizes(policy: Resolu
 
 @every_policy
 @pytest.mark.parametrize("m", [1, 2, 3])
-def test_a_limit_for_each_image_shrinks_those_above_it_and_touches_no_other(policy: Resolution, m: int) -> None:
+def test_a_limit_per_image_shrinks_only_the_images_above_it(policy: Resolution, m: int) -> None:
     rng = np.random.default_rng(2)
     w, h = rng.integers(48, 1000, (2, 200))
     w[:2], h[:2] = [48, 5000], [5000, 48]
@@ -333,13 +333,13 @@ def test_extreme_aspects_fill_one_line_of_cells(image: Pair, edge: Any, m: int) 
     ("policy", "image", "m", "message"),
     [
         (Native(), (15, 9), 1, "an image of 15x9 pixels is smaller than a patch of 16x16 (2 of 3 images are); use a "
-         "smaller patch_size, or leave such images out"),
+         "smaller patch_size, or filter such images out"),
         (Native(edge="resize"), (15, 15), 1, "an image of 15x15 pixels is smaller than a patch of 16x16 (2 of 3 "
-         "images are); use a smaller patch_size, or leave such images out"),
+         "images are); use a smaller patch_size, or filter such images out"),
         (Native(edge="crop"), (15, 200), 1, "an image of 15x200 pixels is smaller than a patch of 16x16 (2 of 3 "
-         "images are); use a smaller patch_size, edge='pad', or leave such images out"),
+         "images are); use a smaller patch_size, edge='pad', or filter such images out"),
         (Native(), (31, 20), 2, "an image of 31x20 pixels is smaller than grid_multiple 2 x 2 patches of 32x32 (2 of 3 "
-         "images are); use a smaller patch_size, or leave such images out"),
+         "images are); use a smaller patch_size, or filter such images out"),
     ],
 )  # fmt: skip
 def test_an_image_smaller_than_a_patch_is_an_error_that_names_it(
@@ -350,7 +350,7 @@ def test_an_image_smaller_than_a_patch_is_an_error_that_names_it(
         policy.sizes(w, h, 16, m)
 
 
-def test_native_pad_takes_an_image_that_is_a_patch_long_one_way_only() -> None:
+def test_native_pad_accepts_an_image_with_one_side_of_a_patch() -> None:
     assert _sizes(Native(), (16, 1), 16, 1) == ((16, 1), (1, 1))
     assert _sizes(Native(edge="resize"), (16, 1), 16, 1) == ((16, 16), (1, 1))
 
@@ -375,7 +375,7 @@ def test_a_policy_out_of_range_names_the_value_and_the_limit(
         policy(**arguments)
 
 
-def test_a_square_that_is_no_multiple_of_the_patch_names_one_that_is() -> None:
+def test_a_square_that_is_not_a_multiple_of_the_patch_size_is_an_error_that_names_one() -> None:
     image = np.array([64])
     with pytest.raises(ValueError, match=r"Square\(100\) is not .* patch_size \* grid_multiple = 32; use Square\(96\)"):
         Square(100).sizes(image, image, 16, 2)

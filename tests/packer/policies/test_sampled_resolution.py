@@ -34,7 +34,7 @@ def _images(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 @every_policy
 @pytest.mark.parametrize("m", [1, 2])
-def test_each_image_draws_for_itself_whichever_are_asked_for_together(policy: Resolution, m: int) -> None:
+def test_the_draws_of_each_image_do_not_depend_on_the_others(policy: Resolution, m: int) -> None:
     width, height = _images(300)
     images_seen, limit = np.arange(300), np.random.default_rng(1).integers(4, 400, 300)
     whole = policy.sizes(width, height, 16, m, keys=KEYS[:300], images_seen=images_seen, limit=limit)
@@ -53,9 +53,9 @@ def test_each_image_draws_for_itself_whichever_are_asked_for_together(policy: Re
 
 
 @every_policy
-def test_sizes_are_drawn_and_without_keys_that_is_an_error(policy: Resolution) -> None:
+def test_drawing_sizes_without_keys_is_an_error(policy: Resolution) -> None:
     assert policy.draws
-    with pytest.raises(ValueError, match="draws each image's size and needs keys"):
+    with pytest.raises(ValueError, match="draws each image's size; give keys, one uint64 per image"):
         policy.sizes(np.array([64]), np.array([64]), 16)
     width, height = np.full(50, 640), np.full(50, 480)
     drawn = [policy.sizes(width, height, 16, keys=keys).grid.tolist() for keys in (KEYS[:50], KEYS[50:100])]
@@ -80,7 +80,7 @@ def test_sides_follow_their_distribution(dist: Any) -> None:
 
 
 @pytest.mark.parametrize("edge", ["pad", "resize"])
-def test_a_sampled_sides_area_is_the_side_squared_and_the_aspect_stays(edge: Any) -> None:
+def test_the_area_of_a_sampled_side_is_the_side_squared_and_the_aspect_is_kept(edge: Any) -> None:
     policy = SampleSide(low=256, high=1024, edge=edge)
     width, height = np.random.default_rng(0).integers(200, 800, (2, 2000))
     sizes = policy.sizes(width, height, 4, keys=KEYS[:2000])
@@ -110,7 +110,7 @@ _SIDE = st.integers(1, 3000)
 
 @given(_KEY, _SIDE, _SIDE, st.sampled_from([((0.08, 1.0), (3 / 4, 4 / 3)), ((0.5, 1.0), (4.0, 9.0)), ((1, 1), (1, 1))]))
 @settings(max_examples=300, deadline=None)
-def test_a_crop_is_the_references(key: int, width: int, height: int, ranges: Any) -> None:
+def test_crops_equal_the_reference(key: int, width: int, height: int, ranges: Any) -> None:
     out = np.empty((1, 4), np.int32)
     scale, ratio = (np.array(pair, np.float64) for pair in ranges)
     _draws.crops(np.array([key], np.uint64), np.array([width]), np.array([height]), scale, ratio, out)
@@ -121,8 +121,8 @@ def test_a_crop_is_the_references(key: int, width: int, height: int, ranges: Any
     assert min(w, h) >= 1
 
 
-def test_crops_have_the_area_aspect_and_place_that_are_asked_for() -> None:
-    n, side = len(KEYS), 16_000  # large, so that rounding to pixels does not show
+def test_crops_have_the_requested_area_aspect_and_position() -> None:
+    n, side = len(KEYS), 16_000  # large, so that rounding to pixels is negligible
     policy = RandomResizedCrop(scale=(0.1, 0.4), ratio=(1 / 2, 2))
     sizes = policy.sizes(np.full(n, side), np.full(n, side), 16, keys=KEYS ^ np.uint64(5))
     assert sizes.box is not None
@@ -131,7 +131,7 @@ def test_crops_have_the_area_aspect_and_place_that_are_asked_for() -> None:
         assert stats.kstest(value, stats.uniform(0, 1).cdf).pvalue > 0.001
 
 
-def test_an_image_too_long_for_any_aspect_gives_the_largest_part_of_its_centre() -> None:
+def test_an_image_too_long_for_any_aspect_gives_the_largest_centre_crop() -> None:
     sizes = RandomResizedCrop(scale=(0.9, 1.0)).sizes(
         np.array([1000, 30]), np.array([30, 1000]), 16, keys=np.zeros(2, np.uint64)
     )
@@ -139,7 +139,7 @@ def test_an_image_too_long_for_any_aspect_gives_the_largest_part_of_its_centre()
     assert sizes.box.tolist() == [[480, 0, 40, 30], [0, 480, 30, 40]]
 
 
-def test_a_crop_keeps_its_resolution_up_to_max_tokens_and_is_enlarged_only_if_asked() -> None:
+def test_a_crop_keeps_its_resolution_up_to_max_tokens_and_is_enlarged_only_with_upsample() -> None:
     n = 3000
     width, height = _images(n)
     for upsample in (False, True):
@@ -160,7 +160,7 @@ def test_a_crop_keeps_its_resolution_up_to_max_tokens_and_is_enlarged_only_if_as
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=40))
 @settings(max_examples=60, deadline=None)
-def test_each_image_is_given_the_policy_of_its_own_stage(images_seen: list[int]) -> None:
+def test_each_image_gets_the_policy_of_its_stage(images_seen: list[int]) -> None:
     stages = ((0, FitTokens(4)), (10, SampleSide(low=40, high=90)), (11, RandomResizedCrop()), (20, Native()))
     n = len(images_seen)
     width, height = _images(n)
@@ -189,13 +189,13 @@ def test_each_image_is_given_the_policy_of_its_own_stage(images_seen: list[int])
         (lambda: RandomResizedCrop(ratio=(2, 1)), r"ratio is \(2, 1\)"),
         (lambda: RandomResizedCrop(ratio=(1, math.inf)), r"ratio is \(1, inf\)"),
         (lambda: RandomResizedCrop(max_tokens=0), "max_tokens is 0"),
-        (lambda: RandomResizedCrop(upsample=True), "upsample is True and max_tokens is None; give the tokens"),
+        (lambda: RandomResizedCrop(upsample=True), "upsample is True and max_tokens is None; give max_tokens"),
         (lambda: ScheduledResolution(()), "stages is"),
         (lambda: ScheduledResolution(((5, Native()),)), "growing from 0"),
         (lambda: ScheduledResolution(((0, Native()), (0, FitTokens(4)))), "growing from 0"),
-        (lambda: ScheduledResolution(((0, 16),)), "a resolution policy"),  # type: ignore[arg-type]
+        (lambda: ScheduledResolution(((0, 16),)), "with a resolution policy"),  # type: ignore[arg-type]
     ],
 )
-def test_a_mistaken_policy_is_a_value_error_with_the_value(make: Any, message: str) -> None:
+def test_an_invalid_policy_is_a_value_error_with_the_value(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()

@@ -39,7 +39,7 @@ def test_constant_drop_keeps_the_nearest_whole_number_of_tokens_and_at_least_one
         assert count == 1 or abs(count - exact) <= Fraction(1, 2) + of * Fraction(1, 10**15)
 
 
-def test_constant_drop_keeps_these_counts() -> None:
+def test_constant_drop_keeps_the_recorded_counts() -> None:
     tokens = np.array([1, 2, 3, 4, 5, 10, 1000])
     assert ConstantDrop(0.5).keep(tokens, _KEYS, 64).tolist() == [1, 1, 2, 2, 2, 5, 500]
     assert ConstantDrop(0.9).keep(tokens, _KEYS, 64).tolist() == [1, 1, 1, 1, 1, 1, 100]
@@ -67,7 +67,7 @@ def test_a_rate_out_of_range_is_an_error_that_names_it(rate: float) -> None:
 
 
 _MANY = np.random.default_rng(7).integers(0, 2**64, 100_000, np.uint64)
-_FINE = np.full(len(_MANY), 10**9)  # so many tokens that rounding does not show in the rate
+_FINE = np.full(len(_MANY), 10**9)  # enough tokens that rounding does not affect the rate
 
 
 def _rates(drop: TokenDrop, tokens: np.ndarray = _FINE, seq_len: int = 1024) -> np.ndarray:
@@ -101,12 +101,12 @@ def test_resolution_drop_is_a_truncated_normal_whose_mean_grows_with_the_tokens(
     assert stats.kstest(rates, known.cdf).pvalue > 0.001
 
 
-def test_drop_to_tokens_keeps_at_most_so_many() -> None:
+def test_drop_to_tokens_keeps_at_most_its_number_of_tokens() -> None:
     assert DropToTokens(5).keep(np.array([1, 4, 5, 6, 500]), _KEYS[:5], 64).tolist() == [1, 4, 5, 5, 5]
 
 
 @pytest.mark.parametrize("drop", [BetaDrop(0.5, 0.8), ResolutionDrop(0.2, 0.6, 0.1)])
-def test_rates_do_not_depend_on_the_order_or_the_batch_in_which_images_are_asked_for(drop: TokenDrop) -> None:
+def test_rates_do_not_depend_on_the_order_or_batch_of_the_images(drop: TokenDrop) -> None:
     tokens = np.random.default_rng(0).integers(1, 2000, 500)
     whole = drop.keep(tokens, _MANY[:500], 1024)
     order = np.random.default_rng(1).permutation(500)
@@ -139,7 +139,7 @@ def test_scheduled_rates_are_the_drops_own_times_a_sigmoid_over_the_images_seen(
         ({"tau": 0}, "tau is 0; it must be a number of images above 0"),
     ],
 )
-def test_a_mistaken_schedule_is_a_value_error(changes: Any, message: str) -> None:
+def test_an_invalid_schedule_is_a_value_error(changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ScheduledDrop(**({"drop": ConstantDrop(0.5), "start": 1, "end": 0, "midpoint": 10, "tau": 1} | changes))
 
@@ -156,7 +156,7 @@ def test_at_least_one_token_stays_and_none_is_added(tokens: list[int], drop: Tok
     assert ((kept >= 1) & (kept <= tokens)).all()
 
 
-# Of 256 slots many of these images take all: what is left beside a large one that lost little stays empty.
+# Many of these images take all of 256 slots; slots left by a large one that lost few tokens stay empty.
 @pytest.mark.parametrize(("seq_len", "full"), [(256, 0.9995), (1024, 0.9999), (4096, 0.9999), (16384, 0.9999)])
 def test_beta_drop_with_undrop_fills_packs_and_stays_near_its_mean(seq_len: int, full: float) -> None:
     sides = np.random.default_rng(0).integers(64, 700, (2, 20_000))

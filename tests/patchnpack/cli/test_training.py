@@ -164,7 +164,7 @@ def test_init_starts_from_a_checkpoint(shards: Shards, tmp_path: Path, run: Path
 
 def test_image_text_training_runs(shards: Shards, tmp_path: Path) -> None:
     flags = ["--text=cls", "--epochs=2", "--validation", shards("v.tar"), "-o", tmp_path / "run"]
-    with pytest.raises(ValueError, match=r"member 'cls' holds bytes, not a text"):
+    with pytest.raises(ValueError, match=r"member 'cls' holds bytes, not text"):
         ran("train", shards(), *SMALL, *flags)
     import tarfile
 
@@ -227,7 +227,7 @@ def test_train_resumes_an_existing_run(shards: Shards, tmp_path: Path, run: Path
     content = json.loads((tmp_path / "run" / "history.jsonl").read_text().splitlines()[-1])
     printed = ran("train", "--config", tmp_path / "run" / "run.toml", "--resume")
     assert f"loss: {content['loss']:.4g}" in printed
-    with pytest.raises(ValueError, match=r"with epochs 1, this one has 2"):
+    with pytest.raises(ValueError, match=r"with epochs 1, but this run has 2"):
         ran("train", "--config", tmp_path / "run" / "run.toml", "--epochs=2")
     ran("train", "--config", tmp_path / "run" / "run.toml", "--epochs=2", "--no-resume")
     assert load_checkpoint(run).train_config["epochs"] == 2

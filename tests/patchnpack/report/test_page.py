@@ -143,7 +143,7 @@ def test_check_page_creates_the_folder_or_raises(tmp_path: Path) -> None:
     assert (tmp_path / "absent" / "too").is_dir()
     (tmp_path / "file").touch()
     for name in ("file/a.html", "file/absent/a.html"):
-        with pytest.raises(ValueError, match=rf"{name}' cannot be written: '.*' is no folder; give another path"):
+        with pytest.raises(ValueError, match=rf"{name}' cannot be written: '.*' is not a folder; give another path"):
             check_page(tmp_path / name)
 
 

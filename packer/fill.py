@@ -1,4 +1,4 @@
-"""What becomes of the slots that a pack has left, or lacks: `Packing.fill`."""
+"""`Packing.fill`: give leftover slots back, or fit images that are slightly too long."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ _NO_LIMIT = 1 << 40
 
 
 def _rescaling(packing: Packing, patch_size: int) -> tuple[int, int, int, float, int]:
-    """How sizes may change: P, grid multiple, edge, the share that sides change at most, and the largest grid."""
+    """Limits of size changes, as the kernels take them.
+
+    P, grid multiple, edge, the largest change of a side as a share, and the largest grid.
+    """
     policy = packing.resolution
-    edge, most = getattr(policy, "edge", "resize"), getattr(policy, "max_tokens", None)
-    return patch_size, packing.grid_multiple, _EDGES[edge], packing.max_scale, _NO_LIMIT if most is None else most
+    edge, limit = getattr(policy, "edge", "resize"), getattr(policy, "max_tokens", None)
+    return patch_size, packing.grid_multiple, _EDGES[edge], packing.max_scale, _NO_LIMIT if limit is None else limit
 
 
 def fewest_tokens(images: Images, packing: Packing, patch_size: int) -> np.ndarray | None:
-    """What `fill` may cut each image to so that it closes a pack, int64 (M,); None where it cuts none."""
+    """Fewest tokens that `fill` may cut each image to, int64 (M,); None where it cuts none."""
     if packing.fill == "trim":
         keep = images.keep.astype(np.int64)
         return keep - (keep * packing.max_trim).astype(np.int64)
@@ -34,13 +37,13 @@ def fewest_tokens(images: Images, packing: Packing, patch_size: int) -> np.ndarr
 
 
 def fill_packs(images: Images, offsets: np.ndarray, packing: Packing, patch_size: int) -> None:
-    """Makes the tokens of each pack fill its slots as `packing.fill` says; changes `images` in place."""
+    """Fill the slots of each pack as `packing.fill` says; changes `images` in place."""
     if packing.fill == "none":
         return
     if packing.fill == "trim":
         least = fewest_tokens(images, packing, patch_size)
         _fill.trim(least, images.keep, offsets, packing.seq_len)
     elif packing.fill == "rescale":
-        how = _rescaling(packing, patch_size)
-        _fill.rescale(images.size, images.grid, images.keep, offsets, packing.seq_len, *how)
+        limits = _rescaling(packing, patch_size)
+        _fill.rescale(images.size, images.grid, images.keep, offsets, packing.seq_len, *limits)
     _fill.undrop(images.grid.prod(1, dtype=np.int64), images.keep, offsets, packing.seq_len)
