@@ -1,6 +1,6 @@
-"""Doctests meet each module once, under its installed name.
+"""Import each module once for its doctests, under its installed name.
 
-pytest would import packer/plan.py as `packer.plan`: a second copy, with other classes than `patchnpack.packer.plan`.
+pytest would import packer/plan.py as `packer.plan`, a second copy with other classes than `patchnpack.packer.plan`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _FOLDERS = tuple(_ROOT / name for name in ("packer", "loaders", "models", "train
 
 
 def pytest_collect_file(file_path: Path) -> None:
-    """Give pytest the installed module for a file of a package that is installed under another name."""
+    """Map a file to the installed module, whose name differs from the path."""
     if file_path.suffix == ".py" and any(file_path.is_relative_to(folder) for folder in _FOLDERS):
         path = file_path.parent if file_path.stem == "__init__" else file_path.with_suffix("")
         name = ".".join(path.relative_to(_ROOT).parts)
@@ -26,7 +26,7 @@ def pytest_collect_file(file_path: Path) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Indexes are cached in a folder of this run, here and in processes that tests start."""
+    """Cache indexes in a folder of this run, also in processes that tests start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATCHNPACK_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

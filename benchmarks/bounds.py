@@ -16,12 +16,12 @@ from scipy.sparse import csc_array
 
 # n items of m distinct lengths, `counts` of each; L capacity
 
-_ONE = 1 << 40  # duals are whole numbers of this unit, so the bound they prove is exact
-_DISTINCT = 400  # more lengths than this make the linear programme slow
+_ONE = 1 << 40  # duals are integers in this unit, which makes the bound exact
+_DISTINCT = 400  # with more distinct lengths, the linear programme is slow
 
 
 def volume_bound(lengths: np.ndarray, capacity: int) -> int:
-    """Packs that hold the tokens, if items could be cut: ceil(sum / L).
+    """Packs needed if items could be cut: ceil(sum / L).
 
     >>> volume_bound(np.array([6, 6, 6]), 10)
     2
@@ -32,8 +32,8 @@ def volume_bound(lengths: np.ndarray, capacity: int) -> int:
 def martello_toth_bound(lengths: np.ndarray, capacity: int) -> int:
     """The bound L2 of Martello and Toth (1990), in O(n + L).
 
-    For a threshold t up to L / 2: items above L - t are alone, those above L / 2 are in packs of their own, and of the
-    rest those of at least t only fit beside the latter, or in further packs.
+    For a threshold t up to L / 2, each item above L - t needs a pack without other counted items, and each item above
+    L / 2 needs its own pack. Other items of at least t fit only next to the latter or in further packs.
 
     >>> martello_toth_bound(np.array([6, 6, 6]), 10)
     3
@@ -54,7 +54,7 @@ def martello_toth_bound(lengths: np.ndarray, capacity: int) -> int:
 
 @njit
 def _price(sizes, values, capacity, best, choice):  # type: ignore[no-untyped-def]
-    """The most value that fits each room, any number of each length: `best` (L + 1,), and the length taken last."""
+    """Solve the unbounded knapsack: the best value per room, `best` (L + 1,), and the last length chosen."""
     best[0], choice[0] = 0, -1
     for room in range(1, capacity + 1):
         best[room], choice[room] = best[room - 1], -1
@@ -68,7 +68,7 @@ def _price(sizes, values, capacity, best, choice):  # type: ignore[no-untyped-de
 
 @njit
 def _pattern(sizes, best, choice, room, pattern):  # type: ignore[no-untyped-def]
-    """Adds to `pattern` (m,) the items that `_price` chose for `room`."""
+    """Add the items that `_price` chose for `room` to `pattern` (m,)."""
     while room > 0:
         i = choice[room]
         if i < 0:
@@ -79,7 +79,7 @@ def _pattern(sizes, best, choice, room, pattern):  # type: ignore[no-untyped-def
 
 
 def _decreasing_patterns(sizes: np.ndarray, counts: np.ndarray, capacity: int) -> np.ndarray:
-    """Patterns of a packing that fills each pack with the largest that fits, int64 (patterns, m)."""
+    """Patterns of a packing that fills each pack with the largest items that fit, int64 (patterns, m)."""
     left, patterns = counts.copy(), []
     while left.any():
         room, pattern = capacity, np.zeros(len(sizes), np.int64)
@@ -92,16 +92,16 @@ def _decreasing_patterns(sizes: np.ndarray, counts: np.ndarray, capacity: int) -
 
 
 def column_generation_bound(lengths: np.ndarray, capacity: int, *, seconds: float = 15, rounds: int = 400) -> int:
-    """The linear programme over all patterns (Gilmore and Gomory 1961), rounded up; a lower bound wherever it stops.
+    """The linear programme over all patterns (Gilmore and Gomory 1961), rounded up; valid even if stopped early.
 
-    Each round solves the programme over the patterns found so far and prices new ones by its duals: the best that
-    holds each length. Duals divided by the value of the best pattern are feasible, which is Farley's bound (1990).
-    Duals are rounded to whole numbers first, so that the bound is exact although the programme is solved in floats.
+    Each round solves the programme over the patterns found so far. Its duals price new patterns: the best pattern that
+    holds each length. Duals divided by the value of the best pattern are feasible, which gives Farley's bound (1990).
+    Duals are rounded to integers first, so that the bound is exact although the solver uses floats.
 
     Args:
         lengths: int (n,), each from 1 to `capacity`.
         capacity: L.
-        seconds, rounds: when to stop; the bound found so far is given.
+        seconds, rounds: limits, after which the best bound so far is returned.
 
     >>> column_generation_bound(np.array([4, 4, 4, 4, 3, 3]), 10)  # 22 tokens; two packs would hold two 4s and no 3
     3
@@ -122,10 +122,10 @@ def column_generation_bound(lengths: np.ndarray, capacity: int, *, seconds: floa
         _price(sizes, values, capacity, best, choice)
         proven = sum(int(c) * int(v) for c, v in zip(counts, values, strict=True))
         lower = max(lower, -(-proven // int(best[capacity])))
-        # Further rounds could lower the programme's value only to a number that rounds up to the same.
+        # Further rounds could lower the value only to a number that rounds up to the same bound.
         if lower >= solved.fun - 1e-6 or time.perf_counter() - began > seconds:
             break
-        worth = values + best[capacity - sizes]  # of the best pattern that holds each length
+        worth = values + best[capacity - sizes]  # value of the best pattern that holds each length
         found = []
         for i in np.argsort(-worth, kind="stable"):
             if worth[i] <= _ONE + (_ONE >> 30):
@@ -141,7 +141,7 @@ def column_generation_bound(lengths: np.ndarray, capacity: int, *, seconds: floa
 
 
 def lower_bound(lengths: np.ndarray, capacity: int, *, seconds: float = 15) -> tuple[int, str]:
-    """The best of the bounds, and its name: the first that gives it.
+    """Return the best bound and its name; ties go to the first.
 
     >>> lower_bound(np.array([6, 6, 6]), 10)
     (3, 'Martello-Toth')

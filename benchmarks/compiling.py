@@ -36,7 +36,7 @@ from patchnpack.packer.binpacking.algorithms import Algorithm
 
 
 def call_every_kernel() -> tuple[float, float]:
-    """Seconds of a plan with the default packing, and of all kernels together."""
+    """Seconds of a plan with the default packing, and of all kernels in total."""
     rows = Rows.of_sizes(*np.random.default_rng(0).integers(48, 400, (2, 2000)))
     began = time.perf_counter()
     plan(rows, Packing())

@@ -40,7 +40,7 @@ SEQ_LENS = (256, 1024, 4096, 16384)
 
 
 def photographs(images: int) -> Rows:
-    """Sizes as this file says above."""
+    """Draw sizes as described in the module docstring."""
     rng = np.random.default_rng(1)
     area, aspect = lognormal(rng, 650, 1.15, images) * 256, rng.choice([1, 4 / 3, 3 / 4, 3 / 2, 2 / 3], images)
     half = rng.random(images) < 0.5
@@ -52,8 +52,8 @@ def by_row(images: Images) -> Images:
     return images.take(np.argsort(images.row))
 
 
-def ways(images: int) -> Iterator[dict[str, object]]:
-    """A row of the table for each input, L and fill."""
+def methods(images: int) -> Iterator[dict[str, object]]:
+    """Yield a row of the table for each input, L and fill."""
     uniform = Rows.of_sizes(*np.random.default_rng(0).integers(64, 700, (2, images)))
     inputs = (
         ("ImageNet-like", photographs(images), NoDrop()),
@@ -95,9 +95,9 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, "
         f"numpy {np.__version__}, numba {numba.__version__}, {datetime.date.today()}; {options.images} images"
     )
-    print(f"{'':38}{'L':>6} {'fill':8}{'full':>10}{'rate':>8}{'drawn':>8}{'lost':>9}{'rescaled':>10}{'most':>8}")
+    print(f"{'':38}{'L':>6} {'fill':8}{'full':>10}{'rate':>8}{'drawn':>8}{'lost':>9}{'rescaled':>10}{'max':>8}")
     results = []
-    for row in ways(options.images):
+    for row in methods(options.images):
         results.append(row)
         print(
             f"{row['input']:38}{row['seq_len']:>6} {row['fill']:8}{row['percent_full']:>8} %{row['rate']:>8}"

@@ -38,14 +38,15 @@ from patchnpack.packer import _kernels
 
 HERE = Path(__file__).resolve().parent
 CLOTHING = HERE.parents[1] / "shared" / "data" / "clothing" / "train-{000000..000009}.tar"
-BUDGET = 60  # microseconds an image
+BUDGET = 60  # microseconds per image
 
 
 def no_decode(data: bytes, colorspace: str = "RGB", *, buffer: np.ndarray, strict: bool = True) -> np.ndarray:
     return buffer
 
 
-# Compiled, so that handing Python's arguments to compiled code still counts. A batch checks its segments.
+# The stubs are compiled, so that passing arguments from Python to compiled code still counts. They write segment ids,
+# because a batch checks them.
 @njit(nogil=True)
 def no_place(pixels, patch, grid_w, grid_h, key, segment, patches, segment_ids, coords):  # type: ignore[no-untyped-def]
     segment_ids[:] = segment
@@ -57,7 +58,7 @@ def no_clearing(patches, used):  # type: ignore[no-untyped-def]
 
 
 def cost(loader: PackedImageLoader) -> float:
-    """CPU time of this process over one epoch, in microseconds an image."""
+    """CPU time of this process over one epoch, in microseconds per image."""
     began = time.process_time()
     images = sum(batch.num_images for batch in loader)
     assert images == len(loader.index), f"{images} of {len(loader.index)} images"
@@ -65,7 +66,7 @@ def cost(loader: PackedImageLoader) -> float:
 
 
 def measure(index: Index, threads: int, rounds: int) -> list[float]:
-    """The cost in each round, after one that warms up."""
+    """Measure the cost in each round, after one warm-up round."""
     packing = Packing(seq_len=4096, patch_size=16)
     label = "cls" if "cls" in index.members else None  # as in training
     loader = PackedImageLoader(index, packing, batch_size=8, num_threads=threads, label=label)
@@ -108,7 +109,7 @@ def main() -> None:
         found = measure(index, threads, options.rounds)
         figures = {"median": statistics.median(found), "low": min(found), "high": max(found)}
         print(
-            f"{threads} threads: {figures['median']:.1f} microseconds an image "
+            f"{threads} threads: {figures['median']:.1f} microseconds per image "
             f"({figures['low']:.1f} to {figures['high']:.1f}), budget {BUDGET}"
         )
         rows.append({"threads": threads, **{name: f"{value:.1f}" for name, value in figures.items()}, **details})

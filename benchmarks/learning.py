@@ -69,7 +69,9 @@ POSITIONS: dict[str, dict[str, Any]] = {
     "axial RoPE": {"position": "rope"},
     "none": {"max_grid": 32},
 }
-MARKED: dict[str, tuple[marks.Grid, ...]] = {  # where positions are measured; the first is what they are trained on
+MARKED: dict[
+    str, tuple[marks.Grid, ...]
+] = {  # grids for measuring positions; the first entry is also used for training
     "35 or 36 tokens": ((6, 6), (5, 7), (7, 5), (4, 9), (9, 4)),
     "8x8": ((8, 8),),
     "12x12": ((12, 12),),
@@ -79,19 +81,19 @@ MARKED: dict[str, tuple[marks.Grid, ...]] = {  # where positions are measured; t
 }
 
 Row = dict[str, Any]
-Found = tuple[str, dict[str, float | str], float]  # a variant, accuracy by where it was measured, or "refuses", minutes
+Found = tuple[str, dict[str, float | str], float]  # variant, accuracy (or "refuses") by place of measurement, minutes
 
 
 @dataclass(frozen=True)
 class Data:
-    """The images, and how long to learn from them."""
+    """The images and the number of training epochs."""
 
     train: Index
     validation: Index
     epochs: int
 
     def fit(self, packing: Packing, seed: int, model: NaViT | NaViTConfig, **options: Any) -> tuple[NaViT, float]:
-        """A model trained for `epochs`, and the minutes that it took."""
+        """Train a model; return it with the training time in minutes."""
         loader = PackedImageLoader(self.train, packing, batch_size=1, shuffle=True, seed=seed, label="cls")
         budget = {"steps": options.pop("steps")} if "steps" in options else {"epochs": self.epochs}
         config = TrainConfig(**budget, lr=1e-3, seed=seed, eval_every=10**6, log_every=1e9)
@@ -103,8 +105,8 @@ class Data:
         loader = PackedImageLoader(self.validation, packing, batch_size=1, label="cls")
         return evaluate(model, loader)["accuracy"]
 
-    def accuracy_if_taken(self, model: NaViT, packing: Packing) -> float | str:
-        """The accuracy, or "refuses" where grids are larger than the model's `max_grid`."""
+    def accuracy_or_refusal(self, model: NaViT, packing: Packing) -> float | str:
+        """Return the accuracy, or "refuses" if grids are larger than the model's `max_grid`."""
         try:
             return self.accuracy(model, packing)
         except ValueError as error:
@@ -113,6 +115,7 @@ class Data:
             return "refuses"
 
     def at_each_size(self, model: NaViT) -> dict[str, float | str]:
+        """Return the accuracy at each patch size."""
         return {f"patch {size}": self.accuracy(model, Packing(seq_len=576, patch_size=size)) for size in SIZES}
 
 
@@ -144,7 +147,7 @@ def distillation(data: Data, seed: int) -> Iterator[Found]:
 
 
 class Unplaced(NaViT):
-    """A NaViT to which every patch lies in the corner: what it knows, it knows without positions."""
+    """A NaViT without position information: every patch has coordinates (0, 0)."""
 
     def encode(self, patches: Any, coords: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return super().encode(patches, torch.zeros_like(coords), *others)
@@ -154,11 +157,11 @@ def positions(data: Data, seed: int) -> Iterator[Found]:
     packing, images = Packing(seq_len=256, patch_size=marks.PATCH), 2 * len(data.train)
     for part, (task, classes) in enumerate(marks.CLASSES.items()):
         with tempfile.TemporaryDirectory() as folder:
-            places = [next(iter(MARKED.values())), *MARKED.values()]
+            grid_sets = [next(iter(MARKED.values())), *MARKED.values()]
             counts = [images, *[images // 10] * len(MARKED)]
             indexes = [
                 scan(marks.draw_marks(Path(folder), task, grids, count, (seed, part, i)))
-                for i, (grids, count) in enumerate(zip(places, counts, strict=True))
+                for i, (grids, count) in enumerate(zip(grid_sets, counts, strict=True))
             ]
             training = replace(data, train=indexes[0])
             sizes = {at: replace(data, validation=index) for at, index in zip(MARKED, indexes[1:], strict=True)}
@@ -167,15 +170,15 @@ def positions(data: Data, seed: int) -> Iterator[Found]:
                 torch.manual_seed(seed)
                 start = Unplaced(config) if name == "none" else NaViT(config)
                 model, minutes = training.fit(packing, seed, start)
-                yield f"{task}: {name}", {at: sizes[at].accuracy_if_taken(model, packing) for at in sizes}, minutes
+                yield f"{task}: {name}", {at: sizes[at].accuracy_or_refusal(model, packing) for at in sizes}, minutes
 
 
 def token_drop(data: Data, seed: int) -> Iterator[Found]:
     whole = Packing(seq_len=256, patch_size=16)
     dropped = whole.replace(token_drop=BetaDrop(mean=0.5, max=0.8))
     steps = _steps(data, whole)
-    ways = {"none": whole, "half, undrop": dropped, "half, none given back": dropped.replace(fill="none")}
-    for name, packing in ways.items():
+    packings = {"none": whole, "half, undrop": dropped, "half, none given back": dropped.replace(fill="none")}
+    for name, packing in packings.items():
         model, minutes = data.fit(packing, seed, NaViTConfig(**MODEL), steps=steps)
         epochs = steps / _steps(Data(data.train, data.validation, 1), packing)
         yield name, {"whole images": data.accuracy(model, whole), "epochs": epochs}, minutes
@@ -185,7 +188,9 @@ def _steps(data: Data, packing: Packing) -> int:
     return PackedImageLoader(data.train, packing, batch_size=1, shuffle=True, label="cls").total_steps(data.epochs)
 
 
-EXPERIMENTS: dict[str, tuple[Callable[[Data, int], Iterator[Found]], int]] = {  # each with its number of epochs
+EXPERIMENTS: dict[
+    str, tuple[Callable[[Data, int], Iterator[Found]], int]
+] = {  # the function and its default number of epochs
     "patch_sizes": (patch_sizes, 4),
     "distillation": (distillation, 1),
     "positions": (positions, 3),
@@ -194,7 +199,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Data, int], Iterator[Found]], int]] = {  
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Accuracy at each patch size, a line for each way of training: means, and a band from least to most."""
+    """Plot accuracy over patch size with a line per variant: the mean, and a band from minimum to maximum."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -217,25 +222,29 @@ def draw(rows: list[Row], path: Path) -> None:
 
 
 def print_table(rows: list[Row]) -> None:
-    """A line a variant, a column for what it was measured at: the mean over seeds, and the standard deviation."""
+    """Print one line per variant and one column per place of measurement: mean and standard deviation over seeds."""
     places = list(dict.fromkeys(row["at"] for row in rows))
     print("| variant | " + " | ".join(places) + " | minutes |")
     print("|---|" + "---|" * (len(places) + 1))
     for variant in dict.fromkeys(row["variant"] for row in rows):
-        own = [row for row in rows if row["variant"] == variant]
+        variant_rows = [row for row in rows if row["variant"] == variant]
         cells = []
         for place in places:
-            values = [row["value"] for row in own if row["at"] == place]
+            values = [row["value"] for row in variant_rows if row["at"] == place]
             if "refuses" in values:
                 cells.append("refuses")
                 continue
             spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.3f}{spread}")
-        print(f"| {variant} | " + " | ".join(cells) + f" | {statistics.mean(row['minutes'] for row in own):.1f} |")
+        print(
+            f"| {variant} | "
+            + " | ".join(cells)
+            + f" | {statistics.mean(row['minutes'] for row in variant_rows):.1f} |"
+        )
 
 
 def write(rows: list[Row], details: Row, path: Path) -> None:
-    """Writes all rows so far, after each variant, so that a run cut short leaves what it found."""
+    """Write all rows so far; called after each variant, so that an interrupted run keeps its results."""
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], *details])
@@ -245,14 +254,14 @@ def write(rows: list[Row], details: Row, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; by default all")
+    parser.add_argument("experiment", nargs="*", help=f"any of {', '.join(EXPERIMENTS)}; default: all")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="by default as few as show a difference")
+    parser.add_argument("--epochs", type=int, help="default: as few as show a difference")
     parser.add_argument("--images", type=int, default=960)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     if unknown := set(options.experiment) - set(EXPERIMENTS):
-        parser.error(f"no experiment is called {unknown.pop()!r}; choose of {', '.join(EXPERIMENTS)}")
+        parser.error(f"{unknown.pop()!r} is not an experiment; choose from {', '.join(EXPERIMENTS)}")
     torch.set_num_threads(1)
     details = {
         "images": options.images,

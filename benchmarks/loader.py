@@ -64,20 +64,20 @@ SEQ_LEN, PATCH_SIZE, BATCH_SIZE, MAX_TOKENS = 4096, 16, 8, 64
 LIST = 32  # images in a batch that is not packed
 NOT_INSTALLED = "not installed"
 
-Way = Callable[[], int]  # reads and decodes every image once, and says how many
+Method = Callable[[], int]  # reads and decodes every image once, and returns the number of images
 
 
 def bare_pool(index: Index, threads: int, sizes: list[tuple[int, int]] | None = None) -> int:
-    """Reads and decodes every image, in the order of the shards; with `sizes`, shrinks it to that (width, height)."""
+    """Read and decode every image in the order of the shards; with `sizes`, shrink it to that (width, height)."""
     reader = index.reader()
-    places = list(
+    locations = list(
         zip(index.shard_of(np.arange(len(index))).tolist(), index.offset.tolist(), index.nbytes.tolist(), strict=True)
     )
 
     def decode(part: int) -> int:
         count = 0
-        for i in range(part, len(places), threads):
-            data, count = reader.read(*places[i]), count + 1
+        for i in range(part, len(locations), threads):
+            data, count = reader.read(*locations[i]), count + 1
             if sizes is None:
                 simplejpeg.decode_jpeg(data)
                 continue
@@ -92,7 +92,7 @@ def bare_pool(index: Index, threads: int, sizes: list[tuple[int, int]] | None = 
 
 
 def stored_sizes(index: Index, packing: Packing) -> list[tuple[int, int]]:
-    """(width, height) of each row once it has been shrunk, before it is turned upright."""
+    """(width, height) of each row after shrinking and before orientation."""
     images = plan(index.rows(np.arange(len(index))), packing).images
     sizes = images.size[np.argsort(images.row)]
     sizes = np.where(index.orientation[:, None] >= 5, sizes[:, ::-1], sizes)
@@ -104,7 +104,7 @@ def packed_images(loader: PackedImageLoader) -> int:
 
 
 def to_pixels(image: Image.Image, max_tokens: int | None, P: int) -> np.ndarray:
-    """A decoded image as uint8 (height, width, 3), shrunk to `max_tokens` patches where there are more."""
+    """Convert a decoded image to uint8 (height, width, 3), shrunk to at most `max_tokens` patches."""
     if max_tokens is not None:
         scale = min(1.0, math.sqrt(max_tokens * P**2 / (image.width * image.height)))
         width, height = (max(1, int(scale * side / P)) * P for side in image.size)
@@ -113,7 +113,7 @@ def to_pixels(image: Image.Image, max_tokens: int | None, P: int) -> np.ndarray:
 
 
 def next_fit(samples: Iterable[tuple[np.ndarray]], L: int, P: int, B: int) -> Iterator[dict[str, Any]]:
-    """Batches of packs: each image goes into the open pack or, where it does not fit, opens the next."""
+    """Yield batches of packs: each image goes into the open pack or, if it does not fit, opens the next."""
     packs: list[list[np.ndarray]] = [[]]
     for (pixels,) in samples:
         height, width, _ = pixels.shape
@@ -131,7 +131,7 @@ def next_fit(samples: Iterable[tuple[np.ndarray]], L: int, P: int, B: int) -> It
 
 
 def padded(packs: list[list[np.ndarray]], L: int) -> dict[str, Any]:
-    """Packs of images (gh, P, gw, P, 3) as tensors; the slots behind them are 0."""
+    """Convert packs of images (gh, P, gw, P, 3) to tensors; the remaining slots are 0."""
     _, P, _, _, C = packs[0][0].shape
     patches = np.zeros((len(packs), L, P * P * C), np.uint8)
     segment_ids, coords = np.zeros((len(packs), L), np.int32), np.zeros((len(packs), L, 2), np.int32)
@@ -147,8 +147,8 @@ def padded(packs: list[list[np.ndarray]], L: int) -> dict[str, Any]:
     return {"images": sum(map(len, packs)), **{name: torch.from_numpy(array) for name, array in arrays.items()}}
 
 
-def webdataset_ways(index: Index, processes: int, max_tokens: int | None) -> tuple[Way, Way]:
-    """Epochs of images alone, and of packed batches."""
+def webdataset_methods(index: Index, processes: int, max_tokens: int | None) -> tuple[Method, Method]:
+    """Epochs of images only, and of packed batches."""
     options: dict[str, Any] = {"num_workers": processes, "persistent_workers": True}
     images = webdataset.WebDataset(index.shards, shardshuffle=False, empty_check=False).decode("pil")
     images = images.to_tuple("jpg;jpeg").map_tuple(partial(to_pixels, max_tokens=max_tokens, P=PATCH_SIZE))
@@ -159,12 +159,12 @@ def webdataset_ways(index: Index, processes: int, max_tokens: int | None) -> tup
 
 
 def to_tensors(samples: list[tuple[np.ndarray]]) -> list[torch.Tensor]:
-    """Images of all sizes make no tensor together; as tensors they reach the training process by shared memory."""
+    """Convert each image to a tensor, which reaches the training process through shared memory."""
     return [torch.from_numpy(pixels) for (pixels,) in samples]
 
 
-def dali_way(index: Index, threads: int) -> Way | None:
-    """Epochs of images decoded by DALI's CPU pipeline; None where it is not installed."""
+def dali_method(index: Index, threads: int) -> Method | None:
+    """Epochs of images decoded by DALI's CPU pipeline; None if DALI is not installed."""
     try:
         dali, fn = importlib.import_module("nvidia.dali"), importlib.import_module("nvidia.dali.fn")
     except ImportError:
@@ -177,57 +177,57 @@ def dali_way(index: Index, threads: int) -> Way | None:
 
     pipeline = decoding()
     pipeline.build()
-    batches = -(-pipeline.epoch_size("reader") // LIST)  # the last one is filled up with its last image
+    batches = -(-pipeline.epoch_size("reader") // LIST)  # DALI fills the last batch by repeating the last image
     return lambda: sum(len(pipeline.run()[0]) for _ in range(batches))
 
 
-def all_ways(index: Index, threads: int, quick: bool) -> dict[tuple[str, str], Way | None]:
-    """By setting and name; the first of a setting is its bound."""
+def all_methods(index: Index, threads: int, quick: bool) -> dict[tuple[str, str], Method | None]:
+    """The methods by setting and name; the first of a setting is its bound."""
     native = Packing(seq_len=SEQ_LEN, patch_size=PATCH_SIZE)
     fit = native.replace(resolution=FitTokens(MAX_TOKENS))
     loaders = [
         PackedImageLoader(index, packing, batch_size=BATCH_SIZE, num_threads=threads) for packing in (native, fit)
     ]
-    ways: dict[tuple[str, str], Way | None] = {
+    methods: dict[tuple[str, str], Method | None] = {
         ("native", "bare pool"): lambda: bare_pool(index, threads),
         ("native", "PackedImageLoader"): lambda: packed_images(loaders[0]),
     }
     if quick:
-        return ways
+        return methods
     sizes = stored_sizes(index, fit)
-    alone, packed = webdataset_ways(index, threads, None)
-    fit_alone, fit_packed = webdataset_ways(index, threads, MAX_TOKENS)
+    images_only, packed = webdataset_methods(index, threads, None)
+    fit_images_only, fit_packed = webdataset_methods(index, threads, MAX_TOKENS)
     small = f"at most {MAX_TOKENS} tokens"
-    return ways | {
-        ("native", "DALI, images only"): dali_way(index, threads),
-        ("native", "webdataset, images only"): alone,
+    return methods | {
+        ("native", "DALI, images only"): dali_method(index, threads),
+        ("native", "webdataset, images only"): images_only,
         ("native", "webdataset, packed"): packed,
         (small, "bare pool"): lambda: bare_pool(index, threads, sizes),
         (small, "PackedImageLoader"): lambda: packed_images(loaders[1]),
-        (small, "webdataset, images only"): fit_alone,
+        (small, "webdataset, images only"): fit_images_only,
         (small, "webdataset, packed"): fit_packed,
     }
 
 
-def measure(ways: dict[tuple[str, str], Way], images: int, rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Images/s of each way in each round."""
-    rates: dict[tuple[str, str], list[float]] = {name: [] for name in ways}
-    # Warmed up backwards: workers start as copies of this process, before it holds the memory of the loaders' batches,
-    # which the system would copy when the loaders next write there.
-    for way in reversed(ways.values()):
-        way()
+def measure(methods: dict[tuple[str, str], Method], images: int, rounds: int) -> dict[tuple[str, str], list[float]]:
+    """Images/s of each method in each round."""
+    rates: dict[tuple[str, str], list[float]] = {name: [] for name in methods}
+    # Warm up in reverse order, so that worker processes fork before this process holds the batches of the loaders.
+    # Otherwise the system copies that memory when the loaders next write to it.
+    for method in reversed(methods.values()):
+        method()
     for _ in range(rounds):
-        for name, way in ways.items():
-            time.sleep(0.1)  # DALI makes batches ahead: the next way shall not share its processors with that
+        for name, method in methods.items():
+            time.sleep(0.1)  # let DALI finish the batches it prefetches, so that the next method has the CPUs
             began = time.perf_counter()
-            count = way()
+            count = method()
             rates[name].append(count / (time.perf_counter() - began))
             assert images <= count < images + LIST, f"{name}: {count} of {images} images"
     return rates
 
 
 def about(index: Index, threads: int, rounds: int) -> dict[str, str]:
-    """What a figure needs beside it: command, machine, versions, date."""
+    """The details to report with the figures: command, machine, versions, date."""
     cpuinfo = Path("/proc/cpuinfo")
     models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
     names = ("numpy", "torch", "simplejpeg", "pillow-simd", "webdataset", "nvidia-dali-cuda120")
@@ -250,7 +250,9 @@ def main() -> None:
     parser.add_argument("shards", nargs="?", default=str(CLOTHING))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="only the bare pool and the loader, at native resolution")
+    parser.add_argument(
+        "--quick", action="store_true", help="measure only the bare pool and the loader at native resolution"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "loader.csv")
     options = parser.parse_args()
     try:
@@ -258,17 +260,17 @@ def main() -> None:
     except FileNotFoundError as error:
         sys.exit(f"{error}\ngive shards of JPEG photographs: python benchmarks/loader.py 'SHARDS'")
 
-    ways = all_ways(index, options.threads, options.quick)
-    rates = measure({name: way for name, way in ways.items() if way}, len(index), options.rounds)
+    methods = all_methods(index, options.threads, options.quick)
+    rates = measure({name: method for name, method in methods.items() if method}, len(index), options.rounds)
     details = about(index, options.threads, options.rounds)
     print("\n".join(f"{name:9}{value}" for name, value in details.items()))
     rows = []
-    for setting, name in ways:
+    for setting, name in methods:
         found = rates.get((setting, name))
-        bound = rates[next(key for key in ways if key[0] == setting)]
+        bound = rates[next(key for key in methods if key[0] == setting)]
         row = {
             "setting": setting,
-            "way": name,
+            "method": name,
             "images_per_second": NOT_INSTALLED,
             "of_the_bound": "",
             "low": "",
@@ -284,7 +286,7 @@ def main() -> None:
             }
         rows.append(row)
         spread = f"({row['low']} to {row['high']})" if found else ""
-        print("{setting:18}{way:26}{images_per_second:>14}{of_the_bound:>8}".format(**row), spread)
+        print("{setting:18}{method:26}{images_per_second:>14}{of_the_bound:>8}".format(**row), spread)
     options.out.parent.mkdir(exist_ok=True)
     with options.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], *details])

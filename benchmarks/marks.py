@@ -31,10 +31,10 @@ Grid = tuple[int, int]
 
 
 def choose_cells(task: str, label: int, grid: Grid, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Cells (n, 2) as (x, y) for the discs of a picture of class `label`: two of "apart", one of the others.
+    """Choose cells (n, 2) as (x, y) for the discs of a picture: two for the task "apart", one for the others.
 
     Raises:
-        ValueError: the grid (gw, gh) is too small for every class of the task: 4 x 3 is the least.
+        ValueError: the grid (gw, gh) is smaller than 4 x 3, so it has no room for every class.
 
     >>> choose_cells("place", 5, (9, 6), np.random.default_rng(0)) // (3, 2)  # the middle row's right cell
     array([[2, 1]])
@@ -44,7 +44,7 @@ def choose_cells(task: str, label: int, grid: Grid, rng: np.random.Generator) ->
     """
     gw, gh = grid
     if gw < 4 or gh < 3:
-        raise ValueError(f"a grid of {gw} x {gh} patches has no room for every class; 4 x 3 is the least")
+        raise ValueError(f"a grid of {gw} x {gh} patches has no room for every class; use at least 4 x 3")
     cells: NDArray[np.int64] = np.stack(np.meshgrid(np.arange(gw), np.arange(gh)), -1).reshape(-1, 2)
     if task == "apart":
         columns = np.abs(cells[:, None, 0] - cells[:, 0])
@@ -58,7 +58,7 @@ def choose_cells(task: str, label: int, grid: Grid, rng: np.random.Generator) ->
 
 
 def draw_picture(discs: NDArray[np.int64], grid: Grid, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A picture, uint8 (gh * P, gw * P, 3), with a disc in each of these cells (n, 2).
+    """Draw a picture, uint8 (gh * P, gw * P, 3), with a disc in each of the cells (n, 2).
 
     >>> draw_picture(np.array([[0, 2]]), (5, 3), np.random.default_rng(0)).shape
     (24, 40, 3)
@@ -66,17 +66,18 @@ def draw_picture(discs: NDArray[np.int64], grid: Grid, rng: np.random.Generator)
     gw, gh = grid
     picture = np.empty((gh, PATCH, gw, PATCH, 3), np.uint8)
     picture[:] = rng.integers(10, 80, 3)
-    away = np.arange(PATCH) - (PATCH - 1) / 2
-    inside = np.hypot(away, away[:, None]) < PATCH / 2
+    distance = np.arange(PATCH) - (PATCH - 1) / 2
+    inside = np.hypot(distance, distance[:, None]) < PATCH / 2
     for x, y in discs.tolist():
         picture[y, :, x][inside] = rng.integers(160, 256, 3)
     return picture.reshape(gh * PATCH, gw * PATCH, 3)
 
 
 def draw_marks(folder: Path, task: str, grids: Sequence[Grid], count: int, seed: tuple[int, ...]) -> str:
-    """Writes a shard of `count` pictures (PNG): the classes in turn, each picture of one of `grids` at random.
+    """Write a shard of `count` PNG pictures: classes in turn, each picture on a random grid of `grids`.
 
-    Its path, which the seed names, is what is given back; other seeds draw other pictures.
+    Returns:
+        The path of the shard, which holds the seed.
     """
     path = str(folder / f"marks-{'-'.join(map(str, seed))}.tar")
     with TarWriter(path, encoder=False, mtime=0) as shard:

@@ -61,7 +61,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 def load(shards: str, images: int, seq_len: int, batch_size: int, max_images: int = 64) -> list[PackedBatch]:
-    """The first images of `shards`, shuffled alike for every `seq_len`."""
+    """Load the first images of `shards`, in the same shuffled order for every `seq_len`."""
     packing = Packing(
         seq_len=seq_len,
         patch_size=PATCH,
@@ -71,17 +71,17 @@ def load(shards: str, images: int, seq_len: int, batch_size: int, max_images: in
         balance=0,
     )
     loader = PackedImageLoader(shards, packing, batch_size=batch_size, label="cls", shuffle=True)
-    batches, seen = [], 0
+    batches, loaded = [], 0
     for batch in loader:
-        if seen + batch.num_images > images:
+        if loaded + batch.num_images > images:
             break
         batches.append(batch)
-        seen += batch.num_images
+        loaded += batch.num_images
     return batches
 
 
 def padded_logits(model: Any, batch: PackedBatch, longest: int, plain: bool) -> torch.Tensor:
-    """Logits (n, classes) of a batch with one image a pack, each padded to `longest` tokens; the default model only."""
+    """Logits (n, classes) of one image per pack, each padded to `longest` tokens; for the default model only."""
     patches, coords = batch.patches[:, :longest], batch.coords[:, :longest]
     mask = (batch.segment_ids[:, :longest] > 0)[:, None, None]
     n, L, _ = patches.shape
@@ -111,8 +111,8 @@ def padded_logits(model: Any, batch: PackedBatch, longest: int, plain: bool) -> 
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to compute the images of `batches`."""
+class Method:
+    """A method that computes the logits of the images in `batches`."""
 
     batches: list[PackedBatch]
     model: NaViT
@@ -124,7 +124,7 @@ class Way:
         return sum(batch.num_images for batch in self.batches)
 
     def run(self, precision: str) -> float:
-        """CPU-seconds of forward and backward of all batches."""
+        """Measure the CPU-seconds of forward and backward over all batches."""
         began = time.process_time()
         for batch in self.batches:
             self.model.zero_grad()
@@ -135,18 +135,18 @@ class Way:
         return time.process_time() - began
 
 
-def rates(ways: dict[str, Way], precision: str, rounds: int) -> dict[str, float]:
-    """Images a CPU-second of each way, the median of rounds that take turns; one round more warms up."""
-    seconds = [[way.run(precision) for way in ways.values()] for _ in range(rounds + 1)][1:]
+def rates(methods: dict[str, Method], precision: str, rounds: int) -> dict[str, float]:
+    """Median images per CPU-second of each method over interleaved rounds, after one warm-up round."""
+    seconds = [[method.run(precision) for method in methods.values()] for _ in range(rounds + 1)][1:]
     medians = (statistics.median(times) for times in zip(*seconds, strict=True))
-    return {name: way.images / median for (name, way), median in zip(ways.items(), medians, strict=True)}
+    return {name: method.images / median for (name, method), median in zip(methods.items(), medians, strict=True)}
 
 
-def layouts(shards: str, images: int) -> dict[str, Way]:
-    """One model over packed and padded batches, once they are seen to give the same logits."""
+def layouts(shards: str, images: int) -> dict[str, Method]:
+    """One model over packed and padded batches, after checking that the logits agree."""
     packs = load(shards, images, SLOTS, 1)
     if not packs:
-        raise SystemExit(f"--images {images} is fewer than the first pack holds; give more, such as 40")
+        raise SystemExit(f"--images is {images}, fewer than the first pack holds; give more, such as 40")
     singles = load(shards, sum(batch.num_images for batch in packs), CAP, SLOTS // CAP, 1)
     model = make()
     with torch.no_grad():
@@ -154,12 +154,12 @@ def layouts(shards: str, images: int) -> dict[str, Way]:
         theirs = torch.cat([padded_logits(model, batch, CAP, plain=True) for batch in singles])
     torch.testing.assert_close(ours[: len(theirs)], theirs, rtol=1e-3, atol=1e-4)
 
-    def padded(longest: Callable[[PackedBatch], int], plain: bool) -> Way:
+    def padded(longest: Callable[[PackedBatch], int], plain: bool) -> Method:
         slots = sum(longest(batch) * batch.num_images for batch in singles)
-        return Way(singles, model, lambda b: padded_logits(model, b, longest(b), plain)[:, None], slots)
+        return Method(singles, model, lambda b: padded_logits(model, b, longest(b), plain)[:, None], slots)
 
     return {
-        "packed": Way(packs, model, model, sum(batch.num_tokens for batch in packs)),
+        "packed": Method(packs, model, model, sum(batch.num_tokens for batch in packs)),
         "padded": padded(lambda _: CAP, True),
         "padded, our linear": padded(lambda _: CAP, False),
         "padded a batch, our linear": padded(lambda batch: batch.max_seqlen, False),
@@ -183,25 +183,27 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    ways = layouts(options.shards, options.images)
-    few = ways["packed"].batches[:2]
+    methods = layouts(options.shards, options.images)
+    few = methods["packed"].batches[:2]
     choices = {name: make(**changes) for name, changes in CHOICES.items()}
-    choice_ways = {name: Way(few, model, model, sum(b.num_tokens for b in few)) for name, model in choices.items()}
+    choice_methods = {
+        name: Method(few, model, model, sum(b.num_tokens for b in few)) for name, model in choices.items()
+    }
     print(f"$ python {shlex.join(sys.argv)}")
-    print(f"{'':38}{'images':>8}{'slots':>9}{'images a CPU-second':>22}{'the first is':>14}")
+    print(f"{'':38}{'images':>8}{'slots':>9}{'images/CPU-second':>22}{'first is':>14}")
     rows = []
-    for precision, group in itertools.product(options.precision, (ways, choice_ways)):
+    for precision, group in itertools.product(options.precision, (methods, choice_methods)):
         found = rates(group, precision, options.rounds)
         for name, rate in found.items():
             first = next(iter(found.values())) / rate
-            way, label = group[name], f"{precision}, {name}"
-            print(f"{label:38}{way.images:>8}{way.slots:>9,}{rate:>22.2f}{first:>13.2f}x", flush=True)
+            method, label = group[name], f"{precision}, {name}"
+            print(f"{label:38}{method.images:>8}{method.slots:>9,}{rate:>22.2f}{first:>13.2f}x", flush=True)
             rows.append(
                 {
-                    "way": name,
+                    "method": name,
                     "precision": precision,
-                    "images": way.images,
-                    "slots": way.slots,
+                    "images": method.images,
+                    "slots": method.slots,
                     "images_per_cpu_second": round(rate, 3),
                     "first_of_group_over_this": round(first, 3),
                     "machine": platform.processor() or platform.machine(),

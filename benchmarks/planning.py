@@ -36,7 +36,7 @@ GIGABYTE = 1 << 30
 
 
 def window_of_rows(first: int, count: int) -> Rows:
-    """The rows from `first` on, drawn from a generator of their own."""
+    """Draw `count` rows from `first` on, with a generator seeded by `first`."""
     rng = np.random.default_rng(first)
     side = np.exp(rng.normal(np.log(650) / 2 - 0.25, 0.5, count)) * 16
     aspect = np.sqrt(rng.uniform(0.5, 2, count))
@@ -46,7 +46,7 @@ def window_of_rows(first: int, count: int) -> Rows:
 
 
 def resident() -> int:
-    """Bytes that this process has had resident at most."""
+    """Peak resident memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -54,7 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000_000)
     parser.add_argument("--algorithm", default="subset_sum")
-    parser.add_argument("--patch-sizes", default="16", help="one, or several of which each block of 64 packs draws one")
+    parser.add_argument(
+        "--patch-sizes", default="16", help="one patch size, or several of which each block of 64 packs draws one"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "planning.csv")
     options = parser.parse_args()
     packing = Packing(algorithm=options.algorithm, patch_size=parse_patch_size(options.patch_sizes))
@@ -76,8 +78,8 @@ def main() -> None:
         row_sum += int(part.images.row.sum())
         packs += len(part)
         tokens += int(part.images.keep.sum())
-    assert images == options.rows, f"{images} of {options.rows} images left"
-    assert row_sum == options.rows * (options.rows - 1) // 2, "an image left twice"
+    assert images == options.rows, f"{images} of {options.rows} images were packed"
+    assert row_sum == options.rows * (options.rows - 1) // 2, "an image was packed twice"
     assert resident() < GIGABYTE, f"{resident() / GIGABYTE:.2f} GB were resident"
     found = {
         "rows": options.rows,

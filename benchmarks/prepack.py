@@ -43,11 +43,11 @@ from patchnpack.loaders.prepacking.job import Job
 HERE = Path(__file__).resolve().parent
 CLOTHING = HERE.parents[1] / "shared" / "data" / "clothing" / "train-{000000..000009}.tar"
 
-Way = Callable[[], tuple[int, int]]  # an epoch, or as much: images, bytes of patches
+Method = Callable[[], tuple[int, int]]  # runs an epoch or an equal amount of work; returns images and bytes of patches
 
 
-def ways(index: Any, packing: Packing, folder: Path, threads: int, batch_size: int) -> dict[str, Way]:
-    """What is measured, by name."""
+def methods(index: Any, packing: Packing, folder: Path, threads: int, batch_size: int) -> dict[str, Method]:
+    """The measured methods by name."""
     for store in ("images", "patches"):
         Job(index=index, out=str(folder / store), packing=packing, store=store, label="cls").run()
     given: dict[str, Any] = {"batch_size": batch_size, "num_threads": threads}
@@ -60,7 +60,9 @@ def ways(index: Any, packing: Packing, folder: Path, threads: int, batch_size: i
     shape = next(iter(loaders["patch store"])).patches.shape
     buffer = np.zeros(shape, np.uint8)
     packs = len(loaders["patch store"]) * batch_size
-    source = np.ones((packs, *shape[1:]), np.uint8)  # as many bytes, not the same ones again and again
+    source = np.ones(
+        (packs, *shape[1:]), np.uint8
+    )  # as many distinct bytes as the patch store, to defeat the CPU cache
 
     def epoch(name: str) -> tuple[int, int]:
         images = nbytes = 0
@@ -82,19 +84,19 @@ def ways(index: Any, packing: Packing, folder: Path, threads: int, batch_size: i
             np.copyto(buffer[: len(source[low : low + batch_size])], source[low : low + batch_size])
         return 0, source.nbytes
 
-    def named(name: str) -> Way:
+    def named(name: str) -> Method:
         return lambda: epoch(name)
 
     return {"memcpy": memcpy, "patch store into a buffer": into_buffer, **{name: named(name) for name in loaders}}
 
 
-def measure(all_ways: dict[str, Way], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Of each way, images/s and bytes/s in each round; a round before them is not counted."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in all_ways}
+def measure(all_methods: dict[str, Method], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Measure images/s and bytes/s of each method in each round, after one warm-up round."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in all_methods}
     for round_ in range(rounds + 1):
-        for name, way in all_ways.items():
+        for name, method in all_methods.items():
             began = time.perf_counter()
-            images, nbytes = way()
+            images, nbytes = method()
             seconds = time.perf_counter() - began
             if round_:
                 found[name].append((images / seconds, nbytes / seconds))
@@ -102,7 +104,7 @@ def measure(all_ways: dict[str, Way], rounds: int) -> dict[str, list[tuple[float
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
-    """Measures, prints, writes; gives the two ratios that have a budget."""
+    """Measure, print and write the results; return the median ratios by name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", nargs="?", default=str(CLOTHING))
     parser.add_argument("--rounds", type=int, default=7)
@@ -115,7 +117,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     index = open_index(args.shards)
     packing = Packing(seq_len=args.seq_len)
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
-        found = measure(ways(index, packing, Path(folder), args.threads, args.batch_size), args.rounds)
+        found = measure(methods(index, packing, Path(folder), args.threads, args.batch_size), args.rounds)
 
     def ratios(a: str, b: str, which: int) -> list[float]:
         return [x[which] / y[which] for x, y in zip(found[a], found[b], strict=True)]
@@ -136,7 +138,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         low, middle, high = min(values), statistics.median(values), max(values)
         rows.append({"what": name, "ratio": round(middle, 3), "low": round(low, 3), "high": round(high, 3)})
         print(f"{name:48} {middle:12.2f} (rounds: {low:.2f} to {high:.2f})")
-    about = {
+    details = {
         "images": len(index),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "versions": f"Python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}",
@@ -145,9 +147,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["what", "images_per_s", "gb_per_s", "ratio", "low", "high", *about])
+        writer = csv.DictWriter(file, ["what", "images_per_s", "gb_per_s", "ratio", "low", "high", *details])
         writer.writeheader()
-        writer.writerows({**row, **about} for row in rows)
+        writer.writerows({**row, **details} for row in rows)
     print(f"wrote {args.out}")
     return {name: statistics.median(values) for name, values in compared.items()}
 

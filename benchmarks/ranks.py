@@ -42,7 +42,7 @@ GIGABYTE = 1 << 30
 
 
 def make_index(path: Path, shards: int, images: int) -> None:
-    """Writes an index of that many shards; token counts at patch size 16 are lognormal with mean 650."""
+    """Write an index of `shards` shards with `images` images each; token counts are lognormal with mean 650."""
     n, rng = shards * images, np.random.default_rng(0)
     side = rng.standard_normal(n, np.float32)
     side *= 0.5
@@ -76,13 +76,13 @@ def make_index(path: Path, shards: int, images: int) -> None:
 
 
 def own_memory() -> int:
-    """Bytes resident that this process shares with nobody."""
+    """Resident memory in bytes that this process does not share with others."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
 
 
 def run_rank(path: Path, ranks: int, streams: int) -> dict[str, float]:
-    """Goes through an epoch as one rank, and gives what it cost."""
+    """Iterate over an epoch as one rank, and return its costs."""
     began = time.perf_counter()
     loader = PackedImageLoader(
         load_index(path),
@@ -98,44 +98,44 @@ def run_rank(path: Path, ranks: int, streams: int) -> dict[str, float]:
     steps = len(loader)
     found["counting_s"] = time.perf_counter() - began
     seen = np.zeros(len(loader.index), np.uint8)
-    handed: dict[int, np.ndarray] = {}
+    yielded: dict[int, np.ndarray] = {}
     plans: list[Plan] = []
 
-    def note(plan: Plan) -> None:
+    def record(plan: Plan) -> None:
         np.add.at(seen, plan.images.row, 1)
-        handed[id(plan)] = np.zeros(len(plan), np.uint8)
+        yielded[id(plan)] = np.zeros(len(plan), np.uint8)
         plans.append(plan)
 
     def timed(groups: Iterator[tuple[list[Pack], int]]) -> Iterator[tuple[list[Pack], float]]:
         while True:
-            asked = time.perf_counter()
+            began = time.perf_counter()
             try:
                 packs, _ = next(groups)
             except StopIteration:
                 return
-            mine = [pack.images for pack in packs[ranks // 2 :: ranks]]
-            assert len(mine) == 8
-            yield packs, time.perf_counter() - asked
+            own_packs = [pack.images for pack in packs[ranks // 2 :: ranks]]
+            assert len(own_packs) == 8
+            yield packs, time.perf_counter() - began
 
     times, packs_in_all = [], 0
-    groups = loader.steps().groups(Cursor(0, 0), note, lambda pack: None)
+    groups = loader.steps().groups(Cursor(0, 0), record, lambda pack: None)
     for packs, seconds in timed(groups):
         times.append(seconds)
         for pack in packs:
             if pack.plan is not None:
-                handed[id(pack.plan)][pack.number] += 1
+                yielded[id(pack.plan)][pack.number] += 1
                 packs_in_all += 1
-        if len(plans) > 64:  # those whose packs are all out are done with
-            kept = [plan for plan in plans if not handed[id(plan)].all()]
+        if len(plans) > 64:  # drop plans whose packs have all been yielded
+            kept = [plan for plan in plans if not yielded[id(plan)].all()]
             for plan in plans:
-                if handed[id(plan)].all():
-                    assert (handed.pop(id(plan)) == 1).all(), "a pack came twice"
+                if yielded[id(plan)].all():
+                    assert (yielded.pop(id(plan)) == 1).all(), "a pack was yielded twice"
             plans[:] = kept
         found["peak_gb"] = max(found["peak_gb"], own_memory() / GIGABYTE)
-    assert all((flags == 1).all() for flags in handed.values()), "a pack was lost or came twice"
-    assert (seen == 1).all(), "a row was lost or came twice"
-    assert len(times) == steps, "the length was not true"
-    assert found["peak_gb"] < 1, f"{found['peak_gb']:.2f} GB of its own"
+    assert all((flags == 1).all() for flags in yielded.values()), "a pack was lost or yielded twice"
+    assert (seen == 1).all(), "a row was lost or planned twice"
+    assert len(times) == steps, "len(loader) is not the number of steps"
+    assert found["peak_gb"] < 1, f"the process used {found['peak_gb']:.2f} GB of its own"
     return found | {
         "steps": steps,
         "packs": packs_in_all,
@@ -151,9 +151,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=1024)
     parser.add_argument("--shards", type=int, default=100_000)
-    parser.add_argument("--images", type=int, default=1000, help="in a shard")
+    parser.add_argument("--images", type=int, default=1000, help="images per shard")
     parser.add_argument("--streams", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="for the index, 50 bytes an image; a temporary one by default")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the index, 50 bytes per image; default: a temporary folder"
+    )
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "ranks.csv")
     options = parser.parse_args()
@@ -165,13 +167,16 @@ def main() -> None:
         return
     print(f"$ python {shlex.join(sys.argv)}")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        again = [sys.executable, __file__, *sys.argv[1:], "--run", str(Path(folder, "index.arrow"))]
+        command = [sys.executable, __file__, *sys.argv[1:], "--run", str(Path(folder, "index.arrow"))]
         began = time.perf_counter()
-        subprocess.run(again, check=True)  # in processes of their own: what one leaves in memory is not the other's
+        subprocess.run(
+            command, check=True
+        )  # separate processes, so that the memory of one does not count for the other
         print(
-            f"index: {os.path.getsize(again[-1]) / 1e9:.2f} GB, made in {time.perf_counter() - began:.0f} s", flush=True
+            f"index: {os.path.getsize(command[-1]) / 1e9:.2f} GB, written in {time.perf_counter() - began:.0f} s",
+            flush=True,
         )
-        found = json.loads(subprocess.run(again, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
     row = {
         "ranks": options.ranks,
         "shards": options.shards,

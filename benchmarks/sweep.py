@@ -39,7 +39,7 @@ WINDOW = 160_000
 
 
 def rows_of(count: int) -> Rows:
-    """So many rows, made a window at a time, so that making them is not what takes the most memory."""
+    """Draw rows window by window, so that drawing them does not determine the peak memory."""
     sizes = np.empty((2, count), np.int32)
     for first in range(0, count, WINDOW):
         rows = window_of_rows(first, min(WINDOW, count - first))
@@ -48,12 +48,12 @@ def rows_of(count: int) -> Rows:
 
 
 def resident() -> int:
-    """Megabytes that this process has had resident at most."""
+    """Peak resident memory of this process in megabytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 def counting_us() -> tuple[float, int]:
-    """Microseconds that `Stats.add_batch` takes for a batch of 8 packs of 1,024 slots, and the batch's images."""
+    """Microseconds of `Stats.add_batch` for a batch of 8 packs of 1,024 slots, and the images in that batch."""
     import torch
 
     images, tokens = 4, 256
@@ -84,7 +84,7 @@ def counting_us() -> tuple[float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_280_000)
-    parser.add_argument("--plans", action="store_true", help="plan each setting by itself too, and compare")
+    parser.add_argument("--plans", action="store_true", help="also plan each setting separately, and compare")
     parser.add_argument("--html", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "sweep.csv")
     options = parser.parse_args()
@@ -121,16 +121,15 @@ def main() -> None:
         "cpu_seconds_of_plans": planning,
         "resident_mb_before": before,
         "resident_mb_more": after - before,
-        "counting_us_a_batch": f"{counting:.0f}",
-        "images_a_batch": images,
+        "counting_us_per_batch": f"{counting:.0f}",
+        "images_per_batch": images,
         "advice": advice.flags,
     }
     for name, value in found.items():
         print(f"{name:22} {value}")
     if options.html is not None:
-        from patchnpack.report.page import check_page, write_page
+        from patchnpack.report import write_page  # needs the extra `report` when it is called
 
-        check_page(options.html)
         title = f"{options.rows:,} synthetic images"
         write_page(options.html, report(rows, packing), swept, advice, title=title)
     options.out.parent.mkdir(exist_ok=True)

@@ -29,7 +29,7 @@ def lognormal(rng: np.random.Generator, mean: float, sigma: float, count: int) -
 
 
 def imagenet_like(rng: np.random.Generator, images: int) -> np.ndarray:
-    """Token counts, as this file says above."""
+    """Draw token counts as described in the module docstring."""
     aspects = np.array([1, 4 / 3, 3 / 4, 3 / 2, 2 / 3])
     while True:
         area, aspect = lognormal(rng, 650, 1.15, 600), rng.choice(aspects, 600)
@@ -41,7 +41,7 @@ def imagenet_like(rng: np.random.Generator, images: int) -> np.ndarray:
 
 
 def drawn(images: int) -> Iterator[tuple[str, np.ndarray, int]]:
-    """(name, lengths, L) of the inputs that are drawn."""
+    """Yield (name, lengths, L) of the synthetic inputs."""
     native = imagenet_like(np.random.default_rng(1), images)
     for seq_len in (1024, 4096, 16384):
         yield "ImageNet-like", np.minimum(native, seq_len), seq_len
@@ -56,7 +56,7 @@ def lognormal_counts(seed: int, images: int, seq_len: int) -> np.ndarray:
 
 
 def from_shards(source: str) -> Iterator[tuple[str, np.ndarray, int]]:
-    """The same of shards, at two patch sizes and two lengths."""
+    """Yield (name, lengths, L) of shards, at two patch sizes and two sequence lengths."""
     index = scan(source)
     rows = index.rows(np.random.default_rng(5).permutation(np.flatnonzero(index.width > 0)))
     name = Path(source).parent.name or source

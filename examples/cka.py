@@ -34,10 +34,10 @@ SIZES, DEPTH = (8, 16, 32), 4
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
-    """How alike x (N, D) and y (N, E) are, rows being the same N images: from 0 to 1.
+    """Linear CKA of x (N, D) and y (N, E) over the same N images, from 0 to 1.
 
     >>> x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    >>> round(linear_cka(x, 3 * x.flip(1) + 1), 4)  # the same, in other axes
+    >>> round(linear_cka(x, 3 * x.flip(1) + 1), 4)  # the same up to permutation, scale and shift
     1.0
     """
     x, y = (z.double() - z.double().mean(0) for z in (x, y))
@@ -46,13 +46,13 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
 
 @torch.no_grad()
 def layers(model: NaViT, loader: PackedImageLoader) -> torch.Tensor:
-    """(M, N, D): each block's output, averaged over the tokens of an image, by the index's order of images."""
+    """The output of each block, averaged over the tokens of each image, (M, N, D) in the order of the index."""
     outputs: list[torch.Tensor] = []
     hooks = [block.register_forward_hook(lambda _, __, output: outputs.append(output)) for block in model.blocks]
     pooled, rows = [], []
     for batch in loader:
         model(batch)
-        stream = model.stream(batch)  # the order that blocks compute in, which need not be the batch's
+        stream = model.stream(batch)  # the blocks compute in the order of the stream, which may differ from the batch
         sums = torch.zeros(len(outputs), stream.rows, model.config.width)
         sums.index_add_(1, stream.image, torch.stack(outputs))
         pooled.append(sums / stream.image.bincount(minlength=stream.rows)[:, None])
@@ -64,8 +64,8 @@ def layers(model: NaViT, loader: PackedImageLoader) -> torch.Tensor:
 
 
 def draw(matrices: dict[str, np.ndarray], path: Path) -> None:
-    """A matrix a model, its rows and columns the layers at each patch size."""
-    from matplotlib.figure import Figure
+    """Draw one matrix per model, with the layers at each patch size as rows and columns."""
+    from matplotlib.figure import Figure  # only --picture needs it
 
     figure = Figure(figsize=(4.2 * len(matrices) + 0.8, 4.3), layout="constrained")
     axes = figure.subplots(1, len(matrices))
@@ -86,9 +86,11 @@ def draw(matrices: dict[str, np.ndarray], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=960)
-    parser.add_argument("--epochs", type=int, default=3, help="at patch size 16; the other takes as many steps")
+    parser.add_argument(
+        "--epochs", type=int, default=3, help="epochs at patch size 16; the other model takes as many steps"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", type=Path, help="a PNG of both models' CKA, drawn by matplotlib")
+    parser.add_argument("--picture", type=Path, help="PNG of the CKA of both models; needs matplotlib")
     options = parser.parse_args()
     matrices = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -102,16 +104,16 @@ def main() -> None:
         times = TrainConfig(steps=steps, lr=1e-3, seed=options.seed, eval_every=10**6)
         config = NaViTConfig(num_classes=3, width=96, depth=DEPTH, heads=3, patch_size=16)
         print(f"{steps} steps each, patch sizes 8, 16, 32\ntrained at     accuracy             CKA of equal layers")
-        ways: dict[str, int | PatchSizes] = {"random sizes": PatchSizes(SIZES), "16 only": 16}
-        for name, size in ways.items():
+        variants: dict[str, int | PatchSizes] = {"random sizes": PatchSizes(SIZES), "16 only": 16}
+        for name, size in variants.items():
             model = train(config, loader("train", size), config=times).model.eval()
-            right = "  ".join(f"{evaluate(model, loader('validation', s))['accuracy']:.3f}" for s in SIZES)
-            said = [layer for s in SIZES for layer in layers(model, loader("validation", s))]
-            matrices[name] = np.array([[linear_cka(x, y) for y in said] for x in said])
+            accuracies = "  ".join(f"{evaluate(model, loader('validation', s))['accuracy']:.3f}" for s in SIZES)
+            outputs = [layer for s in SIZES for layer in layers(model, loader("validation", s))]
+            matrices[name] = np.array([[linear_cka(x, y) for y in outputs] for x in outputs])
             blocks = matrices[name].reshape(len(SIZES), DEPTH, len(SIZES), DEPTH)
             pairs = {(a, b): np.trace(blocks[a, :, b]) / DEPTH for a, b in combinations(range(len(SIZES)), 2)}
-            alike = ", ".join(f"{SIZES[a]}-{SIZES[b]} {value:.3f}" for (a, b), value in pairs.items())
-            print(f"{name:13}  {right}  {alike}, mean {np.mean(list(pairs.values())):.3f}", flush=True)
+            similarities = ", ".join(f"{SIZES[a]}-{SIZES[b]} {value:.3f}" for (a, b), value in pairs.items())
+            print(f"{name:13}  {accuracies}  {similarities}, mean {np.mean(list(pairs.values())):.3f}", flush=True)
     if options.picture:
         draw(matrices, options.picture)
 

@@ -23,9 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 from patchnpack import ErrorPolicy, FitTokens, PackedImageLoader, Packing
 from patchnpack.models import NaViT, NaViTConfig, classification_loss
 
-PACKING, BATCH_SIZE = Packing(seq_len=1024, resolution=FitTokens(144)), 2  # packs a step and rank
-EPOCHS, SAVE_EVERY = 5, 100  # steps, and at the end of an epoch
-ERRORS = ErrorPolicy(max_rate=1)  # however many images are bad, no rank stops alone
+PACKING, BATCH_SIZE = Packing(seq_len=1024, resolution=FitTokens(144)), 2  # packs per step and rank
+EPOCHS, SAVE_EVERY = 5, 100  # steps; also at the end of each epoch
+ERRORS = ErrorPolicy(max_rate=1)  # no rank stops alone, however many images are bad
 
 
 def main(shards: str, path: Path) -> None:
@@ -42,13 +42,13 @@ def main(shards: str, path: Path) -> None:
         model.load_state_dict(states[0])
         optimizer.load_state_dict(states[1])
         loader.load_state_dict(states[2])
-    # A group of its own, which DDP never ends: a gloo thread that still holds a tensor as Python ends would abort it.
+    # DDP gets its own group, which is never destroyed: a gloo thread that holds a tensor at exit would abort Python.
     ddp, before = DistributedDataParallel(model, process_group=dist.new_group()), torch.zeros_like(sums[2:])
     while epoch < EPOCHS:
         for left, batch in zip(reversed(range(len(loader))), (batch.to(device) for batch in loader), strict=True):
             loss, count = classification_loss(ddp(batch), batch)
             dist.all_reduce(over_ranks := torch.stack([loss.detach(), count.to(loss)]))
-            # DDP divides the sum of gradients by the number of ranks; wanted is the number of images of all ranks.
+            # DDP divides the summed gradients by the number of ranks. Divide by the images of all ranks instead.
             (loss * dist.get_world_size() / over_ranks[1].clamp(min=1)).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -60,12 +60,12 @@ def main(shards: str, path: Path) -> None:
             dist.all_reduce(more := met - before)
             before, sums[2:] = met, sums[2:] + more
             total, count, images, bad, skipped = sums.tolist()
-            assert left or images + bad + skipped == len(loader.index), "an image was lost or came twice"
-            where = f"epoch {epoch}, step {step}: loss {total / max(count, 1):.3f}"
+            assert left or images + bad + skipped == len(loader.index), "an image was lost or yielded twice"
+            line = f"epoch {epoch}, step {step}: loss {total / max(count, 1):.3f}"
             if not left:
                 epoch, sums = epoch + 1, torch.zeros_like(sums)
             if dist.get_rank() == 0:
-                print(f"{where}, {images:.0f} images + {bad:.0f} bad + {skipped:.0f} skipped of {len(loader.index)}")
+                print(f"{line}, {images:.0f} images + {bad:.0f} bad + {skipped:.0f} skipped of {len(loader.index)}")
                 states = model.state_dict(), optimizer.state_dict(), loader.state_dict(after=batch)
                 torch.save((epoch, step, sums, *states), path.with_suffix(".tmp"))
                 path.with_suffix(".tmp").replace(path)

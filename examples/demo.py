@@ -24,7 +24,7 @@ TRAIN, VALIDATION = "train-*.tar", "validation-*.tar"
 
 
 def patchnpack(*arguments: str) -> None:
-    """Shows a command and runs it."""
+    """Print a command and run it."""
     print(f"\n$ patchnpack {shlex.join(arguments)}", flush=True)
     app(arguments, standalone_mode=False)
 
@@ -33,7 +33,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("demo"))
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--images", type=int, default=480, help="for training; a quarter as many for validation")
+    parser.add_argument(
+        "--images", type=int, default=480, help="training images; a quarter as many are drawn for validation"
+    )
     options = parser.parse_args()
     folder: Path = options.folder
 
@@ -62,8 +64,8 @@ def main() -> None:
     for name, resolution in (("native", "native"), ("square", "square:160")):
         patchnpack("train", *data, "--resolution", resolution, *model, "--out", str(folder / name))
     print(
-        f"\nLook at {picture}. The class is the aspect of the shape: squares lose it, native aspect keeps it.\n"
-        "Next, your own shards: patchnpack report 'SHARDS' --seq-len 4096"
+        f"\nLook at {picture}. The class is the aspect ratio of the shape: squares lose it, native aspect keeps it.\n"
+        "Next, report on your own shards: patchnpack report 'SHARDS' --seq-len 4096"
     )
 
 

@@ -33,7 +33,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--depth", type=int, default=6)
-    parser.add_argument("--only", choices=["native", "square"], help="one of the two, as for two processes at a time")
+    parser.add_argument(
+        "--only", choices=["native", "square"], help="run only one of the two, for example to run both in parallel"
+    )
     parser.add_argument("--out", type=Path, default=Path("native_vs_square.csv"))
     options = parser.parse_args()
     side = math.isqrt(options.tokens)

@@ -28,7 +28,7 @@ from shapes import draw_shapes
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--address", help="host:port of the cluster, or auto; by default one is started here")
+    parser.add_argument("--address", help="host:port of the cluster, or auto; default: start one on this machine")
     parser.add_argument("--folder", type=Path, default=Path("ray-demo"))
     parser.add_argument("--images", type=int, default=48)
     options = parser.parse_args()

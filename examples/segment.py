@@ -38,7 +38,7 @@ COLOURS = np.array([(0, 0, 0), (230, 57, 70), (42, 157, 143), (69, 103, 230)])  
 
 
 def targets(key: str, label: int, grid: tuple[int, int], P: int) -> torch.Tensor:
-    """int64 (gh, gw): 1 + class where the shape covers most of the patch, otherwise 0. The image is drawn once more."""
+    """Redraw an image; return int64 (gh, gw): 1 + class where the shape covers most of the patch, else 0."""
     (gw, gh), (split, number) = grid, key.split("-")
     rng = np.random.default_rng((0, ("train", "validation").index(split), int(number)))
     _, cover = shapes.draw_with_cover(label, rng)
@@ -48,19 +48,19 @@ def targets(key: str, label: int, grid: tuple[int, int], P: int) -> torch.Tensor
 
 @torch.no_grad()
 def maps(model: NaViT, loader: PackedImageLoader) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], torch.Tensor]]:
-    """Pixels, patches described as (gh, gw, F) in two ways, and `targets`, of each image."""
+    """Yield pixels, two kinds of patch vectors (gh, gw, F), and `targets` of each image."""
     for batch in loader:
         features = token_maps(model.features(batch).tokens, batch)
         pixels = token_maps(batch.patches.flatten(0, 1)[batch.token_index].float(), batch)
-        for image, ours, raw in zip(batch.images(), features, pixels, strict=True):
+        for image, learned, raw in zip(batch.images(), features, pixels, strict=True):
             known = targets(image.key, int(image.label), image.grid, batch.patch_size)
-            yield image.pixels(), {"pixels": raw.features, "features": ours.features}, known
+            yield image.pixels(), {"pixels": raw.features, "features": learned.features}, known
 
 
 def fit(x: torch.Tensor, y: torch.Tensor) -> nn.Sequential:
-    """Logistic regression of y (T,) on x (T, F), each number standardised first."""
+    """Fit logistic regression of y (T,) on standardised x (T, F)."""
     norm, linear = nn.BatchNorm1d(x.shape[1], affine=False, momentum=None), nn.Linear(x.shape[1], len(COLOURS))
-    x = norm(x)  # which from now on holds their means and variances
+    x = norm(x)  # this call stores the means and variances in `norm`
     search = torch.optim.LBFGS(linear.parameters(), max_iter=60, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
@@ -74,7 +74,7 @@ def fit(x: torch.Tensor, y: torch.Tensor) -> nn.Sequential:
 
 
 def draw(shown: list[tuple[np.ndarray, np.ndarray]], path: Path) -> None:
-    """Images (gh*P, gw*P, 3) above what was found in their patches (gh, gw)."""
+    """Draw images (gh*P, gw*P, 3) above the predicted classes of their patches (gh, gw)."""
     canvas = Image.new("RGB", (200 * len(shown), 400), "white")
     for i, (pixels, found) in enumerate(shown):
         mask = np.kron(COLOURS[found], np.ones((len(pixels) // len(found),) * 2 + (1,)))
@@ -85,9 +85,9 @@ def draw(shown: list[tuple[np.ndarray, np.ndarray]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="a model of three classes; by default one is trained")
+    parser.add_argument("--checkpoint", type=Path, help="model with three classes; default: train one")
     parser.add_argument("--images", type=int, default=960)
-    parser.add_argument("--picture", type=Path, help="a PNG of a few images and what was found in them")
+    parser.add_argument("--picture", type=Path, help="PNG of a few images with the predictions")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = load_checkpoint(options.checkpoint).model if options.checkpoint else None
@@ -106,15 +106,17 @@ def main() -> None:
     y, known = (torch.cat([image[2].flatten() for image in part]) for part in (seen, unseen))
     print(f"IoU over {len(known)} held-out patches   shape   mean of classes")
     print(f"shape everywhere               {(known > 0).float().mean():.3f}")
-    for way in ("pixels", "features"):
-        head = fit(torch.cat([image[1][way].flatten(0, 1) for image in seen]), y)
-        found = [head(image[1][way].flatten(0, 1)).argmax(1).reshape(image[2].shape) for image in unseen]
+    for kind in ("pixels", "features"):
+        head = fit(torch.cat([image[1][kind].flatten(0, 1) for image in seen]), y)
+        found = [head(image[1][kind].flatten(0, 1)).argmax(1).reshape(image[2].shape) for image in unseen]
         flat = torch.cat([each.flatten() for each in found])
         masks = [(flat > 0, known > 0), *((flat == c, known == c) for c in range(1, len(COLOURS)))]
-        iou, *each = (float((ours & true).sum() / (ours | true).sum()) for ours, true in masks)
-        print(f"{f'linear layer on {way}':31}{iou:.3f}   {np.mean(each):.3f}")
+        iou, *each = (float((mask & true).sum() / (mask | true).sum()) for mask, true in masks)
+        print(f"{f'linear layer on {kind}':31}{iou:.3f}   {np.mean(each):.3f}")
     if options.picture:
-        draw([(image[0], its.numpy()) for image, its in zip(unseen[:8], found[:8], strict=True)], options.picture)
+        draw(
+            [(image[0], classes.numpy()) for image, classes in zip(unseen[:8], found[:8], strict=True)], options.picture
+        )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ _LIGHT = np.array(
 
 
 def draw_size(rng: np.random.Generator) -> tuple[int, int]:
-    """An image's (width, height) in pixels, the logarithms of its aspect and of its shorter side drawn evenly."""
+    """Draw (width, height) in pixels; the logarithms of the aspect and of the shorter side are uniform."""
     aspect = MAX_ASPECT ** rng.uniform(-1.0, 1.0)
     ratio = max(aspect, 1 / aspect)
     short = round(MIN_SIDE * (MAX_SIDE / MIN_SIDE / ratio) ** rng.uniform())
@@ -48,7 +48,7 @@ def draw_size(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def draw_image(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """One image as uint8 (height, width, 3) with a shape of aspect `ASPECTS[label]`.
+    """Draw an image, uint8 (height, width, 3), with a shape of aspect `ASPECTS[label]`.
 
     >>> draw_image(2, np.random.default_rng(0)).dtype
     dtype('uint8')
@@ -57,7 +57,7 @@ def draw_image(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def draw_with_cover(label: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], Floats]:
-    """The image that `draw_image` gives, and the share of each pixel that its shape covers, float64 (height, width).
+    """Draw the image of `draw_image`, and the share of each pixel that the shape covers, float64 (height, width).
 
     >>> image, cover = draw_with_cover(2, np.random.default_rng(0))
     >>> image.shape[:2] == cover.shape, cover.min(), cover.max()
@@ -78,20 +78,20 @@ def draw_with_cover(label: int, rng: np.random.Generator) -> tuple[NDArray[np.ui
 def draw_shapes(
     folder: str | Path, images: int = 480, validation: int = 120, *, seed: int = 0, images_per_shard: int = 120
 ) -> None:
-    """Writes `images` samples for training and `validation` for evaluation into `folder`, which is made if absent.
+    """Write `images` training samples and `validation` validation samples as shards into `folder`.
 
     The classes are equally frequent. The same arguments write the same bytes, for one build of PIL's JPEG encoder.
 
     Raises:
-        ValueError: a count is below 1, or the folder holds shards that this call would not write anew.
+        ValueError: a count is below 1, or the folder holds shards that this call would not overwrite.
     """
     for name, value in (("images", images), ("validation", validation), ("images_per_shard", images_per_shard)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
     folder = Path(folder).resolve()
     splits = {"train": images, "validation": validation}
-    ours = {f"{split}-{i:06d}.tar" for split, n in splits.items() for i in range(-(-n // images_per_shard))}
-    if others := sorted({path.name for path in folder.glob("*.tar")} - ours):
+    expected = {f"{split}-{i:06d}.tar" for split, n in splits.items() for i in range(-(-n // images_per_shard))}
+    if others := sorted({path.name for path in folder.glob("*.tar")} - expected):
         raise ValueError(
             f"{folder} holds shards of another data set ({others[0]}); remove them, or name another folder"
         )
@@ -109,7 +109,7 @@ def draw_shapes(
 
 
 def draw_files(folder: str | Path, images: int = 480, *, seed: int = 0) -> None:
-    """Writes `images` JPEG files into `folder`, those of a class into a folder of its own."""
+    """Write `images` JPEG files into `folder`, with one sub-folder per class."""
     for i in range(images):
         path = Path(folder, CLASSES[i % len(CLASSES)], f"{i:05d}.jpg")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,9 +117,9 @@ def draw_files(folder: str | Path, images: int = 480, *, seed: int = 0) -> None:
         Image.fromarray(pixels).save(path, "JPEG", quality=92)
 
 
-# Each gives the distance to the outline in pixels, negative inside, at (dx, dy) from the centre of a shape 2a x 2b.
+# Each returns the distance to the outline in pixels, negative inside, at (dx, dy) from the centre of a 2a x 2b shape.
 def _ellipse(dx: Floats, dy: Floats, a: float, b: float) -> Floats:
-    # To first order: the implicit function over the length of its gradient.
+    # First-order approximation: the implicit function divided by the length of its gradient.
     radius = np.maximum(np.sqrt((dx / a) ** 2 + (dy / b) ** 2), 1e-6)
     return (radius - 1) * radius / np.maximum(np.sqrt((dx / a**2) ** 2 + (dy / b**2) ** 2), 1e-9)
 
@@ -130,7 +130,7 @@ def _diamond(dx: Floats, dy: Floats, a: float, b: float) -> Floats:
 
 
 def _background(width: int, height: int, rng: np.random.Generator) -> Floats:
-    """float64 (height, width, 3): a gradient between two colours with soft spots, all stretched with the image."""
+    """Draw a colour gradient with soft spots, stretched with the image, float64 (height, width, 3)."""
     first, second = rng.permutation(_DARK)[:2]
     x, y = (np.arange(width) + 0.5) / width, ((np.arange(height) + 0.5) / height)[:, None]
     slope = rng.uniform(-1, 1, 2)
@@ -146,10 +146,12 @@ def _background(width: int, height: int, rng: np.random.Generator) -> Floats:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the demo's data set of shapes as webdataset shards.")
     parser.add_argument("out", type=Path, help="folder for the shards and classes.txt")
-    parser.add_argument("--images", type=int, default=480, help="images for training")
-    parser.add_argument("--validation", type=int, default=120, help="images for validation")
+    parser.add_argument("--images", type=int, default=480, help="number of training images")
+    parser.add_argument("--validation", type=int, default=120, help="number of validation images")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--files", action="store_true", help="files in a folder a class instead, and none held out")
+    parser.add_argument(
+        "--files", action="store_true", help="write one folder of files per class instead, without validation images"
+    )
     args = parser.parse_args()
     if args.files:
         draw_files(args.out, args.images, seed=args.seed)

@@ -30,7 +30,7 @@ EPOCHS, SAVED = 2, 7
 
 
 class Run:
-    """A model, its optimizer and its data: all that a checkpoint holds."""
+    """A model, its optimizer and its data: everything in a checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         shards, packing = f"{folder}/train-*.tar", Packing(seq_len=256, resolution=FitTokens(64))
@@ -38,7 +38,7 @@ class Run:
         self.data = StatefulDataLoader(loader.as_dataset(), batch_size=None, num_workers=2)
         self.model = NaViT(NaViTConfig(num_classes=len(CLASSES), width=48, depth=2))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
-        self.epoch, self.step, self.images = 0, 0, Counter[int]()  # images by epoch
+        self.epoch, self.step, self.images = 0, 0, Counter[int]()  # images per epoch
 
     def state_dict(self) -> dict[str, Any]:
         parts = {"model": self.model, "optimizer": self.optimizer, "data": self.data}
@@ -51,7 +51,7 @@ class Run:
             getattr(self, name).load_state_dict(state[name])
 
     def train(self) -> dict[str, Any]:
-        """Trains to the end; the state at step SAVED."""
+        """Train to the end; return the state at step SAVED."""
         saved: dict[str, Any] = {}
         while self.epoch < EPOCHS:
             for batch in self.data:

@@ -30,7 +30,7 @@ PACKING = Packing(seq_len=576, patch_size=16)
 
 
 def pipeline(folder: Path, epoch: int) -> DataLoader[PackedBatch]:
-    """One epoch's batches of a pack each: shards and samples are shuffled, and each worker packs shards of its own."""
+    """The shuffled batches of one epoch, one pack each; every worker packs its own shards."""
     shards = [str(path) for path in sorted(folder.glob("train-*.tar"))]
     dataset = wds.WebDataset(shards, shardshuffle=100, seed=epoch).shuffle(200, seed=epoch)
     stage = partial(pack_stream, packing=PACKING, batch_size=1, label="cls", seed=epoch)
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("pipeline"))
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--images", type=int, default=480, help="in 8 shards")
+    parser.add_argument("--images", type=int, default=480, help="number of images, in 8 shards")
     options = parser.parse_args()
     folder: Path = options.folder
     draw_shapes(folder, options.images, 1, images_per_shard=-(-options.images // 8))

@@ -36,7 +36,7 @@ def main() -> None:
         draw_shapes(folder, 192, 1)
     accelerator.wait_for_everyone()
 
-    # Rank and world size are those of the process group that Accelerator has made.
+    # The loader takes rank and world size from the process group that Accelerator has started.
     shards, packing = f"{folder}/train-*.tar", Packing(seq_len=256, resolution=FitTokens(64))
     loader = PackedImageLoader(shards, packing, batch_size=2, shuffle=True, repeat=True, label="cls")
     torch.manual_seed(0)
@@ -46,11 +46,11 @@ def main() -> None:
     steps, keys = loader.total_steps(EPOCHS), list[str]()
 
     def train(done: int) -> torch.Tensor:
-        """Trains from step `done` to the last one; all weights after it."""
+        """Train from step `done` to the last step; return all weights as one tensor."""
         for step, batch in enumerate(loader, done + 1):
             total, images = classification_loss(model(batch), batch)
             over_ranks = accelerator.reduce(images.detach().float()).clamp(min=1)
-            accelerator.backward(total * accelerator.num_processes / over_ranks)  # DDP takes the gradients' mean
+            accelerator.backward(total * accelerator.num_processes / over_ranks)  # DDP averages the gradients
             optimizer.step()
             optimizer.zero_grad()
             keys.extend(key for pack in batch.keys for key in pack)

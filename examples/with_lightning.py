@@ -2,8 +2,7 @@
 
     python examples/with_lightning.py [FOLDER]
 
-Trains three epochs, then resumes from the checkpoint of step 16, in the middle of the second epoch. Expected, after 10
-seconds:
+Trains three epochs, then resumes from the checkpoint of step 16, mid-epoch. Expected, after 10 seconds:
 
     from the start: 192 + 192 + 192 images
     from step=16.ckpt: 73 + 192 images, same weights bit for bit: True
@@ -29,7 +28,7 @@ from shapes import CLASSES, draw_shapes
 
 
 class Epochs:
-    """The loader as Lightning is to see it: begun by its first batch, without `len`, which it would ask only once."""
+    """The loader without `len`, which Lightning would query only once."""
 
     def __init__(self, loader: PackedImageLoader) -> None:
         self.loader = loader
@@ -44,13 +43,13 @@ class Module(LightningModule):
         shards, packing = f"{folder}/train-*.tar", Packing(seq_len=256, resolution=FitTokens(64))
         self.loader = PackedImageLoader(shards, packing, batch_size=4, shuffle=True, label="cls")
         self.model = NaViT(NaViTConfig(num_classes=len(CLASSES), width=48, depth=2))
-        self.images = Counter[int]()  # by epoch
+        self.images = Counter[int]()  # per epoch
 
     def train_dataloader(self) -> Epochs:
         return Epochs(self.loader)
 
     def training_step(self, batch: PackedBatch, _: int) -> torch.Tensor:
-        self.used = batch  # Lightning has fetched the next one already
+        self.used = batch  # Lightning has already fetched the next batch
         self.images[batch.epoch] += batch.num_images
         over_ranks = self.all_gather(torch.tensor(batch.num_images, device=self.device)).sum().clamp(min=1)
         return self.model.loss(batch, reduction="sum") * self.trainer.world_size / over_ranks

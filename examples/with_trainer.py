@@ -33,17 +33,17 @@ class Model(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.model = NaViT(NaViTConfig(num_classes=len(CLASSES), width=48, depth=2))
-        self.images = Counter[int]()  # by epoch
+        self.images = Counter[int]()  # per epoch
 
     def forward(self, num_items_in_batch: torch.Tensor, **fields: Any) -> dict[str, torch.Tensor]:
         batch = PackedBatch.from_dict(fields)
         self.images[batch.epoch] += batch.num_images
-        # Trainer has counted the labels over ranks and accumulated batches, without those of -100.
+        # Trainer has counted the labels over ranks and accumulated batches, except labels of -100.
         return {"loss": self.model.loss(batch, reduction="sum") / num_items_in_batch.clamp(min=1)}
 
 
 class Dicts(TrainerCallback):
-    """What Trainer draws batches from, as they are; it would share out a dataset over the ranks once more."""
+    """The batches for Trainer; it would shard a dataset over the ranks a second time."""
 
     def __init__(self, folder: Path) -> None:
         shards, packing = f"{folder}/train-*.tar", Packing(seq_len=256, resolution=FitTokens(64))

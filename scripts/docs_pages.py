@@ -1,4 +1,4 @@
-"""A mkdocs hook: pages of the site that are made from README, CHANGELOG, the examples and the public names."""
+"""A mkdocs hook that generates pages from README, CHANGELOG, the examples, benchmarks and public names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-DETAILS = ("machine", "versions", "command", "date")  # the same in each line of a result
+DETAILS = ("machine", "versions", "command", "date")  # identical in every row of a result
 _PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
@@ -25,8 +25,8 @@ _PAGES = {
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages that docs/ does not hold."""
-    from mkdocs.structure.files import File
+    """Add the pages that are not in docs/."""
+    from mkdocs.structure.files import File  # tests import this module without mkdocs
 
     pages = {page: (ROOT / source).read_text("utf-8") for source, page in _PAGES.items()}
     pages = {page: text.replace("](docs/", "](") for page, text in pages.items()}
@@ -40,7 +40,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to files outside docs/ lead to their pages."""
+    """Point links to files outside docs/ to their pages."""
     markdown = re.sub(r"\]\((?:\.\./)?examples/(\w+)\.(?:py|sbatch)\)", r"](examples.md#\1)", markdown)
     for source, name in _PAGES.items():
         markdown = re.sub(rf"\]\((?:\.\./)?{re.escape(source)}", f"]({name}", markdown)
@@ -48,7 +48,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def example(path: Path) -> str:
-    """A section with an example's docstring and its code."""
+    """Return a section with the docstring and the code of an example."""
     source = path.read_text("utf-8")
     if path.suffix != ".py":
         return f"## {path.name} {{ #{path.stem} }}\n\n```sh\n{source}\n```\n\n"
@@ -60,7 +60,7 @@ def example(path: Path) -> str:
 
 
 def benchmark(path: Path) -> str:
-    """A section with what a benchmark measures, and its newest results; "" for a script without results."""
+    """Return a section with the docstring of a benchmark and its results; "" for a script without results."""
     docstring = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n    python ")[0]
     tables = []
     for file in sorted((ROOT / "benchmarks" / "results").glob(f"{path.stem}*.csv")):
@@ -75,7 +75,7 @@ def benchmark(path: Path) -> str:
 
 
 def reference(name: str) -> str:
-    """A page with the public names of a package, in the order of its `__all__`."""
+    """Return a page with the public names of a package in the order of its `__all__`."""
     module = "patchnpack" if name == "patchnpack" else f"patchnpack.{name}"
     folder = ROOT / name
     body = ast.parse((folder / "__init__.py").read_text("utf-8")).body

@@ -1,9 +1,9 @@
-"""Draw the pictures of docs/ideas.md, each from what the library itself computes.
+"""Draw the pictures of docs/ideas.md from the library's own output.
 
     python scripts/draw_ideas.py [OUT]
 
-writes `lengths.svg`, `balance.svg` and `resume.svg` into OUT, docs/images by default. The token counts are drawn from
-the shape of ImageNet's at patch size 16, as benchmarks/token_counts.py says.
+This writes `lengths.svg`, `balance.svg` and `resume.svg` into OUT (default: docs/images). The token counts follow the
+distribution of ImageNet at patch size 16; see benchmarks/token_counts.py.
 """
 
 from __future__ import annotations
@@ -28,12 +28,21 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from token_counts import imagenet_like  # noqa: E402
 
-COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999"]  # told apart by all
+COLOURS = [
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#d55e00",
+    "#f0e442",
+    "#999999",
+]  # distinguishable with colour blindness
 PADDING: dict[str, Any] = {"facecolor": "white", "edgecolor": "#bbbbbb", "hatch": "////", "linewidth": 0.5}
 
 
 def draw_lengths() -> Figure:
-    """Token counts, and what packs of 1,024 and 4,096 slots look like with and without `rescale`."""
+    """Draw token counts, and packs of 1,024 and 4,096 slots with and without `rescale`."""
     counts = imagenet_like(np.random.default_rng(1), 100_000)
     figure, (top, *rows) = plt.subplots(4, 1, figsize=(8, 6.4), height_ratios=[2.2, 1, 1, 1], layout="constrained")
     top.hist(np.minimum(counts, 2000), bins=np.arange(0, 2033, 32), color=COLOURS[0], weights=np.full(100_000, 1e-3))
@@ -48,7 +57,7 @@ def draw_lengths() -> Figure:
 
 
 def _draw_packs(axis: Axes, counts: np.ndarray, L: int, fill: str, rng: np.random.Generator) -> None:
-    # A grid of about the count, as of a photograph of 4:3.
+    # Approximate each count by the grid of a 4:3 photograph.
     width = np.maximum(1, np.rint(np.sqrt(counts * 4 / 3)))
     height = np.maximum(1, np.rint(counts / width))
     made = plan(Rows.of_sizes(16 * width, 16 * height), Packing(seq_len=L, fill=fill, balance=0))  # type: ignore[arg-type]
@@ -67,7 +76,7 @@ def _draw_packs(axis: Axes, counts: np.ndarray, L: int, fill: str, rng: np.rando
 
 
 def draw_balance() -> Figure:
-    """The attention cost of eight ranks' packs, step by step, as packed and balanced."""
+    """Draw the attention cost of the packs of eight ranks per step, as packed and balanced."""
     counts = np.minimum(imagenet_like(np.random.default_rng(2), 20_000), 16_384)
     order, offsets = pack_lengths(counts, 16_384)
     cost = np.add.reduceat(counts[order].astype(float) ** 2, offsets[:-1])[:512]
@@ -87,7 +96,7 @@ def draw_balance() -> Figure:
 
 
 def draw_resume() -> Figure:
-    """Packs of an epoch in their order, taken by two ranks, then by four from where a state was saved."""
+    """Draw the packs of an epoch in order, consumed by two ranks and, after a resume, by four."""
     figure, axis = plt.subplots(figsize=(8, 1.7), layout="constrained")
     saved = 12
     for pack in range(32):

@@ -1,11 +1,11 @@
-"""Put pillow-simd in Pillow's place in this Python, or say in one line why Pillow stays.
+"""Replace Pillow by pillow-simd in this Python, or print in one line why Pillow stays.
 
-pillow-simd is Pillow's code with faster resizing. Both install the same folder `PIL`, so only one can be there, and
-pip knows them as two unrelated projects: with pillow-simd alone, `pip check` misses `pillow`, and the next install that
-asks for it writes Pillow over pillow-simd. So the swap ends with a stand-in: a `pillow` of pillow-simd's version that
-holds no files. pip then sees what is true: this version of `pillow` is here.
+pillow-simd is a fork of Pillow with faster resizing. Both install the folder `PIL`, so only one can be installed, but
+pip treats them as unrelated projects. With pillow-simd alone, `pip check` reports that `pillow` is missing, and the
+next install that requires it writes Pillow over pillow-simd. Therefore the swap also installs a stand-in: an empty
+`pillow` package with the version of pillow-simd.
 
-Nothing is removed before a new build has been seen to work, so a failure leaves Pillow as it was.
+Pillow is removed only after a new build has passed a trial, so a failure leaves it unchanged.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ HEADERS = {
     "zlib.h": "apt install zlib1g-dev",
     "jpeglib.h": "apt install libjpeg-dev",
 }
-# What Pillow's own wheels read and a build without the headers does not.
+# Formats that Pillow's own wheels support, and that a build without the headers does not.
 OPTIONAL = {"webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000", "libtiff": "compressed TIFF"}
 
-# Run against the new build alone, in a process of its own: a build for another CPU dies of an illegal instruction.
+# Runs in a separate process with only the new build: a build for another CPU dies of an illegal instruction.
 TRIAL = """
 import io
 from PIL import Image
@@ -45,10 +45,10 @@ for kind in ("JPEG", "PNG"):
 
 
 def obstacle() -> str | None:
-    """Why pillow-simd cannot be built here, with the remedy, or None."""
+    """Return why pillow-simd cannot be built here, with the fix, or None."""
     machine = platform.machine().lower()
     if machine not in ("x86_64", "amd64"):
-        return f"pillow-simd is for x86-64 and this is {machine}"
+        return f"pillow-simd needs x86-64 and this is {machine}"
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     for header, remedy in HEADERS.items():
         command = [*compiler, "-fsyntax-only", "-x", "c", f"-I{sysconfig.get_path('include')}", "-"]
@@ -57,9 +57,9 @@ def obstacle() -> str | None:
         try:
             result = subprocess.run(command, input=source, text=True, capture_output=True)
         except FileNotFoundError:
-            return f"there is no C compiler `{compiler[0]}` (Debian: apt install gcc)"
+            return f"the C compiler `{compiler[0]}` is not installed (Debian: apt install gcc)"
         if result.returncode:
-            return f"the C compiler finds no {header} (Debian: {remedy})"
+            return f"the C compiler does not find {header} (Debian: {remedy})"
     return None
 
 
@@ -83,20 +83,20 @@ def stand_in(version: str, folder: Path) -> Path:
 
 
 def pip(*arguments: str | Path) -> None:
-    """Run pip of this Python. Its output is shown only where it fails, as a CalledProcessError that holds it."""
+    """Run pip of this Python; on failure, raise a CalledProcessError that holds the output."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
     subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def running() -> tuple[str, str]:
-    """The name and version of the PIL that a new process would import."""
+    """Return the name and version of the PIL that a new process would import."""
     code = "import PIL; print(PIL.__version__)"
     version = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
     return ("pillow-simd" if version and listed() == version else "Pillow"), version
 
 
 def listed() -> str | None:
-    """The version of pillow-simd that pip lists, whether its files are still there or Pillow was written over them."""
+    """Return the version of pillow-simd that pip lists, even if Pillow has overwritten its files."""
     try:
         return metadata.version("pillow-simd")
     except metadata.PackageNotFoundError:
@@ -104,19 +104,19 @@ def listed() -> str | None:
 
 
 def restore() -> None:
-    """Install Pillow, whatever of the two is there now."""
+    """Install Pillow, whichever of the two is installed now."""
     pip("uninstall", "--yes", "pillow", "pillow-simd")
     pip("install", "--constraint", "constraints.txt", "pillow")
 
 
 def swap(*, fresh: bool) -> str | None:
-    """Build pillow-simd, try it, and put it in Pillow's place.
+    """Build pillow-simd, try it, and replace Pillow by it.
 
     Args:
-        fresh: build it even where pip keeps an earlier build.
+        fresh: build even if pip has cached an earlier build.
 
     Returns:
-        Why Pillow stays, or None where pillow-simd runs now.
+        Why Pillow stays, or None if pillow-simd is now in use.
     """
     reason = obstacle()
     if reason:
@@ -130,7 +130,7 @@ def swap(*, fresh: bool) -> str | None:
         except subprocess.CalledProcessError as error:
             log = Path(sys.prefix) / "pillow-simd-build.log"
             log.write_text(error.stdout)
-            return f"pillow-simd did not build, see {log}"
+            return f"pillow-simd did not build; see {log}"
         wheel = next(folder.glob("pillow_simd-*.whl"))
         version = wheel.name.split("-")[1]
         with zipfile.ZipFile(wheel) as archive:
@@ -150,24 +150,24 @@ def swap(*, fresh: bool) -> str | None:
 
 
 def unread() -> list[str]:
-    """The formats that the PIL of a new process cannot read and Pillow's own wheels can."""
+    """Return the formats that Pillow's own wheels read and the PIL of a new process does not."""
     code = f"from PIL import features\nprint(*(k for k in {list(OPTIONAL)} if not features.check(k)))"
     names = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     return [OPTIONAL[name] for name in names]
 
 
 def main() -> None:
-    """Swap, or restore, and print the one line."""
-    parser = argparse.ArgumentParser(description="Put pillow-simd in Pillow's place.")
-    parser.add_argument("--restore", action="store_true", help="put Pillow back")
-    parser.add_argument("--rebuild", action="store_true", help="build again even where pillow-simd runs")
+    """Swap or restore, and print one line with the result."""
+    parser = argparse.ArgumentParser(description="Replace Pillow by pillow-simd.")
+    parser.add_argument("--restore", action="store_true", help="reinstall Pillow")
+    parser.add_argument("--rebuild", action="store_true", help="build again even if pillow-simd is in use")
     arguments = parser.parse_args()
 
     name, version = running()
     reason = None
     if arguments.restore:
-        reason = "as asked (SIMD=0)"
-        if not version or listed():  # removing a pillow-simd that Pillow was written over would take Pillow with it
+        reason = "as requested (SIMD=0)"
+        if not version or listed():  # removing a pillow-simd that Pillow has overwritten would remove Pillow too
             restore()
     elif name == "Pillow" or arguments.rebuild:
         reason = swap(fresh=arguments.rebuild)
@@ -176,7 +176,7 @@ def main() -> None:
     if reason:
         line += f": {reason}"
     elif missing := unread():
-        line += f", built without {', '.join(missing)}; with their headers there, `make simd` builds them in"
+        line += f", built without {', '.join(missing)}; install their headers and run `make simd` to add them"
     print(line)
 
 

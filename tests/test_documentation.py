@@ -1,4 +1,4 @@
-"""Every Python block of README.md and of docs/ runs, those of one page after another."""
+"""Every Python block of README.md and docs/ runs; the blocks of a page run in order."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Blocks that import one of these are left out where it is not installed.
+# Blocks that import one of these are skipped if it is not installed.
 FRAMEWORKS = ("accelerate", "lightning", "transformers")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.fixture
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working folder with shards/train-{000000..000003}.tar, as the pages suppose."""
+    """A working folder with shards/train-{000000..000003}.tar, as the pages assume."""
     spec = importlib.util.spec_from_file_location("shapes", ROOT / "examples" / "shapes.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,8 +1,8 @@
-"""Every shell block of README.md, CONTRIBUTING.md and of docs/ runs as a reader would paste it, on a small data set.
+"""Every shell block of README.md, CONTRIBUTING.md and docs/ runs as a reader would paste it, on a small data set.
 
-A page's blocks run one after another in one folder, in bash, with `set -eu -o pipefail`. They find no command but those
-of the fixture `commands`: a block that needs another one fails until that is thought of. Of blocks that show what was
-printed on other data, only the commands run, those after `$ `. Those of docs/start.md are test_start_page.py's.
+The blocks of a page run in order in one folder, in bash with `set -eu -o pipefail`. They find only the commands of the
+fixture `commands`, so a block with another command fails. In blocks that show output, only the commands run, which
+start with `$ `. test_start_page.py runs the blocks of docs/start.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 SHELL, OTHER = {"sh", "bash", "shell"}, {"", "python"}
 PROGRAMS = "bash|git|make|patchnpack|pip|python|sbatch|sh|tar|torchrun"
 
-# What makes a block small: a pattern, and what stands in its place. Each is used by some block.
+# Substitutions (pattern, replacement) that make blocks small. Some block uses each of them.
 SMALLER = [
     (r"\{000000\.\.0\d+\}", "{000000..000001}"),
     (r"train-000017\.tar KEY\.jpg", "train-000000.tar train-00000.jpg"),
@@ -42,7 +42,7 @@ SMALLER = [
     (r"examples/segment\.py", "examples/segment.py --images 6"),
     (r"examples/cka\.py", "examples/cka.py --images 6 --epochs 1"),
     (r"examples/native_vs_square\.py", "examples/native_vs_square.py --epochs 1 --seeds 1 --width 24 --depth 1"),
-    # tests/benchmarks/test_model.py runs it, in minutes.
+    # tests/benchmarks/test_model.py runs the script, which takes minutes.
     (r"benchmarks/model\.py --shards .*", "benchmarks/model.py --help | grep -e --shards"),
 ]
 
@@ -74,7 +74,7 @@ for word in (Requirement(re.sub(r"^\.", project["name"], word)) for word in sys.
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its page, its first line there, and its text without the indent."""
+    """A fenced block: its page, the number of its first line, and its text without indentation."""
 
     page: Path
     line: int
@@ -95,7 +95,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def shell_blocks(page: Path) -> list[Block]:
-    """The blocks of commands; of those that show what is printed, the commands alone."""
+    """The shell blocks; blocks that show output are reduced to their commands."""
     found = blocks(page)
     shown = {
         block: "".join(re.findall(r"^\$ (.*\n)", block.text, re.MULTILINE)) for block in found if not block.language
@@ -122,8 +122,8 @@ def script_file(path: Path, text: str) -> None:
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the only commands that blocks may use.
 
-    `patchnpack`, `python` and `torchrun` do what they do. `sbatch` runs the tasks of an array one after another. `make`
-    says what it would do. `pip` checks that what it is asked for is this project, with extras that it has.
+    `patchnpack`, `python` and `torchrun` are real. `sbatch` runs the tasks of an array in order. `make` only prints its
+    commands. `pip` checks that it is asked to install this project with existing extras.
     """
     folder = tmp_path_factory.mktemp("bin")
     warm, address = ROOT / "tests" / "warm.py", tmp_path_factory.mktemp("warm") / "socket"
@@ -151,7 +151,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """shards/ with two shards for training and one for validation, and photos/ with a folder for each class."""
+    """shards/ with two training shards and one validation shard, and photos/ with one folder per class."""
     spec = importlib.util.spec_from_file_location("shapes", ROOT / "examples" / "shapes.py")
     assert spec is not None
     assert spec.loader is not None
@@ -165,7 +165,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bucket(data: Path) -> Iterator[dict[str, str]]:
-    """The environment in which s3://bucket holds the shards."""
+    """Environment variables with which s3://bucket holds the shards."""
     server = pytest.importorskip("moto.server", reason="moto is not installed").ThreadedMotoServer(
         ip_address="127.0.0.1", port=0, verbose=False
     )
@@ -194,19 +194,19 @@ def bucket(data: Path) -> Iterator[dict[str, str]]:
 
 
 def lay_out(folder: Path, data: Path, page: str) -> None:
-    """What pages suppose: .venv/, photos/, scripts; shards in ., clothing/ and, unless the page makes it, shards/."""
+    """Create what pages assume: .venv/, photos/, scripts, and shards in ., clothing/ and, if needed, shards/."""
     shutil.copytree(data / "photos", folder / "photos")
     for name in (".", "clothing", *([] if " -o shards" in page else ["shards"])):
         shutil.copytree(data / "shards", folder / name, dirs_exist_ok=True)
     for name in ("docs/images", "data", "shared", ".venv/bin"):
         (folder / name).mkdir(parents=True)
-    (folder / ".venv/bin/activate").touch()  # `commands` are found already
+    (folder / ".venv/bin/activate").touch()  # `commands` is already on PATH
     for name in ("benchmarks", "examples"):
         (folder / name).symlink_to(ROOT / name)
 
 
 def results(text: str) -> list[str]:
-    """The local files that a block says it writes."""
+    """The local files that a block names as output."""
     options = re.findall(r"(?:-o|--out|--html|--picture|--plot|>) (\S+)", re.sub(r"#.*", "", text))
     return [path for path in options if "://" not in path]
 

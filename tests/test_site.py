@@ -81,7 +81,7 @@ def test_copy_button_of_a_console_block_copies_only_commands(site: Path) -> None
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium on this machine")
-    # The button's script selects the text in a field of its own and asks the browser to copy that.
+    # The script of the button selects the text in a temporary field and asks the browser to copy it.
     click = """<script>
     document.execCommand = () => document.body.append(Object.assign(document.createElement("pre"),
       {className: "copied", textContent: document.activeElement.value}));

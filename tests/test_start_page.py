@@ -1,4 +1,4 @@
-"""The commands of docs/start.md, pasted one after another into an empty folder, print what the page says."""
+"""The commands of docs/start.md, run in order in an empty folder, print what the page shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def commands(page: str) -> list[tuple[str, str]]:
-    """(command on one line, what it prints) of each console block; "..." stands for anything."""
+    """Yield (command on one line, output) of each console block; "..." matches anything."""
     blocks = "\n".join(re.findall(r"^```console\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
     parts = re.split(r"^\$ ((?:.*\\\n)*.*)\n", blocks, flags=re.MULTILINE)[1:]
     return [(command.replace("\\\n", ""), text) for command, text in zip(parts[::2], parts[1::2], strict=True)]

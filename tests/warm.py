@@ -1,9 +1,9 @@
-"""Starts `patchnpack` and Python scripts in a moment: a process that has imported them all forks one a command.
+"""Run `patchnpack` and Python scripts without start-up time: a server imports everything and forks once per command.
 
-    warm.py serve SOCKET                            prints "ready" and forks until it is ended
-    warm.py run SOCKET patchnpack|python WORDS...   in this folder, with this environment, input and output
+    warm.py serve SOCKET                            prints "ready" and serves until it is terminated
+    warm.py run SOCKET patchnpack|python WORDS...   runs here, with this environment, input and output
 
-Each command would take 3 s to import torch; of the shell blocks of the docs there are dozens.
+Importing torch takes 3 s per command, and the shell blocks of the docs hold dozens of commands.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def serve(address: str) -> None:
     import patchnpack.cli.doctor
     import patchnpack.cli.main
     import patchnpack.report.page
-    import patchnpack.training  # noqa: F401 -- what the commands import when they run
+    import patchnpack.training  # noqa: F401 -- the modules that commands import
 
     gc.collect()
-    gc.freeze()  # children that never look at these objects share their memory
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who wait at a connection leave nothing to be waited for
+    gc.freeze()  # keeps the memory of these objects shared with the children
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that answer a connection are not waited for
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
@@ -43,7 +43,7 @@ def serve(address: str) -> None:
 
 
 def answer(connection: socket.socket) -> None:
-    """Runs the command that the connection asks for, sends its exit status, and ends this process."""
+    """Run the command that the connection requests, send its exit status, and exit."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     length, files, _, _ = socket.recv_fds(connection, 8, 3)
     text = b""
@@ -60,7 +60,7 @@ def answer(connection: socket.socket) -> None:
 
 
 def leave(run: Callable[..., None], options: dict[str, Any]) -> NoReturn:
-    """Runs and ends as Python does, but for taking apart what was imported, which takes half a second."""
+    """Run and exit as Python does, without unloading modules, which takes half a second."""
     status = 0
     try:
         run(**options)
@@ -68,7 +68,7 @@ def leave(run: Callable[..., None], options: dict[str, Any]) -> NoReturn:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
-    except BaseException:  # noqa: BLE001 -- as at the end of any script
+    except BaseException:  # noqa: BLE001 -- as Python does at the end of a script
         traceback.print_exc()
         status = 1
     threading._shutdown()  # type: ignore[attr-defined]
@@ -96,7 +96,7 @@ def begin(words: list[str], folder: str, environment: dict[str, str]) -> None:
 
 
 def ask(address: str, words: list[str]) -> int:
-    """The exit status of a command."""
+    """Send a command to the server, and return its exit status."""
     text = json.dumps({"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)

@@ -18,7 +18,7 @@ Shards = Annotated[
     typer.Argument(help="Shards as paths, globs or ranges such as 'train-{000000..000009}.tar'; or an index file."),
 ]
 Images = Annotated[str, typer.Option("--image", help="Extensions of image files, separated by semicolons.")]
-Seed = Annotated[int, whole_flag("Random seed.")]
+Seed = Annotated[int, whole_flag("Random seed of shuffles and draws.")]
 Label = Annotated[str | None, typer.Option(help="Member that holds the label, such as cls or json:FIELD.")]
 Classes = Annotated[str | None, typer.Option(help="File with one class name per line.")]
 BatchSize = Annotated[int, whole_flag("Packs per batch.")]

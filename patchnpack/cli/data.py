@@ -17,6 +17,7 @@ from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.writer import CLASSES
 from patchnpack.packer import Packing
 from patchnpack.packer.batch.drawing import draw_packs
+from patchnpack.packer.checks import check_whole
 from patchnpack.packer.files import make_folder_of
 from patchnpack.report.text import counted
 
@@ -116,6 +117,7 @@ def show(
 
     patchnpack show 'train-{000000..000009}.tar' -o packs.png --seq-len 256
     """
+    check_whole("--packs", packs)
     make_folder_of(out)
     loader = PackedImageLoader(
         open_shards(shards, image, storage_options),

@@ -23,17 +23,24 @@ class Flag(NamedTuple):
         on: the long flag, such as "--seq-len".
         off: the flag that sets a boolean to False, such as "--no-shuffle"; "" where there is none.
         default: the default value.
+        numeric: whether the flag takes a number.
     """
 
     on: str
     off: str = ""
     default: Any = None
+    numeric: bool = False
 
 
 def flags_of(parameters: Iterable[Any]) -> dict[str, Flag]:
     """Map each option among the parameters of a command to its flag."""
     return {
-        str(option.name): Flag(max(option.opts, key=len), "".join(option.secondary_opts[:1]), option.default)
+        str(option.name): Flag(
+            on=max(option.opts, key=len),
+            off="".join(option.secondary_opts[:1]),
+            default=option.default,
+            numeric=option.metavar in ("INTEGER", "FLOAT"),
+        )
         for option in parameters
         if isinstance(option, TyperOption)
     }
@@ -55,7 +62,9 @@ def in_flags(message: str, flags: Mapping[str, Flag]) -> str:
     if not flags:
         return message
     ordered = sorted(flags, key=len, reverse=True)
-    name, compound = "|".join(ordered), "|".join(n for n in ordered if "_" in n) or "(?!)"
+    name = "|".join(ordered)
+    compound = "|".join(n for n in ordered if "_" in n) or "(?!)"  # (?!) matches nothing
+    numeric = "|".join(n for n in ordered if flags[n].numeric) or "(?!)"
     listed = rf"(?:(?:{name})(?![\w-])|--[a-z-]+)"
     keyword = rf"(?:\bgive )?(?<![\w.(])({name})=({_DICT}|'[^']*'|[\w.]*)"
     message = re.sub(keyword, lambda match: _keyword(match, flags), message)
@@ -63,6 +72,7 @@ def in_flags(message: str, flags: Mapping[str, Flag]) -> str:
         rf"(?<!extra )`({name})`",
         rf"(?<![\w./'\"=-])({compound})(?![\w/'\"=-]|\.\w)",
         rf"{_BEFORE_VALUE}({name})(?= (?:is|has) )",
+        rf"(?<![\w./'\"=-])({numeric})(?= -?\d)",
     ):
         message = re.sub(pattern, lambda match: flags[match[1]].on, message)
     return re.sub(

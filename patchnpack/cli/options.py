@@ -53,11 +53,18 @@ def parse_resolution(text: str, flag: str = "--resolution") -> Resolution:
     >>> parse_resolution("fit:144")
     FitTokens(max_tokens=144, upsample=False, edge='resize')
     """
+    try:
+        return _resolution(text, flag)
+    except ValueError as error:
+        raise ValueError(error if str(error).startswith(flag) else f"{flag} is {text!r}: {error}") from None
+
+
+def _resolution(text: str, flag: str) -> Resolution:
     if "=" in text:
         stages = [stage.partition("=") for stage in text.split(",")]
         if not all(start.isdecimal() for start, _, _ in stages):
             raise ValueError(f"{flag} is {text!r}; each stage must be IMAGES=POLICY, as in 0=fit:64,1000000=fit:256")
-        return ScheduledResolution(tuple((int(start), parse_resolution(policy, flag)) for start, _, policy in stages))
+        return ScheduledResolution(tuple((int(start), _resolution(policy, flag)) for start, _, policy in stages))
     name, *values = text.split(":")
     if name == "native" and len(values) < 2:
         return Native(edge=values[0] if values else "pad")  # type: ignore[arg-type]  # Native checks it
@@ -105,11 +112,14 @@ def parse_token_drop(text: str) -> TokenDrop:
             f"--token-drop is {text + at + schedule!r}; it must be {_TOKEN_DROPS}, optionally followed by "
             "@FIRST:LAST:MIDPOINT:TAU"
         ) from None
-    drop = make(*numbers)
-    if not factors:
-        return drop
-    start, end, midpoint, tau = factors
-    return ScheduledDrop(drop=drop, start=start, end=end, midpoint=midpoint, tau=tau)
+    try:
+        drop = make(*numbers)
+        if not factors:
+            return drop
+        start, end, midpoint, tau = factors
+        return ScheduledDrop(drop=drop, start=start, end=end, midpoint=midpoint, tau=tau)
+    except ValueError as error:
+        raise ValueError(f"--token-drop is {text + at + schedule!r}: {error}") from None
 
 
 def parse_patch_size(text: str, flag: str = "--patch-size") -> int | PatchSizes:
@@ -308,7 +318,7 @@ takes_training = takes(
         "keep": "Number of newest checkpoints to keep.",
         "log_steps": "Steps between log entries.",
         "tensorboard": "Write TensorBoard scalars to OUT.",
-        "seed": "Random seed.",
+        "seed": "Random seed of initial weights, shuffles and draws.",
         "device": "auto, cpu or cuda.",
         "precision": "auto, float32 or bfloat16.",
     },

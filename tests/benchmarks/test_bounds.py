@@ -1,4 +1,4 @@
-"""Lower bounds on the number of packs, against every way of packing a few items."""
+"""Lower bounds on the number of packs, compared with exhaustive search over a few items."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ FEW = st.integers(1, 24).flatmap(
 
 
 def fewest_packs(lengths: list[int], capacity: int) -> int:
-    """By trying them all: each item into each pack begun, or into the next."""
+    """The minimum over all assignments: each item into each open pack, or into a new one."""
 
     def place(item: int, used: tuple[int, ...]) -> int:
         if item == len(lengths):
             return len(used)
-        ways = [(*used[:p], u + lengths[item], *used[p + 1 :]) for p, u in enumerate((*used, 0))]
-        return min(place(item + 1, way) for way in ways if max(way) <= capacity)
+        options = [(*used[:p], u + lengths[item], *used[p + 1 :]) for p, u in enumerate((*used, 0))]
+        return min(place(item + 1, option) for option in options if max(option) <= capacity)
 
     return place(0, ())
 
 
 def linear_programme(lengths: list[int], capacity: int) -> float:
-    """The least packs where packs may be cut, over every pattern that fits."""
+    """The minimum of the linear programme over every pattern that fits."""
     sizes, counts = np.unique(lengths, return_counts=True)
     ranges = [range(capacity // size + 1) for size in sizes]
     patterns = np.array([p for p in itertools.product(*ranges) if 0 < np.dot(p, sizes) <= capacity])
@@ -92,7 +92,7 @@ def test_column_generation_is_tight_where_other_bounds_are_not() -> None:
     cuts = np.sort(rng.integers(1, 1023, (300, 4)) // 8 * 8, axis=1)
     lengths = np.diff(np.pad(cuts, ((0, 0), (1, 1)), constant_values=((0, 0), (0, 1024)))).ravel()
     assert bounds.column_generation_bound(lengths[lengths > 0], 1024) == 300
-    thirds = np.full(300, 342)  # two to a pack of 1024, though three nearly fit
+    thirds = np.full(300, 342)  # two fit into a pack of 1024, three nearly do
     assert [bound(thirds, 1024) for bound in BOUNDS] == [101, 101, 150]
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/learning.py on few pictures: every position is measured everywhere, and the control sees none."""
+"""benchmarks/learning.py on a few pictures, and its control model without positions."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_every_position_is_measured_at_every_size_and_tables_refuse_larger_grids
         rows = list(csv.DictReader(file))
     assert len(rows) == len({(row["variant"], row["at"]) for row in rows}) == 3 * 11 * 6
     refused = {(row["variant"], row["at"]) for row in rows if row["value"] == "refuses"}
-    tasks, ways = ("place", "steps", "apart"), ("added", "stacked", "product")
-    tables = [f"{task}: absolute, {way}" for task in tasks for way in ways]
+    tasks, combinations = ("place", "steps", "apart"), ("added", "stacked", "product")
+    tables = [f"{task}: absolute, {combination}" for task in tasks for combination in combinations]
     assert refused == {(variant, "8x32, 32x8") for variant in tables}
     assert all(0 <= float(row["value"]) <= 1 for row in rows if row["value"] != "refuses")
     assert done.stdout.count("refuses |") == len(tables)
@@ -44,14 +44,14 @@ def test_control_is_invariant_to_patch_positions(tmp_path: Path, monkeypatch: py
     assert isinstance(batch.coords, torch.Tensor)
     order = torch.from_numpy(np.random.default_rng(0).permutation(36))
     coords = batch.coords.clone()
-    for i in range(7):  # images of a pack lie one after the other
+    for i in range(7):  # the images of a pack are contiguous
         coords[0, 36 * i : 36 * (i + 1)] = batch.coords[0, 36 * i : 36 * (i + 1)][order]
     moved = replace(batch, coords=coords)
     config = NaViTConfig(num_classes=9, **learning.SMALL)
     torch.manual_seed(0)
-    sees = NaViT(config).eval()
+    model = NaViT(config).eval()
     control = learning.Unplaced(config).eval()
-    control.load_state_dict(sees.state_dict())
+    control.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(control.features(moved).pooled, control.features(batch).pooled)
-        assert not torch.allclose(sees.features(moved).pooled, sees.features(batch).pooled, atol=1e-2)
+        assert not torch.allclose(model.features(moved).pooled, model.features(batch).pooled, atol=1e-2)

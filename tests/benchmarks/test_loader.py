@@ -1,4 +1,4 @@
-"""benchmarks/loader.py and gil.py on a few drawn images: every way sees them all, and the packing peer is right."""
+"""benchmarks/loader.py and gil.py on a few drawn images: every method reads all, and the packing peer is correct."""
 
 from __future__ import annotations
 
@@ -46,31 +46,34 @@ def test_every_method_is_measured_against_the_bound_of_its_setting(shards: str, 
     printed, rows = run("loader.py", shards, tmp_path / "out.csv")
     small = "at most 64 tokens"
     peers = ["webdataset, images only", "webdataset, packed"]
-    assert [(row["setting"], row["way"]) for row in rows] == [
-        *(("native", way) for way in ("bare pool", "PackedImageLoader", "DALI, images only", *peers)),
-        *((small, way) for way in ("bare pool", "PackedImageLoader", *peers)),
+    assert [(row["setting"], row["method"]) for row in rows] == [
+        *(("native", method) for method in ("bare pool", "PackedImageLoader", "DALI, images only", *peers)),
+        *((small, method) for method in ("bare pool", "PackedImageLoader", *peers)),
     ]
     for row in rows:
-        assert row["way"] in printed
+        assert row["method"] in printed
         assert all(row[name] for name in ("machine", "versions", "command", "date"))
         if row["images_per_second"] == "not installed":
-            assert row["way"] == "DALI, images only"
+            assert row["method"] == "DALI, images only"
             continue
         assert int(row["images_per_second"]) > 0
         assert 0 < float(row["low"]) <= float(row["of_the_bound"]) <= float(row["high"])
-        assert row["way"] != "bare pool" or row["of_the_bound"] == "1.000"
+        assert row["method"] != "bare pool" or row["of_the_bound"] == "1.000"
 
 
 def test_quick_measures_only_the_loader(shards: str, tmp_path: Path) -> None:
     _, rows = run("loader.py", shards, tmp_path / "out.csv", "--quick")
-    assert [(row["setting"], row["way"]) for row in rows] == [("native", "bare pool"), ("native", "PackedImageLoader")]
+    assert [(row["setting"], row["method"]) for row in rows] == [
+        ("native", "bare pool"),
+        ("native", "PackedImageLoader"),
+    ]
 
 
 def test_python_cost_per_image_is_measured_with_one_and_two_threads(shards: str, tmp_path: Path) -> None:
     printed, rows = run("gil.py", shards, tmp_path / "out.csv")
     assert [row["threads"] for row in rows] == ["1", "2"]
     assert all(0 < float(row["low"]) <= float(row["median"]) <= float(row["high"]) for row in rows)
-    assert "microseconds an image" in printed
+    assert "microseconds per image" in printed
 
 
 def test_missing_shards_are_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""benchmarks/marks.py: the labels are what they say, and nothing but the cells tells them."""
+"""benchmarks/marks.py: only the cells determine the labels."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def test_shard_is_balanced_and_holds_only_its_grids(marks: ModuleType, tmp_path:
 
 
 def test_grid_without_room_for_every_class_raises(marks: ModuleType) -> None:
-    with pytest.raises(ValueError, match="3 x 9 patches has no room for every class; 4 x 3 is the least"):
+    with pytest.raises(ValueError, match="3 x 9 patches has no room for every class; use at least 4 x 3"):
         marks.choose_cells("steps", 3, (3, 9), np.random.default_rng(0))

@@ -18,9 +18,9 @@ def test_packed_and_padded_agree_and_every_option_is_timed(precision: str, tmp_p
     shards, out = str(next(tmp_path.glob("train-*.tar"))), tmp_path / "model.csv"
     script = [sys.executable, str(ROOT / "benchmarks" / "model.py"), "--shards", shards, "--out", str(out)]
     options = ["--images", "24", "--rounds", "1", "--precision", precision]
-    subprocess.run([*script, *options], check=True, capture_output=True)  # asserts that the logits are equal
+    subprocess.run([*script, *options], check=True, capture_output=True)  # the script asserts that the logits are equal
     with out.open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["way"] for row in rows[:2]] == ["packed", "padded"]
+    assert [row["method"] for row in rows[:2]] == ["packed", "padded"]
     assert float(rows[1]["slots"]) > float(rows[0]["slots"])
-    assert {"grid", "rope", "cls", "dense backend"} <= {row["way"] for row in rows}
+    assert {"grid", "rope", "cls", "dense backend"} <= {row["method"] for row in rows}

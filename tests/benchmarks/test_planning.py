@@ -1,4 +1,4 @@
-"""benchmarks/planning.py and filling.py on few images: what they assert holds, and what they write is whole."""
+"""benchmarks/planning.py and filling.py on a few images: their assertions hold and their results are complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""benchmarks/prepack.py on few images: it measures every way, and what it writes is whole."""
+"""benchmarks/prepack.py on a few images: it measures every method and writes complete results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 CLOTHING = Path(__file__).resolve().parents[3] / "shared" / "data" / "clothing"
 
 
-@pytest.mark.skipif(not CLOTHING.is_dir(), reason="the clothing photographs are not beside the checkout")
+@pytest.mark.skipif(not CLOTHING.is_dir(), reason="the clothing photographs are not in ../shared")
 def test_every_method_is_measured_and_written(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "prepack.py"), str(CLOTHING / "train-000009.tar"), "--rounds", "1"]
     done = subprocess.run([*command, "--out", str(tmp_path / "out.csv")], capture_output=True, text=True, check=False)

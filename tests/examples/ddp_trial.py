@@ -1,6 +1,6 @@
-"""Runs examples/ddp.py in small, and writes down what a rank trained on, its gradients and its weights after each step.
+"""Run a small version of examples/ddp.py, and record the images, gradients and weights of each rank and step.
 
-ddp_trial.py LOG BATCH_SIZE DIE_BEFORE SHARDS CHECKPOINT; rank 1 dies before that step, 0 is never.
+ddp_trial.py LOG BATCH_SIZE DIE_BEFORE SHARDS CHECKPOINT; rank 1 exits before step DIE_BEFORE, never if it is 0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAVE_EVERY = 2
 
 
 def small_example(batch_size: int) -> ModuleType:
-    """The example as a module, with less to do."""
+    """Load the example as a module with a smaller configuration."""
     spec = importlib.util.spec_from_file_location("ddp", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
@@ -49,7 +49,7 @@ def parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 def main() -> None:
     log, batch_size, die_before, shards, checkpoint = sys.argv[1:]
     rank, steps, begin = os.environ["RANK"], 0, PackedImageLoader.__iter__
-    file = Path(f"{log}.{rank}").open("w", buffering=1)  # noqa: SIM115 -- a rank that dies leaves it as it is
+    file = Path(f"{log}.{rank}").open("w", buffering=1)  # noqa: SIM115 -- stays open until the rank exits
 
     def write(**record: object) -> None:
         file.write(json.dumps(record) + "\n")
@@ -66,7 +66,7 @@ def main() -> None:
     def after(optimizer: torch.optim.Optimizer, *_: object) -> None:
         write(weights=digest(parameters(optimizer)))
 
-    def noted(loader: PackedImageLoader) -> Iterator[PackedBatch]:
+    def recorded(loader: PackedImageLoader) -> Iterator[PackedBatch]:
         for batch in begin(loader):
             write(keys=[key for pack in batch.keys for key in pack], epoch=batch.epoch)
             yield batch
@@ -75,7 +75,7 @@ def main() -> None:
     torch.set_default_dtype(torch.float64)
     register_optimizer_step_pre_hook(before)
     register_optimizer_step_post_hook(after)
-    PackedImageLoader.__iter__ = noted  # type: ignore[method-assign]
+    PackedImageLoader.__iter__ = recorded  # type: ignore[method-assign]
     Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
     small_example(int(batch_size)).main(shards, Path(checkpoint))
 

@@ -1,4 +1,4 @@
-"""examples/cka.py: linear CKA has its known values, layers are pooled by image, and it runs as its docstring says."""
+"""examples/cka.py: linear CKA has its known values, layers are pooled per image, and the script runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from patchnpack import PackedImageLoader, Packing
 from patchnpack.models import NaViT, NaViTConfig
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-# Where PYTHONSAFEPATH is set, a script does not find shapes.py beside it.
+# With PYTHONSAFEPATH set, a script does not find shapes.py next to it.
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(EXAMPLES), os.environ.get("PYTHONPATH")]))}
 
 
@@ -29,7 +29,7 @@ def cka(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
-    sys.modules.pop("shapes", None)  # its images are smaller than other tests expect
+    sys.modules.pop("shapes", None)  # other tests expect larger images
 
 
 def test_cka_is_invariant_to_rotation_scale_and_shift_and_near_zero_for_independent_data(cka) -> None:  # type: ignore[no-untyped-def]
@@ -57,16 +57,16 @@ def test_layers_are_token_means_per_image_in_index_order(cka, tmp_path: Path) ->
 
 
 def test_script_prints_one_line_per_model_and_writes_its_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the picture is drawn by matplotlib, of the extra report")
+    pytest.importorskip("matplotlib", reason="matplotlib, of the extra `report`, is not installed")
     picture = tmp_path / "cka.png"
     script = [sys.executable, str(EXAMPLES / "cka.py"), "--images", "12", "--epochs", "1", "--picture", str(picture)]
     lines = subprocess.run(script, check=True, capture_output=True, text=True, env=ENVIRONMENT).stdout.splitlines()
     (random, single) = (line for line in lines if ", mean " in line)
     for line, name in ((random, "random sizes"), (single, "16 only")):
         assert line.startswith(name)
-        accuracies, alike = line[13:].split("8-16")
+        accuracies, similarities = line[13:].split("8-16")
         assert len(accuracies.split()) == 3
-        pairs = [float(part.split()[-1]) for part in f"8-16{alike}".split(", ")]
+        pairs = [float(part.split()[-1]) for part in f"8-16{similarities}".split(", ")]
         assert pairs[3] == pytest.approx(sum(pairs[:3]) / 3, abs=2e-3)
         assert all(0 <= value <= 1 for value in pairs)
     assert picture.stat().st_size > 5000

@@ -1,4 +1,4 @@
-"""examples/ddp.py under torchrun, two processes: even steps, equal gradients, exact counts, exact resuming."""
+"""examples/ddp.py under torchrun with two processes: equal steps, equal gradients, exact counts and exact resume."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load(path: Path) -> ModuleType:
 
 @dataclass
 class Epoch:
-    """The last line of an epoch that the example printed; `step` counts from the start of the run."""
+    """The last line that the example printed for an epoch; `step` counts from the start of the run."""
 
     number: int
     step: int
@@ -52,7 +52,7 @@ class Epoch:
 
 @dataclass
 class Run:
-    """What a run printed, and what each of its ranks wrote down."""
+    """The output of a run, and the records of each rank."""
 
     code: int
     output: str
@@ -66,21 +66,21 @@ class Run:
         ]
         return list({line.number: line for line in lines}.values())
 
-    def noted(self, rank: int, name: str) -> list[object]:
-        """What the rank wrote under `name`, a value a step."""
+    def recorded(self, rank: int, name: str) -> list[object]:
+        """The values that a rank recorded under `name`, one per step."""
         return [record[name] for record in self.ranks[rank] if name in record]
 
     def norms(self) -> list[float]:
-        return [float(str(norm)) for norm in self.noted(0, "norm")]
+        return [float(str(norm)) for norm in self.recorded(0, "norm")]
 
     def keys(self, epoch: int) -> Counter[str]:
-        """How often each image came in an epoch, over all ranks."""
+        """How often each image was yielded in an epoch, over all ranks."""
         records = [record for rank in self.ranks for record in rank if record.get("epoch") == epoch]
         return Counter(key for record in records for key in record["keys"])  # type: ignore[attr-defined]
 
 
 def torchrun(folder: Path, name: str, shards: str, *, ranks: int = 2, die_before: int = 0, batch_size: int = 1) -> Run:
-    """Runs the example; `name` is of its checkpoint, which another run goes on from."""
+    """Run the example; a later run with the same `name` resumes from its checkpoint."""
     log = folder / f"{name}-{len(list(folder.glob('*.0')))}"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(TRIAL)]
     process = subprocess.Popen(
@@ -94,22 +94,22 @@ def torchrun(folder: Path, name: str, shards: str, *, ranks: int = 2, die_before
     try:
         output, _ = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # torchrun's own end would leave its ranks behind
+        os.killpg(process.pid, signal.SIGKILL)  # killing only torchrun would leave its ranks running
         pytest.fail(f"the ranks hang: {process.communicate()[0]}")
     written = [Path(f"{log}.{rank}").read_text().splitlines() for rank in range(ranks)]
     return Run(process.returncode, output, [[json.loads(line) for line in lines] for lines in written])
 
 
 def check(run: Run, rows: int, lost: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    """What holds of every run that ends: ranks in step, every image once an epoch or counted, losses finite."""
+    """Check a finished run: ranks in step, every image yielded once per epoch or counted, finite losses."""
     assert run.code == 0, run.output
     assert [epoch.number for epoch in run.epochs] == [0, 1]
-    first = run.noted(0, "grads")
+    first = run.recorded(0, "grads")
     assert len(first) == run.epochs[-1].step > run.epochs[0].step > 0
-    assert run.noted(0, "missing") == [0] * len(first)
+    assert run.recorded(0, "missing") == [0] * len(first)
     for rank in range(len(run.ranks)):
-        assert run.noted(rank, "grads") == first
-        assert run.noted(rank, "weights") == run.noted(0, "weights")
+        assert run.recorded(rank, "grads") == first
+        assert run.recorded(rank, "weights") == run.recorded(0, "weights")
     assert all(math.isfinite(norm) and norm > 0 for norm in run.norms())
     for epoch in run.epochs:
         assert math.isfinite(epoch.loss)
@@ -125,7 +125,7 @@ def draw(folder: Path, images: int, images_per_shard: int) -> str:
 
 
 def rank_keys(shards: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The images of this rank in the first epoch of two ranks."""
+    """The images of a rank in the first epoch of two ranks."""
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "2")
     packing = load(TRIAL).SMALL
@@ -134,7 +134,7 @@ def rank_keys(shards: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> list[s
 
 
 def damage(folder: Path, cut: set[str], garbled: set[str]) -> None:
-    """Cuts the JPEGs of some keys to six tenths of their bytes, and makes those of others no JPEGs at all."""
+    """Truncate the JPEGs of some keys to 60 % of their bytes, and replace those of others by text."""
     for shard in folder.glob("train-*.tar"):
         with tarfile.open(shard) as tar:
             members = [(info.name, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
@@ -162,7 +162,7 @@ def test_two_ranks_on_one_shard_match_the_gradients_of_one_rank(tmp_path: Path) 
     one = torchrun(tmp_path, "one", shards, ranks=1, batch_size=2)
     check(two, rows=45)
     check(one, rows=45)
-    # The same packs per step, summed in another order.
+    # Each step sums the same packs in another order.
     assert_near(two.norms(), one.norms(), 1e-4)
     assert [epoch.loss for epoch in two.epochs] == pytest.approx([epoch.loss for epoch in one.epochs], abs=0.0011)
 
@@ -170,7 +170,7 @@ def test_two_ranks_on_one_shard_match_the_gradients_of_one_rank(tmp_path: Path) 
 def test_rank_with_only_empty_batches_keeps_step(tmp_path: Path) -> None:
     run = torchrun(tmp_path, "few", draw(tmp_path, 3, 3))
     check(run, rows=3)
-    assert run.noted(1, "keys") == [[], []]
+    assert run.recorded(1, "keys") == [[], []]
 
 
 def test_bad_images_are_counted_and_a_killed_run_resumes_bit_for_bit(
@@ -194,14 +194,14 @@ def test_bad_images_are_counted_and_a_killed_run_resumes_bit_for_bit(
     assert resumed.code == 0, resumed.output
     for rank in range(2):
         for name in ("keys", "grads", "weights"):
-            assert resumed.noted(rank, name) == whole.noted(rank, name)[4:], name
+            assert resumed.recorded(rank, name) == whole.recorded(rank, name)[4:], name
     counted = [(epoch.images, epoch.bad, epoch.skipped, epoch.rows) for epoch in resumed.epochs]
     assert counted == [(60 - len(lost), len(lost), 0, 60)] * 2
     ends = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "killed")]
     (epoch, step, _, model, _, loader), (epochs, steps, _, resumed_model, _, resumed_loader) = ends
     assert all(torch.equal(weight, resumed_model[name]) for name, weight in model.items())
     assert loader == resumed_loader
-    assert (epoch, step) == (epochs, steps) == (2, len(whole.noted(0, "grads")))
+    assert (epoch, step) == (epochs, steps) == (2, len(whole.recorded(0, "grads")))
 
 
 def test_without_torchrun_the_error_names_the_command(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""The examples of other people's training frameworks print what their docstrings promise, to the letter.
+"""The examples for training frameworks print exactly the output in their docstrings.
 
-What they promise: each image once an epoch, and a run taken up in the middle of an epoch that ends in the same weights.
+The output shows that each epoch has each image once, and that a run resumed mid-epoch ends with the same weights.
 """
 
 from __future__ import annotations

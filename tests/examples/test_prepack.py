@@ -1,4 +1,4 @@
-"""examples/prepack.sbatch as Slurm runs it, with a `patchnpack` that writes down what it is asked."""
+"""examples/prepack.sbatch as Slurm runs it, with a stub `patchnpack` that prints its arguments."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "prepack.sbatch"
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 
 
 def _array(folder: Path, tasks: list[int], *arguments: str) -> list[subprocess.CompletedProcess[str]]:
-    """Runs the script once for each task of an array, as Slurm does, with its variables."""
+    """Run the script once per task of an array, with the variables that Slurm sets."""
     command = folder / "patchnpack"
     command.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:])\n")
     command.chmod(0o755)

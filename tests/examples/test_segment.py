@@ -1,4 +1,4 @@
-"""examples/segment.py: the masks it learns from lie where the shapes are drawn, and it runs as its docstring says."""
+"""examples/segment.py: its masks match the shapes, and it runs as its docstring says."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.trainer import save_checkpoint
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-# Where PYTHONSAFEPATH is set, a script does not find shapes.py beside it.
+# With PYTHONSAFEPATH set, a script does not find shapes.py next to it.
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(EXAMPLES), os.environ.get("PYTHONPATH")]))}
 
 
@@ -32,7 +32,7 @@ def segment(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
-    sys.modules.pop("shapes", None)  # its images are smaller than other tests expect
+    sys.modules.pop("shapes", None)  # other tests expect larger images
 
 
 def test_shape_patches_are_brighter_than_background_patches(segment, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -43,12 +43,12 @@ def test_shape_patches_are_brighter_than_background_patches(segment, tmp_path: P
         loader = PackedImageLoader(f"{tmp_path}/{split}-*.tar", packing, batch_size=1, label="cls")
         images = list(segment.maps(model, loader))
         assert len(images) == 6
-        for pixels, ways, known in images:
+        for pixels, vectors, known in images:
             assert pixels.shape == (8 * known.shape[0], 8 * known.shape[1], 3)
-            assert ways["features"].shape == (*known.shape, 24)
-            assert len(set(known[known > 0].tolist())) == 1  # one class an image
-            light = ways["pixels"].mean(-1)
-            # colours of shapes are above 180 on average, of backgrounds below 110, and patches on the edge lie between
+            assert vectors["features"].shape == (*known.shape, 24)
+            assert len(set(known[known > 0].tolist())) == 1  # one class per image
+            light = vectors["pixels"].mean(-1)
+            # Shapes have a mean colour above 180, backgrounds below 110, and patches on the edge lie between.
             assert light[known > 0].min() > light[known == 0].median()
             assert light[known > 0].median() > light[known == 0].max() - 60
             assert ((light > 150) == (known > 0)).float().mean() > 0.95

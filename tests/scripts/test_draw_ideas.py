@@ -17,7 +17,7 @@ def test_pictures_of_the_ideas_match_the_page(tmp_path: Path) -> None:
     for name in ("lengths", "balance", "resume"):
         assert f"(images/{name}.svg)" in page
         assert (tmp_path / f"{name}.svg").read_text("utf-8").startswith("<?xml")
-    # What the page says of them is what they show.
+    # The page and the pictures state the same figures.
     assert "The library's packer wastes 15.3 %" in page
     assert "15.3% padding" in _texts(tmp_path / "lengths.svg")
     assert "slowest rank is 1.59 times the mean; balanced, 1.02" in page
@@ -27,5 +27,5 @@ def test_pictures_of_the_ideas_match_the_page(tmp_path: Path) -> None:
 
 
 def _texts(svg: Path) -> str:
-    """The texts of a picture, which stand as comments beside their outlines."""
+    """The texts of a picture; matplotlib writes them as comments next to their outlines."""
     return "\n".join(re.findall(r"<!-- (.*?) -->", svg.read_text("utf-8")))
