@@ -67,7 +67,7 @@ test-webp: setup
 lint: setup links ## check format, lint and which room may import which
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
-	@cd .links && "$(CURDIR)/$(VENV)/bin/lint-imports" --config ../pyproject.toml --cache-dir ../.import_linter_cache
+	@cd .links && "$(CURDIR)/$(VENV)/bin/lint-imports" ../pyproject.toml --no-logo --cache-dir ../.import_linter_cache
 
 format: setup ## rewrite the files to the house's format
 	$(PY) -m ruff format .
