@@ -37,8 +37,7 @@ import numpy as np
 import torch
 
 from patchnpack import PackedImageLoader, Packing
-from patchnpack.loaders import open_index
-from patchnpack.loaders.prepacking.job import Job
+from patchnpack.loaders import Job, open_index
 
 HERE = Path(__file__).resolve().parent
 CLOTHING = HERE.parents[1] / "shared" / "data" / "clothing" / "train-{000000..000009}.tar"

@@ -29,10 +29,7 @@ from planning import window_of_rows
 
 from patchnpack import PackedBatch, Packing
 from patchnpack.loaders.assembly.stats import Stats
-from patchnpack.packer import Rows, plan
-from patchnpack.packer.analysis.advice import advise
-from patchnpack.packer.analysis.report import report
-from patchnpack.packer.analysis.sweep import sweep
+from patchnpack.packer import Rows, advise, plan, report, sweep
 
 HERE = Path(__file__).resolve().parent
 WINDOW = 160_000

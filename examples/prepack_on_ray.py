@@ -18,9 +18,7 @@ from pathlib import Path
 
 from patchnpack import PackedImageLoader, Packing
 from patchnpack.engines import run_ray
-from patchnpack.loaders import open_index
-from patchnpack.loaders.packs.manifest import read_manifest
-from patchnpack.loaders.prepacking.job import Job
+from patchnpack.loaders import Job, open_index, read_manifest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from shapes import draw_shapes

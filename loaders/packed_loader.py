@@ -15,7 +15,7 @@ from patchnpack.loaders.assembly.pipeline import Pipeline, WorkerShard
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.dataset import MAX_WORKERS, PackedDataset
-from patchnpack.loaders.errors import ErrorMonitor, ErrorPolicy
+from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.index.labels import Classes, Label
 from patchnpack.loaders.index.table import IMAGE, Index

@@ -1,5 +1,8 @@
 """Packer: plan which images go into which pack, and hold them in a batch."""
 
+from patchnpack.packer.analysis.advice import Advice, advise
+from patchnpack.packer.analysis.report import PackingReport, report
+from patchnpack.packer.analysis.sweep import Sweep, sweep
 from patchnpack.packer.batch.packed_batch import PackedBatch, PackedImage
 from patchnpack.packer.binpacking.pack_lengths import pack_lengths
 from patchnpack.packer.config import Packing
@@ -18,6 +21,7 @@ from patchnpack.packer.policies.token_drop import (
 )
 
 __all__ = [
+    "Advice",
     "BetaDrop",
     "ConstantDrop",
     "DropToTokens",
@@ -28,6 +32,7 @@ __all__ = [
     "PackedBatch",
     "PackedImage",
     "Packing",
+    "PackingReport",
     "PatchSizes",
     "Plan",
     "Planner",
@@ -38,6 +43,10 @@ __all__ = [
     "ScheduledDrop",
     "ScheduledResolution",
     "Square",
+    "Sweep",
+    "advise",
     "pack_lengths",
     "plan",
+    "report",
+    "sweep",
 ]

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from patchnpack.loaders.assembly.buffers import BufferPool
-from patchnpack.loaders.errors import BadRow, ErrorPolicy
+from patchnpack.loaders.error_policy import ErrorPolicy
+from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.decode import decode
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.user_decode import Decode, user_pixels

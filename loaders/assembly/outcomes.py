@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from patchnpack.loaders.assembly.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.stats import Stats
-from patchnpack.loaders.errors import BadRow, ErrorMonitor
+from patchnpack.loaders.error_policy import ErrorMonitor
+from patchnpack.loaders.errors import BadRow
 from patchnpack.packer import PackedBatch
 
 

@@ -12,7 +12,7 @@ from patchnpack.loaders.assembly.batch_loop import run_batches
 from patchnpack.loaders.assembly.outcomes import LeftOut, Outcomes
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.stats import Stats
-from patchnpack.loaders.errors import ErrorMonitor
+from patchnpack.loaders.error_policy import ErrorMonitor
 from patchnpack.loaders.order.order import Pack
 from patchnpack.loaders.order.state import Cursor
 from patchnpack.loaders.order.steps import Steps

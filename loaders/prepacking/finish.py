@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from patchnpack.loaders.errors import BadRow, ErrorMonitor
+from patchnpack.loaders.error_policy import ErrorMonitor
+from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.index.labels import KnownLabels, Labels
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.order import Order

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from patchnpack.loaders.errors import BadRow, ErrorMonitor, ErrorPolicy
+from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
+from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.index.labels import Classes
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.packed_loader import PackedImageLoader

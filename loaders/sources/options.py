@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from patchnpack.loaders.assembly.context import Transform, check_transform
-from patchnpack.loaders.errors import ErrorPolicy
+from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
 from patchnpack.loaders.index.labels import Classes, Label
 from patchnpack.loaders.index.table import Index

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from patchnpack.loaders.assembly.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.outcomes import Outcomes
 from patchnpack.loaders.assembly.stats import Stats
-from patchnpack.loaders.errors import BadRow, ErrorMonitor
+from patchnpack.loaders.error_policy import ErrorMonitor
+from patchnpack.loaders.errors import BadRow
 from patchnpack.packer import PackedBatch
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.assembly.samples import extra
-from patchnpack.loaders.errors import BadImage, BadRow, ErrorPolicy
+from patchnpack.loaders.error_policy import ErrorPolicy
+from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.index.labels import Classes, Label, LabelKind, LabelRule
 from patchnpack.loaders.remote.addresses import redact

@@ -15,7 +15,8 @@ from patchnpack.loaders.assembly.batch_loop import run_batches
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.context import Transform
 from patchnpack.loaders.assembly.stats import Stats
-from patchnpack.loaders.errors import BadRow, ErrorMonitor, ErrorPolicy
+from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
+from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.process import cpu_share, process_rank
 from patchnpack.loaders.streaming.outcomes import StreamOutcomes

@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from patchnpack.packer.binpacking import _classical, _decreasing, _waiting
+from patchnpack.packer.binpacking import _classical, _decreasing, _largest_fit, _subset_sum
 from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.checks import check_whole
 
@@ -22,8 +22,8 @@ _PACKERS = {
     "best_fit_decreasing": _decreasing.best_fit_decreasing,
 }
 _WAITING = {
-    "largest_fit": _waiting.largest_fit,
-    "subset_sum": _waiting.subset_sum,
+    "largest_fit": _largest_fit.largest_fit,
+    "subset_sum": _subset_sum.subset_sum,
 }
 DECREASING = ("first_fit_decreasing", "best_fit_decreasing")
 

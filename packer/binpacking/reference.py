@@ -1,6 +1,7 @@
 """The packing algorithms in plain Python: slow and short.
 
-Tests check that `_classical.py`, `_decreasing.py` and `_waiting.py` equal it; it imports none of them.
+Tests check that `_classical.py`, `_decreasing.py`, `_largest_fit.py` and `_subset_sum.py` equal it; it imports none of
+them.
 
 Every packer takes `lengths` (tokens of each item, in order of arrival), `capacity` L, `max_items` K, `lookahead` R and
 `flush`, and returns the packs as lists of item numbers, in the order in which they are emitted. Without `flush`, items

@@ -32,6 +32,12 @@ PUBLIC: dict[str, list[str]] = {
         "pack_stream",
     ],
     "patchnpack.packer": [
+        "Advice",
+        "PackingReport",
+        "Sweep",
+        "advise",
+        "report",
+        "sweep",
         "BetaDrop",
         "ConstantDrop",
         "DropToTokens",
@@ -56,6 +62,10 @@ PUBLIC: dict[str, list[str]] = {
         "plan",
     ],
     "patchnpack.loaders": [
+        "Job",
+        "Manifest",
+        "read_manifest",
+        "report_of",
         "BadDataError",
         "BadImage",
         "ErrorPolicy",

@@ -11,7 +11,7 @@ import pytest
 from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
-from patchnpack.loaders.errors import ErrorPolicy
+from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.index.labels import Labels
 from patchnpack.loaders.index.scanner import scan
 from patchnpack.packer import ConstantDrop, Images, PackedBatch, Packing, plan

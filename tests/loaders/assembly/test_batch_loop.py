@@ -15,7 +15,8 @@ from patchnpack.loaders.assembly.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.batch_loop import run_batches
 from patchnpack.loaders.assembly.outcomes import Outcomes
 from patchnpack.loaders.assembly.stats import Stats
-from patchnpack.loaders.errors import BadDataError, BadRow, ErrorMonitor, ErrorPolicy, StallError
+from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
+from patchnpack.loaders.errors import BadDataError, BadRow, StallError
 from patchnpack.packer import PackedBatch
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from patchnpack.loaders.assembly.stats import Stats
-from patchnpack.loaders.errors import BadDataError, BadRow, ErrorMonitor, ErrorPolicy
+from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
+from patchnpack.loaders.errors import BadDataError, BadRow
 from patchnpack.loaders.streaming.outcomes import StreamOutcomes
 from patchnpack.loaders.streaming.pack_stream import pack_stream
 from patchnpack.packer import (

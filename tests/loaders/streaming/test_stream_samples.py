@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from patchnpack.loaders.errors import ErrorPolicy
+from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.streaming.pack_stream import pack_stream
 from patchnpack.packer import (
     FitTokens,

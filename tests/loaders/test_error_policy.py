@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from patchnpack.loaders import BadDataError, ErrorPolicy, PackedImageLoader, StallError, scan
-from patchnpack.loaders.errors import BadRow, ErrorMonitor
+from patchnpack.loaders.error_policy import ErrorMonitor
+from patchnpack.loaders.errors import BadRow
 from patchnpack.packer import Packing
 
 PACKING = Packing(seq_len=64, patch_size=8)

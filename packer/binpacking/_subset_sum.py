@@ -1,8 +1,8 @@
-"""The compiled packers that choose among waiting items: `largest_fit` and `subset_sum`.
+"""Compiled `subset_sum`: a pack starts with the oldest waiting item and is closed by the subset that fills it best.
 
-They take the arguments of the packers in `_classical.py`, and two more: `least` (n,), the length each item may be cut
+It takes the arguments of the packers in `_classical.py`, and two more: `least` (n,), the length each item may be cut
 to, and `widest`, the largest cut of any item. With `widest` 0 no item is cut and `least` is not read. `reference.py`
-defines each packer in plain Python.
+defines the packer in plain Python.
 """
 
 from __future__ import annotations
@@ -10,119 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from patchnpack.packer.binpacking._bits import leading_zeros, trailing_zeros
+from patchnpack.packer.binpacking._length_bitmap import clear_bit, highest, longer, set_bit
 
 # n items (images), each of a length (tokens); L capacity of a pack, R lookahead, K items per pack at most
 
 _CLOSING = 256  # a closing subset is chosen from at most this many items: bounds time and memory at large lookaheads
-
-
-@njit(nogil=True, cache=True)
-def _highest(words, summary, limit):  # type: ignore[no-untyped-def]
-    """The highest set bit of `words` at or below `limit`, or -1.
-
-    `summary` has one bit per nonzero word.
-    """
-    w = limit >> 6
-    word = words[w] & (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(63 - (limit & 63)))
-    if word != 0:
-        return (w << 6) + 63 - np.int64(leading_zeros(word))
-    s = w >> 6
-    above = summary[s] & ((np.uint64(1) << np.uint64(w & 63)) - np.uint64(1))
-    while above == 0:
-        s -= 1
-        if s < 0:
-            return -1
-        above = summary[s]
-    w = (s << 6) + 63 - np.int64(leading_zeros(above))
-    return (w << 6) + 63 - np.int64(leading_zeros(words[w]))
-
-
-@njit(nogil=True, cache=True)
-def _longer(words, head, least, room, slack, widest):  # type: ignore[no-untyped-def]
-    """The length of the item that `reference.closing_over` returns, or -1."""
-    longest = room + min(room, slack + widest)
-    w, above = (room + 1) >> 6, np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64((room + 1) & 63)
-    while w < len(words):
-        word = words[w] & above
-        if word == 0:
-            w, above = w + 1, np.uint64(0xFFFFFFFFFFFFFFFF)
-            continue
-        length = (w << 6) + np.int64(trailing_zeros(word))
-        if length > longest:
-            break
-        if least[head[length]] - room <= slack:
-            return length
-        above = word & (word - np.uint64(1))
-    return np.int64(-1)
-
-
-# Waiting items stand in one queue per length, oldest first (head, tail, following). A bitmap marks the lengths whose
-# queue is not empty (words, summary), so that a bit scan finds the largest item that fits, and the oldest waiting item
-# is always the head of its queue. Entering and leaving a queue is written out at each use: numba counts references to
-# each array argument of a call, and as functions these steps took three quarters of the time.
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _set_bit(words, summary, length):  # type: ignore[no-untyped-def]
-    words[length >> 6] |= np.uint64(1) << np.uint64(length & 63)
-    summary[length >> 12] |= np.uint64(1) << np.uint64((length >> 6) & 63)
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _clear_bit(words, summary, length):  # type: ignore[no-untyped-def]
-    words[length >> 6] &= ~(np.uint64(1) << np.uint64(length & 63))
-    if words[length >> 6] == 0:
-        summary[length >> 12] &= ~(np.uint64(1) << np.uint64((length >> 6) & 63))
-
-
-@njit(nogil=True, cache=True)
-def largest_fit(lengths, capacity, max_items, lookahead, flush, order, offsets, least, widest):  # type: ignore[no-untyped-def]
-    """See `reference.largest_fit`."""
-    n = len(lengths)
-    head = np.full(capacity + 1, -1, np.int64)
-    tail = np.full(capacity + 1, -1, np.int64)
-    following = np.full(n, -1, np.int64)
-    gone = np.zeros(n, np.bool_)
-    words = np.zeros((capacity >> 6) + 1, np.uint64)
-    summary = np.zeros((capacity >> 12) + 1, np.uint64)
-    packs, out, entered, waiting, oldest = 0, 0, 0, 0, 0
-    while True:
-        while waiting < lookahead and entered < n:
-            length = lengths[entered]
-            if head[length] < 0:
-                head[length] = entered
-                _set_bit(words, summary, length)
-            else:
-                following[tail[length]] = entered
-            tail[length] = entered
-            entered += 1
-            waiting += 1
-        if waiting == 0 or (waiting < lookahead and not flush):
-            return packs
-        while gone[oldest]:
-            oldest += 1
-        length, room, count, slack = np.int64(lengths[oldest]), capacity, 0, np.int64(0)
-        while length > 0:
-            item = head[length]
-            head[length] = following[item]
-            if head[length] < 0:
-                _clear_bit(words, summary, length)
-            gone[item] = True
-            order[out] = item
-            out += 1
-            waiting -= 1
-            room -= length
-            count += 1
-            if count == max_items or waiting == 0 or room <= 0:
-                break
-            if widest > 0:
-                slack += length - least[item]
-            length = _highest(words, summary, room)
-            if length < 0 and widest > 0:
-                length = _longer(words, head, least, room, slack, widest)
-        packs += 1
-        offsets[packs] = out
 
 
 @njit(nogil=True, cache=True)
@@ -153,11 +45,11 @@ def _add_length(reach, i, length, size):  # type: ignore[no-untyped-def]
 def _commonest(count, words, summary, longest):  # type: ignore[no-untyped-def]
     """The most common length, the longest of equals, and its number of items."""
     common, items = np.int64(0), np.int64(0)
-    length = _highest(words, summary, longest)
+    length = highest(words, summary, longest)
     while length > 0:
         if count[length] > items:
             common, items = length, count[length]
-        length = _highest(words, summary, length - 1)
+        length = highest(words, summary, length - 1)
     return common, items
 
 
@@ -188,14 +80,14 @@ def _exact(room, items_left, common, copies, count, words, summary, chosen):  # 
             return j if rest == 0 else j + 1
     for j in range(min(copies, items_left - 2), -1, -1):
         rest = room - j * common
-        length = _highest(words, summary, rest - 1)
+        length = highest(words, summary, rest - 1)
         while 2 * length >= rest:
             other = rest - length
             if length != common and other != common and count[other] > (1 if other == length else 0):
                 chosen[:j] = common
                 chosen[j], chosen[j + 1] = length, other
                 return j + 2
-            length = _highest(words, summary, length - 1)
+            length = highest(words, summary, length - 1)
     return 0
 
 
@@ -210,16 +102,16 @@ def _thirds(length, capacity):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def _next_long(room, pairs, capacity, count, words, summary):  # type: ignore[no-untyped-def]
     """See `reference.next_long`."""
-    largest = _highest(words, summary, room)
+    largest = highest(words, summary, room)
     if not pairs or 2 * room <= capacity:  # no two items over a quarter of L fit
         return largest
     both, larger = largest + (capacity >> 6) if 2 * largest > capacity else np.int64(0), largest
-    length = _highest(words, summary, room - (capacity >> 2))
+    length = highest(words, summary, room - (capacity >> 2))
     while 2 * length > both:
-        other = _highest(words, summary, min(length if count[length] > 1 else length - 1, room - length))
+        other = highest(words, summary, min(length if count[length] > 1 else length - 1, room - length))
         if 4 * other > capacity and length + other > both:
             both, larger = length + other, length
-        length = _highest(words, summary, length - 1)
+        length = highest(words, summary, length - 1)
     return larger
 
 
@@ -238,7 +130,7 @@ def _close(room, items_left, common, count, words, summary, reach, candidates, c
     reach[0, :size] = 0
     reach[0, 0] = 1
     goal, i = room - copies * common, 0
-    length = _highest(words, summary, room)
+    length = highest(words, summary, room)
     while length > 0 and i < len(candidates) and not _has_sum(reach, i, goal):
         if length != common:
             for _ in range(min(count[length], room // length)):
@@ -247,7 +139,7 @@ def _close(room, items_left, common, count, words, summary, reach, candidates, c
                 i += 1
                 if i == len(candidates) or _has_sum(reach, i, goal):
                     break
-        length = _highest(words, summary, length - 1)
+        length = highest(words, summary, length - 1)
     best, number, total = room + 1, np.int64(0), np.int64(0)
     for j in range(copies, -1, -1):
         reached = room - j * common
@@ -294,7 +186,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             length = lengths[entered]
             if head[length] < 0:
                 head[length] = entered
-                _set_bit(words, summary, length)
+                set_bit(words, summary, length)
             else:
                 following[tail[length]] = entered
             tail[length] = entered
@@ -315,7 +207,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             item = head[length]
             head[length] = following[item]
             if head[length] < 0:
-                _clear_bit(words, summary, length)
+                clear_bit(words, summary, length)
             count[length] -= 1
             tokens -= length
             third = _thirds(length, capacity)
@@ -334,7 +226,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             if scarce:
                 length = _next_long(room, pack_thirds == 1 and items_left > 1, capacity, count, words, summary)
                 if length <= 0 and widest > 0:
-                    length = _longer(words, head, least, room, slack, widest)
+                    length = longer(words, head, least, room, slack, widest)
                 if length <= 0:
                     break
                 continue
@@ -351,7 +243,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
                     continue
                 closing = _close(room, items_left, common, count, words, summary, reach, candidates, chosen)
             if next_chosen == closing:
-                length = _longer(words, head, least, room, slack, widest) if widest > 0 else np.int64(-1)
+                length = longer(words, head, least, room, slack, widest) if widest > 0 else np.int64(-1)
                 if length < 0:
                     break
                 continue

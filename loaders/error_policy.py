@@ -1,0 +1,184 @@
+"""Bad images: the policy that skips, records or raises them, and the monitor that stops a run at its limits."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from patchnpack.loaders.errors import MAX_PIXELS, BadDataError, BadRow
+
+_WINDOW = 10_000  # images over which `max_rate` is measured
+_JUDGED_FROM = 1_000  # images before `max_rate` is first checked
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorPolicy:
+    """What a loader does about images that cannot be used.
+
+    The policy covers bad data only. A missing, truncated or changed shard and an exception in a transform or a label
+    function are always raised.
+
+    Attributes:
+        on_error: "skip" leaves a bad image's slots empty and counts it; "raise" raises `BadDataError`.
+        max_rate: the largest share of bad images among the last 10,000 images of this rank; a larger one stops the run.
+            Checked from 1,000 images on; 1 allows any share.
+        max_consecutive: this many bad images in a row stop the run. Images with bad headers do not count, since they
+            are left out beforehand; `max_rate` limits them where there are 1,000 rows or more.
+        quarantine: file to which each bad image of each epoch is appended as a line of JSON (epoch, row, key, shard,
+            offset, stage, reason); all ranks may share it. None keeps no file.
+        max_pixels: an image with more pixels, by its header, is bad and is not decoded.
+        max_bytes: an encoded image with more bytes is bad and is not read.
+        truncated: "skip" treats a JPEG that ends early as bad; "keep" uses the part that exists and fills the rest with
+            grey.
+        stall_s: seconds without progress after which waiting for a batch raises `StallError`.
+
+    Raises:
+        ValueError: a value is out of range, or the folder of the quarantine file does not exist.
+
+    >>> ErrorPolicy(max_rate=2)
+    Traceback (most recent call last):
+        ...
+    ValueError: max_rate is 2; it must be from 0 to 1, the share of images that may be bad
+    """
+
+    on_error: Literal["skip", "raise"] = "skip"
+    max_rate: float = 0.01
+    max_consecutive: int = 100
+    quarantine: str | os.PathLike[str] | None = None
+    max_pixels: int = MAX_PIXELS
+    max_bytes: int = 1 << 28
+    truncated: Literal["skip", "keep"] = "skip"
+    stall_s: float = 300.0
+
+    def beyond(self, pixels: int, nbytes: int) -> str | None:
+        """Return why an image with this many pixels and bytes is too large; None if it is not."""
+        if pixels <= self.max_pixels and nbytes <= self.max_bytes:
+            return None
+        return (
+            f"it has {pixels} pixels in {nbytes} bytes; the limits are max_pixels {self.max_pixels} and max_bytes "
+            f"{self.max_bytes}"
+        )
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("on_error", self.on_error, ("skip", "raise")),
+            ("truncated", self.truncated, ("skip", "keep")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; it must be {known[0]!r} or {known[1]!r}")
+        if not 0 <= self.max_rate <= 1:
+            raise ValueError(
+                f"max_rate is {self.max_rate}; it must be from 0 to 1, the share of images that may be bad"
+            )
+        for name in ("max_consecutive", "max_pixels", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_pixels > MAX_PIXELS:
+            raise ValueError(
+                f"max_pixels is {self.max_pixels}; it must be at most {MAX_PIXELS}, the most that PIL decodes"
+            )
+        if not self.stall_s > 0:
+            raise ValueError(f"stall_s is {self.stall_s}; it must be above 0 seconds")
+        if self.quarantine is not None and Path(self.quarantine).is_dir():
+            raise ValueError(f"quarantine is {str(self.quarantine)!r}, which is a folder; name a file in it")
+        if self.quarantine is not None and not Path(self.quarantine).resolve().parent.is_dir():
+            raise ValueError(f"quarantine is {str(self.quarantine)!r}, whose folder does not exist; create it first")
+
+
+class ErrorMonitor:
+    """Judges every image of a rank in order, writes the quarantine file, and stops the run at the limits.
+
+    Loaders and streams use the same monitor.
+    """
+
+    def __init__(self, policy: ErrorPolicy) -> None:
+        self._policy = policy
+        self._judged = self._in_a_row = 0
+        self._bad_at: deque[int] = deque()  # the bad ones among the last 10,000 images, by number
+
+    def quarantine(self, bad: BadRow, epoch: int) -> None:
+        """Append a bad image to the quarantine file."""
+        if self._policy.quarantine is None:
+            return
+        line = json.dumps({"epoch": epoch, **asdict(bad)}).encode() + b"\n"
+        file = os.open(self._policy.quarantine, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(file, line)  # a single write, so that the lines of several ranks do not mix
+        finally:
+            os.close(file)
+
+    def before_start(self, bad: int, images: int, first: BadRow | None) -> None:
+        """Judge the rows with bad headers before any image is read.
+
+        Args:
+            bad: rows with bad headers.
+            images: all rows that would be used, bad ones included.
+            first: the first bad row; None if there is none.
+
+        Raises:
+            BadDataError: any bad row under `on_error="raise"`, or more than `max_rate` of 1,000 or more rows.
+        """
+        if first is None:
+            return
+        if self._policy.on_error == "raise":
+            raise BadDataError(f"bad image {first}; remove it, or skip such images with on_error='skip'")
+        if images >= _JUDGED_FROM and bad > self._policy.max_rate * images:
+            raise BadDataError(
+                f"{bad} of {images} images have bad headers, more than max_rate {self._policy.max_rate} "
+                f"allows; the first is {first}. Fix or rewrite the shards, or raise max_rate"
+            )
+
+    def judge_all(self, images: int, bad: Sequence[BadRow], which: str) -> None:
+        """Judge `images` images together, whatever their order; `which` names them: "of a part".
+
+        Raises:
+            BadDataError: a bad image under `on_error="raise"`, or more than `max_rate` of 1,000 or more images.
+        """
+        policy = self._policy
+        if bad and policy.on_error == "raise":
+            raise BadDataError(f"bad image {bad[0]}; remove it, or skip such images with on_error='skip'")
+        if images >= _JUDGED_FROM and len(bad) > policy.max_rate * images:
+            raise BadDataError(
+                f"{len(bad)} of the {images} images {which} were bad, more than max_rate {policy.max_rate} allows; the "
+                f"last is {bad[-1]}. Mend the shards, or raise max_rate"
+            )
+
+    def record(self, images: int, bad: list[tuple[int, BadRow]]) -> None:
+        """Judge the next images in order.
+
+        Args:
+            images: how many images these are.
+            bad: the bad ones, each with its number among them, ascending.
+
+        Raises:
+            BadDataError: any bad image under `on_error="raise"`, or a limit is reached.
+        """
+        policy, begin = self._policy, self._judged
+        last = -1
+        for number, row in bad:
+            if policy.on_error == "raise":
+                raise BadDataError(f"bad image {row}; remove it, or skip such images with on_error='skip'")
+            self._in_a_row = self._in_a_row + 1 if number == last + 1 else 1
+            last = number
+            self._bad_at.append(begin + number)
+            if self._in_a_row >= policy.max_consecutive:
+                raise BadDataError(
+                    f"{self._in_a_row} images in a row were bad, the limit that max_consecutive sets; the last is "
+                    f"{row}. Fix or rewrite the shards, or raise max_consecutive"
+                )
+        if last < images - 1:
+            self._in_a_row = 0
+        self._judged += images
+        while self._bad_at and self._bad_at[0] < self._judged - _WINDOW:
+            self._bad_at.popleft()
+        window = min(self._judged, _WINDOW)
+        if self._judged >= _JUDGED_FROM and len(self._bad_at) > policy.max_rate * window:
+            raise BadDataError(
+                f"{len(self._bad_at)} of the last {window} images were bad, more than max_rate {policy.max_rate} "
+                f"allows{f'; the last is {bad[-1][1]}' if bad else ''}. Fix or rewrite the shards, or raise max_rate"
+            )
