@@ -1,8 +1,7 @@
-"""First floor: shards, the order of an epoch, decoding, and the loader in which they meet."""
+"""Loaders: shards, indexes, the order of an epoch, decoding, and the loader that combines them."""
 
 from patchnpack.loaders.dataset import PackedDataset
-from patchnpack.loaders.errors import BadDataError, ErrorPolicy, StallError
-from patchnpack.loaders.imaging.decode import BadImage
+from patchnpack.loaders.errors import BadDataError, BadImage, ErrorPolicy, StallError
 from patchnpack.loaders.index.index_file import load_index, save_index
 from patchnpack.loaders.index.resolve import open_index, update_index
 from patchnpack.loaders.index.scanner import scan

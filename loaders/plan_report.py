@@ -1,42 +1,34 @@
-"""The report of what a loader is going to do: the same quantities as `stats` once the epoch has ended."""
+"""The report of a loader's next epochs: the same quantities as `stats` once such an epoch has ended."""
 
 from __future__ import annotations
 
-import dataclasses
-
-import numpy as np
-
 from patchnpack.loaders.packed_loader import PackedImageLoader
-from patchnpack.loaders.packs.stored_order import StoredOrder
 from patchnpack.packer import Plan, Rows
 from patchnpack.packer.analysis.report import PackingReport, report
 
 
 def planned_rows(loader: PackedImageLoader, epoch: int = 0) -> Rows:
-    """The rows of an epoch in the order in which the loader plans them, or in that of packs planned before.
+    """Return the rows of an epoch in the order in which they are planned.
+
+    For a packed folder that is the order of the shards' loader that planned the packs.
 
     Raises:
-        ValueError: a loader of several streams, each of which is packed by itself.
+        ValueError: the loader plans several streams, and each is packed by itself.
     """
     order = loader.steps().order
-    if isinstance(order, StoredOrder):
-        made = order.whole_plan(epoch)
-        return loader.index.rows(np.concatenate([made.images.row, made.skipped]))
-    if order.num_streams > 1:
+    if order.num_streams > 1 and planned_before(loader, epoch) is None:
         raise ValueError(
             f"num_streams is {order.num_streams}; each stream is packed by itself, and a report is of one. Make the "
             "report of a loader with num_streams=1: its padding differs by a few packs a stream at most"
         )
-    parts = list(order.stream_rows(epoch, 0))
-    columns = [field.name for field in dataclasses.fields(Rows)]
-    return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in columns})
+    return order.planning_order().planned_rows(order.planned_epoch(epoch))
 
 
 def report_of(loader: PackedImageLoader, epoch: int = 0, *, width: int = 768) -> PackingReport:
-    """The report of an epoch of this loader: its order, batch size and number of ranks.
+    """Return the report of an epoch of this loader: its order, batch size and number of ranks.
 
     Args:
-        loader: not started, or at any place; it is not moved.
+        loader: not started, or at any place; it does not move.
         epoch: which epoch.
         width: features of the model that is trained.
     """
@@ -44,8 +36,8 @@ def report_of(loader: PackedImageLoader, epoch: int = 0, *, width: int = 768) ->
     return report(
         planned_rows(loader, epoch),
         loader.packing,
-        seed=order.seed,
-        epoch=epoch,
+        seed=order.planning_order().seed,
+        epoch=order.planned_epoch(epoch),
         batch_size=loader.batch_size,
         ranks=loader.rank()[1],
         width=width,
@@ -54,6 +46,5 @@ def report_of(loader: PackedImageLoader, epoch: int = 0, *, width: int = 768) ->
 
 
 def planned_before(loader: PackedImageLoader, epoch: int = 0) -> Plan | None:
-    """The plan of an epoch of a pre-packed folder; None where the loader plans."""
-    order = loader.steps().order
-    return order.whole_plan(epoch) if isinstance(order, StoredOrder) else None
+    """Return the plan of an epoch of a packed folder; None where the loader plans."""
+    return loader.steps().order.stored_plan(epoch)

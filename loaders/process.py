@@ -1,4 +1,4 @@
-"""Which process this is: its rank among all, and its share of the machine's CPUs."""
+"""This process: its rank in the world, and its share of the machine's CPUs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 def process_rank() -> tuple[int, int]:
-    """Rank and world size: of `torch.distributed` where it runs, else of the environment, else 0 of 1.
+    """Rank and world size from `torch.distributed` if initialized, else from RANK and WORLD_SIZE, else 0 of 1.
 
     Raises:
-        ValueError: the environment's are no whole numbers, or the rank is outside the world.
+        ValueError: RANK or WORLD_SIZE is not a whole number, or the rank is out of range.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -23,13 +23,13 @@ def process_rank() -> tuple[int, int]:
 
 
 def checked_rank(rank: int, world_size: int) -> tuple[int, int]:
-    """Both, if the rank is from 0 to `world_size` - 1; ValueError otherwise."""
+    """Return both, or raise ValueError unless the rank is from 0 to `world_size` - 1."""
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank}; it must be from 0 to world_size - 1 = {world_size - 1}")
     return rank, world_size
 
 
 def cpu_share() -> int:
-    """CPUs of this process, shared among the ranks of this machine; at least 1."""
+    """CPUs for this process: those that it may use, divided by the ranks on this machine; at least 1."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

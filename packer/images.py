@@ -45,6 +45,11 @@ class Rows:
         return Rows(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
 
     @classmethod
+    def concatenate(cls, parts: Sequence[Rows]) -> Rows:
+        """The rows of all parts, in order."""
+        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+
+    @classmethod
     def of_sizes(cls, width: ArrayLike, height: ArrayLike) -> Rows:
         """Rows numbered from 0, of images whose sizes alone are known."""
         width, height = np.asarray(width, np.int32), np.asarray(height, np.int32)

@@ -45,6 +45,33 @@ class Plan:
         """The images of pack i."""
         return self.images.take(slice(self.offsets[i], self.offsets[i + 1]))
 
+    def take(self, low: int, high: int) -> Plan:
+        """Return packs `low` to `high - 1`, without the rows that the plan left out."""
+        offsets, none = self.offsets[low : high + 1], np.zeros(0, np.int64)
+        return Plan(
+            offsets=offsets - offsets[0],
+            patch_size=self.patch_size[low:high],
+            images=self.images.take(slice(offsets[0], offsets[-1])),
+            skipped=none,
+            oversize=none,
+            algorithm=self.algorithm,
+        )
+
+    @classmethod
+    def concatenate(cls, plans: Sequence[Plan]) -> Plan:
+        """Return the packs of all plans, in order, with the rows that each left out; the last names the algorithm."""
+        if len(plans) == 1:
+            return plans[0]
+        counts = np.concatenate([np.diff(plan.offsets) for plan in plans])
+        return cls(
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            patch_size=np.concatenate([plan.patch_size for plan in plans]),
+            images=Images.concatenate([plan.images for plan in plans]),
+            skipped=np.concatenate([plan.skipped for plan in plans]),
+            oversize=np.concatenate([plan.oversize for plan in plans]),
+            algorithm=plans[-1].algorithm,
+        )
+
     def tokens(self) -> np.ndarray:
         """Tokens in each pack, int64 (N,)."""
         return self._sums(self.images.keep.astype(np.int64))
@@ -273,12 +300,4 @@ def plan(
         share=block,
         images_per_pack=images_per_pack(rows, packing, seed=seed),
     )
-    first, last = planner.add(rows), planner.finish()
-    return Plan(
-        offsets=np.concatenate([first.offsets, first.offsets[-1] + last.offsets[1:]]),
-        patch_size=np.concatenate([first.patch_size, last.patch_size]),
-        images=Images.concatenate([first.images, last.images]),
-        skipped=first.skipped,
-        oversize=first.oversize,
-        algorithm=last.algorithm,
-    )
+    return Plan.concatenate([planner.add(rows), planner.finish()])

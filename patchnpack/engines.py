@@ -1,4 +1,4 @@
-"""Engines that run the tasks of a pre-packing: processes of this machine, or a Ray cluster."""
+"""Engines that run the tasks of a pre-packing job: processes on this machine, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from typing import Any
 
 from patchnpack.loaders.packs.recipe import MARKERS
 from patchnpack.loaders.prepacking.job import Job
-from patchnpack.loaders.remote.download import is_remote
+from patchnpack.loaders.remote.addresses import is_remote
 from patchnpack.packer.checks import check_whole
 
-Progress = Callable[[int], None]  # called with the images that are written in all
+Progress = Callable[[int], None]  # called with the number of images written so far
 
-_ANSWER_S = 10.0  # within which a Ray address must take a connection
-_TASKS_A_CPU = 4  # of Ray: so that the last ones end at about the same time
-_RETRIES = 20  # of a task whose worker or node dies
+_CONNECT_S = 10.0  # time limit for a Ray address to accept a connection
+_TASKS_PER_CPU = 4  # with Ray, so that the last tasks end at about the same time
+_RETRIES = 20  # of a task when its worker or node dies
 
 
 def run_local(job: Job, workers: int, progress: Progress = lambda images: None) -> bool:
-    """Runs all tasks in `workers` processes of this machine; True once the folder is finished.
+    """Run all tasks in `workers` processes on this machine; return whether the folder is finished.
 
     Raises:
-        OSError: a worker was killed, or no room.
-        ValueError, BadDataError: as `Job.run`.
+        OSError: a worker was killed, or the disk is full.
+        ValueError, BadDataError: as in `Job.run`.
     """
     check_whole("workers", workers)
     if workers == 1:
@@ -46,7 +46,7 @@ def run_local(job: Job, workers: int, progress: Progress = lambda images: None) 
             progress(written)
 
         return job.run(progress=count)
-    # Spawned, not forked: this process may have threads, of torch or of the decoders.
+    # Spawned, not forked: this process may have threads of torch or of the decoders.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         sent = _absolute(job)
@@ -61,35 +61,35 @@ def run_local(job: Job, workers: int, progress: Progress = lambda images: None) 
                     break
         except BrokenProcessPool:
             raise OSError(
-                "a worker process was killed, perhaps for want of memory; what is finished is kept: run the same "
+                "a worker process was killed, perhaps for lack of memory; finished parts are kept: run the same "
                 "command again, with fewer --workers if memory is short"
             ) from None
         except BaseException:
             _kill(pool, futures)
             raise
-    return job.run()  # finishes the folder where the last two tasks ended at the same time
+    return job.run()  # finishes the folder if the last two tasks ended at the same time
 
 
 def run_ray(job: Job, address: str | None, tasks: int | None = None, progress: Progress = lambda images: None) -> bool:
-    """Runs all tasks on a Ray cluster; True once the folder is finished.
+    """Run all tasks on a Ray cluster; return whether the folder is finished.
 
     Args:
         job: its folder and its shards must be the same for all nodes: on a shared file system, or addresses.
-        address: of the cluster, "host:port", "ray://host:port" or "auto"; None starts one on this machine.
-        tasks: how many; None is four times the cluster's CPUs.
-        progress: called with the images that are written.
+        address: the cluster, "host:port", "ray://host:port" or "auto"; None starts one on this machine.
+        tasks: number of tasks; None is four per CPU of the cluster.
+        progress: called with the number of images written so far.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
         OSError: the address does not answer, or the nodes write elsewhere.
-        ValueError, BadDataError: as `Job.run`.
+        ValueError, BadDataError: as in `Job.run`.
     """
     if tasks is not None:
         check_whole("tasks", tasks)
     ray = _ray()
     _check_answers(address)
     with _connected(ray, address):
-        count = tasks or _TASKS_A_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        count = tasks or _TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
         run_task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_run_task)
         sent = ray.put(_absolute(job))
         left = [run_task.remote(sent, task, count) for task in range(count)]
@@ -102,14 +102,14 @@ def run_ray(job: Job, address: str | None, tasks: int | None = None, progress: P
                     raise error.cause from None
                 except ray.exceptions.RayError as error:
                     raise OSError(
-                        f"a task was lost {_RETRIES} times ({type(error).__name__}); what is finished is kept: look at "
+                        f"a task was lost {_RETRIES} times ({type(error).__name__}); finished parts are kept: look at "
                         "the cluster's log, and run the same command again"
                     ) from error
             progress(_written(job))
     if not job.folder.names(MARKERS, ".json"):
         raise OSError(
-            f"the cluster's tasks have ended, and {job.out!r} is empty here: its nodes write to folders of their own; "
-            "name one that all share, or an object store"
+            f"the cluster's tasks have ended, and {job.out!r} is empty on this machine: each node writes to its own "
+            "folder; name a folder that all nodes share, or an object store"
         )
     return job.run()
 
@@ -130,7 +130,7 @@ def _ray() -> Any:
 
 
 def _check_answers(address: str | None) -> None:
-    """Raises OSError where nothing listens: Ray itself would try for minutes, and say less."""
+    """Raise OSError if nothing listens: Ray itself would try for minutes and report less."""
     if address in (None, "auto", "local"):
         return
     assert address is not None
@@ -138,22 +138,22 @@ def _check_answers(address: str | None) -> None:
     if not host or not port.isdecimal():
         raise ValueError(f"the Ray address is {address!r}; give host:port, ray://host:port or auto")
     try:
-        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
     except (OSError, OverflowError) as error:
         raise OSError(
-            f"Ray at {address} does not answer ({error}); start it there: ray start --head, or leave out --ray-address "
+            f"Ray at {address} does not answer ({error}); start it with: ray start --head, or leave out --ray-address "
             "to use this machine"
         ) from None
 
 
 @contextmanager
 def _connected(ray: Any, address: str | None) -> Iterator[None]:
-    if ray.is_initialized():  # the caller's own, who also ends it
+    if ray.is_initialized():  # by the caller, who also shuts it down
         yield
         return
     with TemporaryDirectory() as empty:
-        # A working folder of its own: else Ray puts this one first where the nodes look for modules, and in a checkout
-        # a folder of the same name would hide the package that is installed.
+        # An empty working folder: Ray puts the working folder first on the nodes' module path, where the folders of a
+        # checkout would hide the installed package.
         given: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": logging.WARNING,
@@ -175,7 +175,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
 
 
 def _absolute(job: Job) -> Job:
-    """The job for a process whose working folder may be another."""
+    """Return the job with absolute paths, for a process that may have another working folder."""
     shards = tuple(shard if is_remote(shard) else os.path.abspath(shard) for shard in job.index.shards)
     out = job.out if is_remote(job.out) else os.path.abspath(os.path.expanduser(job.out))
     return replace(job, index=replace(job.index, shards=shards), out=out)
@@ -185,11 +185,11 @@ def _pause(job: Job) -> float:
     return 5.0 if is_remote(job.out) else 0.5
 
 
-_read: dict[str, dict[str, int]] = {}  # of each folder, the images of each marker that was read
+_read: dict[str, dict[str, int]] = {}  # for each folder, the images in each marker that was read
 
 
 def _written(job: Job) -> int:
-    """The images of all parts that are there."""
+    """Return the number of images in all parts that are present."""
     seen = _read.setdefault(job.out, {})
     for name in job.folder.names(MARKERS, ".json"):
         if name not in seen and (text := job.folder.read(f"{MARKERS}/{name}")) is not None:
@@ -198,7 +198,7 @@ def _written(job: Job) -> int:
 
 
 def _end_with_parent() -> None:
-    """In a worker: end when the process that began it has gone, however it went."""
+    """End this worker when its parent process has ended, however it ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -210,7 +210,7 @@ def _end_with_parent() -> None:
 
 
 def _kill(pool: ProcessPoolExecutor, futures: list[Future[bool]]) -> None:
-    """Ends the workers at once: what they write is whole or absent."""
+    """Kill the workers at once, which is safe: each file is whole or absent."""
     for future in futures:
         future.cancel()
     for process in list((pool._processes or {}).values()):

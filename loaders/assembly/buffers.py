@@ -1,4 +1,4 @@
-"""Memory that is used again: the system zeroes each fresh page, which costs about as much as cutting the patches."""
+"""Reused memory: the system zeroes each new page, which costs about as much as cutting the patches."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from math import prod
 
 import numpy as np
 
-_LINE = 64  # bytes of a cache line; patches are written past the caches in whole lines
+_LINE = 64  # bytes of a cache line; patches bypass the caches in whole lines
 
 
 class BufferPool:
-    """Lends uint8 arrays, and takes each back when no array, view or tensor refers to its memory any more.
+    """Lends uint8 arrays and takes each back once no array, view or tensor refers to its memory.
 
-    Lent arrays hold what their last user left there. At most `keep` idle ones are kept, also for smaller arrays. Any
-    thread may acquire.
+    An array holds what its last user left in it. At most `keep` idle buffers are kept, and a larger one may serve a
+    smaller array. Any thread may acquire.
 
     >>> pool = BufferPool(keep=1)
     >>> first = pool.acquire((2, 3)); address = first.ctypes.data
@@ -26,26 +26,26 @@ class BufferPool:
     """
 
     def __init__(self, keep: int | None) -> None:
-        # A deque and no lock: memory may come back in the middle of `acquire`, when the collector runs there.
+        # A deque instead of a lock: the garbage collector may return memory in the middle of `acquire`.
         self._idle: deque[np.ndarray] = deque(maxlen=keep)
 
     def __reduce__(self) -> tuple[type[BufferPool], tuple[int | None]]:
         return BufferPool, (self._idle.maxlen,)
 
     def acquire(self, shape: tuple[int, ...]) -> np.ndarray:
-        """A contiguous uint8 array of `shape`, its first byte at the start of a cache line."""
+        """Return a contiguous uint8 array of `shape` whose first byte starts a cache line."""
         size = prod(shape)
         try:
             memory = self._idle.pop()
-        except IndexError:  # asked first, another thread could take the last one in between
+        except IndexError:  # checking first would let another thread take the last buffer in between
             memory = np.empty(size + _LINE, np.uint8)
-        if memory.size < size + _LINE:  # batches of other patch sizes are of other sizes
+        if memory.size < size + _LINE:  # the size depends on the patch size of the batch
             memory = np.empty(size + _LINE, np.uint8)
         start = -memory.ctypes.data % _LINE
-        # Every view and tensor of a loan refers to `loan`: numpy follows bases down to the last array, and the base of
-        # this one is a memoryview. Without it they would refer to `memory`, and `loan` would end at once.
+        # Every view and tensor of the array refers to `loan`: numpy follows bases down to the last array, and the base
+        # of `loan` is a memoryview. Without the memoryview they would refer to `memory`, and `loan` would die at once.
         loan = np.frombuffer(memory.data[start : start + size], np.uint8)
         weakref.finalize(loan, self._idle.append, memory).atexit = False
         view = loan.reshape(shape)
-        assert view.base is loan, "memory in use would be lent again"
+        assert view.base is loan, "memory in use would be lent a second time"
         return view

@@ -1,4 +1,4 @@
-"""A pool of decoding threads: one queue in, results reported by the task itself."""
+"""Decoding threads: one queue of parts for all of them; each batch builder collects its own results."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ import weakref
 from typing import Protocol
 
 _open: weakref.WeakSet[DecodePool] = weakref.WeakSet()
-_AT_EXIT_S = 10.0  # a thread that is stuck must not keep the process from ending
+_AT_EXIT_S = 10.0  # a stuck thread must not keep the process from exiting
 
 
-class Batchlike(Protocol):
-    """Work in numbered parts; `run` must not raise."""
+class Parts(Protocol):
+    """Work in numbered parts."""
 
-    def run(self, part: int) -> None: ...
+    def run(self, part: int) -> None:
+        """Do one part. Must not raise."""
+        ...
 
 
 class DecodePool:
-    """`num_threads` threads that run parts of batches in the order in which they were submitted.
+    """`num_threads` threads that run parts in the order of their submission.
 
-    Cheaper an item than `concurrent.futures`, whose future, condition and callback cost more Python than a small image.
+    Cheaper per part than `concurrent.futures`, whose future, condition and callback take more time than a small image.
     """
 
     def __init__(self, num_threads: int) -> None:
-        self._tasks: queue.SimpleQueue[tuple[Batchlike, int] | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[tuple[Parts, int] | None] = queue.SimpleQueue()
         self._closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"patchnpack-decode-{i}", daemon=True) for i in range(num_threads)
@@ -36,35 +38,47 @@ class DecodePool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, batch: Batchlike, parts: int) -> None:
-        """Queues parts 0 to `parts` - 1 of a batch."""
-        for part in range(parts):
-            self._tasks.put((batch, part))
+    def submit(self, work: Parts, num_parts: int) -> None:
+        """Queue parts 0 to `num_parts` - 1."""
+        for part in range(num_parts):
+            self._tasks.put((work, part))
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None and not self._closed:
-            batch, part = task
-            batch.run(part)
-            del task, batch  # an idle thread must not keep a batch alive
+            work, part = task
+            work.run(part)
+            del task, work  # an idle thread must not keep a batch alive
 
     def close(self, timeout: float | None = None) -> None:
-        """Drops what has not begun, waits for what has (at most `timeout` seconds), and ends the threads."""
+        """Drop parts that have not started, wait up to `timeout` seconds for those that have, and end the threads."""
         self._closed = True
         until = None if timeout is None else time.monotonic() + timeout
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
-            # The collector may drop a forgotten iterator in any thread, also in one of these, and as Python ends.
+            # The garbage collector may close a forgotten iterator in any thread, even one of these, and at exit.
             if thread is not threading.current_thread() and not sys.is_finalizing():
                 thread.join(None if until is None else max(0.0, until - time.monotonic()))
 
 
+class CallerThread:
+    """Runs each part in the caller's thread as it is submitted; replaces `DecodePool` where there are no threads."""
+
+    def submit(self, work: Parts, num_parts: int) -> None:
+        """Run parts 0 to `num_parts` - 1."""
+        for part in range(num_parts):
+            work.run(part)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Do nothing: no thread was started."""
+
+
 @atexit.register
 def _close_all() -> None:
-    """Ends the threads of iterators that are still open while Python still runs.
+    """End the threads of open iterators while Python still runs.
 
-    Later it would kill them where they next ask for the GIL, and in the middle of C++ (torch, or the library of a
-    transform) that aborts the process.
+    Later, Python would end each thread where it next asks for the GIL. In the middle of C++ code (torch, or a library
+    that a transform calls) that aborts the process.
     """
     until = time.monotonic() + _AT_EXIT_S
     for pool in list(_open):

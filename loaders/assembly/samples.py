@@ -1,148 +1,56 @@
-"""Samples: where the images of a batch come from, an index or a stream, and what is made of their bytes."""
+"""Samples of an index: their bytes, labels and other members, read from shards."""
 
 from __future__ import annotations
 
-import inspect
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Self
 
 import numpy as np
 import xxhash
 
-from patchnpack.loaders.assembly.buffers import BufferPool
-from patchnpack.loaders.errors import BadRow, ErrorPolicy
-from patchnpack.loaders.imaging.decode import BadImage, Header, decode
-from patchnpack.loaders.imaging.user_decode import Decode, user_pixels
+from patchnpack.loaders.assembly.batch_builder import BatchBuilder, DecodedBatchBuilder, tuples
+from patchnpack.loaders.assembly.context import BatchContext
+from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.index.labels import KnownLabels, Labels
 from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.order.order import Pack
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.reader import ShardReader
-from patchnpack.packer import Packing
 
 # M images in the batch
-
-Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-
-
-def check_transform(transform: object) -> None:
-    """ValueError where `transform` is neither None nor a function of two arguments; one without a signature may be."""
-    if transform is None:
-        return
-    wanted = "transform takes (image, rng), a uint8 array (height, width, C) and a numpy Generator"
-    if not callable(transform):
-        raise ValueError(f"{wanted}; {transform!r} is no function")
-    try:
-        signature = inspect.signature(transform)
-    except (TypeError, ValueError):  # of some that are written in C
-        return
-    try:
-        signature.bind(None, None)
-    except TypeError as error:
-        name = getattr(transform, "__name__", type(transform).__name__)
-        raise ValueError(
-            f"{wanted}; {name}{signature} cannot be called so ({error}): wrap it, as in lambda image, rng: f(image)"
-        ) from error
-
-
-class LabelKind(Protocol):
-    """What all labels are: arrays of this shape and type, and `absent` where there is none."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """() for classes, (D,) for targets."""
-        ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the arrays."""
-        ...
-
-    @property
-    def absent(self) -> Any:
-        """What stands where there is none."""
-        ...
-
-
-class Samples(Protocol):
-    """The samples of a draft's M images; number i is the same one everywhere.
-
-    Attributes:
-        keys: their keys.
-        width, height: int32 (M,), pixels, upright.
-    """
-
-    keys: list[str]
-    width: np.ndarray
-    height: np.ndarray
-
-    def shard(self, i: int) -> str:
-        """Where it came from, without secrets."""
-        ...
-
-    def read(self, i: int) -> Any:
-        """What `decode` takes. Raises BadImage."""
-        ...
-
-    def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
-        """The image upright, the box of it resized to `size`. Raises BadImage."""
-        ...
-
-    def label(self, i: int) -> Any:
-        """Its label, `absent` where there is none."""
-        ...
-
-    def extra(self, i: int, extension: str) -> Any:
-        """What one of its other members holds. Raises BadImage."""
-        ...
-
-    def bad_row(self, i: int, stage: str, reason: str) -> BadRow:
-        """The record of an image that could not be used."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BatchContext(ABC):
-    """How a draft's images are made, and where they come from."""
-
-    packing: Packing
-    labels: LabelKind
-    extras: Sequence[str]
-    transform: Transform | None
-    seed: int
-    buffers: BufferPool
-    errors: ErrorPolicy
-    user_decode: Decode | None = None
-
-    @abstractmethod
-    def samples(self, rows: np.ndarray) -> Samples:
-        """The samples of these rows (int64); called once a draft, by any thread."""
-
-    def pixels(
-        self, key: str, data: Any, header: Header, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool
-    ) -> np.ndarray:
-        """An image (encoded, of PIL, or an array) upright, the box of it resized to `size`. Raises BadImage."""
-        if self.user_decode is not None and isinstance(data, bytes):
-            data = user_pixels(self.user_decode, data, header, self.packing.channels, key)
-        return decode_for(self.packing, data, header, size, box, strict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexedBatchContext(BatchContext):
-    """What the images of every batch are made with, where an index says where they lie."""
+    """The batch context of a loader whose images an index locates.
+
+    Attributes:
+        index: says where each image lies.
+        reader: reads bytes from the index's shards.
+        labels: the label of each row.
+    """
 
     index: Index
     reader: ShardReader
     labels: Labels | KnownLabels
 
-    def samples(self, rows: np.ndarray) -> Samples:
-        """The samples of these rows of the index (int64)."""
-        return _IndexedSamples(self, rows)
+    def fresh(self) -> Self:
+        """Return the context of a new iterator: the same, without the state that iterators must not share."""
+        return self
+
+    def builder(self, packs: Sequence[Pack], patch_size: int, *, epoch: int, step: int, position: int) -> BatchBuilder:
+        """Return the builder of the batch that holds these packs."""
+        images = [pack.images for pack in packs]
+        return DecodedBatchBuilder(self, images, patch_size, epoch=epoch, step=step, position=position)
+
+    def samples(self, rows: np.ndarray) -> IndexedSamples:
+        """Return the samples of these rows of the index, int64 (M,)."""
+        return IndexedSamples(self, rows)
 
     def bad_row(self, row: int, stage: str, reason: str) -> BadRow:
-        """The record of a row that could not be used."""
+        """Return the record of a row that could not be used."""
         index = self.index
         return BadRow(
             row=row,
@@ -154,12 +62,12 @@ class IndexedBatchContext(BatchContext):
         )
 
     def member(self, row: int, extension: str) -> bytes | None:
-        """The bytes of one member of a row's sample, None where it has none."""
+        """Return the bytes of one member of a row's sample, None where the sample lacks it."""
         return read_member(self.index, self.reader, row, extension)
 
 
 def read_member(index: Index, reader: ShardReader, row: int, extension: str) -> bytes | None:
-    """The bytes of one member of a row's sample, None where it has none."""
+    """Return the bytes of one member of a row's sample, None where the sample lacks it."""
     if extension not in index.members:
         return None
     offset, nbytes = index.members[extension][row].tolist()
@@ -168,65 +76,66 @@ def read_member(index: Index, reader: ShardReader, row: int, extension: str) -> 
     return reader.read(int(index.shard_of(row)), offset, nbytes)
 
 
-class _IndexedSamples:
-    def __init__(self, sources: IndexedBatchContext, rows: np.ndarray) -> None:
-        index = sources.index
+class IndexedSamples:
+    """The samples of one batch's M rows; see `Samples`."""
+
+    def __init__(self, context: IndexedBatchContext, rows: np.ndarray) -> None:
+        index = context.index
         shard = index.shard_of(rows)
         self.width, self.height = index.width[rows], index.height[rows]
-        # As Python's own numbers: taking them out of arrays one by one would cost more than all else here.
-        self._sources, self._rows = sources, rows.tolist()
+        # Python integers: reading them from arrays one by one would cost more than everything else here.
+        self._context, self._rows = context, rows.tolist()
         self._bytes = tuples(shard, index.offset[rows], index.nbytes[rows])
         self._headers = index.headers(rows)
         self._digests = index.digest[rows].tolist()
         self.keys = [index.keys[row] for row in self._rows]
 
     def shard(self, i: int) -> str:
-        return redact(self._sources.index.shards[self._bytes[i][0]])
+        """Return the shard of image i, without credentials."""
+        return redact(self._context.index.shards[self._bytes[i][0]])
 
     def read(self, i: int) -> bytes:
+        """Read the encoded bytes of image i and compare them with the digest in the index.
+
+        Raises:
+            BadImage: the bytes differ.
+            OSError: the shard has changed since it was indexed.
+        """
         shard, offset, nbytes = self._bytes[i]
-        data = self._sources.reader.read(shard, offset, nbytes)
+        data = self._context.reader.read(shard, offset, nbytes)
         if xxhash.xxh3_64_intdigest(data) != self._digests[i]:
-            if self._sources.reader.has_changed(shard):
+            if self._context.reader.has_changed(shard):
                 raise OSError(
-                    f"shard {self.shard(i)!r} was written to since it was indexed, and the image at byte "
-                    f"{offset} is another one; bring the index up to date: patchnpack index SHARDS"
+                    f"shard {self.shard(i)!r} was modified after it was indexed: the image at byte {offset} differs; "
+                    "update the index: patchnpack index SHARDS"
                 )
-            raise BadImage("its bytes are not those that were indexed: the digest differs", "read")
+            raise BadImage("its bytes differ from the indexed ones: the digest differs", "read")
         return data
 
     def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
-        return self._sources.pixels(self.keys[i], data, self._headers[i], size, box, strict)
+        """Decode image i upright and resize its `box` to `size`. Raises BadImage."""
+        return self._context.pixels(self.keys[i], data, self._headers[i], size, box, strict)
 
     def label(self, i: int) -> Any:
-        return self._sources.labels.of(self._rows[i])
+        """Return the label of image i, `absent` where it has none."""
+        return self._context.labels.of(self._rows[i])
 
     def extra(self, i: int, extension: str) -> Any:
-        kind = self._sources.index.kinds.get(extension, extension)
-        return extra(extension, kind, self._sources.member(self._rows[i], extension))
+        """Return the value of another member of the sample, None where the sample lacks it. Raises BadImage."""
+        kind = self._context.index.kinds.get(extension, extension)
+        return extra(extension, kind, self._context.member(self._rows[i], extension))
 
     def bad_row(self, i: int, stage: str, reason: str) -> BadRow:
-        return self._sources.bad_row(self._rows[i], stage, reason)
-
-
-def decode_for(
-    packing: Packing, data: Any, header: Header, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool
-) -> np.ndarray:
-    """`decode`, as a packing asks for."""
-    return decode(
-        data,
-        header,
-        size,
-        box,
-        mode=packing.image_mode,
-        interpolation=packing.interpolation,
-        scaled=packing.scaled_decode,
-        strict=strict,
-    )
+        """Return the record of image i, which could not be used."""
+        return self._context.bad_row(self._rows[i], stage, reason)
 
 
 def extra(extension: str, kind: str, data: bytes | None) -> Any:
-    """What a member's bytes say: of kind txt as str, json as object, others as they are. Raises BadImage."""
+    """Return the value of a member: text for kind "txt", an object for "json", bytes for all others.
+
+    Raises:
+        BadImage: the bytes are not text or not JSON.
+    """
     if data is None:
         return None
     try:
@@ -235,8 +144,3 @@ def extra(extension: str, kind: str, data: bytes | None) -> Any:
         return data.decode("utf-8") if kind == "txt" else data
     except ValueError as error:
         raise BadImage(f"its .{extension} member cannot be read: {error}", "extras") from error
-
-
-def tuples(*columns: np.ndarray) -> list[tuple[int, ...]]:
-    """The columns' rows, as Python's own numbers."""
-    return list(zip(*(column.tolist() for column in columns), strict=True))

@@ -1,4 +1,4 @@
-"""Counting what a loader has done: nothing is left out in silence."""
+"""Totals of what a loader or stream has done, with every row counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from patchnpack.loaders.errors import BadRow
 from patchnpack.packer import PackedBatch
 
-LISTED = 1000  # bad images that `stats` lists; all of them are counted and logged
+LISTED = 1000  # bad images that `stats` lists at most; all are counted and logged
 
 _SUMS = (
     "batches",
@@ -34,7 +34,7 @@ _SUMS = (
     "cache_misses",
 )
 
-# Sums that only the means and spreads in `report` are made of.
+# Sums that `report` needs for means and spreads only.
 _MOMENTS = ("drop_rates", "attention_squares")
 
 _log = logging.getLogger("patchnpack")
@@ -42,9 +42,9 @@ _log = logging.getLogger("patchnpack")
 
 @dataclass(slots=True)
 class Stats:
-    """Running totals of one rank. Rows that no rank decodes are counted by the rank that row % world_size names.
+    """Running totals of one rank. Rank row % world_size counts a row that no rank decodes.
 
-    Summed over ranks, images + bad_images + the skipped ones are the rows of the epochs that were run to their end.
+    Summed over ranks, images + bad_images + skipped equals the rows of all completed epochs.
     """
 
     batches: int = 0
@@ -72,7 +72,7 @@ class Stats:
     run_s: float = 0.0
 
     def add_batch(self, batch: PackedBatch, *, without_label: int, truncated: int, waited: float, ran: float) -> None:
-        """Counts a batch that is handed out, and the seconds that it was waited for and took in all."""
+        """Count a batch, the seconds that the loop waited for it, and the seconds since the batch before it."""
         mask, tokens = batch.image_mask.numpy(), np.array(batch.lengths, np.int64)
         before = batch.grids.numpy()[mask].prod(1, dtype=np.int64)
         native = -(-batch.image_sizes.numpy()[mask] // batch.patch_size)
@@ -96,15 +96,15 @@ class Stats:
             self.attention_cost += int(attention.sum())
             self.attention_squares += float((attention.astype(np.float64) ** 2).sum())
 
-    NUMBERS: ClassVar[int] = len(_SUMS) + 3 + len(_MOMENTS) + 1  # length of `numbers`
+    NUMBERS: ClassVar[int] = len(_SUMS) + 3 + len(_MOMENTS) + 1  # the length of `numbers`
 
     def numbers(self) -> torch.Tensor:
-        """Every total that another process may add to its own, float64 (NUMBERS,)."""
+        """Return every total that processes can add up, float64 (NUMBERS,)."""
         sums, moments = ([getattr(self, name) for name in names] for names in (_SUMS, _MOMENTS))
         return torch.tensor([*sums, *self.skipped.values(), *moments, self.run_s], dtype=torch.float64)
 
     def plus(self, others: torch.Tensor) -> Stats:
-        """These totals and those of other processes, float64 (n, NUMBERS), which ran side by side."""
+        """Return these totals plus those of processes that ran in parallel, float64 (n, NUMBERS)."""
         both = dataclasses.replace(self, skipped=dict(self.skipped))
         *sums, _ = others.sum(0).tolist() if len(others) else [0] * self.NUMBERS
         for name, more in zip(_SUMS, sums, strict=False):
@@ -118,7 +118,7 @@ class Stats:
         return both
 
     def add_bad(self, row: BadRow) -> None:
-        """Counts, lists and logs a bad image."""
+        """Count, list and log a bad image."""
         self.bad_images += 1
         self.bad_by_stage[row.stage] = self.bad_by_stage.get(row.stage, 0) + 1
         if len(self.bad) < LISTED:
@@ -126,7 +126,7 @@ class Stats:
         _log.warning("bad image %s", row)
 
     def report(self) -> dict[str, Any]:
-        """The totals as a plain dict, with the rates and shares that follow from them."""
+        """Return the totals as a plain dict, with the rates and shares that follow from them."""
         totals = dataclasses.asdict(self)
         for name in _MOMENTS:
             del totals[name]
@@ -144,14 +144,14 @@ class Stats:
 
 
 class Ticker:
-    """Logs a line about every `every` seconds, on what has happened since the last one."""
+    """Logs a line about every `every` seconds on what happened since the line before."""
 
     def __init__(self, stats: Stats, every: float = 60.0) -> None:
         self._stats, self._every = stats, every
         self._began, self._then = time.perf_counter(), dataclasses.replace(stats)
 
     def tick(self, ready: int, ahead: int) -> None:
-        """Logs if it is time; `ready` of `ahead` batches are made."""
+        """Log a line if it is time; `ready` of the `ahead` batches in flight are built."""
         now = time.perf_counter()
         seconds = now - self._began
         if seconds < self._every:
@@ -162,7 +162,7 @@ class Ticker:
         opened = new.cache_hits + new.cache_misses
         _log.info(
             "%.0f images/s, %.0f tokens/s, %.1f%% padding, %d of %d batches ready, the loop waited %.1f%% of the time, "
-            "%d bad images in all%s%s",
+            "%d bad images in total%s%s",
             images / seconds,
             tokens / seconds,
             100 * (1 - tokens / slots) if slots else 0.0,
@@ -171,6 +171,6 @@ class Ticker:
             100 * (new.wait_s - old.wait_s) / seconds,
             new.bad_images,
             f" ({bad})" if bad else "",
-            f", {new.cache_hits} of {opened} shards were in the cache" if opened else "",
+            f", {new.cache_hits} of {opened} shards were cached" if opened else "",
         )
         self._began, self._then = now, dataclasses.replace(new)

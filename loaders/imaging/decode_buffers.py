@@ -1,4 +1,4 @@
-"""The memory that a thread decodes into: used again, it lies in the caches, and the system has no page to zero."""
+"""Per-thread decode buffers. Reused memory stays in the CPU's caches, and the system has no new pages to zero."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _LINE = 64  # bytes of a cache line
 
 
 class DecodeBuffers(threading.local):
-    """Lends each thread uint8 arrays, out of the same memory as soon as nothing refers to the last one any more.
+    """Lends each thread uint8 arrays, from the same memory once nothing refers to the previous array any more.
 
-    >>> scratch = DecodeBuffers()
-    >>> first = scratch.acquire((2, 3)); address = first.ctypes.data
+    >>> buffers = DecodeBuffers()
+    >>> first = buffers.acquire((2, 3)); address = first.ctypes.data
     >>> row = first[1]; del first
-    >>> scratch.acquire((2, 3)).ctypes.data == address  # `row` is still in use
+    >>> buffers.acquire((2, 3)).ctypes.data == address  # `row` is still in use
     False
     """
 
@@ -27,17 +27,18 @@ class DecodeBuffers(threading.local):
         self._loan: weakref.ref[np.ndarray] | None = None
 
     def acquire(self, shape: tuple[int, ...]) -> np.ndarray:
-        """A contiguous array of `shape`; it holds what was there before."""
+        """A contiguous array of `shape`, with undefined contents."""
         size = prod(shape)
         memory = self._memory
         if len(memory) < size + _LINE or (self._loan is not None and self._loan() is not None):
             memory = np.empty(size + _LINE, np.uint8)
             if size <= _KEEP:
                 self._memory = memory
-        # libjpeg-turbo writes rows that begin at a multiple of 32 bytes past the caches, out of which the patches are
-        # then cut. One byte on, next to no row does; pixels of four bytes, which are read as one word, stay in place.
+        # libjpeg-turbo bypasses the caches for rows that begin at a multiple of 32 bytes, and patchify reads the rows
+        # right after. An offset of one byte misaligns nearly all rows. Pixels of four bytes are read as one word and
+        # stay aligned.
         start = -memory.ctypes.data % _LINE + (4 if shape[-1] == 4 else 1)
-        # Every view refers to `loan`, the last array on the way down: its own base is a memoryview.
+        # Every view keeps `loan` alive: numpy collapses bases down to the last array, whose own base is a memoryview.
         loan = np.frombuffer(memory.data[start : start + size], np.uint8)
         if memory is self._memory:
             self._loan = weakref.ref(loan)

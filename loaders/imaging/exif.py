@@ -1,10 +1,12 @@
-"""EXIF orientation and TIFF tags, from the bytes: PIL's own parser warns of damaged blocks, from any thread."""
+"""EXIF orientation and TIFF tags, parsed here because PIL's parser issues warnings for damaged blocks."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+
+from patchnpack.loaders.imaging.formats import is_jpeg, is_png, is_webp
 
 _ORIENTATION = 0x0112
 _INTEGERS = {1: "B", 3: "H", 4: "I"}  # TIFF field types
@@ -14,20 +16,20 @@ _END_OF_HEADER = {0xD9, 0xDA}  # JPEG markers: end of image, start of scan
 
 
 def orientation(data: bytes) -> int:
-    """The EXIF orientation of an encoded JPEG, PNG or WebP, 1 to 8; 1 where there is none that can be read.
+    """The EXIF orientation of an encoded JPEG, PNG or WebP, 1 to 8; 1 if it is absent or unreadable.
 
-    A damaged block says nothing: whether the image can be used is judged by its pixels.
+    A damaged EXIF block does not make an image bad: its pixels decide.
     """
     try:
         for block in _blocks(data):
             return _from_tiff(block)
     except struct.error:
-        pass  # a length or an offset points past the end
+        pass  # a length or an offset points beyond the data
     return 1
 
 
 def block_orientation(block: bytes) -> int:
-    """The orientation that one EXIF block tells, such as PIL keeps in `image.info["exif"]`; 1 where it tells none."""
+    """The orientation in one EXIF block, such as PIL keeps in `image.info["exif"]`; 1 if it is absent or unreadable."""
     try:
         return _from_tiff(block.removeprefix(_PREFIX))
     except struct.error:
@@ -35,19 +37,19 @@ def block_orientation(block: bytes) -> int:
 
 
 def tiff_numbers(data: bytes) -> dict[int, int]:
-    """The tags of a TIFF file's first directory that hold whole numbers, and the first number of each.
+    """The integer tags of a TIFF file's first directory, with the first value of each.
 
-    What can be read of a damaged directory.
+    Of a damaged directory, the tags before the damage.
     """
-    found: dict[int, int] = {}
-    with suppress(struct.error):  # an offset points past the end
-        found.update((tag, value) for tag, _, value in _numbers(data))
-    return found
+    tags: dict[int, int] = {}
+    with suppress(struct.error):  # an offset points beyond the data
+        tags.update((tag, value) for tag, _, value in _numbers(data))
+    return tags
 
 
 def _blocks(data: bytes) -> Iterator[bytes]:
     """The EXIF blocks of an image, each a TIFF header with its directories."""
-    if data[:2] == b"\xff\xd8":
+    if is_jpeg(data):
         at = 2
         while at < len(data):
             if data[at] != 0xFF:
@@ -64,14 +66,14 @@ def _blocks(data: bytes) -> Iterator[bytes]:
                 if marker == 0xE1 and data.startswith(_PREFIX, at + 4):
                     yield data[at + 4 + len(_PREFIX) : at + 2 + length]
                 at += 2 + length
-    elif data[:8] == b"\x89PNG\r\n\x1a\n":
+    elif is_png(data):
         at = 8
         while at < len(data):
             length, kind = struct.unpack_from(">I4s", data, at)
             if kind == b"eXIf":
                 yield data[at + 8 : at + 8 + length].removeprefix(_PREFIX)
             at += 12 + length
-    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+    elif is_webp(data):
         at = 12
         while at < len(data):
             kind, length = struct.unpack_from("<4sI", data, at)
@@ -86,7 +88,7 @@ def _from_tiff(block: bytes) -> int:
 
 
 def _numbers(block: bytes) -> Iterator[tuple[int, int, int]]:
-    """Tag, count and first value of all whole numbers in the first directory of a TIFF header (TIFF 6.0, section 2)."""
+    """Tag, count and first value of each integer entry in the first directory of a TIFF (TIFF 6.0, section 2)."""
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None:
         return

@@ -1,4 +1,4 @@
-"""A user's `decode`: from an encoded image to its pixels, checked against what the header said."""
+"""A user's `decode` function: calling it, and checking its pixels against the header."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from patchnpack.loaders.imaging.decode import BadImage, Header, read_header
+from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.imaging.header import Header, read_header
 
 Decode = Callable[[bytes], np.ndarray | None]
 
 
 def check_decode(decode: object) -> None:
-    """ValueError where `decode` is neither None nor a function."""
+    """Raise ValueError if `decode` is neither None nor callable."""
     if decode is not None and not callable(decode):
         raise ValueError(f"decode is {decode!r}; it must be a function from encoded bytes to an array, or None")
 
 
 def user_pixels(decode: Decode, data: bytes, header: Header, channels: int, key: str) -> bytes | np.ndarray:
-    """What `decode` makes of an encoded image, uint8 (height, width, channels); the bytes where it gives None.
+    """Call `decode` on an encoded image: uint8 (height, width, channels), or `data` itself if `decode` returns None.
 
     Raises:
-        BadImage: `decode` raised it, or gave None for an image of a kind that is not read without it.
-        ValueError: another shape or type.
+        BadImage: `decode` raised it, or returned None for an image that only a `decode` function can read.
+        ValueError: `decode` returned another shape or type.
 
-    Whatever else `decode` raises is raised, with the key.
+    Any other exception from `decode` propagates, with a note that names the key.
     """
     try:
         pixels: Any = decode(data)
@@ -33,19 +34,20 @@ def user_pixels(decode: Decode, data: bytes, header: Header, channels: int, key:
         raise
     except Exception as error:
         error.add_note(
-            f"raised by decode, for the image with key {key!r}; for an image that is damaged it may raise "
-            "patchnpack.loaders.BadImage(reason), which counts it and goes on"
+            f"raised by decode for the image with key {key!r}; for a damaged image, decode may raise "
+            "patchnpack.loaders.BadImage(reason), and the image is counted and skipped"
         )
         raise
     if pixels is None:
-        read_header(data)  # raises where only a decode function could have read it
+        read_header(data)  # raises if only a decode function can read the image
         return data
     width, height = (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)
     found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
     if found != f"uint8 {(height, width, channels)}":
-        turned = " before its EXIF orientation, which the loader applies" if header.orientation > 1 else ""
+        before_exif = " before its EXIF orientation, which the loader applies" if header.orientation > 1 else ""
         raise ValueError(
-            f"decode made {found} of image {key!r}; it must give uint8 {(height, width, channels)}, the header's "
-            f"height and width{turned} and the channels of Packing's image_mode, or None to leave it to the loader"
+            f"decode returned {found} for image {key!r}; it must return uint8 {(height, width, channels)}, the height "
+            f"and width of the header{before_exif} and the channels of Packing's image_mode, or None to leave the "
+            "image to the loader"
         )
     return pixels  # type: ignore[no-any-return]  # it is an array: its name says so

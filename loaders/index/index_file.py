@@ -1,4 +1,4 @@
-"""The index on disk: a parquet file with a row group a shard, or an Arrow file that is used where it lies."""
+"""Index files: parquet with one row group per shard, or Arrow, which is memory-mapped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchnpack.loaders.imaging.decode import FORMATS
+from patchnpack.loaders.imaging.formats import FORMATS
 from patchnpack.loaders.index.table import Index, Texts
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.parquet import INDEX_KEY
@@ -39,21 +39,24 @@ _COLUMNS: dict[str, pa.DataType] = {
 
 
 def save_index(index: Index, path: str | os.PathLike[str], *, home: str | None = None) -> None:
-    """Writes an index, whole or not at all.
+    """Write an index to a file, whole or not at all.
 
-    A path that ends in .arrow makes a file several times as large that `load_index` maps into memory instead of reading
-    it: for indexes that all processes of a machine share, of more images than memory should hold. Shards that lie in
-    the index's folder, or below, are named from there, so that the folder can be moved. `home` is the address of the
-    folder that the file will be put into, where that is another one. Where the addresses of shards hold passwords or
-    signatures, only its owner may read the file.
+    Shards in the index's folder or below are stored as relative paths, so the folder can be moved. If an address of a
+    shard holds a password or a signature, only the file's owner can read the file.
+
+    Args:
+        index: the index.
+        path: a .parquet file, or an .arrow file, which is several times as large and which `load_index` maps into
+            memory: use .arrow where many processes share an index that is large for the machine's memory.
+        home: address of the folder that the file will be moved to, if not the folder of `path`.
 
     Raises:
-        ValueError: a path with another ending.
+        ValueError: the path has another suffix.
     """
     path = Path(path)
     check_suffix(path)
-    seen_from = path.parent if home is None else home
-    table = index_table(index, [_relative(shard, seen_from) for shard in index.shards])
+    base = path.parent if home is None else home
+    table = index_table(index, [_relative(shard, base) for shard in index.shards])
     private = any(redact(shard) != shard for shard in index.shards)
     if path.suffix == ".arrow":
 
@@ -75,11 +78,11 @@ def save_index(index: Index, path: str | os.PathLike[str], *, home: str | None =
 
 
 def load_index(path: str | os.PathLike[str]) -> Index:
-    """Reads an index that `save_index` wrote.
+    """Read an index that `save_index` wrote.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no index, of another version, or damaged.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not an index, has another version, or is damaged.
     """
     path = Path(path)
     check_suffix(path)
@@ -88,14 +91,20 @@ def load_index(path: str | os.PathLike[str]) -> Index:
     return read_index(str(path), str(path), path.suffix, path.parent)
 
 
-def read_index(file: str, name: str, ending: str, home: str | Path) -> Index:
-    """The index in a file; its name and its folder, where the index says that shards lie, may be addresses.
+def read_index(file: str, name: str, suffix: str, home: str | Path) -> Index:
+    """Read the index in a local file.
+
+    Args:
+        file: path of the file.
+        name: path or address of the index, for error messages.
+        suffix: suffix of the name, ".parquet" or ".arrow".
+        home: folder of the index, from which relative paths of shards count; a string is an address.
 
     Raises:
-        ValueError: it is no index, of another version, or damaged.
+        ValueError: the file is not an index, has another version, or is damaged.
     """
     try:
-        if ending == ".arrow":
+        if suffix == ".arrow":
             table = pa.ipc.open_file(pa.memory_map(file)).read_all()
         else:
             with pq.ParquetFile(file) as opened:
@@ -104,49 +113,49 @@ def read_index(file: str, name: str, ending: str, home: str | Path) -> Index:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"index {name!r} cannot be read ({error}); {_remedy(name)}") from error
     if about is None:
-        raise ValueError(f"{name!r} is no index of shards; {_remedy(name)}")
+        raise ValueError(f"{name!r} is not an index of shards; {_remedy(name)}")
     if about.get("version") != VERSION:
         found = about.get("version")
-        raise ValueError(f"index {name!r} is of version {found}, this is {VERSION}; {_remedy(name)}")
+        raise ValueError(f"index {name!r} has version {found}, but this release reads {VERSION}; {_remedy(name)}")
     try:
         shards = [_absolute(shard, home) for shard in about["shards"]]
         if isinstance(home, str):
-            # Made beside local shards and uploaded with them: their times say nothing of the copies.
+            # The index may have been made beside local shards and uploaded: their mtimes do not apply to the copies.
             about["versions"] = ["" if version.isdecimal() else version for version in about["versions"]]
         return index_of_table(table, about, shards)
     except (KeyError, TypeError) as error:
         raise ValueError(f"index {name!r} lacks {error}; {_remedy(name)}") from error
 
 
-def is_index(path: str, ending: str | None = None) -> bool:
-    """Whether a file is an index; other parquet files hold images. `ending` is its own where `path` is not its name."""
-    ending = ending or Path(path).suffix
-    if ending == ".arrow":
+def is_index(path: str, suffix: str | None = None) -> bool:
+    """Whether a file is an index and not a parquet shard. `suffix` overrides the suffix of `path`."""
+    suffix = suffix or Path(path).suffix
+    if suffix == ".arrow":
         return True
     try:
-        return ending == ".parquet" and _KEY in (pq.read_schema(path).metadata or {})
+        return suffix == ".parquet" and _KEY in (pq.read_schema(path).metadata or {})
     except (pa.ArrowException, OSError):
         return False
 
 
 def _remedy(name: str) -> str:
-    return f"make it anew: patchnpack index SHARDS -o {name}"
+    return f"make it again: patchnpack index SHARDS -o {name}"
 
 
 def check_suffix(path: Path) -> None:
-    """ValueError where a file cannot be an index by its name."""
+    """Raise ValueError unless the suffix is one of an index file."""
     if path.suffix not in (".parquet", ".arrow"):
-        raise ValueError(f"index {str(path)!r} ends in {path.suffix!r}; name it .parquet, or .arrow")
+        raise ValueError(f"index {str(path)!r} ends in {path.suffix!r}; name it .parquet or .arrow")
 
 
 def index_table(index: Index, shards: Sequence[str]) -> pa.Table:
-    """The index as a table that says of itself what it is; `shards` are the names to write."""
+    """The index as a table, described by its schema's metadata; `shards` are the names to store."""
     columns: dict[str, pa.Array] = {}
     for name, kind in _COLUMNS.items():
         column = getattr(index, name)
         columns[name] = column.column if isinstance(column, Texts) else pa.array(column, kind)
-    for extension, where in index.members.items():
-        columns[_MEMBER + extension] = pa.FixedSizeListArray.from_arrays(pa.array(where.reshape(-1)), 2)
+    for extension, ranges in index.members.items():
+        columns[_MEMBER + extension] = pa.FixedSizeListArray.from_arrays(pa.array(ranges.reshape(-1)), 2)
     about = {
         "version": VERSION,
         "image": index.image,
@@ -161,22 +170,27 @@ def index_table(index: Index, shards: Sequence[str]) -> pa.Table:
 
 
 def index_of_table(table: pa.Table, about: dict[str, Any], shards: Sequence[str]) -> Index:
-    """The index that `index_table` laid out, of shards by these names; `about` is what the table says of itself.
+    """Build the index from a table of `index_table`.
+
+    Args:
+        table: the columns.
+        about: the metadata of the table.
+        shards: paths or addresses of the shards.
 
     Raises:
-        KeyError, TypeError: it lacks something.
+        KeyError, TypeError: a column or an entry of the metadata is missing.
     """
 
     def column(name: str) -> pa.Array:
         chunks = table.column(name).chunks
-        # A single chunk stays where it is: in an Arrow file, it is the file's own memory.
+        # A single chunk is not copied: in an Arrow file, it is the mapped memory itself.
         return (
             chunks[0] if len(chunks) == 1 else pa.chunked_array(chunks, table.schema.field(name).type).combine_chunks()
         )
 
     def numbers(name: str) -> np.ndarray:
-        found: np.ndarray = column(name).to_numpy(zero_copy_only=False)
-        return found
+        values: np.ndarray = column(name).to_numpy(zero_copy_only=False)
+        return values
 
     members = {
         name.removeprefix(_MEMBER): np.asarray(column(name).flatten().to_numpy()).reshape(-1, 2)
@@ -193,15 +207,15 @@ def index_of_table(table: pa.Table, about: dict[str, Any], shards: Sequence[str]
 
 
 def _absolute(shard: str, home: str | Path) -> str:
-    """The path or address of a shard that an index in the folder, or at the address, `home` names."""
+    """The path or address of a shard in an index of the folder `home`; a string `home` is an address."""
     if "://" in shard or os.path.isabs(shard):
         return shard
     return f"{home}/{shard}" if isinstance(home, str) else os.path.join(*home.parts, shard)
 
 
 def _relative(shard: str, home: str | Path) -> str:
-    """The shard as seen from `home` where it lies below, its absolute path or its address else."""
+    """The shard relative to `home` if it is below, else its absolute path or address."""
     if "://" in shard:
         return shard.removeprefix(f"{home}/")
-    absolute, above = os.path.abspath(shard), os.path.abspath(home)
-    return os.path.relpath(absolute, above) if absolute.startswith(above + os.sep) else absolute
+    absolute, folder = os.path.abspath(shard), os.path.abspath(home)
+    return os.path.relpath(absolute, folder) if absolute.startswith(folder + os.sep) else absolute

@@ -1,21 +1,21 @@
-"""Labels: what a sample's members say of its class."""
+"""Labels: the class or target of a sample, read from its members."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
-from patchnpack.loaders.imaging.decode import BadImage
+from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.remote.addresses import redact
+
+# D values in a target
 
 NO_LABEL = -100
 
@@ -23,33 +23,52 @@ Label = str | Callable[[dict[str, bytes]], Any] | None
 Classes = Sequence[str] | Mapping[str, int] | str | os.PathLike[str] | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KnownLabels:
-    """Labels that lie with their packs; `shape`, `dtype`, `absent` and `num_classes` are those of `Labels`."""
+class LabelKind:
+    """The shape and type of labels: classes of shape () or targets of shape (D,).
 
-    shape: tuple[int, ...]
-    num_classes: int | None
-    classes: Mapping[str, int] | None
+    Attributes:
+        shape: () for classes, (D,) for targets.
+        dtype: int64 for classes, float32 for targets.
+        absent: the label of a sample without one: -100 for classes, NaN for targets.
+    """
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the arrays."""
-        return np.dtype(np.float32 if self.shape else np.int64)
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.dtype: np.dtype[Any] = np.dtype(np.float32 if shape else np.int64)
+        self.absent: Any = np.float32("nan") if shape else np.int64(NO_LABEL)
 
-    @property
-    def absent(self) -> Any:
-        """What stands where there is none."""
-        return np.float32("nan") if self.shape else np.int64(NO_LABEL)
+    def check(self, label: int | np.ndarray, key: str) -> None:
+        """Raise ValueError if the label of sample `key` has another shape."""
+        if np.shape(label) != self.shape:
+            raise ValueError(
+                f"label of {key!r} has shape {np.shape(label)}, the labels before it {self.shape}; all labels must "
+                "have the same shape"
+            )
+
+
+class KnownLabels(LabelKind):
+    """Labels that are stored with their packs and never read from members.
+
+    Attributes:
+        num_classes: outputs that a classifier needs; None if unknown.
+        classes: index of each class name; None where labels are numbers.
+    """
+
+    def __init__(self, *, shape: tuple[int, ...], num_classes: int | None, classes: Mapping[str, int] | None) -> None:
+        super().__init__(shape)
+        self.num_classes, self.classes = num_classes, classes
 
     def of(self, row: int) -> Any:
-        """Never asked: a pack brings its labels."""
-        raise AssertionError(f"row {row} was asked for a label that lies with its pack")
+        """Never called: each pack brings its own labels."""
+        raise AssertionError(f"the label of row {row} was asked for, but it is stored with its pack")
 
 
 class LabelRule:
-    """How one sample tells its label; `label` and `classes` are those of `Labels`.
+    """The rule from a sample's members to its label; for `label` and `classes` see `Labels`.
 
-    `member` is the name of the member that holds it; "" where there is none, or a callable is asked.
+    Attributes:
+        member: name of the member that holds the label; "" where no member does or a callable decides.
+        classes: index of each class name; None where labels are numbers.
     """
 
     def __init__(self, label: Label, classes: Classes) -> None:
@@ -64,8 +83,31 @@ class LabelRule:
             if self.member.lower() == "json" and not self._field:
                 raise ValueError("label is 'json'; name the field that holds the label: 'json:FIELD'")
 
+    def of_sample(
+        self, read: Callable[[str], Any], read_all: Callable[[], dict[str, Any]], describe: Callable[[], str]
+    ) -> int | np.ndarray | None:
+        """Return the label of a sample: an int (a class), a float32 array (a target), or None where it has none.
+
+        Args:
+            read: returns the value of one member, by name; None where the sample lacks it.
+            read_all: returns all members by name, for a callable label.
+            describe: names the sample in the note of whatever is raised.
+        """
+        try:
+            return as_label(self._label(read_all())) if callable(self._label) else self.value(read(self.member))
+        except Exception as error:
+            error.add_note(f"raised for the label of {describe()}")
+            raise
+
     def value(self, data: Any) -> int | np.ndarray | None:
-        """The label in a member: its bytes or text, or what it was decoded to; None for None."""
+        """Return the label that a member holds.
+
+        `data` is the member's bytes or text, or the value it was decoded to; None gives None.
+
+        Raises:
+            BadImage: a .json member that is not JSON.
+            ValueError: the value is not a label.
+        """
         if data is None:
             return None
         if self._field:
@@ -88,7 +130,7 @@ class LabelRule:
         return as_label(value) if value is None or isinstance(value, bool | list) else self.number(str(value))
 
     def number(self, text: str) -> int:
-        """The class that a text names."""
+        """Return the class that a text names: by its name, or as a whole number."""
         if self.classes is not None and text in self.classes:
             return self.classes[text]
         try:
@@ -105,19 +147,21 @@ class LabelRule:
         return number
 
 
-class Labels:
-    """Reads the label of a row.
+class Labels(LabelKind):
+    """Reads the label of each row of an index.
 
-    `label` is None, "EXT" (the text of the member .EXT), "json:FIELD" (a field of the .json member), or a callable from
-    a sample's members (extension to bytes) to an int or an array. Texts that are no whole number are looked up in
-    `classes`: a list of names, a file with a name a line, or a mapping from name to index.
+    Args:
+        index: says which members each sample has.
+        label: None; "EXT", the text of the member .EXT; "json:FIELD", a field of the .json member; or a callable from
+            a sample's members (extension to bytes) to an int or an array.
+        classes: names of the classes, as a list, a file with one name per line, or a mapping from name to index. They
+            map texts that are not whole numbers.
+        read: returns the bytes of one member (row, extension), None where the sample lacks it.
 
-    `shape` is () for class indices (int64, -100 where there is none) and (D,) for targets (float32, NaN where there is
-    none).
-
-    Raises ValueError where the label is absent from every sample, or is a name that `classes` does not hold: for "cls"
-    (or the index's `cls_member`) at once, since the index holds those texts, for others when the first label, or later
-    that row, is read.
+    Raises:
+        ValueError: no sample has the label, or a label is a name that `classes` lacks. For "cls" (or the index's
+            `cls_member`) the constructor checks all labels, since the index holds their texts. For other members the
+            constructor reads the first label, and `of` checks the others.
     """
 
     def __init__(self, index: Index, label: Label, classes: Classes, read: Callable[[int, str], bytes | None]) -> None:
@@ -130,18 +174,16 @@ class Labels:
         if classes is not None and label is None:
             raise ValueError("classes= names the classes of labels, and label is None; give label=, such as 'cls'")
         self._texts = self._read_cls() if self._member == index.cls_member else None
-        self.shape: tuple[int, ...] = () if label is None else self._probe()
-        self.dtype = np.dtype(np.float32 if self.shape else np.int64)
-        self.absent = np.float32("nan") if self.shape else np.int64(NO_LABEL)
+        super().__init__(() if label is None else self._probe())
 
     @property
     def classes(self) -> Mapping[str, int] | None:
-        """From name to index, None where labels are numbers."""
+        """Index of each class name; None where labels are numbers."""
         return self._rule.classes
 
     @property
     def num_classes(self) -> int | None:
-        """Outputs that a classifier needs: one more than the highest label, or a target's length; None if unknown."""
+        """Outputs that a classifier needs: the highest label plus one, or the length of a target; None if unknown."""
         if self.shape:
             return self.shape[0]
         if self._rule.classes:
@@ -149,7 +191,7 @@ class Labels:
         return None if self._texts is None else max(self._texts.values()) + 1
 
     def of(self, row: int) -> Any:
-        """The label of a row: a number, or an array of `shape`; `absent` where there is none."""
+        """Return the label of a row: a number or an array of `shape`, `absent` where the sample has none."""
         if self._label is None:
             return self.absent
         if self._texts is not None:
@@ -157,45 +199,35 @@ class Labels:
         value = self._value(row)
         if value is None:
             return self.absent
-        if np.shape(value) != self.shape:
-            raise ValueError(
-                f"label of {self._index.keys[row]!r} has shape {np.shape(value)}, the first one {self.shape}; all must "
-                "agree"
-            )
+        self.check(value, self._index.keys[row])
         return value
 
     def _read_cls(self) -> dict[str | None, int]:
-        """The label of each text that there is, so that a bad one is found before any work starts."""
+        """Return the label of each distinct text, so that a bad text is found before any work starts."""
         column, numbers = self._index.cls.column, dict[str | None, int]()
         for text in pc.unique(column).to_pylist():
             if text is not None:
-                with self._naming(pc.index(column, text).as_py()):
+                try:
                     numbers[text] = self._rule.number(text)
+                except ValueError as error:
+                    error.add_note(f"raised for the label of {self._describe(pc.index(column, text).as_py())}")
+                    raise
         return numbers
 
-    @contextmanager
-    def _naming(self, row: int) -> Iterator[None]:
-        """Whatever is raised says for which sample."""
-        try:
-            yield
-        except Exception as error:
-            shard = redact(self._index.shards[int(self._index.shard_of(row))])
-            error.add_note(f"raised for the label of the sample with key {self._index.keys[row]!r} in {shard!r}")
-            raise
-
     def _value(self, row: int) -> int | np.ndarray | None:
-        with self._naming(row):
-            return self._read_value(row)
+        return self._rule.of_sample(
+            lambda _: self._read(row, self._member), lambda: self._members(row), lambda: self._describe(row)
+        )
 
-    def _read_value(self, row: int) -> int | np.ndarray | None:
-        if callable(self._label):
-            return as_label(
-                self._label({e: data for e in self._index.members if (data := self._read(row, e)) is not None})
-            )
-        return self._rule.value(self._read(row, self._member))
+    def _members(self, row: int) -> dict[str, bytes]:
+        return {e: data for e in self._index.members if (data := self._read(row, e)) is not None}
+
+    def _describe(self, row: int) -> str:
+        shard = redact(self._index.shards[int(self._index.shard_of(row))])
+        return f"the sample with key {self._index.keys[row]!r} in {shard!r}"
 
     def _probe(self) -> tuple[int, ...]:
-        """The shape of the first label there is."""
+        """Return the shape of the first label."""
         reason = ""
         if self._texts is not None:
             if self._texts:
@@ -204,7 +236,7 @@ class Labels:
             for row in range(len(self._index)):
                 try:
                     value = self._value(row)
-                except BadImage as error:  # told when its turn comes
+                except BadImage as error:  # reported when the row's turn comes
                     reason = reason or f" ({self._index.keys[row]!r}: {error})"
                     continue
                 if value is not None:
@@ -216,8 +248,17 @@ class Labels:
         )
 
 
+def count_absent(labels: np.ndarray) -> int:
+    """Return how many labels are absent: -100 among classes (M,), all NaN among targets (M, D)."""
+    return int((np.isnan(labels).all(-1) if labels.ndim == 2 else labels == NO_LABEL).sum())
+
+
 def as_label(value: Any) -> int | np.ndarray | None:
-    """An int (a class), a float32 array (a target), or None for None."""
+    """Convert a value to an int (a class) or a float32 array (a target); None gives None.
+
+    Raises:
+        ValueError: the value is neither a whole number nor a list of numbers.
+    """
     if value is None:
         return None
     array = np.asarray(value)
@@ -236,13 +277,15 @@ def _class_table(classes: Classes) -> Mapping[str, int] | None:
     if isinstance(classes, str | os.PathLike):
         path = Path(classes)
         if not path.exists():
-            raise FileNotFoundError(f"classes file {str(path)!r} does not exist; it holds one class name a line")
+            raise FileNotFoundError(
+                f"classes file {str(path)!r} does not exist; give a file with one class name per line"
+            )
         classes = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     table = {name: i for i, name in enumerate(classes)}
     if len(table) < len(classes):
-        raise ValueError(f"classes names {len(classes) - len(table)} classes twice; each needs a name of its own")
+        raise ValueError(f"classes repeats {len(classes) - len(table)} names; each class needs a name of its own")
     return table
 
 
-def _short(text: str, most: int = 60) -> str:
-    return repr(text) if len(text) <= most else f"{text[:most]!r}... ({len(text)} characters)"
+def _short(text: str, limit: int = 60) -> str:
+    return repr(text) if len(text) <= limit else f"{text[:limit]!r}... ({len(text)} characters)"

@@ -1,4 +1,4 @@
-"""Scanning: shards in, an index out. Headers are read and bytes hashed; no pixel is decoded."""
+"""Scanning: from shards to an index. Headers are read and bytes are hashed; no pixel is decoded."""
 
 from __future__ import annotations
 
@@ -9,68 +9,69 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import xxhash
 
-from patchnpack.loaders.imaging.decode import BadImage, Header, UnreadKind, read_header
+from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.imaging.header import Header, UnsupportedImage, read_header
 from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards import parquet
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
-from patchnpack.loaders.shards.reader import Source, expand
+from patchnpack.loaders.shards.patterns import ShardNames, expand
 from patchnpack.loaders.shards.tar import TarSample, read_samples
 
 # n rows, s shards
 
 _NO_HEADER = Header(0, 0, 1, 0)
-_ASKED_AT_ONCE = 32
+_STAT_THREADS = 32  # concurrent requests for the versions of shards
 
 
 def scan(
-    source: Source,
+    source: ShardNames,
     *,
     image: str = IMAGE,
     num_threads: int | None = None,
     known: Index | None = None,
-    store: ShardOpener | None = None,
+    opener: ShardOpener | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Index:
-    """Reads the headers of every image in the shards.
+    """Make an index of all images in the shards by reading their headers.
 
     Args:
-        source: shards, by brace range, glob or list.
-        image: the extensions that are images, separated by ";"; of several in a sample the first listed counts.
-        num_threads: shards read at a time; None is the number of CPUs.
-        known: an earlier index; its shards that have not changed since (path, size, version) are not read again.
-        store: how shards are opened; needed for remote ones with options.
-        progress: called with (shards done, shards in all).
+        source: shards by brace range, glob or list.
+        image: extensions of images, separated by ";". In a sample with several, the extension listed first is used.
+        num_threads: number of shards read in parallel; None is the number of CPUs.
+        known: an earlier index. Its shards with unchanged path, size and version are not read again.
+        opener: opens the shards; needed for remote shards with storage options.
+        progress: called with (shards done, total shards).
 
     Raises:
-        FileNotFoundError: a shard that does not exist.
-        ValueError: a shard that is no whole tar, or in which no sample has an image.
+        FileNotFoundError: a shard does not exist.
+        ValueError: a shard cannot be read, or none of its samples has an image.
     """
     images = extensions_of(image)
-    store = store or ShardOpener()
-    paths = expand(source, store)
-    facts = stat_shards(paths, store)
+    opener = opener or ShardOpener()
+    paths = expand(source, opener)
+    meta = stat_shards(paths, opener)
     if known is not None and extensions_of(known.image) != images:
         known = None
     numbers = {} if known is None else {path: i for i, path in enumerate(known.shards)}
-    fresh = unknown(facts, known)
-    done = len(paths) - len(fresh)
+    changed = changed_shards(meta, known)
+    done = len(paths) - len(changed)
     scanned: dict[str, Index] = {}
     with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
         try:
-            scans = pool.map(lambda path: _scan_shard(path, facts[path], images, store), fresh)
-            for path, index in zip(fresh, scans, strict=True):
+            scans = pool.map(lambda path: _scan_shard(path, meta[path], images, opener), changed)
+            for path, index in zip(changed, scans, strict=True):
                 scanned[path] = index
                 if progress:
                     progress(done + len(scanned), len(paths))
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # a bad shard is told at once, not after the last one
+            pool.shutdown(cancel_futures=True)  # report a bad shard at once, not after all others
             raise
     if known is not None and done == len(paths) == len(known.shards) and tuple(paths) == known.shards:
         index = known
     else:
         parts: list[Index] = []
-        kept: list[int] = []  # numbers of known shards that come next
+        kept: list[int] = []  # numbers of the known shards that come next in order
         for path in paths:
             if path in scanned:
                 parts += [*([known.select(kept)] if known is not None and kept else []), scanned[path]]
@@ -84,29 +85,29 @@ def scan(
 
 
 def extensions_of(image: str) -> list[str]:
-    """The extensions that `image` names, the first of which counts most."""
+    """The extensions in `image`, in order of preference."""
     return [extension.strip().lstrip(".").lower() for extension in image.split(";")]
 
 
-def unknown(facts: Mapping[str, tuple[int, str]], known: Index | None) -> list[str]:
-    """The shards that are not in an index, or have another size or version now."""
+def changed_shards(meta: Mapping[str, tuple[int, str]], known: Index | None) -> list[str]:
+    """The shards that are not in the index `known`, or have another size or version there."""
     if known is None:
-        return list(facts)
-    then = dict(zip(known.shards, zip(known.shard_bytes.tolist(), known.versions, strict=True), strict=True))
-    return [shard for shard, now in facts.items() if then.get(shard) != now]
+        return list(meta)
+    indexed = dict(zip(known.shards, zip(known.shard_bytes.tolist(), known.versions, strict=True), strict=True))
+    return [shard for shard, current in meta.items() if indexed.get(shard) != current]
 
 
-def stat_shards(shards: Sequence[str], store: ShardOpener) -> dict[str, tuple[int, str]]:
-    """The size in bytes and the version of each shard, as they are now."""
-    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:  # remote shards are asked for one by one
-        return dict(zip(shards, pool.map(store.stat, shards), strict=True))
+def stat_shards(shards: Sequence[str], opener: ShardOpener) -> dict[str, tuple[int, str]]:
+    """The current size in bytes and version of each shard."""
+    with ThreadPoolExecutor(_STAT_THREADS) as pool:  # each remote shard takes a request
+        return dict(zip(shards, pool.map(opener.stat, shards), strict=True))
 
 
-def _samples(
-    shard: str, nbytes: int, version: str, images: Sequence[str], store: ShardOpener
+def _read_samples(
+    shard: str, nbytes: int, version: str, opener: ShardOpener
 ) -> Iterator[tuple[TarSample, Callable[[str], bytes]]]:
-    """Each sample, and what gives the bytes of its members."""
-    fd = store.open_raw(shard, nbytes, version)
+    """Each sample of a shard, and a function from a member's name to its bytes."""
+    fd = opener.open_raw(shard, nbytes, version)
     try:
         if is_parquet(shard):
             for sample, data in parquet.read_samples(fd, shard):
@@ -123,33 +124,36 @@ def _samples(
         os.close(fd)
 
 
-def _scan_shard(shard: str, facts: tuple[int, str], images: Sequence[str], store: ShardOpener) -> Index:
-    extensions: set[str] = set()
-    columns = parquet.Columns("", {})
-    cls_member = "cls"
+def _read_columns(shard: str, nbytes: int, version: str, images: Sequence[str], opener: ShardOpener) -> parquet.Columns:
+    fd = opener.open_raw(shard, nbytes, version)
+    try:
+        return parquet.read_columns(fd, shard, images)
+    finally:
+        os.close(fd)
+
+
+def _scan_shard(shard: str, meta: tuple[int, str], images: Sequence[str], opener: ShardOpener) -> Index:
+    columns, cls_member = parquet.Columns("", {}), "cls"
     if is_parquet(shard):
-        fd = store.open_raw(shard, *facts)
-        try:
-            columns = parquet.read_columns(fd, shard, images)
-        finally:
-            os.close(fd)
+        columns = _read_columns(shard, *meta, images, opener)
         cls_member = next((name for name in ("cls", "label") if columns.kinds.get(name) == "txt"), "cls")
+    extensions: set[str] = set()
     rows: list[TarSample] = []
-    places: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []  # offset and size of each image
     headers: list[Header] = []
     reasons: list[str | None] = []
     digests: list[int] = []
     texts: list[str | None] = []
     samples = 0
-    for sample, get in _samples(shard, *facts, images, store):
+    for sample, get in _read_samples(shard, *meta, opener):
         samples += 1
         extensions |= sample.members.keys()
-        named = [columns.image] if columns.image else images
-        extension = next((e for e in named if e in sample.members), None)
+        wanted = [columns.image] if columns.image else images
+        extension = next((e for e in wanted if e in sample.members), None)
         if extension is None:
             continue
         rows.append(sample)
-        places.append(sample.members[extension])
+        ranges.append(sample.members[extension])
         data = get(extension)
         digests.append(xxhash.xxh3_64_intdigest(data))
         try:
@@ -158,43 +162,29 @@ def _scan_shard(shard: str, facts: tuple[int, str], images: Sequence[str], store
         except ValueError as error:
             raise ValueError(f"image {sample.key!r} in shard {redact(shard)!r}: {error}") from None
         except BadImage as error:
-            headers.append(error.header if isinstance(error, UnreadKind) else _NO_HEADER)
+            headers.append(error.header if isinstance(error, UnsupportedImage) else _NO_HEADER)
             reasons.append(str(error))
         has_text = cls_member in sample.members
         texts.append(get(cls_member).decode("utf-8", "replace").strip() if has_text else None)
-    if columns.image and samples and not rows:
-        raise ValueError(
-            f"shard {redact(shard)!r} has no bytes in its column {columns.image!r}, in none of {samples} rows: it may "
-            "hold paths alone; embed the images in it, or write tars"
-        )
-    if extensions and not rows:
-        raise ValueError(
-            f"shard {redact(shard)!r} has no image: its members end in {_listed(extensions)} and "
-            f"image={';'.join(images)!r} asks for {_listed(images)}; name one of its extensions, or leave the shard out"
-        )
-    members: dict[str, np.ndarray] = {}
-    for i, sample in enumerate(rows):
-        for extension, place in sample.members.items():
-            if extension not in members:
-                members[extension] = np.full((len(rows), 2), -1, np.int64)
-            members[extension][i] = place
-    width, height, orientation, kind = np.array(headers, np.int32).reshape(len(rows), 4).T
+    if not rows:
+        _refuse_empty(shard, columns.image, samples, extensions, images)
+    width, height, orientation, format = np.array(headers, np.int32).reshape(len(rows), 4).T
     return Index(
         shards=(shard,),
-        shard_bytes=np.array([facts[0]]),
-        versions=(facts[1],),
+        shard_bytes=np.array([meta[0]]),
+        versions=(meta[1],),
         starts=np.array([0, len(rows)]),
         keys=Texts.of(sample.key.encode("utf-8", "backslashreplace").decode() for sample in rows),
-        offset=np.array([offset for offset, _ in places], np.int64),
-        nbytes=np.array([size for _, size in places], np.int64),
+        offset=np.array([offset for offset, _ in ranges], np.int64),
+        nbytes=np.array([size for _, size in ranges], np.int64),
         width=width,
         height=height,
         orientation=orientation.astype(np.uint8),
-        format=kind.astype(np.uint8),
+        format=format.astype(np.uint8),
         digest=np.array(digests, np.uint64),
         reasons=Texts.of(reasons),
         cls=Texts.of(texts),
-        members=members,
+        members=_member_columns(rows),
         without_image=np.array([samples - len(rows)]),
         image=";".join(images),
         cls_member=cls_member,
@@ -202,7 +192,32 @@ def _scan_shard(shard: str, facts: tuple[int, str], images: Sequence[str], store
     )
 
 
-def _listed(extensions: Sequence[str] | set[str], most: int = 10) -> str:
-    # Names with dots in them make an extension of every number: a shard may have thousands.
-    text = ", ".join("." + extension for extension in sorted(extensions)[:most])
-    return text if len(extensions) <= most else f"{text} and {len(extensions) - most} more"
+def _member_columns(rows: Sequence[TarSample]) -> dict[str, np.ndarray]:
+    """The column `Index.members` of these samples."""
+    members: dict[str, np.ndarray] = {}
+    for i, sample in enumerate(rows):
+        for extension, place in sample.members.items():
+            if extension not in members:
+                members[extension] = np.full((len(rows), 2), -1, np.int64)
+            members[extension][i] = place
+    return members
+
+
+def _refuse_empty(shard: str, column: str, samples: int, extensions: set[str], images: Sequence[str]) -> None:
+    """Raise ValueError if a shard without an image has samples."""
+    if column and samples:
+        raise ValueError(
+            f"shard {redact(shard)!r} has no bytes in its column {column!r}, in none of {samples} rows: it may hold "
+            "paths only; embed the images in it, or write tars"
+        )
+    if extensions:
+        raise ValueError(
+            f"shard {redact(shard)!r} has no image: its members end in {_listed(extensions)} and "
+            f"image={';'.join(images)!r} asks for {_listed(images)}; name one of its extensions, or leave the shard out"
+        )
+
+
+def _listed(extensions: Sequence[str] | set[str], limit: int = 10) -> str:
+    # Names with several dots make many extensions: a shard may have thousands.
+    text = ", ".join("." + extension for extension in sorted(extensions)[:limit])
+    return text if len(extensions) <= limit else f"{text} and {len(extensions) - limit} more"

@@ -1,4 +1,4 @@
-"""The index: one row an image, read from headers, never from pixels."""
+"""The index: one row per image, read from headers, never from pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import pyarrow as pa
 
-from patchnpack.loaders.imaging.decode import Header
+from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.loaders.shards.tar import IMAGE as IMAGE
@@ -22,7 +22,7 @@ T = TypeVar("T", str, str | None)
 
 
 class Texts(Sequence[T]):
-    """A column of n texts, or None, in Arrow's memory: a few bytes more than the letters, where a list takes 60.
+    """A column of n strings or None in Arrow memory: a few bytes per string of overhead, where a list has 60.
 
     >>> Texts.of(["a", None])[1] is None
     True
@@ -30,18 +30,18 @@ class Texts(Sequence[T]):
 
     def __init__(self, column: pa.LargeStringArray) -> None:
         self.column = column
-        # Read without Arrow's functions, whose locks another thread may hold when a process is forked.
-        self._valid, offsets, letters = column.buffers()
+        # Read without Arrow's functions: another thread may hold their locks when the process is forked.
+        self._valid, offsets, text = column.buffers()
         self._first = column.offset
         self._ends = np.frombuffer(offsets, np.int64) if offsets is not None and offsets.size else np.zeros(1, np.int64)
-        self._letters = memoryview(letters if letters is not None else b"")
+        self._text = memoryview(text if text is not None else b"")
 
     def __reduce__(self) -> tuple[type[Texts[T]], tuple[pa.LargeStringArray]]:
         return type(self), (self.column,)
 
     @classmethod
     def of(cls, texts: Iterable[T]) -> Texts[T]:
-        """A column of these texts."""
+        """A column of these strings."""
         return cls(pa.array(texts, pa.large_string()))
 
     def __len__(self) -> int:
@@ -55,40 +55,40 @@ class Texts(Sequence[T]):
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
         if not -len(self) <= i < len(self):
-            raise IndexError(f"text {i} of {len(self)}")
+            raise IndexError(f"index {i} is out of range for {len(self)} strings")
         at = int(i) % len(self) + self._first
         if self._valid is not None and not self._valid[at >> 3] >> (at & 7) & 1:
             return None
-        return str(self._letters[int(self._ends[at]) : int(self._ends[at + 1])], "utf-8")
+        return str(self._text[int(self._ends[at]) : int(self._ends[at + 1])], "utf-8")
 
     def take(self, which: np.ndarray) -> Texts[T]:
-        """The texts at `which`, int64 (m,)."""
+        """The strings at positions `which`, int64 (m,)."""
         return Texts(self.column.take(pa.array(which)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Index:
-    """What is known of a source's n images. Row i of every field is the same image; rows stand shard by shard.
+    """The metadata of a source's n images. Row i of every column is the same image; rows are ordered by shard.
 
     Attributes:
-        shards: the s shards' paths.
-        shard_bytes: int64 (s,), their sizes.
-        versions: what tells whether a shard has changed: when a local one was last written to, a remote one's ETag.
+        shards: paths or addresses of the s shards.
+        shard_bytes: int64 (s,), sizes of the shards.
+        versions: the mtime of each local shard and the ETag of each remote one, to detect changes.
         starts: int64 (s + 1,), the first row of each shard.
-        keys: the samples' keys.
-        offset, nbytes: int64 (n,), where the encoded image lies in its shard.
-        width, height: int32 (n,), pixels, after EXIF orientation; 0 where the header does not tell.
+        keys: key of each sample.
+        offset, nbytes: int64 (n,), byte range of the encoded image in its shard.
+        width, height: int32 (n,), pixels, after EXIF orientation; 0 where the header is unreadable.
         orientation: uint8 (n,), EXIF orientation, 1 to 8.
-        format: uint8 (n,), which of `patchnpack.loaders.imaging.decode.FORMATS` the file is.
+        format: uint8 (n,), position in `patchnpack.loaders.imaging.formats.FORMATS`.
         digest: uint64 (n,), XXH3 of the encoded bytes.
-        reasons: why a row's image cannot be used, None where it can. One that has a width all the same is of a kind
-            that only a `decode` function reads.
-        cls: the text of each sample's `cls_member`, None where there is none.
-        members: for each extension, int64 (n, 2), offset and nbytes of that member; (-1, -1) where there is none.
-        without_image: int64 (s,), samples that became no row, because none of their members is an image.
-        image: the extensions that count as images, as `scan` was given them.
+        reasons: why each image cannot be used, None if it can. A row with a reason and a width is an image that only a
+            `decode` function can read.
+        cls: text of each sample's `cls_member`, None if absent.
+        members: for each extension, int64 (n, 2), offset and nbytes of that member; (-1, -1) if absent.
+        without_image: int64 (s,), samples per shard without an image, which have no row.
+        image: extensions of images, as given to `scan`.
         cls_member: "cls" or, in parquet shards without it, "label".
-        kinds: how members are read whose name does not tell, "txt" or "json".
+        kinds: "txt" or "json", the encoding of members whose name does not imply one.
     """
 
     shards: tuple[str, ...]
@@ -120,52 +120,65 @@ class Index:
         return self.bad_rows(decode=False)
 
     def bad_rows(self, *, decode: bool) -> dict[int, str]:
-        """The rows whose image cannot be used, and why; with `decode`, those of a kind that is not read are none."""
+        """The rows whose image cannot be used, and why; `decode` leaves out those that a `decode` function can read."""
         bad = self.reasons.column.is_valid().to_numpy(zero_copy_only=False)
         rows = np.flatnonzero(bad & (self.width == 0) if decode else bad)
         return dict(zip(rows.tolist(), self.reasons.take(rows).column.to_pylist(), strict=True))
 
     def shard_of(self, rows: np.ndarray | int) -> np.ndarray:
-        """The shard, int64 (m,), that each of the rows (int64 (m,), or a single one) is in."""
+        """The shard number, int64 (m,), of each row (int64 (m,), or a single row)."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
+    def row_id(self, rows: np.ndarray) -> np.ndarray:
+        """The key, uint64 (m,), of the random draws of rows (int64 (m,)): shard number and row in the shard.
+
+        The shard is counted by `starts`, even if the bytes have been packed into other files since.
+        """
+        shard = np.searchsorted(self.starts, rows, side="right") - 1
+        row_id: np.ndarray = shard.astype(np.uint64) << np.uint64(32) | (rows - self.starts[shard]).astype(np.uint64)
+        return row_id
+
     def rows(self, which: np.ndarray) -> Rows:
-        """What a plan needs of the rows `which` (int64)."""
-        shard = self.shard_of(which)
-        row_id = shard.astype(np.uint64) << np.uint64(32) | (which - self.starts[shard]).astype(np.uint64)
-        return Rows(row=which, row_id=row_id, width=self.width[which], height=self.height[which])
+        """The columns that a plan needs, of rows `which` (int64)."""
+        return Rows(row=which, row_id=self.row_id(which), width=self.width[which], height=self.height[which])
 
     def headers(self, which: np.ndarray) -> list[Header]:
-        """The headers of the rows `which` (int64)."""
+        """The headers of rows `which` (int64)."""
         columns = (self.width, self.height, self.orientation, self.format)
         return [Header(*header) for header in zip(*(column[which].tolist() for column in columns), strict=True)]
 
-    def reader(self, store: ShardOpener | None = None) -> ShardReader:
-        """Reads bytes of the shards, remote ones through a store's cache."""
-        return ShardReader(self.shards, self.shard_bytes.tolist(), self.versions, store or ShardOpener())
+    def reader(self, opener: ShardOpener | None = None) -> ShardReader:
+        """A reader of the shards' bytes; remote shards go through the opener's cache."""
+        return ShardReader(self.shards, self.shard_bytes.tolist(), self.versions, opener or ShardOpener())
 
     def select(self, shards: Sequence[int]) -> Index:
-        """The rows of these shards, by number and in this order."""
+        """The index of these shards, given by number, in this order."""
         which = np.array(shards, np.int64)
         rows = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in which] or [np.zeros(0, np.int64)])
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, column in parts.items():
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, column in columns.items():
             if name in _BY_SHARD:
-                parts[name] = column[which]
+                columns[name] = column[which]
             elif isinstance(column, Texts):
-                parts[name] = column.take(rows)
+                columns[name] = column.take(rows)
             elif isinstance(column, np.ndarray) and name != "starts":
-                parts[name] = column[rows]
-        members = {extension: where[rows] for extension, where in self.members.items()}
-        parts["members"] = {extension: where for extension, where in members.items() if (where >= 0).any()}
-        parts["shards"] = tuple(self.shards[i] for i in which)
-        parts["versions"] = tuple(self.versions[i] for i in which)
-        parts["starts"] = np.concatenate([[0], np.cumsum(np.diff(self.starts)[which])]).astype(np.int64)
-        return Index(**parts)
+                columns[name] = column[rows]
+        members = {extension: ranges[rows] for extension, ranges in self.members.items()}
+        columns["members"] = {extension: ranges for extension, ranges in members.items() if (ranges >= 0).any()}
+        columns["shards"] = tuple(self.shards[i] for i in which)
+        columns["versions"] = tuple(self.versions[i] for i in which)
+        columns["starts"] = np.concatenate([[0], np.cumsum(np.diff(self.starts)[which])]).astype(np.int64)
+        return Index(**columns)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Index]) -> Index:
-        """All shards of all parts, in order. They were scanned with the same `image`."""
+        """The index of all shards of all parts, in order.
+
+        All parts must have been scanned with the same `image`.
+
+        Raises:
+            ValueError: a member has different encodings in two shards.
+        """
         joined: dict[str, Any] = {}
         for name in (f.name for f in fields(cls)):
             columns = [getattr(part, name) for part in parts]
@@ -185,7 +198,7 @@ class Index:
                 if part.kinds.get(member) != kinds.get(member):
                     raise ValueError(
                         f"member {member!r} is {part.kinds.get(member, 'bytes')} in {part.shards[0]!r} and "
-                        f"{kinds.get(member, 'bytes')} in another shard; load the two kinds of shards apart"
+                        f"{kinds.get(member, 'bytes')} in another shard; load the two kinds of shards separately"
                     )
         return cls(
             **joined,

@@ -1,10 +1,10 @@
 """The order of packs in an epoch, defined without ranks, threads or workers.
 
 1. The shards are shuffled, laid end to end and cut into S streams of equal rows (+-1).
-2. In each stream, rows are shuffled inside a window of shards, and packed as they come.
+2. In each stream, rows are shuffled inside a window of shards and packed in that order.
 3. In windows of `balance` packs, each stream sorts its packs of one patch size by attention cost, cuts them into shares
-   and mixes the shares, all streams alike.
-4. Packs go out in blocks of one patch size; each of the S streams gives its share of every block, in turn.
+   and mixes the shares. All streams mix them alike.
+4. Packs are handed out in blocks of one patch size. The S streams take turns: each contributes its share of a block.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from itertools import count, islice, repeat, zip_longest
 from typing import NamedTuple
 
 import numpy as np
-import xxhash
 
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.first_invalid_row import naming_first_invalid_row
@@ -32,9 +31,9 @@ from patchnpack.packer.policies.random import Purpose, counter_hash
 
 
 def chunks(mask: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows of a mask, int64, some at a time: an index may have more than memory should hold the numbers of.
+    """Yield the rows of a mask, int64, in chunks: the row numbers of a large index would take too much memory.
 
-    Each chunk but the last holds at least `SAMPLE`.
+    Each chunk except the last holds at least `SAMPLE` rows.
     """
     begin, size = 0, 1 << 18
     while begin < len(mask):
@@ -48,15 +47,15 @@ def chunks(mask: np.ndarray) -> Iterator[np.ndarray]:
 
 
 class Pack(NamedTuple):
-    """A pack in the order: which of a plan's it is.
+    """A pack of the order, as a reference to its plan.
 
-    Its images are not taken out before they are asked for, so the packs that a resumed run skips cost next to nothing.
+    Its images are taken from the plan only when asked for, so packs that a resumed run skips cost almost nothing.
 
     Attributes:
         patch_size: P, in pixels.
-        plan: the plan that it is of; None in the empty packs that fill short streams.
-        number: which of the plan's packs.
-        cost: what attention in it costs.
+        plan: the plan that holds the pack; None for the empty packs that fill short streams.
+        number: the number of the pack in its plan.
+        cost: the attention cost of the pack.
     """
 
     patch_size: int
@@ -66,24 +65,24 @@ class Pack(NamedTuple):
 
     @property
     def images(self) -> Images | None:
-        """Its images, None if it is empty."""
+        """The images of the pack; None if it is empty."""
         return None if self.plan is None else self.plan.pack(self.number)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """Everything that the order of packs depends on, but the epoch.
+    """Everything that the order of packs depends on, except the epoch.
 
     Attributes:
         index: the images.
-        usable: bool (n,), the rows that are planned; the others were bad or filtered out.
+        usable: bool (n,), the rows to plan; the others are bad or filtered out.
         packing: what a sequence looks like.
-        seed: of all shuffles and draws.
+        seed: seeds all shuffles and draws.
         shuffle: whether shards and rows are shuffled.
         shuffle_window: shards inside which rows are shuffled.
-        num_streams: S, slices that the epoch is cut into, each packed by itself.
-        block: packs of a block, a multiple of S.
-        mixed: how several sources are mixed; None where there is one.
+        num_streams: S, slices of the epoch, each packed separately.
+        block: packs per block, a multiple of S.
+        mixed: how several sources are mixed; None for a single source.
     """
 
     index: Index
@@ -97,7 +96,7 @@ class Order:
     mixed: Mixed | None = None
 
     def packs(self, epoch: int, on_plan: Callable[[Plan], None] = lambda plan: None) -> Iterator[Pack]:
-        """The packs of an epoch in order, with the empty ones that fill short streams (S > 1).
+        """Yield the packs of an epoch in order, including the empty ones that fill short streams (S > 1).
 
         `on_plan` is called with each plan as it is made.
         """
@@ -107,12 +106,12 @@ class Order:
             return
         while True:
             block = [[next(stream, None) for _ in range(self._share)] for stream in streams]
-            made = next((pack for part in block for pack in part if pack is not None), None)
-            if made is None:
+            first = next((pack for share in block for pack in share if pack is not None), None)
+            if first is None:
                 return
-            for part in block:
-                for pack in part:
-                    yield pack or Pack(made.patch_size)
+            for share in block:
+                for pack in share:
+                    yield pack or Pack(first.patch_size)
 
     def _stream_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[Pack]:
         packs, share = self._planned_packs(epoch, stream, on_plan), self._share
@@ -131,14 +130,14 @@ class Order:
             yield from (group[i] for i in window_order(cost, size, share, drawn))
 
     def _planned_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[Pack]:
-        """The packs as they are planned."""
-        for part in self.stream_plans(epoch, stream):
-            on_plan(part)
-            sizes, costs = part.patch_size.tolist(), part.attention_cost().tolist()
-            yield from map(Pack, sizes, repeat(part), range(len(part)), costs)
+        """Yield the packs in the order in which they are planned."""
+        for plan in self.stream_plans(epoch, stream):
+            on_plan(plan)
+            sizes, costs = plan.patch_size.tolist(), plan.attention_cost().tolist()
+            yield from map(Pack, sizes, repeat(plan), range(len(plan)), costs)
 
     def stream_plans(self, epoch: int, stream: int) -> Iterator[Plan]:
-        """The plans of one stream, a window of shards at a time."""
+        """Yield the plans of one stream, one per window of shards and a last one."""
         planner = Planner(
             self.packing,
             seed=self.seed,
@@ -157,34 +156,12 @@ class Order:
 
     @cached_property
     def used(self) -> int:
-        """Rows of the index that are used."""
+        """Number of rows of the index that are used."""
         return int(self.usable.sum())
-
-    @cached_property
-    def rows_digest(self) -> str:
-        """A digest of everything that the index says of the images, and of which are used."""
-        index, digest = self.index, xxhash.xxh3_128()
-        for column in (
-            index.starts,
-            index.offset,
-            index.nbytes,
-            index.width,
-            index.height,
-            index.orientation,
-            index.digest,
-            self.usable,
-        ):
-            digest.update(np.ascontiguousarray(column).data)
-        return digest.hexdigest()
-
-    @property
-    def details(self) -> dict[str, str]:
-        """What the order depends on beside these fields: nothing, unless it was planned before."""
-        return {}
 
     @property
     def _share(self) -> int:
-        """Packs of a block that each stream gives."""
+        """Packs that each stream contributes to a block."""
         return self.block // self.num_streams
 
     @cached_property
@@ -195,7 +172,7 @@ class Order:
 
     @property
     def num_images(self) -> int:
-        """Images that are planned in an epoch."""
+        """Images that are planned per epoch."""
         return self._passes.total if self.mixed is None else sum(self.mixed.images)
 
     @cached_property
@@ -204,15 +181,32 @@ class Order:
         return images_per_pack(self.index.rows(rows), self.packing, seed=self.seed)
 
     def stream_rows(self, epoch: int, stream: int) -> Iterator[Rows]:
-        """The usable rows of one stream, a window at a time."""
+        """Yield the usable rows of one stream, a window of shards at a time."""
         if self.mixed is not None:
             yield from self.mixed.rows(self._passes, epoch, stream, self.num_streams)
             return
         for window in self._passes.windows(self._passes.streams(epoch, self.num_streams)[stream]):
             yield self._passes.rows(epoch, window)
 
+    def planned_rows(self, epoch: int) -> Rows:
+        """Return the usable rows of an epoch in this order, stream by stream."""
+        windows = [rows for stream in range(self.num_streams) for rows in self.stream_rows(epoch, stream)]
+        return Rows.concatenate(windows or [Rows.of_sizes([], [])])
+
+    def planning_order(self) -> Order:
+        """Return the order of rows in which packs are planned; another one where they were planned before."""
+        return self
+
+    def planned_epoch(self, epoch: int) -> int:
+        """Return the epoch whose draws an epoch's packs are planned with."""
+        return epoch
+
+    def stored_plan(self, epoch: int) -> Plan | None:
+        """Return the plan of an epoch where it was made before, None where it is made as it is needed."""
+        return None
+
     def shards_in_order(self, epoch: int) -> Iterator[int]:
-        """The shards about as they are come to; one that is come to again comes again."""
+        """Yield the shards in approximate access order; revisited shards repeat."""
         if self.mixed is not None:
             yield from self.mixed.shards_in_order(self._passes, epoch)
             return
@@ -220,11 +214,11 @@ class Order:
             yield from (int(self.index.shard_of(run[0])) for run in runs if run is not None)
 
     def stream_counts(self, epoch: int) -> list[int]:
-        """Packs in each stream, from an integer-only planning pass."""
+        """Return the number of packs of each stream, from an integer-only planning pass."""
         return [sum(map(len, self.stream_plans(epoch, stream))) for stream in range(self.num_streams)]
 
     def positions(self, epoch: int) -> tuple[int, int]:
-        """Packs of the epoch in all, empty ones included, and those before the first that is empty."""
+        """Return the number of packs of the epoch, empty ones included, and of those before the first empty one."""
         counts = self.stream_counts(epoch)
         if self.num_streams == 1:
             return counts[0], counts[0]

@@ -1,4 +1,4 @@
-"""Which rows of an index a loader uses, and why it leaves out the others."""
+"""`RowFilter`: which rows of an index a loader uses, and why it leaves out the others."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Where = Callable[[Index], np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class RowFilter:
-    """What a look at the index tells of its n rows.
+    """The rows of an index of n rows that are used.
 
     Attributes:
-        mask: bool (n,), those that are used.
-        filtered: bool (n,), those that `where` leaves out.
-        bad: of the others that are not used, (stage, reason) by row.
+        mask: bool (n,), the rows that are used.
+        filtered: bool (n,), the rows that `where` leaves out.
+        bad: (stage, reason) of each other row that is not used, by row.
     """
 
     mask: np.ndarray
@@ -36,10 +36,10 @@ class RowFilter:
 
     @classmethod
     def of(cls, index: Index, where: Where | None, limits: ErrorPolicy, decode: Decode | None) -> RowFilter:
-        """The rows that `where` keeps, but for those with bad headers or beyond the limits.
+        """Return the filter of the rows that `where` keeps, without those that have bad headers or exceed the limits.
 
         Raises:
-            ValueError: `where` does not give one bool a row.
+            ValueError: `where` does not return one bool per row.
         """
         mask = _kept(where, index)
         bad = {row: why for row, why in _bad_rows(index, limits, decode).items() if mask[row]}
@@ -48,36 +48,37 @@ class RowFilter:
         return cls(mask, filtered, bad)
 
     def with_algorithm(self, index: Index, packing: Packing, seed: int) -> Packing:
-        """`packing` with the algorithm that "auto" stands for, decided by the first rows that are used.
+        """Return `packing` with the algorithm that "auto" stands for, decided by the first rows that are used.
 
         Raises:
-            ValueError: there is nothing to yield, or an image that `packing` cannot place and does not skip.
+            ValueError: no row is left, or `packing` can neither place nor skip an image.
         """
         found = 0
         first: list[list[Images]] = [[] for _ in packing.patch_sizes]
         for rows in chunks(self.mask):
             images, fits = [], np.ones(len(rows), np.bool_)
             for size in packing.patch_sizes:
-                asked = index.rows(rows)
-                with naming_first_invalid_row(index, asked, packing, seed=seed, epoch=0):
-                    measured, over = measure(asked, packing, seed=seed, epoch=0, patch_size=size)
+                chunk = index.rows(rows)
+                with naming_first_invalid_row(index, chunk, packing, seed=seed, epoch=0):
+                    measured, over = measure(chunk, packing, seed=seed, epoch=0, patch_size=size)
                 images.append(measured)
                 if packing.oversize == "skip":
                     fits &= ~over
-            wanted = np.flatnonzero(fits)[: SAMPLE - found]
-            found += len(wanted)
-            for taken, measured in zip(first, images, strict=True):
-                taken.append(measured.take(wanted))
+            chosen = np.flatnonzero(fits)[: SAMPLE - found]
+            found += len(chosen)
+            for sample, measured in zip(first, images, strict=True):
+                sample.append(measured.take(chosen))
         if not found:
             raise ValueError(
                 f"none of the {len(index)} images can be used: {len(self.bad)} are bad, "
-                f"{int(self.filtered.sum())} filtered out by where, the others oversize"
+                f"{int(self.filtered.sum())} filtered out by where, the others oversize; correct the shards, where or "
+                "packing"
             )
-        return packing.replace(algorithm=decide_algorithm(packing, [Images.concatenate(taken) for taken in first]))
+        return packing.replace(algorithm=decide_algorithm(packing, [Images.concatenate(sample) for sample in first]))
 
 
 def _bad_rows(index: Index, policy: ErrorPolicy, decode: Decode | None) -> dict[int, tuple[str, str]]:
-    """The rows that cannot be used, and (stage, reason): bad headers, and those beyond the policy's limits."""
+    """Return (stage, reason) of each row that has a bad header or exceeds the policy's limits."""
     bad = {row: ("header", reason) for row, reason in index.bad_rows(decode=decode is not None).items()}
     for rows in chunks(np.ones(len(index), np.bool_)):
         pixels, nbytes = index.width[rows].astype(np.int64) * index.height[rows], index.nbytes[rows]
@@ -90,9 +91,9 @@ def _bad_rows(index: Index, policy: ErrorPolicy, decode: Decode | None) -> dict[
 def _kept(where: Where | None, index: Index) -> np.ndarray:
     if where is None:
         return np.ones(len(index), np.bool_)
-    mask = np.array(where(index))  # a copy: it may be one of the caller's own
+    mask = np.array(where(index))  # a copy: the caller may keep the array
     if mask.shape != (len(index),) or mask.dtype != np.bool_:
         raise ValueError(
-            f"where gave {mask.dtype} {mask.shape}; it must give bool ({len(index)},), one value a row of the index"
+            f"where returned {mask.dtype} {mask.shape}; it must return bool ({len(index)},), one value per row"
         )
     return mask

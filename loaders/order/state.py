@@ -1,4 +1,4 @@
-"""A loader's state: where in which epoch it stands, and a fingerprint of all that the order of packs depends on."""
+"""A loader's state: its cursor, and a fingerprint of all that the order of packs depends on."""
 
 from __future__ import annotations
 
@@ -7,105 +7,143 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import PIL
 import simplejpeg
+import xxhash
 
+from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.order import Order
-from patchnpack.loaders.remote.download import name_of
+from patchnpack.loaders.remote.addresses import name_of
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Where a loader stands: packs of the epoch that are done."""
+    """A place in the sequence of packs: the epoch, and how many of its packs have been used."""
 
     epoch: int
     position: int
 
 
-def fingerprint(order: Order) -> dict[str, str]:
-    """What must be equal for the same packs to come in the same order: names, and values as text.
+def rows_digest(index: Index, usable: np.ndarray) -> str:
+    """Return a digest of everything that the index says of the images, and of which rows are used.
 
-    Neither batch size nor ranks are part of it, nor how many threads there are.
+    Args:
+        index: n rows.
+        usable: bool (n,).
+    """
+    digest = xxhash.xxh3_128()
+    for column in (
+        index.starts,
+        index.offset,
+        index.nbytes,
+        index.width,
+        index.height,
+        index.orientation,
+        index.digest,
+        usable,
+    ):
+        digest.update(np.ascontiguousarray(column).data)
+    return digest.hexdigest()
+
+
+def fingerprint(order: Order, digest: str) -> dict[str, str]:
+    """Return what must be equal for the same packs in the same order: names, and values as text.
+
+    Batch size, ranks and threads are not part of it.
+
+    Args:
+        order: the order of packs.
+        digest: of the rows; see `rows_digest`.
     """
     index, packing = order.index, order.packing
     return {
         "shards": str(len(index.shards)),
         "images": str(len(index)),
         "used": str(order.used),
-        "index": order.rows_digest,
+        "index": digest,
         **{f"packing.{field.name}": repr(getattr(packing, field.name)) for field in fields(packing)},
         "seed": str(order.seed),
         "shuffle": str(order.shuffle),
         "shuffle_window": str(order.shuffle_window),
         "num_streams": str(order.num_streams),
         "mixture": repr(order.mixed),
-        **order.details,
     }
 
 
-def _difference(name: str, theirs: str | None, ours: str | None) -> str:
+def _difference(name: str, saved: str | None, current: str | None) -> str:
     if name == "index":
         return (
-            "as many shards and images, and as many of them used, but other ones or in another order, so that not all "
-            "bytes, sizes and places in the shards are the same"
+            "the same number of shards, images and used images, but other images or another order: bytes, sizes or "
+            "offsets in the shards differ"
         )
-    what = {"shards": "{} shards", "images": "{} images in its index", "used": "{} images used of those in its index"}
-    if name not in what:
-        return f"{name} = {theirs}, this loader has {ours}"
+    counts = {"shards": "{} shards", "images": "{} images in its index", "used": "{} images used of those in its index"}
+    if name not in counts:
+        return f"{name} = {saved}, this loader has {current}"
     why = "; where=, decode=, bad headers and the limits of ErrorPolicy decide which are used" if name == "used" else ""
-    return f"{what[name].format(theirs)}, this loader has {ours}{why}"
+    return f"{counts[name].format(saved)}, this loader has {current}{why}"
 
 
 def _source(order: Order) -> str:
-    """The shards in words, without secrets: they may lie elsewhere now, so they are no part of the fingerprint."""
+    """Describe the shards without secrets; they may lie elsewhere now, so they are not part of the fingerprint."""
     shards = order.index.shards
     first, last = name_of(shards[0]), name_of(shards[-1])
     return f"over {first}" if len(shards) == 1 else f"over {len(shards)} shards, {first} to {last}"
 
 
 def decoders() -> str:
-    """The builds that pixels depend on, to the last bit."""
+    """Return the builds that decoded pixels depend on, to the last bit."""
     return f"simplejpeg {simplejpeg.__version__}, Pillow {PIL.__version__}"
 
 
-def to_dict(place: Cursor, order: Order) -> dict[str, Any]:
-    """The state as a small dict of plain values, identical on every rank."""
+def to_dict(cursor: Cursor, order: Order, current: dict[str, str]) -> dict[str, Any]:
+    """Return the state as a small dict of plain values, identical on every rank.
+
+    Args:
+        cursor: where training stands.
+        order: the order of packs.
+        current: its fingerprint.
+    """
     return {
-        "epoch": place.epoch,
-        "position": place.position,
+        "epoch": cursor.epoch,
+        "position": cursor.position,
         "block": order.block,
         "decoders": decoders(),
         "source": _source(order),
-        "fingerprint": fingerprint(order),
+        "fingerprint": current,
     }
 
 
-def from_dict(state: Mapping[str, Any], order: Order) -> tuple[Cursor, int]:
-    """The place that a state tells and the block of its order, if `order` is else the one that it was taken of.
+def from_dict(state: Mapping[str, Any], current: Mapping[str, str]) -> tuple[Cursor, int]:
+    """Return the cursor of a state and the block of its order.
+
+    Args:
+        state: what `to_dict` returned.
+        current: the fingerprint of the loader that resumes.
 
     Raises:
-        ValueError: it is no state, or one of another index, packing or order; the first difference is named.
+        ValueError: `state` is not a state, or it was saved with another index, packing or order; the message names the
+            first difference.
     """
     try:
         epoch, position, block = (int(state[name]) for name in ("epoch", "position", "block"))
-        theirs: dict[str, str] = dict(state["fingerprint"])
+        saved: dict[str, str] = dict(state["fingerprint"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"this is no state of a loader ({type(error).__name__}: {error}); give what state_dict() returned"
+            f"this is not the state of a loader ({type(error).__name__}: {error}); give what state_dict() returned"
         ) from None
     if epoch < 0 or position < 0 or block < 1:
-        raise ValueError(f"the state has epoch {epoch}, position {position}, block {block}; it has been damaged")
-    ours = fingerprint(order)
-    for name in [*ours, *(name for name in theirs if name not in ours)]:
-        if ours.get(name) != theirs.get(name):
+        raise ValueError(f"the state has epoch {epoch}, position {position}, block {block}; it is damaged")
+    for name in [*current, *(name for name in saved if name not in current)]:
+        if current.get(name) != saved.get(name):
             raise ValueError(
-                f"the state was saved with {_difference(name, theirs.get(name), ours.get(name))}: the packs would not "
-                f"be the same; make the loader as it was then, {state.get('source', 'over the same shards')}, or start "
-                "anew without the state"
+                f"the state was saved with {_difference(name, saved.get(name), current.get(name))}: the packs would "
+                f"not be the same; make the loader as it was then, {state.get('source', 'over the same shards')}, or "
+                "start again without the state"
             )
-    if (saved := state.get("decoders")) != decoders():
+    if (builds := state.get("decoders")) != decoders():
         warnings.warn(
-            f"the state was saved with {saved}, this is {decoders()}: the order is the same, but pixels may differ",
-            stacklevel=3,
+            f"the state was saved with {builds}, this is {decoders()}: the order is the same, but pixels may differ",
+            stacklevel=4,
         )
     return Cursor(epoch, position), block

@@ -1,4 +1,4 @@
-"""Steps: how the packs of an epoch are shared out, B to each rank at a time."""
+"""Steps: the packs of an epoch in groups of B per rank."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Even = Literal["pad", "drop"]
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """The order cut into steps of B * W packs; all ranks together take one step.
+    """The order cut into steps of B * W packs. All ranks together take one step.
 
     Attributes:
         order: the order of packs.
         batch_size: B.
         world_size: W.
-        even: whether an incomplete last step is filled with empty packs ("pad") or left out ("drop").
+        even: "pad" fills an incomplete last step with empty packs, "drop" leaves it out.
 
     Raises:
-        ValueError: streams, or patch sizes, whose blocks do not match the steps.
+        ValueError: the blocks of the streams or patch sizes do not match the steps.
     """
 
     order: Order
@@ -41,18 +41,18 @@ class Steps:
         block, step, streams = self.order.block, self.packs, self.order.num_streams
         if block % streams:
             raise ValueError(
-                f"a step takes {block} packs, which num_streams {streams} does not divide; choose batch_size, "
+                f"a block has {block} packs, which num_streams {streams} does not divide; choose batch_size, "
                 "num_streams or block so that it does"
             )
         if self._sizes and block % step:
             raise ValueError(
-                f"block is {block}, which a step of {step} packs does not divide; with PatchSizes a step holds packs "
-                "of one patch size: choose batch_size or block so that it does"
+                f"block is {block}, which a step of {step} packs does not divide; with PatchSizes all packs of a step "
+                "have one patch size: choose batch_size or block so that it does"
             )
 
     @property
     def packs(self) -> int:
-        """Packs of a whole step."""
+        """Packs of a complete step."""
         return self.batch_size * self.world_size
 
     @property
@@ -60,7 +60,7 @@ class Steps:
         return isinstance(self.order.packing.patch_size, PatchSizes)
 
     def count(self, begin: Cursor) -> int:
-        """Steps from a place to the end of its epoch."""
+        """Return the number of steps from a cursor to the end of its epoch."""
         padded, full = self._ends(begin.epoch)
         end, position, steps = padded if self.even == "pad" else full, begin.position, 0
         while self._sizes and position % self.order.block and position < end:
@@ -72,12 +72,17 @@ class Steps:
     def groups(
         self, begin: Cursor, on_plan: Callable[[Plan], None], on_tail: Callable[[Pack], None]
     ) -> Iterator[tuple[list[Pack], int]]:
-        """From a place to the end of its epoch: the packs of each step, a rank each in turn, and the position behind.
+        """Yield the packs of each step and the position after it, from a cursor to the end of its epoch.
 
-        `on_plan` gets each plan that was made for the packs that follow, `on_tail` each pack left out at the end.
+        The packs of a step alternate between ranks: pack i belongs to rank i % W.
+
+        Args:
+            begin: where to start.
+            on_plan: called with each plan before the first step that may need it, for plans made from the cursor on.
+            on_tail: called with each pack that is left out at the end.
 
         Raises:
-            ValueError: `even="drop"`, and the epoch has not one whole step.
+            ValueError: `even="drop"`, and the epoch has no complete step.
         """
         position, full, planned = begin.position, None, deque[Plan]()
         packs = self.order.packs(begin.epoch, planned.append)
@@ -86,12 +91,12 @@ class Steps:
             if full < self.packs:
                 raise ValueError(
                     f"even='drop' leaves no batch: a step takes {self.packs} packs over all ranks, more than the epoch "
-                    "has; use even='pad' or a smaller batch_size"
+                    "holds; use even='pad' or a smaller batch_size"
                 )
         deque(islice(packs, position), maxlen=0)
-        planned.clear()  # the run that used those packs has told of their plans
-        taken = packs if full is None else islice(packs, max(0, full - position))
-        while group := list(islice(taken, wanted := self._wanted(position))):
+        planned.clear()  # the run that used these packs has counted what their plans leave out
+        available = packs if full is None else islice(packs, max(0, full - position))
+        while group := list(islice(available, wanted := self._wanted(position))):
             while planned:
                 on_plan(planned.popleft())
             if full is not None and len(group) < wanted:
@@ -105,7 +110,7 @@ class Steps:
             on_plan(planned.popleft())
 
     def _wanted(self, position: int) -> int:
-        """Packs of the step at `position`: with `PatchSizes` a step ends where its block does."""
+        """Return the packs of the step at `position`; with `PatchSizes` a step ends where its block does."""
         return min(self.packs, self.order.block - position % self.order.block) if self._sizes else self.packs
 
     def _ends(self, epoch: int) -> tuple[int, int]:

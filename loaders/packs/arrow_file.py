@@ -1,4 +1,4 @@
-"""Arrow IPC files of pre-packed data: the same bytes for the same content, and read where they lie."""
+"""Arrow IPC files of packed folders: equal content gives equal bytes, and files are read through memory maps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Codec = str | None  # "lz4", "zstd", or None
 
 
 def file_bytes(batches: Sequence[pa.RecordBatch], compression: Codec = None) -> pa.Buffer:
-    """The file that holds these record batches of one schema, without anything that differs from run to run."""
+    """Return the file with these record batches of one schema, without anything that differs between runs."""
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
     with pa.ipc.new_file(sink, batches[0].schema, options=options) as writer:
@@ -27,12 +27,15 @@ def file_bytes(batches: Sequence[pa.RecordBatch], compression: Codec = None) -> 
 
 
 def digest_of(data: Any) -> str:
-    """XXH3 of bytes, 128 bits as a text."""
+    """Return the XXH3 of bytes, 128 bits as hexadecimal text."""
     return xxhash.xxh3_128(memoryview(data)).hexdigest()
 
 
 def value_offsets(data: pa.Buffer, columns: Sequence[str]) -> dict[str, int]:
-    """Where in an uncompressed file of one record batch the values of list columns of byte strings begin."""
+    """Return the offsets at which the values of list columns of byte strings begin.
+
+    The file is uncompressed and has one record batch.
+    """
     with pa.ipc.open_file(pa.BufferReader(data)) as file:
         batch = file.get_batch(0)
         found = {}
@@ -43,13 +46,13 @@ def value_offsets(data: pa.Buffer, columns: Sequence[str]) -> dict[str, int]:
 
 
 def byte_lists(ends: np.ndarray, values: np.ndarray, offsets: np.ndarray, valid: np.ndarray) -> pa.ListArray:
-    """Lists of byte strings without a copy of them.
+    """Return a column of lists of byte strings, without a copy of the strings.
 
     Args:
-        ends: int32 (N + 1,), list i holds the strings `ends[i]` to `ends[i + 1]`.
-        values: uint8, all strings one after another.
+        ends: int32 (N + 1,), list i holds the strings `ends[i]` to `ends[i + 1] - 1`.
+        values: uint8, all strings concatenated.
         offsets: int64 (n + 1,), string i is `values[offsets[i]:offsets[i + 1]]`.
-        valid: bool (n,), False where there is no string.
+        valid: bool (n,), False for a missing string.
     """
     bits = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
     strings = pa.LargeBinaryArray.from_buffers(
@@ -59,7 +62,7 @@ def byte_lists(ends: np.ndarray, values: np.ndarray, offsets: np.ndarray, valid:
 
 
 def arrays_bytes(arrays: Mapping[str, np.ndarray]) -> pa.Buffer:
-    """A file of named arrays: one row, a list column for each array, flat."""
+    """Return a file of named arrays: one row, and a list column for each array, flattened."""
     columns = [
         pa.LargeListArray.from_arrays(
             pa.array([0, array.size], pa.int64()), pa.array(np.ascontiguousarray(array).ravel())
@@ -70,15 +73,15 @@ def arrays_bytes(arrays: Mapping[str, np.ndarray]) -> pa.Buffer:
 
 
 def map_arrays(fd: int) -> dict[str, np.ndarray]:
-    """The arrays of an open file that `arrays_bytes` made, in the file's own memory."""
+    """Return the arrays of an open file that `arrays_bytes` made, mapped into memory."""
     table = pa.ipc.open_file(pa.py_buffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))).get_batch(0)
     return {name: table.column(name).values.to_numpy() for name in table.schema.names}
 
 
 class MappedFile:
-    """A file of record batches mapped into memory, which may be written to without changing the file.
+    """A file of record batches mapped into memory; writes to the memory do not change the file.
 
-    Arrays that `fixed` gives lie in the map and keep it alive; those of compressed files are copies of their own.
+    Arrays from `values` are views of the map and keep it alive; arrays from compressed files are copies.
     """
 
     def __init__(self, fd: int) -> None:
@@ -90,11 +93,11 @@ class MappedFile:
         self.num_batches = self._file.num_record_batches
 
     def batch(self, i: int) -> pa.RecordBatch:
-        """Record batch i; of an uncompressed file nothing is read before it is looked at."""
+        """Return record batch i; an uncompressed file is read only when values are accessed."""
         return self._file.get_batch(i)
 
     def values(self, buffer: pa.Buffer, dtype: Any) -> np.ndarray:
-        """What a record batch's buffer holds, flat."""
+        """Return the values in a buffer of a record batch, flattened."""
         at, count = buffer.address - self._address, buffer.size // np.dtype(dtype).itemsize
         if 0 <= at < self.nbytes:
             return np.frombuffer(self._map, dtype, count, at)

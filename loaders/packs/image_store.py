@@ -2,203 +2,159 @@
 
 from __future__ import annotations
 
-import json
-import mmap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
-from patchnpack.loaders.assembly.samples import IndexedBatchContext
-from patchnpack.loaders.imaging.decode import BadImage
-from patchnpack.loaders.index.index_file import index_of_table, index_table
+from patchnpack.loaders.assembly.context import Transform
+from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
+from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.index.labels import Classes, Label, Labels
 from patchnpack.loaders.index.table import Index
-from patchnpack.loaders.packs.arrow_file import byte_lists, digest_of, file_bytes, value_offsets
-from patchnpack.loaders.packs.part import Part, noted
-from patchnpack.loaders.packs.recipe import PARTS, SCHEMA
-from patchnpack.loaders.shards.parquet import INDEX_KEY
+from patchnpack.loaders.packs.arrow_file import Codec, byte_lists, digest_of, file_bytes, value_offsets
+from patchnpack.loaders.packs.manifest import Manifest, bad_entry
+from patchnpack.loaders.packs.recipe import SCHEMA, Recipe
+from patchnpack.loaders.packs.stored_index import IMAGE, MEMBER, Places, other_members
+from patchnpack.loaders.shards.reader import ShardReader
+from patchnpack.packer import Packing, Plan
 
-# N packs of a part, M images in them, n rows of the source
-
-IMAGE = "image"
-MEMBER = "member."
-_PART = "part"
-_KEY = b"patchnpack.rows"
+# N packs of a part, M images in them
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoredIndex(Index):
-    """The index of the source, by its own rows, in which `shards` are the parts that images lie in now.
+class ImageStore:
+    """The `PackStore` that keeps each image's encoded bytes and all members of its sample."""
 
-    Behind the parts stand the names of the source's shards: rows that no part holds are still said to be of them.
+    keeps_samples = True
 
-    Attributes:
-        part: int32 (n,), which of `shards` a row lies in.
-    """
+    def decoders(self) -> str:
+        """Return "": nothing is decoded, so the bytes depend on no decoder."""
+        return ""
 
-    part: np.ndarray
+    def part_epochs(self, recipe: Recipe) -> int:
+        """Return 1: all epochs read their images from the parts of the first."""
+        return 1
 
-    def shard_of(self, rows: np.ndarray | int) -> np.ndarray:
-        """The part, int64 (m,), that each of the rows is in."""
-        return np.asarray(self.part[rows], np.int64)
+    def pack_bytes(self, packing: Packing, index: Index, plans: Iterator[Plan]) -> int:
+        """Return the mean number of encoded bytes per pack of the first plan that has packs."""
+        first = next((plan for plan in plans if len(plan)), None)
+        return 1 if first is None else int(index.nbytes[first.images.row].sum()) // len(first)
 
-    def row_id(self, rows: np.ndarray) -> np.ndarray:
-        """What draws are keyed by, uint64: the rows' shards in the source, and the rows in these."""
-        shard = Index.shard_of(self, rows)
-        row_id: np.ndarray = shard.astype(np.uint64) << np.uint64(32) | (rows - self.starts[shard]).astype(np.uint64)
-        return row_id
+    def part_file(
+        self, plan: Plan, context: IndexedBatchContext, compression: Codec
+    ) -> tuple[pa.Buffer, dict[str, Any]]:
+        """Return the file of a part, one row per pack, and its marker.
+
+        Each image's bytes are compared with the digest in the index. Bytes that differ are kept as they are and noted
+        in the marker; a loader finds the same difference.
+
+        Raises:
+            OSError: a shard has changed since it was indexed.
+        """
+        index, rows, images = context.index, plan.images.row, plan.images
+        data = {IMAGE: _read(context, rows, index.offset[rows], index.nbytes[rows])}
+        bad = _bad_images(context, rows, data[IMAGE][0], data[IMAGE][1])
+        for extension, where in other_members(index, rows).items():
+            data[MEMBER + extension] = _read(context, rows, *where.T)
+
+        ends = plan.offsets.astype(np.int32)
+
+        def lists(values: np.ndarray) -> pa.ListArray:
+            flat = pa.array(np.ascontiguousarray(values).ravel())
+            if values.ndim == 2:
+                flat = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+            return pa.ListArray.from_arrays(pa.array(ends), flat)
+
+        columns: dict[str, pa.Array] = {
+            "patch_size": pa.array(plan.patch_size, pa.int32()),
+            "row": lists(rows),
+            "key": pa.ListArray.from_arrays(
+                pa.array(ends), pa.array([index.keys[row] for row in rows.tolist()], pa.string())
+            ),
+            **{
+                name: lists(getattr(index, name)[rows])
+                for name in ("width", "height", "orientation", "format", "digest")
+            },
+            **{name: lists(getattr(images, name)) for name in ("box", "size", "grid", "keep")},
+            **{name: byte_lists(ends, *parts) for name, parts in data.items()},
+        }
+        metadata = {b"patchnpack": b'{"schema": %d, "store": "images"}' % SCHEMA}
+        batch = pa.RecordBatch.from_arrays(list(columns.values()), list(columns)).replace_schema_metadata(metadata)
+        file = file_bytes([batch])
+        marker = {
+            "nbytes": file.size,
+            "digest": digest_of(file),
+            "packs": len(plan),
+            "images": len(rows),
+            "begins": value_offsets(file, list(data)),
+            "bad": bad,
+        }
+        return file, marker
+
+    def locate(self, places: Places, number: int, rows: np.ndarray, marker: dict[str, Any]) -> None:
+        """Move the offsets of a part's images from its marker to `places`."""
+        places.add(number, rows, marker.pop("begins"))
+
+    def check_options(
+        self,
+        recipe: Recipe,
+        where: str,
+        *,
+        label: Label,
+        classes: Classes,
+        extras: Sequence[str],
+        transform: Transform | None,
+    ) -> None:
+        """Accept any label, extras and transform: images and members are read as from shards."""
+
+    def labels(self, manifest: Manifest, index: Index, reader: ShardReader, label: Label, classes: Classes) -> Labels:
+        """Return labels that are read from the members of the samples."""
+        return Labels(index, label, classes, partial(read_member, index, reader))
+
+    def batch_context(
+        self, context: IndexedBatchContext, recipe: Recipe, part_numbers: Callable[[int, int], list[int]]
+    ) -> IndexedBatchContext:
+        """Return the context as it is: images are decoded as from shards."""
+        return context
+
+    def draw_seed(self, recipe: Recipe, seed: int) -> int:
+        """Return the loader's seed: it decides which tokens are kept."""
+        return seed
 
 
-def image_part(part: Part, sources: IndexedBatchContext) -> tuple[pa.Buffer, dict[str, Any]]:
-    """The file of a part of an image store, a row a pack, and its marker.
-
-    Each image's bytes are compared with the digest in the index. Those that differ are kept as they are, and noted in
-    the marker: the loader will find out likewise.
-
-    Raises:
-        OSError: a shard that has changed since it was indexed.
-    """
-    index, rows, images = sources.index, part.images.row, part.images
+def _bad_images(
+    context: IndexedBatchContext, rows: np.ndarray, values: np.ndarray, offsets: np.ndarray
+) -> list[dict[str, Any]]:
+    """Return an entry for each image whose bytes differ from the digest in the index."""
+    samples = context.samples(rows)
+    digests = context.index.digest[rows].tolist()
     bad: list[dict[str, Any]] = []
-    data = {IMAGE: _read(sources, rows, index.offset[rows], index.nbytes[rows])}
-    samples = sources.samples(rows)
-    values, offsets, _ = data[IMAGE]
-    digests = index.digest[rows].tolist()
     for i, (low, high) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
         if xxhash.xxh3_64_intdigest(values[low:high].data) != digests[i]:
             try:
-                samples.read(i)  # raises OSError if it is the shard that has changed
+                samples.read(i)  # raises OSError if the whole shard has changed
             except BadImage as error:
-                bad.append(noted(samples.bad_row(i, error.stage, str(error))))
-    for extension, where in _beside(index, rows).items():
-        data[MEMBER + extension] = _read(sources, rows, *where.T)
-
-    ends = part.offsets.astype(np.int32)
-
-    def lists(values: np.ndarray) -> pa.ListArray:
-        flat = pa.array(np.ascontiguousarray(values).ravel())
-        if values.ndim == 2:
-            flat = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-        return pa.ListArray.from_arrays(pa.array(ends), flat)
-
-    columns: dict[str, pa.Array] = {
-        "patch_size": pa.array(part.patch_size, pa.int32()),
-        "row": lists(rows),
-        "key": pa.ListArray.from_arrays(
-            pa.array(ends), pa.array([index.keys[row] for row in rows.tolist()], pa.string())
-        ),
-        **{name: lists(getattr(index, name)[rows]) for name in ("width", "height", "orientation", "format", "digest")},
-        **{name: lists(getattr(images, name)) for name in ("box", "size", "grid", "keep")},
-        **{name: byte_lists(ends, *parts) for name, parts in data.items()},
-    }
-    metadata = {b"patchnpack": b'{"schema": %d, "store": "images"}' % SCHEMA}
-    batch = pa.RecordBatch.from_arrays(list(columns.values()), list(columns)).replace_schema_metadata(metadata)
-    file = file_bytes([batch])
-    marker = {
-        "nbytes": file.size,
-        "digest": digest_of(file),
-        "packs": len(part),
-        "images": len(rows),
-        "begins": value_offsets(file, list(data)),
-        "bad": bad,
-    }
-    return file, marker
-
-
-def _beside(index: Index, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Where the members of the rows' samples lie, but for the image, which is one of them, too."""
-    members = {}
-    for extension, where in index.members.items():
-        if ((where[:, 0] >= 0) & (where[:, 0] != index.offset)).any():
-            members[extension] = where[rows]
-            members[extension][where[rows, 0] == index.offset[rows]] = -1
-    return members
+                bad.append(bad_entry(samples.bad_row(i, error.stage, str(error))))
+    return bad
 
 
 def _read(
-    sources: IndexedBatchContext, rows: np.ndarray, offset: np.ndarray, nbytes: np.ndarray
+    context: IndexedBatchContext, rows: np.ndarray, offset: np.ndarray, nbytes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bytes of shards, one range a row: joined, where each begins, and which rows have any (offset >= 0)."""
-    there = offset >= 0
-    ends = np.concatenate([[0], np.cumsum(np.where(there, nbytes, 0))]).astype(np.int64)
-    values, shard = np.empty(int(ends[-1]), np.uint8), sources.index.shard_of(rows)
-    # In the order in which they lie in the shards, which is the fastest to read.
-    for i in np.lexsort([offset, shard]).tolist():
-        if there[i]:
-            data = sources.reader.read(int(shard[i]), int(offset[i]), int(nbytes[i]))
-            values[ends[i] : ends[i + 1]] = np.frombuffer(data, np.uint8)
-    return values, ends, there
+    """Read one byte range per row; a negative offset stands for no range.
 
-
-def _placed(begin: int, nbytes: np.ndarray) -> np.ndarray:
-    """Where each of some byte strings begins that follow each other from `begin` on."""
-    places: np.ndarray = begin + np.cumsum(nbytes) - nbytes
-    return places
-
-
-class Places:
-    """Where the images and members of each row of a source lie in the parts of an image store."""
-
-    def __init__(self, index: Index) -> None:
-        n = len(index)
-        self._index = index
-        self.part = np.full(n, -1, np.int32)
-        self.offset = np.full(n, -1, np.int64)
-        self.members = {extension: np.full((n, 2), -1, np.int64) for extension in index.members}
-
-    def add(self, number: int, rows: np.ndarray, begins: Mapping[str, int]) -> None:
-        """Part `number` holds these rows, in this order; `begins` is its marker's."""
-        index = self._index
-        self.part[rows] = number
-        self.offset[rows] = _placed(begins[IMAGE], index.nbytes[rows])
-        beside = _beside(index, rows)
-        for extension, where in index.members.items():
-            place = np.full((len(rows), 2), -1, np.int64)
-            image = where[rows, 0] == index.offset[rows]
-            place[image] = np.stack([self.offset[rows], index.nbytes[rows]], 1)[image]
-            if extension in beside:
-                there = beside[extension][:, 0] >= 0
-                size = np.where(there, beside[extension][:, 1], 0)
-                place[there] = np.stack([_placed(begins[MEMBER + extension], size), size], 1)[there]
-            self.members[extension][rows] = place
-
-    def index_bytes(self, parts: Sequence[str], part_bytes: Sequence[int], names: Sequence[str]) -> pa.Buffer:
-        """The file of the index; the parts' names and sizes, and the names of the source's shards."""
-        index = self._index
-        away = self.part < 0
-        part = np.where(away, len(parts) + index.shard_of(np.arange(len(index))), self.part).astype(np.int32)
-        given = {field.name: getattr(index, field.name) for field in fields(Index)} | {
-            "versions": ("",) * (len(parts) + len(names)),
-            "shard_bytes": np.array([*part_bytes, *[0] * len(names)], np.int64),
-            "offset": np.where(away, index.offset, self.offset),
-            "members": self.members,
-        }
-        table = index_table(Index(**given), [*parts, *names])
-        about = (table.schema.metadata or {})[INDEX_KEY]
-        table = table.append_column(_PART, pa.array(part)).replace_schema_metadata({_KEY: about})
-        batches = table.combine_chunks().to_batches()
-        return file_bytes(batches or [pa.RecordBatch.from_pylist([], schema=table.schema)])
-
-
-def read_rows(fd: int, prefix: str, version: Callable[[str], str]) -> StoredIndex:
-    """The index in an open file that `Places.index_bytes` made.
-
-    Args:
-        fd: the file.
-        prefix: what stands before the parts' names.
-        version: a part's version, by its name.
-
-    Raises:
-        ValueError, KeyError, TypeError: it holds something else.
+    Returns:
+        All bytes, uint8; where each row's begin and, last, the end, int64 (M + 1,); which rows have a range, bool (M,).
     """
-    table = pa.ipc.open_file(pa.py_buffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))).read_all()
-    about = json.loads((table.schema.metadata or {})[_KEY])
-    stored = [name.startswith(PARTS + "/") for name in about["shards"]]
-    shards = [prefix + name if there else name for name, there in zip(about["shards"], stored, strict=True)]
-    about["versions"] = [version(name) if there else "" for name, there in zip(about["shards"], stored, strict=True)]
-    index = index_of_table(table, about, shards)
-    part = table.column(_PART).combine_chunks().to_numpy()
-    return StoredIndex(**{field.name: getattr(index, field.name) for field in fields(Index)}, part=part)
+    valid = offset >= 0
+    ends = np.concatenate([[0], np.cumsum(np.where(valid, nbytes, 0))]).astype(np.int64)
+    values, shard = np.empty(int(ends[-1]), np.uint8), context.index.shard_of(rows)
+    # In the order of the shards' bytes, which is the fastest to read.
+    for i in np.lexsort([offset, shard]).tolist():
+        if valid[i]:
+            data = context.reader.read(int(shard[i]), int(offset[i]), int(nbytes[i]))
+            values[ends[i] : ends[i + 1]] = np.frombuffer(data, np.uint8)
+    return values, ends, valid

@@ -1,4 +1,4 @@
-"""The recipe of pre-packed data: everything that its bytes depend on, and what its files are called."""
+"""The recipe of a packed folder: everything that its bytes depend on, and the names of its files."""
 
 from __future__ import annotations
 
@@ -7,20 +7,28 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from patchnpack.loaders.shards.patterns import PACKED_FOLDER_FILES
 from patchnpack.packer import Packing, PatchSizes, ScheduledDrop, ScheduledResolution
 from patchnpack.packer.config import RESOLUTIONS, TOKEN_DROPS
 
 StoreKind = Literal["images", "patches"]
 
 SCHEMA = 1  # of the folder and of all files in it
-RECIPE, MANIFEST, ROWS = "recipe.json", "manifest.json", "rows.arrow"
+RECIPE, MANIFEST = PACKED_FOLDER_FILES
+ROWS = "rows.arrow"
 PARTS, MARKERS, PLANS = "parts", "done", "plans"  # folders
-COMPRESSIONS = (None, "lz4", "zstd")
+_COMPRESSIONS: dict[StoreKind, tuple[str | None, ...]] = {"images": (None,), "patches": (None, "lz4", "zstd")}
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (*RESOLUTIONS, *TOKEN_DROPS, PatchSizes, Packing)}
 
 
+def check_store(kind: str) -> None:
+    """Raise ValueError if there is no store of this kind."""
+    if kind not in get_args(StoreKind):
+        raise ValueError(f"store is {kind!r}; it must be 'images' or 'patches'")
+
+
 def unit_name(epoch: int, stream: int, number: int) -> str:
-    """The name, without ending, of part `number` of one stream of one epoch.
+    """Return the name, without ending, of part `number` of one stream of one epoch.
 
     >>> unit_name(0, 2, 31)
     'e0000-s002-00000031'
@@ -29,29 +37,29 @@ def unit_name(epoch: int, stream: int, number: int) -> str:
 
 
 def plan_name(epoch: int, stream: int) -> str:
-    """The file that holds the plan of one stream of one epoch."""
+    """Return the name of the file with the plan of one stream of one epoch."""
     return f"{PLANS}/e{epoch:04d}-s{stream:03d}.arrow"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What decides every byte of pre-packed data. Two tasks that disagree about it do not write into one folder.
+    """What decides every byte of a packed folder. Tasks with different recipes do not write into the same folder.
 
     Attributes:
         store: "images", encoded bytes in the order of their packs, or "patches", packs as they are trained on.
-        packing: what a sequence looks like; its algorithm is decided.
-        epochs: plans, one an epoch.
+        packing: what a sequence looks like, its algorithm decided.
+        epochs: number of plans, one per epoch.
         seed, shuffle, shuffle_window, num_streams: of the order that is planned, as for `PackedImageLoader`.
-        block: packs of one patch size in a row, with `PatchSizes`; None without.
-        part_packs: packs of a file.
-        compression: of a patch store's files: None, "lz4" or "zstd".
-        image: the extensions that are images.
-        label: what labels are made of, None or a text.
-        classes: from name to index, None where labels are numbers.
-        extras: the members that are handed out.
+        block: consecutive packs of one patch size, with `PatchSizes`; None without.
+        part_packs: packs per part.
+        compression: of a patch store's parts: None, "lz4" or "zstd".
+        image: extensions of image files.
+        label: None, or the member (and field) that holds the label.
+        classes: index of each class name; None where labels are numbers.
+        extras: members that batches return.
         max_pixels, max_bytes, truncated: as for `ErrorPolicy`; they decide which images are bad.
-        source: the shards' names, their images, and a digest of all that the index says of them.
-        decoders: the builds that a patch store's pixels depend on; "" for an image store.
+        source: names of the shards, number of images, and a digest of everything that the index says of them.
+        decoders: decoder builds that a patch store's pixels depend on; "" for an image store.
     """
 
     store: StoreKind
@@ -75,33 +83,27 @@ class Recipe:
     decoders: str
 
     def __post_init__(self) -> None:
-        if self.store not in get_args(StoreKind):
-            raise ValueError(f"store is {self.store!r}; it must be 'images' or 'patches'")
-        if self.compression not in COMPRESSIONS:
+        check_store(self.store)
+        if self.compression not in _COMPRESSIONS["patches"]:
             raise ValueError(f"compression is {self.compression!r}; it must be 'lz4', 'zstd', or None")
-        if self.compression and self.store == "images":
-            raise ValueError("compression is for store='patches'; encoded images do not become smaller: leave it out")
-
-    @property
-    def part_epochs(self) -> int:
-        """Epochs that have parts of their own: later ones of an image store find their images in those of the first."""
-        return self.epochs if self.store == "patches" else 1
+        if self.compression not in _COMPRESSIONS[self.store]:
+            raise ValueError("compression is for store='patches'; encoded images do not get smaller: leave it out")
 
     def to_json(self) -> bytes:
-        """The recipe as the text of a file."""
+        """Return the recipe as the text of a file."""
         return as_json({"schema": SCHEMA, **{f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}})
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Recipe:
-        """The recipe that a file holds. Raises KeyError, TypeError or ValueError where it holds none."""
-        given = {field.name: _made(values[field.name]) for field in dataclasses.fields(cls)}
+        """Return the recipe of a file's values. Raises KeyError, TypeError or ValueError if they are not a recipe."""
+        given = {field.name: _from_plain(values[field.name]) for field in dataclasses.fields(cls)}
         return cls(**given | {"extras": tuple(given["extras"])})
 
 
 def changes_grids(packing: Packing) -> str | None:
-    """What makes an image's grid or keep count another one in each epoch by design; None where nothing does.
+    """Return what changes an image's grid or keep count from epoch to epoch by design; None if nothing does.
 
-    Drawn drop rates do not count: one draw may serve every epoch.
+    Drawn drop rates do not count: one draw can serve every epoch.
 
     >>> changes_grids(Packing(patch_size=PatchSizes((8, 16))))
     'PatchSizes(sizes=(8, 16), weights=None, end_weights=None, images=None)'
@@ -113,28 +115,28 @@ def changes_grids(packing: Packing) -> str | None:
     return repr(packing.token_drop) if isinstance(packing.token_drop, ScheduledDrop) else None
 
 
-def difference(ours: bytes, theirs: bytes) -> str:
-    """The first thing in which two recipes' texts differ, in words."""
-    mine, other = json.loads(ours), json.loads(theirs)
-    for name in [*mine, *(name for name in other if name not in mine)]:
-        a, b = mine.get(name), other.get(name)
+def difference(here: bytes, there: bytes) -> str:
+    """Describe the first difference between the texts of two recipes."""
+    ours, others = json.loads(here), json.loads(there)
+    for name in [*ours, *(name for name in others if name not in ours)]:
+        a, b = ours.get(name), others.get(name)
         if a == b:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
-            part = next(key for key in [*a, *b] if a.get(key) != b.get(key))
-            name, a, b = f"{name}.{part}", a.get(part), b.get(part)
+            key = next(key for key in [*a, *b] if a.get(key) != b.get(key))
+            name, a, b = f"{name}.{key}", a.get(key), b.get(key)
         return f"{name} is {_short(a)} here and {_short(b)} there"
     return "their texts differ"
 
 
 def as_json(values: Any) -> bytes:
-    """A text that is the same for equal values."""
+    """Return a text that is equal for equal values."""
     return (json.dumps(values, indent=1) + "\n").encode()
 
 
-def _short(value: Any, most: int = 100) -> str:
+def _short(value: Any, limit: int = 100) -> str:
     text = repr(value)
-    return text if len(text) <= most else text[:most] + "..."
+    return text if len(text) <= limit else text[:limit] + "..."
 
 
 def _plain(value: Any) -> Any:
@@ -142,14 +144,14 @@ def _plain(value: Any) -> Any:
         fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"kind": type(value).__name__, **fields}
     if isinstance(value, tuple | list):
-        return [_plain(part) for part in value]
+        return [_plain(item) for item in value]
     return value
 
 
-def _made(value: Any) -> Any:
+def _from_plain(value: Any) -> Any:
     if isinstance(value, dict) and "kind" in value:
-        fields = {name: _made(part) for name, part in value.items() if name != "kind"}
+        fields = {name: _from_plain(item) for name, item in value.items() if name != "kind"}
         return _KINDS[value["kind"]](**fields)
     if isinstance(value, list):
-        return tuple(_made(part) for part in value)
+        return tuple(_from_plain(item) for item in value)
     return value

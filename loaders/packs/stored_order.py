@@ -1,4 +1,4 @@
-"""The order of packs that were planned before: what `Order` is where a plan is made as it is needed."""
+"""`StoredOrder`: the order of packs whose plans are stored, in place of an `Order` that makes them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # N packs of a stream, M images in them
 
-_CHUNK = 4096  # packs that are looked at together
+_CHUNK = 4096  # packs that are taken out of a plan together
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,8 +24,8 @@ class StoredPlan(Plan):
     """Some packs of a stored plan.
 
     Attributes:
-        epoch, stream: whose plan; epochs count from 0 to the number of plans - 1.
-        numbers: int64 (N,), which packs of the stream these are.
+        epoch, stream: which plan; epochs count from 0 to the number of plans - 1.
+        numbers: int64 (N,), the numbers of these packs in the stream.
     """
 
     epoch: int
@@ -35,73 +35,62 @@ class StoredPlan(Plan):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredOrder(Order):
-    """Packs in the order in which they were planned, put in blocks and balanced as `Order` does.
+    """The order of stored packs, cut into blocks and balanced as in `Order`.
 
-    Its `seed` and `shuffle` are those that the packs were planned with, unless packs are mixed.
+    `seed` and `shuffle` are those that the packs were planned with, unless packs are mixed.
 
     Attributes:
-        plan: the arrays of the plan of one (epoch, stream), epochs from 0 to `epochs` - 1.
-        row_id: uint64 of the rows given, what their draws are keyed by.
-        counts: for each of these epochs, the packs of each stream.
-        mixed_packs: whether packs are read in another order each epoch: `shuffle_window` parts at a time.
-        draw_seed: of the tokens that are kept.
-        part_packs: packs of a part.
-        digest: of all that was packed.
-        part_numbers: of an epoch's stream, the numbers of its parts among all; empty where images lie in any part.
-        num_parts: parts in all.
+        planned: the order of rows in which the packs were planned.
+        plan: returns the arrays of the plan of an (epoch, stream), epochs from 0 to the number of plans - 1.
+        counts: packs of each stream, for each of these epochs.
+        mixed_packs: whether packs are read in another order each epoch, `shuffle_window` parts at a time.
+        draw_seed: seed that decides which tokens are kept.
+        part_packs: packs per part.
+        part_numbers: returns the numbers of the parts of an (epoch, stream); none where its images lie in other parts.
+        num_parts: number of all parts.
     """
 
+    planned: Order
     plan: Callable[[int, int], Mapping[str, np.ndarray]]
-    row_id: Callable[[np.ndarray], np.ndarray]
     counts: list[list[int]]
     mixed_packs: bool
     draw_seed: int
     part_packs: int
-    digest: str
     part_numbers: Callable[[int, int], list[int]]
     num_parts: int
     _cached: dict[tuple[int, int], Mapping[str, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
-    def rows_digest(self) -> str:
-        """A digest of everything that was packed."""
-        return self.digest
+    def planning_order(self) -> Order:
+        """Return the order of rows in which the packs were planned."""
+        return self.planned
 
-    @property
-    def details(self) -> dict[str, str]:
-        """What the packs of an epoch depend on beside the fields of an `Order`."""
-        return {"packs shuffled": str(self.mixed_packs), "seed of draws": str(self.draw_seed)}
+    def planned_epoch(self, epoch: int) -> int:
+        """Return the epoch of the stored plan: after the last plan the first repeats."""
+        return epoch % len(self.counts)
+
+    def stored_plan(self, epoch: int) -> Plan:
+        """Return all packs of an epoch, stream by stream, in the order in which they are read."""
+        plans: list[Plan] = []
+        for stream in range(self.num_streams):
+            deque(self._planned_packs(epoch, stream, plans.append), maxlen=0)
+        return Plan.concatenate(plans)
 
     def _planned_packs(self, epoch: int, stream: int, on_plan: Callable[[Plan], None]) -> Iterator[Pack]:
         arrays, first = self._arrays(epoch, stream), True
         for numbers in self._numbers(epoch, stream):
-            part = self._taken(arrays, numbers, epoch, stream, first)
+            part = self._take(arrays, numbers, epoch, stream, first)
             first = False
             on_plan(part)
             yield from map(
                 Pack, part.patch_size.tolist(), repeat(part), range(len(part)), arrays["cost"][numbers].tolist()
             )
         if first:
-            on_plan(self._taken(arrays, np.zeros(0, np.int64), epoch, stream, True))
+            on_plan(self._take(arrays, np.zeros(0, np.int64), epoch, stream, True))
 
-    def whole_plan(self, epoch: int) -> Plan:
-        """All packs of an epoch, stream by stream."""
-        parts: list[Plan] = []
-        for stream in range(self.num_streams):
-            deque(self._planned_packs(epoch, stream, parts.append), maxlen=0)
-        counts = np.concatenate([np.diff(part.offsets) for part in parts])
-        return Plan(
-            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            patch_size=np.concatenate([part.patch_size for part in parts]),
-            images=Images.concatenate([part.images for part in parts]),
-            skipped=np.concatenate([part.skipped for part in parts]),
-            oversize=np.concatenate([part.oversize for part in parts]),
-            algorithm=parts[0].algorithm,
-        )
-
-    def _taken(
+    def _take(
         self, arrays: Mapping[str, np.ndarray], numbers: np.ndarray, epoch: int, stream: int, first: bool
     ) -> StoredPlan:
+        """Take packs out of a plan by number; the `first` ones bring the rows that the plan left out."""
         ends = arrays["offsets"]
         low, count = ends[numbers], ends[numbers + 1] - ends[numbers]
         offsets = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
@@ -109,9 +98,8 @@ class StoredOrder(Order):
         row, none = arrays["row"][which], np.zeros(0, np.int64)
         images = Images(
             row=row,
-            key=counter_hash(
-                Purpose.TOKEN_DROP, self.draw_seed, epoch, self.row_id(row)
-            ),  # other tokens are kept each epoch
+            # Keyed by the epoch itself, not by its plan's: other tokens are kept each epoch.
+            key=counter_hash(Purpose.TOKEN_DROP, self.draw_seed, epoch, self.index.row_id(row)),
             box=arrays["box"].reshape(-1, 4)[which],
             size=arrays["size"].reshape(-1, 2)[which],
             grid=arrays["grid"].reshape(-1, 2)[which],
@@ -124,13 +112,13 @@ class StoredOrder(Order):
             skipped=arrays["skipped"] if first else none,
             oversize=arrays["oversize"] if first else none,
             algorithm=self.packing.algorithm,
-            epoch=epoch % len(self.counts),
+            epoch=self.planned_epoch(epoch),
             stream=stream,
             numbers=numbers,
         )
 
     def _numbers(self, epoch: int, stream: int) -> Iterator[np.ndarray]:
-        """The numbers of the stream's packs as they are read, some at a time."""
+        """Yield the numbers of the stream's packs in the order in which they are read, chunk by chunk."""
         packs = self._counts(epoch)
         count = packs[stream]
         if not self.mixed_packs:
@@ -149,23 +137,20 @@ class StoredOrder(Order):
             yield np.arange(units * unit, count)
 
     def _windows(self, epoch: int, units: int, part: int, salt: np.uint64) -> Iterator[np.ndarray]:
-        """The units of each window of parts, the parts in an order drawn anew."""
+        """Yield the units of each window of parts; the order of parts is drawn for each epoch."""
         parts = np.arange(-(-units // part))
-        parts = parts[
-            np.argsort(
-                counter_hash(Purpose.SHARD_ORDER, self.seed, epoch, parts.astype(np.uint64) | salt), kind="stable"
-            )
-        ]
+        drawn = counter_hash(Purpose.SHARD_ORDER, self.seed, epoch, parts.astype(np.uint64) | salt)
+        parts = parts[np.argsort(drawn, kind="stable")]
         for first in range(0, len(parts), self.shuffle_window):
             window = parts[first : first + self.shuffle_window]
             units_in = (window[:, None] * part + np.arange(part)).ravel()
             yield units_in[units_in < units]
 
     def _counts(self, epoch: int) -> list[int]:
-        return self.counts[epoch % len(self.counts)]
+        return self.counts[self.planned_epoch(epoch)]
 
     def _arrays(self, epoch: int, stream: int) -> Mapping[str, np.ndarray]:
-        which = epoch % len(self.counts), stream
+        which = self.planned_epoch(epoch), stream
         if which not in self._cached:
             if len(self._cached) > 2 * self.num_streams:
                 self._cached.clear()
@@ -176,21 +161,21 @@ class StoredOrder(Order):
         return {**self.__dict__, "_cached": {}}
 
     def stream_counts(self, epoch: int) -> list[int]:
-        """Packs in each stream."""
+        """Return the number of packs in each stream."""
         return self._counts(epoch)
 
     def shards_in_order(self, epoch: int) -> Iterator[int]:
-        """The parts about as they are come to."""
+        """Yield the parts in approximate access order, each once; parts that the epoch does not read come last."""
         orders = [self._parts_in_order(epoch, stream) for stream in range(self.num_streams)]
         seen = dict.fromkeys(part for parts in zip_longest(*orders) for part in parts if part is not None)
         yield from seen
         yield from (part for part in range(self.num_parts) if part not in seen)
 
     def _parts_in_order(self, epoch: int, stream: int) -> list[int]:
-        parts = self.part_numbers(epoch % len(self.counts), stream)
+        parts = self.part_numbers(self.planned_epoch(epoch), stream)
         if not parts:
             return []
-        come = dict.fromkeys(
+        numbers = dict.fromkeys(
             number for chunk in self._numbers(epoch, stream) for number in np.unique(chunk // self.part_packs).tolist()
         )
-        return [parts[number] for number in come]
+        return [parts[number] for number in numbers]

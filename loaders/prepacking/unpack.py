@@ -1,4 +1,4 @@
-"""Unpacking: the images of pre-packed data, back in webdataset shards."""
+"""Unpacking: write the images of a packed folder into webdataset shards."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from PIL import Image
 
 from patchnpack.loaders.assembly.samples import read_member
 from patchnpack.loaders.packed_loader import PackedImageLoader
-from patchnpack.loaders.packs.arrow_file import digest_of
+from patchnpack.loaders.packs.folder import PackedFolder
+from patchnpack.loaders.packs.patch_part import encode_extra
 from patchnpack.loaders.packs.recipe import PARTS, as_json
-from patchnpack.loaders.packs.source import PackedFolder
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.storage import Folder, check_writable, open_folder
 from patchnpack.packer.checks import check_whole
 
 _NOTE = "unpacked.json"
 
-Members = list[tuple[str, bytes]]  # a sample's: extension and content
+Members = list[tuple[str, bytes]]  # extension and content of each member of a sample
 
 
 def unpack(
@@ -34,38 +34,38 @@ def unpack(
     storage_options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Writes the images of a folder of packs into webdataset shards, in the order of the first epoch's packs.
+    """Write the images of a packed folder into webdataset shards, in the order of the first epoch's packs.
 
-    An image store gives back the encoded images, byte for byte, with all members of their samples. A patch store gives
-    what it holds: pixels as PNG, at the size that they were given, with dropped patches black; labels and extras.
-    Each shard is whole or absent; run again, it writes those that are not there.
+    From an image store come the encoded images, byte for byte, with all members of their samples. From a patch store
+    come pixels as PNG, at the size that the packing gave them and with dropped patches black, labels, and extras. Each
+    shard is whole or absent; a second run writes the missing ones.
 
     Args:
-        source: the folder of packs, local or an address.
-        out: the folder of the shards, train-000000.tar and so on; local or an address.
-        images_per_shard: at most; a key that comes again begins a new shard.
-        storage_options: of the addresses.
-        progress: called with (images written, images in all).
+        source: the packed folder, a local path or an address.
+        out: the folder for the shards images-000000.tar and so on, a local path or an address.
+        images_per_shard: maximum images per shard; a repeated key starts a new shard.
+        storage_options: options for addresses.
+        progress: called with (images written, total images).
 
     Returns:
-        How many images.
+        The number of images.
 
     Raises:
-        ValueError: no folder of packs, or `out` holds something else.
+        ValueError: `source` is not a packed folder, or `out` holds something else.
     """
     check_whole("images_per_shard", images_per_shard)
     packs = PackedFolder.open(source, storage_options=storage_options)
     folder = open_folder(out, storage_options)
     check_writable(folder)
-    note = as_json({"packs": digest_of(packs.manifest.to_json()), "images_per_shard": images_per_shard})
+    note = as_json({"packs": packs.digest, "images_per_shard": images_per_shard})
     _claim(folder, note)
-    there = set(folder.names("", ".tar"))
-    samples = _images(packs) if packs.recipe.store == "images" else _pixels(packs, source, storage_options)
+    present = set(folder.names("", ".tar"))
+    samples = _images(packs) if packs.store.keeps_samples else _pixels(packs, source, storage_options)
     total = sum(about["images"] for name, about in packs.manifest.files.items() if name.startswith(PARTS))
     done = 0
     for number, shard in enumerate(_shards(samples, images_per_shard)):
         name = f"images-{number:06d}.tar"
-        if name not in there:
+        if name not in present:
             folder.write(name, _tar(shard))
         done += len(shard)
         progress(done, total)
@@ -74,18 +74,18 @@ def unpack(
 
 
 def _claim(folder: Folder, note: bytes) -> None:
-    """Makes the folder one of this unpacking, or raises ValueError if it is of another."""
-    theirs = folder.read(_NOTE)
-    if theirs is None and (others := folder.names("", "")):
+    """Mark the folder as belonging to this unpacking; raise ValueError if it belongs to another."""
+    present = folder.read(_NOTE)
+    if present is None and (others := folder.names("", "")):
         raise ValueError(f"{redact(folder.address)!r} holds something else ({others[0]!r}); name an empty folder")
-    if theirs is not None and theirs != note:
+    if present is not None and present != note:
         raise ValueError(f"{redact(folder.address)!r} holds shards unpacked from other packs; name an empty folder")
-    if theirs is None:
+    if present is None:
         folder.write(_NOTE, note)
 
 
 def _images(packs: PackedFolder) -> Iterator[tuple[str, Members]]:
-    """Key and members of each image of an image store."""
+    """Yield key and members of each image of an image store."""
     index, reader = packs.index, packs.reader()
     held = np.flatnonzero(index.part < len(packs.parts))
     for row in held[np.lexsort([index.offset[held], index.part[held]])].tolist():
@@ -100,8 +100,8 @@ def _images(packs: PackedFolder) -> Iterator[tuple[str, Members]]:
 def _pixels(
     packs: PackedFolder, source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None
 ) -> Iterator[tuple[str, Members]]:
-    """Key and members of each image of a patch store."""
-    # One pack a batch: any number of streams and any block of patch sizes is a multiple of it.
+    """Yield key and members of each image of a patch store."""
+    # One pack per batch and stream: any number of streams and any block of patch sizes is a multiple of it.
     loader = PackedImageLoader(
         source,
         batch_size=packs.recipe.num_streams if packs.recipe.block is None else 1,
@@ -123,20 +123,14 @@ def _pixels(
                 members.append(("cls", str(image.label).encode()))
             for name, values in extras.items():
                 if values[number] is not None and name not in dict(members):
-                    members.append((name, _as_bytes(values[number], packs.manifest.kinds.get(name, name))))
+                    members.append((name, encode_extra(values[number], packs.manifest.kinds.get(name, name))))
             yield image.key, members
 
 
-def _as_bytes(value: Any, kind: str) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    return value.encode() if kind == "txt" else json.dumps(value).encode()
-
-
-def _shards(samples: Iterator[tuple[str, Members]], most: int) -> Iterator[list[tuple[str, Members]]]:
+def _shards(samples: Iterator[tuple[str, Members]], limit: int) -> Iterator[list[tuple[str, Members]]]:
     shard: dict[str, Members] = {}
     for key, members in samples:
-        if len(shard) == most or key in shard:
+        if len(shard) == limit or key in shard:
             yield list(shard.items())
             shard = {}
         shard[key] = members
@@ -145,7 +139,7 @@ def _shards(samples: Iterator[tuple[str, Members]], most: int) -> Iterator[list[
 
 
 def _tar(samples: list[tuple[str, Members]]) -> bytes:
-    """A tar of the samples, the same bytes whenever and by whomever it is written."""
+    """Return a tar of the samples, with no bytes that depend on time or user."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for key, members in samples:

@@ -1,4 +1,4 @@
-"""Verifying pre-packed data: every file has the bytes that were written, and every image is in one pack an epoch."""
+"""Verifying packed folders: each file has the written bytes, and each image is in one pack per epoch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import pyarrow as pa
 
 from patchnpack.loaders.packs.arrow_file import digest_of
 from patchnpack.loaders.packs.manifest import Manifest, read_manifest
+from patchnpack.loaders.packs.pack_store import store_of
 from patchnpack.loaders.packs.recipe import MARKERS, PARTS, RECIPE, plan_name
 from patchnpack.loaders.remote.storage import open_folder
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
-    """What was found.
+    """The result of `verify`.
 
     Attributes:
-        files, nbytes: what was read.
-        problems: what is not as it should be, one line each; empty if all is well.
+        files, nbytes: number and size of the files that were read.
+        problems: one line per problem; empty if there is none.
     """
 
     files: int
@@ -37,16 +38,16 @@ def verify(
     storage_options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> VerifyResult:
-    """Reads every file of a finished folder of packs, and compares digests and counts with the manifest.
+    """Read every file of a finished packed folder, and compare digests and counts with the manifest.
 
     Args:
-        out: the folder, local or an address.
-        storage_options: of an address.
-        progress: called with (bytes read, bytes in all).
+        out: the packed folder, a local path or an address.
+        storage_options: options for an address.
+        progress: called with (bytes read, total bytes).
 
     Raises:
         FileNotFoundError: there are no packs.
-        ValueError: they are not finished, or of another schema, or the manifest is damaged.
+        ValueError: the packs are unfinished, have another schema, or the manifest is damaged.
     """
     folder = open_folder(out, storage_options)
     manifest = read_manifest(folder)
@@ -63,7 +64,7 @@ def verify(
         if len(data) != about["nbytes"]:
             problems.append(f"{name} has {len(data)} bytes, and should have {about['nbytes']}")
         elif digest_of(data) != about["digest"]:
-            problems.append(f"{name} has other bytes than were written: its digest differs")
+            problems.append(f"{name} does not have the bytes that were written: its digest differs")
         elif name.startswith("plans/"):
             plans[name] = data
         if name.startswith(PARTS + "/"):
@@ -94,7 +95,7 @@ def _check_marker(text: bytes | None, name: str, about: Mapping[str, Any], probl
 
 
 def _check_counts(manifest: Manifest, plans: Mapping[str, bytes], problems: list[str]) -> None:
-    """Every pack is in a part, and every row in one pack of each epoch, or left out for a reason."""
+    """Check that each pack is in a part, and that each row is in one pack of each epoch or skipped."""
     recipe = manifest.recipe
     for epoch, of_streams in enumerate(manifest.packs):
         rows = []
@@ -108,13 +109,13 @@ def _check_counts(manifest: Manifest, plans: Mapping[str, bytes], problems: list
             if len(arrays["patch_size"]) != packs:
                 problems.append(f"{name} has {len(arrays['patch_size'])} packs, and should have {packs}")
             rows += [arrays["row"], arrays["skipped"]]
-            if epoch < recipe.part_epochs:
+            if epoch < store_of(recipe.store).part_epochs(recipe):
                 begin = f"{PARTS}/e{epoch:04d}-s{stream:03d}-"
                 held = sum(about["packs"] for part, about in manifest.files.items() if part.startswith(begin))
                 if held < packs:
                     problems.append(f"the parts of stream {stream} of epoch {epoch} hold {held} packs of {packs}")
         all_rows = np.concatenate([np.zeros(0, np.int64), *rows])
-        if (twice := len(all_rows) - len(np.unique(all_rows))) > 0:
-            problems.append(f"{twice} rows are planned more than once in epoch {epoch}")
+        if (repeated := len(all_rows) - len(np.unique(all_rows))) > 0:
+            problems.append(f"{repeated} rows are planned more than once in epoch {epoch}")
         if len(all_rows) and not 0 <= all_rows.min() <= all_rows.max() < recipe.source["images"]:
-            problems.append(f"epoch {epoch} has rows that the source has not")
+            problems.append(f"epoch {epoch} has rows that the source does not have")

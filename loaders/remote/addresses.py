@@ -1,53 +1,46 @@
-"""What the readers of remote files have in common: facts, the two kinds of failure, and addresses without secrets."""
+"""Addresses of remote files: their parts, checks, brace ranges, and how to show one without its secrets."""
 
 from __future__ import annotations
 
-import importlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from pathlib import PurePosixPath
 
-Options = Mapping[str, Any]
+from braceexpand import braceexpand
 
 MAGIC = re.compile(r"[*?[]")
-CHANGED = "make a new index of it, or a new loader"
 
 
-class TransientError(Exception):
-    """What failed may work when tried again."""
+def is_remote(address: str) -> bool:
+    """Whether this is an address, not a local path.
 
-    def __init__(self, what: str, remedy: str = "") -> None:
-        super().__init__(what)
-        self.remedy = remedy
-
-
-class PermanentError(Exception):
-    """Trying again would not help."""
-
-    def __init__(self, what: str, remedy: str, *, missing: bool = False, status: int | None = None) -> None:
-        super().__init__(what)
-        self.remedy, self.missing, self.status = remedy, missing, status
-
-
-class NoRange(Exception):
-    """The server sends whole files only."""
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectMeta:
-    """What a server says of a file; version is its ETag, else when it was last changed, else empty."""
-
-    nbytes: int
-    version: str
-
-    def __str__(self) -> str:
-        return f"{self.nbytes} bytes, {self.version or 'without a version'}"
+    >>> is_remote("s3://bucket/a.tar"), is_remote("shards/a.tar")
+    (True, False)
+    """
+    return "://" in address
 
 
 def scheme_of(address: str) -> str:
-    """The protocol of an address."""
+    """The protocol of an address, in lower case."""
     return address.partition("://")[0].lower()
+
+
+def is_http(address: str) -> bool:
+    """Whether an address is of a web server."""
+    return address.lower().startswith(("http://", "https://"))
+
+
+def without_query(address: str) -> str:
+    """An http address without query and fragment; any other address as it is."""
+    return re.split(r"[?#]", address, maxsplit=1)[0] if is_http(address) else address
+
+
+def name_of(address: str) -> str:
+    """The file name at the end of an address or a path.
+
+    >>> name_of("https://host/a.tar?X-Amz-Signature=0a1b"), name_of("shards/what?.tar")
+    ('a.tar', 'what?.tar')
+    """
+    return PurePosixPath(re.split(r"[?#]", address, maxsplit=1)[0] if is_remote(address) else address).name
 
 
 def redact(address: str) -> str:
@@ -57,19 +50,40 @@ def redact(address: str) -> str:
     'https://host/a.tar?...'
     """
     address = re.sub(r"(?<=://)[^/?#]*:[^/?#]*@", "", address)
-    if scheme_of(address) in ("http", "https"):
+    if is_http(address):
         address = re.sub(r"(?<=://)[^/?#]*@", "", address)
         return re.sub(r"[?#].*", "?...", address, flags=re.DOTALL)
     return re.sub(r"\?[\w.-]+=.*", "?...", address, flags=re.DOTALL)
 
 
-def import_optional(module: str) -> Any:
-    """A module of the extra that remote shards need; nothing imports it before they are asked for."""
+def expand_braces(pattern: str) -> list[str]:
+    """The paths or addresses of a pattern with brace ranges, in order.
+
+    Raises:
+        ValueError: a brace is unbalanced, or braces hold no range and no list.
+
+    >>> expand_braces("train-{08..10}.tar")
+    ['train-08.tar', 'train-09.tar', 'train-10.tar']
+    """
+    shown = redact(pattern) if is_remote(pattern) else pattern
     try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name not in (module, module.partition(".")[0]):
-            raise
-        raise ModuleNotFoundError(
-            f"remote shards need {module}, which is not installed: pip install 'patchnpack[remote]'", name=error.name
-        ) from None
+        expanded = list(braceexpand(pattern))
+    except ValueError:
+        raise ValueError(f"{shown!r} has an unbalanced brace; write a range as {{000000..000009}}") from None
+    if not all(expanded) or any("{" in name or "}" in name for name in expanded):
+        raise ValueError(f"the braces in {shown!r} name no shard; write a range as {{000000..000009}} or {{a,b}}")
+    return expanded
+
+
+def check_address(url: str) -> None:
+    """Raise ValueError if `url` is not the address of a file, or of a pattern of files."""
+    scheme = url.partition("://")[0]
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        raise ValueError(
+            f"{redact(url)!r} is not the address of a file; write one as https://host/path or s3://bucket/path"
+        )
+    if scheme.lower() == "file":
+        raise ValueError(f"{redact(url)!r} is a local file; give its path without file://")
+    path = without_query(url)[len(scheme) + 3 :]
+    if path.endswith("/") or "/" not in path:
+        raise ValueError(f"{redact(url)!r} names no file; name one, or several with a brace range or a *")

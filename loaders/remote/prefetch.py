@@ -1,4 +1,4 @@
-"""Prefetching: threads that bring the coming shards into the cache before they are asked for."""
+"""Prefetching: threads that bring shards into the cache before they are used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ _WAITING, _RUNNING, _DONE = "waiting", "running", "done"
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A file of the cache: its name, what writes it to a path (until the event is set), and its size if known."""
+    """A file for the cache.
+
+    Attributes:
+        name: the file's name in the cache.
+        make: writes the file to a path; raises `Stopped` once the event is set.
+        nbytes: its size, if known.
+    """
 
     name: str
     make: Callable[[Path, threading.Event], None]
@@ -28,38 +34,37 @@ class Shard:
 @dataclass(slots=True)
 class _Job:
     shard: Shard
-    place: int
+    position: int
     state: str = _WAITING
     fd: int | None = None
     error: BaseException | None = None
 
 
 class Prefetcher:
-    """Keeps the `ahead` shards that follow the furthest one asked for on their way into the cache, a thread each.
+    """Fetches the `ahead` shards after the furthest acquired one into the cache, one thread per shard.
 
-    A shard is made once: whoever asks for one that is under way waits for it. What went wrong with it is raised to the
-    one who asks; asked again, it is tried again. A shard brought here stays readable until it is asked for, even where
-    the cache's limit has evicted it before.
+    Each shard is made once: `acquire` waits for a shard in flight. `acquire` raises the error of a failed shard, and a
+    further `acquire` tries again. A fetched shard stays readable until it is acquired, even if evicted.
+
+    Close it, or use it as a context manager: that cancels the shards in flight and ends the threads.
 
     Args:
         cache: where the shards go.
-        coming: the shards in the order of their use; of a name that comes twice the first counts.
-        ahead: how many, at least 0.
-        behind: one so far behind the furthest one asked for is no longer fetched, nor kept open.
-        at_start: whether the first one will be asked for first; else nothing is fetched before one is asked for.
-
-    `close` it, or use it as a context manager: its threads end, and what was under way is called off.
+        shards: the shards in the order of their use; repeated names are ignored.
+        ahead: number of shards to fetch ahead, at least 0.
+        behind: shards more than `behind` before the furthest acquired one are neither fetched nor kept open.
+        at_start: whether use begins with the first shard. If not, nothing is fetched before the first `acquire`.
     """
 
     def __init__(
-        self, cache: ShardCache, coming: Iterable[Shard], ahead: int = 2, behind: int = 1 << 62, at_start: bool = True
+        self, cache: ShardCache, shards: Iterable[Shard], ahead: int = 2, behind: int = 1 << 62, at_start: bool = True
     ) -> None:
         if ahead < 0:
             raise ValueError(f"ahead is {ahead}; it must be at least 0")
         self._cache, self._ahead, self._behind, self._at_start = cache, ahead, behind, at_start
         self._passed = 0
         self._jobs: dict[str, _Job] = {}
-        for shard in coming:
+        for shard in shards:
             if shard.name not in self._jobs:
                 self._jobs[shard.name] = _Job(shard, len(self._jobs))
         self._order = list(self._jobs.values())
@@ -75,31 +80,31 @@ class Prefetcher:
             thread.start()
 
     def has(self, name: str) -> bool:
-        """Whether it is one of the coming shards."""
+        """Whether `name` is one of the shards."""
         return name in self._jobs
 
     def acquire(self, name: str) -> int:
-        """A descriptor of one of the coming shards, open for reading; the caller closes it. May be asked for again.
+        """A descriptor of a shard, open for reading; the caller closes it. A shard can be acquired repeatedly.
 
         Raises:
-            KeyError: a name that is not among the coming shards.
+            KeyError: `name` is not one of the shards.
             ValueError: this prefetcher has been closed.
 
-        And whatever making the shard raises, or has raised.
+        Re-raises what `make` raised.
         """
         job = self._jobs[name]
         with self._change:
-            self._furthest = max(self._furthest, job.place)
+            self._furthest = max(self._furthest, job.position)
             while self._passed < self._furthest - self._behind:
-                self._let_go(self._order[self._passed])
+                self._release(self._order[self._passed])
                 self._passed += 1
             self._change.notify_all()
             if job.state == _WAITING:
-                job.state = _DONE  # this thread makes it
+                job.state = _DONE  # this thread makes the shard, below
             while job.state == _RUNNING:
                 self._change.wait()
             if self._stop.is_set():
-                raise ValueError(f"shard {name!r} was asked for after its prefetcher was closed")
+                raise ValueError(f"shard {name!r} was acquired after its prefetcher was closed")
             if job.fd is not None:
                 fd, job.fd = job.fd, None
                 return fd
@@ -109,7 +114,7 @@ class Prefetcher:
         return self._acquire(job.shard)
 
     def close(self) -> None:
-        """Ends the threads, and with them what they have under way."""
+        """Cancel the shards in flight and end the threads."""
         self._stop.set()
         with self._change:
             self._change.notify_all()
@@ -132,33 +137,33 @@ class Prefetcher:
 
     def _work(self) -> None:
         while (job := self._take()) is not None:
-            fd, failed = None, None
+            fd, failure = None, None
             try:
                 fd = self._acquire(job.shard)
             except Stopped:
-                pass  # whoever asks is told that this prefetcher was closed
-            except BaseException as error:  # noqa: BLE001 - it is raised to the one who asks for the shard
-                failed = error
+                pass  # `acquire` reports that this prefetcher was closed
+            except BaseException as error:  # noqa: BLE001 - `acquire` re-raises it
+                failure = error
             with self._change:
-                job.fd, job.error, job.state = fd, failed, _DONE
-                if job.place < self._passed:
-                    self._let_go(job)
+                job.fd, job.error, job.state = fd, failure, _DONE
+                if job.position < self._passed:
+                    self._release(job)
                 self._change.notify_all()
 
     @staticmethod
-    def _let_go(job: _Job) -> None:
+    def _release(job: _Job) -> None:
         if job.fd is not None:
             os.close(job.fd)
             job.fd = None
 
     def _take(self) -> _Job | None:
-        """The next job once it is near enough, or None when there is none or all is called off."""
+        """Wait for the next job within `ahead`; None when no job is left or this prefetcher is closed."""
         with self._change:
             while not self._stop.is_set() and self._next < len(self._order):
                 job = self._order[self._next]
-                if job.state != _WAITING or job.place < self._passed:
+                if job.state != _WAITING or job.position < self._passed:
                     self._next += 1
-                elif (self._at_start or self._furthest >= 0) and job.place <= self._furthest + self._ahead:
+                elif (self._at_start or self._furthest >= 0) and job.position <= self._furthest + self._ahead:
                     self._next += 1
                     job.state = _RUNNING
                     return job
@@ -169,6 +174,6 @@ class Prefetcher:
 
 @atexit.register
 def _close_all() -> None:
-    """Calls off what is still open while Python still runs: a thread must not come back from a download after it."""
+    """Close all prefetchers before the interpreter finalizes: no thread may return from a download after that."""
     for prefetcher in list(_open):
         prefetcher.close()

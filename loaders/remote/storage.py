@@ -1,4 +1,4 @@
-"""Folders that pre-packed data is written to: local ones and object stores. Each file in them is whole or absent."""
+"""Output folders, local or in an object store. Each file in them is whole or absent."""
 
 from __future__ import annotations
 
@@ -10,50 +10,50 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from patchnpack.loaders.remote import download as remote
-from patchnpack.loaders.remote.addresses import redact
-from patchnpack.loaders.remote.download import RemoteNotFound, is_remote
+from patchnpack.loaders.remote.addresses import is_http, is_remote, name_of, redact
+from patchnpack.loaders.remote.errors import RemoteNotFound
 from patchnpack.loaders.remote.retry import take_retry
 from patchnpack.packer.files import atomic_write
 
-_TEMPORARY = (".", ".tmp")  # how names of unfinished files begin and end, by `atomic_write`
+_TEMPORARY = (".", ".tmp")  # prefix and suffix of the unfinished files of `atomic_write`
 
 
 class Folder(Protocol):
-    """Files by name; a name may have one folder in front.
+    """Files by name; a name is a file or a file in one sub-folder.
 
     Attributes:
-        address: the folder, without a slash at its end.
+        address: path or address of the folder, without a trailing slash.
     """
 
     address: str
 
     def write(self, name: str, data: Any) -> None:
-        """Makes `data` the file's content, or raises OSError and leaves what was there."""
+        """Replace the file's content by `data`; on OSError the old content stays."""
         ...
 
     def read(self, name: str) -> bytes | None:
-        """The file's content, None where there is none."""
+        """The file's content, None if the file is absent."""
         ...
 
     def names(self, under: str, suffix: str) -> list[str]:
-        """The files in the folder `under` whose names end so, sorted, without that folder."""
+        """The sorted names, without folder, of the files in the sub-folder `under` that end in `suffix`."""
         ...
 
     def sweep(self, under: str) -> None:
-        """Deletes what interrupted writers have left in the folder `under`."""
+        """Delete what interrupted writers have left in the sub-folder `under`."""
         ...
 
 
 def open_folder(address: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Folder:
-    """The folder at a path or an address; it need not exist."""
+    """The folder at a path or an address; it may not exist yet."""
     text = os.fspath(address).rstrip("/")
     if not text:
-        raise ValueError(f"the folder is {os.fspath(address)!r}; name one of its own, such as packed/train")
+        raise ValueError(f"the folder is {os.fspath(address)!r}; name a folder, such as packed/train")
     return RemoteFolder(text, storage_options) if is_remote(text) else LocalFolder(os.path.expanduser(text))
 
 
 class LocalFolder:
-    """A folder of this machine or of a shared file system."""
+    """A folder on a local or shared file system."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -68,8 +68,8 @@ class LocalFolder:
                 raise
             raise OSError(
                 error.errno,
-                f"no room for {str(path)!r} ({len(memoryview(data))} bytes): {error.strerror}. What is finished is "
-                "kept: make room, and run the same command again",
+                f"no room for {str(path)!r} ({len(memoryview(data))} bytes): {error.strerror}. Finished files "
+                "are kept: make room and run the same command again",
             ) from error
 
     def read(self, name: str) -> bytes | None:
@@ -96,7 +96,7 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """A prefix of an object store, or a folder of a file system of fsspec."""
+    """A prefix in an object store, or a folder of an fsspec file system."""
 
     def __init__(self, address: str, options: Mapping[str, Any] | None) -> None:
         self.address = address
@@ -120,15 +120,15 @@ class RemoteFolder:
             found = remote.expand_remote(pattern, self._options, policy=self._retry)
         except FileNotFoundError:
             return []
-        return [remote.name_of(address) for address in found]
+        return [name_of(address) for address in found]
 
     def sweep(self, under: str) -> None:
-        """Nothing: a put that did not complete leaves nothing."""
+        """Do nothing: an interrupted put leaves nothing behind."""
 
 
 def check_writable(folder: Folder) -> None:
-    """Raises ValueError where an address cannot be written to."""
-    if folder.address.lower().startswith(("http://", "https://")):
+    """Raise ValueError if the folder cannot be written to."""
+    if is_http(folder.address):
         raise ValueError(f"{redact(folder.address)!r} is a web server; write to a local folder, s3, gs, az or hf")
     if isinstance(folder, LocalFolder) and os.path.exists(folder.address) and not os.path.isdir(folder.address):
         raise ValueError(f"{folder.address!r} is a file; name a folder for the packs")
@@ -139,11 +139,11 @@ def _make_folder(path: Path) -> None:
         return
     _make_folder(path.parent)
     path.mkdir(exist_ok=True)
-    above = os.open(path.parent, os.O_RDONLY)
+    parent = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(above)
+        os.fsync(parent)
     finally:
-        os.close(above)
+        os.close(parent)
 
 
 def _is_temporary(name: str) -> bool:

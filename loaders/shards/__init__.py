@@ -1,1 +1,1 @@
-"""Shards: tar and parquet files, how they are named, opened, read and written."""
+"""Shards: naming, opening, reading and writing tar and parquet files."""

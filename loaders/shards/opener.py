@@ -1,4 +1,4 @@
-"""Where the bytes of shards are: local tars as they lie, remote shards and rows of parquet files in the cache."""
+"""Opening shards as local files: local tars directly, remote shards and parquet rows through the cache."""
 
 from __future__ import annotations
 
@@ -11,37 +11,46 @@ from pathlib import Path
 from typing import Any
 
 from patchnpack.loaders.remote import download as remote
-from patchnpack.loaders.remote.addresses import redact
-from patchnpack.loaders.remote.download import RemoteFile, is_remote
+from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
+from patchnpack.loaders.remote.download import RemoteFile
 from patchnpack.loaders.remote.prefetch import Prefetcher, Shard
 from patchnpack.loaders.remote.retry import take_retry
 from patchnpack.loaders.remote.shard_cache import ShardCache, default_folder
 from patchnpack.loaders.shards import parquet
 
-_AHEAD = 8  # remote shards that are brought here before they are asked for
+_AHEAD = 8  # remote shards fetched ahead of their use
 
 
 def is_parquet(shard: str) -> bool:
     """Whether a shard is a parquet file, by its name."""
-    return remote.name_of(shard).endswith(".parquet")
+    return name_of(shard).endswith(".parquet")
 
 
-class _Counts:
-    """Of shards lent by the cache, and of those made for it; and the versions of shards whose index tells none."""
+class _CacheState:
+    """State shared by the openers of a loader.
 
-    lent = made = 0
+    Attributes:
+        acquired: shards acquired from the cache.
+        made: shards made for the cache.
+        versions: versions asked for, of shards whose index has none.
+    """
+
+    acquired = made = 0
 
     def __init__(self) -> None:
         self.versions: dict[str, str] = {}
 
 
 class ShardOpener:
-    """Opens shards as local files, whatever they are. Any thread may ask, and it may be sent to other processes.
+    """Opens local, remote and parquet shards as local files. Thread-safe, and can be pickled.
 
     Args:
-        cache_dir: where remote shards and the images of parquet files are kept; None is `default_folder()`.
-        cache_limit: bytes that they may take together; None is no limit.
-        storage_options: of the remote stores; `retry` in it says how long to try (see `Retry`).
+        cache_dir: folder for remote shards and for the rows of parquet files; None is `default_folder()`.
+        cache_limit: total bytes of the cached files; None is no limit.
+        storage_options: options of the remote store; `retry` in them sets how long to try (see `Retry`).
+
+    Raises:
+        ValueError: `cache_dir` is a file, `cache_limit` is below 1, or `retry` is invalid.
     """
 
     def __init__(
@@ -55,11 +64,11 @@ class ShardOpener:
         self.folder = default_folder() if cache_dir is None else Path(cache_dir)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(
-                f"the cache {str(self.folder)!r} is a file; give cache_dir=, or $PATCHNPACK_CACHE, a folder"
+                f"the cache {str(self.folder)!r} is a file; set cache_dir= or $PATCHNPACK_CACHE to a folder"
             )
         self.limit, self._given = cache_limit, storage_options
         self._retry, self._options = take_retry(storage_options)
-        self._counts = _Counts()
+        self._state = _CacheState()
         self._prefetcher: Prefetcher | None = None
 
     def __reduce__(self) -> tuple[type[ShardOpener], tuple[Any, ...]]:
@@ -70,7 +79,7 @@ class ShardOpener:
         return ShardCache(self.folder, self.limit)
 
     def is_cached(self, shard: str) -> bool:
-        """Whether what `open` gives lies in the cache."""
+        """Whether `open` reads the shard from the cache."""
         return is_remote(shard) or is_parquet(shard)
 
     def expand(self, pattern: str) -> list[str]:
@@ -78,7 +87,7 @@ class ShardOpener:
         return remote.expand_remote(pattern, self._options, policy=self._retry)
 
     def stat(self, shard: str) -> tuple[int, str]:
-        """A shard's size in bytes, and what tells its version: a local file's time, a remote one's ETag."""
+        """A shard's size in bytes and its version: the mtime of a local file, the ETag of a remote one."""
         if is_remote(shard):
             file = remote.stat(shard, self._options, policy=self._retry)
             return file.nbytes, file.version
@@ -86,58 +95,58 @@ class ShardOpener:
         return status.st_size, str(status.st_mtime_ns)
 
     def open(self, shard: str, nbytes: int, version: str) -> int:
-        """A descriptor, for the caller to close, of what a shard's offsets count in.
+        """Open the file in which a shard's offsets count; the caller closes the descriptor.
 
         Raises:
-            OSError: it cannot be had, or has another size than `nbytes`.
+            OSError: the shard cannot be read, or its size is not `nbytes`.
         """
         if not is_remote(shard):
             return self._open_local(shard, nbytes)
         wanted = self._shard(shard, nbytes, version)
-        self._counts.lent += 1
+        self._state.acquired += 1
         if self._prefetcher is not None and self._prefetcher.has(wanted.name):
             return self._prefetcher.acquire(wanted.name)
         return self._acquire(wanted)
 
     def open_raw(self, shard: str, nbytes: int, version: str, stop: threading.Event | None = None) -> int:
-        """A descriptor of the shard's file itself, for the caller to close."""
+        """Open the shard's own file, a parquet file as such; the caller closes the descriptor."""
         if is_remote(shard):
             return self._acquire(self._raw(shard, nbytes, version), stop)
         return os.open(shard, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
     def fetch(self, url: str) -> int:
-        """A descriptor, for the caller to close, of a remote file as it is now; it is not counted among the shards."""
+        """Open the current version of a remote file that is not a shard; the caller closes the descriptor."""
         file = remote.stat(url, self._options, policy=self._retry)
         return self._acquire(remote.shard(file, self._options, policy=self._retry))
 
     def put(self, path: Path, url: str) -> None:
-        """Makes a remote file what a local one holds, whole or not at all."""
+        """Upload a local file. Readers see the old remote file or the whole new one."""
         remote.put(url, path, self._options, policy=self._retry)
 
     def has_changed(self, shard: str, version: str) -> bool:
-        """Whether a local shard was written to since it was of that version; remote ones were compared when fetched."""
+        """Whether a local shard has another version now; remote shards are compared when they are fetched."""
         return not is_remote(shard) and self.stat(shard)[1] != version
 
     def prefetching(self, shards: Iterable[tuple[str, int, str]], behind: int, at_start: bool) -> ShardOpener:
-        """A store of its own that brings these remote shards (name, bytes, version) here ahead of their use."""
+        """An opener that fetches the remote ones of these shards (name, bytes, version) ahead; see `Prefetcher`."""
         return self._prefetching(ShardOpener(self.folder, self.limit, self._given), shards, behind, at_start)
 
     def _prefetching(
-        self, store: ShardOpener, shards: Iterable[tuple[str, int, str]], behind: int, at_start: bool
+        self, opener: ShardOpener, shards: Iterable[tuple[str, int, str]], behind: int, at_start: bool
     ) -> ShardOpener:
-        store._counts = self._counts
-        coming = (store._shard(*shard) for shard in shards if is_remote(shard[0]))
-        store._prefetcher = Prefetcher(store._cache, coming, _AHEAD, behind, at_start)
-        return store
+        opener._state = self._state
+        remote_shards = (opener._shard(*shard) for shard in shards if is_remote(shard[0]))
+        opener._prefetcher = Prefetcher(opener._cache, remote_shards, _AHEAD, behind, at_start)
+        return opener
 
     def close(self) -> None:
-        """Ends prefetching."""
+        """End prefetching."""
         if self._prefetcher is not None:
             self._prefetcher.close()
 
     def counts(self) -> tuple[int, int]:
-        """Shards that were found in the cache, and those that were brought there."""
-        return max(0, self._counts.lent - self._counts.made), self._counts.made
+        """Cache hits and misses, in shards."""
+        return max(0, self._state.acquired - self._state.made), self._state.made
 
     def _open_local(self, shard: str, nbytes: int) -> int:
         fd = os.open(shard, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -147,10 +156,10 @@ class ShardOpener:
         os.close(fd)
         if size != nbytes:
             raise OSError(
-                f"shard {shard!r} has {size} bytes but had {nbytes} when it was indexed: it has changed; make a new "
+                f"shard {shard!r} has {size} bytes but had {nbytes} when it was indexed: it has changed; create a new "
                 "loader, or bring its index up to date: patchnpack index SHARDS"
             )
-        self._counts.lent += 1
+        self._state.acquired += 1
         return self._acquire(self._shard(os.path.abspath(shard), *self.stat(shard)))
 
     def _acquire(self, shard: Shard, stop: threading.Event | None = None) -> int:
@@ -158,18 +167,18 @@ class ShardOpener:
         return self._cache.acquire(shard.name, lambda path: shard.make(path, stop), shard.nbytes, stop=stop)
 
     def _version(self, shard: str, nbytes: int, version: str) -> str:
-        """The version of a remote shard; asked for once where its index, made of a copy, tells none."""
+        """The version of a shard; asked for once if the index has none, because it was made from local copies."""
         if version or not is_remote(shard):
             return version
-        if shard not in self._counts.versions:
-            size, now = self.stat(shard)
+        if shard not in self._state.versions:
+            size, current = self.stat(shard)
             if size != nbytes:
                 raise OSError(
                     f"shard {redact(shard)!r} has {size} bytes, its index says {nbytes}; bring the index up to date: "
                     "patchnpack index SHARDS -o INDEX"
                 )
-            self._counts.versions[shard] = now
-        return self._counts.versions[shard]
+            self._state.versions[shard] = current
+        return self._state.versions[shard]
 
     def _raw(self, shard: str, nbytes: int, version: str) -> Shard:
         version = self._version(shard, nbytes, version)
@@ -177,7 +186,7 @@ class ShardOpener:
         return Shard(found.name, self._counted(found.make), found.nbytes)
 
     def _shard(self, shard: str, nbytes: int, version: str) -> Shard:
-        """What the cache keeps of a shard: the file itself or, of a parquet file, the bytes of its rows."""
+        """What the cache keeps of a shard: the file itself or, for a parquet file, the bytes of its rows."""
         if not is_parquet(shard):
             return self._raw(shard, nbytes, version)
 
@@ -190,11 +199,11 @@ class ShardOpener:
 
         version = self._version(shard, nbytes, version)
         key = hashlib.sha256("\0".join([shard, version, str(nbytes), parquet.LAYOUT]).encode()).hexdigest()[:32]
-        return Shard(f"{key}-{Path(remote.name_of(shard)).stem[-60:]}.rows", self._counted(make))
+        return Shard(f"{key}-{Path(name_of(shard)).stem[-60:]}.rows", self._counted(make))
 
     def _counted(self, make: Any) -> Any:
         def counted(to: Path, stop: threading.Event) -> None:
-            self._counts.made += 1
+            self._state.made += 1
             make(to, stop)
 
         return counted

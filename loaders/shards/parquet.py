@@ -1,7 +1,7 @@
-"""Parquet shards in the layout of Hugging Face: a row is a sample, its columns are members, one of them the image.
+"""Parquet shards in Hugging Face's layout: a row is a sample, its columns are members, one of them the image.
 
-Parquet cannot hand out one row's bytes, so the rows of a file are written one after another into a file of the cache,
-once, a row group at a time; the index's offsets count in that file.
+Parquet has no random access to one row's bytes, so the rows of a file are written once, one after another, into a file
+of the cache. The index's offsets count in that file.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchnpack.loaders.remote.download import name_of
+from patchnpack.loaders.remote.addresses import name_of
 from patchnpack.loaders.shards.tar import IMAGE, TarSample
 
-INDEX_KEY = b"patchnpack.index"  # in the metadata of an index, which is a parquet file, too
-LAYOUT = "1"  # changes with what `spill` writes
+INDEX_KEY = b"patchnpack.index"  # metadata key of an index, which is a parquet file, too
+LAYOUT = "1"  # version of the layout that `spill` writes
 _KEY = "__key__"
 _BYTES = (pa.types.is_binary, pa.types.is_large_binary)
 _TEXTS = (pa.types.is_string, pa.types.is_large_string)
 _SCALARS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-_ROWS = 256  # turned into bytes at a time
+_ROWS = 256  # rows converted to bytes at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the columns of a parquet shard are.
+    """The roles of a parquet shard's columns, named in lower case.
 
     Attributes:
-        image: the one that holds the images.
-        kinds: how those are read that do not hold bytes, "txt" or "json".
+        image: the column of images.
+        kinds: "txt" or "json", the encoding of each column that does not hold bytes.
     """
 
     image: str
@@ -42,27 +42,28 @@ class Columns:
 
 
 def read_columns(fd: int, shard: str, images: Sequence[str]) -> Columns:
-    """Finds the column that holds the images: one of `images`, or else the only one that can.
+    """Find the column of images: one of the names in `images`, else the only column that can hold images.
 
     Raises:
-        ValueError: no parquet file, or no column, or several, that may hold them.
+        ValueError: the file is not parquet or is an index, or not exactly one column qualifies.
     """
     with _opened(fd, shard) as file:
         schema = file.schema_arrow
     if INDEX_KEY in (schema.metadata or {}):
-        raise ValueError(f"{shard!r} is an index, no shard; it stands alone as a source: name shards, or it alone")
+        raise ValueError(f"{shard!r} is an index, not a shard; name shards, or the index as the only source")
     kinds = {
         field.name.lower(): "txt" if any(test(field.type) for test in (*_TEXTS, *_SCALARS)) else "json"
         for field in schema
-        if field.name != _KEY and not _may_be_image(field.type)
+        if field.name != _KEY and not _can_hold_images(field.type)
     }
     return Columns(_image_column(schema, images, shard).lower(), kinds)
 
 
 def read_samples(fd: int, shard: str) -> Iterator[tuple[TarSample, dict[str, bytes]]]:
-    """The samples of a parquet shard in order: where their members lie in what `spill` writes, and their bytes.
+    """Read the samples of a parquet shard in order, each with its members' bytes.
 
-    Their keys are the column `__key__`, or else the shard's name and the row.
+    Offsets count in the file that `spill` writes. Keys come from the column `__key__`, else from the shard's name and
+    the row number.
     """
     offset, stem = 0, Path(name_of(shard)).stem
     with _opened(fd, shard) as file:
@@ -75,7 +76,7 @@ def read_samples(fd: int, shard: str) -> Iterator[tuple[TarSample, dict[str, byt
 
 
 def spill(fd: int, shard: str, to: Path) -> None:
-    """Writes the members of all rows one after another."""
+    """Write the members of all rows one after another."""
     with _opened(fd, shard) as file, open(to, "wb") as out:
         for _, members in _rows(file, shard):
             for _, data in members:
@@ -83,7 +84,7 @@ def spill(fd: int, shard: str, to: Path) -> None:
 
 
 class _opened:
-    """The parquet file of a descriptor, which stays open."""
+    """The parquet file at a descriptor; the descriptor stays open."""
 
     def __init__(self, fd: int, shard: str) -> None:
         self._stream: BinaryIO = os.fdopen(os.dup(fd), "rb")
@@ -92,7 +93,7 @@ class _opened:
             self._file = pq.ParquetFile(self._stream)
         except (pa.ArrowException, OSError) as error:
             self._stream.close()
-            raise ValueError(f"shard {shard!r} cannot be read as parquet: {error}; write it again") from error
+            raise ValueError(f"shard {shard!r} cannot be read as parquet: {error}; copy or write it again") from error
 
     def __enter__(self) -> pq.ParquetFile:
         return self._file
@@ -103,7 +104,7 @@ class _opened:
 
 
 def _rows(file: pq.ParquetFile, shard: str) -> Iterator[tuple[str | None, list[tuple[str, bytes]]]]:
-    """The key (None if there is none) and the members of each row that are there, in the order of the columns."""
+    """The key (None without a key column) and the non-null members of each row, in column order."""
     try:
         for group in range(file.num_row_groups):
             for batch in file.iter_batches(_ROWS, row_groups=[group], use_threads=False):
@@ -121,7 +122,7 @@ def _rows(file: pq.ParquetFile, shard: str) -> Iterator[tuple[str | None, list[t
 
 def _as_bytes(column: pa.Array) -> list[bytes | None]:
     kind = column.type
-    if pa.types.is_struct(kind) and _may_be_image(kind):
+    if pa.types.is_struct(kind) and _can_hold_images(kind):
         return [None if value is None else value["bytes"] for value in column.to_pylist()]
     values: list[Any] = column.to_pylist()
     if any(test(kind) for test in _BYTES):
@@ -133,8 +134,8 @@ def _as_bytes(column: pa.Array) -> list[bytes | None]:
     return [None if value is None else json.dumps(value, default=str).encode() for value in values]
 
 
-def _may_be_image(kind: pa.DataType) -> bool:
-    """Whether a column of this type may hold encoded images: bytes, or a struct with a field `bytes`."""
+def _can_hold_images(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold encoded images: bytes, or a struct with a field `bytes`."""
     if pa.types.is_struct(kind):
         i = kind.get_field_index("bytes")
         return i >= 0 and any(test(kind.field(i).type) for test in _BYTES)
@@ -142,15 +143,15 @@ def _may_be_image(kind: pa.DataType) -> bool:
 
 
 def _image_column(schema: pa.Schema, images: Sequence[str], shard: str) -> str:
-    able: list[str] = [field.name for field in schema if _may_be_image(field.type)]
-    named = [name for wanted in images for name in able if name.lower() == wanted]
-    if named or (len(able) == 1 and ";".join(images) == IMAGE):
-        return (named or able)[0]
-    structs = [name for name in able if pa.types.is_struct(schema.field(name).type)]
+    candidates: list[str] = [field.name for field in schema if _can_hold_images(field.type)]
+    named = [name for wanted in images for name in candidates if name.lower() == wanted]
+    if named or (len(candidates) == 1 and ";".join(images) == IMAGE):
+        return (named or candidates)[0]
+    structs = [name for name in candidates if pa.types.is_struct(schema.field(name).type)]
     if len(structs) == 1 and ";".join(images) == IMAGE:
         return structs[0]
     columns = ", ".join(schema.names)
     raise ValueError(
-        f"shard {shard!r} has {len(able)} columns that may hold images ({', '.join(able) or 'none'}; its columns are "
-        f"{columns}) and image={';'.join(images)!r}; name the one that does: image='COLUMN'"
+        f"shard {shard!r} has {len(candidates)} columns that can hold images ({', '.join(candidates) or 'none'}; its "
+        f"columns are {columns}) and image={';'.join(images)!r}; name the column of images: image='COLUMN'"
     )

@@ -1,40 +1,40 @@
-"""The samples of a stream: what is known of each as it arrives, and its pixels once its pack is out."""
+"""Samples of a stream: size, label and other members as a sample arrives, its pixels once its pack is planned."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from patchnpack.loaders.assembly.samples import BatchContext, extra
-from patchnpack.loaders.errors import BadRow, ErrorPolicy
-from patchnpack.loaders.imaging.decode import BadImage, Header, UnreadKind, image_header, read_header
-from patchnpack.loaders.index.labels import NO_LABEL, Classes, Label, LabelRule, as_label
+from patchnpack.loaders.assembly.context import BatchContext
+from patchnpack.loaders.assembly.samples import extra
+from patchnpack.loaders.errors import BadImage, BadRow, ErrorPolicy
+from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
+from patchnpack.loaders.index.labels import Classes, Label, LabelKind, LabelRule
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.packer import Rows
 
 # M images
 
-PROBE = 1000  # samples by which a member that was asked for must have come up
-_NOWHERE = "the stream"
+PROBE = 1000  # samples among which each member that was asked for must occur
+_STREAM = "the stream"  # the shard of a sample that names none
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A sample that waits: all but its pixels is known.
+    """A sample that waits for its pack: everything but its pixels is known.
 
     Attributes:
-        row: how many samples arrived before it.
-        key: its key, or its row as a text where it has none.
-        shard: the shard that it came from, where the sample says so.
-        image: the encoded bytes, PIL's image, or an array.
-        header: the image's size and orientation.
+        row: the number of the sample in order of arrival, from 0.
+        key: its key, or the row as text where it has none.
+        shard: the shard that the sample names, or "the stream".
+        image: encoded bytes, a PIL image or an array.
+        header: size and orientation of the image.
         label: an int, an array, or None.
-        extras: its other members, in the order in which they were asked for.
+        extras: its other members, in the order of `extras`.
     """
 
     row: int
@@ -46,24 +46,16 @@ class Sample:
     extras: tuple[Any, ...]
 
     def bad_row(self, stage: str, reason: str) -> BadRow:
-        """The record of it, if it cannot be used."""
-        return BadRow(row=self.row, key=self.key, shard=self.shard, offset=-1, stage=stage, reason=reason)
-
-
-@dataclass(slots=True)
-class StreamLabels:
-    """What the labels of a batch are; see `LabelKind`."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    absent: Any
+        """Return the record of this sample, which could not be used."""
+        return _bad_row(self.row, self.key, self.shard, stage, reason)
 
 
 class SampleReader:
-    """Reads samples as they arrive: dicts of members, or (image, label) pairs.
+    """Reads samples as they arrive: dicts of members or (image, label) pairs.
 
-    `image`, `label`, `classes`, `extras` and `errors` are those of `pack_stream`; with `any_kind` encoded images of a
-    kind that is not read here are handed on, too, since a `decode` function will be given them.
+    Args:
+        image, label, classes, extras, errors: those of `pack_stream`.
+        any_kind: accept encoded images of every kind, since a `decode` function will get them.
     """
 
     def __init__(
@@ -79,17 +71,17 @@ class SampleReader:
         self.extras = [name.lstrip(".") for name in extras]
         self._images = [name.strip().lstrip(".") for name in image.split(";")]
         self._label, self._rule = label, LabelRule(label, classes)
-        self._shape: tuple[int, ...] | None = None  # of labels, once it is known
+        self._kind: LabelKind | None = None  # known from the first label on
         self._arrived, self._members = 0, ""
         self._unseen = {"image", *self.extras} | ({"label"} if label is not None else set())
 
     def read(self, sample: Any) -> Sample | BadRow:
-        """What the next sample holds, or why its image cannot be used.
+        """Read the next sample; return it, or the record of an image that cannot be used.
 
         Raises:
-            ValueError: it is neither a dict nor a pair, its image is of no kind that is read, its label is neither a
-                whole number nor a known class; or it is the 1,000th, and none so far had an image, a label or a member
-                that was asked for.
+            ValueError: the sample is neither a dict nor a pair, its image has an unsupported type, or its label is
+                neither a whole number nor a known class. Also if none of the first 1,000 samples has an image, a label
+                or a member that was asked for.
         """
         row = self._arrived
         self._arrived += 1
@@ -101,80 +93,92 @@ class SampleReader:
             size = f" of {len(sample)}" if isinstance(sample, tuple | list) else ""
             raise ValueError(
                 f"sample {row} of the stream is a {type(sample).__name__}{size}; each must be a dict of members, as "
-                "webdataset gives them, or a pair (image, label)"
+                "webdataset yields them, or a pair (image, label)"
             )
         if self._unseen and self._arrived == PROBE:
             self._refuse()
         return read
 
     def end(self) -> None:
-        """Says that no sample is left. Raises ValueError where none had a member that was asked for."""
+        """Mark the end of the stream. Raises ValueError if no sample had a member that was asked for."""
         if self._unseen and self._arrived:
             self._refuse()
 
-    def labels(self) -> StreamLabels:
-        """What labels are, from here on: class indices unless targets have come."""
-        if self._shape is None:
-            self._shape = ()
-        if self._shape:
-            return StreamLabels(self._shape, np.dtype(np.float32), np.float32("nan"))
-        return StreamLabels((), np.dtype(np.int64), np.int64(NO_LABEL))
+    def labels(self) -> LabelKind:
+        """Return the kind of label, fixed from here on: classes unless a target has arrived."""
+        if self._kind is None:
+            self._kind = LabelKind(())
+        return self._kind
 
     @property
     def has_seen_image(self) -> bool:
-        """Whether a sample has had an image."""
+        """Whether a sample with an image has arrived."""
         return "image" not in self._unseen
 
     def _refuse(self) -> None:
         if "image" in self._unseen:
-            self._unseen = {"image"}  # of samples without one nothing else was looked at
+            self._unseen = {"image"}  # samples without an image are not searched for other members
         asked = {"image": f"image={';'.join(self._images)!r}", "label": f"label={self._label!r}"}
         wanted = ", ".join(asked.get(name, f"extras={name!r}") for name in sorted(self._unseen))
         raise ValueError(
             f"none of the first {self._arrived} samples has what {wanted} asks for; the members of the first are "
-            f"{self._members}: name one of them, or leave it out"
+            f"{self._members}: name one of them, or leave the option out"
         )
 
     def _read_dict(self, row: int, sample: Mapping[str, Any]) -> Sample | BadRow:
-        key, shard = str(sample.get("__key__", row)), str(sample.get("__url__", _NOWHERE))
+        key, shard = str(sample.get("__key__", row)), str(sample.get("__url__", _STREAM))
         if not row:
             self._members = _listed(sample)
         name = next((name for name in self._images if name in sample), None)
         if name is None:
             reason = f"none of its members ({_listed(sample)}) is an image ({', '.join(self._images)})"
-            return BadRow(row=row, key=key, shard=shard, offset=-1, stage="sample", reason=reason)
+            return _bad_row(row, key, shard, "sample", reason)
         self._unseen.discard("image")
-        try:
-            image, header = self._header_of(sample[name], key)
-            extras = tuple(self._extra(sample, name) for name in self.extras)
-            with _naming(key):
-                if callable(self._label):
-                    label = as_label(self._label(dict(sample)))
-                else:
-                    label = self._rule.value(sample.get(self._rule.member))
-        except BadImage as error:
-            stage = "header" if error.stage == "decode" else error.stage
-            return BadRow(row=row, key=key, shard=shard, offset=-1, stage=stage, reason=str(error))
-        return Sample(row, key, shard, image, header, self._checked(label, key), extras)
+        return self._sample(
+            row,
+            key,
+            shard,
+            sample[name],
+            lambda: tuple(self._extra(sample, name) for name in self.extras),
+            sample.get,
+            lambda: dict(sample),
+        )
 
     def _read_pair(self, row: int, image: Any, label: Any) -> Sample | BadRow:
         if self._label is not None or self.extras:
             raise ValueError(
-                f"sample {row} of the stream is a pair, whose second part is its label; label={self._label!r} and "
-                f"extras={self.extras!r} name members of a dict: leave them out, or hand on dicts"
+                f"sample {row} of the stream is a pair, whose second item is its label; label={self._label!r} and "
+                f"extras={self.extras!r} name members of a dict: leave them out, or pass dicts"
             )
         self._unseen.clear()
-        key = str(row)
+        return self._sample(row, str(row), _STREAM, image, lambda: (), lambda _: label, dict)
+
+    def _sample(
+        self,
+        row: int,
+        key: str,
+        shard: str,
+        image: Any,
+        read_extras: Callable[[], tuple[Any, ...]],
+        read: Callable[[str], Any],
+        read_all: Callable[[], dict[str, Any]],
+    ) -> Sample | BadRow:
+        """Return the sample of an image, whose label `LabelRule.of_sample` gets from `read` and `read_all`."""
         try:
-            image, header = self._header_of(image, key)
+            image, header = self._checked_image(image, key)
+            extras = read_extras()
+            label = self._rule.of_sample(read, read_all, lambda: f"the sample with key {key!r}")
         except BadImage as error:
             stage = "header" if error.stage == "decode" else error.stage
-            return BadRow(row=row, key=key, shard=_NOWHERE, offset=-1, stage=stage, reason=str(error))
-        with _naming(key):
-            value = self._rule.value(label)
-        return Sample(row, key, _NOWHERE, image, header, self._checked(value, key), ())
+            return _bad_row(row, key, shard, stage, str(error))
+        if label is not None:
+            self._unseen.discard("label")
+            if self._kind is None:
+                self._kind = LabelKind(np.shape(label))
+            self._kind.check(label, key)
+        return Sample(row, key, shard, image, header, label, extras)
 
-    def _header_of(self, image: Any, key: str) -> tuple[bytes | Image.Image | np.ndarray, Header]:
+    def _checked_image(self, image: Any, key: str) -> tuple[bytes | Image.Image | np.ndarray, Header]:
         image, header = _header_of(image, key, self._any_kind)
         nbytes = len(image) if isinstance(image, bytes) else 0
         if (reason := self._errors.beyond(header.width * header.height, nbytes)) is not None:
@@ -187,20 +191,9 @@ class SampleReader:
             self._unseen.discard(name)
         return extra(name, name, data) if isinstance(data, bytes) else data
 
-    def _checked(self, label: int | np.ndarray | None, key: str) -> int | np.ndarray | None:
-        if label is not None:
-            self._unseen.discard("label")
-            if self._shape is None:
-                self._shape = np.shape(label)
-            if np.shape(label) != self._shape:
-                raise ValueError(
-                    f"label of {key!r} has shape {np.shape(label)}, those before it {self._shape}; all must agree"
-                )
-        return label
-
 
 def rows_of(samples: Sequence[Sample], stream: int) -> Rows:
-    """What a plan needs of samples. `stream` says which of the streams that train together this is."""
+    """Return the rows that a plan needs. `stream` is the number of this stream among those that train together."""
     row = np.array([sample.row for sample in samples], np.int64)
     return Rows(
         row=row,
@@ -212,49 +205,55 @@ def rows_of(samples: Sequence[Sample], stream: int) -> Rows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamBatchContext(BatchContext):
-    """What the images of one batch are made with: `taken` are its samples, in the order of its images."""
+    """The batch context of one batch of a stream.
 
-    taken: Sequence[Sample]
+    Attributes:
+        batch_samples: the samples of the batch, in the order of its images.
+    """
+
+    batch_samples: Sequence[Sample]
 
     def samples(self, rows: np.ndarray) -> StreamBatch:
-        """The samples of the batch, which are those of `rows`."""
-        assert [sample.row for sample in self.taken] == rows.tolist(), "other samples than were planned"
+        """Return the samples of the batch; `rows` must be theirs, in order."""
+        assert [sample.row for sample in self.batch_samples] == rows.tolist(), (
+            "the samples are not those that were planned"
+        )
         return StreamBatch(self)
 
 
 class StreamBatch:
     """The samples of one batch; see `Samples`."""
 
-    def __init__(self, making: StreamBatchContext) -> None:
-        rows = rows_of(making.taken, 0)
+    def __init__(self, context: StreamBatchContext) -> None:
+        rows = rows_of(context.batch_samples, 0)
         self.width, self.height = rows.width, rows.height
-        self.keys = [sample.key for sample in making.taken]
-        self._taken, self._making = making.taken, making
+        self.keys = [sample.key for sample in context.batch_samples]
+        self._batch_samples, self._context = context.batch_samples, context
 
     def shard(self, i: int) -> str:
-        """The shard that its sample names."""
-        return redact(self._taken[i].shard)
+        """Return the shard of image i, without credentials."""
+        return redact(self._batch_samples[i].shard)
 
     def read(self, i: int) -> bytes | Image.Image | np.ndarray:
-        """The image as it came."""
-        return self._taken[i].image
+        """Return image i as it arrived."""
+        return self._batch_samples[i].image
 
     def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
-        """Image i upright, the box of it resized to `size`."""
-        return self._making.pixels(self.keys[i], data, self._taken[i].header, size, box, strict)
+        """Decode image i upright and resize its `box` to `size`. Raises BadImage."""
+        return self._context.pixels(self.keys[i], data, self._batch_samples[i].header, size, box, strict)
 
     def label(self, i: int) -> Any:
-        """Its label, or what stands where there is none."""
-        label = self._taken[i].label
-        return self._making.labels.absent if label is None else label
+        """Return the label of image i, `absent` where it has none."""
+        label = self._batch_samples[i].label
+        return self._context.labels.absent if label is None else label
 
     def extra(self, i: int, extension: str) -> Any:
-        """What one of its other members holds."""
-        return self._taken[i].extras[self._making.extras.index(extension)]
+        """Return the value of another member of the sample."""
+        return self._batch_samples[i].extras[self._context.extras.index(extension)]
 
     def bad_row(self, i: int, stage: str, reason: str) -> BadRow:
-        """The record of an image that could not be used."""
-        return self._taken[i].bad_row(stage, reason)
+        """Return the record of image i, which could not be used."""
+        return self._batch_samples[i].bad_row(stage, reason)
 
 
 def _header_of(image: Any, key: str, any_kind: bool) -> tuple[bytes | Image.Image | np.ndarray, Header]:
@@ -262,7 +261,7 @@ def _header_of(image: Any, key: str, any_kind: bool) -> tuple[bytes | Image.Imag
         data = bytes(image)
         try:
             return data, read_header(data)
-        except UnreadKind as error:
+        except UnsupportedImage as error:
             if not any_kind:
                 raise
             return data, error.header
@@ -271,7 +270,7 @@ def _header_of(image: Any, key: str, any_kind: bool) -> tuple[bytes | Image.Imag
     if not isinstance(image, Image.Image | np.ndarray):
         raise ValueError(
             f"the image of sample {key!r} is a {type(image).__module__}.{type(image).__qualname__}; it must be encoded "
-            "bytes, PIL's image or a uint8 array (height, width, C)"
+            "bytes, a PIL image or a uint8 array (height, width, C)"
         )
     try:
         return image, image_header(image)
@@ -280,17 +279,11 @@ def _header_of(image: Any, key: str, any_kind: bool) -> tuple[bytes | Image.Imag
         raise
 
 
-@contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """Whatever is raised says for which sample."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"raised for the label of the sample with key {key!r}")
-        raise
+def _bad_row(row: int, key: str, shard: str, stage: str, reason: str) -> BadRow:
+    return BadRow(row=row, key=key, shard=shard, offset=-1, stage=stage, reason=reason)
 
 
-def _listed(sample: Mapping[str, Any], most: int = 10) -> str:
+def _listed(sample: Mapping[str, Any], limit: int = 10) -> str:
     names = [str(name) for name in sample if not str(name).startswith("__")]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -11,6 +11,7 @@ from patchnpack.cli.options import parse_storage_options, whole_flag
 from patchnpack.cli.progress import progress_bar
 from patchnpack.loaders import Index, open_index
 from patchnpack.loaders.shards.opener import ShardOpener
+from patchnpack.loaders.shards.tar import IMAGE
 
 Shards = Annotated[
     list[str],
@@ -29,7 +30,7 @@ Storage = Annotated[
         help="Option for remote shards, such as anon=true, endpoint_url=URL or retry.attempts=3; may be repeated.",
     ),
 ]
-IMAGES = "jpg;jpeg;png;webp"
+IMAGES = IMAGE  # what `--image` is by default
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
@@ -50,6 +51,6 @@ def open_shards(shards: list[str], image: str, storage: list[str] | None) -> Ind
         storage: the value of `Storage`.
     """
     source = shards[0] if len(shards) == 1 else shards
-    store = ShardOpener(storage_options=parse_storage_options(storage or []))
+    opener = ShardOpener(storage_options=parse_storage_options(storage or []))
     with progress_bar("reading headers") as progress:
-        return open_index(source, image=image, store=store, progress=progress)
+        return open_index(source, image=image, opener=opener, progress=progress)

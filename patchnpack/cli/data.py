@@ -12,7 +12,7 @@ from patchnpack.cli.arguments import IMAGES, Classes, Images, Label, Seed, Shard
 from patchnpack.cli.options import parse_storage_options, takes_packing, whole_flag
 from patchnpack.cli.progress import progress_bar
 from patchnpack.loaders import PackedImageLoader, update_index, write_shards
-from patchnpack.loaders.remote.download import is_remote
+from patchnpack.loaders.remote.addresses import is_remote
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.writer import CLASSES
 from patchnpack.packer import Packing
@@ -88,8 +88,8 @@ def make_index(
     if out is not None and not is_remote(out):
         make_folder_of(out)
     with progress_bar("reading headers") as progress:
-        store = ShardOpener(storage_options=parse_storage_options(storage_options or []))
-        path, index, num_read = update_index(shards, out, image=image, store=store, progress=progress)
+        opener = ShardOpener(storage_options=parse_storage_options(storage_options or []))
+        path, index, num_read = update_index(shards, out, image=image, opener=opener, progress=progress)
     typer.echo(
         f"{path}: {counted(len(index), 'image')} in {counted(len(index.shards), 'shard')} ({num_read} read now); "
         f"{counted(len(index.bad), 'bad image')}, {counted(int(index.without_image.sum()), 'sample')} without an image"

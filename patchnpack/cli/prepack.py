@@ -1,4 +1,4 @@
-"""The verbs for pre-packed data: pack, verify, unpack."""
+"""The commands for packed folders: pack, verify, unpack."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from patchnpack.cli.options import parse_storage_options, takes_packing, whole_f
 from patchnpack.cli.progress import progress_bar
 from patchnpack.engines import run_local, run_ray
 from patchnpack.loaders import ErrorPolicy, open_index
+from patchnpack.loaders.packs.folder import is_packed_folder
 from patchnpack.loaders.packs.manifest import Manifest, read_manifest
+from patchnpack.loaders.packs.pack_store import store_of
 from patchnpack.loaders.packs.recipe import StoreKind
-from patchnpack.loaders.packs.source import is_prepacked
 from patchnpack.loaders.prepacking.job import Job
 from patchnpack.loaders.prepacking.unpack import unpack as unpack_images
 from patchnpack.loaders.prepacking.verify import verify as verify_packs
@@ -25,13 +26,13 @@ from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.packer import Packing
 from patchnpack.report.text import counted
 
-Packs = Annotated[str, typer.Argument(help="A folder of packs, local or an address.")]
+Packs = Annotated[str, typer.Argument(help="A packed folder, a local path or an address.")]
 
 
 def add_prepack_commands(app: typer.Typer) -> None:
-    """Adds the verbs to the command."""
-    for verb in (pack, verify, unpack):
-        app.command()(verb)
+    """Add the commands to the app."""
+    for command in (pack, verify, unpack):
+        app.command()(command)
 
 
 @takes_packing
@@ -39,31 +40,33 @@ def pack(
     shards: Shards,
     *,
     packing: Packing,
-    out: Annotated[str, typer.Option("-o", "--out", help="Folder of the packs, local or an address.")],
-    store: Annotated[StoreKind, typer.Option(help="What is kept: encoded images, or patches.")] = "images",
-    epochs: Annotated[int | None, whole_flag("Plans to write, where sizes change each epoch.")] = None,
+    out: Annotated[str, typer.Option("-o", "--out", help="The packed folder, a local path or an address.")],
+    store: Annotated[StoreKind, typer.Option(help="What to keep: encoded images, or patches.")] = "images",
+    epochs: Annotated[int | None, whole_flag("Plans to write, if sizes change from epoch to epoch.")] = None,
     shuffle: Annotated[bool, typer.Option(help="Shuffle shards, and rows inside windows of shards.")] = True,
     shuffle_window: Annotated[int, whole_flag("Shards inside which rows are shuffled.")] = 16,
-    num_streams: Annotated[int, whole_flag("Slices that are packed by themselves.")] = 1,
-    block: Annotated[int | None, whole_flag("Packs of one patch size in a row, with several sizes.")] = None,
-    part_packs: Annotated[int | None, whole_flag("Packs of a file; by default files of up to 64 MiB.")] = None,
-    compression: Annotated[str | None, typer.Option(help="Of patches: lz4 or zstd.")] = None,
+    num_streams: Annotated[int, whole_flag("Slices of the epoch, each packed separately.")] = 1,
+    block: Annotated[int | None, whole_flag("Consecutive packs of one patch size, with several patch sizes.")] = None,
+    part_packs: Annotated[int | None, whole_flag("Packs per file; by default files of up to 64 MiB.")] = None,
+    compression: Annotated[str | None, typer.Option(help="Compression of patches: lz4 or zstd.")] = None,
     label: Annotated[str | None, typer.Option(help="Member that holds the label, such as cls or json:FIELD.")] = None,
-    classes: Annotated[str | None, typer.Option(help="File with one class name a line.")] = None,
+    classes: Annotated[str | None, typer.Option(help="File with one class name per line.")] = None,
     extra: Annotated[
-        list[str] | None, typer.Option("--extra", help="Other member to hand out; may be repeated.")
+        list[str] | None, typer.Option("--extra", help="Other member for batches to return; may be repeated.")
     ] = None,
     image: Images = IMAGES,
-    max_rate: Annotated[float, typer.Option(help="Share of images that may be bad.")] = 0.01,
+    max_rate: Annotated[float, typer.Option(help="Maximum share of bad images.")] = 0.01,
     seed: Seed = 0,
-    workers: Annotated[int | None, whole_flag("Processes of this machine; by default one a CPU.")] = None,
-    task_index: Annotated[int | None, whole_flag("Run this task alone, of --num-tasks; from 0.")] = None,
-    num_tasks: Annotated[int | None, whole_flag("Tasks of a job array, or of --engine ray.")] = None,
+    workers: Annotated[int | None, whole_flag("Processes on this machine; by default one per CPU.")] = None,
+    task_index: Annotated[int | None, whole_flag("Run only this task of --num-tasks, from 0.")] = None,
+    num_tasks: Annotated[int | None, whole_flag("Number of tasks of a job array or of --engine ray.")] = None,
     engine: Annotated[Literal["local", "ray"], typer.Option(help="Where the tasks run.")] = "local",
-    ray_address: Annotated[str | None, typer.Option(help="host:port or auto; by default one is started here.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster, host:port or auto; by default one is started on this machine.")
+    ] = None,
     storage_options: Storage = None,
 ) -> None:
-    """Write the packs of SHARDS once, so that training reads them in order, without planning.
+    """Pack the images of SHARDS once, so that training reads packs in order, without planning.
 
     patchnpack pack 'train-{000000..000099}.tar' -o packed --seq-len 1024 --label cls
     """
@@ -71,7 +74,7 @@ def pack(
     options = parse_storage_options(storage_options or [])
     source = shards[0] if len(shards) == 1 else shards
     with progress_bar("reading headers") as bar:
-        index = open_index(source, image=image, store=ShardOpener(storage_options=options), progress=bar)
+        index = open_index(source, image=image, opener=ShardOpener(storage_options=options), progress=bar)
     job = Job(
         index=index,
         out=out,
@@ -107,13 +110,13 @@ def pack(
         else:
             finished = run_local(job, cpu_share() if workers is None else workers, lambda images: bar(images, total))
     if not finished:
-        typer.echo(f"{out}: task {task_index} of {num_tasks} is done; others are not yet")
+        typer.echo(f"{out}: task {task_index} of {num_tasks} is finished; other tasks are not")
         return
-    typer.echo(f"{out}: {_told(read_manifest(job.folder))}")
+    typer.echo(f"{out}: {_summary(read_manifest(job.folder))}")
 
 
 def verify(packs: Packs, *, storage_options: Storage = None) -> None:
-    """Read all files of PACKS and compare their digests, counts and rows with the manifest.
+    """Read all files of PACKS, and compare their digests, counts and rows with the manifest.
 
     patchnpack verify packed
     """
@@ -123,25 +126,25 @@ def verify(packs: Packs, *, storage_options: Storage = None) -> None:
         typer.echo(problem)
     if verdict.problems:
         typer.echo(
-            f"{packs}: {counted(len(verdict.problems), 'problem')}; copy the folder anew, or pack into another one"
+            f"{packs}: {counted(len(verdict.problems), 'problem')}; copy the folder again, or pack into another one"
         )
         raise typer.Exit(1)
-    typer.echo(f"{packs}: {verdict.files} files of {verdict.nbytes} bytes are as they were written")
+    typer.echo(f"{packs}: {verdict.files} files of {verdict.nbytes} bytes are unchanged since they were written")
 
 
 def unpack(
     packs: Packs,
     *,
-    out: Annotated[str, typer.Option("-o", "--out", help="Folder of the shards, local or an address.")],
-    images_per_shard: Annotated[int, whole_flag("Images of a shard at most.")] = 1000,
+    out: Annotated[str, typer.Option("-o", "--out", help="Folder for the shards, a local path or an address.")],
+    images_per_shard: Annotated[int, whole_flag("Maximum images per shard.")] = 1000,
     storage_options: Storage = None,
 ) -> None:
     """Write the images of PACKS into webdataset shards.
 
     patchnpack unpack packed -o shards
     """
-    if not is_prepacked(packs):
-        raise ValueError(f"{packs!r} is no folder of packs; make one with: patchnpack pack SHARDS -o {packs}")
+    if not is_packed_folder(packs):
+        raise ValueError(f"{packs!r} is not a packed folder; make one with: patchnpack pack SHARDS -o {packs}")
     with progress_bar("writing images") as bar:
         options = parse_storage_options(storage_options or [])
         images = unpack_images(packs, out, images_per_shard=images_per_shard, storage_options=options, progress=bar)
@@ -151,9 +154,9 @@ def unpack(
 def _check_tasks(
     engine: str, workers: int | None, task_index: int | None, num_tasks: int | None, ray_address: str | None
 ) -> None:
-    """Refuses options of one way to run tasks that are given for another."""
+    """Raise ValueError for flags that belong to another way of running tasks."""
     if engine == "ray" and (workers is not None or task_index is not None):
-        raise ValueError("--engine ray shares out the tasks itself; leave out --workers and --task-index")
+        raise ValueError("--engine ray distributes the tasks itself; leave out --workers and --task-index")
     if engine == "local" and ray_address is not None:
         raise ValueError(f"--ray-address is {ray_address!r}; add --engine ray")
     if engine == "local" and (task_index is None) != (num_tasks is None):
@@ -162,10 +165,10 @@ def _check_tasks(
         raise ValueError("a task runs in one process; leave out --workers, or --task-index and --num-tasks")
 
 
-def _told(manifest: Manifest) -> str:
+def _summary(manifest: Manifest) -> str:
     recipe, counts = manifest.recipe, manifest.counts
     labels = f"labels of {recipe.label!r}" if recipe.label is not None else "without labels"
-    if recipe.label is None and recipe.store == "images":
+    if recipe.label is None and store_of(recipe.store).keeps_samples:
         labels = "with all members of their samples"
     nbytes = sum(about["nbytes"] for about in manifest.files.values())
     plans = f" in {recipe.epochs} plans" if recipe.epochs > 1 else ""
@@ -178,7 +181,7 @@ def _told(manifest: Manifest) -> str:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the workers, too, as an interrupt from the keyboard does."""
+    """End the workers on SIGTERM, as on a keyboard interrupt."""
 
     def end(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)

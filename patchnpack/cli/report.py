@@ -14,7 +14,7 @@ from patchnpack.cli.arguments import IMAGES, BatchSize, Images, Seed, Shards, St
 from patchnpack.cli.options import parse_storage_options, takes_packing, whole_flag
 from patchnpack.cli.progress import progress_bar
 from patchnpack.loaders import Index, PackedImageLoader
-from patchnpack.loaders.packs.source import is_prepacked
+from patchnpack.loaders.packs.folder import is_packed_folder
 from patchnpack.loaders.plan_report import planned_before, planned_rows
 from patchnpack.packer import Packing, Rows
 from patchnpack.packer.analysis.advice import Advice, advise
@@ -73,9 +73,10 @@ def report(
     if html is not None:
         check_page(html)
     storage, made = parse_storage_options(storage_options or []), None
-    if is_prepacked(shards[0]):
-        loader = _packed_folder(shards, packing, batch_size=batch_size, shuffle=shuffle, storage=storage)
-        rows, planned, bad, made = planned_rows(loader), loader.packing, 0, planned_before(loader)
+    if is_packed_folder(shards[0]):
+        loader = _packed_folder(shards, packing, batch_size=batch_size, shuffle=shuffle, seed=seed, storage=storage)
+        rows, planned, made = planned_rows(loader), loader.packing, planned_before(loader)
+        bad, seed = len(loader.index.bad), loader.steps().order.planning_order().seed
     else:
         index = open_shards(shards, image, storage_options)
         rows, planned = _rows(index, packing, batch_size=batch_size, shuffle=shuffle, seed=seed)
@@ -122,7 +123,7 @@ def _print_tables(found: PackingReport, swept: Sweep | None, advice: Advice | No
 
 
 def _packed_folder(
-    shards: list[str], packing: Packing, *, batch_size: int, shuffle: bool, storage: dict[str, Any]
+    shards: list[str], packing: Packing, *, batch_size: int, shuffle: bool, seed: int, storage: dict[str, Any]
 ) -> PackedImageLoader:
     """A loader over a packed folder; its packing is the one the folder was packed with."""
     if len(shards) > 1 or shuffle:
@@ -132,6 +133,8 @@ def _packed_folder(
         raise ValueError(
             f"{shards[0]!r} was packed with {loader.packing}; leave out the packing flags, or report on the shards"
         )
+    if seed not in (0, packed_seed := loader.steps().order.planning_order().seed):
+        raise ValueError(f"{shards[0]!r} was packed with --seed {packed_seed}; leave out --seed {seed}")
     return loader
 
 

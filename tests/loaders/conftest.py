@@ -1,12 +1,10 @@
-"""Images that are drawn here, shards written from them, and the real photographs beside the checkout."""
+"""Data sets of drawn images, checks of batches made from them, and photographs beside the checkout."""
 
 from __future__ import annotations
 
 import io
-import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from PIL import Image
 
 from patchnpack.loaders import Index
 from patchnpack.packer import PackedBatch, Packing
+from tests.images import draw_image, encode_image, read_tar, rewrite_tar, write_tar
 
 torch.set_num_threads(1)
 
@@ -22,40 +21,10 @@ _CLOTHING = Path(__file__).resolve().parents[3] / "shared" / "data" / "clothing"
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
-WriteTar = Callable[[Path, Sequence[tuple[str, bytes]]], str]
-
-
-def draw_image(width: int, height: int, seed: int = 0, mode: str = "RGB") -> Image.Image:
-    """A smooth picture with some noise, so that it looks like a photograph to a codec and no two are alike."""
-    rng = np.random.default_rng((seed, width, height))
-    coarse = rng.integers(0, 256, (4, 4, 4), np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse, "RGBA").resize((width, height), Image.Resampling.BILINEAR), np.int16)
-    noisy = np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8)
-    image = Image.fromarray(noisy, "RGBA")
-    if mode == "P":
-        return image.convert("RGB").quantize(32)
-    return image if mode == "RGBA" else image.convert(mode)
-
-
-def encode_image(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
-    """The image as bytes of a file."""
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def write_tar(path: Path, members: Sequence[tuple[str, bytes]], format: int = tarfile.USTAR_FORMAT) -> str:
-    """Writes a tar of members, in order, and returns its path."""
-    with tarfile.open(path, "w", format=format) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return str(path)
 
 
 class Drawn:
-    """A small data set of this module's own: its shards, and what is true of each key."""
+    """A small data set of drawn images: its shards, and the pixels, label and text of each key."""
 
     def __init__(self, folder: Path, counts: Sequence[int], *, seed: int = 0, kinds: Sequence[str] = ("jpg", "png")):
         self.folder = folder
@@ -81,20 +50,24 @@ class Drawn:
             self.shards.append(write_tar(folder / f"drawn-{s:03d}.tar", members))
 
     def rewrite(self, change: Mapping[str, bytes | None]) -> None:
-        """Gives members (by name) other bytes, or none."""
+        """Replace the bytes of members by name; None removes a member."""
         for shard in self.shards:
-            with tarfile.open(shard) as tar:
-                members = []
-                for info in tar.getmembers():
-                    file = tar.extractfile(info)
-                    assert file is not None
-                    members.append((info.name, file.read()))
-            changed = [(name, change.get(name, data)) for name, data in members]
-            write_tar(Path(shard), [(name, data) for name, data in changed if data is not None])
+            rewrite_tar(shard, change)
+
+    def damage(self, truncated: Sequence[str] = (), unreadable: Sequence[str] = (), *, nbytes: int = 40) -> None:
+        """Cut the last `nbytes` off the images of some keys, and overwrite the headers of others."""
+        change: dict[str, bytes | None] = {}
+        for name, data in (member for shard in self.shards for member in read_tar(shard)):
+            key, _, extension = name.partition(".")
+            if extension in ("jpg", "png") and key in truncated:
+                change[name] = data[:-nbytes]
+            if extension in ("jpg", "png") and key in unreadable:
+                change[name] = b"no image"
+        self.rewrite(change)
 
 
 def contents(batch: PackedBatch) -> tuple[object, ...]:
-    """Everything in a batch as plain bytes and lists: two equal ones are equal bit for bit."""
+    """All contents of a batch as bytes and lists; equal values mean batches that are equal bit for bit."""
     tensors = {
         name: (value.dtype, tuple(value.shape), value.numpy().tobytes())
         for name, value in batch.to_dict().items()
@@ -104,7 +77,7 @@ def contents(batch: PackedBatch) -> tuple[object, ...]:
 
 
 def check_batch(batch: PackedBatch, drawn: Drawn, index: Index, packing: Packing, label: bool = True) -> None:
-    """Each image of the batch is the drawn one of its key, pixel for pixel, and so is all that is said of it."""
+    """Assert that each image of the batch has the pixels, label, text and metadata of its key."""
     P = packing.patch_size
     segments, mask = batch.segment_ids.numpy(), batch.image_mask.numpy()
     assert not batch.patches.numpy()[segments == 0].any()
@@ -119,7 +92,7 @@ def check_batch(batch: PackedBatch, drawn: Drawn, index: Index, packing: Packing
         assert mask[b].tolist() == [j < count for j in range(packing.max_images)]
         numbers = segments[b][segments[b] > 0]
         assert sorted(set(numbers.tolist())) == list(range(1, count + 1))
-        assert (np.diff(numbers) >= 0).all()  # contiguous and in order, whatever padding lies between
+        assert (np.diff(numbers) >= 0).all()  # contiguous and in order, with any padding between
     images = iter(batch.images())
     for b, keys in enumerate(batch.keys):
         for j, key in enumerate(keys):
@@ -165,13 +138,13 @@ def _write_tar() -> Callable[..., str]:
 
 @pytest.fixture
 def make_drawn(tmp_path: Path) -> Callable[..., Drawn]:
-    """Makes a `Drawn` data set in the test's own folder."""
+    """Makes a `Drawn` data set in the test's folder."""
     return lambda counts, **options: Drawn(tmp_path, counts, **options)
 
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
-    """60 images in 6 shards of unequal size, one of them empty. Not to be changed."""
+    """60 images in 6 shards of unequal size, one of them empty. Tests must not change it."""
     return Drawn(tmp_path_factory.mktemp("drawn"), (17, 3, 0, 20, 1, 19))
 
 

@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that serves files and, where told to, does so badly."""
+"""An HTTP server on loopback that serves files with the faults that a test asks for."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _PIECE = 1 << 16
 
 @dataclass
 class Served:
-    """A file, how its server keeps to HTTP, and what goes wrong with its coming requests, one after the other.
+    """A file, the HTTP features that its server supports, and the faults of its next requests, in order.
 
-    faults: "close:N" (the connection ends after N bytes of the body), "stall:N" (stands still after N bytes), "mute"
-    (stands still before the answer), "status:N", "whole" (200 where a range was asked for), "change" (other bytes and
-    another ETag from here on), "length:N" (N bytes fewer are announced and sent), "garbage" (no HTTP), "ok".
+    A fault is "close:N" (the connection closes after N bytes of the body), "stall:N" (the body stalls after N bytes),
+    "mute" (no response), "status:N", "whole" (200 in response to a range request), "change" (other bytes and another
+    ETag from now on), "length:N" (N bytes fewer are announced and sent), "garbage" (not HTTP) or "ok".
     """
 
-    body: bytes | int  # an int is so many zeros
+    body: bytes | int  # an int is that number of zeros
     version: int = 0
     etag: bool = True
     modified: bool = True
@@ -43,17 +43,17 @@ class Served:
 
     @property
     def gets(self) -> int:
-        """How many requests for bytes there were."""
+        """The number of GET requests."""
         return sum(request.startswith("GET") for request in self.requests)
 
     def pieces(self, start: int, end: int) -> Iterator[bytes]:
         for at in range(start, end, _PIECE):
-            most = min(end, at + _PIECE)
-            yield bytes(most - at) if isinstance(self.body, int) else self.body[at:most]
+            stop = min(end, at + _PIECE)
+            yield bytes(stop - at) if isinstance(self.body, int) else self.body[at:stop]
 
 
 class Misbehaving(ThreadingHTTPServer):
-    """Serves `files` by path. A context manager: it ends with its threads, also those that stand still."""
+    """Serves `files` by path. As a context manager, it ends all its threads, stalled ones included."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -65,12 +65,12 @@ class Misbehaving(ThreadingHTTPServer):
         self.lock = threading.Lock()
 
     def add(self, path: str, body: bytes | int, **how: Any) -> str:
-        """Serves `body` at `path` and returns its address."""
+        """Serve `body` at `path` and return its address."""
         self.files[path] = Served(body, **how)
         return f"http://127.0.0.1:{self.server_port}{path}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that went away are what this is for."""
+        """Ignore clients that have disconnected, which faults provoke."""
 
     def __enter__(self) -> Misbehaving:
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,))
@@ -171,8 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def wait_until(true: Any, within_s: float = 10.0) -> None:
-    """Waits until `true()` holds."""
+    """Wait until `true()` holds."""
     deadline = time.monotonic() + within_s
     while not true():
-        assert time.monotonic() < deadline, "it never came about"
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.005)

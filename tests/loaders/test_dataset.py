@@ -55,7 +55,7 @@ def take(batches: Iterator[PackedBatch], count: int | None = None) -> list[Packe
     try:
         return list(itertools.islice(batches, count))
     except BaseException:
-        # Left to the garbage collector, torch waits 5 seconds for each worker.
+        # If the garbage collector closes it, torch waits 5 seconds for each worker.
         getattr(batches, "_shutdown_workers", lambda: None)()
         raise
 
@@ -71,7 +71,7 @@ def take(batches: Iterator[PackedBatch], count: int | None = None) -> list[Packe
     ids=["plain", "sizes", "crops", "ranks"],
 )
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
-def test_workers_give_the_batches_of_the_loader_epoch_after_epoch(
+def test_workers_yield_the_batches_of_the_loader_in_every_epoch(
     num_workers: int, options: dict[str, Any], index: Index, contents: Contents
 ) -> None:
     loader, other = make(index, **options), make(index, **options)
@@ -85,13 +85,13 @@ def test_workers_give_the_batches_of_the_loader_epoch_after_epoch(
         assert other.stats()[name] == loader.stats()[name]
 
 
-def test_more_workers_than_batches_give_them_all(index: Index, contents: Contents) -> None:
+def test_more_workers_than_batches_yield_all_batches(index: Index, contents: Contents) -> None:
     expected = [contents(batch) for batch in make(index, batch_size=20)]
     assert len(expected) < 4
     assert [contents(batch) for batch in workers_of(make(index, batch_size=20).as_dataset(), 4)] == expected
 
 
-def test_persistent_workers_go_from_epoch_to_epoch_and_follow_set_epoch(index: Index, contents: Contents) -> None:
+def test_persistent_workers_advance_epochs_and_follow_set_epoch(index: Index, contents: Contents) -> None:
     epochs = {epoch: [contents(batch) for batch in itertools.islice(make_at(index, epoch), 3)] for epoch in range(4)}
     loader = make(index)
     data = workers_of(loader.as_dataset(), 2, persistent_workers=True)
@@ -117,18 +117,18 @@ def begin_late(worker: int) -> None:
 begun_late: list[int] = []
 
 
-def test_worker_that_was_ended_before_it_began_does_not_stay_an_epoch_behind(index: Index, contents: Contents) -> None:
+def test_worker_killed_before_starting_does_not_stay_an_epoch_behind(index: Index, contents: Contents) -> None:
     dataset = make(index).as_dataset()
     begun_late.clear()
     iterator = iter(workers_of(dataset, 2, worker_init_fn=begin_late))
     next(iterator)
-    iterator._shutdown_workers()  # type: ignore[attr-defined] # ends the second before it has begun
+    iterator._shutdown_workers()  # type: ignore[attr-defined] # ends the second worker before it has started
     begun_late.append(1)
     expected = [contents(batch) for batch in make_at(index, 1)]
     assert [contents(batch) for batch in workers_of(dataset, 2, worker_init_fn=begin_late)] == expected
 
 
-def test_shared_memory_of_a_dataset_goes_with_it_and_its_counts_stay(index: Index) -> None:
+def test_shared_memory_is_released_with_its_dataset_and_counts_stay(index: Index) -> None:
     loader = make(index)
     fds = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
@@ -143,7 +143,7 @@ def test_repeating_dataset_has_no_length(index: Index) -> None:
         len(make(index, repeat=True).as_dataset())
 
 
-def test_spawned_workers_give_the_same_batches(index: Index, contents: Contents) -> None:
+def test_spawned_workers_yield_the_same_batches(index: Index, contents: Contents) -> None:
     expected = [contents(batch) for batch in make(index)]
     data = workers_of(make(index).as_dataset(), 2, multiprocessing_context="spawn")
     assert [contents(batch) for batch in data] == expected
@@ -151,7 +151,7 @@ def test_spawned_workers_give_the_same_batches(index: Index, contents: Contents)
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("epoch", [0, 2])
-def test_state_after_a_batch_of_workers_resumes_with_the_next_one(
+def test_state_after_a_batch_of_workers_resumes_with_the_next_batch(
     epoch: int, num_workers: int, index: Index, contents: Contents
 ) -> None:
     loader = make_at(index, epoch)
@@ -167,7 +167,7 @@ def test_state_after_a_batch_of_workers_resumes_with_the_next_one(
             assert len(data) == len(left)
             assert [contents(batch) for batch in data] == left
             if left is not following:
-                assert len(data) == len(following)  # asked anew: epochs differ in length
+                assert len(data) == len(following)  # asked again: epochs differ in length
                 assert [contents(batch) for batch in take(iter(data))] == following
 
 
@@ -182,11 +182,11 @@ def test_repeating_workers_resume_in_a_later_epoch(index: Index, contents: Conte
     assert [contents(batch) for batch in take(iter(workers_of(resumed.as_dataset(), 3)), 15)] == whole[30:]
 
 
-def test_state_without_a_batch_is_refused_where_workers_hand_them_out(index: Index) -> None:
+def test_state_without_a_batch_is_refused_with_workers(index: Index) -> None:
     loader = make(index)
     loader.state_dict()
     dataset = loader.as_dataset()
-    with pytest.raises(ValueError, match=r"say which one was the last that was used: state_dict\(after=batch\)"):
+    with pytest.raises(ValueError, match=r"name the last batch that was used: state_dict\(after=batch\)"):
         loader.state_dict()
     loader.set_epoch(3)
     with pytest.raises(ValueError, match=r"state_dict\(after=batch\)"):
@@ -221,7 +221,7 @@ def test_stateful_data_loader_resumes_with_the_next_batch(
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_stateful_data_loader_goes_back_to_a_state_and_on_from_there(
+def test_stateful_data_loader_returns_to_a_state_and_continues(
     num_workers: int, index: Index, contents: Contents
 ) -> None:
     data = StatefulDataLoader(make(index).as_dataset(), batch_size=None, num_workers=num_workers)
@@ -234,19 +234,17 @@ def test_stateful_data_loader_goes_back_to_a_state_and_on_from_there(
     assert [[contents(batch) for batch in data] for _ in range(2)] == epochs[:2]
 
 
-def test_another_number_of_workers_needs_to_be_told_where_to_begin(index: Index, contents: Contents) -> None:
+def test_another_number_of_workers_requires_set_epoch(index: Index, contents: Contents) -> None:
     loader = make(index)
     dataset = loader.as_dataset()
     take(iter(workers_of(dataset, 1)))
-    with pytest.raises(ValueError, match=r"the number of workers was 1 and is 2 now; say where to begin"):
+    with pytest.raises(ValueError, match=r"the number of workers was 1 and is 2 now; set the epoch to begin with"):
         take(iter(workers_of(dataset, 2)))
     loader.set_epoch(1)
     assert [contents(b) for b in workers_of(dataset, 2)] == [contents(b) for b in make_at(index, 1)]
 
 
-def test_rank_is_the_one_when_iteration_starts(
-    index: Index, contents: Contents, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rank_is_read_when_iteration_starts(index: Index, contents: Contents, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = make(index).as_dataset()
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -256,7 +254,7 @@ def test_rank_is_the_one_when_iteration_starts(
     assert [contents(batch) for batch in data] == expected
 
 
-def test_a_worker_forked_while_threads_read_and_decode_does_not_hang(index: Index, contents: Contents) -> None:
+def test_worker_forked_while_threads_read_and_decode_does_not_hang(index: Index, contents: Contents) -> None:
     expected = [contents(batch) for batch in make(index)]
     stop = threading.Event()
 
@@ -272,14 +270,14 @@ def test_a_worker_forked_while_threads_read_and_decode_does_not_hang(index: Inde
         for _ in range(5):
             data = workers_of(make(index).as_dataset(), 2, timeout=60)
             assert [contents(batch) for batch in data] == expected
-            forked = workers_of(loader.as_dataset(), 1, timeout=60)  # whose locks the threads are taking
+            forked = workers_of(loader.as_dataset(), 1, timeout=60)  # its locks are in use by the threads
             assert sum(batch.num_images for batch in forked) == len(index)
     finally:
         stop.set()
         thread.join()
 
 
-def test_mistake_in_a_worker_is_raised_with_its_key(index: Index) -> None:
+def test_error_in_a_worker_is_raised_with_the_key(index: Index) -> None:
     def fail(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         raise TypeError("no such thing")
 
@@ -287,7 +285,7 @@ def test_mistake_in_a_worker_is_raised_with_its_key(index: Index) -> None:
         take(iter(workers_of(make(index, transform=fail).as_dataset(), 2)))
 
 
-def test_policy_holds_in_workers_and_their_lines_are_kept(
+def test_policy_applies_in_workers_and_their_quarantine_lines_are_kept(
     make_drawn: Callable[..., Any], tmp_path: Any, contents: Contents
 ) -> None:
     drawn = make_drawn((20, 20), kinds=("jpg",))
@@ -309,7 +307,7 @@ def drawn_bytes(drawn: Any, key: str) -> bytes:
     return index.reader().read(int(index.shard_of(i)), int(index.offset[i]), int(index.nbytes[i]))
 
 
-def test_abandoned_iterator_leaves_no_process_behind(index: Index) -> None:
+def test_abandoned_iterator_leaves_no_process(index: Index) -> None:
     data = workers_of(make(index, repeat=True).as_dataset(), 2)
     iterator = iter(data)
     next(iterator)
@@ -322,7 +320,7 @@ def test_abandoned_iterator_leaves_no_process_behind(index: Index) -> None:
         time.sleep(0.05)
 
 
-def test_loader_given_to_a_dataloader_says_what_to_give(drawn: Any) -> None:
+def test_loader_given_to_a_dataloader_raises_with_the_fix(drawn: Any) -> None:
     loader = PackedImageLoader(drawn.shards, Packing(seq_len=64, patch_size=8), batch_size=1)
     with pytest.raises(TypeError, match=r"DataLoader\(loader.as_dataset\(\), batch_size=None\)"):
         next(iter(DataLoader(loader)))  # type: ignore[arg-type]

@@ -1,24 +1,21 @@
-"""Damaged and hostile shards: every image comes out as it went in, or is told; nothing is lost in silence."""
+"""Damaged and hostile shards: every image is unchanged or reported, and none is lost silently."""
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import resource
 import struct
-import tarfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from patchnpack.loaders import ErrorPolicy, PackedImageLoader, scan
 from patchnpack.packer import Packing
+from tests.images import encode_image, resize_jpeg_header, write_png, write_tar
 
 PACKING = Packing(seq_len=64, patch_size=8)
 LENIENT = ErrorPolicy(max_rate=1, max_consecutive=10**9)
@@ -26,15 +23,15 @@ BLOCK = 512
 
 
 def load(source: Any, **options: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The pixels of each key, at native resolution, and the counts."""
+    """The pixels of each key, at native resolution, and the loader's stats."""
     loader = PackedImageLoader(source, PACKING, batch_size=4, num_threads=1, errors=LENIENT, **options)
     return {image.key: image.pixels() for batch in loader for image in batch.images()}, loader.stats()
 
 
 def accounted(shard: str, expected: dict[str, np.ndarray], source: Any) -> str:
-    """What came of a damaged shard: "whole", "told" (each image is the true one or listed as bad) or "refused".
+    """The outcome of loading a damaged shard: "whole", "reported" (bad images are listed) or "refused".
 
-    An image that is missing without a word, or whose pixels differ, fails the test.
+    Asserts that every image has the right pixels or is listed as bad.
     """
     try:
         found, stats = load(source)
@@ -50,18 +47,18 @@ def accounted(shard: str, expected: dict[str, np.ndarray], source: Any) -> str:
         assert np.array_equal(pixels, expected[key]), key
     assert found.keys() | bad == expected.keys()
     assert not found.keys() & bad
-    return "told" if bad else "whole"
+    return "reported" if bad else "whole"
 
 
 @pytest.fixture
 def jpegs(make_drawn: Callable[..., Any]) -> tuple[str, dict[str, np.ndarray]]:
-    """A shard of 12 JPEGs, and what a loader makes of it whole."""
+    """A shard of 12 JPEGs, and their pixels."""
     shard = make_drawn((12,), kinds=("jpg",)).shards[0]
     return shard, load(shard)[0]
 
 
 @pytest.mark.parametrize("kind", ["scanned again", "indexed before"])
-def test_tar_cut_at_any_block_loses_nothing_in_silence(kind: str, jpegs: tuple[str, dict[str, np.ndarray]]) -> None:
+def test_tar_truncated_at_any_block_loses_nothing_silently(kind: str, jpegs: tuple[str, dict[str, np.ndarray]]) -> None:
     shard, expected = jpegs
     index, whole, outcomes = scan(shard), Path(shard).read_bytes(), []
     for edge in range(BLOCK, len(whole) + 1, BLOCK):
@@ -69,14 +66,14 @@ def test_tar_cut_at_any_block_loses_nothing_in_silence(kind: str, jpegs: tuple[s
             if at < len(whole):
                 Path(shard).write_bytes(whole[:at])
                 outcomes.append(accounted(shard, expected, shard if kind == "scanned again" else index))
-    # Only padding behind the end mark may be missing.
+    # Only the padding after the end marker may be missing.
     assert set(outcomes) == ({"refused", "whole"} if kind == "scanned again" else {"refused"})
     assert outcomes.index("whole") > 0.7 * len(outcomes) if kind == "scanned again" else True
 
 
 def flip(shard: str, whole: bytes, index: Any, expected: dict[str, np.ndarray], seeds: range) -> dict[str, int]:
-    """How often each outcome came of flipping one bit in the headers, or in the bytes of an image or member."""
-    times, counts = os.stat(shard), {"whole": 0, "told": 0, "refused": 0}
+    """Count the outcomes of flipping one bit: in a tar header, in a JPEG header or anywhere in an image."""
+    times, counts = os.stat(shard), {"whole": 0, "reported": 0, "refused": 0}
     for seed in seeds:
         rng, data = np.random.default_rng(seed), bytearray(whole)
         row = int(rng.integers(len(index)))
@@ -96,11 +93,11 @@ def flip(shard: str, whole: bytes, index: Any, expected: dict[str, np.ndarray], 
 def test_flipped_bits_are_found_or_harmless(jpegs: tuple[str, dict[str, np.ndarray]]) -> None:
     shard, expected = jpegs
     counts = flip(shard, Path(shard).read_bytes(), scan(shard), expected, range(2000))
-    # Every one in an image is found; those in headers of the tar, which are not read again, change nothing.
-    assert counts == {"whole": 667, "told": 1333, "refused": 0}
+    # Every flip in an image is found. Flips in tar headers change nothing, because the index replaces them.
+    assert counts == {"whole": 667, "reported": 1333, "refused": 0}
 
 
-def test_flipped_bits_in_headers_that_are_scanned_anew_are_refused_or_harmless(
+def test_flipped_bits_in_scanned_headers_are_refused_or_harmless(
     jpegs: tuple[str, dict[str, np.ndarray]],
 ) -> None:
     shard, expected = jpegs
@@ -118,34 +115,18 @@ def test_flipped_bits_in_headers_that_are_scanned_anew_are_refused_or_harmless(
 # The hostile set
 
 
-def png_of(width: int, height: int, payload: bytes = b"") -> bytes:
-    """A PNG whose header claims a size."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(payload)) + chunk(b"IEND", b"")
-
-
 def encoded(kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (24, 32, 3), np.uint8))
-    image.save(file, kind, **options)
-    return file.getvalue()
+    return encode_image(np.random.default_rng(3).integers(0, 256, (24, 32, 3), np.uint8), kind, **options)
 
 
 def jpeg_of(width: int, height: int) -> bytes:
     """A JPEG whose frame header claims a size."""
-    data = bytearray(encoded("JPEG"))
-    at = data.index(b"\xff\xc0")
-    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
-    return bytes(data)
+    return resize_jpeg_header(encoded("JPEG"), width, height)
 
 
 def gif_of(width: int, height: int) -> bytes:
     data = bytearray(encoded("GIF"))
-    at = data.index(b"\x2c" + bytes(4), 13 + 3 * (2 << (data[10] & 7)))  # the image descriptor, behind the palette
+    at = data.index(b"\x2c" + bytes(4), 13 + 3 * (2 << (data[10] & 7)))  # the image descriptor, after the palette
     data[6:10] = struct.pack("<HH", width, height)
     data[at + 5 : at + 9] = struct.pack("<HH", width, height)
     return bytes(data)
@@ -167,15 +148,17 @@ def exif_of(payload: bytes) -> bytes:
 
 GIANT = 60_000
 HOSTILE: dict[str, bytes] = {
-    "bomb-png": png_of(GIANT, GIANT, bytes(1 << 20)),
+    "bomb-png": write_png(GIANT, GIANT, rows=bytes(1 << 20)),
     "bomb-jpeg": jpeg_of(GIANT, GIANT),
     "bomb-gif": gif_of(GIANT, GIANT),
     "bomb-tiff": tiff_of(GIANT, GIANT),
-    "negative-png": png_of(2**31 + 5, 2**31 + 5),
+    "negative-png": write_png(2**31 + 5, 2**31 + 5, rows=b""),
     "negative-tiff": tiff_of(2**32 - 1, 2**32 - 1),
-    **{f"zero-{name}": make(0, 8) for name, make in (("png", png_of), ("gif", gif_of), ("tiff", tiff_of))},
+    "zero-png": write_png(0, 8, rows=b""),
+    "zero-gif": gif_of(0, 8),
+    "zero-tiff": tiff_of(0, 8),
     "zero-jpeg": jpeg_of(8, 0),
-    "large-png": png_of(9000, 9000, bytes(100)),  # within the limits, with no pixels behind it
+    "large-png": write_png(9000, 9000, rows=bytes(100)),  # within the limits, but without pixels
     "large-jpeg": jpeg_of(9000, 9000),
     "text": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     "nothing": b"",
@@ -196,18 +179,18 @@ ABSURD_EXIF = {
 
 
 def peak() -> int:
-    """Bytes that this process has had resident at most."""
+    """The peak resident bytes of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def test_hostile_images_are_refused_with_a_reason_and_the_others_come_out(tmp_path: Path, write_tar: Any) -> None:
+def test_hostile_images_are_refused_with_a_reason_and_others_load(tmp_path: Path) -> None:
     good = {f"good-{i}": encoded(kind) for i, kind in enumerate(("JPEG", "PNG", "BMP", "TIFF", "GIF"))}
     cut = {f"cut-{name}-{n}": data[: len(data) * n // 8] for name, data in good.items() for n in range(1, 8)}
     members = [(f"{name}.jpg", data) for name, data in {**good, **HOSTILE, **ABSURD_EXIF, **cut}.items()]
     shard = write_tar(tmp_path / "hostile.tar", members)
     before = peak()
     found, stats = load(shard)
-    assert peak() - before < 400 << 20  # the largest that may be decoded is 9000x9000 pixels, 243 MB
+    assert peak() - before < 400 << 20  # the largest image within the limits has 9000x9000 pixels, 243 MB
     bad = {row["key"]: row["reason"] for row in stats["bad"]}
     assert found.keys() | bad.keys() == {name.removesuffix(".jpg") for name, _ in members}
     assert good.keys() | ABSURD_EXIF.keys() <= found.keys()
@@ -215,12 +198,12 @@ def test_hostile_images_are_refused_with_a_reason_and_the_others_come_out(tmp_pa
     assert sum(name.startswith("cut-") for name in bad) > 0.8 * len(cut)
     assert all(bad.values())
     for name in ("bomb-png", "bomb-jpeg", "bomb-gif", "bomb-tiff"):
-        assert "limits are" in bad[name] or "exceeds limit" in bad[name], bad[name]
-    for name in ABSURD_EXIF:  # an orientation that cannot be is none
+        assert "at most" in bad[name] or "exceeds limit" in bad[name], bad[name]
+    for name in ABSURD_EXIF:  # an invalid orientation is ignored
         assert found[name].shape == (24, 32, 3)
 
 
-def test_no_image_is_decoded_that_is_larger_than_the_policy_allows(tmp_path: Path, write_tar: Any) -> None:
+def test_images_above_max_pixels_are_not_decoded(tmp_path: Path) -> None:
     members = [(f"{name}.png", data) for name, data in HOSTILE.items()] + [("good.png", encoded("PNG"))]
     shard = write_tar(tmp_path / "hostile.tar", members)
     before = peak()
@@ -231,7 +214,7 @@ def test_no_image_is_decoded_that_is_larger_than_the_policy_allows(tmp_path: Pat
 
 
 class Touch:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -240,16 +223,12 @@ class Touch:
         return open, (str(self.path), "w")
 
 
-def test_pickles_are_bytes_and_names_with_dots_lead_nowhere(tmp_path: Path) -> None:
+def test_pickles_stay_bytes_and_dotted_names_write_no_file(tmp_path: Path) -> None:
     shard = tmp_path / "in" / "a.tar"
     shard.parent.mkdir()
     names = ("a", "../b", "/c", "d/../../e")
-    with tarfile.open(shard, "w") as tar:
-        for name in names:
-            for extension, data in (("png", encoded("PNG")), ("pkl", pickle.dumps(Touch(tmp_path / "touched")))):
-                info = tarfile.TarInfo(f"{name}.{extension}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    image, hostile = encoded("PNG"), pickle.dumps(Touch(tmp_path / "touched"))
+    write_tar(shard, [member for name in names for member in ((f"{name}.png", image), (f"{name}.pkl", hostile))])
     loader = PackedImageLoader(shard, PACKING, batch_size=1, extras=["pkl"], label=lambda members: len(members))
     batches = list(loader)
     keys = [key for batch in batches for keys in batch.keys for key in keys]
@@ -259,6 +238,6 @@ def test_pickles_are_bytes_and_names_with_dots_lead_nowhere(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("source", ["pipe:cat a.tar", "file:///etc/passwd"])
-def test_addresses_that_run_or_fetch_something_are_refused(source: str) -> None:
+def test_pipe_and_file_addresses_are_refused(source: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=r"pipe:cat a.tar|file:///etc/passwd"):
         PackedImageLoader(source, PACKING, batch_size=1)

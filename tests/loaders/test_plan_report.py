@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import tarfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.utils.data import DataLoader
 
-from patchnpack import BetaDrop, FitTokens, PackedImageLoader, Packing, PatchSizes
+from patchnpack import BetaDrop, FitTokens, PackedImageLoader, Packing, PatchSizes, SampleSide
+from patchnpack.loaders import scan
 from patchnpack.loaders.plan_report import planned_rows, report_of
+from patchnpack.loaders.prepacking.job import Job
 from patchnpack.packer.analysis.report import pack_bytes
 from patchnpack.report.fields import SHARED_WITH_STATS, report_fields
 
@@ -22,7 +25,7 @@ def _used(loader: PackedImageLoader, epochs: int = 1) -> dict[str, Any]:
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("fill", ["undrop", "rescale"])
 @pytest.mark.parametrize("oversize", ["shrink", "skip"])
-def test_a_finished_epoch_s_stats_equal_the_report_of_its_plan(
+def test_stats_of_a_finished_epoch_equal_the_report_of_its_plan(
     drawn: Any, shuffle: bool, fill: Any, oversize: Any
 ) -> None:
     packing = Packing(seq_len=36, patch_size=8, fill=fill, oversize=oversize, token_drop=BetaDrop(mean=0.2, max=0.5))
@@ -40,7 +43,7 @@ def test_a_finished_epoch_s_stats_equal_the_report_of_its_plan(
     assert stats["tokens_before_drop"] < stats["tokens_native"] or oversize == "skip"
 
 
-def test_the_ranks_of_an_epoch_add_up_to_the_report(drawn: Any) -> None:
+def test_stats_of_all_ranks_add_up_to_the_report(drawn: Any) -> None:
     packing = Packing(seq_len=64, patch_size=8, resolution=FitTokens(20))
     loaders = [
         PackedImageLoader(drawn.shards, packing, batch_size=2, shuffle=True, seed=1, rank=rank, world_size=3)
@@ -54,7 +57,7 @@ def test_the_ranks_of_an_epoch_add_up_to_the_report(drawn: Any) -> None:
     assert {each["batches"] for each in stats} == {planned["steps"]}
 
 
-def test_worker_processes_are_counted_in(drawn: Any) -> None:
+def test_stats_include_worker_processes(drawn: Any) -> None:
     packing = Packing(seq_len=64, patch_size=8, token_drop=BetaDrop(mean=0.2, max=0.5))
     loader = PackedImageLoader(drawn.shards, packing, batch_size=2, num_threads=1)
     planned = report_fields(report_of(loader))
@@ -65,7 +68,7 @@ def test_worker_processes_are_counted_in(drawn: Any) -> None:
         assert stats[name] == pytest.approx(planned[name], rel=1e-9), name
 
 
-def test_a_later_epoch_is_reported_as_it_is_drawn(drawn: Any) -> None:
+def test_report_of_a_later_epoch_uses_its_draws(drawn: Any) -> None:
     packing = Packing(seq_len=64, patch_size=8, token_drop=BetaDrop(mean=0.3, max=0.6), fill="none")
     loader = PackedImageLoader(drawn.shards, packing, batch_size=2, shuffle=True)
     reports = [report_of(loader, epoch) for epoch in range(2)]
@@ -73,7 +76,7 @@ def test_a_later_epoch_is_reported_as_it_is_drawn(drawn: Any) -> None:
     assert _used(loader, 2)["tokens"] == reports[0].tokens + reports[1].tokens
 
 
-def test_several_patch_sizes_are_counted_at_the_size_of_their_block(drawn: Any) -> None:
+def test_images_are_counted_at_the_patch_size_of_their_block(drawn: Any) -> None:
     packing = Packing(seq_len=64, patch_size=PatchSizes((8, 4)), oversize="drop")
     loader = PackedImageLoader(drawn.shards, packing, batch_size=2, shuffle=True)
     planned = report_fields(report_of(loader))
@@ -82,7 +85,7 @@ def test_several_patch_sizes_are_counted_at_the_size_of_their_block(drawn: Any) 
         assert stats[name] == planned[name], name
 
 
-def test_an_image_that_fails_after_planning_is_missing_from_the_stats_and_counted_as_bad(make_drawn: Any) -> None:
+def test_image_that_fails_after_planning_is_counted_as_bad(make_drawn: Any) -> None:
     drawn = make_drawn((9,), kinds=("png",))
     packing = Packing(seq_len=64, patch_size=8)
     whole = report_of(PackedImageLoader(drawn.shards, packing, batch_size=2))
@@ -99,20 +102,58 @@ def test_an_image_that_fails_after_planning_is_missing_from_the_stats_and_counte
     assert stats["attention_cost"] == whole.attention_cost - tokens**2
 
 
-def test_planned_rows_are_the_loader_s_order(drawn: Any) -> None:
+def test_planned_rows_follow_the_order_of_the_loader(drawn: Any) -> None:
     packing = Packing(seq_len=64, patch_size=8, algorithm="next_fit", balance=0)
     loader = PackedImageLoader(drawn.shards, packing, batch_size=2, shuffle=True, seed=3)
     given = [int(row) for batch in loader for row in batch.rows[batch.image_mask]]
     assert planned_rows(loader).row.tolist() == given
 
 
-def test_several_streams_are_refused_by_name(drawn: Any) -> None:
+@pytest.mark.parametrize("store", ["images", "patches"])
+@pytest.mark.parametrize("part_packs", [1, 4, 64])  # more parts than the two shards, several, and fewer
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_planned_rows_of_a_packed_folder_equal_those_of_its_shards(
+    store: Any, part_packs: int, shuffle: bool, make_drawn: Any, tmp_path: Path
+) -> None:
+    drawn = make_drawn((20, 17))
+    packing = Packing(seq_len=40, patch_size=8, token_drop=BetaDrop(mean=0.3, max=0.6), oversize="skip")
+    order: dict[str, Any] = {"shuffle": shuffle, "seed": 3, "shuffle_window": 1}
+    out = tmp_path / "packed"
+    job = Job(index=scan(drawn.shards), out=str(out), packing=packing, store=store, part_packs=part_packs, **order)
+    assert job.run()
+    parts = len(list((out / "parts").iterdir()))
+    assert (parts > 2) == (part_packs < 64)
+    ours = PackedImageLoader(out, batch_size=2)
+    theirs = PackedImageLoader(drawn.shards, packing, batch_size=2, **order)
+    found, expected = planned_rows(ours), planned_rows(theirs)
+    for name in ("row", "row_id", "width", "height"):
+        assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
+    reports = [report_fields(report_of(loader)) for loader in (ours, theirs)]
+    for fields in reports:
+        del fields["planning_seconds_per_million"]
+    assert reports[0] == reports[1]
+    assert reports[0]["skipped"]["oversize"] > 0
+
+
+def test_report_after_the_last_stored_plan_equals_that_of_the_first(make_drawn: Any, tmp_path: Path) -> None:
+    packing = Packing(seq_len=64, patch_size=8, resolution=SampleSide(low=16, high=64))
+    index = scan(make_drawn((20, 17)).shards)
+    Job(index=index, out=str(tmp_path / "packed"), packing=packing, epochs=2, part_packs=3, shuffle=True).run()
+    ours = PackedImageLoader(tmp_path / "packed", batch_size=2)
+    theirs = PackedImageLoader(index, packing, batch_size=2, shuffle=True)
+    found = [planned_rows(ours, epoch).row.tolist() for epoch in range(3)]
+    assert found == [planned_rows(theirs, epoch).row.tolist() for epoch in (0, 1, 0)]
+    assert found[0] != found[1]
+    assert report_of(ours, 2).baselines == report_of(ours, 0).baselines == report_of(theirs, 0).baselines
+
+
+def test_report_of_several_streams_is_refused(drawn: Any) -> None:
     loader = PackedImageLoader(drawn.shards, Packing(seq_len=64, patch_size=8), batch_size=2, num_streams=2)
     with pytest.raises(ValueError, match="num_streams is 2; each stream is packed by itself"):
         report_of(loader)
 
 
-def test_bytes_of_a_batch_are_those_of_its_tensors(drawn: Any) -> None:
+def test_batch_bytes_equal_those_of_its_tensors(drawn: Any) -> None:
     packing = Packing(seq_len=64, patch_size=8)
     batch = next(iter(PackedImageLoader(drawn.shards, packing, batch_size=2)))
     tensors = (

@@ -1,4 +1,4 @@
-"""Whole processes: ended by Ctrl-C, by an exception, resumed in a fresh one, or run for a long time."""
+"""Whole processes: interrupted, failing, resumed in a new process, or running for a long time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import hashlib, json, os, signal, sys, threading, time
 import numpy as np
 from torch.utils.data import DataLoader
 from patchnpack import PackedImageLoader, Packing, PatchSizes, BetaDrop
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore SIGINT
 options = json.loads(sys.argv[1])
 packing = Packing(
     seq_len=48,
@@ -84,7 +84,7 @@ CASES: list[dict[str, Any]] = [
 
 
 def check_resume(case: dict[str, Any], steps: list[int], shards: list[str]) -> None:
-    """The tail after each of the steps, in a fresh process, is that of a run that was not interrupted."""
+    """Assert that a new process, resumed after each of the steps, gives the tail of an uninterrupted run."""
     options = case | {"shards": shards, "count": 10**9 if not case.get("repeat") else 80}
     whole, states = run(TAIL, options)
     assert len(whole) > 50
@@ -96,13 +96,13 @@ def check_resume(case: dict[str, Any], steps: list[int], shards: list[str]) -> N
 
 
 @pytest.mark.parametrize("case", CASES[3:5] + CASES[7:], ids=str)
-def test_a_fresh_process_goes_on_with_the_next_batch(case: dict[str, Any], make_drawn: Any) -> None:
+def test_new_process_resumes_with_the_next_batch(case: dict[str, Any], make_drawn: Any) -> None:
     check_resume(case, [17], make_drawn((60, 50, 55, 55)).shards)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_fresh_process_goes_on_after_every_one_of_fifty_steps(case: dict[str, Any], make_drawn: Any) -> None:
+def test_new_process_resumes_after_each_of_fifty_steps(case: dict[str, Any], make_drawn: Any) -> None:
     check_resume(case, list(range(50)), make_drawn((60, 50, 55, 55)).shards)
 
 
@@ -127,7 +127,7 @@ def children_of(pid: int) -> list[int]:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")
 @pytest.mark.parametrize("case", [{"threads": 4}, {"dataset": True, "workers": 2}], ids=str)
 @pytest.mark.parametrize("how", ["interrupt", "exception"])
-def test_end_in_the_middle_leaves_no_process_and_no_shared_memory(how: str, case: dict[str, Any], drawn: Any) -> None:
+def test_interrupted_run_leaves_no_process_and_no_shared_memory(how: str, case: dict[str, Any], drawn: Any) -> None:
     shared = set(os.listdir("/dev/shm"))
     options = case | {"shards": drawn.shards, "repeat": True, "raise": how == "exception"}
     process = subprocess.Popen(
@@ -142,12 +142,12 @@ def test_end_in_the_middle_leaves_no_process_and_no_shared_memory(how: str, case
     assert process.stdout.readline() == "running\n"
     children = children_of(process.pid)
     if how == "interrupt":
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
     began = time.monotonic()
     try:
         _, errors = process.communicate(timeout=30)
     finally:
-        if process.poll() is None:  # neither a failure nor its workers may outlast the test
+        if process.poll() is None:  # no process may outlive the test
             os.killpg(process.pid, signal.SIGKILL)
     assert time.monotonic() - began < 20
     assert process.returncode != 0

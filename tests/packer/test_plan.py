@@ -354,6 +354,24 @@ def test_oversize_error_names_the_row_its_size_its_tokens_the_limit_and_the_reme
     assert len(plan(_rows([(64, 64)]), Packing(seq_len=100, oversize="error"))) == 1
 
 
+def test_plans_cut_in_pieces_and_concatenated_are_the_plan() -> None:
+    rows = Rows.of_sizes(np.arange(16, 216, 2), np.arange(220, 20, -2))
+    made = plan(rows, Packing(seq_len=50, patch_size=16, oversize="skip"))
+    assert len(made.skipped)
+    pieces = [made.take(0, 1), made.take(1, 1), made.take(1, 7), made.take(7, len(made))]
+    assert [len(piece) for piece in pieces] == [1, 0, 6, len(made) - 7]
+    assert all(len(piece.skipped) == len(piece.oversize) == 0 for piece in pieces)
+    again = Plan.concatenate(pieces)
+    assert again.algorithm == made.algorithm
+    for name in ("offsets", "patch_size"):
+        assert getattr(again, name).tolist() == getattr(made, name).tolist()
+    for name in ("row", "key", "box", "size", "grid", "keep"):
+        assert getattr(again.images, name).tolist() == getattr(made.images, name).tolist()
+    twice = Plan.concatenate([made, made])
+    assert twice.skipped.tolist() == made.skipped.tolist() * 2
+    assert [twice.pack(len(made) + i).row.tolist() for i in (0, 3)] == [made.pack(i).row.tolist() for i in (0, 3)]
+
+
 def test_an_image_smaller_than_a_patch_is_an_error() -> None:
     with pytest.raises(ValueError, match="an image of 10x12 pixels is smaller than a patch of 16x16"):
         plan(Rows.of_sizes([64, 10], [64, 12]), Packing())

@@ -118,7 +118,7 @@ def test_killed_worker_raises_and_a_rerun_completes(index: Index, tmp_path: Path
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(OSError, match=r"a worker process was killed.*; what is finished is kept: run the same command"):
+    with pytest.raises(OSError, match=r"a worker process was killed.*; finished parts are kept: run the same command"):
         run_local(job(index, out, part_packs=1), 2)
     killer.join()
     assert markers(out) > 0

@@ -9,7 +9,7 @@ import torch
 from patchnpack.loaders.assembly.buffers import BufferPool
 
 
-def test_memory_comes_back_only_when_nothing_refers_to_it() -> None:
+def test_memory_is_reused_only_when_nothing_refers_to_it() -> None:
     pool = BufferPool(keep=4)
     loan = pool.acquire((4, 8, 3))
     address = loan.ctypes.data
@@ -37,7 +37,7 @@ def test_two_loans_never_share_memory() -> None:
         del loans, loan
 
 
-def test_another_shape_gets_memory_of_its_own_size() -> None:
+def test_larger_shape_gets_memory_of_its_size() -> None:
     pool = BufferPool(keep=2)
     small = pool.acquire((2, 3))
     del small
@@ -47,7 +47,7 @@ def test_another_shape_gets_memory_of_its_own_size() -> None:
     assert large.sum() == 2500
 
 
-def test_no_more_than_keep_idle_buffers_stay() -> None:
+def test_at_most_keep_idle_buffers_remain() -> None:
     pool = BufferPool(keep=3)
     loans = [pool.acquire((10,)) for _ in range(20)]
     del loans
@@ -55,7 +55,7 @@ def test_no_more_than_keep_idle_buffers_stay() -> None:
     assert len(pool._idle) == 3
 
 
-def test_many_threads_may_lend() -> None:
+def test_many_threads_may_acquire() -> None:
     pool, held = BufferPool(keep=2), threading.Barrier(8)
     wrong: list[object] = []
 

@@ -29,7 +29,7 @@ def decoding_threads() -> list[str]:
 def wait_until(fact: Callable[[], bool]) -> None:
     end = time.monotonic() + 5
     while not fact():
-        assert time.monotonic() < end, "it never came true"
+        assert time.monotonic() < end, "it never became true"
         time.sleep(0.005)
 
 
@@ -54,7 +54,7 @@ def test_one_thread_runs_parts_in_order() -> None:
     assert second.parts == [0, 1, 2, 0, 1]
 
 
-def test_close_ends_every_thread_and_drops_what_has_not_begun() -> None:
+def test_close_ends_every_thread_and_drops_parts_that_have_not_started() -> None:
     assert not decoding_threads()
     pool, work = DecodePool(2), Work()
     assert decoding_threads() == ["patchnpack-decode-0", "patchnpack-decode-1"]
@@ -65,7 +65,7 @@ def test_close_ends_every_thread_and_drops_what_has_not_begun() -> None:
     assert len(work.parts) <= 2
 
 
-def test_close_without_work_and_twice_is_fine() -> None:
+def test_close_works_without_work_and_twice() -> None:
     pool = DecodePool(2)
     pool.close()
     pool.close()
@@ -84,7 +84,7 @@ def test_idle_threads_keep_no_batch_alive() -> None:
 
 
 def test_pool_can_be_closed_by_one_of_its_own_threads() -> None:
-    """As when the garbage collector, running there, finds a forgotten iterator."""
+    """The garbage collector may run in such a thread and find a forgotten iterator."""
 
     class Closing:
         error: BaseException | None = None

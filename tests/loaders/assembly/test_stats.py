@@ -16,7 +16,7 @@ def bad(row: int) -> BadRow:
     return BadRow(row=row, key=f"k{row}", shard="a.tar", offset=512 * row, stage="decode", reason="it is broken")
 
 
-def test_fresh_stats_are_zero_and_divide_by_nothing() -> None:
+def test_new_stats_are_zero_without_dividing_by_zero() -> None:
     report = Stats().report()
     assert report["skipped"] == {"oversize": 0, "where": 0, "tail": 0}
     assert report["bad"] == []
@@ -56,7 +56,7 @@ def test_list_of_bad_images_is_bounded_and_the_count_is_not(caplog: pytest.LogCa
     assert [entry["row"] for entry in report["bad"]] == list(range(LISTED))
 
 
-def test_report_is_a_copy_that_can_be_written_as_json() -> None:
+def test_report_is_a_copy_that_json_can_encode() -> None:
     stats = Stats()
     stats.add_bad(bad(1))
     report = stats.report()
@@ -67,7 +67,7 @@ def test_report_is_a_copy_that_can_be_written_as_json() -> None:
     assert len(stats.report()["bad"]) == 1
 
 
-def test_line_tells_what_happened_since_the_last_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_line_covers_the_time_since_the_line_before(caplog: pytest.LogCaptureFixture) -> None:
     stats = Stats(images=10, tokens=1000, slots=1000)
     ticker = Ticker(stats, every=0.05)
     with caplog.at_level(logging.INFO, "patchnpack"):
@@ -83,7 +83,7 @@ def test_line_tells_what_happened_since_the_last_one(caplog: pytest.LogCaptureFi
     (line,) = caplog.messages
     assert re.fullmatch(
         r"\d+ images/s, \d+ tokens/s, 25.0% padding, 1 of 2 batches ready, the loop waited \d+.\d% of the time, 1 bad "
-        r"images in all \(1 decode\), 3 of 4 shards were in the cache",
+        r"images in total \(1 decode\), 3 of 4 shards were cached",
         line,
     )
     assert 40 < float(line.split()[0]) <= 120

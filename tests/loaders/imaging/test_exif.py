@@ -31,7 +31,7 @@ def segment(marker: int, payload: bytes) -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", range(1, 9))
-def test_orientation_that_pil_wrote_is_found(
+def test_orientation_written_by_pil_is_found(
     value: int, kind: str, draw_image: Callable[..., Image.Image], encode_image: Callable[..., bytes]
 ) -> None:
     exif = Image.Exif()
@@ -43,17 +43,17 @@ def test_orientation_that_pil_wrote_is_found(
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kind", [1, 3, 4])
-def test_either_byte_order_and_every_integer_type_is_read(order: str, kind: int) -> None:
+def test_both_byte_orders_and_all_integer_types_are_read(order: str, kind: int) -> None:
     block = tiff_header(6, order, kind, before=3)
     assert orientation(jpeg(segment(0xE0, b"JFIF\0"), segment(0xE1, b"Exif\0\0" + block))) == 6
 
 
-def test_orientation_is_found_behind_any_number_of_long_segments() -> None:
+def test_orientation_is_found_after_long_segments() -> None:
     before = [segment(0xE2, bytes(65000)) for _ in range(5)]
     assert orientation(jpeg(*before, b"\xff\xff\xff", segment(0xE1, b"Exif\0\0" + tiff_header(8))[1:])) == 8
 
 
-def test_other_application_segments_and_the_scan_are_not_taken_for_exif() -> None:
+def test_other_segments_and_the_scan_are_not_read_as_exif() -> None:
     exif = segment(0xE1, b"Exif\0\0" + tiff_header(6))
     assert orientation(jpeg(segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + exif))) == 1
     assert orientation(jpeg() + exif) == 1
@@ -64,7 +64,7 @@ def test_value_outside_one_to_eight_means_upright(value: int) -> None:
     assert orientation(jpeg(segment(0xE1, b"Exif\0\0" + tiff_header(value)))) == 1
 
 
-def test_png_block_behind_the_pixels_is_found() -> None:
+def test_png_block_after_the_pixels_is_found() -> None:
     chunks = [(b"IHDR", bytes(13)), (b"IDAT", bytes(70)), (b"eXIf", tiff_header(5)), (b"IEND", b"")]
     data = b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I4s", len(d), k) + d + bytes(4) for k, d in chunks)
     assert orientation(data) == 5
@@ -77,20 +77,20 @@ def test_webp_block_is_found_with_and_without_the_jpeg_prefix(prefix: bytes) -> 
     assert orientation(b"RIFF" + struct.pack("<I", len(body)) + body) == 7
 
 
-def test_no_cut_of_a_file_raises() -> None:
+def test_truncation_never_raises() -> None:
     whole = jpeg(segment(0xE0, b"JFIF\0"), segment(0xE1, b"Exif\0\0" + tiff_header(6, before=2)))
     assert {orientation(whole[:n]) for n in range(len(whole))} == {1, 6}
     assert orientation(b"") == orientation(b"\xff\xd8\xff") == orientation(b"GIF89a") == 1
 
 
-def test_directory_that_claims_entries_past_the_end_means_upright() -> None:
+def test_directory_with_entries_beyond_the_end_means_upright() -> None:
     block = bytearray(tiff_header(6, before=2))
     block[8:10] = struct.pack("<H", 60000)
     block[-16:-14] = b"\0\0"  # the orientation's tag
     assert orientation(jpeg(segment(0xE1, b"Exif\0\0" + bytes(block)))) == 1
 
 
-def test_block_by_itself_is_read_and_no_cut_of_it_raises() -> None:
+def test_block_alone_is_read_and_truncation_never_raises() -> None:
     for block in (tiff_header(6, before=2), b"Exif\0\0" + tiff_header(6, ">", before=2)):
         assert block_orientation(block) == 6
         assert {block_orientation(block[:cut]) for cut in range(len(block))} <= {1, 6}

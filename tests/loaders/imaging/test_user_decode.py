@@ -1,9 +1,8 @@
-"""A `decode` function of the user's: which images it makes usable, what it must give, and what its errors do."""
+"""The user's `decode` function: which images it makes usable, what it must return, and how its errors surface."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +13,31 @@ from PIL import Image, ImageOps
 from patchnpack.loaders import BadDataError, BadImage, ErrorPolicy, PackedImageLoader, pack_stream, scan
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.packer import FitTokens, Packing
+from tests.images import draw_image, encode_image, write_tar
 
 PACKING = Packing(seq_len=64, patch_size=8)
 GREY = PACKING.replace(image_mode="L")
 SIZES = [(20, 13), (9, 30), (16, 16), (31, 8)]
-
-WriteTar = Callable[..., str]
 
 
 def deep(width: int, height: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng((seed, width, height)).integers(0, 1 << 16, (height, width)).astype(np.uint16)
 
 
-def encode(pixels: np.ndarray, kind: str = "TIFF", **options: Any) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, **options)
-    return file.getvalue()
-
-
 def window(data: bytes) -> np.ndarray:
-    """16 bits to 8, as (height, width, 1)."""
+    """Decode 16 bits per channel to 8, as (height, width, 1)."""
     return (np.asarray(Image.open(io.BytesIO(data))) >> 8).astype(np.uint8)[..., None]
 
 
 def window_deep(data: bytes) -> np.ndarray | None:
-    """The same of a TIFF; everything else is left to the loader."""
+    """`window` for a TIFF, None for anything else."""
     return window(data) if data[:2] == b"II" else None
 
 
 @pytest.fixture
-def scans(tmp_path: Path, write_tar: WriteTar, draw_image: Any, encode_image: Any) -> str:
+def scans(tmp_path: Path) -> str:
     """Four 16-bit TIFFs and two ordinary images, one of them JPEG."""
-    members = [(f"deep{i}.tif", encode(deep(*size))) for i, size in enumerate(SIZES)]
+    members = [(f"deep{i}.tif", encode_image(deep(*size), "TIFF")) for i, size in enumerate(SIZES)]
     members += [(f"plain{i}.{kind}", encode_image(draw_image(24, 17), kind.upper())) for i, kind in enumerate(["png"])]
     members += [("plain1.jpeg", encode_image(draw_image(24, 17), "JPEG"))]
     return write_tar(tmp_path / "scans.tar", members)
@@ -63,11 +55,11 @@ def pixels_of(batches: Any) -> dict[str, np.ndarray]:
     }
 
 
-def test_16_bit_images_are_refused_without_and_used_with_a_decode_function(scans: str) -> None:
+def test_16_bit_images_need_a_decode_function(scans: str) -> None:
     without = loaded(scans, decode=None, errors=ErrorPolicy(max_rate=1))
     assert sorted(pixels_of(without)) == ["plain0", "plain1"]
     assert [bad["stage"] for bad in without.stats()["bad"]] == ["header"] * 4
-    assert "16 bits a channel; only 8-bit channels are read unless decode= is given" in str(without.stats()["bad"])
+    assert "16 bits per channel; only 8-bit channels are read unless decode= is given" in str(without.stats()["bad"])
     loader = loaded(scans)
     found = pixels_of(loader)
     assert loader.stats()["bad_images"] == 0
@@ -75,13 +67,13 @@ def test_16_bit_images_are_refused_without_and_used_with_a_decode_function(scans
         assert np.array_equal(found[f"deep{i}"], (deep(*size) >> 8).astype(np.uint8)[..., None]), size
 
 
-def test_what_decode_leaves_to_the_loader_is_as_without_it(scans: str) -> None:
+def test_images_for_which_decode_returns_none_are_decoded_by_the_loader(scans: str) -> None:
     without, found = pixels_of(loaded(scans, decode=None)), pixels_of(loaded(scans))
     for key in ("plain0", "plain1"):
         assert np.array_equal(found[key], without[key])
 
 
-def test_image_that_only_decode_could_have_read_is_bad_where_it_gives_none(scans: str) -> None:
+def test_unsupported_image_is_bad_if_decode_returns_none(scans: str) -> None:
     loader = loaded(scans, decode=lambda data: None)
     assert sorted(pixels_of(loader)) == ["plain0", "plain1"]
     assert [bad["stage"] for bad in loader.stats()["bad"]] == ["decode"] * 4
@@ -97,13 +89,13 @@ def test_one_index_serves_with_and_without_decode(scans: str) -> None:
     assert len(pixels_of(loaded(scans, index=index, decode=None))) == 2
 
 
-def test_rows_that_where_leaves_out_stay_out(scans: str) -> None:
+def test_where_applies_to_images_that_decode_reads(scans: str) -> None:
     loader = loaded(scans, where=lambda index: index.width != 16)
     assert sorted(pixels_of(loader)) == ["deep0", "deep1", "deep3", "plain0", "plain1"]
     assert loader.stats()["skipped"]["where"] == 1
 
 
-def test_images_of_decode_are_shrunk_and_cropped_like_others(scans: str) -> None:
+def test_decoded_images_are_resized_and_cropped_like_others(scans: str) -> None:
     packing = GREY.replace(resolution=FitTokens(2), interpolation="box")
     whole = (deep(20, 13) >> 8).astype(np.uint8)
     image = next(image for batch in loaded(scans, packing) for image in batch.images() if image.key == "deep0")
@@ -112,12 +104,10 @@ def test_images_of_decode_are_shrunk_and_cropped_like_others(scans: str) -> None
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_loader_turns_upright_what_decode_gives_as_it_is_stored(
-    orientation: int, tmp_path: Path, write_tar: WriteTar
-) -> None:
+def test_loader_applies_exif_orientation_after_decode(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(deep(20, 13), "PNG", exif=exif)
+    data = encode_image(deep(20, 13), "PNG", exif=exif)
     shard = write_tar(tmp_path / "turned.tar", [("a.png", data)])
     found = pixels_of(loaded(shard, decode=window))["a"][..., 0]
     stored = Image.fromarray((deep(20, 13) >> 8).astype(np.uint8))
@@ -126,59 +116,58 @@ def test_loader_turns_upright_what_decode_gives_as_it_is_stored(
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_tiff_is_taken_as_pil_turns_it(orientation: int, tmp_path: Path, write_tar: WriteTar) -> None:
+def test_tiff_is_used_as_pil_turns_it(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(deep(20, 13), exif=exif)
+    data = encode_image(deep(20, 13), "TIFF", exif=exif)
     shard = write_tar(tmp_path / "turned.tar", [("a.tif", data)])
     assert np.array_equal(pixels_of(loaded(shard))["a"], window(data))
 
 
-def test_files_of_several_pages_are_used_with_decode(tmp_path: Path, write_tar: WriteTar, draw_image: Any) -> None:
+def test_multi_page_files_are_read_with_decode(tmp_path: Path) -> None:
     pages = [draw_image(16, 24, seed=i) for i in range(3)]
-    file = io.BytesIO()
-    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    data = encode_image(pages[0], "TIFF", save_all=True, append_images=pages[1:])
 
     def last(data: bytes) -> np.ndarray:
         image = Image.open(io.BytesIO(data))
         image.seek(2)
         return np.asarray(image)
 
-    shard = write_tar(tmp_path / "pages.tar", [("a.tif", file.getvalue())])
+    shard = write_tar(tmp_path / "pages.tar", [("a.tif", data)])
     with pytest.raises(ValueError, match="none of the 1 images can be used: 1 are bad"):
         loaded(shard, PACKING, decode=None)
     assert np.array_equal(pixels_of(loaded(shard, PACKING, decode=last))["a"], np.asarray(pages[2]))
 
 
-def test_what_cannot_be_sized_stays_bad_with_decode(tmp_path: Path, write_tar: WriteTar) -> None:
-    shard = write_tar(tmp_path / "s.tar", [("a.tif", b"DICM, say"), ("b.tif", encode(deep(8, 8)))])
+def test_image_without_a_readable_size_stays_bad_with_decode(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "s.tar", [("a.tif", b"DICM, say"), ("b.tif", encode_image(deep(8, 8), "TIFF"))])
     loader = loaded(shard)
     assert sorted(pixels_of(loader)) == ["b"]
     assert "only JPEG, PNG, WebP, GIF, BMP and TIFF are read" in loader.stats()["bad"][0]["reason"]
 
 
-def test_limits_hold_for_images_that_decode_reads(scans: str) -> None:
+def test_limits_apply_to_images_that_decode_reads(scans: str) -> None:
     loader = loaded(scans, errors=ErrorPolicy(max_pixels=260))
     assert sorted(pixels_of(loader)) == ["deep0", "deep2", "deep3"]
     assert {bad["stage"] for bad in loader.stats()["bad"]} == {"limit"}
 
 
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("decode", "message"),
     [
-        (lambda data: np.zeros((13, 20, 3), np.uint8), r"uint8 \(13, 20, 3\) of image 'deep0'.*uint8 \(13, 20, 1\)"),
-        (lambda data: np.zeros((13, 20), np.uint8), r"uint8 \(13, 20\) of"),
-        (lambda data: np.zeros((20, 13, 1), np.uint8), r"uint8 \(20, 13, 1\) of"),
-        (lambda data: np.zeros((13, 20, 1), np.uint16), r"uint16 \(13, 20, 1\) of"),
-        (lambda data: Image.open(io.BytesIO(data)), r"TiffImageFile of image 'deep0'.*or None"),
+        (lambda data: np.zeros((13, 20, 3), np.uint8), r"uint8 \(13, 20, 3\) for image 'deep0'.*uint8 \(13, 20, 1\)"),
+        (lambda data: np.zeros((13, 20), np.uint8), r"uint8 \(13, 20\) for"),
+        (lambda data: np.zeros((20, 13, 1), np.uint8), r"uint8 \(20, 13, 1\) for"),
+        (lambda data: np.zeros((13, 20, 1), np.uint16), r"uint16 \(13, 20, 1\) for"),
+        (lambda data: Image.open(io.BytesIO(data)), r"TiffImageFile for image 'deep0'.*or None"),
     ],
 )
-def test_array_of_another_shape_or_type_is_an_error_that_names_the_image(made: Any, said: str, scans: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        list(loaded(scans, decode=made, where=lambda index: np.arange(len(index)) == 0))
+def test_wrong_shape_or_type_from_decode_is_an_error_with_the_key(decode: Any, message: str, scans: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(loaded(scans, decode=decode, where=lambda index: np.arange(len(index)) == 0))
 
 
-def test_error_in_decode_is_raised_with_the_key_and_what_to_do(scans: str) -> None:
+def test_error_in_decode_propagates_with_the_key_and_the_remedy(scans: str) -> None:
     def broken(data: bytes) -> np.ndarray:
         raise OSError("no codec")
 
@@ -189,9 +178,9 @@ def test_error_in_decode_is_raised_with_the_key_and_what_to_do(scans: str) -> No
     assert "patchnpack.loaders.BadImage(reason)" in note
 
 
-def test_bad_image_raised_by_decode_is_counted_and_the_others_go_on(scans: str) -> None:
+def test_bad_image_raised_by_decode_is_counted_and_skipped(scans: str) -> None:
     def picky(data: bytes) -> np.ndarray | None:
-        if data == encode(deep(9, 30)):
+        if data == encode_image(deep(9, 30), "TIFF"):
             raise BadImage("its window is empty")
         return window_deep(data)
 
@@ -210,14 +199,14 @@ def test_state_saved_with_decode_is_refused_without_it(scans: str) -> None:
         loaded(scans, decode=None).load_state_dict(saved)
 
 
-def test_stream_gives_decode_encoded_images_and_no_others(draw_image: Any) -> None:
+def test_stream_calls_decode_for_encoded_images_only() -> None:
     asked: list[bytes] = []
 
     def noted(data: bytes) -> np.ndarray:
         asked.append(data)
         return window(data)
 
-    data, array = encode(deep(20, 13)), np.asarray(draw_image(8, 8, mode="L"))
+    data, array = encode_image(deep(20, 13), "TIFF"), np.asarray(draw_image(8, 8, mode="L"))
     samples = [(data, 1), (draw_image(16, 8, mode="L"), 2), (array, 3)]
     found = pixels_of(pack_stream(samples, GREY, batch_size=1, decode=noted))
     assert np.array_equal(found["0"], window(data))
@@ -228,7 +217,7 @@ def test_stream_gives_decode_encoded_images_and_no_others(draw_image: Any) -> No
     assert stream.stats()["bad"][0]["stage"] == "header"
 
 
-def test_decode_that_is_no_function_is_refused_at_once() -> None:
+def test_decode_that_is_not_callable_is_refused_at_once() -> None:
     text: Any = "tiff"
     for make in (lambda: loaded("none.tar", decode=text), lambda: pack_stream([], batch_size=1, decode=text)):
         with pytest.raises(ValueError, match="decode is 'tiff'; it must be a function from encoded bytes"):

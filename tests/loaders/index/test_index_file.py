@@ -1,4 +1,4 @@
-"""An index written and read again is the same index, or an error that says what is wrong with the file."""
+"""Index files: an index round-trips, and a damaged or foreign file is an error that names the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from patchnpack.loaders.index.table import Texts
 
 
 def as_lists(index: Index) -> dict[str, Any]:
-    """Every field as plain lists."""
+    """Every field as lists."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Texts):
@@ -42,19 +42,19 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / str(request.param)
 
 
-def test_index_that_was_saved_and_loaded_is_the_same(path: Path, index: Index) -> None:
+def test_saved_index_loads_equal(path: Path, index: Index) -> None:
     save_index(index, path)
     assert as_lists(load_index(path)) == as_lists(index)
 
 
-def test_parquet_has_a_row_group_a_shard_with_rows(index: Index, tmp_path: Path) -> None:
+def test_parquet_has_one_row_group_per_shard_with_rows(index: Index, tmp_path: Path) -> None:
     save_index(index, tmp_path / "index.parquet")
     with pq.ParquetFile(tmp_path / "index.parquet") as file:
         rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     assert [n for n in rows if n] == [n for n in np.diff(index.starts).tolist() if n]
 
 
-def test_columns_of_an_arrow_file_lie_in_the_file_and_not_in_memory(index: Index, tmp_path: Path) -> None:
+def test_columns_of_an_arrow_file_are_memory_mapped(index: Index, tmp_path: Path) -> None:
     save_index(Index.concatenate([index.select([0])] * 1000), tmp_path / "index.arrow")
     before = pa.total_allocated_bytes()
     loaded = load_index(tmp_path / "index.arrow")
@@ -64,7 +64,7 @@ def test_columns_of_an_arrow_file_lie_in_the_file_and_not_in_memory(index: Index
     assert not loaded.width.flags.writeable
 
 
-def test_folder_that_moved_keeps_its_index(path: Path, drawn: Any, tmp_path: Path) -> None:
+def test_index_moves_with_its_folder(path: Path, drawn: Any, tmp_path: Path) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     shutil.copytree(drawn.folder, before)
     index = scan([str(before / Path(shard).name) for shard in drawn.shards])
@@ -75,13 +75,15 @@ def test_folder_that_moved_keeps_its_index(path: Path, drawn: Any, tmp_path: Pat
     assert loaded.reader().read(0, 0, 100) == (after / Path(drawn.shards[0]).name).read_bytes()[:100]
 
 
-def test_shards_elsewhere_are_named_in_full(path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_elsewhere_are_stored_as_absolute_paths(
+    path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_index(index, path)
     monkeypatch.chdir(path.parent)
     assert load_index(path.name).shards == index.shards
 
 
-def test_index_without_rows_of_a_shard_and_with_bad_rows_survives(path: Path, tmp_path: Path, write_tar: Any) -> None:
+def test_empty_shards_and_bad_rows_round_trip(path: Path, tmp_path: Path, write_tar: Any) -> None:
     write_tar(tmp_path / "a.tar", [("x.txt", b"no image"), ("b.jpg", b"no jpeg"), ("ü.jpg", b"nor this")])
     write_tar(tmp_path / "b.tar", [])
     index = scan([tmp_path / "a.tar", tmp_path / "b.tar"])
@@ -93,42 +95,42 @@ def test_index_without_rows_of_a_shard_and_with_bad_rows_survives(path: Path, tm
 
 
 @pytest.mark.parametrize("cut", [0, 7, 100, -1, -9])
-def test_file_that_was_cut_is_refused_by_name(cut: int, path: Path, index: Index) -> None:
+def test_truncated_file_is_refused_by_name(cut: int, path: Path, index: Index) -> None:
     save_index(index, path)
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(ValueError, match=rf"index '.*{path.name}' cannot be read .*make it anew: patchnpack index"):
+    with pytest.raises(ValueError, match=rf"index '.*{path.name}' cannot be read .*make it again: patchnpack index"):
         load_index(path)
 
 
-def test_other_parquet_files_are_no_index(path: Path, index: Index) -> None:
+def test_other_parquet_files_are_refused(path: Path, index: Index) -> None:
     table = pa.table({"image": [b"1"]})
     if path.suffix == ".parquet":
         pq.write_table(table, path)
         assert not is_index(str(path))
-        with pytest.raises(ValueError, match=r"is no index of shards"):
+        with pytest.raises(ValueError, match=r"is not an index of shards"):
             load_index(path)
     save_index(index, path)
     assert is_index(str(path))
 
 
-def test_index_of_another_version_says_so(path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_index_of_another_version_is_refused(path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("patchnpack.loaders.index.index_file.VERSION", 99)
     save_index(index, path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"is of version 99, this is 3; make it anew"):
+    with pytest.raises(ValueError, match=r"has version 99, but this release reads 3; make it again"):
         load_index(path)
 
 
-def test_missing_file_and_other_endings_are_refused(index: Index, tmp_path: Path) -> None:
+def test_missing_file_and_other_suffixes_are_refused(index: Index, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"does not exist; make it with: patchnpack index"):
         load_index(tmp_path / "index.parquet")
     for call in (lambda path: save_index(index, path), load_index):
-        with pytest.raises(ValueError, match=r"ends in '.json'; name it .parquet, or .arrow"):
+        with pytest.raises(ValueError, match=r"ends in '.json'; name it .parquet or .arrow"):
             call(tmp_path / "index.json")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_write_that_fails_leaves_the_old_index(path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_the_old_index(path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     save_index(index, path)
     whole = path.read_bytes()
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
@@ -138,7 +140,7 @@ def test_write_that_fails_leaves_the_old_index(path: Path, index: Index, monkeyp
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_selected_shards_are_those_of_a_scan_of_them(drawn: Any, index: Index) -> None:
+def test_select_equals_a_scan_of_the_selected_shards(drawn: Any, index: Index) -> None:
     for which in ([0], [3, 1], [5, 4, 3, 2, 1, 0], [2]):
         shards = [drawn.shards[i] for i in which]
         if which != [2]:
@@ -147,21 +149,21 @@ def test_selected_shards_are_those_of_a_scan_of_them(drawn: Any, index: Index) -
             assert len(index.select(which)) == 0
 
 
-def test_concatenated_parts_are_the_whole(index: Index) -> None:
+def test_concatenate_inverts_select(index: Index) -> None:
     parts = [index.select([0, 1]), index.select([2]), index.select([3, 4, 5])]
     assert as_lists(Index.concatenate(parts)) == as_lists(index)
 
 
-def test_index_that_lacks_something_is_refused_by_name(index: Index, tmp_path: Path) -> None:
+def test_index_with_a_missing_column_is_refused_by_name(index: Index, tmp_path: Path) -> None:
     path = tmp_path / "index.parquet"
     save_index(index, path)
     pq.write_table(pq.read_table(path).drop_columns(["digest"]), path)
-    with pytest.raises(ValueError, match=r"index '.*index.parquet' lacks .*digest.*; make it anew"):
+    with pytest.raises(ValueError, match=r"index '.*index.parquet' lacks .*digest.*; make it again"):
         load_index(path)
 
 
 @pytest.mark.parametrize("name", ["index.parquet", "index.arrow"])
-def test_index_whose_shards_have_signed_addresses_is_its_owners_alone(name: str, index: Index, tmp_path: Path) -> None:
+def test_index_with_signed_addresses_is_readable_by_its_owner_only(name: str, index: Index, tmp_path: Path) -> None:
     umask = os.umask(0o022)
     try:
         save_index(index, tmp_path / name)

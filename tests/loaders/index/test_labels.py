@@ -23,7 +23,7 @@ def make_labels(
     draw_image: Callable[..., Image.Image],
     encode_image: Callable[..., bytes],
 ) -> Make:
-    """Makes the `Labels` of a shard with one image for each of the given sets of members."""
+    """Make the `Labels` of a shard with one image for each given set of members."""
     data = encode_image(draw_image(9, 9))
 
     def make(samples: Sequence[Mapping[str, str | bytes]], label: Any, classes: Any = None) -> Labels:
@@ -59,7 +59,7 @@ def test_cls_is_a_whole_number(label: str, make_labels: Make) -> None:
     assert (labels.shape, labels.dtype.name, labels.num_classes) == ((), "int64", 13)
 
 
-def test_names_are_looked_up_in_a_list_a_file_or_a_mapping(make_labels: Make, tmp_path: Path) -> None:
+def test_class_names_come_from_a_list_a_file_or_a_mapping(make_labels: Make, tmp_path: Path) -> None:
     samples = [{"cls": "dress"}, {"cls": "hat\n"}, {"cls": "1"}]
     file = tmp_path / "classes.txt"
     file.write_text("hat\nshoe\n\ndress\n")
@@ -91,7 +91,7 @@ def test_json_field_is_a_number_a_name_or_a_target(make_labels: Make) -> None:
     assert np.array_equal(np.stack(all_of(soft, 2)), np.array([[0.5, 0.5], [1, 0]], np.float32))
 
 
-def test_callable_gets_every_member_and_gives_an_int(make_labels: Make) -> None:
+def test_callable_gets_every_member_and_returns_an_int(make_labels: Make) -> None:
     seen: list[set[str]] = []
 
     def label(members: dict[str, bytes]) -> Any:
@@ -108,7 +108,7 @@ def test_whole_number_of_any_kind_is_a_class(kind: Callable[[int], Any], make_la
     assert all_of(make_labels([{"cls": "1"}], lambda members: kind(1)), 1) == [1]
 
 
-def test_callable_gives_a_target_and_none_where_there_is_none(make_labels: Make) -> None:
+def test_callable_returns_a_target_or_none(make_labels: Make) -> None:
     samples = [{}, {"json": "[0.25, 1.5, -3]"}, {"json": "[1, 2, 3]"}]
     labels = make_labels(samples, lambda members: json.loads(members["json"]) if "json" in members else None)
     assert (labels.shape, labels.dtype.name) == ((3,), "float32")
@@ -121,7 +121,7 @@ def test_callable_gives_a_target_and_none_where_there_is_none(make_labels: Make)
 
 
 @pytest.mark.parametrize("label", ["cls", "txt", "json:n", lambda members: None])
-def test_label_absent_from_every_sample_is_refused_with_the_members_there_are(label: Any, make_labels: Make) -> None:
+def test_label_absent_from_every_sample_is_refused_with_the_existing_members(label: Any, make_labels: Make) -> None:
     with pytest.raises(ValueError, match=r"is absent from all 2 samples; their members are .jpg, .seg.png"):
         make_labels([{"seg.png": "x"}, {}], label)
 
@@ -149,7 +149,7 @@ def test_label_absent_from_some_is_minus_100(make_labels: Make) -> None:
         (b"\xff\xfe", None, "label '\ufffd\ufffd'"),
     ],
 )
-def test_text_that_is_no_class_is_refused_with_the_sample_it_is_of(
+def test_text_that_is_not_a_class_is_refused_with_its_sample(
     text: str | bytes, classes: list[str] | None, message: str, member: str, make_labels: Make
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
@@ -157,7 +157,7 @@ def test_text_that_is_no_class_is_refused_with_the_sample_it_is_of(
     assert "key 'k1' in" in notes(caught.value)
 
 
-def test_unknown_class_in_the_last_cls_of_all_is_found_at_once(make_labels: Make) -> None:
+def test_unknown_class_in_the_last_cls_member_is_found_at_once(make_labels: Make) -> None:
     with pytest.raises(ValueError, match="label 'sofa'") as caught:
         make_labels([{"cls": "1"}] * 20 + [{"cls": "sofa"}], "cls")
     assert "key 'k20'" in notes(caught.value)
@@ -173,7 +173,7 @@ def test_unknown_class_in_the_last_cls_of_all_is_found_at_once(make_labels: Make
         ('{"n": ["a"]}', r"a label is \['a'\]; it must be"),
     ],
 )
-def test_json_that_holds_no_label_is_refused_with_the_sample(text: str, message: str, make_labels: Make) -> None:
+def test_json_without_a_label_is_refused_with_the_sample(text: str, message: str, make_labels: Make) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         make_labels([{"json": text}], "json:n")
     assert "'k0'" in notes(caught.value) + str(caught.value)
@@ -185,8 +185,8 @@ def test_json_number_outside_the_classes_is_refused(make_labels: Make) -> None:
 
 
 @pytest.mark.parametrize("value", [0.5, 3.0, np.float32(2), "cat", [[1.0]], object()])
-def test_callable_that_gives_neither_a_class_nor_a_target_is_refused(value: Any, make_labels: Make) -> None:
-    """A number with a fraction would be cut off in an array of classes."""
+def test_callable_that_returns_neither_class_nor_target_is_refused(value: Any, make_labels: Make) -> None:
+    """An array of classes would truncate a fractional number."""
     with pytest.raises(ValueError, match=r"must be a whole number .* of one, write"):
         make_labels([{}], lambda members: value)
 
@@ -194,11 +194,11 @@ def test_callable_that_gives_neither_a_class_nor_a_target_is_refused(value: Any,
 def test_targets_of_different_lengths_are_refused_with_the_key(make_labels: Make) -> None:
     labels = make_labels([{"json": '{"t": [1, 2]}'}, {"json": '{"t": [1]}'}, {"json": '{"t": 3}'}], "json:t")
     for row, shape in ((1, r"\(1,\)"), (2, r"\(\)")):
-        with pytest.raises(ValueError, match=rf"label of 'k{row}' has shape {shape}, the first one \(2,\)"):
+        with pytest.raises(ValueError, match=rf"label of 'k{row}' has shape {shape}, the labels before it \(2,\)"):
             labels.of(row)
 
 
-def test_error_of_the_callable_says_for_which_sample(make_labels: Make) -> None:
+def test_error_of_the_callable_names_the_sample(make_labels: Make) -> None:
     with pytest.raises(KeyError) as caught:
         make_labels([{}], lambda members: members["caption"])
     assert "key 'k0' in" in notes(caught.value)
@@ -211,15 +211,15 @@ def test_error_of_the_callable_says_for_which_sample(make_labels: Make) -> None:
         ("txt:a", "only a .json member has fields: write 'json:a'"),
     ],
 )
-def test_label_that_cannot_be_read_so_is_refused(label: str, message: str, make_labels: Make) -> None:
+def test_malformed_label_option_is_refused(label: str, message: str, make_labels: Make) -> None:
     with pytest.raises(ValueError, match=message):
         make_labels([{"json": "{}"}], label)
 
 
-def test_classes_that_are_not_there_or_named_twice_are_refused(make_labels: Make, tmp_path: Path) -> None:
+def test_missing_or_repeated_classes_are_refused(make_labels: Make, tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"classes file '.*names.txt' does not exist; it holds one class name a line"
+        FileNotFoundError, match=r"classes file '.*names.txt' does not exist; give a file with one class name per line"
     ):
         make_labels([{"cls": "1"}], "cls", tmp_path / "names.txt")
-    with pytest.raises(ValueError, match="classes names 1 classes twice"):
+    with pytest.raises(ValueError, match="classes repeats 1 names; each class needs a name of its own"):
         make_labels([{"cls": "1"}], "cls", ["a", "b", "a"])

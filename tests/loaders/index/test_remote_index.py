@@ -1,4 +1,4 @@
-"""An index on a remote store: found beside its shards, put there whole, and what happens where it cannot be had."""
+"""Indexes on remote stores: finding, uploading, and the errors of both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from patchnpack.loaders import PackedImageLoader, load_index, open_index, save_index, scan, update_index
 from patchnpack.loaders.index import remote_index
-from patchnpack.loaders.remote.download import RemoteError
+from patchnpack.loaders.remote.errors import RemoteError
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.packer import Packing
 
@@ -25,7 +25,7 @@ QUICK = {"retry": {"attempts": 2, "pause_s": 0.01, "deadline_s": 20}}
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder with ETags, takes PUTs, notes requests, and answers what it is told to about an index."""
+    """Serves a folder with ETags, accepts PUTs, records requests, and answers requests for an index as configured."""
 
     server: Server
 
@@ -67,7 +67,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 @pytest.fixture
 def server(make_drawn: Callable[..., Any], tmp_path: Path) -> Iterator[Server]:
-    """Serves three shards; none of its misses is remembered for other tests."""
+    """Serves three shards. The missing indexes are forgotten after the test."""
     make_drawn((5, 3, 4))
     server = Server(str(tmp_path))
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -83,16 +83,16 @@ def shards(server: Server) -> str:
 
 
 def opened(source: Any, cache: Path, **options: Any) -> Any:
-    return open_index(source, store=ShardOpener(cache, storage_options=QUICK), **options)
+    return open_index(source, opener=ShardOpener(cache, storage_options=QUICK), **options)
 
 
 def fetched(server: Server) -> list[str]:
     return [request for request in server.asked if request.startswith("GET")]
 
 
-def test_index_that_was_put_beside_remote_shards_is_found_there(server: Server, tmp_path: Path) -> None:
+def test_index_beside_remote_shards_is_found(server: Server, tmp_path: Path) -> None:
     url = f"{server.address}/index.parquet"
-    path, index, read = update_index(shards(server), url, store=ShardOpener(tmp_path / "a", storage_options=QUICK))
+    path, index, read = update_index(shards(server), url, opener=ShardOpener(tmp_path / "a", storage_options=QUICK))
     assert (path, len(index), read) == (url, 12, 3)
     assert [request for request in server.asked if "PUT" in request] == ["PUT /index.parquet"]
     server.asked.clear()
@@ -103,23 +103,23 @@ def test_index_that_was_put_beside_remote_shards_is_found_there(server: Server, 
     assert fetched(server) == ["GET /index.parquet"]
     again = opened([f"{server.address}/drawn-002.tar"], tmp_path / "b")
     assert list(again.keys) == list(index.keys[8:])
-    assert fetched(server) == ["GET /index.parquet"]  # it is in the cache, and was asked for its version
+    assert fetched(server) == ["GET /index.parquet"]  # the index is cached, and only its version was asked for
 
 
 def test_remote_index_is_brought_up_to_date_shard_by_shard(server: Server, tmp_path: Path) -> None:
-    url, store = f"{server.address}/index.arrow", ShardOpener(tmp_path / "a", storage_options=QUICK)
-    assert update_index(f"{server.address}/drawn-{{000..001}}.tar", url, store=store)[2] == 2
-    _, index, read = update_index(shards(server), url, store=store)
+    url, opener = f"{server.address}/index.arrow", ShardOpener(tmp_path / "a", storage_options=QUICK)
+    assert update_index(f"{server.address}/drawn-{{000..001}}.tar", url, opener=opener)[2] == 2
+    _, index, read = update_index(shards(server), url, opener=opener)
     assert (len(index), read) == (12, 1)
-    assert update_index(shards(server), url, store=store)[2] == 0
+    assert update_index(shards(server), url, opener=opener)[2] == 0
     assert sum("PUT" in request for request in server.asked) == 2
     assert len(opened(shards(server), tmp_path / "b", may_scan=False)) == 12
 
 
-def test_index_made_beside_local_shards_serves_those_that_were_uploaded(server: Server, tmp_path: Path) -> None:
+def test_index_of_local_shards_serves_uploaded_copies(server: Server, tmp_path: Path) -> None:
     update_index(sorted(map(str, tmp_path.glob("drawn-*.tar"))))
     for shard in tmp_path.glob("drawn-*.tar"):
-        os.utime(shard, ns=(0, 10**18))  # a copy's time is its own
+        os.utime(shard, ns=(0, 10**18))  # a copy has another mtime
     loader = PackedImageLoader(
         shards(server), PACKING, batch_size=1, cache_dir=tmp_path / "b", rank=0, world_size=2, storage_options=QUICK
     )
@@ -130,7 +130,7 @@ def test_index_made_beside_local_shards_serves_those_that_were_uploaded(server: 
     assert alone.stats()["bad_images"] == 0
 
 
-def test_uploaded_shard_of_another_size_than_its_index_says_is_an_error(server: Server, tmp_path: Path) -> None:
+def test_uploaded_shard_of_another_size_is_an_error(server: Server, tmp_path: Path) -> None:
     update_index(sorted(map(str, tmp_path.glob("drawn-*.tar"))))
     with (tmp_path / "drawn-001.tar").open("ab") as file:
         file.write(bytes(512))
@@ -139,68 +139,66 @@ def test_uploaded_shard_of_another_size_than_its_index_says_is_an_error(server: 
         list(loader)
 
 
-def test_process_asks_once_for_an_index_that_is_not_there(server: Server, tmp_path: Path) -> None:
+def test_missing_index_is_asked_for_once_per_process(server: Server, tmp_path: Path) -> None:
     for _ in range(3):
         opened(shards(server), tmp_path / "b")
     asked = [request for request in server.asked if "index" in request]
     assert asked == ["HEAD /index.parquet", "HEAD /index.arrow"]
-    update_index(shards(server), f"{server.address}/index.parquet", store=ShardOpener(tmp_path / "b"))
+    update_index(shards(server), f"{server.address}/index.parquet", opener=ShardOpener(tmp_path / "b"))
     server.asked.clear()
-    opened(shards(server), tmp_path / "c", may_scan=False)  # its own put is no longer missing
+    opened(shards(server), tmp_path / "c", may_scan=False)  # the uploaded index is no longer missing
     assert fetched(server) == ["GET /index.parquet"]
 
 
-def test_store_that_refuses_to_say_is_told_in_the_log_and_asked_again(
+def test_refused_request_for_an_index_is_logged_and_repeated_later(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    update_index(shards(server), f"{server.address}/index.parquet", store=ShardOpener(tmp_path / "a"))
+    update_index(shards(server), f"{server.address}/index.parquet", opener=ShardOpener(tmp_path / "a"))
     server.status = 403
     with caplog.at_level(logging.INFO, "patchnpack"):
         assert len(opened(shards(server), tmp_path / "b")) == 12
-    assert "no index is looked for beside the shards" in caplog.text
+    assert "the search for an index beside the shards is skipped" in caplog.text
     assert "403 Forbidden" in caplog.text
     server.status = 0
     assert len(opened(shards(server), tmp_path / "c", may_scan=False)) == 12
 
 
-def test_store_that_does_not_answer_is_an_error(server: Server, tmp_path: Path) -> None:
+def test_unreachable_store_is_an_error(server: Server, tmp_path: Path) -> None:
     server.status = 503
     with pytest.raises(RemoteError, match=r"index.parquet: the server answered 503 .* \(2 attempts"):
         opened(shards(server), tmp_path / "b")
 
 
-def test_put_that_is_refused_is_an_error_that_names_the_address(server: Server, tmp_path: Path) -> None:
-    store = ShardOpener(tmp_path / "a", storage_options=QUICK)
-    index = scan(shards(server), store=store)
+def test_refused_upload_is_an_error_with_the_address(server: Server, tmp_path: Path) -> None:
+    opener = ShardOpener(tmp_path / "a", storage_options=QUICK)
+    index = scan(shards(server), opener=opener)
     server.status = 403
     with pytest.raises(RemoteError, match=r"/index.parquet: the server answered 403 Forbidden .*give storage_options="):
-        remote_index.save_remote_index(index, f"{server.address}/index.parquet", store)
+        remote_index.save_remote_index(index, f"{server.address}/index.parquet", opener)
 
 
-def test_index_of_signed_addresses_is_not_put_where_others_read_it(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"drawn-000.tar\?...' holds what may be a secret") as caught:
+def test_index_of_signed_addresses_is_not_uploaded(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"drawn-000.tar\?...' may hold a secret") as caught:
         update_index(
-            f"{server.address}/drawn-000.tar?sig=WORD", f"{server.address}/index.parquet", store=ShardOpener(tmp_path)
+            f"{server.address}/drawn-000.tar?sig=WORD", f"{server.address}/index.parquet", opener=ShardOpener(tmp_path)
         )
     assert "WORD" not in str(caught.value)
     assert not any("PUT" in request for request in server.asked)
 
 
-def test_what_is_no_index_is_refused_where_it_is_given_and_passed_over_beside_shards(
-    server: Server, tmp_path: Path
-) -> None:
+def test_other_file_is_refused_as_index_and_skipped_beside_shards(server: Server, tmp_path: Path) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     pa = pytest.importorskip("pyarrow")
     pq.write_table(pa.table({"image": [b""]}), tmp_path / "index.parquet")
     assert len(opened(shards(server), tmp_path / "b")) == 12
-    with pytest.raises(ValueError, match=r"index.parquet' is no index of shards; make one: patchnpack index"):
+    with pytest.raises(ValueError, match=r"index.parquet' is not an index of shards; make one: patchnpack index"):
         opened(shards(server), tmp_path / "b", index=f"{server.address}/index.parquet")
-    with pytest.raises(ValueError, match=r"ends in '.idx'; name it .parquet, or .arrow"):
-        update_index(shards(server), f"{server.address}/all.idx", store=ShardOpener(tmp_path / "b"))
+    with pytest.raises(ValueError, match=r"ends in '.idx'; name it .parquet or .arrow"):
+        update_index(shards(server), f"{server.address}/all.idx", opener=ShardOpener(tmp_path / "b"))
 
 
-def test_local_index_that_is_copied_to_another_server_names_the_shards_there(server: Server, tmp_path: Path) -> None:
-    update_index(shards(server), f"{server.address}/index.parquet", store=ShardOpener(tmp_path / "a"))
+def test_index_copied_to_a_server_names_the_shards_there(server: Server, tmp_path: Path) -> None:
+    update_index(shards(server), f"{server.address}/index.parquet", opener=ShardOpener(tmp_path / "a"))
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in [*tmp_path.glob("drawn-*.tar"), tmp_path / "index.parquet"]:
@@ -222,5 +220,5 @@ def test_local_index_that_is_copied_to_another_server_names_the_shards_there(ser
         (["https://h/a/0.tar?sig=a/b", "https://h/a/1.tar#x/y"], "https://h/a"),
     ],
 )
-def test_common_folder_is_of_whole_names_without_queries(addresses: list[str], folder: str | None) -> None:
+def test_common_folder_ignores_queries_and_partial_names(addresses: list[str], folder: str | None) -> None:
     assert remote_index.common_folder(addresses) == folder

@@ -1,4 +1,4 @@
-"""Which index is used, and that a shard is read again only when it has changed."""
+"""Choosing the index, and scanning only changed shards again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKING = Packing(seq_len=64, patch_size=8)
 
 @pytest.fixture
 def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The shards that have been scanned, in order."""
+    """The scanned shards, in order."""
     names: list[str] = []
     scan_shard = scanner._scan_shard
 
@@ -46,53 +46,53 @@ def test_scan_is_cached_and_only_changed_shards_are_read_again(
     shards: list[str], scanned: list[str], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    first = open_index(shards, store=ShardOpener(cache))
+    first = open_index(shards, opener=ShardOpener(cache))
     assert sorted(scanned) == ["drawn-000.tar", "drawn-001.tar", "drawn-002.tar"]
-    assert list(open_index(shards, store=ShardOpener(cache)).keys) == list(first.keys)
+    assert list(open_index(shards, opener=ShardOpener(cache)).keys) == list(first.keys)
     assert len(scanned) == 3
     touch(shards[1])
-    again = open_index(shards, store=ShardOpener(cache))
+    again = open_index(shards, opener=ShardOpener(cache))
     assert scanned[3:] == ["drawn-001.tar"]
     assert list(again.keys) == list(first.keys)
     assert again.versions[1] == str(os.stat(shards[1]).st_mtime_ns)
-    open_index(shards, store=ShardOpener(cache))
+    open_index(shards, opener=ShardOpener(cache))
     assert len(scanned) == 4
-    open_index(shards[:2], store=ShardOpener(cache))
-    open_index(shards, store=ShardOpener(cache), image="png")
+    open_index(shards[:2], opener=ShardOpener(cache))
+    open_index(shards, opener=ShardOpener(cache), image="png")
     assert len(scanned) == 9
 
 
-def test_damaged_cache_is_made_anew_and_told(
+def test_damaged_cached_index_is_replaced_with_a_log_line(
     shards: list[str], scanned: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    open_index(shards, store=ShardOpener(tmp_path / "cache"))
+    open_index(shards, opener=ShardOpener(tmp_path / "cache"))
     (cached,) = (tmp_path / "cache" / "indexes").iterdir()
     cached.write_bytes(cached.read_bytes()[:50])
-    assert len(open_index(shards, store=ShardOpener(tmp_path / "cache"))) == 12
+    assert len(open_index(shards, opener=ShardOpener(tmp_path / "cache"))) == 12
     assert "cannot be read" in caplog.text
     assert len(scanned) == 6
     load_index(cached)
 
 
-def test_cache_that_cannot_be_written_is_told_and_the_index_used(
+def test_unwritable_cache_gives_a_log_line_and_the_index(
     shards: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "indexes").write_text("no folder")
     with caplog.at_level(logging.WARNING, "patchnpack"):
-        assert len(open_index(shards, store=ShardOpener(tmp_path / "cache"))) == 12
-    assert "the index is not kept for the next start" in caplog.text
+        assert len(open_index(shards, opener=ShardOpener(tmp_path / "cache"))) == 12
+    assert "the index cannot be cached" in caplog.text
 
 
 def test_cache_that_is_a_file_is_refused_before_work_starts(shards: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(
-        ValueError, match=r"the cache '.*file' is a file; give cache_dir=, or \$PATCHNPACK_CACHE, a folder"
+        ValueError, match=r"the cache '.*file' is a file; set cache_dir= or \$PATCHNPACK_CACHE to a folder"
     ):
         PackedImageLoader(shards, PACKING, batch_size=1, cache_dir=tmp_path / "file")
 
 
-def test_index_beside_the_shards_is_used_for_any_of_them(shards: list[str], scanned: list[str], tmp_path: Path) -> None:
+def test_index_beside_the_shards_is_used_for_any_subset(shards: list[str], scanned: list[str], tmp_path: Path) -> None:
     path, index, read = update_index(shards)
     assert (path, len(index), read) == (tmp_path / "index.parquet", 12, 3)
     scanned.clear()
@@ -100,10 +100,14 @@ def test_index_beside_the_shards_is_used_for_any_of_them(shards: list[str], scan
     assert list(loader.index.keys) == [*index.keys[8:], *index.keys[:5]]
     assert PackedImageLoader(str(path), PACKING, batch_size=1).index.shards == tuple(shards)
     assert scanned == []
-    PackedImageLoader(shards, PACKING, batch_size=1, image="jpg;png;webp")  # made for others: not used
+    PackedImageLoader(
+        shards, PACKING, batch_size=1, image="jpg;png;webp"
+    )  # the index was made for other extensions, so it is not used
     assert len(scanned) == 3
     save_index(index.select([0, 1]), path)
-    assert len(PackedImageLoader(shards, PACKING, batch_size=1).index) == 12  # it lacks one: not used
+    assert (
+        len(PackedImageLoader(shards, PACKING, batch_size=1).index) == 12
+    )  # the index lacks a shard, so it is not used
     assert len(scanned) == 6
 
 
@@ -116,14 +120,14 @@ def test_index_is_brought_up_to_date_shard_by_shard(
     assert load_index(path).shards == tuple(shards)
     assert update_index(shards)[2] == 0
     touch(shards[0])
-    assert update_index(shards[1])[2] == 1  # others in the file are looked after, too
+    assert update_index(shards[1])[2] == 1  # other shards of the file are updated, too
     Path(shards[0]).unlink()
     _, index, read = update_index(shards[1:])
     assert (index.shards, read) == (tuple(shards[1:]), 0)
     assert scanned == [f"drawn-{i:03}.tar" for i in (0, 1, 2, 0)]
 
 
-def test_copied_shards_with_other_times_are_as_good(shards: list[str], tmp_path: Path) -> None:
+def test_copied_shards_with_other_mtimes_are_accepted(shards: list[str], tmp_path: Path) -> None:
     path, index, _ = update_index(shards)
     for shard in shards:
         touch(shard)
@@ -131,7 +135,7 @@ def test_copied_shards_with_other_times_are_as_good(shards: list[str], tmp_path:
     assert sorted(key for batch in loader for keys in batch.keys for key in keys) == sorted(index.keys)
 
 
-def test_shard_of_another_size_is_an_error_that_says_what_to_run(shards: list[str]) -> None:
+def test_shard_of_another_size_is_an_error_with_the_command_to_run(shards: list[str]) -> None:
     path, _, _ = update_index(shards)
     with open(shards[1], "ab") as file:
         file.write(bytes(512))
@@ -139,35 +143,35 @@ def test_shard_of_another_size_is_an_error_that_says_what_to_run(shards: list[st
         with pytest.raises(OSError, match=r"drawn-001.tar' has \d+ bytes but had \d+ when .*: patchnpack index SHARDS"):
             PackedImageLoader(source, PACKING, batch_size=1)
     Path(shards[1]).unlink()
-    with pytest.raises(FileNotFoundError, match=r"drawn-001.tar', which index .* holds, does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"drawn-001.tar' of index .* does not exist"):
         PackedImageLoader(str(path), PACKING, batch_size=1)
 
 
 def test_given_index_must_hold_the_shards_and_their_images(shards: list[str], tmp_path: Path) -> None:
     save_index(scan(shards[:2]), tmp_path / "two.parquet")
-    with pytest.raises(ValueError, match=r"does not hold 1 of the 3 shards, '.*drawn-002.tar' for one; add them"):
+    with pytest.raises(ValueError, match=r"lacks 1 of the 3 shards, such as '.*drawn-002.tar'; add them"):
         PackedImageLoader(shards, PACKING, batch_size=1, index=tmp_path / "two.parquet")
-    with pytest.raises(ValueError, match=r"was made with image='jpg;jpeg;png;webp', this loader has 'gif'"):
+    with pytest.raises(ValueError, match=r"was made with image='jpg;jpeg;png;webp', but this loader has image='gif'"):
         PackedImageLoader(shards[:2], PACKING, batch_size=1, index=tmp_path / "two.parquet", image="gif")
     given = PackedImageLoader(shards[1], PACKING, batch_size=1, index=scan(shards))
     assert len(given.index) == 3
 
 
-def test_index_into_a_folder_that_is_not_there_is_refused_before_work_starts(
+def test_index_in_a_missing_folder_is_refused_before_work_starts(
     shards: list[str], scanned: list[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(FileNotFoundError, match=r"the folder of '.*' does not exist; make it first"):
+    with pytest.raises(FileNotFoundError, match=r"the folder of '.*' does not exist; create it first"):
         update_index(shards, tmp_path / "none" / "index.parquet")
     assert scanned == []
 
 
-def test_shards_named_from_the_working_folder_are_known_again(
+def test_relative_paths_find_the_cached_index(
     shards: list[str], scanned: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names = [Path(shard).name for shard in shards]
     for _ in range(3):
-        open_index(names, store=ShardOpener(tmp_path / "cache"))
+        open_index(names, opener=ShardOpener(tmp_path / "cache"))
     assert len(scanned) == 3
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path / "sub")

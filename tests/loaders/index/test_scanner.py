@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import patchnpack.loaders.index.scanner as scan_module
-from patchnpack.loaders.imaging.decode import Header, read_header
+from patchnpack.loaders.imaging.header import Header, read_header
 from patchnpack.loaders.index.scanner import scan
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.streaming.pack_stream import pack_stream
@@ -20,7 +20,7 @@ Encode = Callable[..., bytes]
 WriteTar = Callable[..., str]
 
 
-def test_every_image_has_one_row_that_points_at_its_bytes(drawn: Any) -> None:
+def test_every_image_has_one_row_with_its_byte_range(drawn: Any) -> None:
     index = scan(drawn.shards)
     assert list(index.keys) == drawn.keys
     assert len(index) == len(drawn.keys) == 60
@@ -38,7 +38,7 @@ def test_every_image_has_one_row_that_points_at_its_bytes(drawn: Any) -> None:
     assert index.headers(np.array([3, 0])) == [index.headers(np.array([i]))[0] for i in (3, 0)]
 
 
-def test_members_say_where_every_other_member_lies(drawn: Any) -> None:
+def test_members_hold_the_byte_ranges_of_all_members(drawn: Any) -> None:
     index = scan(drawn.shards)
     assert set(index.members) == {"jpg", "png", "cls", "txt"}
     for i, key in enumerate(index.keys):
@@ -49,7 +49,7 @@ def test_members_say_where_every_other_member_lies(drawn: Any) -> None:
         assert ((index.members["jpg"][i] >= 0) != (index.members["png"][i] >= 0)).all()
 
 
-def test_dtypes_are_those_of_the_contract(drawn: Any) -> None:
+def test_dtypes_match_the_documentation(drawn: Any) -> None:
     index = scan(drawn.shards)
     assert {name: getattr(index, name).dtype for name in ("starts", "offset", "nbytes")} == dict.fromkeys(
         ("starts", "offset", "nbytes"), np.dtype(np.int64)
@@ -59,7 +59,7 @@ def test_dtypes_are_those_of_the_contract(drawn: Any) -> None:
     assert all(where.shape == (60, 2) and where.dtype == np.int64 for where in index.members.values())
 
 
-def test_index_is_the_same_for_any_number_of_threads(drawn: Any) -> None:
+def test_index_does_not_depend_on_the_number_of_threads(drawn: Any) -> None:
     one, many = scan(drawn.shards, num_threads=1), scan(drawn.shards, num_threads=8)
     for name in Index.__slots__:
         assert np.array_equal(getattr(one, name), getattr(many, name)) if name != "members" else True, name
@@ -73,7 +73,7 @@ def test_progress_counts_shards(drawn: Any) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_width_and_height_are_those_of_the_upright_image(
+def test_width_and_height_are_upright(
     orientation: int, tmp_path: Path, write_tar: WriteTar, draw_image: Draw, encode_image: Encode
 ) -> None:
     exif = Image.Exif()
@@ -123,7 +123,7 @@ def test_samples_without_an_image_are_counted(
 @pytest.mark.parametrize(
     ("image", "expected"), [("jpg;png", (30, 20)), ("png;jpg", (11, 12)), (" .PNG ; jpg", (11, 12))]
 )
-def test_of_several_images_in_a_sample_the_first_listed_counts(
+def test_first_listed_extension_is_used_among_several_images(
     image: str, expected: tuple[int, int], tmp_path: Path, write_tar: WriteTar, draw_image: Draw, encode_image: Encode
 ) -> None:
     members = [("a.png", encode_image(draw_image(11, 12), "PNG")), ("a.jpg", encode_image(draw_image(30, 20)))]
@@ -133,15 +133,13 @@ def test_of_several_images_in_a_sample_the_first_listed_counts(
     assert set(index.members) == {"jpg", "png"}
 
 
-def test_other_extensions_are_images_when_asked_for(
-    tmp_path: Path, write_tar: WriteTar, draw_image: Draw, encode_image: Encode
-) -> None:
+def test_image_sets_the_extensions(tmp_path: Path, write_tar: WriteTar, draw_image: Draw, encode_image: Encode) -> None:
     data = encode_image(draw_image(30, 20))
     tar = write_tar(tmp_path / "a.tar", [("a.photo.jpg", data), ("a.jpg", b"a thumbnail, broken")])
     assert scan(tar, image="photo.jpg").width.tolist() == [30]
 
 
-def test_shard_without_images_is_refused_with_what_it_holds(tmp_path: Path, write_tar: WriteTar, drawn: Any) -> None:
+def test_shard_without_images_is_refused_with_its_extensions(tmp_path: Path, write_tar: WriteTar, drawn: Any) -> None:
     tar = write_tar(tmp_path / "a.tar", [("a.gif", b"x"), ("a.cls", b"1")])
     for source in (tar, [drawn.shards[0], tar]):
         with pytest.raises(
@@ -150,21 +148,21 @@ def test_shard_without_images_is_refused_with_what_it_holds(tmp_path: Path, writ
             scan(source)
 
 
-def test_names_with_dots_do_not_flood_the_message(tmp_path: Path, write_tar: WriteTar) -> None:
+def test_names_with_dots_keep_the_message_short(tmp_path: Path, write_tar: WriteTar) -> None:
     tar = write_tar(tmp_path / "a.tar", [(f"photo.{i:04d}.jpg", b"x") for i in range(1000)])
     with pytest.raises(ValueError, match="and 990 more") as caught:
         scan(tar)
     assert len(str(caught.value)) < 500 + len(tar)
 
 
-def test_empty_tar_among_others_is_fine_but_not_alone(tmp_path: Path, write_tar: WriteTar, drawn: Any) -> None:
+def test_empty_tar_is_accepted_among_others_but_not_alone(tmp_path: Path, write_tar: WriteTar, drawn: Any) -> None:
     tar = write_tar(tmp_path / "a.tar", [])
     assert len(scan([drawn.shards[1], tar, drawn.shards[4]])) == 4
     with pytest.raises(ValueError, match=r"the 1 shards, from '.*a.tar' on, hold no sample"):
         scan(tar)
 
 
-def test_missing_and_cut_shards_are_errors_that_name_them(tmp_path: Path, drawn: Any) -> None:
+def test_missing_and_truncated_shards_are_errors_with_their_names(tmp_path: Path, drawn: Any) -> None:
     with pytest.raises(FileNotFoundError, match=r"shard 'gone.tar' does not exist"):
         scan([drawn.shards[0], "gone.tar"])
     cut = tmp_path / "cut.tar"
@@ -173,9 +171,7 @@ def test_missing_and_cut_shards_are_errors_that_name_them(tmp_path: Path, drawn:
         scan([drawn.shards[0], str(cut)])
 
 
-def test_mistake_in_a_thread_is_raised_and_not_counted_as_a_bad_image(
-    drawn: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bug_in_a_thread_propagates_and_is_not_a_bad_image(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(data: bytes) -> Header:
         raise ZeroDivisionError("a bug")
 
@@ -184,7 +180,7 @@ def test_mistake_in_a_thread_is_raised_and_not_counted_as_a_bad_image(
         scan(drawn.shards)
 
 
-def test_rows_are_named_by_shard_and_place_in_it_whatever_else_the_source_holds(drawn: Any) -> None:
+def test_row_id_is_shard_and_row_in_shard(drawn: Any) -> None:
     index = scan(drawn.shards)
     which = np.array([59, 0, 41, 17])
     rows = index.rows(which)
@@ -194,7 +190,7 @@ def test_rows_are_named_by_shard_and_place_in_it_whatever_else_the_source_holds(
     assert len(set(index.rows(np.arange(60)).row_id.tolist())) == 60
 
 
-def test_clothing_index_holds_the_sizes_that_pil_reads(clothing: str) -> None:
+def test_clothing_sizes_equal_pil(clothing: str) -> None:
     index = scan(f"{clothing}/train-{{000008..000009}}.tar")
     assert index.starts.tolist() == [0, 340, 348]
     assert set(index.members) == {"jpg", "cls"}
@@ -206,13 +202,13 @@ def test_clothing_index_holds_the_sizes_that_pil_reads(clothing: str) -> None:
             assert image.size == (index.width[i], index.height[i])
 
 
-def test_webp_that_cannot_be_read_here_is_named_with_its_shard(
+def test_unsupported_webp_is_an_error_with_the_shard(
     tmp_path: Path, write_tar: WriteTar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patchnpack.loaders.imaging.decode.WEBP_SUPPORTED", False)
+    monkeypatch.setattr("patchnpack.loaders.imaging.formats.WEBP_SUPPORTED", False)
     data = b"RIFF\x10\0\0\0WEBPVP8 "
     shard = write_tar(tmp_path / "a.tar", [("one.webp", data)])
-    with pytest.raises(ValueError, match=r"image 'one' in shard '.*a.tar': there are WebP images, and this PIL"):
+    with pytest.raises(ValueError, match=r"image 'one' in shard '.*a.tar': WebP images cannot be read: this PIL"):
         scan(shard)
-    with pytest.raises(ValueError, match=r"the image of sample '0': there are WebP images"):
+    with pytest.raises(ValueError, match=r"the image of sample '0': WebP images cannot be read"):
         list(pack_stream([(data, 0)], batch_size=1))

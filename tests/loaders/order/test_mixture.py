@@ -48,7 +48,7 @@ def keys_of(loader: PackedImageLoader) -> list[str]:
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("num_streams", [1, 2])
-def test_shares_are_exact_and_sources_go_on_where_they_stood(
+def test_shares_are_exact_and_sources_continue_in_the_next_epoch(
     num_streams: int, shuffle: bool, parts: dict[str, Index]
 ) -> None:
     loader = mixed(parts, {"a": 3, "b": 1, "c": 0.5}, 45, shuffle=shuffle, num_streams=num_streams)
@@ -57,7 +57,7 @@ def test_shares_are_exact_and_sources_go_on_where_they_stood(
         keys = keys_of(loader)
         assert Counter(map(source_of, keys)) == {"a": 30, "b": 10, "c": 5}
         seen.update(keys)
-        # Each image of a source has come as often as any other, but for one pass that is under way.
+        # Each image of a source has come equally often, except for the pass in progress.
         for name, part in parts.items():
             times = [seen[key] for key in part.keys]
             given = {"a": 30, "b": 10, "c": 5}[name] * epoch
@@ -66,15 +66,15 @@ def test_shares_are_exact_and_sources_go_on_where_they_stood(
     assert loader.stats()["sources"] == {"a": 330, "b": 110, "c": 55}
 
 
-def test_without_a_size_an_epoch_is_as_long_as_the_sources_together(parts: dict[str, Index]) -> None:
+def test_default_epoch_is_as_long_as_all_sources_together(parts: dict[str, Index]) -> None:
     assert len(keys_of(mixed(parts, {"a": 1, "b": 1, "c": 1}))) == 60
     assert sorted(keys_of(mixed(parts, {"a": 17, "b": 23, "c": 20}))) == sorted(
         key for part in parts.values() for key in part.keys
     )
 
 
-def test_sources_are_mixed_evenly_and_the_order_is_drawn_anew(index: Index) -> None:
-    # IndexedBatchContext of many rows, none of which is decoded.
+def test_sources_are_mixed_evenly_in_a_new_order_each_epoch(index: Index) -> None:
+    # Sources of many rows, none of which is decoded.
     many = Index.concatenate([index.select([0])] * 300)
     loader = mixed({"a": many, "b": many}, {"a": 3, "b": 1}, 8000, packing=PACKING.replace(balance=0))
     orders = []
@@ -83,13 +83,13 @@ def test_sources_are_mixed_evenly_and_the_order_is_drawn_anew(index: Index) -> N
         from_b = rows >= len(many)
         assert from_b.sum() == 2000
         ahead = np.cumsum(from_b) - np.arange(1, 8001) / 4
-        assert abs(ahead).max() < 4  # never far from its share
-        assert len(set(np.diff(np.flatnonzero(from_b)).tolist())) > 3  # and in no fixed rhythm
+        assert abs(ahead).max() < 4  # always close to its share
+        assert len(set(np.diff(np.flatnonzero(from_b)).tolist())) > 3  # and without a fixed rhythm
         orders.append(rows.tolist())
     assert orders[0] != orders[1]
 
 
-def test_image_that_comes_again_in_an_epoch_has_other_draws(parts: dict[str, Index]) -> None:
+def test_image_that_repeats_within_an_epoch_gets_new_draws(parts: dict[str, Index]) -> None:
     packing = PACKING.replace(resolution=RandomResizedCrop(max_tokens=20), token_drop=BetaDrop(0.3, 0.6), fill="none")
     drawn: list[float] = []
 
@@ -108,7 +108,7 @@ def test_image_that_comes_again_in_an_epoch_has_other_draws(parts: dict[str, Ind
 
 
 @pytest.mark.parametrize("num_streams", [1, 2])
-def test_a_mixture_resumes_at_any_step_of_any_epoch(
+def test_mixture_resumes_at_any_step_of_any_epoch(
     num_streams: int, parts: dict[str, Index], contents: Contents
 ) -> None:
     def make() -> PackedImageLoader:
@@ -129,14 +129,14 @@ def test_a_mixture_resumes_at_any_step_of_any_epoch(
         assert [contents(batch) for batch in tail] == whole[done:]
 
 
-def test_ranks_share_out_a_mixture(parts: dict[str, Index]) -> None:
+def test_ranks_share_a_mixture(parts: dict[str, Index]) -> None:
     one = mixed(parts, {"a": 1, "b": 2}, 40, batch_size=6)
     ranks = [mixed(parts, {"a": 1, "b": 2}, 40, rank=rank, world_size=3) for rank in range(3)]
     assert sorted(key for loader in ranks for key in keys_of(loader)) == sorted(keys_of(one))
     assert len({len(loader) for loader in ranks}) == 1
 
 
-def test_another_mixture_refuses_the_state(parts: dict[str, Index]) -> None:
+def test_state_of_another_mixture_is_refused(parts: dict[str, Index]) -> None:
     state = mixed(parts, {"a": 1, "b": 2}, 40).state_dict()
     with pytest.raises(ValueError, match=r"the state was saved with mixture = "):
         mixed(parts, {"a": 2, "b": 2}, 40).load_state_dict(state)
@@ -158,15 +158,18 @@ def test_sources_may_be_shards_or_index_files(drawn: Any, parts: dict[str, Index
         (lambda parts: Mixture({"a": (parts["a"], float("nan"))}), "the weight of 'a' is nan"),
         (lambda parts: Mixture({"a": (parts["a"],)}), "give \\(shards, weight\\)"),  # type: ignore[dict-item]
         (lambda parts: Mixture({"a": (parts["a"], 1)}, 0), "images_per_epoch is 0; it must be at least 1"),
-        (lambda parts: Mixture({"a": (parts["a"], 1), "b": (parts["b"], 1e-6)}), "source 'b' gives 0 of 40 images"),
+        (
+            lambda parts: Mixture({"a": (parts["a"], 1), "b": (parts["b"], 1e-6)}),
+            "source 'b' gets 0 of 40 images",
+        ),
     ],
 )
-def test_mixture_that_cannot_be_is_refused(mixture: Any, message: str, parts: dict[str, Index]) -> None:
+def test_invalid_mixture_is_refused(mixture: Any, message: str, parts: dict[str, Index]) -> None:
     with pytest.raises(ValueError, match=message):
         PackedImageLoader(mixture(parts), PACKING, batch_size=1)
 
 
-def test_mixture_with_an_unusable_source_or_an_index_beside_is_refused(parts: dict[str, Index], index: Index) -> None:
+def test_mixture_with_an_unusable_source_or_an_index_is_refused(parts: dict[str, Index], index: Index) -> None:
     mixture = Mixture({"a": (parts["a"], 1), "b": (parts["b"], 1)})
     with pytest.raises(ValueError, match=r"none of the images of source 'a' can be used; leave it out"):
         PackedImageLoader(mixture, PACKING, batch_size=1, where=lambda index: np.arange(40) >= 17)

@@ -20,7 +20,7 @@ SHARDS = [(5,), (1, 1, 1, 1, 1), (0, 7, 0, 3, 0), (40, 1, 2, 3, 50, 4), (100,), 
 
 
 def index_of(counts: tuple[int, ...], seed: int = 0) -> Index:
-    """An index of shards that hold so many images; no bytes behind it."""
+    """Return an index of shards with these numbers of images, without any bytes."""
     n = sum(counts)
     rng = np.random.default_rng(seed)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -59,7 +59,7 @@ def order_of(counts: tuple[int, ...], *, usable: np.ndarray | None = None, **cha
 
 
 def rows_of(order: Order, epoch: int = 0) -> list[list[int]]:
-    """The rows of each stream, in order of arrival."""
+    """Return the rows of each stream, in order."""
     return [
         [row for rows in order.stream_rows(epoch, s) for row in rows.row.tolist()] for s in range(order.num_streams)
     ]
@@ -105,13 +105,13 @@ def test_every_row_is_in_exactly_one_pack_of_every_epoch(
     assert full == (packs.index(None) if None in packs else len(packs))
 
 
-def test_without_shuffle_rows_stand_as_in_the_shards() -> None:
+def test_rows_keep_the_order_of_the_shards_without_shuffle() -> None:
     order = order_of((4, 0, 9, 2), shuffle=False, num_streams=2)
     assert rows_of(order) == [list(range(7)), list(range(7, 15))]
     assert packs_of(order, 0) == packs_of(order, 5)
 
 
-def test_shuffle_is_another_permutation_for_each_epoch_and_seed() -> None:
+def test_shuffle_differs_between_epochs_and_seeds() -> None:
     counts = (10, 20, 0, 5, 15)
     orders = {
         (seed, epoch): tuple(rows_of(order_of(counts, seed=seed), epoch)[0])
@@ -124,7 +124,7 @@ def test_shuffle_is_another_permutation_for_each_epoch_and_seed() -> None:
 
 
 def test_shards_and_rows_are_shuffled_evenly() -> None:
-    """Over many epochs each shard comes first about as often, and so does each row of a window."""
+    """Over many epochs, each shard and each row of a window comes first about equally often."""
     counts, epochs = (3, 3, 3), 600
     order = order_of(counts, shuffle_window=1)
     rows = np.array([rows_of(order, epoch)[0] for epoch in range(epochs)])
@@ -142,7 +142,7 @@ def test_rows_of_a_window_come_only_from_its_shards(window: int) -> None:
     windows = [rows.row for rows in order.stream_rows(1, 0)]
     of_window = [set(order.index.shard_of(rows).tolist()) for rows in windows]
     assert all(len(shards) <= window for shards in of_window)
-    assert sum(map(len, of_window)) == 6  # no shard in two windows, none left out but the empty one
+    assert sum(map(len, of_window)) == 6  # no shard in two windows, none left out except the empty one
     assert len(windows) == -(-6 // window)
     if window > 1:
         shards = order.index.shard_of(windows[0])
@@ -156,7 +156,7 @@ def test_only_usable_rows_are_planned() -> None:
     assert sorted(row for pack in packs_of(order) for row in pack or []) == np.flatnonzero(usable).tolist()
 
 
-def test_leaving_rows_out_does_not_change_the_order_of_the_others() -> None:
+def test_unusable_rows_do_not_change_the_order_of_the_others() -> None:
     usable = np.arange(50) % 3 > 0
     all_rows = rows_of(order_of((20, 20, 10)))[0]
     assert rows_of(order_of((20, 20, 10), usable=usable))[0] == [row for row in all_rows if usable[row]]
@@ -176,7 +176,7 @@ def test_each_block_takes_its_share_from_each_stream_in_turn(num_streams: int, b
         alone = [plan.pack(i).row.tolist() for plan in order.stream_plans(0, s) for i in range(len(plan))]
         filled = [pack for pack in stream if pack is not None]
         assert filled == alone
-        assert stream[: len(filled)] == filled  # empty packs only behind the last one
+        assert stream[: len(filled)] == filled  # empty packs only after the last one
     assert any(pack is not None for pack in packs[-block:])
 
 
@@ -195,7 +195,7 @@ def test_balance_sorts_the_packs_of_a_window_by_cost_and_mixes_shares_alike_in_a
             group = before[first : first + window]
             cost = np.array([int((images_of(pack).keep.astype(int) ** 2).sum()) for pack in group])
             assert cost.tolist() == [pack.cost for pack in group]
-            # Neither the stream nor the number of its packs is in the key.
+            # The key holds neither the stream nor its number of packs.
             counters = np.arange(100, dtype=np.uint64) + np.uint64(number << 32)
             drawn = counter_hash(Purpose.BALANCE, order.seed, 0, counters)
             expected += [images_of(group[i]).row.tolist() for i in balanced_order(cost, share, drawn)]
@@ -217,12 +217,12 @@ def test_one_stream_has_no_empty_packs() -> None:
     assert order.positions(0) == (len(packs), len(packs))
 
 
-def test_packs_do_not_depend_on_the_window_when_nothing_is_shuffled() -> None:
+def test_packs_do_not_depend_on_the_window_without_shuffle() -> None:
     packs = [packs_of(order_of((9, 20, 0, 3, 30), shuffle=False, shuffle_window=w)) for w in (1, 2, 5)]
     assert packs[0] == packs[1] == packs[2]
 
 
-def test_every_plan_is_reported_once_as_it_is_made() -> None:
+def test_each_plan_is_reported_once_when_it_is_made() -> None:
     order = order_of((9, 20, 3), num_streams=2)
     reported: list[Plan] = []
     packs = [pack for pack in order.packs(0, reported.append) if pack.images is not None]
@@ -242,7 +242,7 @@ def test_images_of_a_pack_keep_size_grid_and_key_of_their_row() -> None:
     assert len({facts[0] for facts in by_row.values()}) == 32
 
 
-def test_packs_are_planned_a_window_at_a_time() -> None:
+def test_packs_are_planned_one_window_at_a_time() -> None:
     order = order_of((10,) * 20, shuffle_window=1, packing=PACKING.replace(algorithm="largest_fit", balance=4))
     planned: list[Plan] = []
     packs = order.packs(0, planned.append)
@@ -258,7 +258,7 @@ def test_slices_of_one_shard_differ_by_at_most_one_row() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-4, 0.01, 1.0])
-def test_chunks_of_a_mask_are_its_rows_and_none_but_the_last_is_small(share: float) -> None:
+def test_chunks_cover_the_rows_of_a_mask_and_only_the_last_is_small(share: float) -> None:
     mask = np.random.default_rng(0).random(3_000_000) < share
     parts = list(chunks(mask))
     assert np.array_equal(np.concatenate([np.zeros(0, np.int64), *parts]), np.flatnonzero(mask))

@@ -17,7 +17,7 @@ def index(drawn: Any) -> Index:
     return scan(drawn.shards)
 
 
-def test_rows_beyond_the_limits_are_bad_unless_where_leaves_them_out(index: Index) -> None:
+def test_rows_over_the_limits_are_bad_unless_where_leaves_them_out(index: Index) -> None:
     pixels = index.width.astype(np.int64) * index.height
     limit = int(np.median(pixels))
     found = RowFilter.of(index, lambda index: np.arange(len(index)) % 2 == 0, ErrorPolicy(max_pixels=limit), None)
@@ -28,7 +28,7 @@ def test_rows_beyond_the_limits_are_bad_unless_where_leaves_them_out(index: Inde
     assert {stage for stage, _ in found.bad.values()} == {"limit"}
 
 
-def test_auto_becomes_one_of_its_two_algorithms_and_any_other_stays(index: Index) -> None:
+def test_auto_is_decided_and_other_algorithms_stay(index: Index) -> None:
     rows = RowFilter.of(index, None, ErrorPolicy(), None)
     assert rows.with_algorithm(index, PACKING, 0).algorithm in ("largest_fit", "subset_sum")
     assert rows.with_algorithm(index, PACKING.replace(algorithm="best_fit"), 0).algorithm == "best_fit"
@@ -44,6 +44,6 @@ def test_where_chooses_rows_by_what_the_index_knows(index: Index) -> None:
 
 
 @pytest.mark.parametrize("result", [[0, 1, 2], np.ones(60), np.ones(59, np.bool_), True])
-def test_where_that_gives_no_mask_is_refused(result: object, index: Index) -> None:
-    with pytest.raises(ValueError, match=r"where gave .*; it must give bool \(60,\), one value a row"):
+def test_where_that_returns_no_mask_is_refused(result: object, index: Index) -> None:
+    with pytest.raises(ValueError, match=r"where returned .*; it must return bool \(60,\), one value per row"):
         PackedImageLoader(index, PACKING, batch_size=2, where=lambda index: result)  # type: ignore[arg-type,return-value]

@@ -28,12 +28,12 @@ def index(drawn: Any) -> Index:
 
 
 def _saved(loader: PackedImageLoader, **options: Any) -> Any:
-    """The state as it comes back from a file."""
+    """Return the state as it is read back from a file."""
     return json.loads(json.dumps(loader.state_dict(**options)))
 
 
 def _packs(batches: list[PackedBatch]) -> list[tuple[int, list[str]]]:
-    """The packs with images of some batches, each with its epoch."""
+    """Return the packs of batches that have images, each with its epoch."""
     return [(batch.epoch, keys) for batch in batches for keys in batch.keys if keys]
 
 
@@ -50,7 +50,7 @@ CASES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("case", CASES, ids=[str(i) for i in range(len(CASES))])
 @pytest.mark.parametrize("num_threads", [1, 4])
-def test_a_resume_after_any_batch_gives_exactly_the_batches_that_are_left(
+def test_resume_after_any_batch_yields_exactly_the_remaining_batches(
     num_threads: int, case: dict[str, Any], index: Index, contents: Contents
 ) -> None:
     def make(threads: int = num_threads) -> PackedImageLoader:
@@ -64,7 +64,7 @@ def test_a_resume_after_any_batch_gives_exactly_the_batches_that_are_left(
         for batch in loader:
             epochs[-1].append(contents(batch))
             states.append(_saved(loader))
-    # A state of an epoch's end goes on with the next epoch.
+    # A state at the end of an epoch resumes with the next epoch.
     ends = [(epoch, done) for epoch in range(2) for done in range(len(epochs[epoch]))]
     for state, (epoch, done) in zip(states, ends, strict=False):
         resumed = make(3)
@@ -75,7 +75,7 @@ def test_a_resume_after_any_batch_gives_exactly_the_batches_that_are_left(
             assert [contents(batch) for batch in resumed] == epochs[epoch + 1]
 
 
-def test_a_repeating_loader_resumes_in_any_epoch(index: Index, contents: Contents) -> None:
+def test_repeating_loader_resumes_in_any_epoch(index: Index, contents: Contents) -> None:
     def make() -> PackedImageLoader:
         return PackedImageLoader(index, PACKING, batch_size=3, shuffle=True, repeat=True)
 
@@ -101,7 +101,7 @@ for batch in loader:
 """
 
 
-def test_a_fresh_process_gives_the_same_bytes(drawn: Any) -> None:
+def test_fresh_process_resumes_with_the_same_bytes(drawn: Any) -> None:
     import hashlib
 
     loader = PackedImageLoader(drawn.shards, PACKING, batch_size=2, shuffle=True, seed=9)
@@ -123,7 +123,7 @@ def test_a_fresh_process_gives_the_same_bytes(drawn: Any) -> None:
 
 
 def _object_meta(batches: list[PackedBatch]) -> dict[str, tuple[int, tuple[int, int]]]:
-    """The patch size and grid that each image was given."""
+    """Return the patch size and grid of each image."""
     return {image.key: (batch.patch_size, image.grid) for batch in batches for image in batch.images()}
 
 
@@ -134,7 +134,7 @@ def _step(loaders: list[Iterator[PackedBatch]]) -> list[PackedBatch]:
 @pytest.mark.parametrize("patch_size", [8, SIZES])
 @pytest.mark.parametrize("after", [0, 1, 3])
 @pytest.mark.parametrize(("ranks", "others"), list(itertools.product([1, 2, 3, 4, 8], repeat=2)))
-def test_a_state_of_any_number_of_ranks_loads_on_any_other(
+def test_state_of_any_number_of_ranks_loads_on_any_other(
     ranks: int, others: int, after: int, patch_size: Any, index: Index
 ) -> None:
     def make(world_size: int, batch_size: int) -> list[PackedImageLoader]:
@@ -163,7 +163,7 @@ def test_a_state_of_any_number_of_ranks_loads_on_any_other(
             lengths = {len(loader) for loader in loaders}
             tails = [list(loader) for loader in loaders]
             assert lengths == {len(tail) for tail in tails}, "every rank has as many batches"
-            first = tails[0][0].epoch  # the next one, where all batches had been used
+            first = tails[0][0].epoch  # the next epoch if all batches had been used
             assert _object_meta([b for tail in tails for b in tail]).items() <= facts.items() or first
             packs = [
                 pack for step in zip(*tails, strict=True) for row in zip(*(b.keys for b in step), strict=True)
@@ -179,7 +179,7 @@ def test_a_state_of_any_number_of_ranks_loads_on_any_other(
 
 @pytest.mark.parametrize("even", ["pad", "drop"])
 @pytest.mark.parametrize(("saved_step", "step"), [(1, 2), (1, 3), (1, 6), (2, 3), (2, 6), (3, 2)])
-def test_with_patch_sizes_a_step_ends_with_its_block_and_the_length_says_so(
+def test_with_patch_sizes_a_step_ends_with_its_block_and_the_length_counts_it(
     saved_step: int, step: int, even: Any, index: Index
 ) -> None:
     packing = PACKING.replace(patch_size=SIZES, balance=0)
@@ -192,7 +192,7 @@ def test_with_patch_sizes_a_step_ends_with_its_block_and_the_length_says_so(
         assert _object_meta([batch for _, batch in batches]).items() <= whole.items()
 
 
-def test_the_block_is_carried_in_the_state(index: Index) -> None:
+def test_state_carries_the_block(index: Index) -> None:
     packing = PACKING.replace(balance=16)
     first = PackedImageLoader(index, packing, batch_size=8, shuffle=True)
     whole = [pack for _, pack in _packs(list(first))]
@@ -207,7 +207,7 @@ def test_the_block_is_carried_in_the_state(index: Index) -> None:
 # What a state is
 
 
-def test_batches_made_ahead_are_not_counted_and_after_names_any_batch(index: Index, contents: Contents) -> None:
+def test_prefetched_batches_are_not_counted_and_after_accepts_any_batch(index: Index, contents: Contents) -> None:
     loader = PackedImageLoader(index, PACKING, batch_size=2, prefetch=5)
     batches = iter(loader)
     held = [next(batches) for _ in range(4)]
@@ -219,14 +219,14 @@ def test_batches_made_ahead_are_not_counted_and_after_names_any_batch(index: Ind
     assert [contents(batch) for batch in resumed] == [contents(held[2]), contents(held[3]), *rest]
 
 
-def test_images_that_were_seen_are_not_read_again(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_does_not_read_seen_images(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = PackedImageLoader(index, PACKING, batch_size=2)
     for _ in zip(range(10), loader, strict=False):
         pass
     resumed = PackedImageLoader(index, PACKING, batch_size=2)
     resumed.load_state_dict(loader.state_dict())
     read: list[tuple[int, int, int]] = []
-    reader = resumed._sources.reader
+    reader = resumed.context.reader
     plain = reader.read
 
     def counted(shard: int, offset: int, nbytes: int) -> bytes:
@@ -238,8 +238,8 @@ def test_images_that_were_seen_are_not_read_again(index: Index, monkeypatch: pyt
     assert len(read) == left < len(index) - 20
 
 
-def test_states_after_the_first_look_at_no_row_and_at_two_shards(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Counted(np.ndarray):  # a view in which sums are counted
+def test_states_after_the_first_read_no_row_and_two_shard_names(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(np.ndarray):  # a view that counts sums
         sums = 0
 
         def sum(self, *args: Any, **options: Any) -> Any:
@@ -264,7 +264,7 @@ def test_states_after_the_first_look_at_no_row_and_at_two_shards(index: Index, m
     assert named == [index.shards[0], index.shards[-1]] * 5
 
 
-def test_set_epoch_keeps_the_place_of_its_own_epoch_and_no_other(index: Index) -> None:
+def test_set_epoch_keeps_the_cursor_only_in_its_own_epoch(index: Index) -> None:
     loader = PackedImageLoader(index, PACKING, batch_size=2)
     whole = len(loader)
     next(iter(loader))
@@ -291,7 +291,7 @@ def test_set_epoch_keeps_the_place_of_its_own_epoch_and_no_other(index: Index) -
         ({"where": lambda index: index.width != index.width[0]}, r"60 images used of those in its index, this"),
     ],
 )
-def test_a_state_of_another_order_is_refused_by_the_name_of_the_difference(
+def test_state_of_another_order_is_refused_with_the_difference(
     changes: dict[str, Any], message: str, index: Index
 ) -> None:
     state = PackedImageLoader(index, PACKING, batch_size=2).state_dict()
@@ -300,7 +300,7 @@ def test_a_state_of_another_order_is_refused_by_the_name_of_the_difference(
         PackedImageLoader(index, **options).load_state_dict(state)
 
 
-def test_a_state_of_other_shards_is_refused(drawn: Any, index: Index) -> None:
+def test_state_of_other_shards_is_refused(drawn: Any, index: Index) -> None:
     state = PackedImageLoader(index, PACKING, batch_size=2).state_dict()
     with pytest.raises(
         ValueError, match=r"6 shards, this loader has 1: .*, over 6 shards, drawn-000.tar to drawn-005.tar"
@@ -308,23 +308,25 @@ def test_a_state_of_other_shards_is_refused(drawn: Any, index: Index) -> None:
         PackedImageLoader(drawn.shards[:1], PACKING, batch_size=2).load_state_dict(state)
 
 
-def test_a_state_of_the_same_shards_in_another_order_is_refused_in_words(drawn: Any, index: Index) -> None:
+def test_state_of_the_same_shards_in_another_order_is_refused_in_words(drawn: Any, index: Index) -> None:
     state = PackedImageLoader(index, PACKING, batch_size=2).state_dict()
-    with pytest.raises(ValueError, match=r"as many shards and images, .* but other ones or in another order") as caught:
+    with pytest.raises(
+        ValueError, match=r"the same number of shards, images .*, but other images or another order"
+    ) as caught:
         PackedImageLoader(drawn.shards[::-1], PACKING, batch_size=2).load_state_dict(state)
     assert state["fingerprint"]["index"] not in str(caught.value)
-    del state["source"]  # of an earlier version
-    with pytest.raises(ValueError, match="as it was then, over the same shards, or start anew"):
+    del state["source"]  # as in states of an earlier version
+    with pytest.raises(ValueError, match="as it was then, over the same shards, or start again"):
         PackedImageLoader(drawn.shards[::-1], PACKING, batch_size=2).load_state_dict(state)
 
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 1}, None, {"epoch": "x", "position": 0, "block": 1}, [1, 2]])
-def test_what_is_no_state_is_refused(state: Any, index: Index) -> None:
-    with pytest.raises(ValueError, match="this is no state of a loader"):
+def test_invalid_state_is_refused(state: Any, index: Index) -> None:
+    with pytest.raises(ValueError, match="this is not the state of a loader"):
         PackedImageLoader(index, PACKING, batch_size=2).load_state_dict(state)
 
 
-def test_another_build_of_the_decoders_warns_and_goes_on(index: Index) -> None:
+def test_other_decoder_builds_warn_and_resume(index: Index) -> None:
     loader = PackedImageLoader(index, PACKING, batch_size=2)
     state = loader.state_dict() | {"decoders": "simplejpeg 0.1, Pillow 3"}
     with pytest.warns(UserWarning, match="saved with simplejpeg 0.1, Pillow 3, this is simplejpeg"):
@@ -333,7 +335,7 @@ def test_another_build_of_the_decoders_warns_and_goes_on(index: Index) -> None:
 
 
 @pytest.mark.parametrize("even", ["pad", "drop"])
-def test_what_runs_before_and_after_a_resume_count_adds_up(even: Any, make_drawn: Callable[..., Any]) -> None:
+def test_counts_before_and_after_a_resume_add_up(even: Any, make_drawn: Callable[..., Any]) -> None:
     drawn = make_drawn((40, 30, 20), kinds=("jpg",))
     drawn.rewrite({f"{key}.jpg": b"no image" for key in drawn.keys[::9]})
     index = scan(drawn.shards)
@@ -369,6 +371,6 @@ def test_what_runs_before_and_after_a_resume_count_adds_up(even: Any, make_drawn
         if done < steps:
             list(second)
         else:
-            assert list(iterator) == []  # what follows the last batch
+            assert list(iterator) == []  # nothing follows the last batch
         both = {name: count + counts(second)[name] for name, count in counts(first).items()}
         assert both == counts(whole), done

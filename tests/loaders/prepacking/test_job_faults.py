@@ -41,7 +41,7 @@ def job(store: Any, index: Index, out: Path) -> Job:
 
 
 def in_child(job: Job, prepare: Callable[[], None] = lambda: None) -> int:
-    """Runs the job in a forked child after `prepare`; its status, as `os.waitpid` says."""
+    """Run the job in a forked child after `prepare`; return the status that `os.waitpid` returns."""
     child = os.fork()
     if child == 0:
         code = 3
@@ -58,7 +58,7 @@ def in_child(job: Job, prepare: Callable[[], None] = lambda: None) -> int:
 
 
 def kill_at(event: int, number: int) -> Callable[[], None]:
-    """Sends itself a signal at the n-th event."""
+    """Return a function that makes the process send itself a signal at the n-th event."""
 
     def prepare() -> None:
         left = event
@@ -76,7 +76,7 @@ def kill_at(event: int, number: int) -> Callable[[], None]:
 
 
 def count_events(job: Job, note: Path) -> int:
-    """The events of an undisturbed run."""
+    """Return the number of events of an undisturbed run."""
     seen = 0
 
     def prepare() -> None:
@@ -98,12 +98,12 @@ def count_events(job: Job, note: Path) -> int:
 
 
 def written(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Return every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def check_whole_or_refused(out: Path, expected: dict[str, bytes]) -> bool:
-    """Whether the folder is finished; then it has the expected bytes, else a loader refuses it."""
+    """Return whether the folder is finished; a finished one has the expected bytes, a loader refuses another."""
     if (out / "manifest.json").exists():
         assert verify(out).problems == []
         now = {name: data for name, data in written(out).items() if not name.endswith(".tmp")}
@@ -113,14 +113,14 @@ def check_whole_or_refused(out: Path, expected: dict[str, bytes]) -> bool:
         (ValueError, FileNotFoundError), match=r"are not finished|does not exist|is a folder with 0 image"
     ):
         PackedImageLoader(out, batch_size=1)
-    # What has its final name is whole, whoever was killed.
+    # A file with its final name is whole, whichever process was killed.
     for name, data in written(out).items() if out.exists() else ():
         assert name.endswith(".tmp") or data == expected[name], name
     return False
 
 
 class Fault:
-    """One store, what an undisturbed run of it writes, and how many events it has."""
+    """One store, the bytes that an undisturbed run writes, and its number of events."""
 
     def __init__(self, store: str, index: Index, folder: Path) -> None:
         self.store, self.index, self.folder = store, index, folder
@@ -149,7 +149,7 @@ def killed_at(fault: Fault, points: int, number: int, seed: int) -> None:
     for point in range(points):
         status, _ = fault.run(kill_at(draw.randint(1, fault.events), number), f"{number}-{seed}-{point}")
         died += os.WIFSIGNALED(status) and os.WTERMSIG(status) == number
-    assert died >= points * 0.95  # the last few events may lie behind the end of a run
+    assert died >= points * 0.95  # the last few events may come after the end of a run
 
 
 def full_at(fault: Fault, points: int, seed: int) -> None:
@@ -165,34 +165,34 @@ def full_at(fault: Fault, points: int, seed: int) -> None:
     assert failed >= points * 0.9
 
 
-def test_killed_at_some_points_it_leaves_nothing_broken_and_a_rerun_completes(fault: Fault) -> None:
+def test_job_killed_at_some_points_leaves_nothing_broken_and_a_rerun_completes(fault: Fault) -> None:
     killed_at(fault, 6, signal.SIGKILL, seed=0)
 
 
-def test_ended_at_some_points_it_leaves_nothing_broken_and_a_rerun_completes(fault: Fault) -> None:
+def test_job_terminated_at_some_points_leaves_nothing_broken_and_a_rerun_completes(fault: Fault) -> None:
     killed_at(fault, 2, signal.SIGTERM, seed=1)
 
 
-def test_without_room_at_some_points_it_leaves_nothing_broken_and_a_rerun_completes(fault: Fault) -> None:
+def test_full_disk_at_some_points_leaves_nothing_broken_and_a_rerun_completes(fault: Fault) -> None:
     full_at(fault, 3, seed=2)
 
 
 @pytest.mark.soak
-def test_killed_at_200_points(fault: Fault) -> None:
+def test_job_killed_at_200_points_leaves_nothing_broken(fault: Fault) -> None:
     killed_at(fault, KILLS, signal.SIGKILL, seed=3)
 
 
 @pytest.mark.soak
-def test_ended_at_50_points(fault: Fault) -> None:
+def test_job_terminated_at_50_points_leaves_nothing_broken(fault: Fault) -> None:
     killed_at(fault, TERMS, signal.SIGTERM, seed=4)
 
 
 @pytest.mark.soak
-def test_without_room_at_20_points(fault: Fault) -> None:
+def test_full_disk_at_20_points_leaves_nothing_broken(fault: Fault) -> None:
     full_at(fault, FULLS, seed=5)
 
 
-def test_killed_again_and_again_it_completes_at_last(fault: Fault) -> None:
+def test_job_killed_repeatedly_completes_at_last(fault: Fault) -> None:
     out, draw = fault.folder / "again", random.Random(6)
     for _ in range(12):
         in_child(job(fault.store, fault.index, out), kill_at(draw.randint(1, fault.events // 4), signal.SIGKILL))
@@ -201,7 +201,7 @@ def test_killed_again_and_again_it_completes_at_last(fault: Fault) -> None:
     assert written(out) == fault.expected
 
 
-def test_a_full_disk_is_an_error_that_says_what_to_do(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_raises_with_the_fix(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     tmpfs = fault.folder / "small"
     tmpfs.mkdir()
     size = sum(map(len, fault.expected.values())) // 2
@@ -214,7 +214,7 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(fault: Fault, monkeypatch:
         pytest.skip("a tmpfs cannot be mounted here")
     try:
         out = tmpfs / "out"
-        with pytest.raises(OSError, match=r"no room for .*What is finished is kept: make room, and run"):
+        with pytest.raises(OSError, match=r"no room for .*Finished files are kept: make room and run"):
             job(fault.store, fault.index, out).run()
         assert not check_whole_or_refused(out, fault.expected)
         subprocess.run(["mount", "-o", f"remount,size={100 * size}", str(tmpfs)], check=True)
@@ -239,7 +239,7 @@ def test_tasks_in_any_order_write_the_same_bytes(tasks: int, fault: Fault) -> No
     assert written(out) == fault.expected
 
 
-def test_tasks_at_the_same_time_and_twice_write_the_same_bytes(fault: Fault) -> None:
+def test_concurrent_and_repeated_tasks_write_the_same_bytes(fault: Fault) -> None:
     out = fault.folder / "crowd"
     children = []
     for task in (0, 1, 2, 0, 1, 2):
@@ -257,7 +257,7 @@ def test_tasks_at_the_same_time_and_twice_write_the_same_bytes(fault: Fault) -> 
     assert written(out) == fault.expected
 
 
-def test_a_rerun_writes_no_part_again(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rerun_writes_no_part_again(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     out = fault.folder / "rerun"
     job(fault.store, fault.index, out).run()
     before = {path: path.stat().st_mtime_ns for path in (out / "parts").iterdir()}

@@ -18,7 +18,7 @@ from patchnpack.loaders import PackedImageLoader, scan  # noqa: E402
 from patchnpack.loaders.prepacking.job import Job  # noqa: E402
 from patchnpack.loaders.prepacking.unpack import unpack  # noqa: E402
 from patchnpack.loaders.prepacking.verify import verify  # noqa: E402
-from patchnpack.loaders.remote.download import RemoteError  # noqa: E402
+from patchnpack.loaders.remote.errors import RemoteError  # noqa: E402
 from patchnpack.packer import Packing  # noqa: E402
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
@@ -28,7 +28,7 @@ Contents = Callable[[Any], tuple[object, ...]]
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[dict[str, Any]]:
-    """Options for an empty bucket "packs"."""
+    """Yield options for an empty bucket "packs"."""
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -55,7 +55,7 @@ def bucket() -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("store", ["images", "patches"])
 @pytest.mark.parametrize("where", ["s3://packs/deep/", "memory://packs/"])
-def test_packs_in_an_object_store_are_those_of_a_folder(
+def test_packs_in_an_object_store_equal_those_in_a_folder(
     where: str, store: Any, drawn: Any, tmp_path: Path, bucket: dict[str, Any], contents: Contents
 ) -> None:
     options = bucket if where.startswith("s3") else None
@@ -73,7 +73,7 @@ def test_packs_in_an_object_store_are_those_of_a_folder(
     for _ in range(2):
         assert list(map(contents, remote)) == list(map(contents, local))
     parts = len(os.listdir(tmp_path / "local" / "parts"))
-    assert remote.stats()["cache_misses"] == parts + 2  # and the rows and the plan, each once
+    assert remote.stats()["cache_misses"] == parts + 2  # the parts, the rows and the plan, each once
     assert verify(out, options).problems == []
     unpack(out, where + store + "-shards", storage_options=options)
     unpack(tmp_path / "local", tmp_path / "shards")
@@ -89,7 +89,7 @@ def test_packs_in_an_object_store_are_those_of_a_folder(
             assert system.cat(f"{root}-shards/{shard.name}") == shard.read_bytes()
 
 
-def test_a_part_that_is_not_the_manifest_s_is_an_error_that_names_it(drawn: Any, tmp_path: Path) -> None:
+def test_part_that_differs_from_the_manifest_raises_with_its_name(drawn: Any, tmp_path: Path) -> None:
     out = "memory://packs/damaged"
     Job(index=scan(drawn.shards), out=out, packing=PACKING, part_packs=4).run()
     system = fsspec.filesystem("memory")
@@ -100,7 +100,7 @@ def test_a_part_that_is_not_the_manifest_s_is_an_error_that_names_it(drawn: Any,
         list(loader)
 
 
-def test_other_packs_and_lost_addresses_are_errors(drawn: Any, bucket: dict[str, Any]) -> None:
+def test_other_packs_and_missing_addresses_raise(drawn: Any, bucket: dict[str, Any]) -> None:
     given: dict[str, Any] = {"index": scan(drawn.shards), "storage_options": bucket}
     Job(out="s3://packs/one", packing=PACKING, **given).run()
     with pytest.raises(ValueError, match=r"'s3://packs/one' holds other packs: packing.seq_len is 128 here and 64"):

@@ -18,7 +18,7 @@ PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 
 
 def samples(shards: list[Path] | list[str]) -> dict[str, dict[str, bytes]]:
-    """Members by key and extension."""
+    """Return the members by key and extension."""
     found: dict[str, dict[str, bytes]] = {}
     for shard in shards:
         with tarfile.open(shard) as tar:
@@ -32,7 +32,7 @@ def samples(shards: list[Path] | list[str]) -> dict[str, dict[str, bytes]]:
 
 
 @pytest.mark.parametrize("num_streams", [1, 2])
-def test_an_image_store_gives_every_member_back_byte_for_byte(num_streams: int, drawn: Any, tmp_path: Path) -> None:
+def test_image_store_unpacks_every_member_byte_for_byte(num_streams: int, drawn: Any, tmp_path: Path) -> None:
     job = Job(
         index=scan(drawn.shards),
         out=str(tmp_path / "packs"),
@@ -50,12 +50,12 @@ def test_an_image_store_gives_every_member_back_byte_for_byte(num_streams: int, 
     shards = sorted((tmp_path / "shards").glob("*.tar"))
     assert [shard.name for shard in shards] == [f"images-{i:06d}.tar" for i in range(3)]
     assert samples(shards) == samples(drawn.shards)
-    # They are shards like any others.
+    # The unpacked shards load like any others.
     assert sorted(scan(list(map(str, shards))).keys) == sorted(drawn.keys)
 
 
 @pytest.mark.parametrize("sizes", [False, True])
-def test_a_patch_store_gives_back_what_it_holds(sizes: bool, drawn: Any, tmp_path: Path) -> None:
+def test_patch_store_unpacks_pixels_labels_and_extras(sizes: bool, drawn: Any, tmp_path: Path) -> None:
     packing = PACKING.replace(patch_size=PatchSizes((4, 8)) if sizes else 8, token_drop=ConstantDrop(0.25))
     given: dict[str, Any] = {"epochs": 2, "block": 4} if sizes else {"num_streams": 2}
     Job(
@@ -80,7 +80,7 @@ def test_a_patch_store_gives_back_what_it_holds(sizes: bool, drawn: Any, tmp_pat
             assert set(members) == {"png", "cls", "txt"}
 
 
-def test_a_rerun_writes_the_shards_that_are_missing_with_the_same_bytes(drawn: Any, tmp_path: Path) -> None:
+def test_rerun_writes_missing_shards_with_the_same_bytes(drawn: Any, tmp_path: Path) -> None:
     Job(index=scan(drawn.shards), out=str(tmp_path / "packs"), packing=PACKING).run()
     out = tmp_path / "shards"
     unpack(tmp_path / "packs", out, images_per_shard=20)
@@ -92,9 +92,7 @@ def test_a_rerun_writes_the_shards_that_are_missing_with_the_same_bytes(drawn: A
     assert (out / "images-000000.tar").stat().st_mtime_ns == times
 
 
-def test_a_key_that_comes_again_begins_a_new_shard(
-    write_tar: Any, encode_image: Any, draw_image: Any, tmp_path: Path
-) -> None:
+def test_repeated_key_starts_a_new_shard(write_tar: Any, encode_image: Any, draw_image: Any, tmp_path: Path) -> None:
     shards = []
     for s in range(2):
         members = [(f"{i}.png", encode_image(draw_image(20, 20, seed=10 * s + i), "PNG")) for i in range(3)]

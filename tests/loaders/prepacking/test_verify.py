@@ -21,7 +21,7 @@ def packed(request: pytest.FixtureRequest, drawn: Any, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_whole_packs_have_no_problem(packed: Path) -> None:
+def test_intact_packs_have_no_problem(packed: Path) -> None:
     seen: list[tuple[int, int]] = []
     verdict = verify(packed, progress=lambda done, total: seen.append((done, total)))
     assert verdict.problems == []
@@ -37,12 +37,13 @@ def test_one_changed_bit_anywhere_is_found(packed: Path) -> None:
             path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
             problems = verify(packed).problems
             assert len(problems) == 1
-            assert problems[0] == f"{path.relative_to(packed)} has other bytes than were written: its digest differs"
+            name = path.relative_to(packed)
+            assert problems[0] == f"{name} does not have the bytes that were written: its digest differs"
         path.write_bytes(data)
     assert verify(packed).problems == []
 
 
-def test_lost_short_and_stray_files_are_found(packed: Path) -> None:
+def test_missing_short_and_stray_files_are_found(packed: Path) -> None:
     parts = sorted((packed / "parts").iterdir())
     parts[0].unlink()
     parts[1].write_bytes(parts[1].read_bytes()[:-8])
@@ -61,7 +62,7 @@ def test_lost_short_and_stray_files_are_found(packed: Path) -> None:
     }
 
 
-def test_counts_that_do_not_agree_are_found(packed: Path) -> None:
+def test_counts_that_disagree_are_found(packed: Path) -> None:
     manifest = json.loads((packed / "manifest.json").read_bytes())
     manifest["packs"][0][0] += 1
     (packed / "manifest.json").write_text(json.dumps(manifest))

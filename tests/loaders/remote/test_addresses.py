@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from patchnpack.loaders.remote.addresses import ObjectMeta, redact
+from patchnpack.loaders.remote.addresses import is_remote, redact
+from patchnpack.loaders.remote.backend import ObjectMeta
+from patchnpack.loaders.remote.download import expand_remote
 
 
 @pytest.mark.parametrize(
@@ -20,10 +22,41 @@ from patchnpack.loaders.remote.addresses import ObjectMeta, redact
         ("https://host/t-{0..3.tar?SECRET=\nSECRET", "https://host/t-{0..3.tar?..."),
     ],
 )
-def test_address_is_shown_without_its_secrets(address: str, shown: str) -> None:
+def test_redact_removes_secrets(address: str, shown: str) -> None:
     assert redact(address) == shown
 
 
-def test_object_meta_are_told_in_words() -> None:
+def test_object_meta_prints_size_and_version() -> None:
     assert str(ObjectMeta(10, '"e"')) == '10 bytes, "e"'
     assert str(ObjectMeta(10, "")) == "10 bytes, without a version"
+
+
+def test_addresses_are_distinguished_from_paths() -> None:
+    assert is_remote("s3://bucket/a.tar")
+    assert is_remote("https://host/a.tar")
+    assert not is_remote("shards/a.tar")
+    assert not is_remote("/shards/a:b.tar")
+
+
+def test_brace_ranges_expand_without_a_request() -> None:
+    assert expand_remote("https://no.invalid/t-{08..10}.tar?key=1") == [
+        f"https://no.invalid/t-{i}.tar?key=1" for i in ("08", "09", "10")
+    ]
+    assert expand_remote("s3://bucket/{b,a}/x.tar") == ["s3://bucket/b/x.tar", "s3://bucket/a/x.tar"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("s3://bucket/t-{0..3.tar", "has an unbalanced brace"),
+        ("s3://bucket/t-{}.tar", "name no shard"),
+        ("s3://bucket", "names no file"),
+        ("s3://bucket/folder/", "names no file"),
+        ("https://host/?key=1", "names no file"),
+        ("file:///data/a.tar", "give its path without file://"),
+        ("simplecache::s3://bucket/a.tar", "is not the address of a file"),
+    ],
+)
+def test_address_without_a_file_is_refused(pattern: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        expand_remote(pattern)

@@ -15,7 +15,7 @@ from tests.loaders.misbehaving import wait_until
 
 
 class Makes:
-    """Shards "0", "1", ... of 100 bytes, and a list of those that were made; `gate` holds those named in it back."""
+    """Shards "0", "1", ... of 100 bytes. `made` lists the made ones, `gates` block some and `errors` fail some."""
 
     def __init__(self, count: int) -> None:
         self.made: list[str] = []
@@ -28,7 +28,7 @@ class Makes:
             self.made.append(name)
             while name in self.gates and not self.gates[name].wait(0.01):
                 if stop.is_set():
-                    raise InterruptedError("called off")
+                    raise InterruptedError("cancelled")
             if name in self.errors:
                 raise self.errors[name]
             path.write_bytes(name.encode() * 100)
@@ -42,15 +42,15 @@ def bytes_of(fd: int) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
+def _check_leftovers(tmp_path: Path) -> Iterator[None]:
     before, fds = threading.active_count(), len(os.listdir("/proc/self/fd"))
     yield
-    assert threading.active_count() <= before  # a thread of an earlier test may only now have ended
+    assert threading.active_count() <= before  # a thread of an earlier test may end only now
     assert len(os.listdir("/proc/self/fd")) == fds
     assert not list(tmp_path.glob("**/*.part"))
 
 
-def test_those_that_follow_come_before_they_are_asked_for(tmp_path: Path) -> None:
+def test_following_shards_are_fetched_ahead(tmp_path: Path) -> None:
     makes = Makes(10)
     with Prefetcher(ShardCache(tmp_path), makes.shards, ahead=2) as prefetcher:
         wait_until(lambda: len(makes.made) == 2)
@@ -64,7 +64,7 @@ def test_those_that_follow_come_before_they_are_asked_for(tmp_path: Path) -> Non
     assert sorted(makes.made) == ["0", "1", "2", "3", "4", "5", "6"]
 
 
-def test_reader_waits_for_the_one_under_way(tmp_path: Path) -> None:
+def test_acquire_waits_for_a_shard_in_flight(tmp_path: Path) -> None:
     makes = Makes(2)
     makes.gates["0"] = threading.Event()
     with Prefetcher(ShardCache(tmp_path), makes.shards) as prefetcher, ThreadPoolExecutor(2) as pool:
@@ -79,7 +79,7 @@ def test_reader_waits_for_the_one_under_way(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ahead", [0, 1, 2, 5])
 @pytest.mark.parametrize("limit", [None, 200])
-def test_many_readers_in_any_order_get_the_right_bytes(ahead: int, limit: int | None, tmp_path: Path) -> None:
+def test_readers_in_any_order_get_the_right_bytes(ahead: int, limit: int | None, tmp_path: Path) -> None:
     makes = Makes(12)
     order = [i * 5 % 12 for i in range(12)]
     with Prefetcher(ShardCache(tmp_path, limit), makes.shards, ahead) as prefetcher, ThreadPoolExecutor(3) as pool:
@@ -89,7 +89,7 @@ def test_many_readers_in_any_order_get_the_right_bytes(ahead: int, limit: int | 
         assert sorted(makes.made) == list("0123456789ab")
 
 
-def test_shard_that_was_evicted_before_its_use_is_not_fetched_again(tmp_path: Path) -> None:
+def test_shard_evicted_before_use_is_not_fetched_again(tmp_path: Path) -> None:
     makes = Makes(4)
     with Prefetcher(ShardCache(tmp_path, limit=100), makes.shards, ahead=4) as prefetcher:
         wait_until(lambda: len(makes.made) == 4)
@@ -97,7 +97,7 @@ def test_shard_that_was_evicted_before_its_use_is_not_fetched_again(tmp_path: Pa
     assert sorted(makes.made) == ["0", "1", "2", "3"]
 
 
-def test_error_reaches_the_one_who_asks_and_then_it_is_tried_again(tmp_path: Path) -> None:
+def test_acquire_raises_the_error_once_and_then_retries(tmp_path: Path) -> None:
     makes = Makes(3)
     makes.errors["1"] = RuntimeError("no more of 1")
     with Prefetcher(ShardCache(tmp_path), makes.shards, ahead=2) as prefetcher:
@@ -111,14 +111,14 @@ def test_error_reaches_the_one_who_asks_and_then_it_is_tried_again(tmp_path: Pat
         assert bytes_of(prefetcher.acquire("2")) == b"2" * 100
 
 
-def test_shard_may_be_asked_for_again(tmp_path: Path) -> None:
+def test_shard_can_be_acquired_again(tmp_path: Path) -> None:
     makes = Makes(1)
     with Prefetcher(ShardCache(tmp_path), [*makes.shards, *makes.shards]) as prefetcher:
         assert [bytes_of(prefetcher.acquire("0")) for _ in range(3)] == [b"0" * 100] * 3
     assert makes.made == ["0"]
 
 
-def test_close_calls_off_what_is_under_way_and_waited_for(tmp_path: Path) -> None:
+def test_close_cancels_shards_in_flight_and_waiting_readers(tmp_path: Path) -> None:
     makes = Makes(5)
     makes.gates = {"0": threading.Event(), "1": threading.Event()}
     prefetcher = Prefetcher(ShardCache(tmp_path), makes.shards)

@@ -33,7 +33,7 @@ def writes(data: bytes) -> Make:
 
 
 def python(script: str, *arguments: str) -> subprocess.Popen[bytes]:
-    """Another process that can import the module by itself: the whole package takes seconds."""
+    """Start a process that imports the module alone, because importing the package takes seconds."""
     alone = {**os.environ, "PYTHONPATH": str(Path(shard_cache.__file__).parent)}
     return subprocess.Popen([sys.executable, "-P", "-c", script, *arguments], env=alone)
 
@@ -42,7 +42,7 @@ def never(path: Path) -> None:
     raise AssertionError(f"{path} was made a second time")
 
 
-def lie_in(cache: ShardCache) -> list[str]:
+def files_in(cache: ShardCache) -> list[str]:
     return sorted(os.listdir(cache.folder))
 
 
@@ -51,15 +51,15 @@ def fill(cache: ShardCache, *names: str, nbytes: int = 100) -> None:
         assert bytes_of(cache.acquire(name, writes(bytes(nbytes)))) == bytes(nbytes)
 
 
-def test_file_is_made_once_and_read_from_disk_afterwards(tmp_path: Path) -> None:
+def test_file_is_made_once_then_read_from_disk(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
     assert bytes_of(cache.acquire("a.tar", writes(b"one"))) == b"one"
     assert bytes_of(cache.acquire("a.tar", never)) == b"one"
     assert bytes_of(ShardCache(tmp_path).acquire("a.tar", never, 3)) == b"one"
-    assert lie_in(cache) == ["a.tar"]
+    assert files_in(cache) == ["a.tar"]
 
 
-def test_threads_that_ask_at_once_make_it_once(tmp_path: Path) -> None:
+def test_concurrent_threads_make_a_file_once(tmp_path: Path) -> None:
     made: list[str] = []
 
     def make(path: Path) -> None:
@@ -74,7 +74,7 @@ def test_threads_that_ask_at_once_make_it_once(tmp_path: Path) -> None:
     assert sorted(made) == ["0.tar.part", "1.tar.part", "2.tar.part"]
 
 
-def test_processes_that_ask_at_once_make_each_file_once(tmp_path: Path) -> None:
+def test_concurrent_processes_make_each_file_once(tmp_path: Path) -> None:
     script = """
 import os, sys, time
 from pathlib import Path
@@ -96,7 +96,7 @@ for i in range(20):
     assert sorted(log.read_text().split()) == sorted(f"{i}.part" for i in range(20))
 
 
-def test_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_file_is_whole_or_absent(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
     half, go = threading.Event(), threading.Event()
 
@@ -111,13 +111,13 @@ def test_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         lent = pool.submit(cache.acquire, "a", make)
         half.wait(10)
-        assert lie_in(cache) == ["a.part"]
+        assert files_in(cache) == ["a.part"]
         go.set()
         assert bytes_of(lent.result()) == b"12345678"
-    assert lie_in(cache) == ["a"]
+    assert files_in(cache) == ["a"]
 
 
-def test_what_make_raises_is_raised_and_leaves_nothing(tmp_path: Path) -> None:
+def test_error_in_make_propagates_and_leaves_nothing(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
 
     def fail(path: Path) -> None:
@@ -127,11 +127,11 @@ def test_what_make_raises_is_raised_and_leaves_nothing(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no more"):
             cache.acquire("a", fail)
-        assert lie_in(cache) == []
+        assert files_in(cache) == []
     assert bytes_of(cache.acquire("a", writes(b"whole"))) == b"whole"
 
 
-def test_those_who_wait_for_one_that_fails_try_themselves(tmp_path: Path) -> None:
+def test_waiting_threads_try_after_a_failure(tmp_path: Path) -> None:
     cache, begun, go = ShardCache(tmp_path), threading.Event(), threading.Event()
 
     def fail(path: Path) -> None:
@@ -150,72 +150,72 @@ def test_those_who_wait_for_one_that_fails_try_themselves(tmp_path: Path) -> Non
             first.result()
 
 
-def test_least_recently_lent_goes_first(tmp_path: Path) -> None:
+def test_least_recently_acquired_file_is_evicted_first(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, limit=300)
     fill(cache, "a", "b", "c")
     os.close(cache.acquire("a", never))
     fill(cache, "d")
-    assert lie_in(cache) == ["a", "c", "d"]
+    assert files_in(cache) == ["a", "c", "d"]
     os.close(cache.acquire("c", never))
     fill(cache, "e")
-    assert lie_in(cache) == ["c", "d", "e"]
+    assert files_in(cache) == ["c", "d", "e"]
     fill(cache, "f", nbytes=250)
-    assert lie_in(cache) == ["f"]
+    assert files_in(cache) == ["f"]
 
 
-def test_room_is_made_before_the_file_when_its_size_is_known(tmp_path: Path) -> None:
+def test_known_size_evicts_before_the_file_is_made(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, limit=300)
     fill(cache, "a", "b", "c")
     there: list[list[str]] = []
 
     def make(path: Path) -> None:
-        there.append(lie_in(cache))
+        there.append(files_in(cache))
         path.write_bytes(bytes(150))
 
     os.close(cache.acquire("d", make, 150))
     assert there == [["c", "d.part"]]
 
 
-def test_evicted_file_that_is_open_goes_on_being_readable(tmp_path: Path) -> None:
+def test_evicted_file_stays_readable_while_open(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, limit=150)
     fd = cache.acquire("a", writes(b"a" * 100))
     fill(cache, "b")
-    assert lie_in(cache) == ["b"]
+    assert files_in(cache) == ["b"]
     assert bytes_of(fd) == b"a" * 100
 
 
 def test_file_larger_than_the_limit_is_refused_before_it_is_made(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, limit=100)
     fill(cache, "a")
-    message = r"shard 'b' has 101 bytes and the cache may hold 100; give a cache_limit="
+    message = r"shard 'b' has 101 bytes, more than the cache's limit of 100; give a cache_limit="
     with pytest.raises(ValueError, match=message):
         cache.acquire("b", never, 101)
     with pytest.raises(ValueError, match=message):
         cache.acquire("b", writes(bytes(101)))
-    assert "b" not in lie_in(cache)
+    assert "b" not in files_in(cache)
 
 
-def test_other_size_than_announced_is_refused(tmp_path: Path) -> None:
+def test_unexpected_size_is_refused(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
-    with pytest.raises(OSError, match="4 bytes were written of shard 'a', which has 5"):
+    with pytest.raises(OSError, match="shard 'a' has 5 bytes, but 4 were written"):
         cache.acquire("a", writes(b"1234"), 5)
-    assert lie_in(cache) == []
+    assert files_in(cache) == []
 
 
-def test_file_that_was_cut_in_the_cache_is_made_again(tmp_path: Path) -> None:
+def test_truncated_cached_file_is_made_again(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
     os.close(cache.acquire("a", writes(b"12345"), 5))
     os.truncate(cache.folder / "a", 3)
     assert bytes_of(cache.acquire("a", writes(b"12345"), 5)) == b"12345"
 
 
-def test_full_disk_evicts_what_it_can_then_names_the_folder(tmp_path: Path) -> None:
+def test_full_disk_evicts_all_then_names_the_folder(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path)
     fill(cache, "a", "b", "c")
     tries: list[list[str]] = []
 
     def full_until_one_is_left(path: Path) -> None:
-        there = lie_in(cache)
+        there = files_in(cache)
         tries.append(there)
         path.write_bytes(b"half")
         if len(there) > 2:
@@ -233,7 +233,7 @@ def test_full_disk_evicts_what_it_can_then_names_the_folder(tmp_path: Path) -> N
     ) as raised:
         cache.acquire("e", full, 100)
     assert raised.value.errno == errno.ENOSPC
-    assert lie_in(cache) == []
+    assert files_in(cache) == []
 
 
 def test_other_disk_errors_evict_nothing(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_other_disk_errors_evict_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="Input/output"):
         cache.acquire("b", broken)
-    assert lie_in(cache) == ["a"]
+    assert files_in(cache) == ["a"]
 
 
 def test_killed_process_leaves_the_cache_usable(tmp_path: Path) -> None:
@@ -261,16 +261,16 @@ ShardCache(sys.argv[1]).acquire("a", make)
     part = tmp_path / "patchnpack-shards" / "a.part"
     wait_until(lambda: part.exists() and part.stat().st_size == 4, 30)
     living = ShardCache(tmp_path)
-    assert lie_in(living) == ["a.part"]  # still being written: not to be taken for a dead one's
+    assert files_in(living) == ["a.part"]  # still being written, so it is not removed as stale
     process.send_signal(signal.SIGKILL)
     process.wait(10)
     assert bytes_of(living.acquire("a", writes(b"whole"))) == b"whole"
 
     part.write_bytes(b"half")
-    assert lie_in(ShardCache(tmp_path)) == ["a"]
+    assert files_in(ShardCache(tmp_path)) == ["a"]
 
 
-def test_waiting_for_another_one_can_be_called_off(tmp_path: Path) -> None:
+def test_waiting_for_another_thread_can_be_cancelled(tmp_path: Path) -> None:
     cache, begun, go, stop = ShardCache(tmp_path), threading.Event(), threading.Event(), threading.Event()
 
     def make(path: Path) -> None:
@@ -295,11 +295,11 @@ def test_nothing_outside_its_own_folder_is_evicted(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, limit=100)
     fill(cache, "a", "b")
     assert (tmp_path / "mine.tar").exists()
-    assert lie_in(cache) == ["b"]
+    assert files_in(cache) == ["b"]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "a.part"])
-def test_name_that_is_no_file_name_is_refused(name: str, tmp_path: Path) -> None:
+def test_invalid_file_name_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot name a cached file"):
         ShardCache(tmp_path).acquire(name, never)
 
@@ -319,7 +319,7 @@ def test_many_threads_under_a_small_limit_always_read_the_right_bytes(tmp_path: 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(400)))
     fill(cache, "last")
-    assert sum(os.stat(cache.folder / name).st_size for name in lie_in(cache)) <= 350
+    assert sum(os.stat(cache.folder / name).st_size for name in files_in(cache)) <= 350
 
 
 def test_default_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Shards that are not local tars: remote ones and parquet files give the same batches, through the cache."""
+"""Remote shards and parquet shards give the same batches as local tars, through the cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from patchnpack.loaders import PackedImageLoader, load_index, scan, update_index
-from patchnpack.loaders.remote.download import RemoteError
+from patchnpack.loaders.remote.errors import RemoteError
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.packer import PackedBatch, Packing
 
@@ -33,7 +33,7 @@ Contents = Callable[[PackedBatch], tuple[object, ...]]
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, with an ETag, and notes each GET."""
+    """Serves a folder with ETags and records each GET."""
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -52,7 +52,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(drawn: Any) -> Iterator[tuple[str, list[str]]]:
-    """The address under which the drawn shards are served, and the names that are fetched."""
+    """The address of the served shards, and the list of fetched names."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(drawn.folder)))
     server.got = []  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
@@ -64,7 +64,7 @@ def served(drawn: Any) -> Iterator[tuple[str, list[str]]]:
 
 
 def open_files() -> list[str]:
-    """What this process has open, as far as it stays open while it is looked at."""
+    """The open files of this process."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):
@@ -80,7 +80,7 @@ def packed(source: Any, **options: Any) -> PackedImageLoader:
 # Remote shards
 
 
-def test_remote_shards_give_the_batches_of_local_ones_and_are_fetched_once(
+def test_remote_shards_give_the_local_batches_and_are_fetched_once(
     drawn: Any, served: tuple[str, list[str]], tmp_path: Path, contents: Contents
 ) -> None:
     address, got = served
@@ -98,7 +98,7 @@ def test_remote_shards_give_the_batches_of_local_ones_and_are_fetched_once(
     assert local.stats()["cache_hits"] == local.stats()["cache_misses"] == 0
 
 
-def test_shards_leave_a_small_cache_and_come_back(
+def test_small_cache_evicts_and_refetches_shards(
     drawn: Any, served: tuple[str, list[str]], tmp_path: Path, contents: Contents
 ) -> None:
     address, got = served
@@ -112,13 +112,13 @@ def test_shards_leave_a_small_cache_and_come_back(
     assert len(got) > 12
     held = sum(path.stat().st_size for path in (tmp_path / "patchnpack-shards").iterdir())
     assert held <= largest + 100
-    with pytest.raises(ValueError, match=r"bytes and the cache may hold 1000; give a cache_limit="):
+    with pytest.raises(ValueError, match=r"bytes, more than the cache's limit of 1000; give a cache_limit="):
         packed(f"{address}/drawn-000.tar", cache_dir=tmp_path / "other", cache_limit=1000)
 
 
-def test_coming_shards_are_fetched_ahead(drawn: Any, served: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_shards_are_fetched_ahead(drawn: Any, served: tuple[str, list[str]], tmp_path: Path) -> None:
     address, got = served
-    index = scan([f"{address}/{Path(shard).name}" for shard in drawn.shards], store=ShardOpener(tmp_path / "first"))
+    index = scan([f"{address}/{Path(shard).name}" for shard in drawn.shards], opener=ShardOpener(tmp_path / "first"))
     got.clear()
     iterator = iter(packed(index, cache_dir=tmp_path / "second", shuffle_window=1, shuffle=False))
     next(iterator)
@@ -133,7 +133,7 @@ def test_coming_shards_are_fetched_ahead(drawn: Any, served: tuple[str, list[str
     assert not [t for t in threading.enumerate() if t.name.startswith("patchnpack")]
 
 
-def test_resume_fetches_only_what_is_left(make_drawn: Callable[..., Any], tmp_path: Path) -> None:
+def test_resume_fetches_only_the_remaining_shards(make_drawn: Callable[..., Any], tmp_path: Path) -> None:
     drawn = make_drawn((6,) * 40)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(tmp_path)))
     server.got = []  # type: ignore[attr-defined]
@@ -141,8 +141,8 @@ def test_resume_fetches_only_what_is_left(make_drawn: Callable[..., Any], tmp_pa
     thread.start()
     try:
         shards = [f"http://127.0.0.1:{server.server_port}/{Path(shard).name}" for shard in drawn.shards]
-        index = scan(shards, store=ShardOpener(tmp_path / "first"))
-        packing = PACKING.replace(lookahead=8, balance=0)  # or the last packs hold images of every shard
+        index = scan(shards, opener=ShardOpener(tmp_path / "first"))
+        packing = PACKING.replace(lookahead=8, balance=0)  # otherwise the last packs hold images of every shard
         options: dict[str, Any] = {"shuffle_window": 2, "batch_size": 1, "packing": packing}
         loader = packed(index, cache_dir=tmp_path / "first", **options)
         batches = list(loader)
@@ -161,17 +161,17 @@ def test_resume_fetches_only_what_is_left(make_drawn: Callable[..., Any], tmp_pa
         server.server_close()
 
 
-def test_spawned_workers_share_the_cache_and_forked_ones_may_not_fetch(
+def test_spawned_workers_share_the_cache_and_forked_ones_cannot_fetch(
     drawn: Any, served: tuple[str, list[str]], tmp_path: Path, contents: Contents
 ) -> None:
     address, got = served
-    index = scan([f"{address}/{Path(shard).name}" for shard in drawn.shards], store=ShardOpener(tmp_path / "first"))
+    index = scan([f"{address}/{Path(shard).name}" for shard in drawn.shards], opener=ShardOpener(tmp_path / "first"))
     got.clear()
     dataset = packed(index, cache_dir=tmp_path / "second", num_threads=1).as_dataset()
     data = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")
     assert [contents(batch) for batch in data] == [contents(batch) for batch in packed(drawn.shards)]
     assert sorted(set(got)) == sorted(got)
-    # What is there already needs no fetching.
+    # A forked worker can use cached shards.
     dataset = packed(index, cache_dir=tmp_path / "second", num_threads=1).as_dataset()
     assert len(list(DataLoader(dataset, batch_size=None, num_workers=1))) == len(list(packed(drawn.shards)))
     dataset = packed(index, cache_dir=tmp_path / "third", num_threads=1).as_dataset()
@@ -189,11 +189,11 @@ def test_several_ranks_need_an_index_of_remote_shards(
     with pytest.raises(ValueError, match=r"are remote and have no index, .* patchnpack index SHARDS -o index.parquet"):
         packed(source, cache_dir=tmp_path, rank=0, world_size=2)
     assert got == []
-    with pytest.raises(ValueError, match=r"the shards are remote; say where the index goes"):
-        update_index(source, store=ShardOpener(tmp_path))
-    path, _, read = update_index(source, tmp_path / "index.parquet", store=ShardOpener(tmp_path))
+    with pytest.raises(ValueError, match=r"the shards are remote, so the index needs a path"):
+        update_index(source, opener=ShardOpener(tmp_path))
+    path, _, read = update_index(source, tmp_path / "index.parquet", opener=ShardOpener(tmp_path))
     assert read == 6
-    assert update_index(source, path, store=ShardOpener(tmp_path))[2] == 0
+    assert update_index(source, path, opener=ShardOpener(tmp_path))[2] == 0
     assert load_index(path).shards == tuple(f"{address}/drawn-{i:03}.tar" for i in range(6))
     for given in ({"source": source, "index": path}, {"source": str(path)}):
         loader = packed(**given, cache_dir=tmp_path, rank=1, world_size=2)
@@ -201,13 +201,13 @@ def test_several_ranks_need_an_index_of_remote_shards(
         assert [contents(batch) for batch in loader] == [contents(batch) for batch in expected]
 
 
-def test_remote_shard_that_changed_is_an_error_that_names_it(
+def test_changed_remote_shard_is_an_error_with_its_name(
     served: tuple[str, list[str]], tmp_path: Path, make_drawn: Callable[..., Any], drawn: Any
 ) -> None:
     address, _ = served
-    index = scan(f"{address}/drawn-000.tar", store=ShardOpener(tmp_path / "first"))
+    index = scan(f"{address}/drawn-000.tar", opener=ShardOpener(tmp_path / "first"))
     os.utime(drawn.shards[0], ns=(0, os.stat(drawn.shards[0]).st_mtime_ns + 10**9))
-    with pytest.raises(RemoteError, match=r"drawn-000.tar: the file has changed .*; make a new index of it"):
+    with pytest.raises(RemoteError, match=r"drawn-000.tar: the file has changed .*; update the index"):
         list(packed(index, cache_dir=tmp_path / "second"))
 
 
@@ -215,7 +215,7 @@ def test_remote_shard_that_changed_is_an_error_that_names_it(
 
 
 def as_parquet(drawn: Any, folder: Path, layout: str) -> list[str]:
-    """The drawn images as parquet files, a few rows a group."""
+    """The drawn images as parquet files, a few rows per row group."""
     index = scan(drawn.shards)
     reader = index.reader()
     shards = []
@@ -245,7 +245,9 @@ def as_parquet(drawn: Any, folder: Path, layout: str) -> list[str]:
 
 
 @pytest.mark.parametrize("layout", ["struct", "binary"])
-def test_parquet_shards_give_the_batches_of_tars(layout: str, drawn: Any, tmp_path: Path, contents: Contents) -> None:
+def test_parquet_shards_give_the_batches_of_tar_shards(
+    layout: str, drawn: Any, tmp_path: Path, contents: Contents
+) -> None:
     shards = as_parquet(drawn, tmp_path, layout)
     loader = packed(shards, label="label", extras=["txt", "box"], cache_dir=tmp_path / "cache")
     assert loader.num_classes == 10
@@ -257,7 +259,7 @@ def test_parquet_shards_give_the_batches_of_tars(layout: str, drawn: Any, tmp_pa
             assert boxes == [[[float(row), 2.5] for row in rows if row >= 0] for rows in batch.rows.tolist()]
 
 
-def test_rows_of_parquet_are_spilled_once_a_shard(drawn: Any, tmp_path: Path) -> None:
+def test_parquet_rows_are_written_to_the_cache_once_per_shard(drawn: Any, tmp_path: Path) -> None:
     shards = as_parquet(drawn, tmp_path, "struct")
     for _ in range(2):
         loader = packed(shards, label=None, cache_dir=tmp_path / "cache")
@@ -268,7 +270,7 @@ def test_rows_of_parquet_are_spilled_once_a_shard(drawn: Any, tmp_path: Path) ->
     assert len(spilled) == 5  # the empty one is never read
 
 
-def test_keys_of_parquet_rows_are_made_of_the_shard_and_the_row(tmp_path: Path, encode_image: Any) -> None:
+def test_parquet_keys_default_to_shard_and_row(tmp_path: Path, encode_image: Any) -> None:
     data = encode_image(Image.new("RGB", (16, 16)))
     pq.write_table(pa.table({"img": [data, None, data]}), tmp_path / "a.parquet")
     index = scan(tmp_path / "a.parquet")
@@ -276,27 +278,27 @@ def test_keys_of_parquet_rows_are_made_of_the_shard_and_the_row(tmp_path: Path, 
     assert index.without_image.tolist() == [1]
 
 
-def test_parquet_without_a_plain_choice_of_image_names_its_columns(tmp_path: Path, encode_image: Any) -> None:
+def test_ambiguous_image_column_is_an_error_with_the_columns(tmp_path: Path, encode_image: Any) -> None:
     data = encode_image(Image.new("RGB", (16, 16)))
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"one": [data], "two": [data], "x": [1]}), path)
-    with pytest.raises(ValueError, match=r"2 columns that may hold images \(one, two; its columns are one, two, x\)"):
+    with pytest.raises(ValueError, match=r"2 columns that can hold images \(one, two; its columns are one, two, x\)"):
         scan(path)
     assert len(scan(path, image="two")) == 1
     pq.write_table(pa.table({"x": [1]}), path)
-    with pytest.raises(ValueError, match=r"0 columns that may hold images \(none; its columns are x\)"):
+    with pytest.raises(ValueError, match=r"0 columns that can hold images \(none; its columns are x\)"):
         scan(path)
 
 
 @pytest.mark.parametrize("cut", [10, 300, -5])
-def test_parquet_that_was_cut_is_refused_by_name(cut: int, drawn: Any, tmp_path: Path) -> None:
+def test_truncated_parquet_is_refused_by_name(cut: int, drawn: Any, tmp_path: Path) -> None:
     shard = as_parquet(drawn, tmp_path, "struct")[0]
     Path(shard).write_bytes(Path(shard).read_bytes()[:cut])
     with pytest.raises(ValueError, match=r"part-0.parquet' cannot be read"):
         scan(shard)
 
 
-def test_parquet_that_changed_after_it_was_indexed_is_refused(drawn: Any, tmp_path: Path) -> None:
+def test_parquet_changed_after_indexing_is_refused(drawn: Any, tmp_path: Path) -> None:
     shards = as_parquet(drawn, tmp_path, "struct")
     index = scan(shards)
     table = pq.read_table(shards[0]).slice(1)
@@ -305,7 +307,7 @@ def test_parquet_that_changed_after_it_was_indexed_is_refused(drawn: Any, tmp_pa
         list(packed(index, label=None, cache_dir=tmp_path / "cache"))
 
 
-def test_remote_parquet_is_read_like_a_local_one(
+def test_remote_parquet_gives_the_local_batches(
     drawn: Any, served: tuple[str, list[str]], tmp_path: Path, contents: Contents
 ) -> None:
     address, got = served
@@ -321,7 +323,7 @@ def test_remote_parquet_is_read_like_a_local_one(
             (drawn.folder / f"part-{i}.parquet").unlink()
 
 
-def test_memory_stays_that_of_a_row_group(tmp_path: Path) -> None:
+def test_memory_is_bounded_by_a_row_group(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     path = tmp_path / "a.parquet"
     file = io.BytesIO()
@@ -347,26 +349,24 @@ print(json.dumps([len(index), peak() - before]))
     assert grown < 120 << 20
 
 
-def test_glob_of_parquet_shards_leaves_out_their_index(drawn: Any, tmp_path: Path) -> None:
+def test_glob_of_parquet_shards_skips_their_index(drawn: Any, tmp_path: Path) -> None:
     as_parquet(drawn, tmp_path, "struct")
     for _ in range(2):
-        path, index, _ = update_index(str(tmp_path / "*.parquet"), store=ShardOpener(tmp_path / "cache"))
+        path, index, _ = update_index(str(tmp_path / "*.parquet"), opener=ShardOpener(tmp_path / "cache"))
         assert (Path(path).name, len(index.shards), len(index)) == ("index.parquet", 6, 60)
     assert len(packed(str(tmp_path / "*.parquet"), label=None).index) == 60
-    with pytest.raises(ValueError, match=r"index.parquet' is an index, no shard"):
+    with pytest.raises(ValueError, match=r"index.parquet' is an index, not a shard"):
         scan([str(tmp_path / "index.parquet"), str(tmp_path / "part-0.parquet")])
 
 
-def test_parquet_that_holds_paths_alone_says_so(tmp_path: Path) -> None:
+def test_parquet_with_paths_only_is_refused(tmp_path: Path) -> None:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     pq.write_table(pa.table({"image": pa.array([{"bytes": None, "path": "a.jpg"}], kind)}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"has no bytes in its column 'image', in none of 1 rows: it may hold paths"):
         scan(tmp_path / "a.parquet")
 
 
-def test_column_that_is_null_throughout_a_shard_is_absent_there(
-    tmp_path: Path, encode_image: Callable[..., bytes]
-) -> None:
+def test_column_of_nulls_is_absent_in_that_shard(tmp_path: Path, encode_image: Callable[..., bytes]) -> None:
     data = encode_image(Image.new("RGB", (16, 16)))
     pq.write_table(pa.table({"image": [data], "caption": ["text"]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"image": [data], "caption": pa.nulls(1)}), tmp_path / "b.parquet")
@@ -375,11 +375,11 @@ def test_column_that_is_null_throughout_a_shard_is_absent_there(
     assert sorted(captions, key=str) == [None, "text"]
 
 
-def test_prefetching_that_cannot_start_leaves_no_thread(
+def test_failed_start_of_prefetching_leaves_no_thread(
     drawn: Any, served: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     address, _ = served
-    index = scan(f"{address}/drawn-000.tar", store=ShardOpener(tmp_path / "first"))
+    index = scan(f"{address}/drawn-000.tar", opener=ShardOpener(tmp_path / "first"))
     (tmp_path / "file").write_text("no folder")
     before = threading.active_count()
     for _ in range(3):

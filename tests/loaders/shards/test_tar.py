@@ -33,7 +33,7 @@ def by_webdataset(path: str) -> list[tuple[str, dict[str, bytes]]]:
         return [(s["__key__"], {e: v for e, v in s.items() if not e.startswith("__")}) for s in samples]
 
 
-def test_shard_of_webdatasets_writer_is_read_as_webdataset_reads_it(tmp_path: Path) -> None:
+def test_samples_equal_webdataset_for_its_own_writer(tmp_path: Path) -> None:
     path = str(tmp_path / "a.tar")
     with webdataset.TarWriter(path) as writer:
         for i in range(20):
@@ -67,15 +67,13 @@ def test_shard_of_webdatasets_writer_is_read_as_webdataset_reads_it(tmp_path: Pa
         ["a b.jpg", "ünïcode.jpg", "a-b_c+d.jpg"],
     ],
 )
-def test_names_are_cut_into_key_and_extension_as_webdataset_does(
-    names: list[str], tmp_path: Path, write_tar: WriteTar
-) -> None:
+def test_key_and_extension_equal_webdataset(names: list[str], tmp_path: Path, write_tar: WriteTar) -> None:
     path = write_tar(tmp_path / "a.tar", [(name, name.encode()) for name in names])
     assert contents(path, read_samples(path)) == by_webdataset(path)
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_long_names_are_whole(format: int, tmp_path: Path, write_tar: WriteTar) -> None:
+def test_long_names_are_read_whole(format: int, tmp_path: Path, write_tar: WriteTar) -> None:
     names = [f"{'folder' * 30}/{'n' * 150}{i}.{e}" for i in range(3) for e in ("jpg", "cls")]
     path = write_tar(tmp_path / "a.tar", [(name, name.encode()) for name in names], format=format)
     ours = contents(path, read_samples(path))
@@ -83,7 +81,7 @@ def test_long_names_are_whole(format: int, tmp_path: Path, write_tar: WriteTar) 
     assert [key for key, _ in ours] == [f"{'folder' * 30}/{'n' * 150}{i}" for i in range(3)]
 
 
-def test_members_of_a_sample_are_found_wherever_they_stand(tmp_path: Path, write_tar: WriteTar) -> None:
+def test_members_of_a_sample_need_not_be_adjacent(tmp_path: Path, write_tar: WriteTar) -> None:
     names = ["a.jpg", "b.jpg", "a.cls", "c.txt", "b.cls", "a.txt"]
     path = write_tar(tmp_path / "a.tar", [(name, name.encode()) for name in names])
     assert contents(path, read_samples(path)) == [
@@ -93,7 +91,7 @@ def test_members_of_a_sample_are_found_wherever_they_stand(tmp_path: Path, write
     ]
 
 
-def test_folders_and_links_are_passed_over(tmp_path: Path) -> None:
+def test_folders_and_links_are_skipped(tmp_path: Path) -> None:
     path = str(tmp_path / "a.tar")
     with tarfile.open(path, "w") as tar:
         for name, kind in (("x.d", tarfile.DIRTYPE), ("b.jpg", tarfile.SYMTYPE), ("c.jpg", tarfile.LNKTYPE)):
@@ -107,9 +105,9 @@ def test_folders_and_links_are_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [["a.jpg", "a.jpg"], ["a.jpg", "b.jpg", "a.jpg"], ["a.jpg", "a.JPG"]])
-def test_member_that_is_there_twice_is_refused_by_name(names: list[str], tmp_path: Path, write_tar: WriteTar) -> None:
+def test_duplicate_member_is_refused_by_name(names: list[str], tmp_path: Path, write_tar: WriteTar) -> None:
     path = write_tar(tmp_path / "a.tar", [(name, b"x") for name in names])
-    with pytest.raises(ValueError, match=f"a.tar' holds '{names[-1]}' twice; each member needs its own name"):
+    with pytest.raises(ValueError, match=f"a.tar' holds '{names[-1]}' twice; give each member its own name"):
         read_samples(path)
 
 
@@ -118,7 +116,7 @@ def test_tar_without_members_has_no_samples(tmp_path: Path, write_tar: WriteTar)
 
 
 @pytest.mark.parametrize("data", [b"", b"short", bytes(100), b"not a tar" * 1000])
-def test_file_that_is_no_tar_is_refused_by_name(data: bytes, tmp_path: Path) -> None:
+def test_file_that_is_not_a_tar_is_refused_by_name(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"shard '.*a.tar' cannot be read as an uncompressed tar"):
@@ -126,21 +124,21 @@ def test_file_that_is_no_tar_is_refused_by_name(data: bytes, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF"])
-def test_an_image_in_place_of_a_shard_is_called_one(format: str, tmp_path: Path) -> None:
+def test_image_in_place_of_a_shard_is_named_as_one(format: str, tmp_path: Path) -> None:
     path = tmp_path / "im00"
     Image.effect_noise((64, 64), 50).convert("RGB").save(path, format)
     with pytest.raises(ValueError, match=r"im00' is an image, not a shard: .*`patchnpack shard FOLDER -o SHARDS`"):
         read_samples(str(path))
 
 
-def test_a_webp_in_place_of_a_shard_is_called_an_image(tmp_path: Path) -> None:
+def test_webp_in_place_of_a_shard_is_named_as_an_image(tmp_path: Path) -> None:
     path = tmp_path / "a.webp"
     path.write_bytes(b"RIFF" + (1000).to_bytes(4, "little") + b"WEBPVP8 " + b"x" * 992)
     with pytest.raises(ValueError, match=r"a.webp' is an image, not a shard"):
         read_samples(str(path))
 
 
-def test_a_zip_archive_in_place_of_a_shard_is_called_one(tmp_path: Path) -> None:
+def test_zip_archive_in_place_of_a_shard_is_named_as_one(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("data.pkl", b"x" * 1000)
@@ -148,7 +146,7 @@ def test_a_zip_archive_in_place_of_a_shard_is_called_one(tmp_path: Path) -> None
         read_samples(str(path))
 
 
-def test_a_damaged_tar_is_called_a_tar_whatever_its_first_member_is_called(tmp_path: Path, write_tar: WriteTar) -> None:
+def test_damaged_tar_is_named_as_a_tar_whatever_its_first_member(tmp_path: Path, write_tar: WriteTar) -> None:
     path = Path(write_tar(tmp_path / "a.tar", [("BM.jpg", b"x" * 1000)]))
     data = bytearray(path.read_bytes())
     data[148:156] = b"damaged\0"
@@ -164,20 +162,20 @@ def test_compressed_tar_is_refused(tmp_path: Path, write_tar: WriteTar) -> None:
         read_samples(str(path))
 
 
-def test_joined_tars_are_refused_instead_of_read_to_the_first_end(tmp_path: Path, write_tar: WriteTar) -> None:
+def test_concatenated_tars_are_refused(tmp_path: Path, write_tar: WriteTar) -> None:
     first = Path(write_tar(tmp_path / "a.tar", [("a.jpg", b"a")]))
     second = Path(write_tar(tmp_path / "b.tar", [("b.jpg", b"b")]))
     first.write_bytes(first.read_bytes() + second.read_bytes())
-    with pytest.raises(ValueError, match="joined from several tars"):
+    with pytest.raises(ValueError, match="concatenated from several tars"):
         read_samples(str(first))
 
 
-def test_tar_whose_end_is_still_zeros_is_refused(tmp_path: Path, write_tar: WriteTar) -> None:
+def test_partly_copied_tar_of_full_size_is_refused(tmp_path: Path, write_tar: WriteTar) -> None:
     """As of a download into a file that was made at its full size before."""
     path = Path(write_tar(tmp_path / "a.tar", [(f"{i}.jpg", bytes(300_000)) for i in range(8)]))
     whole = path.read_bytes()
     path.write_bytes(whole[: 2 * 300_544] + bytes(len(whole) - 2 * 300_544))
-    with pytest.raises(ValueError, match="not copied to its end"):
+    with pytest.raises(ValueError, match="copied in part"):
         read_samples(str(path))
 
 
@@ -232,7 +230,7 @@ def test_tar_cut_anywhere_gives_every_sample_or_an_error(format: int, tmp_path: 
                 complete += 1
                 assert contents(str(path), samples) == expected, at
             assert "cut.tar" in message, at
-    assert complete > 3  # only the padding behind the end mark may be missing
+    assert complete > 3  # only the padding behind the end marker may be missing
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -255,6 +253,6 @@ def test_seeded_damage_gives_every_sample_or_a_value_error(format: int, tmp_path
     assert refused > 50
 
 
-def test_clothing_shards_are_read_as_webdataset_reads_them(clothing: str) -> None:
+def test_clothing_shards_equal_webdataset(clothing: str) -> None:
     path = f"{clothing}/train-000009.tar"
     assert contents(path, read_samples(path)) == by_webdataset(path)

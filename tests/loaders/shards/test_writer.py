@@ -1,21 +1,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from patchnpack import PackedImageLoader, Packing
 from patchnpack.loaders import Written, scan, write_shards
-from patchnpack.loaders.shards import writer as folder_module
+from patchnpack.loaders.shards import writer as writer_module
 from patchnpack.loaders.shards.tar import read_samples
+from tests.images import draw_image, encode_image
 
 
 @pytest.fixture
-def folder(tmp_path: Path, draw_image: Callable[..., Any], encode_image: Callable[..., bytes]) -> Path:
-    """12 images of 3 classes, in folders of folders, and what else lies about."""
+def folder(tmp_path: Path) -> Path:
+    """12 images of 3 classes in nested folders, beside files that are not images."""
     for i in range(12):
         path = tmp_path / "photos" / ("ant", "bee", "cat")[i % 3] / f"day {i // 6}" / f"IMG.{i:02d}.JPG"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +37,7 @@ def contents(written: Written) -> dict[str, dict[str, bytes]]:
     return found
 
 
-def test_each_image_comes_once_with_its_bytes_its_class_and_its_text(folder: Path, tmp_path: Path) -> None:
+def test_each_image_is_written_once_with_its_bytes_class_and_text(folder: Path, tmp_path: Path) -> None:
     written = write_shards(folder, tmp_path / "out", images_per_shard=5)
     assert [Path(shard).name for shard in written.shards] == [f"train-00000{i}.tar" for i in range(3)]
     assert (written.images, written.validation, written.kept) == (12, 0, 0)
@@ -55,7 +54,7 @@ def test_each_image_comes_once_with_its_bytes_its_class_and_its_text(folder: Pat
     assert contents(written) == wanted
 
 
-def test_shards_are_what_the_loader_reads(folder: Path, tmp_path: Path) -> None:
+def test_loader_reads_the_shards(folder: Path, tmp_path: Path) -> None:
     written = write_shards(folder, tmp_path / "out")
     loader = PackedImageLoader(written.shards, Packing(seq_len=64), batch_size=2, label="cls")
     labels = {image.key: image.label for batch in loader for image in batch.images()}
@@ -63,7 +62,7 @@ def test_shards_are_what_the_loader_reads(folder: Path, tmp_path: Path) -> None:
     assert all(written.classes[int(label)] == key.split("/")[0] for key, label in labels.items())
 
 
-def test_order_is_random_by_the_seed_and_the_paths_order_without_one(folder: Path, tmp_path: Path) -> None:
+def test_seed_sets_the_order_and_none_keeps_the_paths_order(folder: Path, tmp_path: Path) -> None:
     orders = [
         [sample.key for sample in read_samples(write_shards(folder, tmp_path / str(i), seed=seed).shards[0])]
         for i, seed in enumerate((0, 0, 1, None))
@@ -72,7 +71,7 @@ def test_order_is_random_by_the_seed_and_the_paths_order_without_one(folder: Pat
     assert orders[3] == sorted(orders[3]) == sorted(orders[0]) != orders[0]
 
 
-def test_same_folder_gives_the_same_bytes_whatever_the_threads_and_dates(folder: Path, tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_threads_or_dates(folder: Path, tmp_path: Path) -> None:
     first = write_shards(folder, tmp_path / "a", images_per_shard=3, num_threads=1)
     for path in folder.rglob("*.JPG"):
         os.utime(path, (1, 1))
@@ -80,7 +79,7 @@ def test_same_folder_gives_the_same_bytes_whatever_the_threads_and_dates(folder:
     assert [Path(s).read_bytes() for s in first.shards] == [Path(s).read_bytes() for s in second.shards]
 
 
-def test_validation_images_are_others_than_those_for_training(folder: Path, tmp_path: Path) -> None:
+def test_validation_and_training_images_are_disjoint(folder: Path, tmp_path: Path) -> None:
     written = write_shards(folder, tmp_path / "out", validation=0.25)
     assert (written.images, written.validation) == (9, 3)
     parts = [{sample.key for sample in read_samples(shard)} for shard in written.shards]
@@ -89,20 +88,20 @@ def test_validation_images_are_others_than_those_for_training(folder: Path, tmp_
     assert len(set.union(*parts)) == 12
 
 
-def test_call_that_was_cut_short_is_completed_to_the_same_bytes(
+def test_interrupted_call_is_completed_to_the_same_bytes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = write_shards(folder, tmp_path / "whole", images_per_shard=3)
-    write = folder_module._write
+    write = writer_module._write
     calls: list[Path] = []
 
-    def fail_on_the_third(path: Path, samples: list[folder_module._Sample]) -> int:
+    def fail_on_the_third(path: Path, samples: list[writer_module._Sample]) -> int:
         calls.append(path)
         if len(calls) == 3:
-            samples = [*samples[:1], folder_module._Sample("gone", None, {"jpg": tmp_path / "gone.jpg"})]
+            samples = [*samples[:1], writer_module._Sample("gone", None, {"jpg": tmp_path / "gone.jpg"})]
         return write(path, samples)
 
-    monkeypatch.setattr(folder_module, "_write", fail_on_the_third)
+    monkeypatch.setattr(writer_module, "_write", fail_on_the_third)
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
         write_shards(folder, tmp_path / "cut", images_per_shard=3, num_threads=1)
     assert not (tmp_path / "cut" / calls[2].name).exists()
@@ -113,7 +112,7 @@ def test_call_that_was_cut_short_is_completed_to_the_same_bytes(
     assert [Path(s).read_bytes() for s in again.shards] == [Path(s).read_bytes() for s in whole.shards]
 
 
-def test_images_of_the_same_name_and_other_extension_get_keys_of_their_own(tmp_path: Path) -> None:
+def test_images_of_one_stem_get_separate_keys(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a.jpg", "a.png", "a.txt"):
         (tmp_path / "in" / name).write_bytes(name.encode())
@@ -121,7 +120,7 @@ def test_images_of_the_same_name_and_other_extension_get_keys_of_their_own(tmp_p
     assert found == {"a": {"jpg": b"a.jpg", "txt": b"a.txt"}, "a_png": {"png": b"a.png", "txt": b"a.txt"}}
 
 
-def test_folder_whose_name_webdataset_passes_over_is_renamed(tmp_path: Path) -> None:
+def test_folder_name_that_webdataset_skips_is_changed(tmp_path: Path) -> None:
     (tmp_path / "in" / "__x__").mkdir(parents=True)
     (tmp_path / "in" / "__x__" / "a.jpg").write_bytes(b"x")
     written = write_shards(tmp_path / "in", tmp_path / "out")
@@ -129,17 +128,17 @@ def test_folder_whose_name_webdataset_passes_over_is_renamed(tmp_path: Path) -> 
     assert written.classes == ["__x__"]
 
 
-def test_labels_beside_the_images_are_kept_instead_of_folders(folder: Path, tmp_path: Path) -> None:
+def test_label_files_take_precedence_over_folders(folder: Path, tmp_path: Path) -> None:
     for path in folder.glob("[abc]*/day*/*.JPG"):
         path.with_suffix(".cls").write_text("7")
     written = write_shards(folder, tmp_path / "out")
     assert written.classes == []
     assert set(scan(written.shards).cls) == {"7"}
-    with pytest.raises(ValueError, match=r"has a \.cls beside it \(12 in all\)"):
+    with pytest.raises(ValueError, match=r"has a \.cls file beside it \(12 in total\)"):
         write_shards(folder, tmp_path / "other", folders="classes")
 
 
-def test_classes_of_another_data_set_give_the_same_numbers(folder: Path, tmp_path: Path) -> None:
+def test_classes_file_sets_the_numbers(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("zebra\ncat\nbee\nant\n")
     written = write_shards(folder, tmp_path / "out", classes=tmp_path / "classes.txt")
     assert {key.split("/")[0]: member["cls"] for key, member in contents(written).items()} == {
@@ -148,7 +147,7 @@ def test_classes_of_another_data_set_give_the_same_numbers(folder: Path, tmp_pat
         "cat": b"1",
     }
     (tmp_path / "classes.txt").write_text("cat\nbee\n")
-    with pytest.raises(ValueError, match=r"has no class 'ant', which is a folder here"):
+    with pytest.raises(ValueError, match=r"lacks the class 'ant', which is a folder here"):
         write_shards(folder, tmp_path / "out2", classes=tmp_path / "classes.txt")
 
 
@@ -158,11 +157,11 @@ def test_classes_of_another_data_set_give_the_same_numbers(folder: Path, tmp_pat
         ({"images_per_shard": 0}, "images_per_shard is 0"),
         ({"validation": 1.0}, "validation is 1.0; it is a share"),
         ({"folders": "labels"}, "folders is 'labels'; it must be one of 'auto', 'classes', 'none'"),
-        ({"image": "tif"}, r"no image \(extensions tif\) below .*, but 12 of .jpg, 1 of .md, 1 of .txt"),
-        ({"folders": "none", "classes": "c.txt"}, "classes is 'c.txt', but folders are no classes here"),
+        ({"image": "tif"}, r"no image \(extensions tif\) was found below .*, but 12 of .jpg, 1 of .md, 1 of .txt"),
+        ({"folders": "none", "classes": "c.txt"}, "classes is 'c.txt', but folders are not classes here"),
     ],
 )
-def test_options_that_cannot_be_met_are_refused_before_anything_is_written(
+def test_invalid_options_are_refused_before_anything_is_written(
     options: dict[str, object], message: str, folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -170,14 +169,14 @@ def test_options_that_cannot_be_met_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_image_without_a_folder_is_no_class(folder: Path, tmp_path: Path) -> None:
+def test_image_outside_folders_turns_classes_off(folder: Path, tmp_path: Path) -> None:
     (folder / "top.jpg").write_bytes(b"x")
     assert write_shards(folder, tmp_path / "out").classes == []
-    with pytest.raises(ValueError, match=r"top\.jpg' lies in no sub-folder \(1 in all\); move them, or give folders"):
+    with pytest.raises(ValueError, match=r"top\.jpg' is in no sub-folder \(1 in total\); move them, or give folders"):
         write_shards(folder, tmp_path / "other", folders="classes")
 
 
-def test_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere' does not exist"):
         write_shards(tmp_path / "nowhere", tmp_path / "out")
 
@@ -192,7 +191,7 @@ def test_shards_of_other_images_are_never_overwritten(folder: Path, tmp_path: Pa
         {"images_per_shard": 6, "members": ()},
     ):
         with pytest.raises(
-            ValueError, match=r"train-00000\d\.tar' holds other images than would be written; remove it"
+            ValueError, match=r"train-00000\d\.tar' holds other images than this call would write; delete it"
         ):
             write_shards(folder, out, **change)
     (out / "classes.txt").write_text("ant\nbee\ndog\n")

@@ -142,7 +142,7 @@ def test_train_writes_a_checkpoint_and_prints_metrics(shards: Shards, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["report", "absent-{000..001}.tar"], "error: shard 'absent-000.tar' does not exist (2 of the 2 that"),
+        (["report", "absent-{000..001}.tar"], "error: shard 'absent-000.tar' does not exist (2 of the 2 shards in"),
         (["report", "x.tar", "--seq-len", "0"], "error: --seq-len is 0; it must be at least 1"),
         (["report", "x.tar", "--resolution", "huge"], "error: --resolution is 'huge'; it must be native"),
         (

@@ -34,7 +34,7 @@ def test_packs_are_written_verified_read_and_unpacked(shards: Shards, tmp_path: 
     assert f"{out}: " in result.output
     assert "24 images, labels of 'cls', 0 bad, 0 skipped" in result.output
     result = run(app, ["verify", str(out)])
-    assert (result.exit_code, "are as they were written" in result.output) == (0, True)
+    assert (result.exit_code, "are unchanged since they were written" in result.output) == (0, True)
     labels = [
         label for batch in PackedImageLoader(out, batch_size=2) for label in batch.labels[batch.image_mask].tolist()
     ]
@@ -68,7 +68,7 @@ def test_job_array_writes_the_same_bytes_as_one_process(shards: Shards, tmp_path
     for task in (2, 0, 1):
         result = run(app, [*flags, "--task-index", str(task), "--num-tasks", "3"])
         assert result.exit_code == 0, result.output
-        assert ("others are not yet" in result.output) == (task != 1)
+        assert ("other tasks are not" in result.output) == (task != 1)
     assert written(tmp_path / "array") == written(tmp_path / "one")
 
 
@@ -110,6 +110,6 @@ def test_verify_exits_with_1_and_names_the_damaged_file(shards: Shards, tmp_path
     part.write_bytes(data)
     result = run(app, ["verify", str(out)])
     assert result.exit_code == 1
-    assert f"parts/{part.name} has other bytes than were written" in result.output
+    assert f"parts/{part.name} does not have the bytes that were written" in result.output
     manifest = json.loads((out / "manifest.json").read_bytes())
     assert manifest["schema"] == 1

@@ -130,6 +130,37 @@ def test_report_of_a_packed_folder_equals_that_of_its_shards(shards: Shards, tmp
     assert found[0]["images"] == 24
 
 
+@pytest.mark.parametrize("store", ["images", "patches"])
+@pytest.mark.parametrize("part_packs", ["1", "4", "64"])  # more parts than shards, several, and fewer
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_field_of_the_report_of_a_packed_folder_equals_that_of_its_shards(
+    store: str, part_packs: str, shuffle: bool, shards: Shards, tmp_path: Path
+) -> None:
+    sources, folder = [shards("a.tar"), shards("b.tar", broken=2)], str(tmp_path / "packed")
+    flags = ["--seq-len", "32", "--token-drop", "beta:0.3:0.5", "--seed", "3", "--algorithm", "largest_fit"]
+    order = "--shuffle" if shuffle else "--no-shuffle"
+    how = ["-o", folder, "--store", store, "--part-packs", part_packs, "--workers", "1", "--max-rate", "1", order]
+    assert run(app, ["pack", *sources, *how, *flags]).exit_code == 0
+    packed, source = (
+        json.loads(run(app, ["report", *words, "--json"]).stdout)
+        for words in ([folder], [*sources, *flags, *(["--shuffle"] if shuffle else [])])
+    )
+    for found in (packed, source):
+        del found["planning_seconds_per_million"]
+    assert packed == source
+    assert (packed["images"], packed["bad_images"]) == (46, 2)
+    assert len({baseline["sequences"] for baseline in packed["baselines"][:2]}) == 2
+
+
+def test_report_of_a_packed_folder_refuses_another_seed(shards: Shards, tmp_path: Path) -> None:
+    folder = str(tmp_path / "packed")
+    flags = ["--workers", "1", "--seq-len", "64", "--seed", "3"]
+    assert run(app, ["pack", shards(), "-o", folder, *flags]).exit_code == 0
+    refused = run(app, ["report", folder, "--seed", "4"])
+    assert "was packed with --seed 3; leave out --seed 4" in str(refused.exception)
+    assert run(app, ["report", folder, "--seed", "3"]).exit_code == 0
+
+
 def test_report_cannot_change_the_packing_of_a_packed_folder(shards: Shards, tmp_path: Path) -> None:
     folder = str(tmp_path / "packed")
     assert run(app, ["pack", shards(), "-o", folder, "--workers", "1", "--seq-len", "64"]).exit_code == 0

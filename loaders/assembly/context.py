@@ -1,0 +1,138 @@
+"""The batch context: everything that the images of a batch are made with, except the images themselves."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from patchnpack.loaders.assembly.buffers import BufferPool
+from patchnpack.loaders.errors import BadRow, ErrorPolicy
+from patchnpack.loaders.imaging.decode import decode
+from patchnpack.loaders.imaging.header import Header
+from patchnpack.loaders.imaging.user_decode import Decode, user_pixels
+from patchnpack.loaders.index.labels import LabelKind
+from patchnpack.packer import Packing
+
+# M images in the batch
+
+Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def check_transform(transform: object) -> None:
+    """Check that `transform` is None or callable with two arguments.
+
+    A callable without a signature, as some written in C are, passes.
+
+    Raises:
+        ValueError: it is not callable, or not with two positional arguments.
+    """
+    if transform is None:
+        return
+    wanted = "transform takes (image, rng), a uint8 array (height, width, C) and a numpy Generator"
+    if not callable(transform):
+        raise ValueError(f"{wanted}; {transform!r} is not a function")
+    try:
+        signature = inspect.signature(transform)
+    except (TypeError, ValueError):  # some functions written in C have none
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        name = getattr(transform, "__name__", type(transform).__name__)
+        raise ValueError(
+            f"{wanted}; {name}{signature} does not accept these arguments ({error}): wrap it, for example "
+            "lambda image, rng: f(image)"
+        ) from error
+
+
+class Samples(Protocol):
+    """The samples of a batch's M images, numbered from 0 in the order of the batch.
+
+    Attributes:
+        keys: the key of each sample.
+        width, height: int32 (M,), upright size in pixels.
+    """
+
+    keys: list[str]
+    width: np.ndarray
+    height: np.ndarray
+
+    def shard(self, i: int) -> str:
+        """Return the shard of image i, without credentials."""
+        ...
+
+    def read(self, i: int) -> Any:
+        """Return the data that `decode` takes. Raises BadImage."""
+        ...
+
+    def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
+        """Decode image i upright and resize its `box` to `size`. Raises BadImage."""
+        ...
+
+    def label(self, i: int) -> Any:
+        """Return the label of image i, `absent` where it has none."""
+        ...
+
+    def extra(self, i: int, extension: str) -> Any:
+        """Return the value of another member of the sample. Raises BadImage."""
+        ...
+
+    def bad_row(self, i: int, stage: str, reason: str) -> BadRow:
+        """Return the record of image i, which could not be used."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchContext(ABC):
+    """Where the images of a batch come from and how they are made.
+
+    Attributes:
+        packing: what a sequence looks like.
+        labels: shape and type of the labels.
+        extras: the other members that the batch carries.
+        transform: applied to each image; None for no transform.
+        seed: seeds the generator that the transform gets.
+        buffers: lends the memory of the patches.
+        errors: what is done about bad images.
+        user_decode: decodes encoded images before the library does; None for no such function.
+    """
+
+    packing: Packing
+    labels: LabelKind
+    extras: Sequence[str]
+    transform: Transform | None
+    seed: int
+    buffers: BufferPool
+    errors: ErrorPolicy
+    user_decode: Decode | None = None
+
+    @abstractmethod
+    def samples(self, rows: np.ndarray) -> Samples:
+        """Return the samples of these rows, int64 (M,). Any thread calls this, once per batch."""
+
+    def pixels(
+        self, key: str, data: Any, header: Header, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool
+    ) -> np.ndarray:
+        """Decode an image (encoded, PIL or array) upright and resize its `box` to `size`.
+
+        Raises:
+            BadImage: the image cannot be decoded.
+        """
+        packing = self.packing
+        if self.user_decode is not None and isinstance(data, bytes):
+            data = user_pixels(self.user_decode, data, header, packing.channels, key)
+        return decode(
+            data,
+            header,
+            size,
+            box,
+            mode=packing.image_mode,
+            interpolation=packing.interpolation,
+            scaled=packing.scaled_decode,
+            strict=strict,
+        )

@@ -1,0 +1,107 @@
+"""Source patterns: which shards a path, an address, a brace range, a glob or a list of these names."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from patchnpack.loaders.remote.addresses import expand_braces, is_remote, redact
+from patchnpack.loaders.shards.opener import ShardOpener
+
+ShardNames = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+PACKED_FOLDER_FILES = ("recipe.json", "manifest.json")  # a folder that holds one of them is a packed folder
+INDEX_NAMES = ("index.parquet", "index.arrow")  # names of an index beside its shards
+_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+
+def expand(source: ShardNames, opener: ShardOpener | None = None) -> list[str]:
+    """The shards that `source` names, in order.
+
+    Raises:
+        ValueError: nothing is named, a shard is named twice, braces name nothing, or the source is a folder.
+        FileNotFoundError: a shard does not exist, or nothing matches a glob.
+
+    >>> expand("train-{000..001}.tar")
+    Traceback (most recent call last):
+        ...
+    FileNotFoundError: shard 'train-000.tar' does not exist (2 of the 2 shards in 'train-{000..001}.tar' are missing...
+    """
+    patterns = [source] if isinstance(source, str | os.PathLike) else list(source)
+    opener = opener or ShardOpener()
+    paths = [path for pattern in patterns for path in _expand_one(os.fspath(pattern), opener)]
+    if not paths:
+        raise ValueError("the source is an empty list; give at least one shard, such as 'train-{000000..000009}.tar'")
+    seen: set[str] = set()
+    for path in paths:
+        if (real := path if is_remote(path) else os.path.realpath(path)) in seen:
+            raise ValueError(f"shard {redact(path)!r} is named more than once; name each shard once")
+        seen.add(real)
+    return paths
+
+
+def _expand_one(pattern: str, opener: ShardOpener) -> list[str]:
+    if not pattern:
+        raise ValueError("the source is an empty string; give at least one shard, such as 'train-{000000..000009}.tar'")
+    if is_remote(pattern):
+        return opener.expand(pattern)
+    if pattern.startswith("pipe:"):
+        raise ValueError(f"{pattern!r} runs a command, which has no random access; name files, or use pack_stream")
+    pattern = os.path.expanduser(pattern)
+    if os.path.exists(pattern):
+        _refuse_folder(pattern)
+        return [pattern]
+    paths = expand_braces(pattern)
+    found: list[str] = []
+    missing: list[str] = []
+    for path in paths:
+        if path.endswith(".arrow"):
+            raise ValueError(
+                f"{path!r} is an index by its name, and an index must be the only source; name shards, and give "
+                f"index={path!r}"
+                if os.path.exists(path) or len(paths) > 1
+                else f"index {path!r} does not exist; make it with: patchnpack index SHARDS -o {path}"
+            )
+        if os.path.exists(path):
+            found.append(path)
+        elif glob.has_magic(path):
+            # `patchnpack index` leaves an index beside parquet shards that "*.parquet" matches, too.
+            matches = sorted(match for match in glob.glob(path) if os.path.basename(match) not in INDEX_NAMES)
+            if not matches:
+                raise FileNotFoundError(f"no file in {Path.cwd()} matches {path!r}; name shards that exist")
+            found += matches
+        else:
+            missing.append(path)
+    if missing:
+        count = f"{len(missing)} of the {len(paths)} shards in {pattern!r} are missing; " if len(paths) > 1 else ""
+        raise FileNotFoundError(
+            f"shard {missing[0]!r} does not exist ({count}the working directory is {Path.cwd()}); correct the path or "
+            "the range"
+        )
+    for path in found:
+        _refuse_folder(path)
+    return found
+
+
+def _refuse_folder(path: str) -> None:
+    """Raise ValueError if `path` is a folder, with the source or command to use instead."""
+    if not os.path.isdir(path):
+        return
+    inside = os.listdir(path)
+    if any(name in inside for name in PACKED_FOLDER_FILES):
+        raise ValueError(
+            f"{path!r} is a packed folder, not a shard: PackedImageLoader({path!r}) and `patchnpack report` read it; "
+            f"for other commands convert it to shards: patchnpack unpack {shlex.quote(path)} -o SHARDS"
+        )
+    for suffix in ("tar", "parquet"):
+        if shards := sum(name.endswith("." + suffix) for name in inside):
+            pattern = os.path.join(path, "*." + suffix)
+            raise ValueError(f"{path!r} is a folder of {shards} shards; name the shards: {pattern!r}")
+    images = sum(os.path.splitext(name)[1].lower() in _IMAGES for name in inside)
+    raise ValueError(
+        f"{path!r} is a folder with {images} image files at its top, not a shard; make shards of it first: "
+        f"patchnpack shard {shlex.quote(path)} -o {shlex.quote(path.rstrip(os.sep) + '-shards')}"
+    )

@@ -1,0 +1,1 @@
+"""Sources: what a `PackedImageLoader` reads, one module per kind, behind one protocol."""

@@ -1,0 +1,47 @@
+"""A mixture as a source: several sources of shards, drawn from by weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.order.mixture import Mixed, Mixture
+from patchnpack.loaders.order.order import Order
+from patchnpack.loaders.order.row_filter import RowFilter
+from patchnpack.loaders.sources.options import LoaderOptions
+from patchnpack.loaders.sources.shard_source import ShardSource, shard_index, shard_opener
+from patchnpack.packer import Packing
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureSource(ShardSource):
+    """The shards of several sources under one index; see `Source`.
+
+    Attributes:
+        mixed: which shards belong to which source, and how many images each gives an epoch.
+    """
+
+    mixed: Mixed
+
+    @classmethod
+    def accepts(cls, given: Any) -> bool:
+        """Return whether `given` is a `Mixture`."""
+        return isinstance(given, Mixture)
+
+    @classmethod
+    def open(cls, given: Mixture, options: LoaderOptions) -> Self:
+        """Open the index of each source, and join them."""
+        if options.index is not None:
+            raise ValueError("index= is for one source; in a Mixture, name index files as sources")
+        opener = shard_opener(options)
+        parts = [shard_index(shards, options, opener) for shards, _ in given.sources.values()]
+        index = parts[0] if len(parts) == 1 else Index.concatenate(parts)
+        rows = RowFilter.of(index, options.where, options.policy, options.decode)
+        mixed = Mixed.of(given, parts, rows.mask)
+        packing = rows.with_algorithm(index, options.packing or Packing(), options.seed)
+        return cls(options=options.settled(), index=index, rows=rows, packing=packing, opener=opener, mixed=mixed)
+
+    def order(self, block: int) -> Order:
+        """Return the order of packs, whose rows are drawn from all sources."""
+        return replace(super().order(block), mixed=self.mixed)

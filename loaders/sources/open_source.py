@@ -1,0 +1,19 @@
+"""Opening a source by its kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from patchnpack.loaders.sources.mixture_source import MixtureSource
+from patchnpack.loaders.sources.options import LoaderOptions
+from patchnpack.loaders.sources.packed_source import PackedSource
+from patchnpack.loaders.sources.shard_source import ShardSource
+from patchnpack.loaders.sources.source import Source
+
+_KINDS: tuple[type[Source], ...] = (MixtureSource, PackedSource, ShardSource)  # asked in this order
+
+
+def open_source(given: Any, options: LoaderOptions) -> Source:
+    """Open the first kind of source that accepts what a loader was given; see `Source.open`."""
+    kind = next(kind for kind in _KINDS if kind.accepts(given))
+    return kind.open(given, options)

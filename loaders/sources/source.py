@@ -1,0 +1,112 @@
+"""`Source`: the contract between `PackedImageLoader` and what it reads.
+
+A source is opened with the loader's options and settles them: a packed folder, for example, brings its own packing.
+From then on the loader asks the source and has no branch by kind. The room stands above the rooms that it joins (index,
+order, assembly, packs) and below the loader. A new kind is one module with one class, named in `open_source`; if an
+`Index` describes its images, the class can extend `ShardSource` and say only how the index is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, Self
+
+from patchnpack.loaders.assembly.buffers import BufferPool
+from patchnpack.loaders.assembly.samples import IndexedBatchContext
+from patchnpack.loaders.index.labels import KnownLabels, Labels
+from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.order.order import Order
+from patchnpack.loaders.order.row_filter import RowFilter
+from patchnpack.loaders.shards.reader import ShardReader
+from patchnpack.loaders.sources.options import LoaderOptions
+from patchnpack.packer import Packing
+
+
+class Source(Protocol):
+    """What a loader reads.
+
+    Attributes:
+        options: the loader's options, settled: with what the source has already decided.
+        index: one row per image.
+        rows: which rows are used, and why the others are not.
+        packing: what a sequence looks like, its algorithm decided.
+    """
+
+    @property
+    def options(self) -> LoaderOptions: ...
+    @property
+    def index(self) -> Index: ...
+    @property
+    def rows(self) -> RowFilter: ...
+    @property
+    def packing(self) -> Packing: ...
+
+    @classmethod
+    def accepts(cls, given: Any) -> bool:
+        """Return whether `given`, the loader's first argument, is a source of this kind."""
+        ...
+
+    @classmethod
+    def open(cls, given: Any, options: LoaderOptions) -> Self:
+        """Open the source.
+
+        Raises:
+            FileNotFoundError: a file does not exist.
+            ValueError: no image can be used, or an option contradicts what the source has decided.
+        """
+        ...
+
+    @property
+    def digest(self) -> str:
+        """A digest of everything that the index says of the images, and of which are used."""
+        ...
+
+    def reader(self) -> ShardReader:
+        """Return a reader of the bytes that the index points to."""
+        ...
+
+    def labels(self, reader: ShardReader) -> Labels | KnownLabels:
+        """Return the labels of the rows."""
+        ...
+
+    def batch_context(self, buffers: BufferPool) -> IndexedBatchContext:
+        """Return what the images of every batch are made with.
+
+        Raises:
+            ValueError: a label or an extra that no sample has.
+        """
+        ...
+
+    def order(self, block: int) -> Order:
+        """Return the order of packs, in blocks of `block` packs."""
+        ...
+
+    def fingerprint(self, order: Order) -> dict[str, str]:
+        """Return what must be equal for a saved state to mean the same packs: names, and values as text."""
+        ...
+
+
+def indexed_context(source: Source, buffers: BufferPool) -> IndexedBatchContext:
+    """Return a context that reads and decodes the images that the source's index points to.
+
+    Raises:
+        ValueError: a label or an extra that no sample has.
+    """
+    options, index, reader = source.options, source.index, source.reader()
+    labels = source.labels(reader)
+    extras = [extension.lstrip(".").lower() for extension in options.extras]
+    for extension in extras:
+        if extension not in index.members:
+            found = ", ".join(sorted(index.members))
+            raise ValueError(f"extras asks for {extension!r}, which no sample has; their members are {found}")
+    return IndexedBatchContext(
+        index=index,
+        reader=reader,
+        packing=source.packing,
+        labels=labels,
+        extras=extras,
+        transform=options.transform,
+        seed=options.seed,
+        buffers=buffers,
+        errors=options.policy,
+        user_decode=options.decode,
+    )

@@ -1,0 +1,53 @@
+"""Outcomes of a stream: its samples are judged in the order of their arrival, not in the order of the batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from patchnpack.loaders.assembly.batch_builder import BatchBuilder
+from patchnpack.loaders.assembly.outcomes import Outcomes
+from patchnpack.loaders.assembly.stats import Stats
+from patchnpack.loaders.errors import BadRow, ErrorMonitor
+from patchnpack.packer import PackedBatch
+
+
+class StreamOutcomes(Outcomes):
+    """Counts and judges the samples of a stream in the order of their rows.
+
+    A row waits until the outcomes of all rows before it are known, so `max_consecutive` counts in order of arrival.
+
+    Args:
+        stats: the totals of the stream.
+        monitor: judges the images.
+        is_judged: whether the monitor judges a bad row; rows that it does not judge are still counted.
+    """
+
+    def __init__(self, stats: Stats, monitor: ErrorMonitor, is_judged: Callable[[BadRow], bool]) -> None:
+        super().__init__(stats, monitor)
+        self._is_judged = is_judged
+        self._known: dict[int, BadRow | bool] = {}
+        self._next = 0
+
+    def record(self, row: int, outcome: BadRow | bool) -> None:
+        """Record what became of a row: the record of a bad image, True for a good image, False for a row left out.
+
+        Raises:
+            BadDataError: a limit of the error policy is reached.
+        """
+        self._known[row] = outcome
+        while self._next in self._known:
+            outcome = self._known.pop(self._next)
+            self._next += 1
+            if isinstance(outcome, BadRow):
+                self.add_bad(outcome, 0)
+                if self._is_judged(outcome):
+                    self.monitor.record(1, [(0, outcome)])
+            elif outcome:
+                self.monitor.record(1, [])
+
+    def judge(self, batch: PackedBatch, builder: BatchBuilder) -> None:
+        """Record the outcome of each image of a batch."""
+        for row in batch.rows[batch.image_mask].tolist():
+            self.record(row, True)
+        for _, bad in builder.bad:
+            self.record(bad.row, bad)

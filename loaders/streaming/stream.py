@@ -1,0 +1,219 @@
+"""A stream: samples are planned as they arrive and become batches, without an index."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch.utils.data import get_worker_info
+
+from patchnpack.loaders.assembly.batch_builder import BatchBuilder, DecodedBatchBuilder
+from patchnpack.loaders.assembly.batch_loop import run_batches
+from patchnpack.loaders.assembly.buffers import BufferPool
+from patchnpack.loaders.assembly.context import Transform
+from patchnpack.loaders.assembly.stats import Stats
+from patchnpack.loaders.errors import BadRow, ErrorMonitor, ErrorPolicy
+from patchnpack.loaders.imaging.user_decode import Decode
+from patchnpack.loaders.process import cpu_share, process_rank
+from patchnpack.loaders.streaming.outcomes import StreamOutcomes
+from patchnpack.loaders.streaming.samples import Sample, SampleReader, StreamBatchContext, rows_of
+from patchnpack.packer import Images, Native, PackedBatch, Packing, Plan, Planner, Rows, ScheduledResolution
+from patchnpack.packer.images import measure
+from patchnpack.packer.plan import decide_algorithm, images_per_pack
+
+# B packs in a batch
+
+_CHUNK = 16  # samples planned together: planning them one by one would cost more than reading their headers
+
+_log = logging.getLogger("patchnpack")
+
+
+class Stream:
+    """Makes the batches of a stream; for the arguments see `pack_stream`.
+
+    Nothing here refers to the generator that `batches` returns, so a forgotten generator closes and its threads end.
+    """
+
+    def __init__(
+        self,
+        *,
+        samples: Iterable[Any],
+        reader: SampleReader,
+        packing: Packing,
+        batch_size: int,
+        decode: Decode | None,
+        transform: Transform | None,
+        seed: int,
+        drop_last: bool,
+        num_threads: int | None,
+        prefetch: int,
+        stats: Stats,
+        errors: ErrorPolicy,
+    ) -> None:
+        self._samples, self._reader, self._packing, self._batch_size = samples, reader, packing, batch_size
+        self._decode, self._transform, self._seed, self._drop_last = decode, transform, seed, drop_last
+        self._num_threads, self._prefetch = num_threads, prefetch
+        self._errors = errors
+
+        def is_judged(bad: BadRow) -> bool:
+            # Before any sample had an image, `image` may name the wrong members, which the reader reports.
+            return bad.stage != "sample" or reader.has_seen_image
+
+        self._outcomes = StreamOutcomes(stats, ErrorMonitor(errors), is_judged)
+        self._buffers = BufferPool(keep=prefetch + 2)
+        self._waiting: dict[int, Sample] = {}
+        self._number, self._count = 0, 1  # which of how many streams that train together this is
+
+    def batches(self) -> Generator[PackedBatch, None, None]:
+        """Yield the batches, decoded ahead by threads or, without threads, in the caller's thread on demand."""
+        worker, (rank, world_size) = get_worker_info(), process_rank()
+        worker_id, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        self._number, self._count = rank * num_workers + worker_id, world_size * num_workers
+        num_threads = self._num_threads
+        if num_threads is None:
+            num_threads = cpu_share() if worker is None else 0
+        yield from run_batches(self._builders(), self._outcomes, num_threads=num_threads, prefetch=self._prefetch)
+        total = self._outcomes.stats
+        _log.info(
+            "the stream ended: %d images in %d packs, %d bad; left out: %d oversize, %d at the end",
+            *(total.images, total.packs, total.bad_images, total.skipped["oversize"], total.skipped["tail"]),
+        )
+
+    def _builders(self) -> Iterator[BatchBuilder]:
+        """Yield the builder of each batch; with `PatchSizes`, all packs of a batch have one patch size."""
+        group: list[Images] = []
+        step, patch_size = 0, 0
+        for patch_size, pack in self._packs():
+            group.append(pack)
+            if len(group) == self._batch_size:
+                yield self._builder(group, patch_size, step)
+                group, step = [], step + 1
+        if group and not self._drop_last:
+            yield self._builder(group, patch_size, step)
+        elif group:
+            self._leave_out(np.concatenate([pack.row for pack in group]), "tail")
+
+    def _builder(self, group: Sequence[Images], patch_size: int, step: int) -> BatchBuilder:
+        context = StreamBatchContext(
+            packing=self._packing,
+            labels=self._reader.labels(),
+            extras=self._reader.extras,
+            transform=self._transform,
+            seed=self._seed,
+            buffers=self._buffers,
+            errors=self._errors,
+            user_decode=self._decode,
+            batch_samples=[self._waiting.pop(row) for pack in group for row in pack.row.tolist()],
+        )
+        packs = [*group, *[None] * (self._batch_size - len(group))]
+        return DecodedBatchBuilder(
+            context, packs, patch_size, epoch=0, step=step, position=(step + 1) * self._batch_size
+        )
+
+    def _leave_out(self, rows: np.ndarray, reason: str) -> None:
+        self._outcomes.left_out.skipped[reason] += len(rows)
+        for row in rows.tolist():
+            del self._waiting[row]
+            self._outcomes.record(row, False)
+
+    def _packs(self) -> Iterator[tuple[int, Images]]:
+        """Yield the patch size and the images of each pack as soon as no later sample can change it."""
+        planner = None
+        for arrived in self._arrivals():
+            rows = self._large_enough(arrived)
+            if not len(rows):
+                continue
+            with self._naming_samples(rows):
+                if planner is None:
+                    planner = self._planner(rows)
+                plan = planner.add(rows)
+            yield from self._planned(plan)
+        if planner is not None:
+            yield from self._planned(planner.finish())
+
+    def _large_enough(self, rows: Rows) -> Rows:
+        """Return the rows that are large enough for the packing; the others are recorded as bad images."""
+        try:
+            _check_sizes(rows, self._packing)
+            return rows
+        except ValueError:
+            fits = np.ones(len(rows), np.bool_)
+            for i, row in enumerate(rows.row.tolist()):
+                try:
+                    _check_sizes(rows.take(slice(i, i + 1)), self._packing)
+                except ValueError as error:
+                    fits[i] = False
+                    self._outcomes.record(row, self._waiting.pop(row).bad_row("size", str(error)))
+            return rows.take(fits)
+
+    def _planned(self, plan: Plan) -> Iterator[tuple[int, Images]]:
+        self._outcomes.left_out.oversize += len(plan.oversize)
+        self._leave_out(plan.skipped, "oversize")
+        for number, patch_size in enumerate(plan.patch_size.tolist()):
+            yield patch_size, plan.pack(number)
+
+    def _planner(self, first: Rows) -> Planner:
+        """Return the planner; the first samples settle what an index would settle from all images."""
+        packing = self._packing
+        if packing.algorithm == "auto":
+            measured = [
+                measure(first, packing, seed=self._seed, epoch=0, patch_size=size) for size in packing.patch_sizes
+            ]
+            fits = np.full(len(first), packing.oversize != "skip") | ~np.any([over for _, over in measured], axis=0)
+            packing = packing.replace(
+                algorithm=decide_algorithm(packing, [images.take(fits) for images, _ in measured])
+            )
+        return Planner(
+            packing,
+            seed=self._seed,
+            stream=self._number,
+            num_streams=self._count,
+            share=self._batch_size,
+            images_per_pack=images_per_pack(first, packing, seed=self._seed),
+        )
+
+    def _arrivals(self) -> Iterator[Rows]:
+        """Yield the rows to plan next: first `lookahead` samples, which the packers wait for, then a few at a time."""
+        arrived: list[Sample] = []
+        wanted = self._packing.lookahead
+        for sample in self._samples:
+            read = self._reader.read(sample)
+            if isinstance(read, BadRow):
+                self._outcomes.record(read.row, read)
+                continue
+            self._waiting[read.row] = read
+            arrived.append(read)
+            if len(arrived) == wanted:
+                rows, wanted = rows_of(arrived, self._number), _CHUNK
+                arrived.clear()  # only `_waiting` may refer to samples
+                yield rows
+        self._reader.end()
+        if arrived:
+            rows = rows_of(arrived, self._number)
+            arrived.clear()
+            yield rows
+
+    @contextmanager
+    def _naming_samples(self, rows: Rows) -> Iterator[None]:
+        """Add the position in the stream to the error of a plan that an image makes impossible."""
+        try:
+            yield
+        except ValueError as error:
+            first, last = (self._waiting[row] for row in rows.row[[0, -1]].tolist())
+            error.add_note(
+                f"rows number the samples in order of arrival, from 0; this one is between {first.row} (key "
+                f"{first.key!r}) and {last.row} (key {last.key!r})"
+            )
+            raise
+
+
+def _check_sizes(rows: Rows, packing: Packing) -> None:
+    """Raise ValueError if an image is too small for one of the packing's patch sizes."""
+    policy = packing.resolution
+    for stage in [policy for _, policy in policy.stages] if isinstance(policy, ScheduledResolution) else [policy]:
+        if isinstance(stage, Native):  # the other policies enlarge small images
+            for size in packing.patch_sizes:
+                stage.sizes(rows.width, rows.height, size, packing.grid_multiple)
