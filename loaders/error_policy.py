@@ -145,7 +145,7 @@ class ErrorMonitor:
         if images >= _JUDGED_FROM and len(bad) > policy.max_rate * images:
             raise BadDataError(
                 f"{len(bad)} of the {images} images {which} were bad, more than max_rate {policy.max_rate} allows; the "
-                f"last is {bad[-1]}. Mend the shards, or raise max_rate"
+                f"last is {bad[-1]}. Fix or rewrite the shards, or raise max_rate"
             )
 
     def record(self, images: int, bad: list[tuple[int, BadRow]]) -> None:

@@ -27,7 +27,7 @@ _COUNTS = ("packs", "images", "tokens", "slots", "bad", "oversize", "skipped", "
 
 
 class Finisher:
-    """Writes what is made of all parts together. Whoever does so, and however often, writes the same bytes.
+    """Write what all parts have in common. Any task may do so, any number of times: the bytes are the same.
 
     Args:
         folder: the packed folder, in which all parts and markers are present.
