@@ -11,9 +11,9 @@ import numpy as np
 from torch.utils.data import get_worker_info
 
 from patchnpack.loaders.assembly.batch_builder import BatchBuilder, DecodedBatchBuilder
-from patchnpack.loaders.assembly.batch_loop import run_batches
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.context import Transform
+from patchnpack.loaders.assembly.prefetch_loop import run_batches
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadRow

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from patchnpack.cli.options import parse_storage_options, whole_flag
+from patchnpack.cli.options import whole_flag
+from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
 from patchnpack.loaders import Index, open_index
 from patchnpack.loaders.shards.opener import ShardOpener

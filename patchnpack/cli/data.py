@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from patchnpack.cli.arguments import IMAGES, Classes, Images, Label, Seed, Shards, Storage, open_shards
-from patchnpack.cli.options import parse_storage_options, takes_packing, whole_flag
+from patchnpack.cli.options import takes_packing, whole_flag
+from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
 from patchnpack.loaders import PackedImageLoader, update_index, write_shards
 from patchnpack.loaders.remote.addresses import is_remote

@@ -5,160 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from patchnpack.cli.parsers import RESOLUTIONS, TOKEN_DROPS, parse_patch_size, parse_resolution, parse_token_drop
 from patchnpack.models import NaViTConfig
-from patchnpack.packer import (
-    BetaDrop,
-    ConstantDrop,
-    DropToTokens,
-    FitTokens,
-    Native,
-    NoDrop,
-    Packing,
-    PatchSizes,
-    RandomResizedCrop,
-    ResolutionDrop,
-    SampleSide,
-    ScheduledDrop,
-    ScheduledResolution,
-    Square,
-)
+from patchnpack.packer import Packing
 from patchnpack.packer.binpacking.algorithms import Algorithm
-from patchnpack.packer.policies.resolution import Resolution
-from patchnpack.packer.policies.token_drop import TokenDrop
 from patchnpack.trainer import TrainConfig
-
-_RESOLUTIONS = (
-    "native, native:crop, native:resize, fit:TOKENS, naflex:TOKENS, side:LOW:HIGH, side:LOW:HIGH:uniform, crop, "
-    "crop:TOKENS or square:PIXELS"
-)
-_TOKEN_DROPS = "a rate, beta:MEAN:MAX, resolution:LOW:HIGH:STD or to:TOKENS"
-
-
-def parse_resolution(text: str, flag: str = "--resolution") -> Resolution:
-    """Parse the value of a flag that names a resolution policy.
-
-    Values are "native" or "native:EDGE" (pad, crop or resize), "fit:TOKENS" (shrink to at most TOKENS), "naflex:TOKENS"
-    (shrink or enlarge), "side:LOW:HIGH" with an optional ":uniform" (`SampleSide`), "crop" or "crop:TOKENS"
-    (`RandomResizedCrop`), "square:PIXELS", or a curriculum such as "0=fit:64,1000000=fit:256".
-
-    Args:
-        text: the value.
-        flag: the flag, for error messages.
-
-    >>> parse_resolution("fit:144")
-    FitTokens(max_tokens=144, upsample=False, edge='resize')
-    """
-    try:
-        return _resolution(text, flag)
-    except ValueError as error:
-        raise ValueError(error if str(error).startswith(flag) else f"{flag} is {text!r}: {error}") from None
-
-
-def _resolution(text: str, flag: str) -> Resolution:
-    if "=" in text:
-        stages = [stage.partition("=") for stage in text.split(",")]
-        if not all(start.isdecimal() for start, _, _ in stages):
-            raise ValueError(f"{flag} is {text!r}; each stage must be IMAGES=POLICY, as in 0=fit:64,1000000=fit:256")
-        return ScheduledResolution(tuple((int(start), _resolution(policy, flag)) for start, _, policy in stages))
-    name, *values = text.split(":")
-    if name == "native" and len(values) < 2:
-        return Native(edge=values[0] if values else "pad")  # type: ignore[arg-type]  # Native checks it
-    dist = "truncnormal"
-    if name == "side" and len(values) == 3:
-        dist = values.pop()
-    kinds: dict[str, tuple[Callable[..., Resolution], tuple[int, ...]]] = {
-        "fit": (FitTokens, (1,)),
-        "naflex": (functools.partial(FitTokens, upsample=True), (1,)),
-        "side": (lambda low, high: SampleSide(low=low, high=high, dist=dist), (2,)),  # type: ignore[arg-type]
-        "crop": (lambda max_tokens=None: RandomResizedCrop(max_tokens=max_tokens), (0, 1)),
-        "square": (Square, (1,)),
-    }
-    make, counts = kinds.get(name, (Square, ()))
-    if len(values) not in counts or not all(value.isdecimal() for value in values):
-        raise ValueError(f"{flag} is {text!r}; it must be {_RESOLUTIONS}")
-    return make(*map(int, values))
-
-
-def parse_token_drop(text: str) -> TokenDrop:
-    """Parse the value of --token-drop.
-
-    Values are a rate (0 drops nothing), "beta:MEAN:MAX", "resolution:LOW:HIGH:STD" or "to:TOKENS". A suffix
-    "@FIRST:LAST:MIDPOINT:TAU" puts the drop on a schedule (`ScheduledDrop`).
-
-    >>> parse_token_drop("beta:0.5:0.8")
-    BetaDrop(mean=0.5, max=0.8)
-    """
-    text, at, schedule = text.partition("@")
-    name, *values = text.split(":") if ":" in text else ("constant", text)
-    kinds: dict[str, tuple[Callable[..., TokenDrop], type[float], int]] = {
-        "constant": (lambda rate: ConstantDrop(rate) if rate else NoDrop(), float, 1),
-        "beta": (BetaDrop, float, 2),
-        "resolution": (ResolutionDrop, float, 3),
-        "to": (DropToTokens, int, 1),
-    }
-    try:
-        make, number, count = kinds[name]
-        numbers = [number(value) for value in values]
-        factors = [float(value) for value in schedule.split(":")] if at else []
-        if len(numbers) != count or len(factors) not in (0, 4):
-            raise ValueError
-    except (KeyError, ValueError):
-        raise ValueError(
-            f"--token-drop is {text + at + schedule!r}; it must be {_TOKEN_DROPS}, optionally followed by "
-            "@FIRST:LAST:MIDPOINT:TAU"
-        ) from None
-    try:
-        drop = make(*numbers)
-        if not factors:
-            return drop
-        start, end, midpoint, tau = factors
-        return ScheduledDrop(drop=drop, start=start, end=end, midpoint=midpoint, tau=tau)
-    except ValueError as error:
-        raise ValueError(f"--token-drop is {text + at + schedule!r}: {error}") from None
-
-
-def parse_patch_size(text: str, flag: str = "--patch-size") -> int | PatchSizes:
-    """Parse one patch size, or several of which each block of packs draws one.
-
-    Args:
-        text: the value of a flag.
-        flag: the flag, for error messages.
-
-    >>> parse_patch_size("16"), parse_patch_size("8,16,32").sizes
-    (16, (8, 16, 32))
-    """
-    sizes = text.split(",")
-    if not all(size.strip().isdecimal() for size in sizes):
-        raise ValueError(f"{flag} is {text!r}; it must be a number of pixels, or several such as 8,16,32")
-    return int(text) if len(sizes) == 1 else PatchSizes(tuple(map(int, sizes)))
-
-
-def parse_storage_options(texts: Sequence[str]) -> dict[str, Any]:
-    """Parse KEY=VALUE options for remote shards; a dot in KEY nests, and true and false become booleans.
-
-    >>> parse_storage_options(["anon=true", "client_kwargs.region_name=eu-west-1"])
-    {'anon': True, 'client_kwargs': {'region_name': 'eu-west-1'}}
-    """
-    options: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        *path, last = key.split(".")
-        inner: Any = options
-        for name in path:
-            inner = inner.setdefault(name, {}) if isinstance(inner, dict) else inner
-        malformed = not equals or not all([*path, last])
-        if malformed or not isinstance(inner, dict) or last in inner:
-            raise ValueError(
-                f"--storage-options has {key!r}{'' if malformed else ' twice, or inside another option'}; each must be "
-                "KEY=VALUE, once, such as anon=true, or client_kwargs.region_name=eu-west-1 for a nested option"
-            )
-        inner[last] = {"true": True, "false": False}.get(value.lower(), value)
-    return options
 
 
 def whole_flag(help: str) -> Any:
@@ -250,12 +106,12 @@ takes_packing = takes(
         "resolution": (
             "native",
             parse_resolution,
-            f"Resolution policy: {_RESOLUTIONS}; or a curriculum such as 0=fit:64,1000000=fit:256.",
+            f"Resolution policy: {RESOLUTIONS}; or a curriculum such as 0=fit:64,1000000=fit:256.",
         ),
         "token_drop": (
             "0",
             parse_token_drop,
-            f"Share of each image's tokens to drop: {_TOKEN_DROPS}; append @FIRST:LAST:MIDPOINT:TAU for a schedule.",
+            f"Share of each image's tokens to drop: {TOKEN_DROPS}; append @FIRST:LAST:MIDPOINT:TAU for a schedule.",
         ),
     },
 )
@@ -273,7 +129,7 @@ takes_evaluation = takes(
             lambda text: parse_patch_size(text) if text else None,
             "Side of a patch in pixels; default: the patch size of the model.",
         ),
-        "resolution": ("native", parse_resolution, f"Resolution policy: {_RESOLUTIONS}."),
+        "resolution": ("native", parse_resolution, f"Resolution policy: {RESOLUTIONS}."),
     },
     make=dict,
 )

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from patchnpack.cli.arguments import IMAGES, Images, Seed, Shards, Storage
-from patchnpack.cli.options import parse_storage_options, takes_packing, whole_flag
+from patchnpack.cli.options import takes_packing, whole_flag
+from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
 from patchnpack.engines import run_local, run_ray
 from patchnpack.loaders import ErrorPolicy, open_index

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from patchnpack.cli.arguments import IMAGES, BatchSize, Images, Seed, Shards, Storage, open_shards
-from patchnpack.cli.options import parse_storage_options, takes_packing, whole_flag
+from patchnpack.cli.options import takes_packing, whole_flag
+from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
 from patchnpack.loaders import Index, PackedImageLoader
 from patchnpack.loaders.packs.folder import is_packed_folder

@@ -15,16 +15,8 @@ from rich.table import Table
 
 from patchnpack.augment import parse_augment
 from patchnpack.cli.arguments import IMAGES, BatchSize, Classes, Images, Label, Shards, Storage, open_shards
-from patchnpack.cli.options import (
-    parse_patch_size,
-    parse_resolution,
-    parse_storage_options,
-    takes_evaluation,
-    takes_model,
-    takes_packing,
-    takes_training,
-    whole_flag,
-)
+from patchnpack.cli.options import takes_evaluation, takes_model, takes_packing, takes_training, whole_flag
+from patchnpack.cli.parsers import parse_patch_size, parse_resolution, parse_storage_options
 from patchnpack.cli.run_file import RUN_FILE, RunFile, read_run_file, write_run_file
 from patchnpack.loaders import PackedImageLoader
 from patchnpack.models import NaViT

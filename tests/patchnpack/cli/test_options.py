@@ -5,110 +5,10 @@ from typing import Any
 
 import pytest
 
-from patchnpack.cli.options import (
-    parse_patch_size,
-    parse_resolution,
-    parse_storage_options,
-    parse_token_drop,
-    takes,
-    takes_packing,
-)
+from patchnpack.cli.options import takes, takes_packing
 from patchnpack.packer import (
-    BetaDrop,
-    ConstantDrop,
-    DropToTokens,
-    FitTokens,
-    Native,
-    NoDrop,
     Packing,
-    PatchSizes,
-    RandomResizedCrop,
-    ResolutionDrop,
-    SampleSide,
-    ScheduledDrop,
-    ScheduledResolution,
-    Square,
 )
-from patchnpack.packer.policies.token_drop import TokenDrop
-
-
-@pytest.mark.parametrize(
-    ("text", "policy"),
-    [
-        ("native", Native()),
-        ("native:crop", Native(edge="crop")),
-        ("fit:144", FitTokens(144)),
-        ("naflex:256", FitTokens(256, upsample=True)),
-        ("square:224", Square(224)),
-        ("side:64:256", SampleSide(low=64, high=256)),
-        ("side:64:256:uniform", SampleSide(low=64, high=256, dist="uniform")),
-        ("crop", RandomResizedCrop()),
-        ("crop:196", RandomResizedCrop(max_tokens=196)),
-        (
-            "0=fit:64,1000=crop:100",
-            ScheduledResolution(((0, FitTokens(64)), (1000, RandomResizedCrop(max_tokens=100)))),
-        ),
-    ],
-)
-def test_resolution_is_parsed(text: str, policy: Any) -> None:
-    assert parse_resolution(text) == policy
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "fit",
-        "fit:",
-        "fit:many",
-        "square:-3",
-        "big",
-        "native:up",
-        "side:64",
-        "side:1:2:3:4",
-        "crop:1:2",
-        "x=fit:4",
-        "0=",
-        "native:pad:pad",
-    ],
-)
-def test_unknown_resolution_raises_and_is_quoted(text: str) -> None:
-    with pytest.raises(ValueError, match=r"--resolution is|edge is 'up'"):
-        parse_resolution(text)
-
-
-def test_patch_size_is_one_number_or_several() -> None:
-    assert parse_patch_size("16") == 16
-    assert parse_patch_size("8, 16,32") == PatchSizes((8, 16, 32))
-    for text in ("", "16px", "8,,16", "-4"):
-        with pytest.raises(ValueError, match=r"--patch-size is .*; it must be a number of pixels, or several"):
-            parse_patch_size(text)
-
-
-def test_token_drop_of_0_is_none() -> None:
-    assert parse_token_drop("0") == parse_token_drop("0.0") == NoDrop()
-
-
-@pytest.mark.parametrize(
-    ("text", "drop"),
-    [
-        ("0.25", ConstantDrop(0.25)),
-        ("beta:0.5:0.8", BetaDrop(0.5, 0.8)),
-        ("resolution:0.1:0.7:0.02", ResolutionDrop(0.1, 0.7, 0.02)),
-        ("to:64", DropToTokens(64)),
-        ("0.8@1:0.25:500000:60000", ScheduledDrop(drop=ConstantDrop(0.8), start=1, end=0.25, midpoint=5e5, tau=6e4)),
-    ],
-)
-def test_token_drop_is_parsed(text: str, drop: TokenDrop) -> None:
-    assert parse_token_drop(text) == drop
-
-
-@pytest.mark.parametrize(
-    "text", ["", "half", "beta", "beta:0.5", "beta:0.5:0.8:1", "to:", "to:6.5", "to:inf", "constant:x", "gamma:1:2"]
-)
-def test_invalid_token_drop_raises_with_the_choices(text: str) -> None:
-    with pytest.raises(ValueError, match=r"--token-drop is .*; it must be a rate, beta:MEAN:MAX, .* or to:TOKENS"):
-        parse_token_drop(text)
 
 
 def test_flag_defaults_are_those_of_the_class() -> None:
@@ -143,23 +43,3 @@ def test_value_out_of_range_raises_the_error_of_the_class() -> None:
 
     with pytest.raises(ValueError, match="seq_len is 0; it must be at least 1"):
         command(seq_len=0)
-
-
-def test_storage_options_nest_at_dots_and_parse_booleans() -> None:
-    texts = ["anon=TRUE", "key=a=b", "client_kwargs.region_name=eu", "client_kwargs.use.it=false", "retry.attempts=3"]
-    assert parse_storage_options(texts) == {
-        "anon": True,
-        "key": "a=b",
-        "client_kwargs": {"region_name": "eu", "use": {"it": False}},
-        "retry": {"attempts": "3"},
-    }
-    assert parse_storage_options([]) == {}
-
-
-@pytest.mark.parametrize(
-    "texts", [["anon"], ["=x"], ["a..b=1"], [".a=1"], ["a=1", "a=2"], ["a=1", "a.b=2"], ["a.b=1", "a=2"]]
-)
-def test_malformed_storage_option_raises_without_showing_its_value(texts: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"--storage-options has '.*'.*each must be KEY=VALUE") as caught:
-        parse_storage_options([text.replace("=1", "=SECRET").replace("=2", "=SECRET") for text in texts])
-    assert "SECRET" not in str(caught.value)

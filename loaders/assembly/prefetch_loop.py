@@ -1,4 +1,4 @@
-"""The batch loop: submits batches ahead to the decoding threads, waits for them, counts them, hands them out in order.
+"""The prefetch loop: submits batches to the decoding threads ahead of use, waits, counts, and hands them out in order.
 
 It serves shards, packed folders and streams alike:
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from patchnpack.loaders.assembly.batch_builder import BatchBuilder
-from patchnpack.loaders.assembly.batch_loop import run_batches
 from patchnpack.loaders.assembly.outcomes import Outcomes
+from patchnpack.loaders.assembly.prefetch_loop import run_batches
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadDataError, BadRow, StallError
