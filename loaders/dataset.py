@@ -10,8 +10,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from patchnpack.loaders.assembly.pipeline import Pipeline, WorkerShard
 from patchnpack.loaders.assembly.stats import Stats
+from patchnpack.loaders.order.rank_steps import Steps
 from patchnpack.loaders.order.state import Cursor
-from patchnpack.loaders.order.steps import Steps
 from patchnpack.packer import PackedBatch
 
 MAX_WORKERS = 256

@@ -20,9 +20,9 @@ from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.index.labels import Classes, Label
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.order.mixture import Mixture
+from patchnpack.loaders.order.rank_steps import Even, Steps
 from patchnpack.loaders.order.row_filter import Where
 from patchnpack.loaders.order.state import Cursor, from_dict, to_dict
-from patchnpack.loaders.order.steps import Even, Steps
 from patchnpack.loaders.process import cpu_share, process_rank
 from patchnpack.loaders.shards.patterns import ShardNames
 from patchnpack.loaders.sources.open_source import open_source

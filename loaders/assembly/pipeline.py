@@ -14,8 +14,8 @@ from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.error_policy import ErrorMonitor
 from patchnpack.loaders.order.order import Pack
+from patchnpack.loaders.order.rank_steps import Steps
 from patchnpack.loaders.order.state import Cursor
-from patchnpack.loaders.order.steps import Steps
 from patchnpack.packer import PackedBatch, Plan
 
 # B packs in a batch, W ranks, n workers

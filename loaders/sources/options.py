@@ -12,8 +12,8 @@ from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
 from patchnpack.loaders.index.labels import Classes, Label
 from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.order.rank_steps import Even
 from patchnpack.loaders.order.row_filter import Where
-from patchnpack.loaders.order.steps import Even
 from patchnpack.loaders.process import checked_rank, process_rank
 from patchnpack.packer import Packing
 from patchnpack.packer.checks import check_whole
