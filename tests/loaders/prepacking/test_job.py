@@ -263,7 +263,7 @@ def test_invalid_options_are_refused_before_anything_is_written(index: Index, tm
         ({"extras": ["none"]}, "extras asks for 'none'"),
         ({"out": "https://host/packs"}, "is a web server"),
         ({"out": str(tmp_path / "file")}, "is a file; name a folder"),
-        ({"out": ""}, "name one of its own"),
+        ({"out": ""}, "the folder is ''; name a folder"),
     ):
         given: dict[str, Any] = {"index": index, "out": str(out), "packing": PACKING, **changes}
         with pytest.raises(ValueError, match=what):
