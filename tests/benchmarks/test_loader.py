@@ -12,6 +12,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from tests.images import join_patches
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -114,9 +116,8 @@ def test_packing_peer_uses_next_fit_and_keeps_every_pixel() -> None:
         ]
         assert not patches[segment_ids == 0].any()
         for number, i in enumerate(members, 1):
-            canvas = np.zeros((64, 64, 3), np.uint8)
-            for patch, (x, y) in zip(patches[segment_ids == number], coords[segment_ids == number], strict=True):
-                canvas[y * P : (y + 1) * P, x * P : (x + 1) * P] = patch.reshape(P, P, 3)
+            here = segment_ids == number
+            canvas = join_patches(patches[here], coords[here], (64 // P, 64 // P), P)
             height, width, _ = images[i].shape
             assert np.array_equal(canvas[:height, :width], images[i])
             canvas[:height, :width] = 0

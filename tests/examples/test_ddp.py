@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import math
 import os
@@ -11,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import tarfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch
 
 from patchnpack import ErrorPolicy, PackedImageLoader
 from tests.closeness import assert_near
+from tests.images import read_tar, rewrite_tar
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TRIAL = Path(__file__).with_name("ddp_trial.py")
@@ -136,18 +135,11 @@ def rank_keys(shards: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> list[s
 def damage(folder: Path, cut: set[str], garbled: set[str]) -> None:
     """Truncate the JPEGs of some keys to 60 % of their bytes, and replace those of others by text."""
     for shard in folder.glob("train-*.tar"):
-        with tarfile.open(shard) as tar:
-            members = [(info.name, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
-        with tarfile.open(shard, "w") as tar:
-            for name, data in members:
-                key, extension = name.split(".")
-                if extension == "jpg" and key in cut:
-                    data = data[: len(data) * 6 // 10]
-                if extension == "jpg" and key in garbled:
-                    data = b"no image"
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+        images = {name: data for name, data in read_tar(shard) if name.endswith(".jpg")}
+        changed: dict[str, bytes | None] = {}
+        changed |= {name: data[: len(data) * 6 // 10] for name, data in images.items() if name[:-4] in cut}
+        changed |= {name: b"no image" for name in images if name[:-4] in garbled}
+        rewrite_tar(shard, changed)
 
 
 def test_ranks_take_equal_steps_and_yield_every_image_once(tmp_path: Path) -> None:

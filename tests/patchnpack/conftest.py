@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from webdataset import ShardWriter
 
 from patchnpack import PackedBatch, Packing, pack_stream
+from tests.images import encode_image
 
 
 @pytest.fixture
@@ -21,10 +20,9 @@ def shards(tmp_path: Path) -> Callable[..., str]:
         rng = np.random.default_rng(0)
         with ShardWriter(f"{tmp_path}/%d{name}", verbose=0, encoder=False) as sink:
             for i in range(images):
-                buffer = io.BytesIO()
                 width, height = rng.integers(16, 65, 2)
-                Image.new("RGB", (int(width), int(height)), (i % 2 * 200 + 20,) * 3).save(buffer, "PNG")
-                data = b"no image" if i < broken else buffer.getvalue()
+                grey = np.full((height, width, 3), i % 2 * 200 + 20, np.uint8)
+                data = b"no image" if i < broken else encode_image(grey, "PNG")
                 sink.write({"__key__": f"{i:03d}", "png": data, "cls": str(i % 2).encode()})
         (tmp_path / f"0{name}").rename(path)
         return str(path)

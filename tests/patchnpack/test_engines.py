@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import io
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from collections.abc import Callable
@@ -16,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from patchnpack.engines import run_local, run_ray
 from patchnpack.loaders import Index, scan
 from patchnpack.loaders.prepacking.job import Job
 from patchnpack.packer import Packing
+from tests.images import encode_image, write_tar
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray, of the extra [ray], is not installed")
@@ -33,16 +31,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
     paths = []
     for s in range(4):
-        paths.append(str(folder / f"train-{s}.tar"))
-        with tarfile.open(paths[-1], "w") as tar:
-            for i in range(60):
-                file = io.BytesIO()
-                pixels = rng.integers(0, 256, (*rng.integers(16, 60, 2), 3), np.uint8)
-                Image.fromarray(pixels).save(file, "PNG")
-                for extension, data in (("png", file.getvalue()), ("cls", str(i % 5).encode())):
-                    info = tarfile.TarInfo(f"{s}-{i}.{extension}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+        members = []
+        for i in range(60):
+            pixels = rng.integers(0, 256, (*rng.integers(16, 60, 2), 3), np.uint8)
+            members += [(f"{s}-{i}.png", encode_image(pixels, "PNG")), (f"{s}-{i}.cls", str(i % 5).encode())]
+        paths.append(write_tar(folder / f"train-{s}.tar", members))
     return paths
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
@@ -11,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from webdataset import ShardWriter
 
 from patchnpack.trainer.ranks import rank_and_size
 from tests.closeness import assert_near
+from tests.images import encode_image
 
 SCRIPT = str(Path(__file__).with_name("ranks_agree.py"))
 
@@ -26,10 +25,8 @@ def shard(tmp_path: Path) -> str:
     rng = np.random.default_rng(0)
     with ShardWriter(f"{tmp_path}/images-%d.tar", verbose=0, encoder=False) as sink:
         for i in range(27):
-            buffer = io.BytesIO()
             pixels = rng.integers(0, 256 if i % 2 else 120, (*rng.integers(16, 65, 2), 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(buffer, "PNG")
-            sink.write({"__key__": f"{i:03d}", "png": buffer.getvalue(), "cls": str(i % 2).encode()})
+            sink.write({"__key__": f"{i:03d}", "png": encode_image(pixels, "PNG"), "cls": str(i % 2).encode()})
     return f"{tmp_path}/images-0.tar"
 
 

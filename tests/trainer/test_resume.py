@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
 import itertools
 import json
 import os
@@ -16,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from webdataset import ShardWriter
 
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.trainer import Classification, Distillation, TrainConfig, load_checkpoint, train
 from patchnpack.trainer.checkpoint import save_checkpoint
+from tests.images import encode_image
 
 Draw = Callable[..., Any]
 Pack = Callable[..., Any]
@@ -69,10 +68,8 @@ def test_a_run_killed_anywhere_resumes_with_the_losses_of_an_uninterrupted_run(p
     rng = np.random.default_rng(0)
     with ShardWriter(f"{tmp_path}/images-%d.tar", verbose=0, encoder=False) as sink:
         for i in range(26):
-            buffer = io.BytesIO()
             pixels = rng.integers(0, 256 if i % 2 else 120, (*rng.integers(16, 65, 2), 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(buffer, "PNG")
-            sink.write({"__key__": f"{i:03d}", "png": buffer.getvalue(), "cls": str(i % 2).encode()})
+            sink.write({"__key__": f"{i:03d}", "png": encode_image(pixels, "PNG"), "cls": str(i % 2).encode()})
     script = str(Path(__file__).with_name("killed.py"))
     command = [sys.executable, "-P", script, str(tmp_path), f"{tmp_path}/images-0.tar", str(points), "5"]
     done = subprocess.run(

@@ -14,6 +14,7 @@ from PIL import Image, features
 from patchnpack.packer import PackedBatch
 from patchnpack.packer.batch import drawing
 from patchnpack.packer.batch.drawing import draw_packs
+from tests.images import cut_patches
 
 P = 16
 
@@ -40,7 +41,7 @@ def batch_of(
             gh, gw = image.shape[0] // P, image.shape[1] // P
             kept = np.sort(rng.permutation(gh * gw)[: max(1, round(keep * gh * gw))])
             slots = slice(used, used + len(kept))
-            tokens = image.reshape(gh, P, gw, P, C).transpose(0, 2, 1, 3, 4).reshape(gh * gw, -1)[kept]
+            tokens = cut_patches(image, P)[kept]
             batch["patches"][b, slots] = torch.from_numpy(tokens)
             batch["segment_ids"][b, slots] = j + 1
             batch["coords"][b, slots] = torch.from_numpy(np.stack((kept % gw, kept // gw), 1).astype(np.int32))

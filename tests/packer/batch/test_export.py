@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from patchnpack import ConstantDrop, Native, PackedBatch, Packing, pack_stream
 from patchnpack.packer.batch.export import CLIP_MEAN, CLIP_STD
+from tests.images import encode_image
 
 # N images of the batch, M token slots of a row, P patch size, C channels, gw x gh patches of an image
 
@@ -30,9 +29,7 @@ def _pixels(number: int, gw: int, gh: int, mode: str = "RGB") -> np.ndarray:
 
 def _broken_png() -> bytes:
     """A PNG of 4 x 4 patches that ends in the middle: its header is read and its pixels are not."""
-    file = io.BytesIO()
-    Image.fromarray(_pixels(99, 4, 4)).save(file, "PNG")
-    return file.getvalue()[:-300]
+    return encode_image(_pixels(99, 4, 4), "PNG")[:-300]
 
 
 def _batch(packing: Packing = PACKING, *, batch_size: int = 3, **sizes: Any) -> PackedBatch:

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 
 from patchnpack.packer import ConstantDrop, Native, PackedBatch, Packing, Rows, _kernels, plan
+from tests.images import join_patches
 from tests.packer.batch.batches import (
-    C,
     P,
     Packs,
     drawn_images,
@@ -33,12 +33,9 @@ def test_images_walks_every_image_back_out_in_order(packs: Packs) -> None:
         assert found.patch_size == P
         assert found.coords.tolist() == [[token % gw, token // gw] for token in want.kept]
         np.testing.assert_array_equal(found.patches.numpy(), want.patches)
-        canvas = np.zeros((gh * P, gw * P, C), np.uint8)
-        for token, pixels in zip(want.kept, want.patches, strict=True):
-            y, x = token // gw * P, token % gw * P
-            canvas[y : y + P, x : x + P] = pixels.reshape(P, P, C)
+        coords = np.array([[token % gw, token // gw] for token in want.kept])
         assert found.pixels().dtype == np.uint8
-        np.testing.assert_array_equal(found.pixels(), canvas)
+        np.testing.assert_array_equal(found.pixels(), join_patches(want.patches, coords, (gw, gh), P))
 
 
 def test_soft_labels_come_back_as_tensors() -> None:

@@ -16,6 +16,7 @@ from patchnpack import PackedBatch
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.weights import from_big_vision, from_timm, to_big_vision
 from tests.closeness import assert_near, difference
+from tests.images import cut_patches
 
 # P patch size, D width, H heads, E width of a head, G side of the position table, M hidden width, T tokens
 
@@ -114,7 +115,7 @@ def forward(weights: Arrays, image: np.ndarray, pool_type: str, gelu: Gelu = tan
     """Logits of big_vision's model for one uint8 image (height, width, 3), from weights under today's names."""
     w = {name: value.astype(np.float64) for name, value in weights.items()}
     gh, gw = image.shape[0] // P, image.shape[1] // P
-    patches = (image / 255 * 2 - 1).reshape(gh, P, gw, P, 3).transpose(0, 2, 1, 3, 4).reshape(gh * gw, -1)
+    patches = cut_patches(image / 255 * 2 - 1, P)
     x = patches @ w["embedding/kernel"].reshape(-1, D) + w["embedding/bias"]
     if "pos_embedding" in w:
         x = x + positions(weights, gh, gw)
