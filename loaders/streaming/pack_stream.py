@@ -53,7 +53,8 @@ def pack_stream(
         samples: dicts from member to value, as webdataset yields them, or (image, label) pairs. An image is encoded
             bytes, a PIL image (its EXIF orientation is applied) or a uint8 array (height, width, C).
         packing: what a sequence looks like; `Packing()` by default. The first `lookahead` images decide the algorithm
-            that "auto" stands for. `balance` has no effect, since it would delay 256 packs.
+            that "auto" stands for. `balance` has no effect, since it would delay 256 packs. For schedules, each stream
+            multiplies its own image count by ranks x workers.
         batch_size: B, packs in a batch.
         image: members that hold the image, separated by ";". If a sample has several, the first one listed is used.
         label: None, "cls" (or any member that holds text or a number), "json:FIELD", or a callable from a sample's dict
