@@ -6,6 +6,7 @@ pytest would import packer/plan.py as `packer.plan`, a second copy with other cl
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,15 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATCHNPACK_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _log_level_of_its_own() -> Iterator[None]:
+    """Undo the log level that a command sets, so that tests give the same results in any order and process."""
+    logger = logging.getLogger("patchnpack")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 # The files that take longest, longest first. Begun last, one of them would keep one process busy while the others idle.
