@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from patchnpack.loaders import Index
+from patchnpack.loaders import Index, Job, scan
 from patchnpack.packer import PackedBatch, Packing
 from tests.images import draw_image, encode_image, read_tar, rewrite_tar, write_tar
+from tests.loaders.loading import decoding_threads
+from tests.loaders.prepacking.folders import PACKING
 
 torch.set_num_threads(1)
 
@@ -146,6 +149,28 @@ def make_drawn(tmp_path: Path) -> Callable[..., Drawn]:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     """60 images in 6 shards of unequal size, one of them empty. Tests must not change it."""
     return Drawn(tmp_path_factory.mktemp("drawn"), (17, 3, 0, 20, 1, 19))
+
+
+@pytest.fixture(scope="module")
+def index(drawn: Drawn) -> Index:
+    """The index of `drawn`."""
+    return scan(drawn.shards)
+
+
+@pytest.fixture
+def packed(index: Index, tmp_path: Path) -> Path:
+    """An image store of `drawn`."""
+    Job(index=index, out=str(tmp_path / "packed"), packing=PACKING, part_packs=3, label="cls").run()
+    return tmp_path / "packed"
+
+
+@pytest.fixture
+def no_threads_left() -> Iterator[None]:
+    """Check that the test leaves no decoding thread behind."""
+    yield
+    if decoding_threads():
+        gc.collect()
+    assert not decoding_threads()
 
 
 @pytest.fixture(scope="session")

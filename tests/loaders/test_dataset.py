@@ -29,11 +29,6 @@ pytestmark = [
 Contents = Callable[[PackedBatch], tuple[object, ...]]
 
 
-@pytest.fixture(scope="module")
-def index(drawn: Any) -> Index:
-    return scan(drawn.shards)
-
-
 def make(index: Index, **options: Any) -> PackedImageLoader:
     settled: dict[str, Any] = {
         "packing": PACKING,

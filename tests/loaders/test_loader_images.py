@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import gc
 import io
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,14 @@ from PIL import Image, ImageOps
 
 from patchnpack.loaders import Index, PackedImageLoader, scan
 from patchnpack.packer import ConstantDrop, FitTokens, Native, PackedBatch, Packing, Square
-from tests.loaders.loading import PACKING, decoding_threads, keys_of
+from tests.loaders.loading import PACKING, keys_of
 
 Check = Callable[..., None]
 Contents = Callable[[PackedBatch], tuple[object, ...]]
 MakeDrawn = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def index(drawn: Any) -> Index:
-    return scan(drawn.shards)
-
-
-@pytest.fixture(autouse=True)
-def _no_threads_left() -> Iterator[None]:
-    """Every test of this file leaves no decoding thread behind."""
-    yield
-    if decoding_threads():
-        gc.collect()
-    assert not decoding_threads()
+pytestmark = pytest.mark.usefixtures("no_threads_left")
 
 
 # Images that are left out

@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from patchnpack.loaders import Index, PackedImageLoader, scan
+from patchnpack.loaders import Index, PackedImageLoader
 from patchnpack.packer import PackedBatch
 from tests.loaders.loading import PACKING, decoding_threads, keys_of
 
@@ -20,18 +20,7 @@ Contents = Callable[[PackedBatch], tuple[object, ...]]
 MakeDrawn = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def index(drawn: Any) -> Index:
-    return scan(drawn.shards)
-
-
-@pytest.fixture(autouse=True)
-def _no_threads_left() -> Iterator[None]:
-    """Every test of this file leaves no decoding thread behind."""
-    yield
-    if decoding_threads():
-        gc.collect()
-    assert not decoding_threads()
+pytestmark = pytest.mark.usefixtures("no_threads_left")
 
 
 # Ends, good and bad

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import functools
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from patchnpack.loaders import Index, PackedImageLoader, pack_stream, scan
+from patchnpack.loaders import Index, PackedImageLoader, pack_stream
 from patchnpack.packer import PackedBatch, Square
-from tests.loaders.loading import PACKING, decoding_threads
+from tests.loaders.loading import PACKING
 
 Check = Callable[..., None]
 Contents = Callable[[PackedBatch], tuple[object, ...]]
 MakeDrawn = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def index(drawn: Any) -> Index:
-    return scan(drawn.shards)
-
-
-@pytest.fixture(autouse=True)
-def _no_threads_left() -> Iterator[None]:
-    """Every test of this file leaves no decoding thread behind."""
-    yield
-    if decoding_threads():
-        gc.collect()
-    assert not decoding_threads()
+pytestmark = pytest.mark.usefixtures("no_threads_left")
 
 
 # Transforms and extras

@@ -1,37 +1,25 @@
 from __future__ import annotations
 
-import gc
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from patchnpack.loaders import Index, PackedImageLoader, scan
+from patchnpack.loaders import Index, PackedImageLoader
 from patchnpack.loaders.order.state import Cursor
 from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, PackedBatch, plan
-from tests.loaders.loading import PACKING, decoding_threads, keys_of, noisy
+from tests.loaders.loading import PACKING, keys_of, noisy
 
 Check = Callable[..., None]
 Contents = Callable[[PackedBatch], tuple[object, ...]]
 MakeDrawn = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def index(drawn: Any) -> Index:
-    return scan(drawn.shards)
-
-
-@pytest.fixture(autouse=True)
-def _no_threads_left() -> Iterator[None]:
-    """Every test of this file leaves no decoding thread behind."""
-    yield
-    if decoding_threads():
-        gc.collect()
-    assert not decoding_threads()
+pytestmark = pytest.mark.usefixtures("no_threads_left")
 
 
 # The whole way, once

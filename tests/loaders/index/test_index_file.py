@@ -32,11 +32,6 @@ def as_lists(index: Index) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def index(drawn: Any) -> Index:
-    return scan(drawn.shards)
-
-
 @pytest.fixture(params=["index.parquet", "index.arrow"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / str(request.param)

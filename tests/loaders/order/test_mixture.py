@@ -13,17 +13,12 @@ import numpy as np
 import pytest
 
 from patchnpack import Mixture, PackedImageLoader
-from patchnpack.loaders import Index, save_index, scan
+from patchnpack.loaders import Index, save_index
 from patchnpack.packer import BetaDrop, PackedBatch, Packing, RandomResizedCrop
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 
 Contents = Callable[[PackedBatch], tuple[object, ...]]
-
-
-@pytest.fixture(scope="module")
-def index(drawn: Any) -> Index:
-    return scan(drawn.shards)
 
 
 @pytest.fixture(scope="module")

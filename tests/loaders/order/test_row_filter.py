@@ -1,20 +1,13 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
-from patchnpack.loaders import ErrorPolicy, Index, PackedImageLoader, scan
+from patchnpack.loaders import ErrorPolicy, Index, PackedImageLoader
 from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.packer import Packing
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
-
-
-@pytest.fixture(scope="module")
-def index(drawn: Any) -> Index:
-    return scan(drawn.shards)
 
 
 def test_rows_over_the_limits_are_bad_unless_where_leaves_them_out(index: Index) -> None:

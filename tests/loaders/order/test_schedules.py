@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchnpack.loaders import Index, PackedImageLoader, scan
+from patchnpack.loaders import Index, PackedImageLoader
 from patchnpack.loaders.imaging.decode import decode
 from patchnpack.loaders.order.order import Order
 from patchnpack.packer import (
@@ -31,11 +31,6 @@ SIZES = PatchSizes((2, 4, 8))
 
 Check = Callable[..., None]
 Contents = Callable[[PackedBatch], tuple[object, ...]]
-
-
-@pytest.fixture(scope="module")
-def index(drawn: Any) -> Index:
-    return scan(drawn.shards)
 
 
 def _order(index: Index, packing: Packing, **options: Any) -> Order:

@@ -22,11 +22,6 @@ SIZES = PatchSizes((4, 8))
 Contents = Callable[[PackedBatch], tuple[object, ...]]
 
 
-@pytest.fixture(scope="module")
-def index(drawn: Any) -> Index:
-    return scan(drawn.shards)
-
-
 def _saved(loader: PackedImageLoader, **options: Any) -> Any:
     """Return the state as it is read back from a file."""
     return json.loads(json.dumps(loader.state_dict(**options)))

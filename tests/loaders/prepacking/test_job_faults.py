@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from patchnpack.loaders import Index, PackedImageLoader, scan
+from patchnpack.loaders import Index, PackedImageLoader
 from patchnpack.loaders.prepacking.job import Job
 from patchnpack.loaders.prepacking.verify import verify
 from patchnpack.packer import Packing
@@ -29,11 +29,6 @@ PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 KILLS, TERMS, FULLS = 200, 50, 20
 
 Run = Callable[[Job, Callable[[], None]], int]
-
-
-@pytest.fixture(scope="module")
-def index(drawn: Any) -> Index:
-    return scan(drawn.shards)
 
 
 def job(store: Any, index: Index, out: Path) -> Job:

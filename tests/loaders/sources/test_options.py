@@ -6,18 +6,13 @@ from typing import Any
 
 import pytest
 
-from patchnpack.loaders import Index, PackedImageLoader, scan
+from patchnpack.loaders import Index, PackedImageLoader
 from patchnpack.packer import PackedBatch, Packing
 from tests.loaders.loading import PACKING
 
 Check = Callable[..., None]
 Contents = Callable[[PackedBatch], tuple[object, ...]]
 MakeDrawn = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def index(drawn: Any) -> Index:
-    return scan(drawn.shards)
 
 
 # Mistakes are found before any work

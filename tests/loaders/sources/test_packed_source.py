@@ -24,18 +24,6 @@ Contents = Callable[[PackedBatch], tuple[object, ...]]
 MakeDrawn = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def index(drawn: Any) -> Index:
-    return scan(drawn.shards)
-
-
-@pytest.fixture
-def packed(index: Index, tmp_path: Path) -> Path:
-    """Return a small image store."""
-    Job(index=index, out=str(tmp_path / "packed"), packing=PACKING, part_packs=3, label="cls").run()
-    return tmp_path / "packed"
-
-
 # Reading
 
 

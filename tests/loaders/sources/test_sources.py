@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from patchnpack.loaders import Index, Mixture, PackedImageLoader, scan
+from patchnpack.loaders import Index, Mixture, PackedImageLoader
 from patchnpack.loaders.packs.pack_store import store_of
 from patchnpack.loaders.prepacking.job import Job
 from patchnpack.loaders.sources import open_source as opening
@@ -17,20 +17,8 @@ from patchnpack.loaders.sources.mixture_source import MixtureSource
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.loaders.sources.packed_source import PackedSource
 from patchnpack.loaders.sources.shard_source import ShardSource
-from patchnpack.packer import PackedBatch, Packing
-
-PACKING = Packing(seq_len=64, patch_size=8)
-
-
-@pytest.fixture(scope="module")
-def index(drawn: Any) -> Index:
-    return scan(drawn.shards)
-
-
-@pytest.fixture
-def packed(index: Index, tmp_path: Path) -> Path:
-    assert Job(index=index, out=str(tmp_path / "packed"), packing=PACKING, part_packs=3, label="cls").run()
-    return tmp_path / "packed"
+from patchnpack.packer import PackedBatch
+from tests.loaders.prepacking.folders import PACKING
 
 
 def test_each_kind_of_source_is_opened_by_its_own_class(drawn: Any, index: Index, packed: Path) -> None:
