@@ -81,6 +81,10 @@ class LoaderOptions:
             raise ValueError(f"block is {self.block}; it must be a multiple of num_streams, {self.num_streams}")
         if self.rank is not None and self.world_size is not None:
             checked_rank(self.rank, self.world_size)
+        # Plain copies: worker processes get the options, and generators and views of dicts cannot be pickled.
+        object.__setattr__(self, "extras", tuple(self.extras))
+        if not (self.classes is None or isinstance(self.classes, str | os.PathLike | Mapping)):
+            object.__setattr__(self, "classes", list(self.classes))
 
     @property
     def policy(self) -> ErrorPolicy:

@@ -14,6 +14,10 @@ from typer.core import TyperOption
 _BEFORE_VALUE = r"(?:^|(?<=; )|(?<=, and )|(?<= and ))"
 _ASKS = r"(?:give|leave out|start without|choose|raise|lower|set|check|exactly one of|another)"
 _DICT = r"\{[^{}]*(?:\{[^{}]*\}[^{}]*)?\}"
+_NESTED = r"\([^()]*\)"
+for _ in range(6):
+    _NESTED = rf"\((?:[^()]|{_NESTED})*\)"
+_OBJECT = rf"\b[A-Z]\w*{_NESTED}"  # a printed object, such as Packing(seq_len=64, ...), which stays as it is
 
 
 class Flag(NamedTuple):
@@ -67,7 +71,7 @@ def in_flags(message: str, flags: Mapping[str, Flag]) -> str:
     numeric = "|".join(n for n in ordered if flags[n].numeric) or "(?!)"
     listed = rf"(?:(?:{name})(?![\w-])|--[a-z-]+)"
     keyword = rf"(?:\bgive )?(?<![\w.(])({name})=({_DICT}|'[^']*'|[\w.]*)"
-    message = re.sub(keyword, lambda match: _keyword(match, flags), message)
+    message = re.sub(rf"{_OBJECT}|{keyword}", lambda match: _keyword(match, flags) if match[1] else match[0], message)
     for pattern in (
         rf"(?<!extra )`({name})`",
         rf"(?<![\w./'\"=-])({compound})(?![\w/'\"=-]|\.\w)",

@@ -46,6 +46,20 @@ def test_settled_options_hold_neither_where_nor_index_so_that_a_loader_can_be_se
     assert len(list(again)) == len(list(loader))
 
 
+def test_loader_that_was_given_views_of_dicts_can_be_sent(
+    drawn: Any, contents: Callable[[PackedBatch], object]
+) -> None:
+    classes: Any = {str(number): number for number in range(1000)}
+    extras: Any = {"cls": 0}
+
+    def loader(classes: Any, extras: Any) -> PackedImageLoader:
+        return PackedImageLoader(drawn.shards, PACKING, batch_size=2, label="cls", classes=classes, extras=extras)
+
+    sent = pickle.loads(pickle.dumps(loader(classes.keys(), extras.keys())))  # noqa: S301
+    expected = [contents(batch) for batch in loader(list(classes), list(extras))]
+    assert [contents(batch) for batch in sent] == expected
+
+
 def test_another_kind_of_source_is_one_class(
     drawn: Any, monkeypatch: pytest.MonkeyPatch, contents: Callable[[PackedBatch], object]
 ) -> None:

@@ -35,6 +35,7 @@ from patchnpack.cli.errors import flags_of, in_flags
             "give another `out`, or resume=False to delete it",
             "give another --out, or --no-resume to delete it",
         ),
+        ("report", "Packing(seq_len=64, fill='trim'); choose fill='none'", "fill='trim'); choose --fill none"),
         ("train", "tensorboard=True needs the extra `tensorboard`", "--tensorboard needs the extra `tensorboard`"),
         ("train", "width 25 is not a multiple of heads 2", "--width 25 is not a multiple of --heads 2"),
         ("train", "or give label=None", "or give --label ''"),
@@ -56,6 +57,7 @@ def test_arguments_become_flags(command: str, message: str, expected: str) -> No
         "an image is damaged; leave the shard out",
         "give the loader extras=['txt']",
         "use Packing(token_drop=NoDrop())",
+        "pk was packed with Packing(seq_len=64, patch_size=PatchSizes(sizes=(8, 16), weights=None), oversize='drop')",
     ],
 )
 def test_words_that_are_not_arguments_stay(message: str) -> None:
