@@ -47,7 +47,7 @@ class PackedImageLoader:
         batch_size: B, packs per batch of this rank.
         shuffle: whether to shuffle shards and, inside windows of `shuffle_window` shards, rows, differently each epoch.
         seed: seeds every shuffle and draw.
-        repeat: whether `iter` continues with the next epoch for ever; such a loader has no length.
+        repeat: whether `iter` continues with the next epoch without end; such a loader has no length.
         image: extensions of image files, separated by ";".
         label: None, "cls" (or any member with a text), "json:FIELD", or a callable from a sample's members (extension
             to bytes) to an int or an array.
