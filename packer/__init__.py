@@ -2,7 +2,8 @@
 
 from patchnpack.packer.analysis.advice import Advice, advise
 from patchnpack.packer.analysis.report import PackingReport, report
-from patchnpack.packer.analysis.sweep import Sweep, sweep
+from patchnpack.packer.analysis.setting import Sweep
+from patchnpack.packer.analysis.sweep import sweep
 from patchnpack.packer.batch.packed_batch import PackedBatch, PackedImage
 from patchnpack.packer.binpacking.pack_lengths import pack_lengths
 from patchnpack.packer.config import Packing

@@ -17,10 +17,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from patchnpack.packer.analysis.advice import MAX_OVERSIZE
 from patchnpack.packer.analysis.histogram import Histogram
 from patchnpack.packer.analysis.report import PackingReport
-from patchnpack.packer.analysis.sweep import Sweep
+from patchnpack.packer.analysis.setting import MAX_OVERSIZE, Sweep
 
 # matplotlib draws with these placeholder colours. In the SVG each becomes a CSS variable that the page sets for light,
 # dark and print.
