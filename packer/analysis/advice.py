@@ -15,7 +15,7 @@ from patchnpack.packer.analysis.sweep import ROUND_MULTIPLES
 # preferred.
 EQUAL_PACKS = 0.0005
 # One more pack also counts as equal, where it is at most this share of the packs.
-ONE_PACK = 0.005
+ONE_PACK = 0.001
 # Settings whose shares of removed tokens differ by more than this do not show the model the same images.
 _OTHER_IMAGES = 0.005
 _UNEVEN = 1.05
@@ -100,7 +100,7 @@ def advise(sweep: Sweep) -> Advice:
         _large_images(best, sweep),
         *_other_lengths(best, sweep, own),
         _round(best, sweep, own),
-        _costs(best),
+        _costs(best, sweep, own),
         *_limits(best, sweep),
         *_other_patch_sizes(sweep, own),
     ]
@@ -217,11 +217,18 @@ def _round(best: Setting, sweep: Sweep, own: int) -> str:
     return f"{' and '.join(found)}; --sweep-multiple {ROUND_MULTIPLES[-1]} searches only multiples of it."
 
 
-def _costs(best: Setting) -> str:
+def _costs(best: Setting, sweep: Sweep, own: int) -> str:
+    shorter = [s for s in sweep.settings if s.patch_size == own and 2 * s.seq_len <= best.seq_len and _acceptable(s)]
+    half = min(shorter, key=lambda s: s.padding, default=None)
     return (
         "Attention costs the same at every length that removes no tokens, since each image attends only to itself. "
         f"Memory grows with the length: a pack takes {best.pack_bytes / 2**20:.2f} MiB of a batch, so longer sequences "
         "need a smaller batch_size."
+        + (
+            f" At half the length or less, {half.seq_len:,} slots leave {_percent(half.padding)} padding."
+            if half
+            else ""
+        )
     )
 
 

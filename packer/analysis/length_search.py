@@ -16,6 +16,8 @@ EQUAL_PADDING = 0.003
 TOLERANCE = 0.001
 # Work after which the search ends anyway. A unit is about 0.4 microseconds; see `_work`.
 _MOST_WORK = 8_000_000
+# A packer may do better at a length than at a longer one, by this share of the packs.
+_LUCK = 0.01
 # Work on each of the two refinements, which go on to search where the tolerance is already met.
 _REFINING = 1_000_000
 
@@ -108,7 +110,7 @@ def search_lengths(
     for length in sorted({first, last, *(length for length in inside if first <= length <= last)}):
         search.try_length(length)
     search.refine(most_work=_MOST_WORK)
-    search.refine(most_work=search.work + _REFINING, spare=1)
+    search.refine(most_work=search.work + _REFINING, luck=_LUCK)
     search.shorten(most_work=search.work + _REFINING)
     lengths = sorted(search.tried)
     best = max(lengths, key=lambda length: (search.filled(length), -length))
@@ -148,18 +150,18 @@ class _Search:
     def advised(self) -> int:
         return min(length for length in self.tried if self.filled(length) >= self.most_filled - EQUAL_PADDING)
 
-    def refine(self, *, most_work: float, spare: int = 0) -> None:
+    def refine(self, *, most_work: float, luck: float = 0.0) -> None:
         """Halve the gaps that could hold a better length, the most promising first.
 
-        `spare` is the number of packs that a length may need less than a longer one.
+        `luck` is the share of the packs, rounded up, that a length may need less than a longer one.
         """
-        gaps = [(-self._bound(a, b, spare), a, b) for a, b in self._gaps()]
+        gaps = [(-self._bound(a, b, luck), a, b) for a, b in self._gaps()]
         heapq.heapify(gaps)
         while gaps and self.work < most_work:
             _, a, b = heapq.heappop(gaps)
-            if min(1.0, self._bound(a, b, spare)) > self.most_filled + TOLERANCE:
+            if min(1.0, self._bound(a, b, luck)) > self.most_filled + TOLERANCE:
                 for low, high in self._halve(a, b):
-                    heapq.heappush(gaps, (-self._bound(low, high, spare), low, high))
+                    heapq.heappush(gaps, (-self._bound(low, high, luck), low, high))
 
     def shorten(self, *, most_work: float) -> None:
         """Halve the gaps that could hold a shorter length that counts as equal, the shortest first."""
@@ -187,11 +189,12 @@ class _Search:
         self.try_length(middle)
         return [(low, high) for low, high in ((a, middle), (middle, b)) if high - low > self.multiple]
 
-    def _bound(self, a: int, b: int, spare: int = 0) -> float:
+    def _bound(self, a: int, b: int, luck: float = 0.0) -> float:
         """Bound on the share of the slots that a length between A and B fills; above 1 where nothing is known."""
         shorter, longer = self.tried[a], self.tried[b]
         # An image that exceeds L but not B may take one more pack at B.
-        packs = min(shorter.packs, longer.packs) - (shorter.oversize - longer.oversize) - spare
+        packs = min(shorter.packs, longer.packs) - (shorter.oversize - longer.oversize)
+        packs -= math.ceil(luck * packs)
         return max(shorter.tokens, longer.tokens) / (max(1, packs) * (a + self.multiple))
 
 

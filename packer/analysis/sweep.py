@@ -81,7 +81,7 @@ def sweep(
             check_whole(name, number)
     check_whole("multiple", multiple)
     if seq_lens is not None and multiple > 1:
-        raise ValueError(f"multiple is {multiple}, but seq_lens says which lengths to try; leave out one of them")
+        raise ValueError(f"multiple is {multiple}, but seq_lens names the lengths; give only one of them")
     check_whole("ranks", ranks)
     check_whole("width", width)
     if not algorithms:
@@ -135,7 +135,8 @@ def _search(
 ) -> tuple[LengthSearch, set[int]]:
     """Search for the lengths of one patch size.
 
-    Returns the search, and the lengths to sweep: the best, the advised, the next round ones, and powers of two.
+    Returns the search, and the lengths to sweep: the best, the advised, the next round ones, the one that pads least of
+    those at most half as long, and powers of two.
     """
     (patch_size,) = packing.patch_sizes
     seen = np.arange(len(rows))
@@ -160,6 +161,9 @@ def _search(
     lengths = {found.best, found.advised}
     if multiple == 1:
         lengths |= {-(-found.advised // each) * each for each in ROUND_MULTIPLES}
+    half = [(padding, length) for length, padding in found.padding if 2 * length <= found.advised]
+    if half:
+        lengths.add(min(half)[1])
     return found, lengths | {length for length in powers if length % multiple == 0}
 
 

@@ -28,6 +28,7 @@ from patchnpack.packer.analysis.setting import Sweep
 from patchnpack.packer.analysis.sweep import ALGORITHMS, LOOKAHEADS
 from patchnpack.packer.analysis.sweep import sweep as make_sweep
 from patchnpack.packer.binpacking.algorithms import Algorithm
+from patchnpack.packer.checks import check_whole
 from patchnpack.report.fields import baseline_rows, report_fields, setting_fields, sweep_fields, to_csv
 from patchnpack.report.page import check_page, picture_of, write_page
 from patchnpack.report.table import print_report, print_sweep
@@ -105,6 +106,9 @@ def report(
     """
     if as_json and as_csv:
         raise ValueError("--json and --csv both print to standard output; give only one of them")
+    check_whole("--sweep-multiple", sweep_multiple)
+    if sweep_seq_len is not None and sweep_multiple > 1:
+        raise ValueError(f"--sweep-multiple is {sweep_multiple}, but --sweep-seq-len names the lengths; give only one")
     tried: dict[str, Any] = {
         "seq_lens": None if sweep_seq_len is None else _whole_numbers("--sweep-seq-len", sweep_seq_len),
         "multiple": sweep_multiple,

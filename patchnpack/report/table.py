@@ -67,6 +67,8 @@ def facts(report: PackingReport, *, bad: int = 0, source: str = "") -> list[tupl
 def print_report(report: PackingReport, console: Console, *, bad: int = 0, source: str = "") -> None:
     """Print the facts of a configuration, then the cost of the baselines; fits 80 columns."""
     grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column()
+    grid.add_column(overflow="fold")  # a long path must not end in dots
     for name, value in facts(report, bad=bad, source=source):
         grid.add_row(name, escape(value))
     console.print(grid)
