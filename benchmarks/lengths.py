@@ -98,7 +98,9 @@ def main() -> None:
     found = []
     for name, rows in data_sets(options.tables, options.shards):
         for patch_size in options.patch_sizes:
-            found.append(measured(name, rows, Packing(patch_size=patch_size), options.lengths))
+            # Images below one patch are an error.
+            fit = rows.take(np.maximum(rows.width, rows.height) >= patch_size)
+            found.append(measured(name, fit, Packing(patch_size=patch_size), options.lengths))
             if len(found) == 1:
                 print("".join(f"{field:>13}" for field in found[0]))
             print("".join(f"{str(value)[:12]:>13}" for value in found[-1].values()), flush=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from patchnpack.packer.analysis.baselines import BUCKETS
-from patchnpack.packer.analysis.length_search import EQUAL_PADDING, LengthSearch
+from patchnpack.packer.analysis.length_search import EQUAL_PADDING, TOLERANCE, LengthSearch
 from patchnpack.packer.analysis.setting import MAX_OVERSIZE, Setting, Sweep
 from patchnpack.packer.analysis.sweep import ROUND_MULTIPLES
 
@@ -178,7 +178,9 @@ def _other_lengths(best: Setting, sweep: Sweep, own: int) -> list[str]:
     search = _search(sweep, own)
     if search is not None:
         least = min(s.padding for s in sweep.settings if s.patch_size == own and (s == best or _acceptable(s)))
-        gain = min(best.padding, max(0.0, best.padding - least + search.gap))
+        # The bound of a search assumes that a packer never does better at a length than at a longer one. Packers do, by
+        # little.
+        gain = min(best.padding, max(0.0, best.padding - least) + max(search.gap, TOLERANCE))
         multiples = f"multiple of {search.multiple}" if search.multiple > 1 else "length"
         sample = f", measured on {search.images:,} images" if search.images < best.images else ""
         points = f" by more than {math.ceil(1e4 * gain) / 100:.2f} percentage points" if gain > 0.00005 else ""
