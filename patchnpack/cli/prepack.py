@@ -15,7 +15,6 @@ from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
 from patchnpack.engines import run_local, run_ray
 from patchnpack.loaders import ErrorPolicy, open_index
-from patchnpack.loaders.packs.folder import is_packed_folder
 from patchnpack.loaders.packs.manifest import Manifest, read_manifest
 from patchnpack.loaders.packs.pack_store import store_of
 from patchnpack.loaders.packs.recipe import StoreKind
@@ -24,6 +23,7 @@ from patchnpack.loaders.prepacking.unpack import unpack as unpack_images
 from patchnpack.loaders.prepacking.verify import verify as verify_packs
 from patchnpack.loaders.process import cpu_share
 from patchnpack.loaders.shards.opener import ShardOpener
+from patchnpack.loaders.shards.patterns import is_packed_folder
 from patchnpack.packer import Packing
 from patchnpack.report.text import counted
 

@@ -15,8 +15,8 @@ from patchnpack.cli.options import takes_packing, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
 from patchnpack.loaders import Index, PackedImageLoader
-from patchnpack.loaders.packs.folder import is_packed_folder
 from patchnpack.loaders.plan_report import planned_before, planned_rows
+from patchnpack.loaders.shards.patterns import is_packed_folder
 from patchnpack.packer import Packing, Rows
 from patchnpack.packer.analysis.advice import Advice, advise
 from patchnpack.packer.analysis.report import PackingReport
