@@ -7,7 +7,6 @@ import pkgutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -40,17 +39,12 @@ def test_star_import_gives_every_public_name() -> None:
 @pytest.mark.parametrize("package", LAZY)
 def test_type_checkers_see_the_objects_that_users_get(package: str) -> None:
     module = importlib.import_module(package)
-    imports = [node for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())) if _of_patchnpack(node)]
-    seen = {
-        alias.name: getattr(importlib.import_module(node.module), alias.name)
-        for node in imports
-        for alias in node.names
-    }
+    seen = {}
+    for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("patchnpack."):
+            source = importlib.import_module(str(node.module))
+            seen.update({alias.name: getattr(source, alias.name) for alias in node.names})
     assert {name: getattr(module, name) for name in module.__all__} == {name: seen[name] for name in module.__all__}
-
-
-def _of_patchnpack(node: Any) -> bool:
-    return isinstance(node, ast.ImportFrom) and str(node.module).startswith("patchnpack.")
 
 
 @pytest.mark.parametrize("package", LAZY)
