@@ -30,7 +30,7 @@ ALGORITHMS = (
     "subset_sum",
 )
 
-# Annotations of commands that become flags. `takes` need not know the classes, and so imports none.
+# Parameters of these classes become flags, so `takes` resolves their annotations without importing the classes.
 _BECOME_FLAGS = {"Packing": object, "TrainConfig": object}
 
 
