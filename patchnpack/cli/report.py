@@ -6,32 +6,19 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from rich.console import Console
 
 from patchnpack.cli.arguments import IMAGES, BatchSize, Images, Seed, Storage, open_shards
-from patchnpack.cli.options import takes_packing, whole_flag
+from patchnpack.cli.options import ALGORITHMS, takes_packing, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
-from patchnpack.cli.size_table import are_size_tables, read_size_tables
-from patchnpack.loaders import Index, PackedImageLoader
-from patchnpack.loaders.packs.folder import is_packed_folder
-from patchnpack.loaders.plan_report import planned_before, planned_rows
-from patchnpack.packer import Packing, Plan, Rows
-from patchnpack.packer.analysis.advice import Advice, advise
-from patchnpack.packer.analysis.report import PackingReport
-from patchnpack.packer.analysis.report import report as make_report
-from patchnpack.packer.analysis.setting import Sweep
-from patchnpack.packer.analysis.sweep import ALGORITHMS, LOOKAHEADS
-from patchnpack.packer.analysis.sweep import sweep as make_sweep
-from patchnpack.packer.binpacking.algorithms import Algorithm
-from patchnpack.packer.checks import check_whole
-from patchnpack.report.fields import baseline_rows, report_fields, setting_fields, sweep_fields, to_csv
-from patchnpack.report.page import check_page, picture_of, write_page
-from patchnpack.report.table import print_report, print_sweep
+
+if TYPE_CHECKING:
+    from patchnpack.loaders import Index, PackedImageLoader
+    from patchnpack.packer import Advice, Packing, PackingReport, Plan, Rows, Sweep
+    from patchnpack.packer.binpacking.algorithms import Algorithm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,8 +73,8 @@ def report(
     sweep_patch_size: Annotated[
         str | None, typer.Option(help="Patch sizes to try, such as 14,16; default: --patch-size.")
     ] = None,
-    sweep_algorithm: Annotated[str, typer.Option(help="Algorithms to try.")] = ",".join(ALGORITHMS),
-    sweep_lookahead: Annotated[str, typer.Option(help="Lookaheads to try.")] = ",".join(map(str, LOOKAHEADS)),
+    sweep_algorithm: Annotated[str, typer.Option(help="Algorithms to try.")] = "next_fit,largest_fit,subset_sum",
+    sweep_lookahead: Annotated[str, typer.Option(help="Lookaheads to try.")] = "64,256,1024",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print one CSV line per method; with --sweep, one per setting.")
@@ -104,6 +91,11 @@ def report(
 
     patchnpack report sizes.csv --sweep
     """
+    from patchnpack.packer import advise
+    from patchnpack.packer import report as make_report
+    from patchnpack.packer import sweep as make_sweep
+    from patchnpack.packer.checks import check_whole
+
     if as_json and as_csv:
         raise ValueError("--json and --csv both print to standard output; give only one of them")
     check_whole("--sweep-multiple", sweep_multiple)
@@ -117,6 +109,8 @@ def report(
         "lookaheads": _whole_numbers("--sweep-lookahead", sweep_lookahead),
     }
     if html is not None:
+        from patchnpack.report.page import check_page, picture_of, write_page
+
         check_page(html)
     source = _source(shards, packing, image, batch_size, shuffle, seed, storage_options)
     seed, made = source.seed, source.made
@@ -153,12 +147,17 @@ def _source(
     storage_options: list[str] | None,
 ) -> _Source:
     """Read the headers of shards, an index, a packed folder or tables of sizes."""
+    from patchnpack.cli.size_table import are_size_tables, read_size_tables
+    from patchnpack.loaders.shards.patterns import is_packed_folder
+
     name, storage = _title(shards), parse_storage_options(storage_options or [])
     if are_size_tables(shards):
         table = read_size_tables(shards)
         rows = table.rows(seed if shuffle or table.counted else None)
         return _Source(name=name, rows=rows, packing=packing, seed=seed, bad=table.too_large)
     if is_packed_folder(shards[0]):
+        from patchnpack.loaders.plan_report import planned_before, planned_rows
+
         loader = _packed_folder(shards, packing, batch_size=batch_size, shuffle=shuffle, seed=seed, storage=storage)
         return _Source(
             name=name,
@@ -171,17 +170,18 @@ def _source(
         )
     index = open_shards(shards, image, storage_options)
     rows, planned = _rows(index, packing, batch_size=batch_size, shuffle=shuffle, seed=seed)
-    return _Source(
-        name=name,
-        rows=rows,
-        packing=planned,
-        seed=seed,
-        bad=len(index.bad),
-        loader=lambda: PackedImageLoader(index, planned, batch_size=2, seed=seed, prefetch=1, storage_options=storage),
-    )
+
+    def drawn() -> PackedImageLoader:
+        from patchnpack.loaders import PackedImageLoader  # imports torch, which only the picture needs
+
+        return PackedImageLoader(index, planned, batch_size=2, seed=seed, prefetch=1, storage_options=storage)
+
+    return _Source(name=name, rows=rows, packing=planned, seed=seed, bad=len(index.bad), loader=drawn)
 
 
 def _print_json(source: _Source, found: PackingReport, swept: Sweep | None, advice: Advice | None) -> None:
+    from patchnpack.report.fields import report_fields, sweep_fields
+
     fields = report_fields(found, bad_images=source.bad, source=source.name)
     if swept is not None and advice is not None:
         fields["sweep"] = sweep_fields(swept, advice)
@@ -189,11 +189,17 @@ def _print_json(source: _Source, found: PackingReport, swept: Sweep | None, advi
 
 
 def _print_csv(found: PackingReport, swept: Sweep | None, advice: Advice | None) -> None:
+    from patchnpack.report.fields import baseline_rows, setting_fields, to_csv
+
     settings = [setting_fields(setting, advice) for setting in swept.settings] if swept and advice else []
     typer.echo(to_csv(settings or baseline_rows(found)), nl=False)
 
 
 def _print_tables(source: _Source, found: PackingReport, swept: Sweep | None, advice: Advice | None) -> None:
+    from rich.console import Console
+
+    from patchnpack.report.table import print_report, print_sweep
+
     console = Console(highlight=False)
     print_report(found, console, bad=source.bad, source=source.name)
     if swept is not None and advice is not None:
@@ -205,6 +211,9 @@ def _packed_folder(
     shards: list[str], packing: Packing, *, batch_size: int, shuffle: bool, seed: int, storage: dict[str, Any]
 ) -> PackedImageLoader:
     """A loader over a packed folder; its packing is the one the folder was packed with."""
+    from patchnpack.loaders import PackedImageLoader
+    from patchnpack.packer import Packing
+
     if len(shards) > 1 or shuffle:
         raise ValueError(f"{shards[0]!r} is a packed folder; give it alone, without other shards and --shuffle")
     loader = PackedImageLoader(shards[0], batch_size=batch_size, storage_options=storage, prefetch=1)
@@ -220,7 +229,12 @@ def _packed_folder(
 def _rows(index: Index, packing: Packing, *, batch_size: int, shuffle: bool, seed: int) -> tuple[Rows, Packing]:
     """The usable rows in the order of a loader, and the packing it would plan them with."""
     if not shuffle:
+        import numpy as np
+
         return index.rows(np.setdiff1d(np.arange(len(index)), list(index.bad))), packing
+    from patchnpack.loaders import PackedImageLoader
+    from patchnpack.loaders.plan_report import planned_rows
+
     loader = PackedImageLoader(index, packing, batch_size=batch_size, shuffle=True, seed=seed)
     return planned_rows(loader), loader.packing
 
@@ -235,8 +249,8 @@ def _whole_numbers(flag: str, text: str) -> list[int]:
 def _algorithms(text: str) -> list[Algorithm]:
     names = text.split(",")
     for name in names:
-        if name not in get_args(Algorithm):
-            raise ValueError(f"--sweep-algorithm has {name!r}; choose from {', '.join(get_args(Algorithm))}")
+        if name not in ALGORITHMS:
+            raise ValueError(f"--sweep-algorithm has {name!r}; choose from {', '.join(ALGORITHMS)}")
     return names  # type: ignore[return-value]  # the loop has checked each
 
 
