@@ -55,6 +55,8 @@ from patchnpack.models.pooling import POOLINGS
 from patchnpack.models.pos_embed import POSITIONS
 from patchnpack.trainer import autocast, autocast_dtype
 
+# T tokens; n images of L slots each; K maximum images per pack; Q queries and S tokens of one image; H heads, E wide
+
 HERE = Path(__file__).resolve().parent
 CLOTHING = str(HERE.parents[1] / "shared" / "data" / "clothing" / "train-{000000..000009}.tar")
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
@@ -104,7 +106,8 @@ def image_by_image(lengths: list[int]) -> Attend:
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         queries = lengths if len(q) == len(k) else [1] * len(lengths)
         parts = zip(q.split(queries), k.split(lengths), v.split(lengths), strict=True)
-        mixed = [F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in qkv)) for qkv in parts]
+        heads = ([x.transpose(0, 1)[None] for x in qkv] for qkv in parts)
+        mixed = [F.scaled_dot_product_attention(q_1HQE, k_1HSE, v_1HSE) for q_1HQE, k_1HSE, v_1HSE in heads]
         return torch.cat([x[0].transpose(0, 1) for x in mixed])
 
     return attend
@@ -115,8 +118,8 @@ def with_key_mask(tokens: torch.Tensor) -> Attend:
     tokens = tokens | ~tokens.any(1, keepdim=True)  # a softmax over no token is NaN
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        rows = [x.unflatten(0, (len(tokens), -1)).transpose(1, 2) for x in (q, k, v)]
-        mixed = F.scaled_dot_product_attention(*rows, attn_mask=tokens[:, None, None])
+        q_nHQE, k_nHLE, v_nHLE = (x.unflatten(0, (len(tokens), -1)).transpose(1, 2) for x in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q_nHQE, k_nHLE, v_nHLE, attn_mask=tokens[:, None, None])
         return mixed.transpose(1, 2).flatten(0, 1)
 
     return attend
@@ -284,7 +287,7 @@ def main() -> None:
             print(f"{label:54}{method.images:>8}{method.slots:>9,}{rate:>19.2f}{first:>9.2f}x", flush=True)
             rows.append(
                 {
-                    "images_are": images,
+                    "image_set": images,
                     "method": name,
                     "precision": precision,
                     "images": method.images,

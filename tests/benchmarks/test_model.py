@@ -44,10 +44,12 @@ def test_less_than_the_budget_over_padded_native_images_is_a_failure(model: Modu
     assert model.failures("options", "float32", {"default": (1.0, 1.0), "rope": (2.0, 0.5)}) == []
 
 
-def test_rows_of_another_capability_are_kept_and_of_this_one_replaced(model: ModuleType, tmp_path: Path) -> None:
+def test_rows_of_another_capability_are_kept_and_of_this_one_replaced(
+    model: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, mine = tmp_path / "model.csv", model.CAPABILITY
     for capability, rate in (("OTHER", 1), (mine, 2), (mine, 3)):
-        model.CAPABILITY = capability
+        monkeypatch.setattr(model, "CAPABILITY", capability)
         model.write(path, [{"method": "packed", "rate": rate, "capability": capability}])
     with path.open() as file:
         assert [(row["capability"], row["rate"]) for row in csv.DictReader(file)] == [("OTHER", "1"), (mine, "3")]
