@@ -249,11 +249,12 @@ def failures(images: str, precision: str, found: dict[str, tuple[float, float]])
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write `rows`, after the rows that another capability has in the file."""
+    """Write `rows`, after the rows of another capability in the file; rows with other columns are dropped."""
     kept: list[dict[str, object]] = []
     if path.exists():
         with path.open(newline="") as file:
-            kept = [{**row} for row in csv.DictReader(file) if row["capability"] != CAPABILITY]
+            kept = [{**row} for row in csv.DictReader(file) if row.keys() == rows[0].keys()]
+            kept = [row for row in kept if row["capability"] != CAPABILITY]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

@@ -48,6 +48,7 @@ def test_rows_of_another_capability_are_kept_and_of_this_one_replaced(
     model: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, mine = tmp_path / "model.csv", model.CAPABILITY
+    path.write_text("method,columns_of_an_older_version\npacked,1\n")
     for capability, rate in (("OTHER", 1), (mine, 2), (mine, 3)):
         monkeypatch.setattr(model, "CAPABILITY", capability)
         model.write(path, [{"method": "packed", "rate": rate, "capability": capability}])
