@@ -54,7 +54,9 @@ def best_setting(settings: Sequence[Setting]) -> Setting:
         acceptable = [s for s in acceptable if s.current or _better(s, current)]
     least_padding = min(s.padding for s in acceptable)
     length = min(s.seq_len for s in acceptable if s.padding <= least_padding + EQUAL_PADDING)
-    of_length = [s for s in acceptable if s.seq_len == length]
+    # A fill that trims makes fewer packs where it removes more tokens, so few packs do not imply little padding.
+    least_of_length = min(s.padding for s in acceptable if s.seq_len == length)
+    of_length = [s for s in acceptable if s.seq_len == length and s.padding <= least_of_length + ONE_PACK]
     fewest = min(s.packs for s in of_length)
     good = [s for s in of_length if s.packs - fewest <= max(EQUAL_PACKS * fewest, min(1, ONE_PACK * fewest))]
     return next((s for s in good if s.current), good[0])

@@ -31,12 +31,14 @@ class Trial:
         tokens: slots that hold a token.
         oversize: images of more tokens than the sequence has slots.
         images: images in packs.
+        most_tokens: bound on the tokens of these images however their packs are filled, at least `tokens`.
     """
 
     packs: int
     tokens: int
     oversize: int
     images: int
+    most_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,8 +100,9 @@ def search_lengths(
         starts: lengths to try first.
         multiple: try only multiples of this.
 
-    >>> found = search_lengths(lambda length: Trial(-(-500 // (length // 690)), 500 * 690, 0, 500), 700, 2500,
-    ...                        patch_size=32)
+    >>> def pack(length):
+    ...     return Trial(-(-500 // (length // 690)), 500 * 690, 0, 500, 500 * 690)
+    >>> found = search_lengths(pack, 700, 2500, patch_size=32)
     >>> found.best, found.advised, len(found.padding) < 100
     (1380, 1380, True)
     """
@@ -195,7 +198,7 @@ class _Search:
         # An image that exceeds L but not B may take one more pack at B.
         packs = min(shorter.packs, longer.packs) - (shorter.oversize - longer.oversize)
         packs -= math.ceil(luck * packs)
-        return max(shorter.tokens, longer.tokens) / (max(1, packs) * (a + self.multiple))
+        return max(shorter.most_tokens, longer.most_tokens) / (max(1, packs) * (a + self.multiple))
 
 
 def _work(images: int, length: int) -> float:

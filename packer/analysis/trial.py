@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,7 +78,16 @@ def try_packing(
         found = len(offsets) - 1, int(keep.sum())
         if not packs or found[1] * packs > tokens * found[0]:
             packs, tokens = found
-    return Trial(packs=packs, tokens=tokens, oversize=measured.oversize, images=len(measured.keep))
+    most = int((measured.keep if packing.fill == "none" else np.maximum(measured.keep, measured.before)).sum())
+    if packing.fill == "rescale":
+        most = math.ceil(most * (1 + packing.max_scale) ** 2)
+    return Trial(
+        packs=packs,
+        tokens=tokens,
+        oversize=measured.oversize,
+        images=len(measured.keep),
+        most_tokens=max(tokens, most),
+    )
 
 
 def settings_of(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchnpack.packer import Packing, Rows, advise, sweep
+from patchnpack.packer import BetaDrop, Packing, Rows, advise, sweep
 from patchnpack.packer.analysis.length_search import EQUAL_PADDING, TOLERANCE, Trial, search_lengths
 from patchnpack.packer.analysis.sweep import ALGORITHMS, LOOKAHEADS, length_range
 from patchnpack.packer.analysis.trial import measure_rows, try_packing
@@ -82,12 +82,34 @@ def test_the_gap_bounds_the_lengths_that_were_not_tried(multiple: int) -> None:
     assert found.advised == min(n for n in tried if tried[n] <= tried[found.best] + EQUAL_PADDING)
 
 
+@pytest.mark.parametrize(
+    "packing",
+    [
+        Packing(fill="trim"),
+        Packing(fill="rescale"),
+        Packing(fill="none", token_drop=BetaDrop(0.4, 0.8)),
+        Packing(token_drop=BetaDrop(0.4, 0.8)),
+        Packing(oversize="skip", max_images=3),
+    ],
+    ids=["trim", "rescale", "drop", "undrop", "skip"],
+)
+def test_the_advice_holds_for_packings_that_change_or_skip_images(packing: Packing) -> None:
+    rng = np.random.default_rng(4)
+    tokens = rng.permutation(np.concatenate([np.full(150, 48), np.full(80, 80), rng.integers(20, 110, 120)]))
+    rows, packing = _of(tokens), packing.replace(seq_len=110)
+    swept = sweep(rows, packing)
+    (search,) = swept.searches
+    least = _least_padding(rows, packing, range(search.shortest, search.longest + 1, 3))
+    assert advise(swept).best.padding <= least + 0.005
+
+
 def test_the_search_ends_where_nothing_packs_well() -> None:
     trials = itertools.count()
 
     def pack(length: int) -> Trial:
         next(trials)
-        return Trial(packs=1000, tokens=1000 * length // 2, oversize=0, images=500_000)  # half empty everywhere
+        half = 1000 * length // 2  # half empty everywhere
+        return Trial(packs=1000, tokens=half, oversize=0, images=500_000, most_tokens=half)
 
     found = search_lengths(pack, 1000, 100_000, patch_size=16)
     assert found.gap > 0.4  # unproved, and said so
@@ -95,5 +117,5 @@ def test_the_search_ends_where_nothing_packs_well() -> None:
 
 
 def test_a_range_of_one_length_is_that_length() -> None:
-    found = search_lengths(lambda _: Trial(10, 640, 0, 10), 64, 64, patch_size=16)
+    found = search_lengths(lambda _: Trial(10, 640, 0, 10, 640), 64, 64, patch_size=16)
     assert (found.padding, found.best, found.advised, found.gap) == (((64, 0.0),), 64, 64, 0.0)
