@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,8 @@ from patchnpack.packer import Images, PackedBatch, _kernels
 from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # B packs in the batch, L token slots in a pack, K images in a pack at most, M images in the batch
+
+_DONE = ""  # the stage of a part that has ended
 
 
 class BatchBuilder(Protocol):
@@ -93,8 +95,10 @@ class DecodedBatchBuilder:
         self._context, self._epoch, self._step, self._position = context, epoch, step, position
         self._images, self._counts, self._patch_size = images, counts, patch_size
         self._extras: dict[str, list[Any]] = {name: [None] * self.num_images for name in context.extras}
-        self._stages: dict[int, tuple[str, str]] = {}  # stage and thread of each part that is running
-        self._laid_out, self._left = False, self.num_parts
+        # Stage of each part, None before it starts, and the thread that runs it.
+        self._stages: list[str | None] = [None] * self.num_parts
+        self._threads = [0] * self.num_parts
+        self._laid_out, self._ended = False, count(1)  # counting up is atomic, and cheaper than taking a lock
         self._lock, self._done = threading.Lock(), threading.Event()
         self._batch: PackedBatch | None = None
         self._error: tuple[int, BaseException] | None = None  # the part that raised it, first
@@ -102,7 +106,8 @@ class DecodedBatchBuilder:
         self._samples = samples = context.samples(images.row)
         self._fill_columns()
         # Python integers: reading them from arrays one by one would cost more than everything else here.
-        self._slots = tuples(self._first, images.keep, *images.size.T, *images.grid.T)
+        places = (self._first.tolist(), images.keep.tolist(), *images.grid.T.tolist())
+        self._places = list(zip(*places, tuples(*images.size.T), strict=True))
         whole = (images.box[:, 2] == samples.width) & (images.box[:, 3] == samples.height)
         self._boxes = None if whole.all() else tuples(*images.box.T)
         if context.transform is not None:
@@ -156,16 +161,21 @@ class DecodedBatchBuilder:
         try:
             # The first error in the order of the batch is raised, whichever thread is the fastest.
             if self._error is None or part < self._error[0]:
-                self._run(part)
+                if not self._laid_out:
+                    self._lay_out_once()
+                if part == self.num_images:
+                    _kernels.clear_padding(self._by_pack(self._patches), self._used)
+                else:
+                    try:
+                        self._write(part)
+                    except BadImage as error:
+                        self.bad.append((part, self._samples.bad_row(part, error.stage, str(error))))
         except BaseException as error:  # noqa: BLE001 - `finish` raises it in the training loop's thread
             with self._lock:
                 if self._error is None or part < self._error[0]:
                     self._error = part, error
-        self._stages.pop(part, None)
-        with self._lock:
-            self._left -= 1
-            last = self._left == 0
-        if last:
+        self._stages[part] = _DONE
+        if next(self._ended) == self.num_parts:
             try:
                 if self._error is None:
                     self._batch = self._complete()
@@ -173,47 +183,38 @@ class DecodedBatchBuilder:
                 self._error = part, error
             self._done.set()
 
-    def _run(self, part: int) -> None:
-        if not self._laid_out:
-            with self._lock:
-                if not self._laid_out:
-                    self._lay_out()
-                    self._laid_out = True
-        if part == self.num_images:
-            _kernels.clear_padding(self._by_pack(self._patches), self._used)
-            return
-        try:
-            self._write(part)
-        except BadImage as error:
-            self.bad.append((part, self._samples.bad_row(part, error.stage, str(error))))
+    def _lay_out_once(self) -> None:
+        with self._lock:
+            if not self._laid_out:
+                self._lay_out()
+                self._laid_out = True
 
     def _write(self, i: int) -> None:
-        context, samples, stages, thread = self._context, self._samples, self._stages, threading.current_thread().name
-        first, keep, width, height, gw, gh = self._slots[i]
-        stages[i] = "read", thread
+        # Between two images, the processor's caches hold pixels and no Python: each frame and each object costs a
+        # multiple of what it costs in a loop of its own, so this path has few.
+        context, samples, stages = self._context, self._samples, self._stages
+        first, keep, gw, gh, size = self._places[i]
+        self._threads[i] = threading.get_ident()
+        stages[i] = "read"
         data = samples.read(i)
-        stages[i] = "decode", thread
-        pixels = self._decode(i, data, (width, height))
+        stages[i] = "decode"
+        box = None if self._boxes is None else self._boxes[i]
+        try:
+            pixels = samples.decode(i, data, size, box, True)
+        except BadImage as error:
+            if not error.truncated or context.errors.truncated == "skip":
+                raise
+            pixels = samples.decode(i, data, size, box, False)
+            self._truncated.add(i)
         if context.transform is not None:
-            stages[i] = "transform", thread
+            stages[i] = "transform"
             pixels = self._transformed(i, pixels)
-        stages[i] = "assemble", thread
+        stages[i] = "assemble"
         _kernels.place_image(pixels, self._patch_size, gw, gh, self._coords, self._patches, first, keep)
         if samples.labels is None:
             self._labels[self._column[i]] = samples.label(i)
         for extension in context.extras:
             self._extras[extension][i] = samples.extra(i, extension)
-
-    def _decode(self, i: int, data: Any, size: tuple[int, int]) -> np.ndarray:
-        box = None if self._boxes is None else self._boxes[i]
-        try:
-            return self._samples.decode(i, data, size, box, strict=True)
-        except BadImage as error:
-            if not error.truncated or self._context.errors.truncated == "skip":
-                raise
-            pixels = self._samples.decode(i, data, size, box, strict=False)
-            self._truncated.add(i)
-            return pixels
 
     def _transformed(self, i: int, pixels: np.ndarray) -> np.ndarray:
         assert self._context.transform is not None
@@ -238,20 +239,23 @@ class DecodedBatchBuilder:
 
     def finish(self) -> PackedBatch:
         """Wait for all parts and return the batch; see `BatchBuilder`."""
-        left = self._left
+        ended = self._stages.count(_DONE)
         while not self._done.wait(self._context.errors.stall_s):
-            if left == self._left:
+            before, ended = ended, self._stages.count(_DONE)
+            if ended == before:
                 raise StallError(self._stalled())
-            left = self._left
         if self._error is not None:
             raise self._error[1]
         assert self._batch is not None
         return self._batch
 
     def _stalled(self) -> str:
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
         lines = [
-            f"{thread} is at stage {stage!r} of image {self._samples.keys[i]!r} in shard {self._samples.shard(i)!r}"
-            for i, (stage, thread) in sorted(self._stages.copy().items())
+            f"{names.get(thread)} is at stage {stage!r} of image {self._samples.keys[i]!r} in shard "
+            f"{self._samples.shard(i)!r}"
+            for i, (stage, thread) in enumerate(zip(self._stages, self._threads, strict=True))
+            if stage
         ]
         return (
             f"no image was finished for {self._context.errors.stall_s:g} seconds; "
@@ -262,10 +266,14 @@ class DecodedBatchBuilder:
     def _complete(self) -> PackedBatch:
         self.bad.sort(key=lambda bad: bad[0])
         failed = {i for i, _ in self.bad}
-        edges = list(accumulate(self._counts, initial=0))
-        good = [[i for i in range(low, high) if i not in failed] for low, high in pairwise(edges)]
+        edges = list(pairwise(accumulate(self._counts, initial=0)))
+        keys, extras = self._samples.keys, self._extras
         if failed:
+            good = [[i for i in range(low, high) if i not in failed] for low, high in edges]
             self._close_ranks(failed, good)
+            edges = list(pairwise(accumulate(map(len, good), initial=0)))
+            keys = [keys[i] for pack in good for i in pack]
+            extras = {name: [values[i] for pack in good for i in pack] for name, values in extras.items()}
         mask, labels = self._rows >= 0, self._by_pack(self._labels)
         batch = PackedBatch(
             patches=torch.from_numpy(self._by_pack(self._patches)),
@@ -276,8 +284,8 @@ class DecodedBatchBuilder:
             image_mask=torch.from_numpy(mask),
             labels=torch.from_numpy(labels),
             rows=torch.from_numpy(self._rows),
-            keys=[[self._samples.keys[i] for i in pack] for pack in good],
-            extras={name: [[values[i] for i in pack] for pack in good] for name, values in self._extras.items()},
+            keys=[keys[low:high] for low, high in edges],
+            extras={name: [values[low:high] for low, high in edges] for name, values in extras.items()},
             patch_size=self._patch_size,
             step=self._step,
             epoch=self._epoch,

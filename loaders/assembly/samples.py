@@ -14,6 +14,9 @@ import xxhash
 from patchnpack.loaders.assembly.batch_builder import BatchBuilder, DecodedBatchBuilder, tuples
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.errors import BadImage, BadRow
+from patchnpack.loaders.imaging.decode import decode_whole_jpeg
+from patchnpack.loaders.imaging.formats import JPEG
+from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.index.labels import KnownLabels, Labels
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.order import Pack
@@ -107,7 +110,7 @@ class IndexedSamples:
         # Python integers: reading them from arrays one by one would cost more than everything else here.
         self._context, self._rows = context, rows.tolist()
         self._bytes = tuples(shard, index.offset[rows], index.nbytes[rows])
-        self._headers = index.headers(rows)
+        self._headers = tuples(self.width, self.height, index.orientation[rows], index.format[rows])
         self._digests = index.digest[rows].tolist()
         self.keys = index.keys.listed(rows)
         self.labels = context.labels.known(rows)
@@ -136,7 +139,10 @@ class IndexedSamples:
 
     def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
         """Decode image i upright and resize its `box` to `size`. Raises BadImage."""
-        return self._context.pixels(self.keys[i], data, self._headers[i], size, box, strict)
+        context, header = self._context, self._headers[i]
+        if box is None and header == (*size, 1, JPEG) and context.user_decode is None:
+            return decode_whole_jpeg(data, size, context.packing.image_mode, strict)
+        return context.pixels(self.keys[i], data, Header(*header), size, box, strict)
 
     def label(self, i: int) -> Any:
         """Return the label of image i, `absent` where it has none."""

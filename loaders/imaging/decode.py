@@ -59,8 +59,6 @@ def decode(
     Raises:
         BadImage: the data cannot be decoded, or do not match the header.
     """
-    if box is None and size == header[:2] and header.direct and header.orientation == 1 and isinstance(data, bytes):
-        return _decode_whole_jpeg(data, size, mode, strict)
     swapped = header.orientation >= 5
     stored = (header.height, header.width) if swapped else (header.width, header.height)
     region = (0, 0, *stored) if box is None else _stored_region(box, header)
@@ -84,9 +82,13 @@ def _stored_region(box: tuple[int, ...], header: Header) -> tuple[int, int, int,
     return (left, top, width, height) if header.orientation < 5 else (top, left, height, width)
 
 
-def _decode_whole_jpeg(data: bytes, stored: tuple[int, int], mode: ImageMode, strict: bool) -> np.ndarray:
-    """Decode at native size. The most frequent case: a training run of photographs spends its time here."""
-    pixels = _buffers.acquire((stored[1], stored[0], len(mode)))
+def decode_whole_jpeg(data: bytes, stored: tuple[int, int], mode: ImageMode, strict: bool) -> np.ndarray:
+    """Decode a JPEG as it is stored: what `decode` does with a JPEG that it neither turns, cuts nor resizes.
+
+    The most frequent case: a training run of photographs spends its time here.
+    """
+    shape = (stored[1], stored[0], len(mode))
+    pixels = _buffers.acquire(shape)
     try:
         # A buffer of the stored size refuses a larger image by itself, which saves reading the header first.
         native: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], buffer=pixels, strict=strict)
@@ -95,7 +97,8 @@ def _decode_whole_jpeg(data: bytes, stored: tuple[int, int], mode: ImageMode, st
             with decode_errors_as_bad_image():
                 _check_size(_jpeg_size(data), stored)
         raise bad_image(error) from error
-    _check_size((native.shape[1], native.shape[0]), stored)
+    if native.shape != shape:
+        _check_size((native.shape[1], native.shape[0]), stored)
     return native
 
 
@@ -111,7 +114,7 @@ def _decode_jpeg(
 ) -> np.ndarray:
     left, top, width, height = region
     if target == stored and region == (0, 0, *stored):
-        return _decode_whole_jpeg(data, stored, mode, strict)
+        return decode_whole_jpeg(data, stored, mode, strict)
     with decode_errors_as_bad_image():
         _check_size(_jpeg_size(data), stored)
         if target == (width, height):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from math import prod
+from collections.abc import Callable
 
 import numpy as np
 
 _KEEP = 64 * 2**20  # bytes that a thread keeps at most: an image of 22 megapixels
 _LINE = 64  # bytes of a cache line
+
+_Last = tuple[bytearray, int, int, Callable[[], np.ndarray | None]]  # memory, its size, first cache line, last loan
 
 
 class DecodeBuffers(threading.local):
@@ -23,24 +25,25 @@ class DecodeBuffers(threading.local):
     """
 
     def __init__(self) -> None:
-        self._keep(np.empty(0, np.uint8))
+        self._keep(bytearray())
 
-    def _keep(self, memory: np.ndarray) -> None:
-        self._memory, self._start = memory.data, -memory.ctypes.data % _LINE
-        self._loan: weakref.ref[np.ndarray] | None = None
+    def _keep(self, memory: bytearray) -> None:
+        start = -np.frombuffer(memory, np.uint8).ctypes.data % _LINE if memory else 0
+        self._last: _Last = memory, len(memory), start, lambda: None
 
-    def acquire(self, shape: tuple[int, ...]) -> np.ndarray:
-        """A contiguous array of `shape`, with undefined contents."""
+    def acquire(self, shape: tuple[int, int, int]) -> np.ndarray:
+        """A contiguous array of `shape` (height, width, C), with undefined contents."""
         # libjpeg-turbo bypasses the caches for rows that begin at a multiple of 32 bytes, and patchify reads the rows
         # right after. An offset of one byte misaligns nearly all rows. Pixels of four bytes are read as one word and
         # stay aligned.
-        size, offset = prod(shape), 4 if shape[-1] == 4 else 1
-        if len(self._memory) < size + _LINE or (self._loan is not None and self._loan() is not None):
-            memory = np.empty(size + _LINE, np.uint8)
+        size, offset = shape[0] * shape[1] * shape[2], 4 if shape[2] == 4 else 1
+        memory, nbytes, start, loan = self._last
+        if nbytes < size + _LINE or loan() is not None:
             if size > _KEEP:
-                return memory[offset : offset + size].reshape(shape)
-            self._keep(memory)
-        # Every view keeps `loan` alive: numpy collapses bases down to the last array, whose own base is a memoryview.
-        loan = np.frombuffer(self._memory, np.uint8, size, self._start + offset)
-        self._loan = weakref.ref(loan)
-        return loan.reshape(shape)
+                return np.empty(size + _LINE, np.uint8)[offset : offset + size].reshape(shape)
+            self._keep(bytearray(size + _LINE))
+            memory, nbytes, start, _ = self._last
+        # Every view keeps `pixels` alive: numpy follows bases down to the last array, and its own base is a bytearray.
+        pixels: np.ndarray = np.ndarray(shape, np.uint8, memory, start + offset)
+        self._last = memory, nbytes, start, weakref.ref(pixels)
+        return pixels

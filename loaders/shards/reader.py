@@ -70,7 +70,12 @@ class ShardReader:
 
     def read(self, shard: int, offset: int, nbytes: int) -> bytes:
         """Read `nbytes` bytes of a shard from `offset`."""
-        file = self._open(shard)
+        files = self._files
+        try:  # without the lock: each of these two calls is atomic
+            file = files[shard]
+            files.move_to_end(shard)
+        except KeyError:  # not open, or closed in between
+            file = self._open(shard)
         data = os.pread(file.fd, nbytes, offset)
         while len(data) < nbytes:  # a read returns at most 2 GiB, and may return less on a network file system
             more = os.pread(file.fd, nbytes - len(data), offset + len(data))
