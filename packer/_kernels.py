@@ -210,6 +210,7 @@ def lay_out(
     (M,) their first slots, ascending, in `segment_ids` (n,) and `coords` (n, 2).
     """
     slot = 0
+    flat = coords.reshape(-1)  # compilers vectorise loops over one dimension
     for i in range(len(key)):
         segment_ids[slot : first[i]] = 0
         coords[slot : first[i]] = 0
@@ -218,9 +219,10 @@ def lay_out(
         segment_ids[slot : slot + keep[i]] = segment[i]
         if keep[i] == width * height:
             for y in range(height):
+                row = flat[2 * slot : 2 * (slot + width)]
                 for x in range(width):
-                    coords[slot, 0], coords[slot, 1] = x, y
-                    slot += 1
+                    row[2 * x], row[2 * x + 1] = x, y
+                slot += width
         else:
             for token in kept_tokens(key[i], width * height, keep[i]):
                 coords[slot, 0], coords[slot, 1] = token % width, token // width

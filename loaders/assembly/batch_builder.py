@@ -99,7 +99,8 @@ class DecodedBatchBuilder:
         self._stages: list[str | None] = [None] * self.num_parts
         self._threads = [0] * self.num_parts
         self._laid_out, self._ended = False, count(1)  # counting up is atomic, and cheaper than taking a lock
-        self._lock, self._done = threading.Lock(), threading.Event()
+        self._lock, self._running = threading.Lock(), threading.Lock()
+        self._running.acquire()  # until the last part has ended; an Event costs several times as much
         self._batch: PackedBatch | None = None
         self._error: tuple[int, BaseException] | None = None  # the part that raised it, first
 
@@ -181,7 +182,7 @@ class DecodedBatchBuilder:
                     self._batch = self._complete()
             except BaseException as error:  # noqa: BLE001 - `finish` raises it, too
                 self._error = part, error
-            self._done.set()
+            self._running.release()
 
     def _lay_out_once(self) -> None:
         with self._lock:
@@ -235,15 +236,16 @@ class DecodedBatchBuilder:
     @property
     def is_done(self) -> bool:
         """Whether `finish` returns without waiting."""
-        return self._done.is_set()
+        return not self._running.locked()
 
     def finish(self) -> PackedBatch:
         """Wait for all parts and return the batch; see `BatchBuilder`."""
         ended = self._stages.count(_DONE)
-        while not self._done.wait(self._context.errors.stall_s):
+        while not self._running.acquire(timeout=self._context.errors.stall_s):
             before, ended = ended, self._stages.count(_DONE)
             if ended == before:
                 raise StallError(self._stalled())
+        self._running.release()
         if self._error is not None:
             raise self._error[1]
         assert self._batch is not None
@@ -274,15 +276,14 @@ class DecodedBatchBuilder:
             edges = list(pairwise(accumulate(map(len, good), initial=0)))
             keys = [keys[i] for pack in good for i in pack]
             extras = {name: [values[i] for pack in good for i in pack] for name, values in extras.items()}
-        mask, labels = self._rows >= 0, self._by_pack(self._labels)
         batch = PackedBatch(
             patches=torch.from_numpy(self._by_pack(self._patches)),
             segment_ids=torch.from_numpy(self._by_pack(self._segment_ids)),
             coords=torch.from_numpy(self._by_pack(self._coords)),
             grids=torch.from_numpy(self._grids),
             image_sizes=torch.from_numpy(self._sizes),
-            image_mask=torch.from_numpy(mask),
-            labels=torch.from_numpy(labels),
+            image_mask=torch.from_numpy(self._rows >= 0),
+            labels=torch.from_numpy(self._by_pack(self._labels)),
             rows=torch.from_numpy(self._rows),
             keys=[keys[low:high] for low, high in edges],
             extras={name: [values[low:high] for low, high in edges] for name, values in extras.items()},
@@ -291,7 +292,7 @@ class DecodedBatchBuilder:
             epoch=self._epoch,
             position=self._position,
         )
-        self.without_label = count_absent(labels[mask])
+        self.without_label = count_absent(self._labels) - (len(self._labels) - len(keys))  # empty columns have none
         self.truncated = len(self._truncated - failed)
         self.counts = BatchCounts.of(batch)
         return batch

@@ -28,6 +28,7 @@ class BufferPool:
     def __init__(self, keep: int | None) -> None:
         # A deque instead of a lock: the garbage collector may return memory in the middle of `acquire`.
         self._idle: deque[np.ndarray] = deque(maxlen=keep)
+        self._lent: dict[int, _Loan] = {}
 
     def __reduce__(self) -> tuple[type[BufferPool], tuple[int | None]]:
         return BufferPool, (self._idle.maxlen,)
@@ -41,11 +42,23 @@ class BufferPool:
             memory = np.empty(size + _LINE, np.uint8)
         if memory.size < size + _LINE:  # the size depends on the patch size of the batch
             memory = np.empty(size + _LINE, np.uint8)
-        start = -memory.ctypes.data % _LINE
         # Every view and tensor of the array refers to `loan`: numpy follows bases down to the last array, and the base
         # of `loan` is a memoryview. Without the memoryview they would refer to `memory`, and `loan` would die at once.
-        loan = np.frombuffer(memory.data[start : start + size], np.uint8)
-        weakref.finalize(loan, self._idle.append, memory).atexit = False
+        loan = np.frombuffer(memory.data, np.uint8, size, -memory.ctypes.data % _LINE)
+        lent = _Loan(loan, self._take_back)
+        lent.memory = memory
+        self._lent[id(lent)] = lent
         view = loan.reshape(shape)
         assert view.base is loan, "memory in use would be lent a second time"
         return view
+
+    def _take_back(self, lent: _Loan) -> None:
+        del self._lent[id(lent)]
+        self._idle.append(lent.memory)
+
+
+class _Loan(weakref.ref[np.ndarray]):
+    """Refers to an array that was lent, and to its memory. Cheaper than `weakref.finalize`."""
+
+    __slots__ = ("memory",)
+    memory: np.ndarray

@@ -108,10 +108,9 @@ class IndexedSamples:
         shard = index.shard_of(rows)
         self.width, self.height = index.width[rows], index.height[rows]
         # Python integers: reading them from arrays one by one would cost more than everything else here.
-        self._context, self._rows = context, rows.tolist()
-        self._bytes = tuples(shard, index.offset[rows], index.nbytes[rows])
+        self._context, self._rows = context, rows
+        self._bytes = tuples(shard, index.offset[rows], index.nbytes[rows], index.digest[rows])
         self._headers = tuples(self.width, self.height, index.orientation[rows], index.format[rows])
-        self._digests = index.digest[rows].tolist()
         self.keys = index.keys.listed(rows)
         self.labels = context.labels.known(rows)
 
@@ -126,10 +125,11 @@ class IndexedSamples:
             BadImage: the bytes differ.
             OSError: the shard has changed since it was indexed.
         """
-        shard, offset, nbytes = self._bytes[i]
-        data = self._context.reader.read(shard, offset, nbytes)
-        if xxhash.xxh3_64_intdigest(data) != self._digests[i]:
-            if self._context.reader.has_changed(shard):
+        shard, offset, nbytes, digest = self._bytes[i]
+        reader = self._context.reader
+        data = reader.read(shard, offset, nbytes)
+        if xxhash.xxh3_64_intdigest(data) != digest:
+            if reader.has_changed(shard):
                 raise OSError(
                     f"shard {self.shard(i)!r} was modified after it was indexed: the image at byte {offset} differs; "
                     "update the index: patchnpack index SHARDS"
@@ -146,16 +146,16 @@ class IndexedSamples:
 
     def label(self, i: int) -> Any:
         """Return the label of image i, `absent` where it has none."""
-        return self._context.labels.of(self._rows[i])
+        return self._context.labels.of(int(self._rows[i]))
 
     def extra(self, i: int, extension: str) -> Any:
         """Return the value of another member of the sample, None where the sample lacks it. Raises BadImage."""
         kind = self._context.index.kinds.get(extension, extension)
-        return extra(extension, kind, self._context.member(self._rows[i], extension))
+        return extra(extension, kind, self._context.member(int(self._rows[i]), extension))
 
     def bad_row(self, i: int, stage: str, reason: str) -> BadRow:
         """Return the record of image i, which could not be used."""
-        return self._context.bad_row(self._rows[i], stage, reason)
+        return self._context.bad_row(int(self._rows[i]), stage, reason)
 
 
 def extra(extension: str, kind: str, data: bytes | None) -> Any:

@@ -15,12 +15,14 @@ from patchnpack.loaders.shards.opener import ShardOpener
 class _File:
     """A file descriptor that is closed when the last reference goes."""
 
+    _close = staticmethod(os.close)  # at exit, Python empties the module before it drops the last file
+
     def __init__(self, fd: int, cached: bool) -> None:
         self.fd = fd
         self.cached_bytes = os.fstat(fd).st_size if cached else 0
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        self._close(self.fd)
 
 
 class ShardReader:
