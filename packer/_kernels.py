@@ -252,7 +252,11 @@ def place_image(
     source, target = pixels.reshape(-1), patches.reshape(-1)
     top, left = max(0, height - grid_h * patch) // 2, max(0, width - grid_w * patch) // 2
     row_bytes, token_bytes = patch * channels, patch * patch * channels
-    token = np.empty(token_bytes, np.uint8)  # each token is assembled here, in the nearest cache, and then moved
+    # Each token is assembled here, in the nearest cache, and then moved. Its cache lines hold nothing else: malloc may
+    # put the tokens of two threads side by side, and writing to a shared line takes as long as cutting the patches.
+    memory = np.empty(token_bytes + 2 * _LINE, np.uint8)
+    begin = -memory.ctypes.data % _LINE
+    token = memory[begin : begin + token_bytes]
     stream = target.ctypes.data % _LINE == 0 and token_bytes % _LINE == 0
     for slot in range(first, first + keep):
         first_row, first_column = top + coords[slot, 1] * patch, left + coords[slot, 0] * patch

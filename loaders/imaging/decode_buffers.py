@@ -10,6 +10,7 @@ import numpy as np
 
 _KEEP = 64 * 2**20  # bytes that a thread keeps at most: an image of 22 megapixels
 _LINE = 64  # bytes of a cache line
+_UINT8 = np.dtype(np.uint8)
 
 _Last = tuple[bytearray, int, int, Callable[[], np.ndarray | None]]  # memory, its size, first cache line, last loan
 
@@ -44,6 +45,6 @@ class DecodeBuffers(threading.local):
             self._keep(bytearray(size + _LINE))
             memory, nbytes, start, _ = self._last
         # Every view keeps `pixels` alive: numpy follows bases down to the last array, and its own base is a bytearray.
-        pixels: np.ndarray = np.ndarray(shape, np.uint8, memory, start + offset)
+        pixels: np.ndarray = np.ndarray(shape, _UINT8, memory, start + offset)
         self._last = memory, nbytes, start, weakref.ref(pixels)
         return pixels
