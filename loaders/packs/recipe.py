@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from patchnpack.loaders.shards.patterns import PACKED_FOLDER_FILES
 from patchnpack.packer import Packing, PatchSizes, ScheduledDrop, ScheduledResolution
+from patchnpack.packer.binpacking.prices import Prices
 from patchnpack.packer.config import RESOLUTIONS, TOKEN_DROPS
 
 StoreKind = Literal["images", "patches"]
@@ -18,7 +19,9 @@ RECIPE, MANIFEST = PACKED_FOLDER_FILES
 ROWS = "rows.arrow"
 PARTS, MARKERS, PLANS = "parts", "done", "plans"  # folders
 _COMPRESSIONS: dict[StoreKind, tuple[str | None, ...]] = {"images": (None,), "patches": (None, "lz4", "zstd")}
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (*RESOLUTIONS, *TOKEN_DROPS, PatchSizes, Packing)}
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (*RESOLUTIONS, *TOKEN_DROPS, PatchSizes, Prices, Packing)
+}
 
 
 def check_store(kind: str) -> None:
