@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from rich.console import Console
 
 from patchnpack.cli.arguments import IMAGES, BatchSize, Images, Seed, Shards, Storage, open_shards
-from patchnpack.cli.options import takes_packing, whole_flag
+from patchnpack.cli.options import ALGORITHMS, takes_packing, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
-from patchnpack.loaders import Index, PackedImageLoader
-from patchnpack.loaders.packs.folder import is_packed_folder
-from patchnpack.loaders.plan_report import planned_before, planned_rows
-from patchnpack.packer import Packing, Rows
-from patchnpack.packer.analysis.advice import Advice, advise
-from patchnpack.packer.analysis.report import PackingReport
-from patchnpack.packer.analysis.report import report as make_report
-from patchnpack.packer.analysis.sweep import ALGORITHMS, LOOKAHEADS, Sweep
-from patchnpack.packer.analysis.sweep import sweep as make_sweep
-from patchnpack.packer.binpacking.algorithms import Algorithm
-from patchnpack.report.fields import baseline_rows, report_fields, setting_fields, sweep_fields, to_csv
-from patchnpack.report.page import check_page, picture_of, write_page
-from patchnpack.report.table import print_report, print_sweep
+
+if TYPE_CHECKING:
+    from patchnpack.loaders import Index, PackedImageLoader
+    from patchnpack.packer import Advice, Packing, PackingReport, Rows, Sweep
+    from patchnpack.packer.binpacking.algorithms import Algorithm
 
 
 @takes_packing
@@ -47,8 +37,8 @@ def report(
     sweep_patch_size: Annotated[
         str | None, typer.Option(help="Patch sizes to try, such as 14,16; default: --patch-size.")
     ] = None,
-    sweep_algorithm: Annotated[str, typer.Option(help="Algorithms to try.")] = ",".join(ALGORITHMS),
-    sweep_lookahead: Annotated[str, typer.Option(help="Lookaheads to try.")] = ",".join(map(str, LOOKAHEADS)),
+    sweep_algorithm: Annotated[str, typer.Option(help="Algorithms to try.")] = "next_fit,largest_fit,subset_sum",
+    sweep_lookahead: Annotated[str, typer.Option(help="Lookaheads to try.")] = "64,256,1024",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print one CSV line per method; with --sweep, one per setting.")
@@ -63,6 +53,11 @@ def report(
 
     patchnpack report 'train-{000000..000009}.tar' --seq-len 1024 --patch-size 16 --sweep --html report.html
     """
+    from patchnpack.loaders.shards.patterns import is_packed_folder
+    from patchnpack.packer import advise
+    from patchnpack.packer import report as make_report
+    from patchnpack.packer import sweep as make_sweep
+
     if as_json and as_csv:
         raise ValueError("--json and --csv both print to standard output; give only one of them")
     tried: dict[str, Any] = {
@@ -72,9 +67,14 @@ def report(
         "lookaheads": _whole_numbers("--sweep-lookahead", sweep_lookahead),
     }
     if html is not None:
+        from patchnpack.loaders import PackedImageLoader
+        from patchnpack.report.page import check_page, picture_of, write_page
+
         check_page(html)
     storage, made = parse_storage_options(storage_options or []), None
     if is_packed_folder(shards[0]):
+        from patchnpack.loaders.plan_report import planned_before, planned_rows
+
         loader = _packed_folder(shards, packing, batch_size=batch_size, shuffle=shuffle, seed=seed, storage=storage)
         rows, planned, made = planned_rows(loader), loader.packing, planned_before(loader)
         bad, seed = len(loader.index.bad), loader.steps().order.planning_order().seed
@@ -104,6 +104,8 @@ def report(
 
 
 def _print_json(found: PackingReport, swept: Sweep | None, advice: Advice | None, *, bad: int) -> None:
+    from patchnpack.report.fields import report_fields, sweep_fields
+
     fields = report_fields(found, bad_images=bad)
     if swept is not None and advice is not None:
         fields["sweep"] = sweep_fields(swept, advice)
@@ -111,11 +113,17 @@ def _print_json(found: PackingReport, swept: Sweep | None, advice: Advice | None
 
 
 def _print_csv(found: PackingReport, swept: Sweep | None, advice: Advice | None) -> None:
+    from patchnpack.report.fields import baseline_rows, setting_fields, to_csv
+
     settings = [setting_fields(setting, advice) for setting in swept.settings] if swept and advice else []
     typer.echo(to_csv(settings or baseline_rows(found)), nl=False)
 
 
 def _print_tables(found: PackingReport, swept: Sweep | None, advice: Advice | None, *, bad: int) -> None:
+    from rich.console import Console
+
+    from patchnpack.report.table import print_report, print_sweep
+
     console = Console(highlight=False)
     print_report(found, console, bad=bad)
     if swept is not None and advice is not None:
@@ -127,6 +135,9 @@ def _packed_folder(
     shards: list[str], packing: Packing, *, batch_size: int, shuffle: bool, seed: int, storage: dict[str, Any]
 ) -> PackedImageLoader:
     """A loader over a packed folder; its packing is the one the folder was packed with."""
+    from patchnpack.loaders import PackedImageLoader
+    from patchnpack.packer import Packing
+
     if len(shards) > 1 or shuffle:
         raise ValueError(f"{shards[0]!r} is a packed folder; give it alone, without other shards and --shuffle")
     loader = PackedImageLoader(shards[0], batch_size=batch_size, storage_options=storage, prefetch=1)
@@ -142,7 +153,12 @@ def _packed_folder(
 def _rows(index: Index, packing: Packing, *, batch_size: int, shuffle: bool, seed: int) -> tuple[Rows, Packing]:
     """The usable rows in the order of a loader, and the packing it would plan them with."""
     if not shuffle:
+        import numpy as np
+
         return index.rows(np.setdiff1d(np.arange(len(index)), list(index.bad))), packing
+    from patchnpack.loaders import PackedImageLoader
+    from patchnpack.loaders.plan_report import planned_rows
+
     loader = PackedImageLoader(index, packing, batch_size=batch_size, shuffle=True, seed=seed)
     return planned_rows(loader), loader.packing
 
@@ -157,8 +173,8 @@ def _whole_numbers(flag: str, text: str) -> list[int]:
 def _algorithms(text: str) -> list[Algorithm]:
     names = text.split(",")
     for name in names:
-        if name not in get_args(Algorithm):
-            raise ValueError(f"--sweep-algorithm has {name!r}; choose from {', '.join(get_args(Algorithm))}")
+        if name not in ALGORITHMS:
+            raise ValueError(f"--sweep-algorithm has {name!r}; choose from {', '.join(ALGORITHMS)}")
     return names  # type: ignore[return-value]  # the loop has checked each
 
 
