@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from patchnpack.packer.binpacking.pack_lengths import SAMPLE, is_undecided, resolve_algorithm
+from patchnpack.packer.binpacking.pack_lengths import is_undecided, resolve_algorithm, sample_size
 from patchnpack.packer.binpacking.prices import Prices
 from patchnpack.packer.config import Packing
 
@@ -51,6 +51,7 @@ class Decision:
     def __init__(self, packing: Packing, decide_at: Sequence[int]) -> None:
         self._given = self._decided = packing
         self._decide_at = sorted(decide_at)
+        self._sample_size = sample_size(packing.lookahead)
         self._sample = [np.empty(0, np.int64) for _ in packing.patch_sizes]
         self._counts = [np.zeros(packing.seq_len + 1, np.int64) for _ in packing.patch_sizes]
 
@@ -68,7 +69,7 @@ class Decision:
         if self._decide_at:
             for number, each in enumerate(lengths):
                 self._counts[number] += np.bincount(each, minlength=len(self._counts[number]))
-                self._sample[number] = np.concatenate([self._sample[number], each])[-SAMPLE:]
+                self._sample[number] = np.concatenate([self._sample[number], each])[-self._sample_size :]
             if self._decide_at[0] <= arrived:
                 self._decide_at = [count for count in self._decide_at if count > arrived]
                 if self._counts[0].any():

@@ -13,7 +13,7 @@ from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.first_invalid_row import naming_first_invalid_row
 from patchnpack.loaders.order.order import chunks
 from patchnpack.packer import Packing
-from patchnpack.packer.binpacking.pack_lengths import SAMPLE
+from patchnpack.packer.binpacking.pack_lengths import sample_size
 from patchnpack.packer.decision import decide
 from patchnpack.packer.images import measure
 from patchnpack.packer.policies.random import Purpose, counter_hash
@@ -69,7 +69,8 @@ class RowFilter:
         sample: list[list[np.ndarray]] = [[] for _ in sizes]
         sampled: list[np.ndarray] = []
         found = passed = 0
-        step = max(1, sum(_times(rows, frequency).sum() for rows in chunks(self.mask)) // SAMPLE)
+        total = sum(int(_times(rows, frequency).sum()) for rows in chunks(self.mask))
+        step = max(1, total // sample_size(packing.lookahead))
         for rows in chunks(self.mask):
             tokens, times = [], _times(rows, frequency)
             for size in sizes:
@@ -79,13 +80,14 @@ class RowFilter:
                 tokens.append(measured.keep)
                 if packing.oversize == "skip":
                     times[over] = 0
-            found += np.count_nonzero(times)
+            fits = times > 0  # skipped images have more than L tokens
+            found += np.count_nonzero(fits)
             ends = passed + np.cumsum(times)
             chosen = np.repeat(np.arange(len(rows)), np.diff(ends // step, prepend=passed // step))
             passed = int(ends[-1])
             sampled.append(rows[chosen])
             for number, keep in enumerate(tokens):
-                np.add.at(counts[number], keep, times)
+                np.add.at(counts[number], keep[fits], times[fits])
                 sample[number].append(keep[chosen])
         if not found:
             raise ValueError(

@@ -1,9 +1,9 @@
 """Compiled `priced`: a pack starts with the oldest waiting item and is closed by the subset of the highest price.
 
 It takes the arguments of the packers in `_classical.py`, and four more: `least` (n,), the length each item may be cut
-to, and `widest`, the largest cut of any item (with `widest` 0 no item is cut and `least` is not read);
-`value` (L + 1,), an item's value by its length, and `most` (L + 1,), the value that no subset exceeds by the room, both as `price_table`
-writes them. `reference_priced.py` defines the packer in plain Python.
+to, and `widest`, the largest cut of any item (with `widest` 0 no item is cut and `least` is not read); `value`
+(L + 1,), an item's value by its length, and `most` (L + 1,), the value that no subset exceeds by the room.
+`price_table` writes the last two. `reference_priced.py` defines the packer in plain Python.
 """
 
 from __future__ import annotations

@@ -116,7 +116,11 @@ def group_lengths(lengths: np.ndarray, capacity: int, limit: int = GROUPS) -> tu
     >>> group_lengths(np.array([3, 3, 5, 6, 9]), 10, limit=3)
     (array([3, 5, 9]), array([2, 2, 1]))
     """
-    counts = np.bincount(np.asarray(lengths, np.int64), minlength=capacity + 1)
+    return group_counts(np.bincount(np.asarray(lengths, np.int64), minlength=capacity + 1), limit)
+
+
+def group_counts(counts: np.ndarray, limit: int = GROUPS) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `group_lengths` returns, for a histogram: `counts[i]` items of length i."""
     distinct = np.flatnonzero(counts)
     counts = counts[distinct].astype(np.int64)
     if len(distinct) <= limit:

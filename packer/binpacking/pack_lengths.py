@@ -12,8 +12,7 @@ from patchnpack.packer.binpacking.algorithms import CHOICES, DECREASING, Algorit
 from patchnpack.packer.binpacking.prices import Prices, price_table
 from patchnpack.packer.checks import check_whole
 
-# Number of lengths that decide "auto": as many as show differences of 0.05 points, and packed within 20 ms.
-SAMPLE = 16_384
+SAMPLE = 16_384  # lengths that decide "auto", unless the lookahead is large
 
 _PACKERS = {
     "next_fit": _classical.next_fit,
@@ -26,6 +25,15 @@ _WAITING = {
     "largest_fit": _largest_fit.largest_fit,
     "subset_sum": _subset_sum.subset_sum,
 }
+
+
+def sample_size(lookahead: int) -> int:
+    """Return the number of lengths that decide "auto".
+
+    Differences between algorithms of 0.05 points show, and the last R items, which are packed without later ones, count
+    little. At the slowest, packing them takes a quarter of a second.
+    """
+    return min(max(SAMPLE, 64 * lookahead), 1 << 18)
 
 
 def check_algorithm(algorithm: str) -> None:
@@ -51,7 +59,7 @@ def resolve_algorithm(
 ) -> tuple[Algorithm, Prices | None]:
     """Resolve "auto", and price the lengths for "priced"; other algorithms are returned as they are.
 
-    "auto" chooses the one of `CHOICES` that packs the first `SAMPLE` lengths into the fewest packs.
+    "auto" chooses the one of `CHOICES` that packs the first lengths (see `sample_size`) into the fewest packs.
 
     Args:
         algorithm: the algorithm that is asked for.
@@ -69,10 +77,9 @@ def resolve_algorithm(
         prices = Prices.of_counts(np.bincount(lengths), capacity)
     if algorithm == "priced":
         return algorithm, prices
-    limits = {"max_items": max_items, "lookahead": lookahead, "flush": True}
+    sample, limits = lengths[: sample_size(lookahead)], {"max_items": max_items, "lookahead": lookahead, "flush": True}
     packs = {
-        choice: len(pack_ready(lengths[:SAMPLE], capacity, algorithm=choice, prices=prices, **limits)[1])
-        for choice in CHOICES
+        choice: len(pack_ready(sample, capacity, algorithm=choice, prices=prices, **limits)[1]) for choice in CHOICES
     }
     chosen = min(CHOICES, key=lambda choice: packs[choice])
     return chosen, prices if chosen == "priced" else None
@@ -127,7 +134,8 @@ def pack_ready(
     else:
         least = lengths if least is None else np.ascontiguousarray(least, np.int64)
         cuts = (least, int((lengths - least).max(initial=0)))
-        if prices is not None:
+        if algorithm == "priced":
+            assert prices is not None
             packs = _priced.priced(*limits, *cuts, *price_table(prices, capacity))
         else:
             packs = _WAITING[algorithm](*limits, *cuts)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from patchnpack.packer.binpacking import _priced
-from patchnpack.packer.binpacking.cutting_stock import group_lengths, solve_cutting_stock
+from patchnpack.packer.binpacking.cutting_stock import group_counts, solve_cutting_stock
 
 # L capacity of a pack
 
@@ -62,7 +62,7 @@ class Prices:
             counts: int (at most L + 1,), number of items of each length.
             capacity: L.
         """
-        solved = solve_cutting_stock(*group_lengths(counts), capacity)
+        solved = solve_cutting_stock(*group_counts(counts), capacity)
         # A longer item is worth at least as much as a shorter one.
         values = np.maximum.accumulate(np.floor(solved.prices * UNIT + 1e-6).astype(np.int64))
         rises = np.flatnonzero(np.diff(values, prepend=0))

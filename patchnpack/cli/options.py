@@ -28,6 +28,7 @@ ALGORITHMS = (
     "best_fit_decreasing",
     "largest_fit",
     "subset_sum",
+    "priced",
 )
 
 # Parameters of these classes become flags, so `takes` resolves their annotations without importing the classes.
