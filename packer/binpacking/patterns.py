@@ -53,7 +53,7 @@ def pack_by_patterns(lengths: np.ndarray, capacity: int, max_items: int) -> tupl
     rest, rest_ends = _classical(lengths, capacity, max_items)
     fewest, kept = len(rest_ends) - 1, 0  # packs in all, of which the first ones are by patterns
     vain = 0
-    while fewest > least and vain < _PATIENCE:
+    while fewest > least and ends[made] < n and vain < _PATIENCE:
         before, vain = made, vain + 1
         made, needed = _fill_round(counts, max_items, chosen, ends, made)
         if made == before:
