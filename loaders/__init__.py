@@ -1,19 +1,24 @@
 """Loaders: shards, indexes, the order of an epoch, decoding, and the loader that combines them."""
 
-from patchnpack.loaders.dataset import PackedDataset
-from patchnpack.loaders.error_policy import ErrorPolicy
-from patchnpack.loaders.errors import BadDataError, BadImage, StallError
-from patchnpack.loaders.index.index_file import load_index, save_index
-from patchnpack.loaders.index.resolve import open_index, update_index
-from patchnpack.loaders.index.scanner import scan
-from patchnpack.loaders.index.table import Index
-from patchnpack.loaders.order.mixture import Mixture
-from patchnpack.loaders.packed_loader import PackedImageLoader
-from patchnpack.loaders.packs.manifest import Manifest, read_manifest
-from patchnpack.loaders.plan_report import report_of
-from patchnpack.loaders.prepacking.job import Job
-from patchnpack.loaders.shards.writer import Written, write_shards
-from patchnpack.loaders.streaming.pack_stream import PackedStream, pack_stream
+from typing import TYPE_CHECKING
+
+from patchnpack._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from patchnpack.loaders.dataset import PackedDataset
+    from patchnpack.loaders.error_policy import ErrorPolicy
+    from patchnpack.loaders.errors import BadDataError, BadImage, StallError
+    from patchnpack.loaders.index.index_file import load_index, save_index
+    from patchnpack.loaders.index.resolve import open_index, update_index
+    from patchnpack.loaders.index.scanner import scan
+    from patchnpack.loaders.index.table import Index
+    from patchnpack.loaders.order.mixture import Mixture
+    from patchnpack.loaders.packed_loader import PackedImageLoader
+    from patchnpack.loaders.packs.manifest import Manifest, read_manifest
+    from patchnpack.loaders.plan_report import report_of
+    from patchnpack.loaders.prepacking.job import Job
+    from patchnpack.loaders.shards.writer import Written, write_shards
+    from patchnpack.loaders.streaming.pack_stream import PackedStream, pack_stream
 
 __all__ = [
     "BadDataError",
@@ -38,3 +43,24 @@ __all__ = [
     "update_index",
     "write_shards",
 ]
+
+if not TYPE_CHECKING:  # an index needs no torch, which takes more than a second to import
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "dataset": ("PackedDataset",),
+            "error_policy": ("ErrorPolicy",),
+            "errors": ("BadDataError", "BadImage", "StallError"),
+            "index.index_file": ("load_index", "save_index"),
+            "index.resolve": ("open_index", "update_index"),
+            "index.scanner": ("scan",),
+            "index.table": ("Index",),
+            "order.mixture": ("Mixture",),
+            "packed_loader": ("PackedImageLoader",),
+            "packs.manifest": ("Manifest", "read_manifest"),
+            "plan_report": ("report_of",),
+            "prepacking.job": ("Job",),
+            "shards.writer": ("Written", "write_shards"),
+            "streaming.pack_stream": ("PackedStream", "pack_stream"),
+        },
+    )

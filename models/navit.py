@@ -11,7 +11,6 @@ from torch import nn
 from patchnpack.models.attention import attention_backend
 from patchnpack.models.config import NaViTConfig
 from patchnpack.models.features import Features
-from patchnpack.models.linear import Linear
 from patchnpack.models.patch_embed import PatchEmbed
 from patchnpack.models.pooling import GELUS, AttentionPooling, max_pool, mean_pool
 from patchnpack.models.pos_embed import axial_rope, make_pos_embed, rotate
@@ -37,13 +36,13 @@ class Block(nn.Module):
         bias, eps = config.bias, config.norm_eps
         self.heads, self.drop_path, self.gelu = config.heads, drop_path, GELUS[config.gelu]
         self.norm1 = nn.LayerNorm(D, eps, bias=bias)
-        self.qkv = Linear(D, 3 * D, bias=bias if config.qkv_bias is None else config.qkv_bias)
+        self.qkv = nn.Linear(D, 3 * D, bias=bias if config.qkv_bias is None else config.qkv_bias)
         self.q_norm = nn.LayerNorm(E, eps, bias=bias) if config.qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(E, eps, bias=bias) if config.qk_norm else nn.Identity()
-        self.out = Linear(D, D, bias=bias)
+        self.out = nn.Linear(D, D, bias=bias)
         self.norm2 = nn.LayerNorm(D, eps, bias=bias)
-        self.up = Linear(D, hidden, bias=bias)
-        self.down = Linear(hidden, D, bias=bias)
+        self.up = nn.Linear(D, hidden, bias=bias)
+        self.down = nn.Linear(hidden, D, bias=bias)
         if config.layer_scale is not None:
             self.scale1 = nn.Parameter(torch.full((D,), config.layer_scale))
             self.scale2 = nn.Parameter(torch.full((D,), config.layer_scale))

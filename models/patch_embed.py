@@ -9,9 +9,8 @@ import functools
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
-
-from patchnpack.models.linear import linear
 
 # T tokens, P patch size of the weight, S patch size of a batch, C channels, D width
 
@@ -118,4 +117,4 @@ class PatchEmbed(nn.Module):
         with torch.autocast(device, enabled=False):
             weight = pi_resize(self.weight, self.patch_size, S, self.resize).unflatten(1, (-1, C)) / self.std
             bias = self.bias - weight.sum(1) @ self.mean
-            return linear(patches.to(dtype), weight.flatten(1).to(dtype), bias.to(dtype))
+            return F.linear(patches.to(dtype), weight.flatten(1).to(dtype), bias.to(dtype))

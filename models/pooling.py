@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from patchnpack.models.linear import Linear
 from patchnpack.models.stream import Stream
 
 # T tokens of a stream; N images; D width; H heads; E width of a head
@@ -34,7 +33,7 @@ class AttentionPooling(nn.Module):
         super().__init__()
         self.gelu = GELUS[gelu]
         self.query = nn.Parameter(torch.randn(heads, width // heads))
-        self.kv = Linear(width, 2 * width, bias=bias)
+        self.kv = nn.Linear(width, 2 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
         self.norm = nn.LayerNorm(width, eps, bias=bias)
         self.up = nn.Linear(width, hidden, bias=bias)

@@ -1,9 +1,12 @@
 """Packer: plan which images go into which pack, and hold them in a batch."""
 
+from typing import TYPE_CHECKING
+
+from patchnpack._lazy import lazy_names
 from patchnpack.packer.analysis.advice import Advice, advise
 from patchnpack.packer.analysis.report import PackingReport, report
-from patchnpack.packer.analysis.sweep import Sweep, sweep
-from patchnpack.packer.batch.packed_batch import PackedBatch, PackedImage
+from patchnpack.packer.analysis.setting import Sweep
+from patchnpack.packer.analysis.sweep import sweep
 from patchnpack.packer.binpacking.pack_lengths import pack_lengths
 from patchnpack.packer.config import Packing
 from patchnpack.packer.images import Images, Rows
@@ -19,6 +22,9 @@ from patchnpack.packer.policies.token_drop import (
     ResolutionDrop,
     ScheduledDrop,
 )
+
+if TYPE_CHECKING:
+    from patchnpack.packer.batch.packed_batch import PackedBatch, PackedImage
 
 __all__ = [
     "Advice",
@@ -50,3 +56,6 @@ __all__ = [
     "report",
     "sweep",
 ]
+
+if not TYPE_CHECKING:  # these two import torch, which takes more than a second
+    __getattr__, __dir__ = lazy_names(__name__, {"batch.packed_batch": ("PackedBatch", "PackedImage")})

@@ -1,23 +1,28 @@
 """Load images at native resolution and pack them into sequences for vision transformers."""
 
-from patchnpack.loaders import ErrorPolicy, Mixture, PackedImageLoader, pack_stream
-from patchnpack.packer import (
-    BetaDrop,
-    ConstantDrop,
-    DropToTokens,
-    FitTokens,
-    Native,
-    NoDrop,
-    PackedBatch,
-    Packing,
-    PatchSizes,
-    RandomResizedCrop,
-    ResolutionDrop,
-    SampleSide,
-    ScheduledDrop,
-    ScheduledResolution,
-    Square,
-)
+from typing import TYPE_CHECKING
+
+from patchnpack._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from patchnpack.loaders import ErrorPolicy, Mixture, PackedImageLoader, pack_stream
+    from patchnpack.packer import (
+        BetaDrop,
+        ConstantDrop,
+        DropToTokens,
+        FitTokens,
+        Native,
+        NoDrop,
+        PackedBatch,
+        Packing,
+        PatchSizes,
+        RandomResizedCrop,
+        ResolutionDrop,
+        SampleSide,
+        ScheduledDrop,
+        ScheduledResolution,
+        Square,
+    )
 
 __all__ = [
     "BetaDrop",
@@ -40,3 +45,28 @@ __all__ = [
     "Square",
     "pack_stream",
 ]
+
+if not TYPE_CHECKING:  # `patchnpack --help` imports this package, and needs none of its names
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "loaders": ("ErrorPolicy", "Mixture", "PackedImageLoader", "pack_stream"),
+            "packer": (
+                "BetaDrop",
+                "ConstantDrop",
+                "DropToTokens",
+                "FitTokens",
+                "Native",
+                "NoDrop",
+                "PackedBatch",
+                "Packing",
+                "PatchSizes",
+                "RandomResizedCrop",
+                "ResolutionDrop",
+                "SampleSide",
+                "ScheduledDrop",
+                "ScheduledResolution",
+                "Square",
+            ),
+        },
+    )

@@ -24,8 +24,14 @@ from typing import Any, NoReturn
 def serve(address: str) -> None:
     import patchnpack.cli.doctor
     import patchnpack.cli.main
+    import patchnpack.engines
+    import patchnpack.loaders.prepacking.unpack
+    import patchnpack.loaders.prepacking.verify
+    import patchnpack.loaders.shards.writer
+    import patchnpack.predict
     import patchnpack.report.page
-    import patchnpack.training  # noqa: F401 -- the modules that commands import
+    import patchnpack.training  # noqa: F401 -- the modules that commands import when they run
+    from patchnpack import pack_stream  # noqa: F401
 
     gc.collect()
     gc.freeze()  # keeps the memory of these objects shared with the children

@@ -17,24 +17,9 @@ from patchnpack.loaders.packs.opener import NOT_AS_WRITTEN, PackOpener
 from patchnpack.loaders.packs.pack_store import PackStore, store_of
 from patchnpack.loaders.packs.recipe import PARTS, ROWS, Recipe, plan_name, unit_name
 from patchnpack.loaders.packs.stored_index import StoredIndex, read_rows
-from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
+from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.storage import Folder, LocalFolder, open_folder
-from patchnpack.loaders.shards.patterns import PACKED_FOLDER_FILES
 from patchnpack.loaders.shards.reader import ShardReader
-
-
-def is_packed_folder(source: object) -> bool:
-    """Return whether a source names a packed folder, finished or not.
-
-    An address is one if it ends in a slash or if nothing in it looks like the name of a file.
-    """
-    if not isinstance(source, str | os.PathLike):
-        return False
-    text = os.fspath(source)
-    if is_remote(text):
-        return text.endswith("/") or (not set("*?[{") & set(text) and "." not in name_of(text))
-    folder = os.path.expanduser(text)
-    return any(os.path.isfile(os.path.join(folder, name)) for name in PACKED_FOLDER_FILES)
 
 
 @dataclass(frozen=True)

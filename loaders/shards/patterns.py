@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from patchnpack.loaders.remote.addresses import expand_braces, is_remote, redact
+from patchnpack.loaders.remote.addresses import expand_braces, is_remote, name_of, redact
 from patchnpack.loaders.shards.opener import ShardOpener
 
 ShardNames = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -16,6 +16,20 @@ ShardNames = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 PACKED_FOLDER_FILES = ("recipe.json", "manifest.json")  # a folder that holds one of them is a packed folder
 INDEX_NAMES = ("index.parquet", "index.arrow")  # names of an index beside its shards
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+
+def is_packed_folder(source: object) -> bool:
+    """Return whether a source names a packed folder, finished or not.
+
+    An address is one if it ends in a slash or if nothing in it looks like the name of a file.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return False
+    text = os.fspath(source)
+    if is_remote(text):
+        return text.endswith("/") or (not set("*?[{") & set(text) and "." not in name_of(text))
+    folder = os.path.expanduser(text)
+    return any(os.path.isfile(os.path.join(folder, name)) for name in PACKED_FOLDER_FILES)
 
 
 def expand(source: ShardNames, opener: ShardOpener | None = None) -> list[str]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from patchnpack.cli.options import whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
-from patchnpack.loaders import Index, open_index
-from patchnpack.loaders.shards.opener import ShardOpener
-from patchnpack.loaders.shards.tar import IMAGE
+
+if TYPE_CHECKING:
+    from patchnpack.loaders import Index
 
 Shards = Annotated[
     list[str],
@@ -31,7 +31,7 @@ Storage = Annotated[
         help="Option for remote shards, such as anon=true, endpoint_url=URL or retry.attempts=3; may be repeated.",
     ),
 ]
-IMAGES = IMAGE  # what `--image` is by default
+IMAGES = "jpg;jpeg;png;webp"  # the default of `--image`: IMAGE of loaders/shards/tar.py, which imports PIL
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
@@ -51,6 +51,9 @@ def open_shards(shards: list[str], image: str, storage: list[str] | None) -> Ind
         image: the value of `Images`.
         storage: the value of `Storage`.
     """
+    from patchnpack.loaders import open_index
+    from patchnpack.loaders.shards.opener import ShardOpener
+
     source = shards[0] if len(shards) == 1 else shards
     opener = ShardOpener(storage_options=parse_storage_options(storage or []))
     with progress_bar("reading headers") as progress:

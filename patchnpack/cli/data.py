@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,15 +12,9 @@ from patchnpack.cli.arguments import IMAGES, Classes, Images, Label, Seed, Shard
 from patchnpack.cli.options import takes_packing, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
-from patchnpack.loaders import PackedImageLoader, update_index, write_shards
-from patchnpack.loaders.remote.addresses import is_remote
-from patchnpack.loaders.shards.opener import ShardOpener
-from patchnpack.loaders.shards.writer import CLASSES
-from patchnpack.packer import Packing
-from patchnpack.packer.batch.drawing import draw_packs
-from patchnpack.packer.checks import check_whole
-from patchnpack.packer.files import make_folder_of
-from patchnpack.report.text import counted
+
+if TYPE_CHECKING:
+    from patchnpack.packer import Packing
 
 
 def shard(
@@ -49,6 +43,10 @@ def shard(
 
     patchnpack shard photos -o shards --validation 0.1
     """
+    from patchnpack.loaders import write_shards
+    from patchnpack.loaders.shards.writer import CLASSES
+    from patchnpack.report.text import counted
+
     with progress_bar("writing shards") as progress:
         written = write_shards(
             folder,
@@ -86,6 +84,12 @@ def make_index(
 
     patchnpack index 'train-{000000..000009}.tar'
     """
+    from patchnpack.loaders import update_index
+    from patchnpack.loaders.remote.addresses import is_remote
+    from patchnpack.loaders.shards.opener import ShardOpener
+    from patchnpack.packer.files import make_folder_of
+    from patchnpack.report.text import counted
+
     if out is not None and not is_remote(out):
         make_folder_of(out)
     with progress_bar("reading headers") as progress:
@@ -118,6 +122,11 @@ def show(
 
     patchnpack show 'train-{000000..000009}.tar' -o packs.png --seq-len 256
     """
+    from patchnpack.loaders import PackedImageLoader
+    from patchnpack.packer.batch.drawing import draw_packs
+    from patchnpack.packer.checks import check_whole
+    from patchnpack.packer.files import make_folder_of
+
     check_whole("--packs", packs)
     make_folder_of(out)
     loader = PackedImageLoader(

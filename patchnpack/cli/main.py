@@ -9,17 +9,14 @@ from importlib import metadata
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from patchnpack.cli.arguments import set_verbosity
 from patchnpack.cli.data import make_index, shard, show
-from patchnpack.cli.doctor import diagnose, findings
 from patchnpack.cli.errors import flags_of, in_flags
 from patchnpack.cli.prepack import add_prepack_commands
 from patchnpack.cli.report import report
 from patchnpack.cli.training import add_training_commands
-from patchnpack.loaders import BadDataError
+from patchnpack.loaders.errors import BadDataError
 
 _ABOUT = "Load images at native resolution and pack them into sequences for vision transformers."
 
@@ -33,6 +30,8 @@ def run() -> None:
     except (ValueError, OSError, BadDataError) as error:
         if "--traceback" in sys.argv:
             raise
+        from rich.console import Console
+
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         console.print(f"error: {in_flags(str(error), flags_of(_parameters(sys.argv[1:])))}")
         sys.exit(2)
@@ -76,6 +75,11 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Report which libraries are installed, what they support, and what each extra still needs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from patchnpack.cli.doctor import diagnose, findings
+
     diagnosis = diagnose()
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(diagnosis), indent=2))

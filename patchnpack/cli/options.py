@@ -1,20 +1,53 @@
-"""Command-line flags that derive from the configuration classes of the library."""
+"""Command-line flags that become the configuration classes of the library.
+
+The classes import numba or torch, which take seconds, so this module repeats the defaults of their fields; a test
+holds the two equal. A class is imported when a command runs.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from patchnpack.cli.parsers import RESOLUTIONS, TOKEN_DROPS, parse_patch_size, parse_resolution, parse_token_drop
-from patchnpack.models import NaViTConfig
-from patchnpack.packer import Packing
-from patchnpack.packer.binpacking.algorithms import Algorithm
-from patchnpack.trainer import TrainConfig
+
+if TYPE_CHECKING:
+    from patchnpack.packer import Packing
+    from patchnpack.trainer import TrainConfig
+
+ALGORITHMS = (
+    "auto",
+    "next_fit",
+    "first_fit",
+    "best_fit",
+    "first_fit_decreasing",
+    "best_fit_decreasing",
+    "largest_fit",
+    "subset_sum",
+)
+
+# Parameters of these classes become flags, so `takes` resolves their annotations without importing the classes.
+_BECOME_FLAGS = {"Packing": object, "TrainConfig": object}
+
+
+class FieldFlag(NamedTuple):
+    """The flag for a field of a configuration class.
+
+    Attributes:
+        default: the default of the flag.
+        help: its help text.
+        kind: the type of its value; by default the type of the default.
+        parse: makes the value of the field from the value of the flag.
+    """
+
+    default: Any
+    help: str
+    kind: Any = None
+    parse: Callable[[Any], Any] | None = None
 
 
 def whole_flag(help: str) -> Any:
@@ -34,148 +67,147 @@ def _parse(kind: Callable[[str], Any], name: str, text: str) -> Any:
 
 
 def takes(
-    cls: type[Any],
-    parameter: str,
-    helps: Mapping[str, str],
-    parsed: Mapping[str, tuple[Any, Callable[[Any], Any], str]] | None = None,
-    make: Callable[..., Any] | None = None,
+    parameter: str, flags: Mapping[str, FieldFlag], make: Callable[..., Any]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replace a parameter of a command by one flag per field of a dataclass, which checks the values.
+    """Replace a parameter of a command by flags.
 
     Args:
-        cls: the dataclass; flags take their types and defaults from it.
-        parameter: the keyword-only parameter of the command that receives the instance.
-        helps: the fields that become flags, with their help texts.
-        parsed: fields whose flag is a text: its default, the function that parses it, and its help text.
-        make: called with the values in place of `cls`.
+        parameter: the keyword-only parameter of the command that receives what `make` returns.
+        flags: the flag for each field, in the order of `--help`.
+        make: called with the values of the fields, as keyword arguments; it checks them.
     """
-    hints, parsed = get_type_hints(cls), parsed or {}
-    flags = []
-    for field in dataclasses.fields(cls):
-        if field.name in parsed:
-            default, _, help = parsed[field.name]
-            flags.append(_flag(field.name, type(default), default, help))
-        elif field.name in helps:
-            kind = hints[field.name] if hints[field.name] in (bool, int, float, int | None, float | None) else str
-            flags.append(_flag(field.name, kind, field.default, helps[field.name]))
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def wrapped(**arguments: Any) -> None:
-            values = {flag.name: arguments.pop(flag.name) for flag in flags}
-            for name, (_, parse, _) in parsed.items():
-                values[name] = parse(values[name])
-            command(**arguments, **{parameter: (make or cls)(**values)})
+            values = {name: arguments.pop(name) for name in flags}
+            for name, flag in flags.items():
+                if flag.parse is not None:
+                    values[name] = flag.parse(values[name])
+            command(**arguments, **{parameter: make(**values)})
 
-        signature = inspect.signature(command, eval_str=True)
-        others = [p for p in signature.parameters.values() if p.name != parameter]
-        wrapped.__signature__ = signature.replace(parameters=[*others, *flags])  # type: ignore[attr-defined]
+        signature = inspect.signature(command, locals=_BECOME_FLAGS, eval_str=True)
+        parameters = [p for p in signature.parameters.values() if p.name != parameter]
+        parameters += [_parameter(name, flag) for name, flag in flags.items()]
+        wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
         return wrapped
 
     return decorate
 
 
-def _flag(name: str, kind: Any, default: Any, help: str) -> inspect.Parameter:
+def _parameter(name: str, flag: FieldFlag) -> inspect.Parameter:
+    kind = flag.kind or type(flag.default)
     makes = {int: whole_flag, int | None: whole_flag, float: _number_flag, float | None: _number_flag}
-    option = makes[kind](help) if kind in makes else typer.Option(help=help)
-    annotation = Annotated[kind, option]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+    option = makes[kind](flag.help) if kind in makes else typer.Option(help=flag.help)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option], default=flag.default
+    )
 
 
-_PACKING_HELP = {
-    "seq_len": "Token slots per pack.",
-    "oversize": "Policy for images with more than --seq-len tokens: shrink, drop, skip or error.",
-    "algorithm": f"Packing algorithm: {', '.join(get_args(Algorithm))}.",
-    "lookahead": "Number of waiting images that the packer chooses from.",
-    "fill": "How to use leftover slots: undrop returns dropped tokens; or none, trim, rescale.",
-    "max_trim": "Largest share of an image's tokens that trim drops.",
-    "max_scale": "Largest relative change of an image's sides by rescale.",
-    "balance": "Window of packs reordered to even out attention cost; 0 turns it off.",
-    "max_images": "Maximum number of images per pack.",
-    "grid_multiple": "Make both sides of every grid a multiple of this.",
-    "image_mode": "RGB, L or RGBA.",
-    "interpolation": "Resize filter, by its name in PIL.",
+def make_packing(**values: Any) -> Packing:
+    """Return the packing; its class checks the values."""
+    from patchnpack.packer import Packing
+
+    return Packing(**values)
+
+
+def make_train_config(**values: Any) -> TrainConfig:
+    """Return the configuration of training; its class checks the values."""
+    from patchnpack.trainer import TrainConfig
+
+    return TrainConfig(**values)
+
+
+PACKING_FLAGS = {
+    "seq_len": FieldFlag(1024, "Token slots per pack."),
+    "patch_size": FieldFlag("16", "Side of a patch in pixels, or several such as 8,16,32.", parse=parse_patch_size),
+    "resolution": FieldFlag(
+        "native",
+        f"Resolution policy: {RESOLUTIONS}; or a curriculum such as 0=fit:64,1000000=fit:256.",
+        parse=parse_resolution,
+    ),
+    "oversize": FieldFlag("shrink", "Policy for images with more than --seq-len tokens: shrink, drop, skip or error."),
+    "token_drop": FieldFlag(
+        "0",
+        f"Share of each image's tokens to drop: {TOKEN_DROPS}; append @FIRST:LAST:MIDPOINT:TAU for a schedule.",
+        parse=parse_token_drop,
+    ),
+    "algorithm": FieldFlag("auto", f"Packing algorithm: {', '.join(ALGORITHMS)}."),
+    "lookahead": FieldFlag(256, "Number of waiting images that the packer chooses from."),
+    "max_images": FieldFlag(64, "Maximum number of images per pack."),
+    "fill": FieldFlag("undrop", "How to use leftover slots: undrop returns dropped tokens; or none, trim, rescale."),
+    "max_trim": FieldFlag(0.05, "Largest share of an image's tokens that trim drops."),
+    "max_scale": FieldFlag(0.05, "Largest relative change of an image's sides by rescale."),
+    "balance": FieldFlag(256, "Window of packs reordered to even out attention cost; 0 turns it off."),
+    "grid_multiple": FieldFlag(1, "Make both sides of every grid a multiple of this."),
+    "image_mode": FieldFlag("RGB", "RGB, L or RGBA."),
+    "interpolation": FieldFlag("bicubic", "Resize filter, by its name in PIL."),
 }
 
-takes_packing = takes(
-    Packing,
-    "packing",
-    _PACKING_HELP,
-    {
-        "patch_size": ("16", parse_patch_size, "Side of a patch in pixels, or several such as 8,16,32."),
-        "resolution": (
-            "native",
-            parse_resolution,
-            f"Resolution policy: {RESOLUTIONS}; or a curriculum such as 0=fit:64,1000000=fit:256.",
-        ),
-        "token_drop": (
-            "0",
-            parse_token_drop,
-            f"Share of each image's tokens to drop: {TOKEN_DROPS}; append @FIRST:LAST:MIDPOINT:TAU for a schedule.",
-        ),
-    },
-)
+takes_packing = takes("packing", PACKING_FLAGS, make_packing)
 
-takes_evaluation = takes(
-    Packing,
-    "packing",
-    {
-        name: _PACKING_HELP[name]
-        for name in ("seq_len", "oversize", "max_images", "grid_multiple", "image_mode", "interpolation")
-    },
-    {
-        "patch_size": (
-            "",
-            lambda text: parse_patch_size(text) if text else None,
-            "Side of a patch in pixels; default: the patch size of the model.",
-        ),
-        "resolution": ("native", parse_resolution, f"Resolution policy: {RESOLUTIONS}."),
-    },
-    make=dict,
+_OF_EVALUATION = (
+    "seq_len",
+    "patch_size",
+    "resolution",
+    "oversize",
+    "max_images",
+    "grid_multiple",
+    "image_mode",
+    "interpolation",
 )
+EVALUATION_FLAGS = {
+    **{name: PACKING_FLAGS[name] for name in _OF_EVALUATION},
+    "patch_size": FieldFlag(
+        "",
+        "Side of a patch in pixels; default: the patch size of the model.",
+        parse=lambda text: parse_patch_size(text) if text else None,
+    ),
+    "resolution": FieldFlag("native", f"Resolution policy: {RESOLUTIONS}.", parse=parse_resolution),
+}
 
-takes_model = takes(
-    NaViTConfig,
-    "model",
-    {
-        "width": "Features per token.",
-        "depth": "Number of transformer blocks.",
-        "heads": "Number of attention heads.",
-        "drop_path": "Probability of skipping a branch in the last block (stochastic depth).",
-    },
-    make=dict,
-)
+takes_evaluation = takes("packing", EVALUATION_FLAGS, dict)
 
-takes_training = takes(
-    TrainConfig,
-    "training",
-    {
-        "epochs": "Training budget in epochs; give exactly one of --epochs, --steps and --minutes.",
-        "steps": "Training budget in optimizer steps.",
-        "minutes": "Training budget in minutes, including the time before a resume.",
-        "accumulate": "Batches per optimizer step.",
-        "lr": "Peak learning rate.",
-        "schedule": "Learning-rate schedule: cosine or rsqrt.",
-        "warmup": "Share of the budget for linear warmup.",
-        "cooldown": "Share of the budget for the final cooldown to 0, for rsqrt.",
-        "layer_decay": "Learning rate of a block relative to the next block.",
-        "weight_decay": "Weight decay of AdamW, for matrices only.",
-        "clip": "Maximum gradient norm.",
-        "ema": "Decay of the moving average of the weights; 0 turns it off.",
-        "loss": "softmax, sigmoid or auto, which is softmax for classes.",
-        "label_smoothing": "Share of the target that is spread over all classes.",
-        "mixup": "Alpha of MixUp; 0 turns it off.",
-        "cutmix": "Alpha of CutMix; 0 turns it off.",
-        "temperature": "Temperature for distillation.",
-        "task_weight": "Weight of the label loss in distillation.",
-        "eval_every": "Epochs between evaluations.",
-        "save_every": "Steps between additional checkpoints.",
-        "save_minutes": "Minutes between additional checkpoints.",
-        "keep": "Number of newest checkpoints to keep.",
-        "log_steps": "Steps between log entries.",
-        "tensorboard": "Write TensorBoard scalars to OUT.",
-        "seed": "Random seed of initial weights, shuffles and draws.",
-        "device": "auto, cpu or cuda.",
-        "precision": "auto, float32 or bfloat16.",
-    },
-)
+MODEL_FLAGS = {
+    "width": FieldFlag(192, "Features per token."),
+    "depth": FieldFlag(6, "Number of transformer blocks."),
+    "heads": FieldFlag(3, "Number of attention heads."),
+    "drop_path": FieldFlag(0.0, "Probability of skipping a branch in the last block (stochastic depth)."),
+}
+
+takes_model = takes("model", MODEL_FLAGS, dict)
+
+TRAINING_FLAGS = {
+    "epochs": FieldFlag(
+        None, "Training budget in epochs; give exactly one of --epochs, --steps and --minutes.", int | None
+    ),
+    "steps": FieldFlag(None, "Training budget in optimizer steps.", int | None),
+    "minutes": FieldFlag(None, "Training budget in minutes, including the time before a resume.", float | None),
+    "accumulate": FieldFlag(1, "Batches per optimizer step."),
+    "lr": FieldFlag(0.0002, "Peak learning rate."),
+    "schedule": FieldFlag("cosine", "Learning-rate schedule: cosine or rsqrt."),
+    "warmup": FieldFlag(0.1, "Share of the budget for linear warmup."),
+    "cooldown": FieldFlag(0.2, "Share of the budget for the final cooldown to 0, for rsqrt."),
+    "layer_decay": FieldFlag(1.0, "Learning rate of a block relative to the next block."),
+    "weight_decay": FieldFlag(0.05, "Weight decay of AdamW, for matrices only."),
+    "clip": FieldFlag(1.0, "Maximum gradient norm."),
+    "ema": FieldFlag(0.0, "Decay of the moving average of the weights; 0 turns it off."),
+    "loss": FieldFlag("auto", "softmax, sigmoid or auto, which is softmax for classes."),
+    "label_smoothing": FieldFlag(0.1, "Share of the target that is spread over all classes."),
+    "mixup": FieldFlag(0.0, "Alpha of MixUp; 0 turns it off."),
+    "cutmix": FieldFlag(0.0, "Alpha of CutMix; 0 turns it off."),
+    "temperature": FieldFlag(1.0, "Temperature for distillation."),
+    "task_weight": FieldFlag(0.0, "Weight of the label loss in distillation."),
+    "eval_every": FieldFlag(1, "Epochs between evaluations."),
+    "save_every": FieldFlag(None, "Steps between additional checkpoints.", int | None),
+    "save_minutes": FieldFlag(None, "Minutes between additional checkpoints.", float | None),
+    "keep": FieldFlag(1, "Number of newest checkpoints to keep."),
+    "log_steps": FieldFlag(10, "Steps between log entries."),
+    "tensorboard": FieldFlag(False, "Write TensorBoard scalars to OUT."),
+    "seed": FieldFlag(0, "Random seed of initial weights, shuffles and draws."),
+    "device": FieldFlag("auto", "auto, cpu or cuda."),
+    "precision": FieldFlag("auto", "auto, float32 or bfloat16."),
+}
+
+takes_training = takes("training", TRAINING_FLAGS, make_train_config)

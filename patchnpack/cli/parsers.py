@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from patchnpack.packer import (
-    BetaDrop,
-    ConstantDrop,
-    DropToTokens,
-    FitTokens,
-    Native,
-    NoDrop,
-    PatchSizes,
-    RandomResizedCrop,
-    ResolutionDrop,
-    SampleSide,
-    ScheduledDrop,
-    ScheduledResolution,
-    Square,
-)
-from patchnpack.packer.policies.resolution import Resolution
-from patchnpack.packer.policies.token_drop import TokenDrop
+if TYPE_CHECKING:  # the functions import the packer, and with it numba, when they need it
+    from patchnpack.packer import PatchSizes
+    from patchnpack.packer.policies.resolution import Resolution
+    from patchnpack.packer.policies.token_drop import TokenDrop
 
 RESOLUTIONS = (
     "native, native:crop, native:resize, fit:TOKENS, naflex:TOKENS, side:LOW:HIGH, side:LOW:HIGH:uniform, crop, "
@@ -52,6 +39,8 @@ def parse_resolution(text: str, flag: str = "--resolution") -> Resolution:
 
 
 def _resolution(text: str, flag: str) -> Resolution:
+    from patchnpack.packer import FitTokens, Native, RandomResizedCrop, SampleSide, ScheduledResolution, Square
+
     if "=" in text:
         stages = [stage.partition("=") for stage in text.split(",")]
         if not all(start.isdecimal() for start, _, _ in stages):
@@ -85,6 +74,8 @@ def parse_token_drop(text: str) -> TokenDrop:
     >>> parse_token_drop("beta:0.5:0.8")
     BetaDrop(mean=0.5, max=0.8)
     """
+    from patchnpack.packer import BetaDrop, ConstantDrop, DropToTokens, NoDrop, ResolutionDrop, ScheduledDrop
+
     text, at, schedule = text.partition("@")
     name, *values = text.split(":") if ":" in text else ("constant", text)
     kinds: dict[str, tuple[Callable[..., TokenDrop], type[float], int]] = {
@@ -124,6 +115,8 @@ def parse_patch_size(text: str, flag: str = "--patch-size") -> int | PatchSizes:
     >>> parse_patch_size("16"), parse_patch_size("8,16,32").sizes
     (16, (8, 16, 32))
     """
+    from patchnpack.packer import PatchSizes
+
     sizes = text.split(",")
     if not all(size.strip().isdecimal() for size in sizes):
         raise ValueError(f"{flag} is {text!r}; it must be a number of pixels, or several such as 8,16,32")

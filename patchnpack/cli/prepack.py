@@ -5,27 +5,18 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, Images, Seed, Shards, Storage
+from patchnpack.cli.arguments import IMAGES, Images, Seed, Shards, Storage, open_shards
 from patchnpack.cli.options import takes_packing, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
-from patchnpack.engines import run_local, run_ray
-from patchnpack.loaders import ErrorPolicy, open_index
-from patchnpack.loaders.packs.folder import is_packed_folder
-from patchnpack.loaders.packs.manifest import Manifest, read_manifest
-from patchnpack.loaders.packs.pack_store import store_of
-from patchnpack.loaders.packs.recipe import StoreKind
-from patchnpack.loaders.prepacking.job import Job
-from patchnpack.loaders.prepacking.unpack import unpack as unpack_images
-from patchnpack.loaders.prepacking.verify import verify as verify_packs
-from patchnpack.loaders.process import cpu_share
-from patchnpack.loaders.shards.opener import ShardOpener
-from patchnpack.packer import Packing
-from patchnpack.report.text import counted
+
+if TYPE_CHECKING:
+    from patchnpack.loaders import Manifest
+    from patchnpack.packer import Packing
 
 Packs = Annotated[str, typer.Argument(help="A packed folder, a local path or an address.")]
 
@@ -42,7 +33,9 @@ def pack(
     *,
     packing: Packing,
     out: Annotated[str, typer.Option("-o", "--out", help="The packed folder, a local path or an address.")],
-    store: Annotated[StoreKind, typer.Option(help="What to keep: encoded images, or patches.")] = "images",
+    store: Annotated[
+        Literal["images", "patches"], typer.Option(help="What to keep: encoded images, or patches.")
+    ] = "images",
     epochs: Annotated[int | None, whole_flag("Plans to write, if sizes change from epoch to epoch.")] = None,
     shuffle: Annotated[bool, typer.Option(help="Shuffle shards, and rows inside windows of shards.")] = True,
     shuffle_window: Annotated[int, whole_flag("Shards inside which rows are shuffled.")] = 16,
@@ -71,13 +64,14 @@ def pack(
 
     patchnpack pack 'train-{000000..000099}.tar' -o packed --seq-len 1024 --label cls
     """
+    from patchnpack.engines import run_local, run_ray
+    from patchnpack.loaders import ErrorPolicy, Job, read_manifest
+    from patchnpack.loaders.process import cpu_share
+
     _check_tasks(engine, workers, task_index, num_tasks, ray_address)
     options = parse_storage_options(storage_options or [])
-    source = shards[0] if len(shards) == 1 else shards
-    with progress_bar("reading headers") as bar:
-        index = open_index(source, image=image, opener=ShardOpener(storage_options=options), progress=bar)
     job = Job(
-        index=index,
+        index=open_shards(shards, image, storage_options),
         out=out,
         packing=packing,
         store=store,
@@ -121,6 +115,9 @@ def verify(packs: Packs, *, storage_options: Storage = None) -> None:
 
     patchnpack verify packed
     """
+    from patchnpack.loaders.prepacking.verify import verify as verify_packs
+    from patchnpack.report.text import counted
+
     with progress_bar("reading bytes") as bar:
         verdict = verify_packs(packs, parse_storage_options(storage_options or []), bar)
     for problem in verdict.problems:
@@ -144,6 +141,10 @@ def unpack(
 
     patchnpack unpack packed -o shards
     """
+    from patchnpack.loaders.prepacking.unpack import unpack as unpack_images
+    from patchnpack.loaders.shards.patterns import is_packed_folder
+    from patchnpack.report.text import counted
+
     if not is_packed_folder(packs):
         raise ValueError(f"{packs!r} is not a packed folder; make one with: patchnpack pack SHARDS -o {packs}")
     with progress_bar("writing images") as bar:
@@ -167,6 +168,9 @@ def _check_tasks(
 
 
 def _summary(manifest: Manifest) -> str:
+    from patchnpack.loaders.packs.pack_store import store_of
+    from patchnpack.report.text import counted
+
     recipe, counts = manifest.recipe, manifest.counts
     labels = f"labels of {recipe.label!r}" if recipe.label is not None else "without labels"
     if recipe.label is None and store_of(recipe.store).keeps_samples:

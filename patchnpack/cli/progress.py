@@ -6,9 +6,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 
 @contextmanager
 def progress_bar(task: str) -> Iterator[Callable[[int, int], None]]:
@@ -22,6 +19,9 @@ def progress_bar(task: str) -> Iterator[Callable[[int, int], None]]:
     Yields:
         A function to call with the number of finished items and their total.
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn(task),
         BarColumn(),

@@ -11,8 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from patchnpack.packer.files import atomic_write
-
 RUN_FILE = "run.toml"
 
 
@@ -53,6 +51,8 @@ def run_file_text(values: Mapping[str, Any]) -> str:
 
 def write_run_file(path: Path, values: Mapping[str, Any]) -> None:
     """Write the options to a file atomically."""
+    from patchnpack.packer.files import atomic_write
+
     atomic_write(path, lambda file: file.write(run_file_text(values).encode()))
 
 

@@ -6,36 +6,20 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from patchnpack.augment import parse_augment
 from patchnpack.cli.arguments import IMAGES, BatchSize, Classes, Images, Label, Shards, Storage, open_shards
 from patchnpack.cli.options import takes_evaluation, takes_model, takes_packing, takes_training, whole_flag
 from patchnpack.cli.parsers import parse_patch_size, parse_resolution, parse_storage_options
 from patchnpack.cli.run_file import RUN_FILE, RunFile, read_run_file, write_run_file
-from patchnpack.loaders import PackedImageLoader
-from patchnpack.models import NaViT
-from patchnpack.packer import Packing, PatchSizes
-from patchnpack.packer.files import make_folder_of
-from patchnpack.predict import (
-    check_can_plot,
-    evaluation_packing,
-    features,
-    plot_sweep,
-    predict,
-    sweep,
-    write_sweep,
-    write_table,
-)
-from patchnpack.report.text import counted
-from patchnpack.trainer import TrainConfig, load_checkpoint
-from patchnpack.trainer.device import find_device
-from patchnpack.training import train_on_shards
+
+if TYPE_CHECKING:
+    from patchnpack.loaders import PackedImageLoader
+    from patchnpack.models import NaViT
+    from patchnpack.packer import Packing
+    from patchnpack.trainer import TrainConfig
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
@@ -43,6 +27,8 @@ Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 
 def _with_defaults_of_run(context: typer.Context, checkpoint: Path) -> Path:
     """Take option defaults from the run.toml beside the checkpoint, so that evaluation packs as training did."""
+    from patchnpack.packer import PatchSizes
+
     path = checkpoint.parent / RUN_FILE
     if path.exists():
         run = read_run_file(path)
@@ -73,6 +59,10 @@ def _process_group(device: str) -> Iterator[bool]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
+    import torch
+
+    from patchnpack.trainer.device import find_device
+
     cuda = find_device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -132,6 +122,9 @@ def train(
 
     The same command resumes a run that was killed. Under torchrun, all ranks train one model.
     """
+    from patchnpack.augment import parse_augment
+    from patchnpack.training import train_on_shards
+
     with _process_group(training.device) as first:
         transform = parse_augment(augment)
         held_out = open_shards(validation, image, storage_options) if validation else None
@@ -173,6 +166,9 @@ def _write_run(context: typer.Context, out: Path) -> None:
 
 
 def _open(checkpoint: Path, device: str) -> NaViT:
+    from patchnpack.trainer import load_checkpoint
+    from patchnpack.trainer.device import find_device
+
     return load_checkpoint(checkpoint, find_device(device)).model
 
 
@@ -180,6 +176,9 @@ def _evaluation_loader(
     model: NaViT, shards: list[str], packing: dict[str, Any], image: str, storage: list[str] | None, **options: Any
 ) -> PackedImageLoader:
     """A loader that yields each image of the shards once, packed for the model."""
+    from patchnpack.loaders import PackedImageLoader
+    from patchnpack.predict import evaluation_packing
+
     return PackedImageLoader(
         open_shards(shards, image, storage),
         evaluation_packing(model, packing),
@@ -190,12 +189,16 @@ def _evaluation_loader(
 
 def _check_output(flag: str, path: Path, suffix: str) -> None:
     """Reject a path with the wrong suffix; create its parent folder."""
+    from patchnpack.packer.files import make_folder_of
+
     if path.suffix != suffix:
         raise ValueError(f"{flag} is {str(path)!r}; it must end in {suffix}")
     make_folder_of(path)
 
 
 def _excluded(loader: PackedImageLoader) -> str:
+    from patchnpack.report.text import counted
+
     stats = loader.stats()
     return f"{counted(stats['bad_images'], 'bad image')}, {sum(stats['skipped'].values())} skipped"
 
@@ -219,6 +222,9 @@ def evaluate_checkpoint(
 
     patchnpack eval runs/first/checkpoint.pt validation-000000.tar -o predictions.parquet
     """
+    from patchnpack.predict import predict, write_table
+    from patchnpack.report.text import counted
+
     _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)
     loader = _evaluation_loader(
@@ -252,6 +258,9 @@ def write_features(
 
     patchnpack features runs/first/checkpoint.pt train-000000.tar -o features.parquet
     """
+    from patchnpack.predict import features, write_table
+    from patchnpack.report.text import counted
+
     _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)
     loader = _evaluation_loader(model, shards, packing, image, storage_options, batch_size=batch_size)
@@ -286,6 +295,12 @@ def sweep_checkpoint(
 
     patchnpack sweep runs/first/checkpoint.pt validation-000000.tar --resolutions fit:64,fit:144 --plot sweep.png
     """
+    from rich.console import Console
+    from rich.table import Table
+
+    from patchnpack.packer import PatchSizes
+    from patchnpack.predict import check_can_plot, evaluation_packing, plot_sweep, sweep, write_sweep
+
     _check_output("--out", out, ".csv")
     if plot is not None:
         _check_output("--plot", plot, ".png")

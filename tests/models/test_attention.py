@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from patchnpack.models import attention as module
 from patchnpack.models.attention import attention, attention_backend
@@ -45,14 +46,16 @@ def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one_query: bool) 
     return out
 
 
+@pytest.mark.parametrize("avx512", [False, True])
 @pytest.mark.parametrize("one_query", [False, True])
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.03)]
 )
 def test_every_backend_equals_attention_by_hand_in_output_and_gradient(
-    device: str, dtype: torch.dtype, tolerance: float, one_query: bool
+    device: str, dtype: torch.dtype, tolerance: float, one_query: bool, avx512: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "_AVX512", avx512)
     q, k, v, cu_seqlens = stream(device, dtype, one_query)
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
     expected = by_hand(wide[0], wide[1], wide[2], one_query)
@@ -64,6 +67,56 @@ def test_every_backend_equals_attention_by_hand_in_output_and_gradient(
         assert out.dtype == dtype
         assert_near(out, expected, tolerance)
         assert_near(torch.autograd.grad(out, (q, k, v), direction.to(dtype)), gradients, tolerance)
+
+
+@pytest.mark.parametrize("avx512", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_split_calls_the_kernel_of_torch_except_in_bfloat16_with_avx512(
+    dtype: torch.dtype, avx512: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[torch.Tensor] = []
+    kernel = F.scaled_dot_product_attention
+
+    def counted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        calls.append(q)
+        return kernel(q, k, v)
+
+    monkeypatch.setattr(module, "_AVX512", avx512)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    q, k, v, cu_seqlens = stream("cpu", dtype, one_query=False)
+    attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, backend="split")
+    runs_of_equal_length = 5
+    assert len(calls) == (0 if avx512 and dtype == torch.bfloat16 else runs_of_equal_length)
+
+
+@pytest.mark.parametrize("lengths", [[1], [255, 256, 257], [400, 400, 30, 500], [700, 700]])
+def test_split_equals_float64_for_long_images_in_output_and_gradient(lengths: list[int]) -> None:
+    torch.manual_seed(0)
+    starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+    ours = [x.requires_grad_() for x in torch.randn(sum(lengths), 3, 3, 16).unbind(1)]
+    exact = [x.detach().double().requires_grad_() for x in ours]
+    out = attention(*ours, cu_seqlens=starts, lengths=lengths, backend="split")
+    expected = attention(*exact, cu_seqlens=starts, lengths=lengths, backend="dense")
+    assert_near(out, expected, 1e-5)
+    direction = torch.randn_like(out)
+    gradients = torch.autograd.grad(out, ours, direction)
+    assert_near(gradients, torch.autograd.grad(expected, exact, direction.double()), 1e-5)
+
+
+def test_memory_of_split_grows_with_the_tokens_not_with_their_square() -> None:
+    def kept(S: int) -> int:
+        sizes: list[int] = []
+
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            sizes.append(x.numel())
+            return x
+
+        q, k, v = (torch.randn(S, 3, 16, requires_grad=True) for _ in range(3))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            attention(q, k, v, cu_seqlens=torch.tensor([0, S], dtype=torch.int32), lengths=[S], backend="split")
+        return sum(sizes)
+
+    assert kept(1024) < 2.01 * kept(512)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
