@@ -15,6 +15,7 @@ import pytest
 from patchnpack.loaders import Index, PackedImageLoader, scan
 from patchnpack.loaders.order import state as state_module
 from patchnpack.packer import BetaDrop, PackedBatch, Packing, PatchSizes, RandomResizedCrop
+from patchnpack.packer.binpacking.prices import Prices
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 SIZES = PatchSizes((4, 8))
@@ -216,6 +217,22 @@ def test_prefetched_batches_are_not_counted_and_after_accepts_any_batch(index: I
     resumed = PackedImageLoader(index, PACKING, batch_size=2)
     resumed.load_state_dict(_saved(loader, after=held[1]))
     assert [contents(batch) for batch in resumed] == [contents(held[2]), contents(held[3]), *rest]
+
+
+def test_a_state_belongs_to_its_prices_and_stays_small(index: Index) -> None:
+    def make(prices: Prices | None) -> PackedImageLoader:
+        packing = PACKING.replace(algorithm="priced", prices=prices and (prices,))
+        return PackedImageLoader(index, packing, batch_size=2)
+
+    own = make(None).packing.prices
+    assert own is not None
+    state = _saved(make(None))
+    assert len(json.dumps(state)) < 4096
+    make(own[0]).load_state_dict(state)
+    with pytest.raises(
+        ValueError, match=r"saved with packing.prices = \w{32}, this loader has \w{32}: the packs would not"
+    ):
+        make(Prices((3,), (1000,))).load_state_dict(state)
 
 
 def test_resume_does_not_read_seen_images(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
