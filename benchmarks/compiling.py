@@ -53,8 +53,13 @@ def call_every_kernel() -> tuple[float, float]:
     pixels = _kernels.orient(np.zeros((40, 40, 3), np.uint8), 6)
     patches, segment_ids = np.zeros((2, 8, 768), np.uint8), np.zeros((2, 8), np.int32)
     coords = np.zeros((2, 8, 2), np.int32)
-    _kernels.place_kept(pixels, 16, 3, 3, np.uint64(1), 1, patches[0, :5], segment_ids[0, :5], coords[0, :5])
-    _kernels.find_tokens(segment_ids, np.zeros(16, np.int64), np.zeros(9, np.int32))
+    one = np.ones(1, np.int64)
+    key, grid, keep = one.astype(np.uint64), np.full((1, 2), 3, np.int32), np.full(1, 5, np.int32)
+    _kernels.lay_out(key, grid, keep, one, one - 1, segment_ids.reshape(-1), coords.reshape(-1, 2))
+    _kernels.place_image(pixels, 16, 3, 3, coords.reshape(-1, 2), patches.reshape(-1, 768), 0, 5)
+    starts = np.zeros(9, np.int32)
+    _kernels.find_tokens(segment_ids, np.zeros(16, np.int64), starts)
+    _kernels.count_tokens(np.zeros((2, 8), np.bool_), coords, coords, starts, 16)
     _kernels.clear_padding(patches, np.array([5, 0]))
     return default, time.perf_counter() - began
 

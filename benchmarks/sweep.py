@@ -1,9 +1,9 @@
 """Measure the time and memory of a sweep, and the overhead of statistics in training.
 
 The rows are those of planning.py: native sizes with lognormal token counts of mean 650. The sweep covers the default
-settings at one patch size: five sequence lengths with next_fit, and with largest_fit and subset_sum at three
-lookaheads. `--plans` also runs `plan` once per setting, which is what the sweep replaces; both must give the same
-number of packs.
+settings at one patch size: it searches for sequence lengths, and packs at the lengths that it finds with next_fit, and
+with largest_fit and subset_sum at three lookaheads. benchmarks/lengths.py checks the lengths.
+`--plans` also runs `plan` once per setting, which is what the sweep replaces; both must give the same number of packs.
 
     python benchmarks/sweep.py [--rows 1280000] [--plans] [--html report.html]
 
@@ -28,7 +28,7 @@ import numpy as np
 from planning import window_of_rows
 
 from patchnpack import PackedBatch, Packing
-from patchnpack.loaders.assembly.stats import Stats
+from patchnpack.loaders.assembly.stats import BatchCounts, Stats
 from patchnpack.packer import Rows, advise, plan, report, sweep
 
 HERE = Path(__file__).resolve().parent
@@ -50,7 +50,7 @@ def resident() -> int:
 
 
 def counting_us() -> tuple[float, int]:
-    """Microseconds of `Stats.add_batch` for a batch of 8 packs of 1,024 slots, and the images in that batch."""
+    """CPU microseconds of counting a batch of 8 packs of 1,024 slots, and the images in that batch."""
     import torch
 
     images, tokens = 4, 256
@@ -71,10 +71,10 @@ def counting_us() -> tuple[float, int]:
     )
     stats, times = Stats(), []
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.thread_time()  # CPU time, since the machine may be busy
         for _ in range(1000):
-            stats.add_batch(batch, without_label=0, truncated=0, waited=0.0, ran=0.0)
-        times.append((time.perf_counter() - began) * 1000)
+            stats.add_batch(BatchCounts.of(batch), without_label=0, truncated=0, waited=0.0, ran=0.0)
+        times.append((time.thread_time() - began) * 1000)
     return min(times), 8 * images
 
 

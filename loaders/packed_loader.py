@@ -76,7 +76,8 @@ class PackedImageLoader:
         block: packs over which the streams take turns, all of one patch size; a multiple of S. None is the packs of one
             step over all ranks.
         num_threads: decoding threads; None is this rank's share of the CPUs.
-        prefetch: batches prepared ahead of the one in use, at least 1.
+        prefetch: batches prepared ahead of the one in use, at least 1; more are prepared if these hold fewer than two
+            images per thread.
         errors: what to do about bad images; None is `ErrorPolicy()`.
         rank, world_size: None asks `torch.distributed`, then the environment, when iteration starts.
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from patchnpack._lazy import lazy_names
 from patchnpack.packer.analysis.advice import Advice, advise
 from patchnpack.packer.analysis.report import PackingReport, report
-from patchnpack.packer.analysis.sweep import Sweep, sweep
+from patchnpack.packer.analysis.setting import Sweep
+from patchnpack.packer.analysis.sweep import sweep
 from patchnpack.packer.binpacking.pack_lengths import pack_lengths
 from patchnpack.packer.config import Packing
 from patchnpack.packer.images import Images, Rows

@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 # P patch size, C channels
 
+_LINE = 64  # bytes of a cache line
 _AHEAD = 192  # bytes to prefetch ahead: rows of the next patches lie too far apart for the hardware prefetcher
 
 
@@ -37,40 +38,31 @@ def _call_memcpy(typingctx: Any, target: Any, to: Any, source: Any, start: Any, 
 
 
 @intrinsic
-def _copy_32_twice(typingctx: Any, target: Any, to: Any, source: Any, start: Any, count: Any) -> Any:
-    """Copy the first and the last 32 of `count` bytes.
-
-    These are all bytes where `count` is 32 to 64: no call, no branch.
-    """
+def _copy_32(typingctx: Any, target: Any, to: Any, source: Any, start: Any) -> Any:
+    """Copy 32 bytes between two flat uint8 arrays, in one load and one store."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector = ir.VectorType(ir.IntType(8), 32)
+        vector = ir.VectorType(ir.IntType(8), 32).as_pointer()
         target, source = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
-        tail = builder.sub(args[4], ir.Constant(args[4].type, 32))
-        loaded = []
-        for offset in (args[3], builder.add(args[3], tail)):
-            word = builder.load(builder.bitcast(builder.gep(source, [offset]), vector.as_pointer()))
-            word.align = 1
-            loaded.append(word)
-        for offset, word in zip((args[1], builder.add(args[1], tail)), loaded, strict=True):
-            store = builder.store(word, builder.bitcast(builder.gep(target, [offset]), vector.as_pointer()))
-            store.align = 1
+        word = builder.load(builder.bitcast(builder.gep(source, [args[3]]), vector))
+        word.align = 1
+        builder.store(word, builder.bitcast(builder.gep(target, [args[1]]), vector)).align = 1
         return context.get_dummy_value()
 
-    return types.void(target, types.intp, source, types.intp, types.intp), codegen
+    return types.void(target, types.intp, source, types.intp), codegen
 
 
 @intrinsic
 def _stream_bytes(typingctx: Any, target: Any, to: Any, source: Any, start: Any, count: Any) -> Any:
-    """Copy `count` bytes into a flat uint8 array past the caches.
+    """Copy `count` bytes into a flat uint8 array past the caches, a cache line at a time.
 
-    The target address and `count` are multiples of 16.
+    The target address and `count` are multiples of 64.
 
     A batch is far larger than a cache, and an ordinary store reads each cache line from memory before it writes it.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector, size = ir.VectorType(ir.IntType(8), 16), ir.Constant(args[4].type, 16)
+        vector, size = ir.VectorType(ir.IntType(8), _LINE), ir.Constant(args[4].type, _LINE)
         target, source = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
         nontemporal = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
         with cgutils.for_range(builder, builder.udiv(args[4], size)) as loop:
@@ -80,7 +72,7 @@ def _stream_bytes(typingctx: Any, target: Any, to: Any, source: Any, start: Any,
             word.align = 1
             address = builder.gep(target, [builder.add(args[1], offset)])
             store = builder.store(word, builder.bitcast(address, vector.as_pointer()))
-            store.align = 16
+            store.align = _LINE
             store.set_metadata("nontemporal", nontemporal)
         return context.get_dummy_value()
 
@@ -115,14 +107,13 @@ def _fence(typingctx: Any) -> Any:
 
 @njit(nogil=True, cache=True, inline="always")
 def _copy_bytes(target, to, source, start, count):  # type: ignore[no-untyped-def]
-    """Copy `count` bytes between two flat uint8 arrays.
-
-    32 to 64 bytes, the usual row of a patch, are copied without a call.
-    """
-    if 32 <= count <= 64:
-        _copy_32_twice(target, to, source, start, count)
-    else:
+    """Copy `count` bytes between two flat uint8 arrays; from 32 bytes on, as a row of a patch has, without a call."""
+    if count < 32:
         _call_memcpy(target, to, source, start, count)
+        return
+    for offset in range(0, count - 32, 32):
+        _copy_32(target, to + offset, source, start + offset)
+    _copy_32(target, to + count - 32, source, start + count - 32)
 
 
 @njit(nogil=True, cache=True)
@@ -169,72 +160,113 @@ def kept_tokens(key: np.uint64, tokens: int, keep: int) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
+def fill_columns(
+    counts: np.ndarray,
+    seq_len: int,
+    row: np.ndarray,
+    grid: np.ndarray,
+    keep: np.ndarray,
+    width: np.ndarray,
+    height: np.ndarray,
+    rows: np.ndarray,
+    grids: np.ndarray,
+    image_sizes: np.ndarray,
+    column: np.ndarray,
+    first: np.ndarray,
+    used: np.ndarray,
+) -> None:
+    """Write what is known of M images into the columns of their packs; pack b holds the next `counts[b]` images.
+
+    Reads row, grid, keep, width and height, (M,) each. Writes `rows` (B, K), `grids` and `image_sizes` (B, K, 2), the
+    image's position in the flattened (B*K) columns and in the flattened (B*L) slots, (M,) each, and the slots that
+    each pack uses (B,).
+    """
+    i = 0
+    for b in range(len(counts)):
+        tokens = 0
+        for j in range(counts[b]):
+            rows[b, j] = row[i]
+            grids[b, j, 0], grids[b, j, 1] = grid[i, 0], grid[i, 1]
+            image_sizes[b, j, 0], image_sizes[b, j, 1] = width[i], height[i]
+            column[i], first[i] = b * rows.shape[1] + j, b * seq_len + tokens
+            tokens += keep[i]
+            i += 1
+        used[b] = tokens
+
+
+@njit(nogil=True, cache=True)
+def lay_out(
+    key: np.ndarray,
+    grid: np.ndarray,
+    keep: np.ndarray,
+    segment: np.ndarray,
+    first: np.ndarray,
+    segment_ids: np.ndarray,
+    coords: np.ndarray,
+) -> None:
+    """Write the segment number and the grid position of every kept token of M images; the other slots become 0.
+
+    `key`, `grid` and `keep` are those of `Images`. `segment` (M,) are the images' numbers in their packs, and `first`
+    (M,) their first slots, ascending, in `segment_ids` (n,) and `coords` (n, 2).
+    """
+    slot = 0
+    for i in range(len(key)):
+        segment_ids[slot : first[i]] = 0
+        coords[slot : first[i]] = 0
+        slot = first[i]
+        width, height = grid[i, 0], grid[i, 1]
+        segment_ids[slot : slot + keep[i]] = segment[i]
+        if keep[i] == width * height:
+            for y in range(height):
+                for x in range(width):
+                    coords[slot, 0], coords[slot, 1] = x, y
+                    slot += 1
+        else:
+            for token in kept_tokens(key[i], width * height, keep[i]):
+                coords[slot, 0], coords[slot, 1] = token % width, token // width
+                slot += 1
+    segment_ids[slot:] = 0
+    coords[slot:] = 0
+
+
+@njit(nogil=True, cache=True)
 def place_image(
     pixels: np.ndarray,
     patch: int,
     grid_w: int,
     grid_h: int,
-    kept: np.ndarray,
-    segment: int,
-    patches: np.ndarray,
-    segment_ids: np.ndarray,
     coords: np.ndarray,
+    patches: np.ndarray,
+    first: int,
+    keep: int,
 ) -> None:
-    """Write an image's kept tokens into its slots of a pack.
+    """Write an image's kept tokens into its slots, `first` to `first + keep - 1` of `patches`.
 
     `pixels` is uint8 (H, W, C), contiguous. An image larger than its grid is centre-cropped; a smaller one is padded
-    with 0 at the right and the bottom. `patches` uint8 (keep, P*P*C), `segment_ids` (keep,) and `coords` (keep, 2) are
-    the image's own slots.
+    with 0 at the right and the bottom. `coords` (n, 2), as `lay_out` writes them, and `patches` uint8 (n, P*P*C) are
+    those of all images.
     """
     height, width, channels = pixels.shape
     source, target = pixels.reshape(-1), patches.reshape(-1)
     top, left = max(0, height - grid_h * patch) // 2, max(0, width - grid_w * patch) // 2
     row_bytes, token_bytes = patch * channels, patch * patch * channels
-    token = np.empty(token_bytes, np.uint8)  # edge tokens are assembled here, in the nearest cache
-    stream = target.ctypes.data % 16 == 0 and row_bytes % 16 == 0
-    for i in range(len(kept)):
-        y, x = kept[i] // grid_w, kept[i] % grid_w
-        segment_ids[i] = segment
-        coords[i, 0], coords[i, 1] = x, y
-        first_row, first_column = top + y * patch, left + x * patch
+    token = np.empty(token_bytes, np.uint8)  # each token is assembled here, in the nearest cache, and then moved
+    stream = target.ctypes.data % _LINE == 0 and token_bytes % _LINE == 0
+    for slot in range(first, first + keep):
+        first_row, first_column = top + coords[slot, 1] * patch, left + coords[slot, 0] * patch
         rows, columns = max(0, min(patch, height - first_row)), max(0, min(patch, width - first_column))
         start = (first_row * width + first_column) * channels
-        if stream and rows == patch and columns == patch:
-            for row in range(patch):
-                _prefetch(source, start + _AHEAD)
-                _stream_bytes(target, i * token_bytes + row * row_bytes, source, start, row_bytes)
-                start += width * channels
-            continue
         if rows < patch or columns < patch:
             token[:] = 0
         for row in range(rows):
+            _prefetch(source, start + _AHEAD)
             _copy_bytes(token, row * row_bytes, source, start, columns * channels)
             start += width * channels
         if stream:
-            _stream_bytes(target, i * token_bytes, token, 0, token_bytes)
+            _stream_bytes(target, slot * token_bytes, token, 0, token_bytes)
         else:
-            _call_memcpy(target, i * token_bytes, token, 0, token_bytes)
+            _call_memcpy(target, slot * token_bytes, token, 0, token_bytes)
     _fence()
-
-
-@njit(nogil=True, cache=True)
-def place_kept(
-    pixels: np.ndarray,
-    patch: int,
-    grid_w: int,
-    grid_h: int,
-    key: np.uint64,
-    segment: int,
-    patches: np.ndarray,
-    segment_ids: np.ndarray,
-    coords: np.ndarray,
-) -> None:
-    """Draw `kept_tokens`, as many as there are slots, and `place_image` them.
-
-    One call releases the GIL once.
-    """
-    kept = kept_tokens(key, grid_w * grid_h, len(segment_ids))
-    place_image(pixels, patch, grid_w, grid_h, kept, segment, patches, segment_ids, coords)
 
 
 @njit(nogil=True, cache=True)
@@ -265,11 +297,48 @@ def find_tokens(segment_ids: np.ndarray, token_index: np.ndarray, starts: np.nda
 
 
 @njit(nogil=True, cache=True)
+def count_tokens(
+    image_mask: np.ndarray, grids: np.ndarray, image_sizes: np.ndarray, starts: np.ndarray, patch: int
+) -> tuple[int, int, int, float, int, float]:
+    """Count what the packs of a batch hold; the arrays are those of `PackedBatch`, `starts` its `cu_seqlens`.
+
+    Returns the packs that are not empty, the tokens at native size and before any drop, the sum of the images' drop
+    rates, and the sums of the packs' attention costs and of their squares.
+    """
+    packs, native, before, drop_rates, attention, squares = 0, 0, 0, 0.0, 0, 0.0
+    image = 0
+    for b in range(len(image_mask)):
+        cost = 0
+        for column in range(image_mask.shape[1]):
+            if not image_mask[b, column]:
+                continue
+            tokens = starts[image + 1] - starts[image]
+            image += 1
+            grid = grids[b, column, 0] * grids[b, column, 1]  # numba multiplies in 64 bits
+            width, height = image_sizes[b, column]
+            native += -(-width // patch) * -(-height // patch)
+            before += grid
+            drop_rates += 1 - tokens / grid
+            cost += tokens * tokens
+        packs += cost > 0
+        attention += cost
+        squares += float(cost) * float(cost)
+    return packs, native, before, drop_rates, attention, squares
+
+
+@njit(nogil=True, cache=True)
 def clear_padding(patches: np.ndarray, used: np.ndarray) -> None:
     """Zero the slots after the first `used[b]` of each pack `b` of `patches` (B, L, D)."""
+    target, size = patches.reshape(-1), patches.shape[2]
+    nothing = np.zeros(size, np.uint8)
+    stream = target.ctypes.data % _LINE == 0 and size % _LINE == 0
     for b in range(len(patches)):
-        slots = patches[b].reshape(-1)
-        slots[used[b] * patches.shape[2] :] = 0
+        for slot in range(b * patches.shape[1] + used[b], (b + 1) * patches.shape[1]):
+            if stream:
+                _stream_bytes(target, slot * size, nothing, 0, size)
+            else:
+                _call_memcpy(target, slot * size, nothing, 0, size)
+    _fence()
 
 
 @njit(nogil=True, cache=True)

@@ -28,6 +28,8 @@ from patchnpack.packer.policies.token_drop import (
 RESOLUTIONS = (Native, FitTokens, SampleSide, RandomResizedCrop, Square, ScheduledResolution)
 TOKEN_DROPS = (NoDrop, ConstantDrop, BetaDrop, ResolutionDrop, DropToTokens, ScheduledDrop)
 
+_PRICED_BY = ("algorithm", "seq_len", "patch_size")
+
 Fill = Literal["none", "undrop", "trim", "rescale"]
 Oversize = Literal["shrink", "drop", "skip", "error"]
 ImageMode = Literal["L", "RGB", "RGBA"]
@@ -189,5 +191,11 @@ class Packing:
         return patch_size**2 * self.channels
 
     def replace(self, **changes: Any) -> Packing:
-        """A copy with the given fields changed and validated."""
+        """A copy with the given fields changed and validated.
+
+        Prices belong to an algorithm, a sequence length and patch sizes: where one of these changes, they are left out
+        unless they are given.
+        """
+        if any(name in changes and changes[name] != getattr(self, name) for name in _PRICED_BY):
+            changes = {"prices": None} | changes
         return dataclasses.replace(self, **changes)

@@ -59,24 +59,19 @@ class Decision:
         """Rows until the next decision, after `arrived` rows."""
         return self._decide_at[0] - arrived if self._decide_at else math.inf
 
-    def add(self, lengths: Sequence[np.ndarray], arrived: int) -> Packing:
-        """Add the token counts of some images, and return the packing as decided after `arrived` rows.
-
-        Args:
-            lengths: int (M,), one array per patch size.
-            arrived: number of rows so far.
-        """
-        if self._decide_at:
+    def add(self, lengths: Sequence[np.ndarray]) -> None:
+        """Add the token counts of some images, int (M,), one array per patch size."""
+        if self._decide_at or is_undecided(self._decided.algorithm, self._decided.prices):
             for number, each in enumerate(lengths):
                 self._counts[number] += np.bincount(each, minlength=len(self._counts[number]))
                 self._sample[number] = np.concatenate([self._sample[number], each])[-self._sample_size :]
-            if self._decide_at[0] <= arrived:
-                self._decide_at = [count for count in self._decide_at if count > arrived]
-                if self._counts[0].any():
-                    return self.decide()
-        return self._decided
 
-    def decide(self) -> Packing:
-        """Return the packing as decided from all images so far."""
-        self._decided = decide(self._given, self._sample, self._counts)
+    def decide(self, arrived: int | None) -> Packing:
+        """Return the packing as decided after `arrived` rows, from all images so far; None is the last row.
+
+        Rows that were all skipped decide nothing, unless no others come.
+        """
+        self._decide_at = [count for count in self._decide_at if arrived is not None and count > arrived]
+        if arrived is None or self._counts[0].any():
+            self._decided = decide(self._given, self._sample, self._counts)
         return self._decided

@@ -152,6 +152,7 @@ class Planner:
         while self._decision is not None and (missing := self._decision.missing(self._arrived)) <= len(rows):
             plans.append(self._add(rows.take(slice(missing))))
             rows = rows.take(slice(missing, None))
+            self._packing = self._decision.decide(self._arrived)
         return Plan.concatenate([*plans, self._add(rows)])
 
     def _add(self, rows: Rows) -> Plan:
@@ -168,7 +169,7 @@ class Planner:
         if skipped.any():
             arrived = [images.take(~skipped) for images in arrived]
         if self._decision is not None:
-            self._packing = self._decision.add([images.keep for images in arrived], self._arrived)
+            self._decision.add([images.keep for images in arrived])
         if self._waiting:
             arrived = [Images.concatenate(parts) for parts in zip(self._waiting, arrived, strict=True)]
         self._waiting = arrived
@@ -180,7 +181,7 @@ class Planner:
         if not self._waiting:
             self._add(Rows.of_sizes(none, none))
         if self._decision is not None and is_undecided(self._packing.algorithm, self._packing.prices):
-            self._packing = self._decision.decide()
+            self._packing = self._decision.decide(None)
         return self._plan(flush=True, skipped=none, oversize=none)
 
     def _plan(self, *, flush: bool, skipped: np.ndarray, oversize: np.ndarray) -> Plan:

@@ -33,6 +33,7 @@ PROGRAMS = "bash|git|make|patchnpack|pip|python|sbatch|sh|tar|torchrun"
 SMALLER = [
     (r"\{000000\.\.0\d+\}", "{000000..000001}"),
     (r"train-000017\.tar KEY\.jpg", "train-000000.tar train-00000.jpg"),
+    (r"coco_val2017\.csv", "sizes.csv"),
     (r"-o /(data|shared)/", r"-o \1/"),
     (r"--epochs 20\b", "--epochs 1 --width 24 --depth 1"),
     (r"--minutes 18\b", "--minutes 0.01 --width 24 --depth 1"),
@@ -194,7 +195,8 @@ def bucket(data: Path) -> Iterator[dict[str, str]]:
 
 
 def lay_out(folder: Path, data: Path, page: str) -> None:
-    """Create what pages assume: .venv/, photos/, scripts, and shards in ., clothing/ and, if needed, shards/."""
+    """Create what pages assume: .venv/, photos/, scripts, sizes.csv, shards in ., clothing/ and, if needed, shards/."""
+    (folder / "sizes.csv").write_text("width,height\n" + "640,480\n500,375\n" * 50)
     shutil.copytree(data / "photos", folder / "photos")
     for name in (".", "clothing", *([] if " -o shards" in page else ["shards"])):
         shutil.copytree(data / "shards", folder / name, dirs_exist_ok=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from patchnpack.loaders.assembly.context import BatchContext
+from patchnpack.loaders.assembly.stats import BatchCounts
 from patchnpack.loaders.errors import BadImage, BadRow, StallError
 from patchnpack.loaders.index.labels import count_absent
 from patchnpack.packer import Images, PackedBatch, _kernels
@@ -27,6 +29,7 @@ class BatchBuilder(Protocol):
         bad: the bad images, each with its number in the batch, ascending; complete once `finish` has returned.
         without_label: images without a label; set once `finish` has returned.
         truncated: JPEGs that end early and were kept; set once `finish` has returned.
+        counts: what the batch holds; set once `finish` has returned.
     """
 
     num_parts: int
@@ -34,6 +37,7 @@ class BatchBuilder(Protocol):
     bad: list[tuple[int, BadRow]]
     without_label: int
     truncated: int
+    counts: BatchCounts
 
     def run(self, part: int) -> None:
         """Build one part, from 0 to `num_parts` - 1. Never raises: `finish` raises instead."""
@@ -59,12 +63,13 @@ class DecodedBatchBuilder:
     """Builds a batch by decoding its images; see `BatchBuilder`.
 
     Each image is a part, and the last part clears the padding of all packs. No two parts write the same byte, so
-    writing takes no lock. The first part to run prepares the batch and the last one completes it: when the training
+    writing takes no lock. The first part to run lays out the batch and the last one completes it: when the training
     loop's thread did both, the decoding threads waited for the GIL.
 
     Args:
         context: how the images are made.
-        packs: the images of each pack, None for an empty pack.
+        images: the images of the batch, pack by pack.
+        counts: the number of images in each pack.
         patch_size: P, in pixels.
         epoch, step, position: of the batch.
     """
@@ -72,72 +77,90 @@ class DecodedBatchBuilder:
     def __init__(
         self,
         context: BatchContext,
-        packs: Sequence[Images | None],
+        images: Images,
+        counts: Sequence[int],
         patch_size: int,
         *,
         epoch: int,
         step: int,
         position: int,
     ) -> None:
-        self.num_images = sum(len(pack) for pack in packs if pack is not None)
+        self.num_images = len(images)
         self.num_parts = self.num_images + 1
         self.bad: list[tuple[int, BadRow]] = []
         self.without_label = self.truncated = 0
         self._truncated: set[int] = set()
         self._context, self._epoch, self._step, self._position = context, epoch, step, position
-        self._packs, self._patch_size = packs, patch_size
-        self._prepared, self._left = False, self.num_parts
+        self._images, self._counts, self._patch_size = images, counts, patch_size
+        self._extras: dict[str, list[Any]] = {name: [None] * self.num_images for name in context.extras}
         self._stages: dict[int, tuple[str, str]] = {}  # stage and thread of each part that is running
+        self._laid_out, self._left = False, self.num_parts
         self._lock, self._done = threading.Lock(), threading.Event()
         self._batch: PackedBatch | None = None
-        self._error: BaseException | None = None
+        self._error: tuple[int, BaseException] | None = None  # the part that raised it, first
 
-    def _prepare(self) -> None:
-        context, packs, packing, patch_size = self._context, self._packs, self._context.packing, self._patch_size
-        shape, columns = (len(packs), packing.seq_len), (len(packs), packing.max_images)
-        self._patches = context.buffers.acquire((*shape, packing.token_bytes(patch_size)))
-        self._segment_ids = np.zeros(shape, np.int32)
-        self._coords = np.zeros((*shape, 2), np.int32)
-        self._grids = np.zeros((*columns, 2), np.int32)
-        self._sizes = np.zeros((*columns, 2), np.int32)
-        self._rows = np.full(columns, -1, np.int64)
-        self._labels = np.full((*columns, *context.labels.shape), context.labels.absent, context.labels.dtype)
-        self._extras: dict[tuple[str, int], Any] = {}
-
-        counts = np.array([0 if pack is None else len(pack) for pack in packs])
-        ends = np.cumsum(counts)
-        self._failed = np.zeros(self.num_parts - 1, np.bool_)
-        self._used = np.zeros(len(packs), np.int64)
-        # The slots of image i: its pack, its column, its first slot.
-        self._pack = np.repeat(np.arange(len(packs)), counts)
-        self._column = np.arange(len(self._pack)) - np.repeat(ends - counts, counts)
-        filled = [pack for pack in packs if pack is not None]
-        if not filled:
-            return
-        self._images = Images.concatenate(filled)
-        tokens = np.concatenate([[0], np.cumsum(self._images.keep, dtype=np.int64)])  # before each image, then in all
-        before = tokens[ends - counts]
-        self._used[:] = tokens[ends] - before
-        self._start = tokens[:-1] - np.repeat(before, counts)
-        self._grids[self._pack, self._column] = self._images.grid
-        self._rows[self._pack, self._column] = self._images.row
-        images, samples = self._images, context.samples(self._images.row)
-        self._samples = samples
-        self._sizes[self._pack, self._column] = np.stack([samples.width, samples.height], 1)
+        self._samples = samples = context.samples(images.row)
+        self._fill_columns()
         # Python integers: reading them from arrays one by one would cost more than everything else here.
-        self._slots = tuples(images.keep, self._pack, self._column, self._start, *images.size.T, *images.grid.T)
+        self._slots = tuples(self._first, images.keep, *images.size.T, *images.grid.T)
         whole = (images.box[:, 2] == samples.width) & (images.box[:, 3] == samples.height)
         self._boxes = None if whole.all() else tuples(*images.box.T)
         if context.transform is not None:
-            self._transform_keys = counter_hash(Purpose.TRANSFORM, context.seed, self._epoch, images.key)
+            self._transform_keys = counter_hash(Purpose.TRANSFORM, context.seed, epoch, images.key)
+
+    def _fill_columns(self) -> None:
+        """Write what is known of each image into its column."""
+        packing, labels, images, samples = self._context.packing, self._context.labels, self._images, self._samples
+        B, K = len(self._counts), packing.max_images
+        self._rows = np.full((B, K), -1, np.int64)
+        self._grids, self._sizes = np.zeros((B, K, 2), np.int32), np.zeros((B, K, 2), np.int32)
+        # Where each image goes: its column among all columns, and its first slot among all slots.
+        self._column, self._first = np.empty((2, self.num_images), np.int64)
+        self._used = np.empty(B, np.int64)
+        _kernels.fill_columns(
+            np.array(self._counts, np.int64),
+            packing.seq_len,
+            images.row,
+            images.grid,
+            images.keep,
+            samples.width,
+            samples.height,
+            self._rows,
+            self._grids,
+            self._sizes,
+            self._column,
+            self._first,
+            self._used,
+        )
+        self._labels = np.full((B * K, *labels.shape), labels.absent, labels.dtype)
+        if samples.labels is not None:
+            self._labels[self._column] = samples.labels
+
+    def _lay_out(self) -> None:
+        packing, images = self._context.packing, self._images
+        slots = len(self._counts) * packing.seq_len
+        self._patches = self._context.buffers.acquire((slots, packing.token_bytes(self._patch_size)))
+        self._segment_ids, self._coords = np.empty(slots, np.int32), np.empty((slots, 2), np.int32)
+        _kernels.lay_out(
+            images.key,
+            images.grid,
+            images.keep,
+            self._column % packing.max_images + 1,
+            self._first,
+            self._segment_ids,
+            self._coords,
+        )
 
     def run(self, part: int) -> None:
         """Read, decode and write one image, or clear the padding; `finish` raises what this raises."""
         try:
-            if self._error is None:
+            # The first error in the order of the batch is raised, whichever thread is the fastest.
+            if self._error is None or part < self._error[0]:
                 self._run(part)
         except BaseException as error:  # noqa: BLE001 - `finish` raises it in the training loop's thread
-            self._error = error
+            with self._lock:
+                if self._error is None or part < self._error[0]:
+                    self._error = part, error
         self._stages.pop(part, None)
         with self._lock:
             self._left -= 1
@@ -147,50 +170,39 @@ class DecodedBatchBuilder:
                 if self._error is None:
                     self._batch = self._complete()
             except BaseException as error:  # noqa: BLE001 - `finish` raises it, too
-                self._error = error
+                self._error = part, error
             self._done.set()
 
     def _run(self, part: int) -> None:
-        if not self._prepared:
+        if not self._laid_out:
             with self._lock:
-                if not self._prepared:
-                    self._prepare()
-                    self._prepared = True
-        if part == self.num_parts - 1:
-            _kernels.clear_padding(self._patches, self._used)
+                if not self._laid_out:
+                    self._lay_out()
+                    self._laid_out = True
+        if part == self.num_images:
+            _kernels.clear_padding(self._by_pack(self._patches), self._used)
             return
         try:
             self._write(part)
         except BadImage as error:
-            self._failed[part] = True
             self.bad.append((part, self._samples.bad_row(part, error.stage, str(error))))
 
     def _write(self, i: int) -> None:
-        context, stages, thread = self._context, self._stages, threading.current_thread().name
-        keep, pack, column, start, width, height, gw, gh = self._slots[i]
+        context, samples, stages, thread = self._context, self._samples, self._stages, threading.current_thread().name
+        first, keep, width, height, gw, gh = self._slots[i]
         stages[i] = "read", thread
-        data = self._samples.read(i)
+        data = samples.read(i)
         stages[i] = "decode", thread
         pixels = self._decode(i, data, (width, height))
         if context.transform is not None:
             stages[i] = "transform", thread
             pixels = self._transformed(i, pixels)
         stages[i] = "assemble", thread
-        slots = slice(start, start + keep)
-        _kernels.place_kept(
-            pixels,
-            self._patch_size,
-            gw,
-            gh,
-            self._images.key[i],
-            column + 1,
-            self._patches[pack, slots],
-            self._segment_ids[pack, slots],
-            self._coords[pack, slots],
-        )
-        self._labels[pack, column] = self._samples.label(i)
+        _kernels.place_image(pixels, self._patch_size, gw, gh, self._coords, self._patches, first, keep)
+        if samples.labels is None:
+            self._labels[self._column[i]] = samples.label(i)
         for extension in context.extras:
-            self._extras[extension, i] = self._samples.extra(i, extension)
+            self._extras[extension][i] = samples.extra(i, extension)
 
     def _decode(self, i: int, data: Any, size: tuple[int, int]) -> np.ndarray:
         box = None if self._boxes is None else self._boxes[i]
@@ -232,7 +244,7 @@ class DecodedBatchBuilder:
                 raise StallError(self._stalled())
             left = self._left
         if self._error is not None:
-            raise self._error
+            raise self._error[1]
         assert self._batch is not None
         return self._batch
 
@@ -249,48 +261,54 @@ class DecodedBatchBuilder:
 
     def _complete(self) -> PackedBatch:
         self.bad.sort(key=lambda bad: bad[0])
-        self.truncated = sum(not self._failed[i] for i in self._truncated)
-        self._close_ranks()
-        mask = self._rows >= 0
-        self.without_label = count_absent(self._labels[mask])
-        in_pack: list[list[int]] = [[] for _ in mask]  # the good images of each pack
-        for i, (b, failed) in enumerate(zip(self._pack.tolist(), self._failed.tolist(), strict=True)):
-            if not failed:
-                in_pack[b].append(i)
-        return PackedBatch(
-            patches=torch.from_numpy(self._patches),
-            segment_ids=torch.from_numpy(self._segment_ids),
-            coords=torch.from_numpy(self._coords),
+        failed = {i for i, _ in self.bad}
+        edges = list(accumulate(self._counts, initial=0))
+        good = [[i for i in range(low, high) if i not in failed] for low, high in pairwise(edges)]
+        if failed:
+            self._close_ranks(failed, good)
+        mask, labels = self._rows >= 0, self._by_pack(self._labels)
+        batch = PackedBatch(
+            patches=torch.from_numpy(self._by_pack(self._patches)),
+            segment_ids=torch.from_numpy(self._by_pack(self._segment_ids)),
+            coords=torch.from_numpy(self._by_pack(self._coords)),
             grids=torch.from_numpy(self._grids),
             image_sizes=torch.from_numpy(self._sizes),
             image_mask=torch.from_numpy(mask),
-            labels=torch.from_numpy(self._labels),
+            labels=torch.from_numpy(labels),
             rows=torch.from_numpy(self._rows),
-            keys=[[self._samples.keys[i] for i in pack] for pack in in_pack],
-            extras={e: [[self._extras[e, i] for i in pack] for pack in in_pack] for e in self._context.extras},
+            keys=[[self._samples.keys[i] for i in pack] for pack in good],
+            extras={name: [[values[i] for i in pack] for pack in good] for name, values in self._extras.items()},
             patch_size=self._patch_size,
             step=self._step,
             epoch=self._epoch,
             position=self._position,
         )
+        self.without_label = count_absent(labels[mask])
+        self.truncated = len(self._truncated - failed)
+        self.counts = BatchCounts.of(batch)
+        return batch
 
-    def _close_ranks(self) -> None:
+    def _by_pack(self, flat: np.ndarray) -> np.ndarray:
+        """Return an array of all slots, or of all columns, as one row per pack."""
+        return flat.reshape(len(self._counts), -1, *flat.shape[1:])
+
+    def _close_ranks(self, failed: set[int], good: list[list[int]]) -> None:
         """Turn the slots of failed images into padding and close the gaps in numbering; no token moves."""
-        for b in set(self._pack[self._failed].tolist()):
-            here = np.flatnonzero(self._pack == b)
-            good = here[~self._failed[here]]
-            number = np.zeros(len(here) + 1, np.int32)
-            number[self._column[good] + 1] = np.arange(1, len(good) + 1)
-            for i in here[self._failed[here]]:
-                slots = slice(self._start[i], self._start[i] + self._images.keep[i])
-                self._patches[b, slots], self._coords[b, slots], self._segment_ids[b, slots] = 0, 0, 0
-            self._segment_ids[b] = number[self._segment_ids[b]]
-            columns = self._column[good]
+        packing = self._context.packing
+        for i in failed:
+            slots = slice(self._first[i], self._first[i] + self._images.keep[i])
+            self._patches[slots], self._segment_ids[slots], self._coords[slots] = 0, 0, 0
+        for b in {int(self._column[i]) // packing.max_images for i in failed}:
+            columns = self._column[good[b]] % packing.max_images
+            number = np.zeros(packing.max_images + 1, np.int32)
+            number[columns + 1] = np.arange(1, len(columns) + 1)
+            segment_ids = self._by_pack(self._segment_ids)[b]
+            segment_ids[:] = number[segment_ids]
             for array, empty in (
                 (self._grids, 0),
                 (self._sizes, 0),
                 (self._rows, -1),
-                (self._labels, self._context.labels.absent),
+                (self._by_pack(self._labels), self._context.labels.absent),
             ):
                 kept = array[b, columns].copy()
                 array[b] = empty

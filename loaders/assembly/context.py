@@ -57,9 +57,11 @@ class Samples(Protocol):
     Attributes:
         keys: the key of each sample.
         width, height: int32 (M,), upright size in pixels.
+        labels: the labels, (M,) or (M, D), where they are known before anything is read; None where `label` reads each.
     """
 
     keys: list[str]
+    labels: np.ndarray | None
     width: np.ndarray
     height: np.ndarray
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 _open: weakref.WeakSet[DecodePool] = weakref.WeakSet()
 _AT_EXIT_S = 10.0  # a stuck thread must not keep the process from exiting
+_BITE = 8  # parts that a thread takes at once, at most
 
 
 class Parts(Protocol):
@@ -28,25 +29,28 @@ class DecodePool:
     Cheaper per part than `concurrent.futures`, whose future, condition and callback take more time than a small image.
     """
 
-    def __init__(self, num_threads: int) -> None:
-        self._tasks: queue.SimpleQueue[tuple[Parts, int] | None] = queue.SimpleQueue()
+    def __init__(self, num_threads: int, name: str = "patchnpack-decode") -> None:
+        self._tasks: queue.SimpleQueue[tuple[Parts, range] | None] = queue.SimpleQueue()
         self._closed = False
         self._threads = [
-            threading.Thread(target=self._work, name=f"patchnpack-decode-{i}", daemon=True) for i in range(num_threads)
+            threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(num_threads)
         ]
         _open.add(self)
         for thread in self._threads:
             thread.start()
 
     def submit(self, work: Parts, num_parts: int) -> None:
-        """Queue parts 0 to `num_parts` - 1."""
-        for part in range(num_parts):
-            self._tasks.put((work, part))
+        """Queue parts 0 to `num_parts` - 1, in bites that leave work for every thread."""
+        bite = max(1, min(_BITE, num_parts // (2 * len(self._threads))))
+        for first in range(0, num_parts, bite):
+            self._tasks.put((work, range(first, min(first + bite, num_parts))))
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None and not self._closed:
-            work, part = task
-            work.run(part)
+            work, parts = task
+            for part in parts:
+                if not self._closed:
+                    work.run(part)
             del task, work  # an idle thread must not keep a batch alive
 
     def close(self, timeout: float | None = None) -> None:

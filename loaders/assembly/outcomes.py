@@ -58,7 +58,11 @@ class Outcomes:
             BadDataError: a limit of the error policy is reached.
         """
         self.stats.add_batch(
-            batch, without_label=builder.without_label, truncated=builder.truncated, waited=waited, ran=ran
+            builder.counts,
+            without_label=builder.without_label,
+            truncated=builder.truncated,
+            waited=waited,
+            ran=ran,
         )
         self.judge(batch, builder)
 

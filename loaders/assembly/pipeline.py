@@ -93,6 +93,7 @@ class Pipeline:
             outcomes,
             num_threads=self.num_threads,
             prefetch=self.prefetch,
+            plan_ahead=True,
             on_batch=count,
             on_close=opener.close,  # a decoding thread may be waiting for a shard
         )

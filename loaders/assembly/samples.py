@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 from typing import Any, Self
 
 import numpy as np
@@ -18,8 +19,11 @@ from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.order import Pack
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.reader import ShardReader
+from patchnpack.packer import Images, Packing, Rows, plan
 
 # M images in the batch
+
+_NO_IMAGES = plan(Rows.of_sizes([], []), Packing()).images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,8 +46,8 @@ class IndexedBatchContext(BatchContext):
 
     def builder(self, packs: Sequence[Pack], patch_size: int, *, epoch: int, step: int, position: int) -> BatchBuilder:
         """Return the builder of the batch that holds these packs."""
-        images = [pack.images for pack in packs]
-        return DecodedBatchBuilder(self, images, patch_size, epoch=epoch, step=step, position=position)
+        images, counts = images_of(packs)
+        return DecodedBatchBuilder(self, images, counts, patch_size, epoch=epoch, step=step, position=position)
 
     def samples(self, rows: np.ndarray) -> IndexedSamples:
         """Return the samples of these rows of the index, int64 (M,)."""
@@ -64,6 +68,23 @@ class IndexedBatchContext(BatchContext):
     def member(self, row: int, extension: str) -> bytes | None:
         """Return the bytes of one member of a row's sample, None where the sample lacks it."""
         return read_member(self.index, self.reader, row, extension)
+
+
+def images_of(packs: Sequence[Pack]) -> tuple[Images, list[int]]:
+    """Return the images of the packs, pack by pack, and the number of images in each pack."""
+    parts: list[Images] = []
+    counts: list[int] = []
+    for _, group in groupby(packs, lambda pack: id(pack.plan)):  # nearly always, all packs are of one plan
+        first, *others = group
+        if first.plan is None:
+            counts += [0] * (1 + len(others))
+            continue
+        numbers = np.array([first.number, *(pack.number for pack in others)])
+        begins, ends = first.plan.offsets[numbers].tolist(), first.plan.offsets[numbers + 1].tolist()
+        ranges = list(map(range, begins, ends))
+        counts += map(len, ranges)
+        parts.append(first.plan.images.take(np.fromiter(chain.from_iterable(ranges), np.int64)))
+    return (parts[0] if len(parts) == 1 else Images.concatenate(parts or [_NO_IMAGES])), counts
 
 
 def read_member(index: Index, reader: ShardReader, row: int, extension: str) -> bytes | None:
@@ -88,7 +109,8 @@ class IndexedSamples:
         self._bytes = tuples(shard, index.offset[rows], index.nbytes[rows])
         self._headers = index.headers(rows)
         self._digests = index.digest[rows].tolist()
-        self.keys = [index.keys[row] for row in self._rows]
+        self.keys = index.keys.listed(rows)
+        self.labels = context.labels.known(rows)
 
     def shard(self, i: int) -> str:
         """Return the shard of image i, without credentials."""

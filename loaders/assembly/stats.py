@@ -8,11 +8,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from patchnpack.loaders.errors import BadRow
-from patchnpack.packer import PackedBatch
+from patchnpack.packer import PackedBatch, _kernels
 
 LISTED = 1000  # bad images that `stats` lists at most; all are counted and logged
 
@@ -38,6 +37,48 @@ _SUMS = (
 _MOMENTS = ("drop_rates", "attention_squares")
 
 _log = logging.getLogger("patchnpack")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchCounts:
+    """What a batch holds, as the fields of `Stats` of the same names count it."""
+
+    packs: int
+    empty_packs: int
+    images: int
+    tokens_native: int
+    tokens_before_drop: int
+    tokens: int
+    slots: int
+    attention_cost: int
+    drop_rates: float
+    attention_squares: float
+
+    @classmethod
+    def of(cls, batch: PackedBatch) -> BatchCounts:
+        """Count a batch. Decoding threads do this, so that the training loop's thread only adds up."""
+        packs, native, before, drop_rates, attention, squares = _kernels.count_tokens(
+            batch.image_mask.numpy(),
+            batch.grids.numpy(),
+            batch.image_sizes.numpy(),
+            batch.cu_seqlens.numpy(),
+            batch.patch_size,
+        )
+        return cls(
+            packs=packs,
+            empty_packs=len(batch.keys) - packs,
+            images=batch.num_images,
+            tokens_native=native,
+            tokens_before_drop=before,
+            tokens=batch.num_tokens,
+            slots=batch.segment_ids.numel(),
+            attention_cost=attention,
+            drop_rates=drop_rates,
+            attention_squares=squares,
+        )
+
+
+_COUNTED = tuple(field.name for field in dataclasses.fields(BatchCounts))
 
 
 @dataclass(slots=True)
@@ -71,30 +112,15 @@ class Stats:
     wait_s: float = 0.0
     run_s: float = 0.0
 
-    def add_batch(self, batch: PackedBatch, *, without_label: int, truncated: int, waited: float, ran: float) -> None:
+    def add_batch(self, counts: BatchCounts, *, without_label: int, truncated: int, waited: float, ran: float) -> None:
         """Count a batch, the seconds that the loop waited for it, and the seconds since the batch before it."""
-        mask, tokens = batch.image_mask.numpy(), np.array(batch.lengths, np.int64)
-        before = batch.grids.numpy()[mask].prod(1, dtype=np.int64)
-        native = -(-batch.image_sizes.numpy()[mask] // batch.patch_size)
-        images = mask.sum(1)
-        images = images[images > 0]
+        for name in _COUNTED:
+            setattr(self, name, getattr(self, name) + getattr(counts, name))
         self.batches += 1
-        self.packs += len(images)
-        self.empty_packs += len(mask) - len(images)
-        self.images += len(tokens)
-        self.tokens += batch.num_tokens
-        self.slots += batch.segment_ids.numel()
         self.wait_s += waited
         self.run_s += ran
         self.without_label += without_label
         self.truncated += truncated
-        if len(tokens):
-            attention = np.add.reduceat(tokens**2, np.cumsum(images) - images)
-            self.tokens_native += int(native.prod(1, dtype=np.int64).sum())
-            self.tokens_before_drop += int(before.sum())
-            self.drop_rates += float((1 - tokens / before).sum())
-            self.attention_cost += int(attention.sum())
-            self.attention_squares += float((attention.astype(np.float64) ** 2).sum())
 
     NUMBERS: ClassVar[int] = len(_SUMS) + 3 + len(_MOMENTS) + 1  # the length of `numbers`
 

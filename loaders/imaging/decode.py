@@ -13,7 +13,7 @@ from PIL import Image
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.decode_buffers import DecodeBuffers
 from patchnpack.loaders.imaging.formats import plugin_of
-from patchnpack.loaders.imaging.header import Header, decode_errors_as_bad_image
+from patchnpack.loaders.imaging.header import BAD_DATA, Header, bad_image, decode_errors_as_bad_image
 from patchnpack.packer import _kernels
 from patchnpack.packer.config import ImageMode, Interpolation
 
@@ -59,6 +59,8 @@ def decode(
     Raises:
         BadImage: the data cannot be decoded, or do not match the header.
     """
+    if box is None and size == header[:2] and header.direct and header.orientation == 1 and isinstance(data, bytes):
+        return _decode_whole_jpeg(data, size, mode, strict)
     swapped = header.orientation >= 5
     stored = (header.height, header.width) if swapped else (header.width, header.height)
     region = (0, 0, *stored) if box is None else _stored_region(box, header)
@@ -82,6 +84,21 @@ def _stored_region(box: tuple[int, ...], header: Header) -> tuple[int, int, int,
     return (left, top, width, height) if header.orientation < 5 else (top, left, height, width)
 
 
+def _decode_whole_jpeg(data: bytes, stored: tuple[int, int], mode: ImageMode, strict: bool) -> np.ndarray:
+    """Decode at native size. The most frequent case: a training run of photographs spends its time here."""
+    pixels = _buffers.acquire((stored[1], stored[0], len(mode)))
+    try:
+        # A buffer of the stored size refuses a larger image by itself, which saves reading the header first.
+        native: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], buffer=pixels, strict=strict)
+    except BAD_DATA as error:
+        if isinstance(error, ValueError):
+            with decode_errors_as_bad_image():
+                _check_size(_jpeg_size(data), stored)
+        raise bad_image(error) from error
+    _check_size((native.shape[1], native.shape[0]), stored)
+    return native
+
+
 def _decode_jpeg(
     data: bytes,
     stored: tuple[int, int],
@@ -93,21 +110,13 @@ def _decode_jpeg(
     strict: bool,
 ) -> np.ndarray:
     left, top, width, height = region
+    if target == stored and region == (0, 0, *stored):
+        return _decode_whole_jpeg(data, stored, mode, strict)
     with decode_errors_as_bad_image():
-        if target == stored and region == (0, 0, *stored):
-            # A buffer of the stored size refuses a larger image by itself, which saves reading the header first.
-            pixels = _buffers.acquire((stored[1], stored[0], len(mode)))
-            try:
-                native: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], buffer=pixels, strict=strict)
-            except ValueError:
-                _check_size(_jpeg_size(data), stored)
-                raise
-            _check_size((native.shape[1], native.shape[0]), stored)
-            return native
         _check_size(_jpeg_size(data), stored)
         if target == (width, height):
             pixels = _buffers.acquire((stored[1], stored[0], len(mode)))
-            native = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], buffer=pixels, strict=strict)
+            native: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], buffer=pixels, strict=strict)
             return np.ascontiguousarray(native[top : top + height, left : left + width])
         color, pil_mode = _JPEG_RESIZE_COLORS[mode]
         # libjpeg-turbo takes its smallest scale, of 1/2 and below, at which the region is at least as large as the

@@ -23,23 +23,24 @@ class DecodeBuffers(threading.local):
     """
 
     def __init__(self) -> None:
-        self._memory = np.empty(0, np.uint8)
+        self._keep(np.empty(0, np.uint8))
+
+    def _keep(self, memory: np.ndarray) -> None:
+        self._memory, self._start = memory.data, -memory.ctypes.data % _LINE
         self._loan: weakref.ref[np.ndarray] | None = None
 
     def acquire(self, shape: tuple[int, ...]) -> np.ndarray:
         """A contiguous array of `shape`, with undefined contents."""
-        size = prod(shape)
-        memory = self._memory
-        if len(memory) < size + _LINE or (self._loan is not None and self._loan() is not None):
-            memory = np.empty(size + _LINE, np.uint8)
-            if size <= _KEEP:
-                self._memory = memory
         # libjpeg-turbo bypasses the caches for rows that begin at a multiple of 32 bytes, and patchify reads the rows
         # right after. An offset of one byte misaligns nearly all rows. Pixels of four bytes are read as one word and
         # stay aligned.
-        start = -memory.ctypes.data % _LINE + (4 if shape[-1] == 4 else 1)
+        size, offset = prod(shape), 4 if shape[-1] == 4 else 1
+        if len(self._memory) < size + _LINE or (self._loan is not None and self._loan() is not None):
+            memory = np.empty(size + _LINE, np.uint8)
+            if size > _KEEP:
+                return memory[offset : offset + size].reshape(shape)
+            self._keep(memory)
         # Every view keeps `loan` alive: numpy collapses bases down to the last array, whose own base is a memoryview.
-        loan = np.frombuffer(memory.data[start : start + size], np.uint8)
-        if memory is self._memory:
-            self._loan = weakref.ref(loan)
+        loan = np.frombuffer(self._memory, np.uint8, size, self._start + offset)
+        self._loan = weakref.ref(loan)
         return loan.reshape(shape)

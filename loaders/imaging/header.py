@@ -35,7 +35,7 @@ _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}  # 
 _DIRECT_COLORS = {"Gray", "YCbCr", "RGB"}  # JPEG colour spaces that libjpeg-turbo converts to RGB
 
 # What decoders raise on bad data. Any other exception is a bug, in a decoder or here, and propagates.
-_BAD_DATA = (
+BAD_DATA = (
     OSError,
     ValueError,
     SyntaxError,
@@ -85,9 +85,14 @@ def decode_errors_as_bad_image() -> Iterator[None]:
     """Turn what a decoder raises on bad data into `BadImage`."""
     try:
         yield
-    except _BAD_DATA as error:
-        truncated = "premature end of jpeg" in str(error).lower()
-        raise BadImage(f"{type(error).__name__}: {error}", truncated=truncated) from error
+    except BAD_DATA as error:
+        raise bad_image(error) from error
+
+
+def bad_image(error: Exception) -> BadImage:
+    """The `BadImage` that one of `BAD_DATA` means."""
+    truncated = "premature end of jpeg" in str(error).lower()
+    return BadImage(f"{type(error).__name__}: {error}", truncated=truncated)
 
 
 def read_header(data: bytes) -> Header:

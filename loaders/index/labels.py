@@ -58,6 +58,10 @@ class KnownLabels(LabelKind):
         super().__init__(shape)
         self.num_classes, self.classes = num_classes, classes
 
+    def known(self, rows: np.ndarray) -> np.ndarray:
+        """Never called: each pack brings its own labels."""
+        raise AssertionError(f"the labels of {len(rows)} rows were asked for, but they are stored with their packs")
+
     def of(self, row: int) -> Any:
         """Never called: each pack brings its own labels."""
         raise AssertionError(f"the label of row {row} was asked for, but it is stored with its pack")
@@ -189,6 +193,15 @@ class Labels(LabelKind):
         if self._rule.classes:
             return max(self._rule.classes.values()) + 1
         return None if self._texts is None else max(self._texts.values()) + 1
+
+    def known(self, rows: np.ndarray) -> np.ndarray | None:
+        """Return the labels of rows, int64 (m,), where the index holds them; None where `of` reads each."""
+        if self._label is None:
+            return np.full(len(rows), self.absent)
+        if self._texts is None:
+            return None
+        texts, absent = self._texts, int(self.absent)
+        return np.array([texts.get(text, absent) for text in self._index.cls.listed(rows)], np.int64)
 
     def of(self, row: int) -> Any:
         """Return the label of a row: a number or an array of `shape`, `absent` where the sample has none."""

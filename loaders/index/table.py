@@ -61,6 +61,17 @@ class Texts(Sequence[T]):
             return None
         return str(self._text[int(self._ends[at]) : int(self._ends[at + 1])], "utf-8")
 
+    def listed(self, which: np.ndarray) -> list[T]:
+        """The strings at positions `which`, int64 (m,), in less time than one by one."""
+        at = which + self._first
+        begins, ends = self._ends[at].tolist(), self._ends[at + 1].tolist()
+        text: list[Any] = [str(self._text[begin:end], "utf-8") for begin, end in zip(begins, ends, strict=True)]
+        if self._valid is not None:
+            for i, j in enumerate(at.tolist()):
+                if not self._valid[j >> 3] >> (j & 7) & 1:
+                    text[i] = None
+        return text
+
     def take(self, which: np.ndarray) -> Texts[T]:
         """The strings at positions `which`, int64 (m,)."""
         return Texts(self.column.take(pa.array(which)))
@@ -145,7 +156,7 @@ class Index:
     def headers(self, which: np.ndarray) -> list[Header]:
         """The headers of rows `which` (int64)."""
         columns = (self.width, self.height, self.orientation, self.format)
-        return [Header(*header) for header in zip(*(column[which].tolist() for column in columns), strict=True)]
+        return list(map(Header._make, zip(*(column[which].tolist() for column in columns), strict=True)))
 
     def reader(self, opener: ShardOpener | None = None) -> ShardReader:
         """A reader of the shards' bytes; remote shards go through the opener's cache."""

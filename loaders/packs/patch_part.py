@@ -31,8 +31,8 @@ def patch_part(plan: Plan, context: IndexedBatchContext, compression: Codec) -> 
     """
     builders, batches = [], []
     for i, (low, high) in enumerate(pairwise(plan.offsets.tolist())):
-        pack = plan.images.take(slice(low, high))
-        builder = DecodedBatchBuilder(context, [pack], int(plan.patch_size[i]), epoch=0, step=0, position=0)
+        images, patch_size = plan.images.take(slice(low, high)), int(plan.patch_size[i])
+        builder = DecodedBatchBuilder(context, images, [high - low], patch_size, epoch=0, step=0, position=0)
         for part in range(builder.num_parts):
             builder.run(part)
         batches.append(builder.finish())

@@ -121,7 +121,8 @@ def changes_grids(packing: Packing) -> str | None:
 def difference(here: bytes, there: bytes) -> str:
     """Describe the first difference between the texts of two recipes."""
     ours, others = json.loads(here), json.loads(there)
-    for name in [*ours, *(name for name in others if name not in ours)]:
+    # The source first: what was decided from other images differs as well.
+    for name in sorted([*ours, *(name for name in others if name not in ours)], key=lambda name: name != "source"):
         a, b = ours.get(name), others.get(name)
         if a == b:
             continue

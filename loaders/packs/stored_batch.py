@@ -13,6 +13,7 @@ import torch
 
 from patchnpack.loaders.assembly.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, extra
+from patchnpack.loaders.assembly.stats import BatchCounts
 from patchnpack.loaders.errors import BadRow, StallError
 from patchnpack.loaders.index.labels import count_absent
 from patchnpack.loaders.order.order import Pack
@@ -97,6 +98,7 @@ class StoredBatchBuilder:
         """Build the whole batch; `finish` raises what this raises."""
         try:
             self._batch = self._build()
+            self.counts = BatchCounts.of(self._batch)
         except BaseException as error:  # noqa: BLE001 - `finish` raises it in the training loop's thread
             self._error = error
         self._done.set()

@@ -151,11 +151,12 @@ class StoredOrder(Order):
 
     def _arrays(self, epoch: int, stream: int) -> Mapping[str, np.ndarray]:
         which = self.planned_epoch(epoch), stream
-        if which not in self._cached:
+        arrays = self._cached.get(which)  # several iterators may plan at once, each in a thread of its own
+        if arrays is None:
             if len(self._cached) > 2 * self.num_streams:
                 self._cached.clear()
-            self._cached[which] = self.plan(*which)
-        return self._cached[which]
+            arrays = self._cached[which] = self.plan(*which)
+        return arrays
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cached": {}}

@@ -68,7 +68,8 @@ def pack_stream(
         drop_last: leave out an incomplete last batch; otherwise empty packs fill it.
         num_threads: decoding threads; 0 decodes in the caller's thread. None is this process's share of the CPUs, or 0
             in a worker process of a `DataLoader`.
-        prefetch: batches decoded ahead of the one in use, at least 1.
+        prefetch: batches decoded ahead of the one in use, at least 1; more if these hold fewer than two images per
+            thread.
         errors: what is done about bad images; None is `ErrorPolicy()`.
 
     Returns:

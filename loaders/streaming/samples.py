@@ -229,6 +229,7 @@ class StreamBatch:
         rows = rows_of(context.batch_samples, 0)
         self.width, self.height = rows.width, rows.height
         self.keys = [sample.key for sample in context.batch_samples]
+        self.labels: np.ndarray | None = None
         self._batch_samples, self._context = context.batch_samples, context
 
     def shard(self, i: int) -> str:

@@ -109,9 +109,15 @@ class Stream:
             user_decode=self._decode,
             batch_samples=[self._waiting.pop(row) for pack in group for row in pack.row.tolist()],
         )
-        packs = [*group, *[None] * (self._batch_size - len(group))]
+        counts = [*map(len, group), *[0] * (self._batch_size - len(group))]
         return DecodedBatchBuilder(
-            context, packs, patch_size, epoch=0, step=step, position=(step + 1) * self._batch_size
+            context,
+            Images.concatenate(group),
+            counts,
+            patch_size,
+            epoch=0,
+            step=step,
+            position=(step + 1) * self._batch_size,
         )
 
     def _leave_out(self, rows: np.ndarray, reason: str) -> None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from patchnpack.packer.analysis.baselines import BUCKETS
-from patchnpack.packer.analysis.sweep import Setting, Sweep
+from patchnpack.packer.analysis.length_search import EQUAL_PADDING, TOLERANCE, LengthSearch
+from patchnpack.packer.analysis.setting import MAX_OVERSIZE, Setting, Sweep
+from patchnpack.packer.analysis.sweep import ROUND_MULTIPLES
 
-# A length that a larger share of the images exceeds is not advised: it pads little because it removes tokens.
-MAX_OVERSIZE = 0.01
-# Padding within this share of the slots of the best counts as equal: the shorter sequence is then preferred.
-EQUAL_PADDING = 0.01
 # Pack counts within this share count as equal at one length: the first algorithm and lookahead of the sweep is
 # preferred.
 EQUAL_PACKS = 0.0005
 # One more pack also counts as equal, where it is at most this share of the packs.
-ONE_PACK = 0.005
+ONE_PACK = 0.001
 # Settings whose shares of removed tokens differ by more than this do not show the model the same images.
 _OTHER_IMAGES = 0.005
 _UNEVEN = 1.05
@@ -55,7 +54,9 @@ def best_setting(settings: Sequence[Setting]) -> Setting:
         acceptable = [s for s in acceptable if s.current or _better(s, current)]
     least_padding = min(s.padding for s in acceptable)
     length = min(s.seq_len for s in acceptable if s.padding <= least_padding + EQUAL_PADDING)
-    of_length = [s for s in acceptable if s.seq_len == length]
+    # A fill that trims makes fewer packs where it removes more tokens, so few packs do not imply little padding.
+    least_of_length = min(s.padding for s in acceptable if s.seq_len == length)
+    of_length = [s for s in acceptable if s.seq_len == length and s.padding <= least_of_length + ONE_PACK]
     fewest = min(s.packs for s in of_length)
     good = [s for s in of_length if s.packs - fewest <= max(EQUAL_PACKS * fewest, min(1, ONE_PACK * fewest))]
     return next((s for s in good if s.current), good[0])
@@ -84,9 +85,9 @@ def advise(sweep: Sweep) -> Advice:
     >>> rows = Rows.of_sizes(np.full(1000, 512), np.full(1000, 384))
     >>> advice = advise(sweep(rows, Packing(seq_len=1024)))
     >>> advice.flags
-    '--seq-len 1536 --algorithm next_fit'
+    '--seq-len 768 --algorithm next_fit'
     >>> print(advice.sentences[0])
-    Set --seq-len 1536 --algorithm next_fit: 0.0% of the slots are padding, compared with 25.0% now.
+    Set --seq-len 768 --algorithm next_fit: 0.0% of the slots are padding, compared with 25.0% now.
     """
     own = min(sweep.packing.patch_sizes)
     best = best_setting([s for s in sweep.settings if s.patch_size == own])
@@ -99,7 +100,9 @@ def advise(sweep: Sweep) -> Advice:
         _setting(best, flags, sweep.current),
         _savings(best, sweep.current),
         _large_images(best, sweep),
-        *_longer(best, sweep, own),
+        *_other_lengths(best, sweep, own),
+        _round(best, sweep, own),
+        _costs(best, sweep, own),
         *_limits(best, sweep),
         *_other_patch_sizes(sweep, own),
     ]
@@ -172,22 +175,65 @@ def _oversize(setting: Setting, treated: str, images: int) -> str:
     )
 
 
-def _longer(best: Setting, sweep: Sweep, own: int) -> list[str]:
-    words = []
+def _other_lengths(best: Setting, sweep: Sweep, own: int) -> list[str]:
+    """What other lengths gain at most: all in the range of a search, or the longer ones of those given."""
+    search = _search(sweep, own)
+    if search is not None:
+        least = min(s.padding for s in sweep.settings if s.patch_size == own and (s == best or _acceptable(s)))
+        # The bound of a search assumes that a packer never does better at a length than at a longer one. Packers do, by
+        # little.
+        gain = min(best.padding, max(0.0, best.padding - least) + max(search.gap, TOLERANCE))
+        multiples = f"multiple of {search.multiple}" if search.multiple > 1 else "length"
+        sample = f", measured on {search.images:,} images" if search.images < best.images else ""
+        points = f" by more than {math.ceil(1e4 * gain) / 100:.2f} percentage points" if gain > 0.00005 else ""
+        between = f"from {search.shortest:,} to {search.longest:,} slots"
+        return [f"No {multiples} {between} reduces padding{points}{sample}."]
     longer = [s.padding for s in sweep.settings if s.patch_size == own and s.seq_len > best.seq_len]
-    if longer:
-        gain = best.padding - min(longer)
-        words.append(
-            f"Longer sequences reduce padding by at most {100 * gain:.2f} percentage points."
-            if gain > 0.00005
-            else "Longer sequences do not reduce padding."
-        )
-    words.append(
+    if not longer:
+        return []
+    gain = best.padding - min(longer)
+    if gain <= 0.00005:
+        return ["The longer sequences that were tried do not reduce padding."]
+    return [f"The longer sequences that were tried reduce padding by at most {100 * gain:.2f} percentage points."]
+
+
+def _search(sweep: Sweep, patch_size: int) -> LengthSearch | None:
+    return next((search for search in sweep.searches if search.patch_size == patch_size), None)
+
+
+def _round(best: Setting, sweep: Sweep, own: int) -> str:
+    """The padding of the next lengths that are multiples of 64 and 128, where the length is of no such multiple."""
+    search = _search(sweep, own)
+    if search is None or search.multiple > 1:
+        return ""
+    padding: dict[int, float] = {}
+    for s in sweep.settings:
+        if s.patch_size == own:
+            padding[s.seq_len] = min(s.padding, padding.get(s.seq_len, 1.0))
+    nexts = {-(-best.seq_len // multiple) * multiple: multiple for multiple in ROUND_MULTIPLES}
+    found = [
+        f"{length:,} slots, a multiple of {multiple}, leave {_percent(padding[length])} padding"
+        for length, multiple in nexts.items()
+        if length != best.seq_len and length in padding
+    ]
+    if not found:
+        return ""
+    return f"{' and '.join(found)}; --sweep-multiple {ROUND_MULTIPLES[-1]} searches only multiples of it."
+
+
+def _costs(best: Setting, sweep: Sweep, own: int) -> str:
+    shorter = [s for s in sweep.settings if s.patch_size == own and 2 * s.seq_len <= best.seq_len and _acceptable(s)]
+    half = min(shorter, key=lambda s: s.padding, default=None)
+    return (
         "Attention costs the same at every length that removes no tokens, since each image attends only to itself. "
         f"Memory grows with the length: a pack takes {best.pack_bytes / 2**20:.2f} MiB of a batch, so longer sequences "
         "need a smaller batch_size."
+        + (
+            f" At half the length or less, {half.seq_len:,} slots leave {_percent(half.padding)} padding."
+            if half
+            else ""
+        )
     )
-    return words
 
 
 def _limits(best: Setting, sweep: Sweep) -> list[str]:

@@ -8,11 +8,12 @@ from functools import lru_cache
 import numpy as np
 
 from patchnpack.packer.binpacking import _priced
-from patchnpack.packer.binpacking.cutting_stock import group_counts, solve_cutting_stock
+from patchnpack.packer.binpacking.cutting_stock import GROUPS, group_counts, solve_cutting_stock
 
 # L capacity of a pack
 
 UNIT = 1024  # a pack is worth this much
+_STEPS = 16_384  # the capacity in steps, at most: the time to solve grows with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +54,29 @@ class Prices:
             )
 
     @classmethod
-    def of_counts(cls, counts: np.ndarray, capacity: int) -> Prices:
+    def of_counts(cls, counts: np.ndarray, capacity: int, groups: int = GROUPS) -> Prices:
         """Return the prices for packs of `capacity` slots.
 
-        Rare lengths are priced in groups where there are many distinct ones, so that this takes about a second at most.
+        Rare lengths are priced in groups where there are many distinct ones, and all lengths in steps where the
+        capacity is over 16,384, so that this takes about a second at most.
 
         Args:
             counts: int (at most L + 1,), number of items of each length.
             capacity: L.
+            groups: distinct lengths that are priced, at most.
         """
-        solved = solve_cutting_stock(*group_counts(counts), capacity)
+        step = -(-capacity // _STEPS)
+        if step > 1:
+            padded = np.concatenate([counts, np.zeros(-len(counts) % step, counts.dtype)])
+            counts = padded.reshape(-1, step).sum(1)
+            counts[1:2] += counts[:1]  # items shorter than a step
+            counts[:1] = 0
+        lengths, counts = group_counts(counts, groups)
+        solved = solve_cutting_stock(lengths, counts, capacity // step)
         # A longer item is worth at least as much as a shorter one.
         values = np.maximum.accumulate(np.floor(solved.prices * UNIT + 1e-6).astype(np.int64))
         rises = np.flatnonzero(np.diff(values, prepend=0))
-        return cls(tuple(solved.lengths[rises].tolist()), tuple(values[rises].tolist()))
+        return cls(tuple((lengths[rises] * step).tolist()), tuple(values[rises].tolist()))
 
 
 @lru_cache(maxsize=32)

@@ -3,30 +3,63 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, BatchSize, Images, Seed, Shards, Storage, open_shards
+from patchnpack.cli.arguments import IMAGES, BatchSize, Images, Seed, Storage, open_shards
 from patchnpack.cli.options import ALGORITHMS, takes_packing, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from patchnpack.loaders import Index, PackedImageLoader
-    from patchnpack.packer import Advice, Packing, PackingReport, Rows, Sweep
+    from patchnpack.packer import Advice, Packing, PackingReport, Plan, Rows, Sweep
     from patchnpack.packer.binpacking.algorithms import Algorithm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Source:
+    """What a report is of.
+
+    Attributes:
+        name: what the report names: the shards, the packed folder, or the tables.
+        rows: the images, in the order in which they are planned.
+        packing: the configuration they are planned with.
+        seed: key of the random draws.
+        bad: number of images that cannot be used, and are not in `rows`.
+        made: the plan of a packed folder.
+        loader: makes a loader whose first batch is drawn; None where there are no pixels.
+    """
+
+    name: str
+    rows: Rows
+    packing: Packing
+    seed: int
+    bad: int
+    made: Plan | None = None
+    loader: Callable[[], PackedImageLoader] | None = None
 
 
 @takes_packing
 def report(
-    shards: Shards,
+    shards: Annotated[
+        list[str],
+        typer.Argument(
+            help="Shards as paths, globs or ranges such as 'train-{000000..000009}.tar'; an index file; a packed "
+            "folder; or a table of sizes, CSV or parquet, with the columns width and height."
+        ),
+    ],
     *,
     packing: Packing,
     image: Images = IMAGES,
     seed: Seed = 0,
-    shuffle: Annotated[bool, typer.Option("--shuffle", help="Plan in the order of a loader that shuffles.")] = False,
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle", help="Plan in the order of a loader that shuffles; shuffle a table.")
+    ] = False,
     batch_size: BatchSize = 8,
     ranks: Annotated[int, whole_flag("Number of ranks, for the load imbalance between them.")] = 8,
     width: Annotated[int, whole_flag("Width of the model, for the load imbalance.")] = 768,
@@ -34,10 +67,13 @@ def report(
     sweep_seq_len: Annotated[
         str | None, typer.Option(help="Sequence lengths to try, such as 1024,2048; default: derived from the images.")
     ] = None,
+    sweep_multiple: Annotated[
+        int, whole_flag("Search for a sequence length among the multiples of this number only.")
+    ] = 1,
     sweep_patch_size: Annotated[
         str | None, typer.Option(help="Patch sizes to try, such as 14,16; default: --patch-size.")
     ] = None,
-    sweep_algorithm: Annotated[str, typer.Option(help="Algorithms to try.")] = "next_fit,largest_fit,subset_sum",
+    sweep_algorithm: Annotated[str, typer.Option(help="Algorithms to try.")] = "next_fit,subset_sum,largest_fit,priced",
     sweep_lookahead: Annotated[str, typer.Option(help="Lookaheads to try.")] = "64,256,1024",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     as_csv: Annotated[
@@ -52,61 +88,101 @@ def report(
     """Report the packing of the images in SHARDS, compare it with common baselines, and advise a setting.
 
     patchnpack report 'train-{000000..000009}.tar' --seq-len 1024 --patch-size 16 --sweep --html report.html
+
+    patchnpack report sizes.csv --sweep
     """
-    from patchnpack.loaders.shards.patterns import is_packed_folder
     from patchnpack.packer import advise
     from patchnpack.packer import report as make_report
     from patchnpack.packer import sweep as make_sweep
+    from patchnpack.packer.checks import check_whole
 
     if as_json and as_csv:
         raise ValueError("--json and --csv both print to standard output; give only one of them")
+    check_whole("--sweep-multiple", sweep_multiple)
+    if sweep_seq_len is not None and sweep_multiple > 1:
+        raise ValueError(f"--sweep-multiple is {sweep_multiple}, but --sweep-seq-len names the lengths; give only one")
     tried: dict[str, Any] = {
         "seq_lens": None if sweep_seq_len is None else _whole_numbers("--sweep-seq-len", sweep_seq_len),
+        "multiple": sweep_multiple,
         "patch_sizes": None if sweep_patch_size is None else _whole_numbers("--sweep-patch-size", sweep_patch_size),
         "algorithms": _algorithms(sweep_algorithm),
         "lookaheads": _whole_numbers("--sweep-lookahead", sweep_lookahead),
     }
     if html is not None:
-        from patchnpack.loaders import PackedImageLoader
         from patchnpack.report.page import check_page, picture_of, write_page
 
         check_page(html)
-    storage, made = parse_storage_options(storage_options or []), None
-    if is_packed_folder(shards[0]):
-        from patchnpack.loaders.plan_report import planned_before, planned_rows
-
-        loader = _packed_folder(shards, packing, batch_size=batch_size, shuffle=shuffle, seed=seed, storage=storage)
-        rows, planned, made = planned_rows(loader), loader.packing, planned_before(loader)
-        bad, seed = len(loader.index.bad), loader.steps().order.planning_order().seed
-    else:
-        index = open_shards(shards, image, storage_options)
-        rows, planned = _rows(index, packing, batch_size=batch_size, shuffle=shuffle, seed=seed)
-        bad = len(index.bad)
-    found = make_report(rows, planned, seed=seed, batch_size=batch_size, ranks=ranks, width=width, made=made)
+    source = _source(shards, packing, image, batch_size, shuffle, seed, storage_options)
+    seed, made = source.seed, source.made
+    found = make_report(
+        source.rows, source.packing, seed=seed, batch_size=batch_size, ranks=ranks, width=width, made=made
+    )
     swept = advice = None
     if sweep or html is not None:
         with progress_bar("packing") as progress:
-            swept = make_sweep(rows, planned, **tried, seed=seed, ranks=ranks, width=width, progress=progress)
+            swept = make_sweep(
+                source.rows, source.packing, **tried, seed=seed, ranks=ranks, width=width, progress=progress
+            )
         advice = advise(swept)
         if html is not None:
-            if picture and made is None:
-                loader = PackedImageLoader(index, planned, batch_size=2, seed=seed, prefetch=1, storage_options=storage)
-            drawn = picture_of(loader) if picture else None
-            write_page(html, found, swept, advice, title=_title(shards), picture=drawn, bad_images=bad)
+            drawn = picture_of(source.loader()) if picture and source.loader is not None else None
+            write_page(html, found, swept, advice, title=source.name, picture=drawn, bad_images=source.bad)
     if as_json:
-        _print_json(found, swept, advice, bad=bad)
+        _print_json(source, found, swept, advice)
     elif as_csv:
         _print_csv(found, swept if sweep else None, advice)
     else:
-        _print_tables(found, swept, advice, bad=bad)
+        _print_tables(source, found, swept, advice)
         if html is not None:
             typer.echo(f"wrote {html}")
 
 
-def _print_json(found: PackingReport, swept: Sweep | None, advice: Advice | None, *, bad: int) -> None:
+def _source(
+    shards: list[str],
+    packing: Packing,
+    image: str,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    storage_options: list[str] | None,
+) -> _Source:
+    """Read the headers of shards, an index, a packed folder or tables of sizes."""
+    from patchnpack.cli.size_table import are_size_tables, read_size_tables
+    from patchnpack.loaders.shards.patterns import is_packed_folder
+
+    name, storage = _title(shards), parse_storage_options(storage_options or [])
+    if are_size_tables(shards):
+        table = read_size_tables(shards)
+        rows = table.rows(seed if shuffle or table.counted else None)
+        return _Source(name=name, rows=rows, packing=packing, seed=seed, bad=table.too_large)
+    if is_packed_folder(shards[0]):
+        from patchnpack.loaders.plan_report import planned_before, planned_rows
+
+        loader = _packed_folder(shards, packing, batch_size=batch_size, shuffle=shuffle, seed=seed, storage=storage)
+        return _Source(
+            name=name,
+            rows=planned_rows(loader),
+            packing=loader.packing,
+            seed=loader.steps().order.planning_order().seed,
+            bad=len(loader.index.bad),
+            made=planned_before(loader),
+            loader=lambda: loader,
+        )
+    index = open_shards(shards, image, storage_options)
+    rows, planned = _rows(index, packing, batch_size=batch_size, shuffle=shuffle, seed=seed)
+
+    def drawn() -> PackedImageLoader:
+        from patchnpack.loaders import PackedImageLoader  # imports torch, which only the picture needs
+
+        return PackedImageLoader(index, planned, batch_size=2, seed=seed, prefetch=1, storage_options=storage)
+
+    return _Source(name=name, rows=rows, packing=planned, seed=seed, bad=len(index.bad), loader=drawn)
+
+
+def _print_json(source: _Source, found: PackingReport, swept: Sweep | None, advice: Advice | None) -> None:
     from patchnpack.report.fields import report_fields, sweep_fields
 
-    fields = report_fields(found, bad_images=bad)
+    fields = report_fields(found, bad_images=source.bad, source=source.name)
     if swept is not None and advice is not None:
         fields["sweep"] = sweep_fields(swept, advice)
     typer.echo(json.dumps(fields, indent=2))
@@ -119,13 +195,13 @@ def _print_csv(found: PackingReport, swept: Sweep | None, advice: Advice | None)
     typer.echo(to_csv(settings or baseline_rows(found)), nl=False)
 
 
-def _print_tables(found: PackingReport, swept: Sweep | None, advice: Advice | None, *, bad: int) -> None:
+def _print_tables(source: _Source, found: PackingReport, swept: Sweep | None, advice: Advice | None) -> None:
     from rich.console import Console
 
     from patchnpack.report.table import print_report, print_sweep
 
     console = Console(highlight=False)
-    print_report(found, console, bad=bad)
+    print_report(found, console, bad=source.bad, source=source.name)
     if swept is not None and advice is not None:
         console.print()
         print_sweep(swept, advice, console)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +17,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from patchnpack.packer.analysis.advice import MAX_OVERSIZE
 from patchnpack.packer.analysis.histogram import Histogram
 from patchnpack.packer.analysis.report import PackingReport
-from patchnpack.packer.analysis.sweep import Sweep
+from patchnpack.packer.analysis.setting import MAX_OVERSIZE, Sweep
 
 # matplotlib draws with these placeholder colours. In the SVG each becomes a CSS variable that the page sets for light,
 # dark and print.
@@ -187,8 +186,12 @@ def _padding(sweep: Sweep) -> Chart:
     own = min(sweep.packing.patch_sizes)
     settings = [s for s in sweep.settings if s.patch_size == own]
     lengths = sorted({s.seq_len for s in settings})
+    search = next((search for search in sweep.searches if search.patch_size == own), None)
     words = []
     with _axes(3.3) as (figure, axes):
+        if search is not None:
+            tried = np.array(search.padding)
+            axes.plot(tried[:, 0], tried[:, 1], ".", color=_FAINT, markersize=3, label="search")
         for number, algorithm in enumerate(dict.fromkeys(s.algorithm for s in settings)):
             best = [
                 min(
@@ -215,10 +218,12 @@ def _padding(sweep: Sweep) -> Chart:
                 )
             words.append(f"{algorithm}: " + ", ".join(f"{b:.1%} at {a:,}" for a, b in zip(x, y, strict=True)))
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(FixedLocator(lengths))
+        first = [s.seq_len for s in settings if s.current] + ([search.advised] if search else [])
+        labels = _apart(first + lengths)
+        axes.xaxis.set_major_locator(FixedLocator(labels))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(_THOUSANDS)
-        spread = np.diff(np.log2(lengths)).min(initial=1) / max(1.0, np.log2(lengths[-1] / lengths[0]))
+        spread = np.diff(np.log2(labels)).min(initial=1) / max(1.0, np.log2(labels[-1] / labels[0]))
         if spread < 0.12:  # neighbouring labels would touch
             axes.tick_params(axis="x", labelrotation=45)
         axes.set_ylim(bottom=0)
@@ -227,7 +232,19 @@ def _padding(sweep: Sweep) -> Chart:
         axes.set_ylabel("padding")
         axes.legend(loc="lower left", ncols=4, bbox_to_anchor=(0, 1), borderaxespad=0)
     title, caption = f"Padding by sequence length, patch size {own}", "Each algorithm at its best lookahead."
-    return _chart(figure, "padding", title, caption, "; ".join(words) + ".")
+    if search is not None:
+        caption += f" Dots: the {len(search.padding)} lengths of the search, each with its best algorithm."
+    return _chart(figure, "padding", title, caption, f"{caption} {'; '.join(words)}.")
+
+
+def _apart(lengths: Sequence[int]) -> list[int]:
+    """The lengths in ascending order without those whose labels would cover an earlier one's."""
+    least = 0.04 * np.log2(max(lengths) / min(lengths))
+    kept: list[int] = []
+    for length in lengths:
+        if all(abs(np.log2(length / other)) > least for other in kept):
+            kept.append(length)
+    return sorted(kept)
 
 
 def _images_per_pack(report: PackingReport) -> Chart:

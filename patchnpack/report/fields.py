@@ -10,7 +10,7 @@ from typing import Any
 
 from patchnpack.packer.analysis.advice import Advice
 from patchnpack.packer.analysis.report import PackingReport
-from patchnpack.packer.analysis.sweep import Setting, Sweep
+from patchnpack.packer.analysis.setting import Setting, Sweep
 
 # `PackedImageLoader.stats()` has these names too. Its values are equal after an epoch in the same order.
 SHARED_WITH_STATS = (
@@ -30,16 +30,18 @@ SHARED_WITH_STATS = (
 )
 
 
-def report_fields(report: PackingReport, *, bad_images: int = 0) -> dict[str, Any]:
+def report_fields(report: PackingReport, *, bad_images: int = 0, source: str = "") -> dict[str, Any]:
     """Convert a report to a JSON-serialisable dict.
 
     Args:
         report: the report of one configuration.
         bad_images: number of bad images that the report leaves out.
+        source: what the images are from, such as the names of the shards or of a table of sizes.
     """
     packing = report.packing
     min_images, mean_images, max_images = report.images_per_pack
     return {
+        "source": source,
         "packing": repr(packing),
         "seq_len": packing.seq_len,
         "patch_sizes": list(packing.patch_sizes),
@@ -84,6 +86,7 @@ def sweep_fields(sweep: Sweep, advice: Advice) -> dict[str, Any]:
         "width": sweep.width,
         "seconds": sweep.seconds,
         "settings": [setting_fields(setting, advice) for setting in sweep.settings],
+        "searches": [dataclasses.asdict(search) for search in sweep.searches],
         "advice": {"flags": advice.flags, "sentences": list(advice.sentences)},
     }
 

@@ -5,27 +5,30 @@ from __future__ import annotations
 from itertools import groupby
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from patchnpack.packer import Packing
 from patchnpack.packer.analysis.advice import Advice
 from patchnpack.packer.analysis.report import PackingReport
-from patchnpack.packer.analysis.sweep import Setting, Sweep
+from patchnpack.packer.analysis.setting import Setting, Sweep
 from patchnpack.report.text import counted
 
 
-def facts(report: PackingReport, *, bad: int = 0) -> list[tuple[str, str]]:
+def facts(report: PackingReport, *, bad: int = 0, source: str = "") -> list[tuple[str, str]]:
     """List the facts of one configuration as (name, text) pairs; an empty name continues the line above.
 
     Args:
         report: the report of the configuration.
         bad: number of bad images that the report leaves out.
+        source: what the images are from, such as the names of the shards; "" leaves the line out.
     """
     packing, drops_tokens = report.packing, report.tokens != report.tokens_before_drop
     low, median, mean, high = report.tokens_per_image
     min_images, mean_images, max_images = report.images_per_pack
     min_cost, mean_cost, max_cost = report.attention_per_pack
     lines = [
+        *([("source", source)] if source else []),
         ("packing", f"{packing.seq_len} slots, patch size {_sizes(packing)}, {packing.resolution}"),
         ("images", f"{report.images:,}"),
         ("tokens", f"{report.tokens:,}" + (f", {report.tokens_before_drop:,} before dropping" if drops_tokens else "")),
@@ -42,7 +45,7 @@ def facts(report: PackingReport, *, bad: int = 0) -> list[tuple[str, str]]:
         ("oversize", f"{counted(report.oversize, 'image')} with more than {packing.seq_len} tokens" + _fate(report)),
     ]
     if bad:
-        lines.append(("bad images", f"{bad:,}, left out because their headers are unusable"))
+        lines.append(("bad images", f"{bad:,}, left out because their headers or sizes are unusable"))
     return [
         *lines,
         ("attention per pack", f"{min_cost:,} to {max_cost:,} pairs of tokens,"),
@@ -61,11 +64,13 @@ def facts(report: PackingReport, *, bad: int = 0) -> list[tuple[str, str]]:
     ]
 
 
-def print_report(report: PackingReport, console: Console, *, bad: int = 0) -> None:
+def print_report(report: PackingReport, console: Console, *, bad: int = 0, source: str = "") -> None:
     """Print the facts of a configuration, then the cost of the baselines; fits 80 columns."""
     grid = Table.grid(padding=(0, 2, 0, 0))
-    for name, value in facts(report, bad=bad):
-        grid.add_row(name, value)
+    grid.add_column()
+    grid.add_column(overflow="fold")  # a long path must not end in dots
+    for name, value in facts(report, bad=bad, source=source):
+        grid.add_row(name, escape(value))
     console.print(grid)
     console.print()
 

@@ -49,7 +49,11 @@ def test_every_method_is_measured_against_the_bound_of_its_setting(shards: str, 
     small = "at most 64 tokens"
     peers = ["webdataset, images only", "webdataset, packed"]
     assert [(row["setting"], row["method"]) for row in rows] == [
-        *(("native", method) for method in ("bare pool", "PackedImageLoader", "DALI, images only", *peers)),
+        *(
+            (setting, method)
+            for setting in ("native", "500x375")
+            for method in ("bare pool", "PackedImageLoader", "DALI, images only", *peers)
+        ),
         *((small, method) for method in ("bare pool", "PackedImageLoader", *peers)),
     ]
     for row in rows:
@@ -68,7 +72,12 @@ def test_quick_measures_only_the_loader(shards: str, tmp_path: Path) -> None:
     assert [(row["setting"], row["method"]) for row in rows] == [
         ("native", "bare pool"),
         ("native", "PackedImageLoader"),
+        ("500x375", "bare pool"),
+        ("500x375", "PackedImageLoader"),
     ]
+    for row in rows:
+        assert float(row["cpu_us"]) > float(row["loop_us"]) > 0
+        assert row["method"] != "bare pool" or row["cpu_of_the_bound"] == "1.000"
 
 
 def test_python_cost_per_image_is_measured_with_one_and_two_threads(shards: str, tmp_path: Path) -> None:

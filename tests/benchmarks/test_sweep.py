@@ -18,6 +18,6 @@ def test_sweep_agrees_with_the_plans(tmp_path: Path) -> None:
     with out.open() as file:
         (row,) = csv.DictReader(file)
     assert int(row["rows"]) == 5000
-    assert int(row["settings"]) >= 35
+    assert int(row["settings"]) >= 21  # three powers of two at least
     assert float(row["counting_us_per_batch"]) > 0
     assert page.read_text().startswith("<!doctype html>")

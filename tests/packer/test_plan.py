@@ -216,7 +216,8 @@ def test_prices_that_are_given_are_used_and_others_come_from_the_first_rows() ->
 
 @pytest.mark.parametrize("algorithm", ["auto", "priced"])
 def test_a_planner_may_decide_again_from_more_rows(algorithm: Any) -> None:
-    rows = _random_rows(3000, 16, 100)
+    small, large = _random_rows(900, 16, 60), _random_rows(2100, 60, 128)
+    rows = Rows.of_sizes(np.concatenate([small.width, large.width]), np.concatenate([small.height, large.height]))
     planner = Planner(Packing(seq_len=64, algorithm=algorithm), decide_at=[300, 1000])
     parts = [planner.add(_take(rows, slice(low, low + 100))) for low in range(0, 3000, 100)]
     assert [len(part) > 0 for part in parts[:4]] == [False, False, True, True]
@@ -224,6 +225,21 @@ def test_a_planner_may_decide_again_from_more_rows(algorithm: Any) -> None:
     assert sorted(whole.images.row.tolist()) == rows.row.tolist()
     again = Planner(Packing(seq_len=64, algorithm=algorithm), decide_at=[300, 1000])
     _assert_same_plan(_joined([again.add(rows), again.finish()]), whole)
+    once = Planner(Packing(seq_len=64, algorithm=algorithm), decide_at=[300])
+    assert _joined([once.add(rows), once.finish()]).images.row.tolist() != whole.images.row.tolist()
+
+
+def test_rows_that_are_all_skipped_decide_nothing() -> None:
+    packing = Packing(seq_len=16, oversize="skip", algorithm="priced")
+    rows = Rows.of_sizes([160] * 20 + [48, 32] * 40, [160] * 20 + [48, 16] * 40)
+    planner = Planner(packing, decide_at=[20])
+    assert len(planner.add(rows)) == 0
+    made = planner.finish()
+    prices = Prices.of_counts(np.bincount([9, 2] * 40), 16)
+    expected = plan(rows, packing.replace(prices=(prices,)))
+    assert [made.pack(i).row.tolist() for i in range(len(made))] == [
+        expected.pack(i).row.tolist() for i in range(len(expected))
+    ]
 
 
 @given(sizes, packings())

@@ -43,7 +43,9 @@ def packs_of(context: IndexedBatchContext) -> list[Images]:
 
 
 def builder_of(context: IndexedBatchContext, packs: Sequence[Images | None]) -> DecodedBatchBuilder:
-    return DecodedBatchBuilder(context, packs, context.packing.patch_sizes[0], epoch=2, step=5, position=48)
+    images = Images.concatenate([pack for pack in packs if pack is not None] or [packs_of(context)[0].take(slice(0))])
+    counts = [0 if pack is None else len(pack) for pack in packs]
+    return DecodedBatchBuilder(context, images, counts, context.packing.patch_sizes[0], epoch=2, step=5, position=48)
 
 
 def finished(builder: DecodedBatchBuilder, order: Sequence[int] | None = None) -> PackedBatch:

@@ -14,14 +14,14 @@ import torch
 from patchnpack.loaders.assembly.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.outcomes import Outcomes
 from patchnpack.loaders.assembly.prefetch_loop import run_batches
-from patchnpack.loaders.assembly.stats import Stats
+from patchnpack.loaders.assembly.stats import BatchCounts, Stats
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadDataError, BadRow, StallError
 from patchnpack.packer import PackedBatch
 
 
-def decoding_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("patchnpack-decode")]
+def library_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("patchnpack-")]
 
 
 def batch_of(step: int) -> PackedBatch:
@@ -48,8 +48,10 @@ def batch_of(step: int) -> PackedBatch:
 class Builder:
     """Builds a batch of three parts; `gate` holds the parts back."""
 
-    def __init__(self, step: int, gate: threading.Event | None = None, stall_s: float = 10.0) -> None:
-        self.num_parts, self.num_images = 3, 1
+    def __init__(
+        self, step: int, gate: threading.Event | None = None, stall_s: float = 10.0, num_images: int = 10
+    ) -> None:
+        self.num_parts, self.num_images = 3, num_images
         self.bad: list[tuple[int, BadRow]] = []
         self.without_label = self.truncated = 0
         self.step, self.threads = step, set[str]()
@@ -72,7 +74,9 @@ class Builder:
     def finish(self) -> PackedBatch:
         if not self._done.wait(self._stall_s):
             raise StallError("no part was finished")
-        return batch_of(self.step)
+        batch = batch_of(self.step)
+        self.counts = BatchCounts.of(batch)
+        return batch
 
 
 def outcomes_of(**policy: object) -> Outcomes:
@@ -102,11 +106,25 @@ def test_batches_come_in_order_and_at_most_prefetch_are_built_ahead(num_threads:
     assert step == 19
     names = {name for builder in builders for name in builder.threads}
     assert all(name.startswith("patchnpack-decode") for name in names) == (num_threads > 0)
-    assert decoding_threads() == []
+    assert library_threads() == []
 
 
-@pytest.mark.parametrize("num_threads", [0, 2])
-def test_rows_left_out_are_counted_with_the_next_batch_and_the_last_ones_with_the_last(num_threads: int) -> None:
+def test_small_batches_are_built_further_ahead_so_that_every_thread_has_two_images() -> None:
+    builders: list[Builder] = []
+
+    def planned() -> Iterator[BatchBuilder]:
+        for step in range(20):
+            builders.append(Builder(step, num_images=step % 2))  # a batch without images counts as one
+            yield builders[-1]
+
+    for batch in run_batches(planned(), outcomes_of(), num_threads=4, prefetch=1):
+        assert len(builders) == min(20, batch.step + 8)
+
+
+@pytest.mark.parametrize(("num_threads", "plan_ahead"), [(0, False), (2, False), (2, True)])
+def test_rows_left_out_are_counted_with_the_next_batch_and_the_last_ones_with_the_last(
+    num_threads: int, plan_ahead: bool
+) -> None:
     outcomes = outcomes_of()
 
     def planned() -> Iterator[BatchBuilder]:
@@ -116,7 +134,7 @@ def test_rows_left_out_are_counted_with_the_next_batch_and_the_last_ones_with_th
             yield Builder(step)
         outcomes.left_out.skipped["tail"] += 5
 
-    batches = run_batches(planned(), outcomes, num_threads=num_threads, prefetch=2)
+    batches = run_batches(planned(), outcomes, num_threads=num_threads, prefetch=2, plan_ahead=plan_ahead)
     stats = outcomes.stats
     counted = [(stats.skipped["oversize"], stats.bad_images, stats.skipped["tail"]) for _ in batches]
     # Without threads nothing is planned ahead, so the tail is unknown until the iterator ends.
@@ -141,7 +159,7 @@ def test_bad_images_of_a_batch_are_counted_quarantined_and_judged(tmp_path: obje
 
     def planned() -> Iterator[BatchBuilder]:
         for step in range(4):
-            builder = Builder(step)
+            builder = Builder(step, num_images=1)
             builder.bad = [(0, bad(step))] if step != 1 else []
             yield builder
 
@@ -151,7 +169,7 @@ def test_bad_images_of_a_batch_are_counted_quarantined_and_judged(tmp_path: obje
     assert outcomes.stats.bad_images == 3
     with open(path) as file:
         assert len(file.readlines()) == 3
-    assert decoding_threads() == []
+    assert library_threads() == []
 
 
 def test_stall_is_raised_without_waiting_for_the_stuck_thread() -> None:
@@ -166,25 +184,27 @@ def test_stall_is_raised_without_waiting_for_the_stuck_thread() -> None:
     assert time.monotonic() - began < 5
     assert closed == [False]
     gate.set()
-    while decoding_threads() and time.monotonic() - began < 10:
+    while library_threads() and time.monotonic() - began < 10:
         time.sleep(0.01)
-    assert decoding_threads() == []
+    assert library_threads() == []
 
 
+@pytest.mark.parametrize("plan_ahead", [False, True])
 @pytest.mark.parametrize("in_a_cycle", [False, True])
-def test_forgotten_iterator_ends_its_threads(in_a_cycle: bool) -> None:
+def test_forgotten_iterator_ends_its_threads(in_a_cycle: bool, plan_ahead: bool) -> None:
     closed = list[str]()
     batches = run_batches(
         (Builder(step) for step in range(100)),
         outcomes_of(),
         num_threads=2,
         prefetch=2,
+        plan_ahead=plan_ahead,
         on_close=lambda: closed.append("closed"),
     )
     gc.disable()
     try:
         next(batches)
-        assert len(decoding_threads()) == 2
+        assert len(library_threads()) == 2 + plan_ahead
         if in_a_cycle:
             cycle: list[object] = [batches]
             cycle.append(cycle)
@@ -193,22 +213,28 @@ def test_forgotten_iterator_ends_its_threads(in_a_cycle: bool) -> None:
         assert closed == ([] if in_a_cycle else ["closed"])
         gc.collect()
         assert closed == ["closed"]
-        assert decoding_threads() == []
+        assert library_threads() == []
     finally:
         gc.enable()
 
 
-def test_error_of_the_plan_is_raised_and_ends_the_threads() -> None:
+@pytest.mark.parametrize("plan_ahead", [False, True])
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_error_of_the_plan_is_raised_and_ends_the_threads(after: int, plan_ahead: bool) -> None:
     def planned() -> Iterator[BatchBuilder]:
-        yield Builder(0)
+        yield from map(Builder, range(after))
         raise ConnectionError("the source broke")
 
+    steps = list[int]()
+    batches = run_batches(planned(), outcomes_of(), num_threads=2, prefetch=1, plan_ahead=plan_ahead)
     with pytest.raises(ConnectionError, match="the source broke"):
-        list(run_batches(planned(), outcomes_of(), num_threads=2, prefetch=1))
-    assert decoding_threads() == []
+        steps.extend(batch.step for batch in batches)
+    assert steps == list(range(max(0, after - 1)))  # the batch being built when the plan failed is not handed out
+    assert library_threads() == []
 
 
-def test_batch_is_released_while_the_next_one_is_awaited() -> None:
+@pytest.mark.parametrize("plan_ahead", [False, True])
+def test_batch_is_released_while_the_next_one_is_awaited(plan_ahead: bool) -> None:
     made: list[weakref.ref[torch.Tensor]] = []
 
     class Watched(Builder):
@@ -218,7 +244,25 @@ def test_batch_is_released_while_the_next_one_is_awaited() -> None:
             made.append(weakref.ref(batch.patches))
             return batch
 
-    batches = run_batches((Watched(step) for step in range(5)), outcomes_of(), num_threads=1, prefetch=1)
+    batches = run_batches(
+        (Watched(step) for step in range(40)), outcomes_of(), num_threads=1, prefetch=1, plan_ahead=plan_ahead
+    )
     while (batch := next(batches, None)) is not None:
         del batch
-    assert len(made) == 5
+    assert len(made) == 40
+
+
+def test_builder_is_released_with_its_batch() -> None:
+    made: list[weakref.ref[Builder]] = []
+
+    def watched(step: int) -> Builder:
+        builder = Builder(step)
+        made.append(weakref.ref(builder))
+        return builder
+
+    for plan_ahead in (False, True):
+        made.clear()
+        for batch in run_batches(
+            map(watched, range(40)), outcomes_of(), num_threads=2, prefetch=1, plan_ahead=plan_ahead
+        ):
+            assert not any(ref() for ref in made[: batch.step + 1])

@@ -40,6 +40,8 @@ CASES: list[dict[str, Any]] = [
     {"shuffle": True, "even": "drop", "num_streams": 2, "block": 6},
     {"shuffle": True, "packing": PACKING.replace(patch_size=SIZES, balance=12), "block": 6},
     {"packing": PACKING.replace(resolution=RandomResizedCrop(max_tokens=20), fill="trim")},
+    {"shuffle": True, "packing": PACKING.replace(algorithm="priced"), "num_streams": 2},
+    {"shuffle": True, "packing": PACKING.replace(algorithm="priced", patch_size=SIZES, fill="trim"), "block": 6},
 ]
 
 
@@ -126,17 +128,19 @@ def _step(loaders: list[Iterator[PackedBatch]]) -> list[PackedBatch]:
     return [batch for batch in (next(loader, None) for loader in loaders) if batch is not None]
 
 
-@pytest.mark.parametrize("patch_size", [8, SIZES])
+@pytest.mark.parametrize(("patch_size", "algorithm"), [(8, "priced"), (8, "subset_sum"), (SIZES, "priced")])
 @pytest.mark.parametrize("after", [0, 1, 3])
 @pytest.mark.parametrize(("ranks", "others"), list(itertools.product([1, 2, 3, 4, 8], repeat=2)))
 def test_state_of_any_number_of_ranks_loads_on_any_other(
-    ranks: int, others: int, after: int, patch_size: Any, index: Index
+    ranks: int, others: int, after: int, patch_size: Any, algorithm: Any, index: Index
 ) -> None:
+    packing = PACKING.replace(patch_size=patch_size, algorithm=algorithm)
+
     def make(world_size: int, batch_size: int) -> list[PackedImageLoader]:
         return [
             PackedImageLoader(
-                index, PACKING.replace(patch_size=patch_size), batch_size=batch_size, shuffle=True, block=24,
-                rank=rank, world_size=world_size, num_threads=1,
+                index, packing, batch_size=batch_size, shuffle=True, block=24, rank=rank, world_size=world_size,
+                num_threads=1,
             )
             for rank in range(world_size)
         ]  # fmt: skip

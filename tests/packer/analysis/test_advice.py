@@ -8,7 +8,8 @@ import pytest
 
 from patchnpack.packer import Packing, PatchSizes, Rows
 from patchnpack.packer.analysis.advice import Advice, advise, best_setting
-from patchnpack.packer.analysis.sweep import Setting, sweep
+from patchnpack.packer.analysis.setting import Setting
+from patchnpack.packer.analysis.sweep import sweep
 
 
 def _advice(rows: Rows, packing: Packing, **settings: Any) -> Advice:
@@ -62,9 +63,36 @@ def test_of_lengths_that_pad_equally_the_shortest_is_advised() -> None:
     assert advice.best.current
     assert f"{advice.flags}: 0.0%" in advice.sentences[0]
     assert not _naming(advice, "percentage points")  # longer sequences gain nothing
-    gaining = _advice(_of([100] * 1024), Packing(seq_len=201), seq_lens=[201, 400])
-    assert gaining.best.seq_len == 201
-    assert _naming(gaining, "0.50 percentage points")
+    gaining = _advice(_of([100] * 1000), Packing(seq_len=501), seq_lens=[501, 1000])
+    assert gaining.best.seq_len == 501
+    assert _naming(gaining, "0.20 percentage points")
+
+
+def test_the_advice_bounds_what_other_lengths_gain_and_names_round_and_short_ones() -> None:
+    rows = _of([300] * 500 + [512] * 500)
+    swept = sweep(rows, Packing(seq_len=1024))
+    advice, (search,) = advise(swept), swept.searches
+    assert _naming(advice, "No length from 512 to 2,048 slots", "reduces padding")
+    assert search.gap < 0.001
+    padding = {s.seq_len: s.padding for s in sorted(swept.settings, key=lambda s: -s.padding)}
+    for multiple in (64, 128):
+        length = -(-advice.best.seq_len // multiple) * multiple
+        assert _naming(advice, f"{length:,} slots", f"{padding[length]:.1%} padding")
+    assert _naming(advice, "--sweep-multiple 128")
+    round_already = _advice(rows, Packing(seq_len=1024), multiple=64)
+    assert not _naming(round_already, "--sweep-multiple")
+    assert _naming(round_already, "No multiple of 64 from 512 to 2,048 slots")
+
+
+def test_a_much_shorter_length_is_named() -> None:
+    rows = _of(np.random.default_rng(0).integers(200, 500, 1000).tolist())
+    swept = sweep(rows, Packing(seq_len=512))
+    advice = advise(swept)
+    (sentence,) = _naming(advice, "At half the length or less")
+    half = [s for s in swept.settings if 2 * s.seq_len <= advice.best.seq_len and s.oversize <= 10]
+    least = min(half, key=lambda s: s.padding)
+    assert f"{least.seq_len:,} slots leave {least.padding:.1%} padding" in sentence
+    assert not _naming(_advice(rows, Packing(seq_len=512), seq_lens=[512]), "At half the length")
 
 
 def test_savings_are_those_of_the_slots() -> None:
@@ -133,7 +161,7 @@ def test_one_more_of_few_packs_is_worse(seed: int) -> None:
 
 def test_one_more_of_many_packs_is_equal() -> None:
     (setting,) = sweep(_of([64] * 256), Packing(seq_len=128), seq_lens=[128], algorithms=["next_fit"]).settings[:1]
-    for packs, first in ((199, False), (200, True)):
+    for packs, first in ((999, False), (1000, True)):
         fewest = replace(setting, current=False, packs=packs, tokens=128 * packs - 64)
         one_more = replace(fewest, packs=packs + 1)
         assert (best_setting([one_more, fewest]) is one_more) == first

@@ -19,14 +19,20 @@ from patchnpack.packer import (
     ScheduledDrop,
     plan,
 )
-from patchnpack.packer.analysis import sweep as module
+from patchnpack.packer.analysis import sweep as sweeping
+from patchnpack.packer.analysis import trial as module
 from patchnpack.packer.analysis.baselines import baselines
 from patchnpack.packer.analysis.report import imbalance, pack_bytes
-from patchnpack.packer.analysis.sweep import Setting, Sweep, default_seq_lens, sweep
+from patchnpack.packer.analysis.setting import Setting, Sweep
+from patchnpack.packer.analysis.sweep import length_range, sweep
 
 
 def _rows(n: int = 700) -> Rows:
     return Rows.of_sizes(*np.random.default_rng(3).integers(48, 500, (2, n)))
+
+
+def _tokens(rows: Rows) -> np.ndarray:
+    return -(-rows.width.astype(np.int64) // 16) * -(-rows.height.astype(np.int64) // 16)
 
 
 def _without_times(found: Sweep) -> list[Setting]:
@@ -103,14 +109,47 @@ def test_several_patch_sizes_are_swept_one_by_one_and_none_is_current() -> None:
     assert found.current is None
 
 
-def test_default_lengths_start_where_99_percent_of_the_images_fit() -> None:
-    keep = np.concatenate([np.full(99, 300), [5000]])
-    assert default_seq_lens(np.full(100, 300))[0] == 512
-    assert default_seq_lens(keep)[0] == 512
-    assert default_seq_lens(np.full(100, 512))[0] == 512
+def test_the_range_starts_where_99_percent_of_the_images_fit() -> None:
+    keep, packing = np.concatenate([np.full(99, 300), [5000]]), Packing()
+    assert length_range(np.full(100, 300), packing) == (300, 512)
+    assert length_range(keep, packing) == (300, 512)
+    assert length_range(keep[1:], packing) == (5000, 8192)  # 1 of 99 is more than 1 %
+    assert length_range(keep, packing.replace(oversize="error")) == (5000, 8192)
+    assert length_range(np.full(100, 512), packing) == (512, 512)
+    assert length_range(np.full(100, 1), packing.replace(grid_multiple=3)) == (9, 16)
     found = sweep(_rows(), Packing(seq_len=1024))
-    assert {s.seq_len for s in found.settings} == {1024, 1536, 2048, 3072, 4096}
+    assert {1024, 2048, 4096} < {s.seq_len for s in found.settings}
     assert all(s.oversize <= 7 for s in found.settings)
+    (search,) = found.searches
+    assert (search.shortest, search.longest) == (length_range(_tokens(_rows()), packing)[0], 4096)
+
+
+def test_the_sweep_holds_the_found_lengths_and_the_next_multiples() -> None:
+    found = sweep(_rows(), Packing(seq_len=1024))
+    (search,), lengths = found.searches, {s.seq_len for s in found.settings}
+    assert {search.best, search.advised, -(-search.advised // 64) * 64, -(-search.advised // 128) * 128} <= lengths
+    padding = {n: min(s.padding for s in found.settings if s.seq_len == n) for n in lengths}
+    assert {n: p for n, p in search.padding if n in lengths}.items() <= padding.items()
+    assert padding[search.best] == min(p for _, p in search.padding)
+
+
+def test_multiples_restrict_the_search() -> None:
+    found = sweep(_rows(), Packing(seq_len=777), multiple=96)
+    (search,) = found.searches
+    assert all(n % 96 == 0 for n, _ in search.padding)
+    assert {s.seq_len for s in found.settings if s.seq_len % 96} <= {777}
+
+
+def test_many_rows_are_sampled_for_the_search_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sweep(_rows(), Packing())
+    monkeypatch.setattr(sweeping, "_SAMPLE", 300)
+    sampled = sweep(_rows(), Packing())
+    assert (whole.searches[0].images, sampled.searches[0].images) == (700, 300)
+    assert {s.images for s in sampled.settings} == {700}
+    drop = ScheduledDrop(drop=ConstantDrop(0.6), start=1.0, end=0.0, midpoint=350, tau=50)
+    scheduled = sweep(_rows(), Packing(token_drop=drop, fill="none"))
+    padding = dict(scheduled.searches[0].padding)[1024]  # of the sample, spread over all of the schedule
+    assert padding == pytest.approx(min(s.padding for s in scheduled.settings if s.seq_len == 1024), abs=0.02)
 
 
 def test_no_image_exceeds_the_lengths_of_a_sweep_in_which_that_is_an_error() -> None:
@@ -149,6 +188,8 @@ def test_progress_ends_with_all_lengths_done() -> None:
     ("settings", "message"),
     [
         ({"seq_lens": []}, "seq_lens is empty; give at least one"),
+        ({"multiple": 0}, "multiple is 0; it must be at least 1"),
+        ({"multiple": 64, "seq_lens": [100]}, "multiple is 64, but seq_lens names the lengths"),
         ({"lookaheads": [0]}, "lookaheads is 0; it must be at least 1"),
         ({"patch_sizes": [0]}, "patch_sizes is 0; it must be at least 1"),
         ({"algorithms": []}, "algorithms is empty; give at least one"),

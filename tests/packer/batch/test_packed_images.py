@@ -66,22 +66,13 @@ def test_images_planned_and_placed_come_back_pixel_for_pixel(mode: Any, edge: An
     patches, segment_ids = np.zeros((B, L, packing.token_bytes(8)), np.uint8), np.zeros((B, L), np.int32)
     coords, grids, rows = np.zeros((B, L, 2), np.int32), np.zeros((B, K, 2), np.int32), np.full((B, K), -1)
     for b in range(B):
-        slot, pack = 0, packs.pack(b)
+        pack = packs.pack(b)
+        first = np.cumsum(pack.keep) - pack.keep
+        _kernels.lay_out(pack.key, pack.grid, pack.keep, np.arange(len(pack)) + 1, first, segment_ids[b], coords[b])
         for j in range(len(pack)):
-            keep, (gw, gh) = int(pack.keep[j]), pack.grid[j].tolist()
-            slots = slice(slot, slot + keep)
-            _kernels.place_image(
-                pixels[pack.row[j]],
-                8,
-                gw,
-                gh,
-                _kernels.kept_tokens(pack.key[j], gw * gh, keep),
-                j + 1,
-                patches[b, slots],
-                segment_ids[b, slots],
-                coords[b, slots],
-            )
-            grids[b, j], rows[b, j], slot = (gw, gh), pack.row[j], slot + keep
+            image, (gw, gh) = pixels[pack.row[j]], pack.grid[j].tolist()
+            _kernels.place_image(image, 8, gw, gh, coords[b], patches[b], int(first[j]), int(pack.keep[j]))
+            grids[b, j], rows[b, j] = (gw, gh), pack.row[j]
     batch = PackedBatch(
         patches=torch.from_numpy(patches),
         segment_ids=torch.from_numpy(segment_ids),

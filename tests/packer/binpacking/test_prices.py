@@ -94,6 +94,26 @@ def test_a_packing_refuses_prices_that_do_not_belong_to_it(changes: dict[str, An
         Packing(**({"prices": (Prices((3,), (5,)),)} | changes))
 
 
+def test_prices_are_left_out_where_what_they_belong_to_changes() -> None:
+    packing = Packing(algorithm="priced", prices=(Prices((3,), (5,)),))
+    assert packing.replace(lookahead=9, seq_len=1024, algorithm="priced").prices == packing.prices
+    for changes in ({"algorithm": "auto"}, {"seq_len": 999}, {"patch_size": 8}):
+        assert packing.replace(**changes).prices is None
+    given = (Prices((4,), (6,)),)
+    assert packing.replace(seq_len=999, prices=given).prices == given
+
+
+def test_lengths_of_large_capacities_are_priced_in_steps() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.choice([4099, 8200, 13_000, 25_001, 50_000], 5000)
+    fine, coarse = (Prices.of_counts(np.bincount(lengths * times), 65_536 * times) for times in (1, 16))
+    price = [np.array(table.values)[np.searchsorted(table.lengths, [4099 * n, 50_000 * n], side="right") - 1]
+             for table, n in ((fine, 1), (coarse, 16))]  # fmt: skip
+    assert np.abs(price[0] - price[1]).max() <= 8
+    short = Prices.of_counts(np.bincount([1, 2, 60_000]), 65_536)
+    assert short.lengths[0] >= 1
+
+
 def test_no_items_have_no_prices() -> None:
     assert Prices.of_counts(np.zeros(9, np.int64), 8) == Prices((), ())
 

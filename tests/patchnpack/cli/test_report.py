@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 from patchnpack import PackedImageLoader, Packing
 from patchnpack.cli import main as cli
 from patchnpack.cli.main import app
+from patchnpack.loaders import open_index
 
 Shards = Callable[..., str]
 CLOTHING = Path(__file__).resolve().parents[4] / "shared" / "data" / "clothing"
@@ -38,6 +41,58 @@ def test_sweep_flags_choose_the_settings(shards: Shards) -> None:
     expected = {(P, L, "best_fit", "7") for P in ("8", "16") for L in ("32", "48")} | {("16", "64", "best_fit", "7")}
     assert {row for row in tried if row[2] == "best_fit"} == expected
     assert len(tried - expected) == 1  # the current setting
+
+
+def _size_table(folder: Path, shards: str) -> str:
+    index = open_index(shards, image="jpg;jpeg;png;webp")
+    (folder / "sizes.csv").write_text(
+        "width,height\n" + "".join(f"{w},{h}\n" for w, h in zip(index.width, index.height, strict=True))
+    )
+    return str(folder / "sizes.csv")
+
+
+def test_report_of_a_table_of_sizes_equals_that_of_the_shards(shards: Shards, tmp_path: Path) -> None:
+    path = shards()
+    table = _size_table(tmp_path, path)
+    found = [json.loads(run(app, ["report", name, "--seq-len", "64", "--json"]).stdout) for name in (table, path)]
+    assert [fields.pop("source") for fields in found] == [table, path]
+    for fields in found:
+        del fields["planning_seconds_per_million"]
+    assert found[0] == found[1]
+    assert found[0]["images"] == 24
+
+
+def test_text_and_page_of_a_table_name_it(shards: Shards, tmp_path: Path) -> None:
+    _size_table(tmp_path, shards())
+    out = tmp_path / "report.html"
+    with contextlib.chdir(tmp_path):
+        result = run(app, ["report", "sizes.csv", "--seq-len", "64", "--html", str(out)], env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^source +sizes\.csv", result.output)
+    page = out.read_text()
+    assert "<h1>sizes.csv</h1>" in page
+    assert page.count("<svg") == 8
+    assert "data:image/jpeg" not in page
+
+
+def test_several_tables_are_one_data_set_and_may_be_shuffled(tmp_path: Path) -> None:
+    for name, size in (("a.csv", 64), ("b.csv", 400)):
+        (tmp_path / name).write_text("w,h\n" + f"{size},{size}\n" * 300)
+    tables = [str(tmp_path / name) for name in ("a.csv", "b.csv")]
+    packs = []
+    for flags in ([], ["--shuffle"], ["--shuffle", "--seed", "1"]):
+        arguments = ["report", *tables, "--algorithm", "next_fit", "--max-images", "9", "--json", *flags]
+        found = json.loads(run(app, arguments).stdout)
+        assert (found["images"], found["source"]) == (600, f"{tables[0]} and 1 more")
+        packs.append(found["packs"])
+    assert len(set(packs)) > 1
+
+
+def test_sweep_multiple_restricts_the_lengths(shards: Shards) -> None:
+    found = json.loads(run(app, ["report", shards(), "--json", "--sweep", "--sweep-multiple", "24"]).stdout)["sweep"]
+    (search,) = found["searches"]
+    assert search["multiple"] == 24
+    assert all(length % 24 == 0 for length, _ in search["padding"])
 
 
 def test_csv_without_a_sweep_has_one_line_per_method(shards: Shards) -> None:
@@ -85,6 +140,9 @@ def test_html_is_one_page_with_an_optional_picture(shards: Shards, tmp_path: Pat
         (["--sweep-seq-len", "1k"], "error: --sweep-seq-len is '1k'; give whole numbers of at least 1"),
         (["--sweep-lookahead", "0"], "error: --sweep-lookahead is '0'; give whole numbers"),
         (["--sweep-algorithm", "worst"], "error: --sweep-algorithm has 'worst'; choose from auto, next_fit"),
+        (["--sweep-multiple", "0"], "error: --sweep-multiple is 0; it must be at least 1"),
+        (["--sweep-multiple", "8", "--sweep-seq-len", "64"], "error: --sweep-multiple is 8, but --sweep-seq-len names"),
+        (["sizes.csv"], "'sizes.csv' is a table of sizes and"),
         (["--batch-size", "0"], "error: --batch-size is 0; it must be at least 1"),
     ],
 )
@@ -116,7 +174,7 @@ def test_advice_for_the_clothing_photographs(tmp_path: Path) -> None:
     ]
     found = json.loads(run(app, arguments).stdout)
     assert (found["images"], found["packs"], found["oversize"]) == (3068, 725, 0)
-    assert found["sweep"]["advice"]["flags"].startswith("--seq-len 6144 ")
+    assert found["sweep"]["advice"]["flags"].startswith("--seq-len 7925 ")
     assert out.read_text().count("<svg") == 8
 
 
@@ -146,7 +204,7 @@ def test_every_field_of_the_report_of_a_packed_folder_equals_that_of_its_shards(
         for words in ([folder], [*sources, *flags, *(["--shuffle"] if shuffle else [])])
     )
     for found in (packed, source):
-        del found["planning_seconds_per_million"]
+        del found["planning_seconds_per_million"], found["source"]
     assert packed == source
     assert (packed["images"], packed["bad_images"]) == (46, 2)
     assert len({baseline["sequences"] for baseline in packed["baselines"][:2]}) == 2

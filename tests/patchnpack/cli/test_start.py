@@ -83,3 +83,10 @@ def test_commands_that_read_only_headers_import_no_torch(verb: str, tmp_path: Pa
     assert "does not exist" in output
     assert {"numba", "pyarrow"} <= modules
     assert "torch" not in modules
+
+
+def test_the_report_of_a_table_imports_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "sizes.csv").write_text("width,height\n640,480\n")
+    status, output, modules = start("report", str(tmp_path / "sizes.csv"), "--sweep")
+    assert status == 0, output
+    assert "torch" not in modules

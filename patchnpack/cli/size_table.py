@@ -1,0 +1,199 @@
+"""Tables of image sizes, CSV or parquet: what `report` reads where there are no shards yet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from patchnpack.loaders.errors import MAX_PIXELS
+from patchnpack.loaders.index.index_file import is_index
+from patchnpack.packer import Rows
+
+# n rows of a table
+
+# Names of the two columns in any case, the first pair that a table has: the usual one, then those of the published
+# metadata of large data sets.
+PAIRS = (("width", "height"), ("w", "h"), ("image_width", "image_height"), ("original_width", "original_height"))
+COUNT = "count"
+_CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+_TEXTS = (pa.types.is_string, pa.types.is_large_string)
+_MAX_IMAGES = 200_000_000  # a report of so many takes about 20 GB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizeTable:
+    """The images of one or several tables.
+
+    Attributes:
+        width, height: int64 (n,), in pixels.
+        too_large: images left out because a loader refuses so many pixels.
+        counted: whether some table gives the number of images of each size.
+    """
+
+    width: np.ndarray
+    height: np.ndarray
+    too_large: int
+    counted: bool
+
+    def rows(self, seed: int | None) -> Rows:
+        """The images in the order of the table, or shuffled with a seed."""
+        rows = Rows.of_sizes(self.width, self.height)
+        return rows if seed is None else rows.take(np.random.default_rng(seed).permutation(len(rows)))
+
+
+def are_size_tables(names: Sequence[str]) -> bool:
+    """Whether the sources are tables of sizes: CSV files, or parquet files with such columns and no images.
+
+    Raises:
+        ValueError: some are, and some are not.
+    """
+    tables = [name for name in names if _is_table(name)]
+    if tables and len(tables) < len(names):
+        other = next(name for name in names if name not in tables)
+        raise ValueError(f"{tables[0]!r} is a table of sizes and {other!r} is not; give tables or shards, not both")
+    return bool(tables)
+
+
+def read_size_tables(paths: Sequence[str]) -> SizeTable:
+    """Read tables with one row per image, one after another.
+
+    A table needs the columns width and height, in pixels (or another pair of `PAIRS`, in any case). With a column
+    `count`, a row stands for so many images of its size.
+
+    Raises:
+        FileNotFoundError: a table does not exist.
+        ValueError: a table cannot be read, is empty or lacks a column, or a size or count is not a whole number of at
+            least 1.
+    """
+    parts, counted = [], False
+    for path in paths:
+        names, count_name = _columns(_names(path), path)
+        table = _read(path, [*names, *count_name])
+        if not table.num_rows:
+            raise ValueError(f"table {path!r} has no rows; give at least one image")
+        width, height = (_whole(table, name, path) for name in names)
+        for name in count_name:
+            counted, count = True, _whole(table, name, path)
+            if (images := sum(count.tolist())) > _MAX_IMAGES:
+                raise ValueError(
+                    f"column {name!r} of {path!r} counts {images:,} images; a report takes at most {_MAX_IMAGES:,}: "
+                    "divide the counts"
+                )
+            width, height = np.repeat(width, count), np.repeat(height, count)
+        parts.append(np.stack([width, height]))
+    width, height = np.concatenate(parts, axis=1)
+    fits = width <= MAX_PIXELS // height
+    if not fits.any():
+        raise ValueError(
+            f"all {len(width):,} images of {paths[0]!r} have more than {MAX_PIXELS:,} pixels, the loader's limit, the "
+            f"first {width[0]}x{height[0]}; give widths and heights in pixels"
+        )
+    return SizeTable(width=width[fits], height=height[fits], too_large=int((~fits).sum()), counted=counted)
+
+
+def _is_table(name: str) -> bool:
+    if name.lower().endswith(_CSV):
+        return True
+    if not name.lower().endswith(".parquet") or not os.path.isfile(name) or is_index(name):
+        return False
+    try:
+        schema = pq.read_schema(name)
+    except (pa.ArrowException, OSError):
+        return False  # a damaged shard: reading the shards says so
+    shards_have = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct)
+    return _has_pair(schema.names) and not any(test(field.type) for test in shards_have for field in schema)
+
+
+def _names(path: str) -> list[str]:
+    """The names of a table's columns."""
+    if "://" in path:
+        raise ValueError(f"table {path!r} is remote; copy it to this machine, and give its path")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"table {path!r} does not exist in {Path.cwd()}; correct the path")
+    with _readable(path):
+        if path.lower().endswith(".parquet"):
+            return list(pq.read_schema(path).names)
+        with pa.csv.open_csv(path, parse_options=_parse(path)) as opened:
+            return list(opened.schema.names)
+
+
+def _read(path: str, names: Sequence[str]) -> pa.Table:
+    """The named columns; those of a CSV file as text, so that an error can show what the file says."""
+    with _readable(path):
+        if path.lower().endswith(".parquet"):
+            return pq.read_table(path, columns=names)
+        convert = pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), include_columns=names, strings_can_be_null=False
+        )
+        return pa.csv.read_csv(path, parse_options=_parse(path), convert_options=convert)
+
+
+def _parse(path: str) -> pa.csv.ParseOptions:
+    delimiter = "\t" if ".tsv" in Path(path.lower()).suffixes else ","
+    return pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"table {path!r} cannot be read: {error}; its first line must name the columns, such as width,height, and "
+            "each further line describe one image"
+        ) from error
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower()
+
+
+def _has_pair(names: Sequence[str]) -> bool:
+    plain = set(map(_plain, names))
+    return any(plain.issuperset(pair) for pair in PAIRS)
+
+
+def _columns(names: Sequence[str], path: str) -> tuple[list[str], list[str]]:
+    """The columns of widths and heights, and the column of counts if there is one, as the table spells them."""
+    plain = list(map(_plain, names))
+    for pair in PAIRS:
+        if all(name in plain for name in pair):
+            for name in (*pair, COUNT):
+                if plain.count(name) > 1:
+                    raise ValueError(
+                        f"table {path!r} has {plain.count(name)} columns named {name!r}; leave one of them"
+                    )
+            counts = [names[plain.index(COUNT)]] if COUNT in plain else []
+            return [names[plain.index(name)] for name in pair], counts
+    others = ", or ".join(" and ".join(pair) for pair in PAIRS[1:])
+    raise ValueError(
+        f"table {path!r} has the columns {', '.join(map(repr, names))}, but not width and height (or {others}); name "
+        "these columns in its first line, separated by commas"
+    )
+
+
+def _whole(table: pa.Table, name: str, path: str) -> np.ndarray:
+    """A column as int64 (n,), each a whole number of at least 1."""
+    column = table[name].combine_chunks()
+    kind = column.type
+    if not any(test(kind) for test in (pa.types.is_integer, pa.types.is_floating, *_TEXTS)):
+        raise ValueError(f"column {name!r} of table {path!r} holds {kind}; it must hold whole numbers")
+    text = pc.utf8_trim_whitespace(column.cast(pa.string()))
+    # Tools that know missing values write whole numbers as 640.0.
+    whole = pc.fill_null(pc.match_substring_regex(text, r"^0*[1-9][0-9]{0,17}(\.0*)?$"), False)
+    if not pc.all(whole).as_py():
+        row = whole.index(False).as_py()
+        raise ValueError(
+            f"row {row + 1:,} of table {path!r} has {column[row].as_py()!r} in column {name!r}; it must be a whole "
+            "number of at least 1: correct the row or leave it out"
+        )
+    return np.asarray(pc.replace_substring_regex(text, r"\..*", "").cast(pa.int64()))
