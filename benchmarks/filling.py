@@ -115,7 +115,7 @@ def line(rows: list[Row]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=50_000, help="images drawn from each table")
-    parser.add_argument("--sizes", type=Path, default=SIZES, help="folder of CSV files with width,height per row")
+    parser.add_argument("--sizes", type=Path, default=SIZES, help="folder of CSV files with width and height")
     parser.add_argument("--shards", default=CLOTHING, help="shards that give one more table")
     parser.add_argument("--quick", action="store_true", help="at most 20,000 images per table; L = 1024 and 4096")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "filling.csv")

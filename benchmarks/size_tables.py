@@ -1,6 +1,6 @@
 """Real image sizes to pack, resampled, and their token counts.
 
-The tables are CSV files with a header and `width,height` in pixels per row, by default those of `../shared/data/sizes`
+The tables are CSV files with the columns `width` and `height`, in pixels, by default those of `../shared/data/sizes`
 beside the checkout, whose README names their sources. The clothing shards beside them give one more table. Whatever is
 absent is skipped with a printed line.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from patchnpack import Packing
+from patchnpack.cli.size_table import read_size_tables
 from patchnpack.loaders import scan
 from patchnpack.packer import Rows
 from patchnpack.packer.images import measure
@@ -35,19 +36,18 @@ def size_tables(folder: Path, shards: str, images: int) -> Iterator[tuple[str, R
     if not files:
         print(f"{folder} is skipped: it holds no CSV files")
     for file in files:
-        yield file.stem, _resample(np.loadtxt(file, np.int64, delimiter=",", skiprows=1, usecols=(0, 1)), images)
+        yield file.stem, _resample(read_size_tables([str(file)]).rows(None), images)
     try:
         index = scan(shards)
     except FileNotFoundError as error:
         print(f"{shards} is skipped: {error}")
         return
-    valid = index.width > 0
-    yield Path(shards).parent.name or shards, _resample(np.stack([index.width[valid], index.height[valid]], 1), images)
+    yield Path(shards).parent.name or shards, _resample(index.rows(np.flatnonzero(index.width > 0)), images)
 
 
-def _resample(sizes: np.ndarray, images: int) -> Rows:
-    width, height = sizes[np.random.default_rng(0).integers(0, len(sizes), images)].T
-    return Rows.of_sizes(width, height)
+def _resample(rows: Rows, images: int) -> Rows:
+    chosen = np.random.default_rng(0).integers(0, len(rows), images)
+    return Rows.of_sizes(rows.width[chosen], rows.height[chosen])
 
 
 def token_counts(rows: Rows, seq_len: int) -> np.ndarray:

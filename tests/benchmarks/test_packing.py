@@ -109,9 +109,9 @@ def test_row_of_auto_is_what_pack_lengths_gives(monkeypatch: pytest.MonkeyPatch)
         assert row["percent_full"] == pytest.approx(100 * lengths.sum() / packs / 1024, abs=1e-4)
 
 
-def row(method: str, lookahead: str, full: float, algorithm: str = "", speed: float = 5.0) -> dict[str, Any]:
+def row(method: str, lookahead: str, full: float, algorithm: str, speed: float) -> dict[str, Any]:
     values = {"table": "pictures", "seq_len": 1024, "method": method, "lookahead": lookahead}
-    return values | {"algorithm": algorithm or method, "percent_full": full, "million_images_per_second": speed}
+    return values | {"algorithm": algorithm, "percent_full": full, "million_images_per_second": speed}
 
 
 def input_rows(**changes: Any) -> list[dict[str, Any]]:
@@ -119,11 +119,11 @@ def input_rows(**changes: Any) -> list[dict[str, Any]]:
     full = {"bound_": 99.0, "best_fit_decreasing_": 98.95, "auto_all": 98.95}
     for lookahead in ("256", "1024"):
         full |= {f"{method}_{lookahead}": 98.9 for method in ("subset_sum", "largest_fit", "priced", "auto")}
-    speed = changes.pop("speed", 5.0)
-    return [
-        row(*key.rsplit("_", 1), value, algorithm="priced" if key.startswith("auto") else "", speed=speed)
-        for key, value in (full | changes).items()
-    ]
+    speed, rows = changes.pop("speed", 5.0), []
+    for key, value in (full | changes).items():
+        method, lookahead = key.rsplit("_", 1)
+        rows.append(row(method, lookahead, value, "priced" if method == "auto" else method, speed))
+    return rows
 
 
 @pytest.mark.parametrize(
