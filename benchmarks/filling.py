@@ -9,7 +9,7 @@ The script fails, and names the table, if a fill needs more packs than `none`.
 
     python benchmarks/filling.py [--images 50000] [--sizes FOLDER] [--shards PATTERN] [--quick] [--out CSV]
 
-Writes benchmarks/results/filling.csv. `packing_tables.py` makes the tables of docs/packing.md of it.
+Writes benchmarks/results/filling.csv. `packing_tables.py` turns it into tables of docs/packing.md.
 """
 
 from __future__ import annotations

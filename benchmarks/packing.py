@@ -16,7 +16,7 @@ The script fails if a figure misses one of the limits below, and names it.
 
     python benchmarks/packing.py [--images 50000] [--sizes FOLDER] [--shards PATTERN] [--quick] [--out CSV]
 
-Writes benchmarks/results/packing.csv. `packing_tables.py` makes the tables of docs/packing.md of it.
+Writes benchmarks/results/packing.csv. `packing_tables.py` turns it into tables of docs/packing.md.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""Print the tables of docs/packing.md, in Markdown, from the results of `packing.py` and `filling.py`.
+"""Print the tables of docs/packing.md from the results of `packing.py`, `filling.py` and `planning_time.py`.
 
-python benchmarks/packing_tables.py [--results FOLDER]
+`--update` replaces the tables of the page, each found by its first cell.
+
+    python benchmarks/packing_tables.py [--results FOLDER] [--update docs/packing.md]
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, median
@@ -32,6 +35,14 @@ SPEEDS = {
     "`best_fit_decreasing`, all images": ("best_fit_decreasing", ""),
     "lightbinpack `obfd`, all images": ("lightbinpack", ""),
     "next-fit": ("next_fit", ""),
+}
+
+
+SETTINGS = {  # label of a row: setting of `planning_time.py`
+    "native": "native",
+    "`SampleSide` and `BetaDrop`; images are smaller, so a tenth as many packs": "SampleSide, BetaDrop",
+    "`rescale`": "rescale",
+    "five patch sizes; the planner measures each image at each size": "PatchSizes, 5 sizes",
 }
 
 
@@ -65,7 +76,7 @@ def mean_table(rows: list[Row]) -> str:
         }
         gap = max(b - ours for b, ours in zip(full["bound", ""], full["auto", "256"], strict=True))
         lines.append([f"{int(seq_len):,}", *(f"{mean(each):.2f} %" for each in full.values()), f"{gap:.2f}"])
-    return markdown(["L", *COLUMNS, "points below the bound at most, R = 256"], lines)
+    return markdown(["L, mean of all tables", *COLUMNS, "points below the bound at most, R = 256"], lines)
 
 
 def input_table(rows: list[Row], seq_len: str) -> str:
@@ -77,7 +88,7 @@ def input_table(rows: list[Row], seq_len: str) -> str:
         ours = where | {"method": "auto", "lookahead": "256"}
         (chosen,) = (row["algorithm"] for row in rows if ours.items() <= row.items())
         lines.append([f"`{table}`", *(f"{each:.2f} %" for each in full), f"`{chosen}`"])
-    return markdown([f"sizes, L = {int(seq_len):,}", *COLUMNS, "chosen at R = 256"], lines)
+    return markdown([f"table, L = {int(seq_len):,}", *COLUMNS, "chosen at R = 256"], lines)
 
 
 def speed_table(rows: list[Row]) -> str:
@@ -87,12 +98,22 @@ def speed_table(rows: list[Row]) -> str:
         speeds = values(rows, "million_images_per_second", method=method, lookahead=lookahead)
         if speeds:
             lines.append([name, *(f"{each:.1f}" for each in (min(speeds), median(speeds), max(speeds)))])
-    return markdown(["algorithm, million images/s", "slowest", "median", "fastest"], lines)
+    return markdown(["million images/s", "slowest", "median", "fastest"], lines)
+
+
+def planning_table(rows: list[Row]) -> str:
+    """CPU seconds to plan, by setting and algorithm."""
+    algorithms = list(dict.fromkeys(row["algorithm"] for row in rows))
+    lines = []
+    for label, setting in SETTINGS.items():
+        seconds = [values(rows, "seconds", setting=setting, algorithm=algorithm)[0] for algorithm in algorithms]
+        lines.append([label, *(f"{each:.1f}" for each in seconds)])
+    return markdown(["setting, CPU seconds", *(f"`{algorithm}`" for algorithm in algorithms)], lines)
 
 
 def fill_table(rows: list[Row]) -> str:
     """Padding by L for each fill, mean of all tables, and its cost."""
-    heading = ["L", "`none`", "`trim`", "`rescale`", "tokens `trim` drops", "images `rescale` resizes"]
+    heading = ["L, mean padding", "`none`", "`trim`", "`rescale`", "tokens `trim` drops", "images `rescale` resizes"]
     heading += ["`BetaDrop(0.5, 0.8)`, `none`", "the same, `undrop`", "drop rate with `undrop`"]
     lines = []
     for seq_len in seq_lens(rows):
@@ -109,12 +130,33 @@ def fill_table(rows: list[Row]) -> str:
     return markdown(heading, lines)
 
 
+def update(page: str, tables: Iterable[str]) -> str:
+    """Return a Markdown page with each of its tables whose first cell is that of one of `tables` replaced by that one.
+
+    Raises:
+        ValueError: the page does not hold exactly one such table.
+    """
+    for table in tables:
+        first = table.split(" | ")[0]
+        pattern = re.compile(rf"^{re.escape(first)} \|.*(\n\|.*)+", re.MULTILINE)
+        page, count = pattern.subn(lambda _, table=table: table, page)
+        if count != 1:
+            raise ValueError(f"the page holds {count} tables that start with {first!r}; it must hold 1")
+    return page
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--update", type=Path, help="Markdown page whose tables are replaced")
     options = parser.parse_args()
-    packing, filling = read(options.results / "packing.csv"), read(options.results / "filling.csv")
-    print(mean_table(packing), input_table(packing, "4096"), speed_table(packing), fill_table(filling), sep="\n\n")
+    names = ("packing", "filling", "planning_time")
+    packing, filling, planning = (read(options.results / f"{name}.csv") for name in names)
+    tables = [mean_table(packing), input_table(packing, "4096"), speed_table(packing)]
+    tables += [planning_table(planning), fill_table(filling)]
+    print(*tables, sep="\n\n")
+    if options.update is not None:
+        options.update.write_text(update(options.update.read_text(), tables))
 
 
 if __name__ == "__main__":

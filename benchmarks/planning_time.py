@@ -6,7 +6,7 @@ run on one thread, L = 1024, lookahead 256. Each plan is checked: every image in
 
     python benchmarks/planning_time.py [--images 1280000] [--out CSV]
 
-Writes benchmarks/results/planning_time.csv.
+Writes benchmarks/results/planning_time.csv. `packing_tables.py` turns it into a table of docs/packing.md.
 """
 
 from __future__ import annotations
