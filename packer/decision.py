@@ -12,7 +12,9 @@ from patchnpack.packer.binpacking.prices import Prices
 from patchnpack.packer.config import Packing
 
 
-def decide(packing: Packing, sample: Sequence[np.ndarray], counts: Sequence[np.ndarray]) -> Packing:
+def decide(
+    packing: Packing, sample: Sequence[np.ndarray], counts: Sequence[np.ndarray], *, complete: bool = True
+) -> Packing:
     """Return `packing` with "auto" resolved and, for "priced", the prices.
 
     With several patch sizes, the middle one decides the algorithm, and each has its own prices.
@@ -21,9 +23,13 @@ def decide(packing: Packing, sample: Sequence[np.ndarray], counts: Sequence[np.n
         packing: the configuration.
         sample: tokens of some images, int64 (s,), in a typical order; one array per patch size.
         counts: number of images of each token count, int (at most L + 1,); one array per patch size.
+        complete: whether `counts` holds all images. If the lookahead holds them, too, "auto" is "priced", which then
+            sees all of them: no algorithm packs better.
     """
     if not is_undecided(packing.algorithm, packing.prices):
         return packing
+    if packing.algorithm == "auto" and complete and len(counts) == 1 and packing.lookahead >= counts[0].sum():
+        packing = packing.replace(algorithm="priced")
     middle = len(counts) // 2
     prices = Prices.of_counts(counts[middle], packing.seq_len)
     algorithm, _ = resolve_algorithm(
@@ -45,12 +51,13 @@ class Decision:
 
     Args:
         packing: the configuration, whose algorithm is "auto", or "priced" without prices.
-        decide_at: numbers of rows after which to decide.
+        decide_at: numbers of rows after which to decide, not before the lookahead is full.
     """
 
     def __init__(self, packing: Packing, decide_at: Sequence[int]) -> None:
         self._given = self._decided = packing
-        self._decide_at = sorted(decide_at)
+        # No pack is ready before the lookahead is full.
+        self._decide_at = sorted({max(rows, packing.lookahead) for rows in decide_at})
         self._sample_size = sample_size(packing.lookahead)
         self._sample = [np.empty(0, np.int64) for _ in packing.patch_sizes]
         self._counts = [np.zeros(packing.seq_len + 1, np.int64) for _ in packing.patch_sizes]
@@ -73,5 +80,5 @@ class Decision:
         """
         self._decide_at = [count for count in self._decide_at if arrived is not None and count > arrived]
         if arrived is None or self._counts[0].any():
-            self._decided = decide(self._given, self._sample, self._counts)
+            self._decided = decide(self._given, self._sample, self._counts, complete=arrived is None)
         return self._decided

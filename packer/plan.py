@@ -9,6 +9,7 @@ import numpy as np
 
 from patchnpack.packer.binpacking.algorithms import DECREASING, Algorithm
 from patchnpack.packer.binpacking.pack_lengths import SAMPLE, is_undecided, pack_ready
+from patchnpack.packer.binpacking.patterns import pack_by_patterns
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Packing
 from patchnpack.packer.decision import Decision
@@ -142,6 +143,7 @@ class Planner:
         self._start, self._stream, self._num_streams, self._share = start, stream, num_streams, share
         self._images_per_pack = images_per_pack
         self._images_seen = float(start)  # including the packs of earlier blocks, in all streams
+        self._emitted = False  # whether a pack has been returned
         self._decision = Decision(packing, decide_at) if is_undecided(packing.algorithm, packing.prices) else None
         self._arrived, self._packs = 0, 0
         self._waiting: list[Images] = []  # one entry per patch size
@@ -189,6 +191,7 @@ class Planner:
         stays = np.ones(len(waiting[0]), np.bool_)
         images, offsets, patch_size = [waiting[0].take(slice(0))], [np.zeros(1, np.int64)], [np.empty(0, np.int32)]
         for number, order, ends in self._packed(flush):
+            self._emitted = True
             stays[order] = False
             packed = waiting[number].take(order)
             fill_packs(packed, ends, packing, packing.patch_sizes[number])
@@ -266,6 +269,8 @@ class Planner:
         self, number: int, lengths: np.ndarray, least: np.ndarray | None, flush: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         packing = self._packing
+        if self._sees_all(flush, len(lengths)):
+            return pack_by_patterns(lengths, packing.seq_len, packing.max_images)
         return pack_ready(
             lengths,
             packing.seq_len,
@@ -276,6 +281,13 @@ class Planner:
             least=least,
             prices=None if packing.prices is None else packing.prices[number],
         )
+
+    def _sees_all(self, flush: bool, waiting: int) -> bool:
+        """Whether "priced" has every image in view, so that it can follow the patterns of the whole."""
+        packing = self._packing
+        alone = not isinstance(packing.patch_size, PatchSizes)
+        first = flush and not self._emitted
+        return packing.algorithm == "priced" and alone and first and 0 < waiting <= packing.lookahead
 
 
 def plan(

@@ -16,6 +16,7 @@ from numba import njit
 _LEAST_PIVOT = 1e-9
 _LEAST_GAIN = 1e-9  # a pattern enters the basis if it is worth more than 1 by this much
 _LEAST_NEW = 1e-7  # and is first added to the known patterns by this much
+_SHARE = 0.3
 _PERTURBATION = 1e-6
 _DRIFT = 1e-7
 
@@ -114,16 +115,35 @@ def _generate(patterns, count, lengths, duals, best, choice):  # type: ignore[no
 
 
 @njit(nogil=True, cache=True)
-def _entering(patterns, count, duals):  # type: ignore[no-untyped-def]
-    """The known pattern worth most and its worth; -1 if none is worth more than 1."""
+def _candidates(patterns, count, duals, worths, candidates):  # type: ignore[no-untyped-def]
+    """Write the patterns that gain at least a share of what the best one gains to `candidates`.
+
+    Returns their number and the gain below which it is time to look at all patterns again.
+    """
     starts, indices, copies = patterns
-    entering, most = -1, 1 + _LEAST_GAIN
-    at = 0
+    most, at = 0.0, 0
     for p in range(count):
         worth, end = 0.0, starts[p + 1]
         while at < end:
             worth += copies[at] * duals[indices[at]]
             at += 1
+        worths[p] = worth
+        most = max(most, worth)
+    least = max(_LEAST_GAIN, _SHARE * (most - 1))
+    number = 0
+    for p in range(count):
+        if worths[p] > 1 + least:
+            candidates[number] = p
+            number += 1
+    return number, least
+
+
+@njit(nogil=True, cache=True)
+def _entering(patterns, candidates, least, duals):  # type: ignore[no-untyped-def]
+    """The candidate worth most and its worth; -1 if none gains more than `least`."""
+    entering, most = -1, 1 + least
+    for p in candidates:
+        worth = _worth(patterns, p, duals)
         if worth > most:
             entering, most = p, worth
     return entering, most
@@ -165,16 +185,19 @@ def _replace(inverse, packs, duals, rates, k, worth):  # type: ignore[no-untyped
 def _improve(patterns, count, basis, inverse, packs, duals, pivots):  # type: ignore[no-untyped-def]
     """Run the primal simplex over the known patterns, for at most `pivots` steps; returns the steps left."""
     starts, indices, copies = patterns
-    rates = np.empty(len(packs))
+    rates, worths, candidates = np.empty(len(packs)), np.empty(count), np.empty(count, np.int64)
+    number, least = 0, 0.0
     while pivots > 0:
-        entering, worth = _entering(patterns, count, duals)
+        entering, worth = _entering(patterns, candidates[:number], least, duals)
         if entering < 0:
-            break
+            number, least = _candidates(patterns, count, duals, worths, candidates)
+            if number == 0:
+                break
+            continue
         rates[:] = 0
         for at in range(starts[entering], starts[entering + 1]):
-            i, number = indices[at], copies[at]
             for k in range(len(packs)):
-                rates[k] += inverse[i, k] * number
+                rates[k] += inverse[indices[at], k] * copies[at]
         k = _leaving(packs, rates)
         if k < 0:
             break

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from patchnpack.packer.binpacking import _classical, _decreasing, _largest_fit, _priced, _subset_sum
 from patchnpack.packer.binpacking.algorithms import CHOICES, DECREASING, Algorithm
+from patchnpack.packer.binpacking.patterns import pack_by_patterns
 from patchnpack.packer.binpacking.prices import Prices, price_table
 from patchnpack.packer.checks import check_whole
 
@@ -85,6 +86,25 @@ def resolve_algorithm(
     return chosen, prices if chosen == "priced" else None
 
 
+def check_lengths(lengths: ArrayLike, capacity: int, *, max_items: int, lookahead: int) -> np.ndarray:
+    """Return the lengths as int64 (n,); raises ValueError for what `pack_lengths` refuses."""
+    lengths = np.asarray(lengths)
+    if lengths.ndim != 1:
+        raise ValueError(f"lengths has shape {lengths.shape}; it must be one-dimensional")
+    if len(lengths) and lengths.dtype.kind not in "iu":
+        raise ValueError(f"lengths has dtype {lengths.dtype}; each length must be a whole number")
+    lengths = np.ascontiguousarray(lengths, np.int64)
+    for name, value in (("capacity", capacity), ("max_items", max_items), ("lookahead", lookahead)):
+        check_whole(name, value)
+    if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= capacity:
+        i = int(((lengths < 1) | (lengths > capacity)).argmax())
+        raise ValueError(
+            f"lengths[{i}] is {lengths[i]}; each length must be from 1 to the capacity, {capacity}: "
+            "shrink the item or leave it out"
+        )
+    return lengths
+
+
 def pack_ready(
     lengths: ArrayLike,
     capacity: int,
@@ -105,20 +125,7 @@ def pack_ready(
     `prices`, so do both first. With `least` (n,), the length that each item may be cut to, an item that is slightly too
     long may close a pack of "largest_fit", "subset_sum" and "priced".
     """
-    lengths = np.asarray(lengths)
-    if lengths.ndim != 1:
-        raise ValueError(f"lengths has shape {lengths.shape}; it must be one-dimensional")
-    if len(lengths) and lengths.dtype.kind not in "iu":
-        raise ValueError(f"lengths has dtype {lengths.dtype}; each length must be a whole number")
-    lengths = np.ascontiguousarray(lengths, np.int64)
-    for name, value in (("capacity", capacity), ("max_items", max_items), ("lookahead", lookahead)):
-        check_whole(name, value)
-    if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= capacity:
-        i = int(((lengths < 1) | (lengths > capacity)).argmax())
-        raise ValueError(
-            f"lengths[{i}] is {lengths[i]}; each length must be from 1 to the capacity, {capacity}: "
-            "shrink the item or leave it out"
-        )
+    lengths = check_lengths(lengths, capacity, max_items=max_items, lookahead=lookahead)
     order = np.empty(len(lengths), np.int64)
     offsets = np.zeros(len(lengths) + 1, np.int64)
     check_algorithm(algorithm)
@@ -162,6 +169,8 @@ def pack_lengths(
             "subset_sum", "priced", or "auto", which chooses one of the last three; `packer/binpacking/reference.py`
             pictures each.
         lookahead: R, number of waiting items that the packer chooses from; the decreasing algorithms sort all items.
+            With at least as many as there are items, "auto" and "priced" look at all of them, and need hardly more
+            packs than any packing; see `patterns.pack_by_patterns`.
 
     Returns:
         `order` and `offsets`, int64: pack i holds the items `order[offsets[i]:offsets[i + 1]]`.
@@ -173,7 +182,9 @@ def pack_lengths(
     >>> [order[a:b].tolist() for a, b in zip(offsets, offsets[1:])]
     [[0, 2], [1, 4], [3]]
     """
+    lengths = check_lengths(lengths, capacity, max_items=max_items, lookahead=lookahead)
     if algorithm in DECREASING:
-        check_whole("lookahead", lookahead)
-        lookahead = max(1, len(np.atleast_1d(lengths)))
+        lookahead = max(1, len(lengths))
+    if algorithm in ("auto", "priced") and lookahead >= len(lengths):
+        return pack_by_patterns(lengths, capacity, max_items)
     return pack_ready(lengths, capacity, max_items=max_items, algorithm=algorithm, lookahead=lookahead, flush=True)

@@ -174,7 +174,7 @@ def test_advice_for_the_clothing_photographs(tmp_path: Path) -> None:
     ]
     found = json.loads(run(app, arguments).stdout)
     assert (found["images"], found["packs"], found["oversize"]) == (3068, 725, 0)
-    assert found["sweep"]["advice"]["flags"].startswith("--seq-len 7925 ")
+    assert found["sweep"]["advice"]["flags"].startswith("--seq-len 3400 --algorithm priced ")
     assert out.read_text().count("<svg") == 8
 
 
