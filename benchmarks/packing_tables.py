@@ -139,7 +139,7 @@ def update(page: str, tables: Iterable[str]) -> str:
     for table in tables:
         first = table.split(" | ")[0]
         pattern = re.compile(rf"^{re.escape(first)} \|.*(\n\|.*)+", re.MULTILINE)
-        page, count = pattern.subn(lambda _, table=table: table, page)
+        page, count = pattern.subn(table.replace("\\", r"\\"), page)
         if count != 1:
             raise ValueError(f"the page holds {count} tables that start with {first!r}; it must hold 1")
     return page
