@@ -191,7 +191,7 @@ class Planner:
         stays = np.ones(len(waiting[0]), np.bool_)
         images, offsets, patch_size = [waiting[0].take(slice(0))], [np.zeros(1, np.int64)], [np.empty(0, np.int32)]
         for number, order, ends in self._packed(flush):
-            self._emitted = True
+            self._emitted |= len(order) > 0
             stays[order] = False
             packed = waiting[number].take(order)
             fill_packs(packed, ends, packing, packing.patch_sizes[number])

@@ -12,8 +12,9 @@ from patchnpack.packer.binpacking.cutting_stock import solve_cutting_stock
 # n items, counts (L + 1,) of each length; L capacity, K items per pack at most
 
 _GROUPS = 384
-_SHARE = 0.7  # of the packs that a programme over rounded lengths plans, before another one plans what is left
-_PATIENCE = 3  # rounds without a gain
+_ROUNDS = 100  # of column generation
+_SHARE = 0.7  # of the packs that a programme over rounded lengths plans are made; the next one plans the rest
+_PATIENCE = 3  # programmes without a gain
 _LOOKAHEAD = 1024
 _FEW = 200_000  # items that subset_sum always packs, too
 
@@ -22,15 +23,16 @@ def pack_by_patterns(lengths: np.ndarray, capacity: int, max_items: int) -> tupl
     """Pack all items: nearly as few packs as any packing needs, and never more than `best_fit_decreasing`.
 
     The linear programme of `cutting_stock.py` says how many packs should follow each pattern, in fractions. Each round
-    makes the whole ones and solves the programme again for the items left; a classical algorithm packs these after any
-    round, whichever gives the fewest packs in all. Past 384 distinct lengths, the programme rounds lengths up to
-    the longest of a group of neighbours. A pack then has room for items a little longer than the plan says, and takes
-    them. This leaves shorter ones to packs planned for the longer, hence a part of the packs per round.
+    makes the whole ones and solves the programme again for the items left. A classical algorithm packs the rest after
+    the round that gives the fewest packs in all. Past 384 distinct lengths, the programme rounds lengths up to the
+    longest of a group of neighbours. A pack then has room for items a little longer than planned, and takes them. This
+    leaves shorter ones to the packs planned for the longer, so a round makes only 70 % of the packs.
 
         lengths 6 5 5 4 4 3 3, capacity 10        programme: 6+4 once, 5+5 once, 4+3+3 once
 
     Time hardly depends on the number of items: up to three seconds for the programmes, then 5 million items per second.
-    The programme does not know `max_items`; packs obey it.
+    The programme does not know `max_items`; packs obey it. Where `max_items` rather than `capacity` limits packs, the
+    classical algorithms pack all.
 
     Args:
         lengths: int64 (n,), each from 1 to `capacity`.
@@ -47,13 +49,14 @@ def pack_by_patterns(lengths: np.ndarray, capacity: int, max_items: int) -> tupl
     """
     lengths = np.ascontiguousarray(lengths, np.int64)
     n, made = len(lengths), 0
-    least = max(-(-int(lengths.sum()) // capacity), -(-n // max_items))
+    by_length, by_items = -(-int(lengths.sum()) // capacity), -(-n // max_items)
+    least = max(by_length, by_items)
     counts = np.bincount(lengths, minlength=capacity + 1).astype(np.int64)
     chosen, ends = np.empty(n, np.int64), np.zeros(n + 1, np.int64)
     rest, rest_ends = _classical(lengths, capacity, max_items)
     fewest, kept = len(rest_ends) - 1, 0  # packs in all, of which the first ones are by patterns
-    vain = 0
-    while fewest > least and vain < _PATIENCE:
+    vain = 0 if by_length >= by_items else _PATIENCE  # else K limits packs, which the programme does not know
+    while fewest > least and ends[made] < n and vain < _PATIENCE:
         before, vain = made, vain + 1
         made, needed = _fill_round(counts, max_items, chosen, ends, made)
         if made == before:
@@ -110,10 +113,10 @@ def _fill_round(
     """Solve the programme for the items left and fill packs by its patterns, the most frequent first.
 
     Returns the packs made so far, and the packs that the programme needs: 0 where lengths were rounded up, because
-    the items may need fewer then.
+    the items may need fewer then. Leaves out patterns of more than K items.
     """
     shortest, longest, number = _groups(counts)
-    solved = solve_cutting_stock(longest, number, len(counts) - 1)
+    solved = solve_cutting_stock(longest, number, len(counts) - 1, rounds=_ROUNDS)
     exact = len(shortest) == np.count_nonzero(counts)
     needed = math.fsum(solved.packs.tolist())
     packs = np.floor(solved.packs * (1 if exact else _SHARE) + 1e-6).astype(np.int64)

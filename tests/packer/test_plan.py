@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import re
 from dataclasses import fields
+from itertools import pairwise
 from typing import Any, get_args
 
 import numpy as np
@@ -31,6 +32,7 @@ from patchnpack.packer import (
 from patchnpack.packer.binpacking import reference, reference_fill, reference_priced
 from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
 from patchnpack.packer.binpacking.pack_lengths import SAMPLE
+from patchnpack.packer.binpacking.patterns import pack_by_patterns
 from patchnpack.packer.binpacking.prices import Prices, price_table
 from patchnpack.packer.images import measure
 from patchnpack.packer.policies import reference_draws
@@ -154,7 +156,10 @@ def test_a_plan_is_the_reference_packing_of_rows_measured_one_by_one(
     made = plan(rows, packing, seed=seed, epoch=epoch)
     assert made.algorithm in ({packing.algorithm} if packing.algorithm != "auto" else set(CHOICES))
     limits = (images.keep.tolist(), packing.seq_len, packing.max_images, packing.lookahead, True)
-    if made.algorithm == "priced":
+    if made.algorithm == "priced" and 0 < len(images) <= packing.lookahead:  # all in view
+        order, offsets = pack_by_patterns(images.keep, packing.seq_len, packing.max_images)
+        packs = [order[low:high].tolist() for low, high in pairwise(offsets)]
+    elif made.algorithm == "priced":
         prices = Prices.of_counts(np.bincount(images.keep), packing.seq_len)
         each = (price_table(prices, packing.seq_len)[0] // (packing.seq_len + 1)).tolist()
         packs = reference_priced.priced(*limits, None, each)
