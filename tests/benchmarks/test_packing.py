@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
+import importlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,19 +18,18 @@ import pytest
 from patchnpack.packer import Rows, pack_lengths
 from patchnpack.packer.binpacking.algorithms import CHOICES
 
+Load = Callable[[str], ModuleType]
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SIZES = [(500, 375), (500, 375), (375, 500), (333, 500), (1200, 900), (64, 200), (90, 60)]
 
 
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    """Import a benchmark as scripts import each other; the modules are gone after the test."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
-    return module
+    yield importlib.import_module
+    for file in BENCHMARKS.glob("*.py"):
+        sys.modules.pop(file.stem, None)
 
 
 def run(script: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -96,8 +96,8 @@ def test_without_tables_the_script_says_so_and_writes_nothing(script: str, tmp_p
     assert "--images is 0; give at least 1" in done.stderr
 
 
-def test_row_of_auto_is_what_pack_lengths_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    packing = load("packing", monkeypatch)
+def test_row_of_auto_is_what_pack_lengths_gives(load: Load) -> None:
+    packing = load("packing")
     lengths = np.random.default_rng(0).integers(300, 1024, 3000)
     rows = list(packing.measure("drawn", lengths, 1024, None))
     found = packing.by_input(rows)["drawn", 1024]
@@ -155,14 +155,12 @@ def input_rows(**changes: Any) -> list[dict[str, Any]]:
     ],
     ids=["none", "everything in view", "choice", "mean", "speed"],
 )
-def test_each_missed_limit_is_named(
-    changes: dict[str, Any], sentences: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert list(load("packing", monkeypatch).failures(input_rows(**changes))) == sentences
+def test_each_missed_limit_is_named(changes: dict[str, Any], sentences: list[str], load: Load) -> None:
+    assert list(load("packing").failures(input_rows(**changes))) == sentences
 
 
-def test_fill_that_needs_more_packs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    filling = load("filling", monkeypatch)
+def test_fill_that_needs_more_packs_is_named(load: Load) -> None:
+    filling = load("filling")
     width, height = np.array(SIZES)[np.random.default_rng(0).integers(0, len(SIZES), 500)].T
     rows = list(filling.measure("pictures", Rows.of_sizes(width, height), 1024))
     assert [row["fill"] for row in rows] == ["none", "trim", "rescale", "none", "undrop"]
@@ -178,8 +176,8 @@ def test_docs_show_the_recorded_results() -> None:
         assert table in page, "run python benchmarks/packing_tables.py --update docs/packing.md"
 
 
-def test_update_replaces_each_table_and_refuses_a_page_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = load("packing_tables", monkeypatch)
+def test_update_replaces_each_table_and_refuses_a_page_without_it(load: Load) -> None:
+    tables = load("packing_tables")
     new = tables.markdown(["L", "full"], [["1,024", "99 %"], ["2,048", "98 %"]])
     page = "before\n\n| L | full |\n|---|---|\n| 1,024 | 90 % |\n\nafter\n"
     assert tables.update(page, [new]) == f"before\n\n{new}\n\nafter\n"
