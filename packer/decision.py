@@ -42,8 +42,8 @@ def decide(
     )
     if algorithm != "priced":
         return packing.replace(algorithm=algorithm)
-    tables = tuple(Prices.of_counts(each, packing.seq_len) for each in counts)
-    return packing.replace(algorithm=algorithm, prices=tables)
+    tables = [prices if each is counts[middle] else Prices.of_counts(each, packing.seq_len) for each in counts]
+    return packing.replace(algorithm=algorithm, prices=tuple(tables))
 
 
 class Decision:

@@ -81,7 +81,7 @@ class RowFilter:
                 if packing.oversize == "skip":
                     times[over] = 0
             fits = times > 0  # skipped images have more than L tokens
-            found += np.count_nonzero(fits)
+            found += int(np.count_nonzero(fits))
             ends = passed + np.cumsum(times)
             chosen = np.repeat(np.arange(len(rows)), np.diff(ends // step, prepend=passed // step))
             passed = int(ends[-1])

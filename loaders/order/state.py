@@ -75,7 +75,7 @@ def fingerprint(order: Order, digest: str) -> dict[str, str]:
 
 def _digest_of(prices: tuple[Prices, ...] | None) -> str:
     """Return a short text that is equal for equal prices."""
-    return "None" if prices is None else xxhash.xxh3_128_hexdigest(repr(prices))
+    return "None" if prices is None else xxhash.xxh3_128_hexdigest(repr(prices).encode())
 
 
 def _difference(name: str, saved: str | None, current: str | None) -> str:

@@ -15,7 +15,7 @@ from patchnpack.packer.binpacking._length_bitmap import clear_bit, highest, long
 
 # n items (images), each of a length (tokens); L capacity of a pack, R lookahead, K items per pack at most
 
-SEARCHED = 512  # lengths tried for one pack at most: bounds the time of a search that finds no perfect subset
+SEARCHED = 384  # lengths tried for one pack at most: bounds the time of a search that finds no perfect subset
 
 
 @njit(nogil=True, cache=True)
@@ -137,7 +137,7 @@ def priced(lengths, capacity, max_items, lookahead, flush, order, offsets, least
             return packs
         while gone[oldest]:
             oldest += 1
-        length, room, pack_start, arrival = np.int64(lengths[oldest]), capacity, out, oldest
+        length, room, pack_start, arrival = lengths[oldest], capacity, out, oldest
         closing, next_chosen, slack = -1, 0, np.int64(0)
         while length > 0:
             item = head[length]

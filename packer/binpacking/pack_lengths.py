@@ -78,10 +78,19 @@ def resolve_algorithm(
         prices = Prices.of_counts(np.bincount(lengths), capacity)
     if algorithm == "priced":
         return algorithm, prices
-    sample, limits = lengths[: sample_size(lookahead)], {"max_items": max_items, "lookahead": lookahead, "flush": True}
-    packs = {
-        choice: len(pack_ready(sample, capacity, algorithm=choice, prices=prices, **limits)[1]) for choice in CHOICES
-    }
+    sample = lengths[: sample_size(lookahead)]
+    packs: dict[Algorithm, int] = {}
+    for choice in CHOICES:
+        _, offsets = pack_ready(
+            sample,
+            capacity,
+            max_items=max_items,
+            algorithm=choice,
+            lookahead=lookahead,
+            flush=True,
+            prices=prices,
+        )
+        packs[choice] = len(offsets)
     chosen = min(CHOICES, key=lambda choice: packs[choice])
     return chosen, prices if chosen == "priced" else None
 

@@ -56,7 +56,7 @@ def closing_by_price(held: list[int], room: int, items_left: int, price: list[in
 
     The subset of the highest price and, of those, the most tokens. Subsets are searched depth first, longer lengths
     first; a branch is left when the most that its room could be worth with items of any lengths would not make it
-    better than the best subset so far. The search ends when the best is worth as much as the room can be, or after 512
+    better than the best subset so far. The search ends when the best is worth as much as the room can be, or after 384
     lengths.
     """
     rises = [length for length in range(1, room + 1) if price[length] > price[length - 1]]
@@ -70,7 +70,7 @@ def closing_by_price(held: list[int], room: int, items_left: int, price: list[in
     branches: list[tuple[list[int], list[int]]] = [
         ([], list(kinds))
     ]  # the lengths of a subset, and those that may be added to it
-    while branches and searched < 512 and best < (most[room], room):
+    while branches and searched < 384 and best < (most[room], room):
         path, left = branches[-1]
         if not left:
             branches.pop()

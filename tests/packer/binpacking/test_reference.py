@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 from types import ModuleType
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,8 +16,9 @@ from patchnpack.packer.policies import reference_draws
 _NO_LIMIT = 10**6
 
 
-def priced(*limits: Any) -> list[list[int]]:
-    return reference_priced.priced(*limits, None, [0, 0, 0, 307, 409, 512, 512, 512, 512, 512, 512])
+def priced(lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool) -> list[list[int]]:
+    prices = [0, 0, 0, 307, 409, 512, 512, 512, 512, 512, 512]
+    return reference_priced.priced(lengths, capacity, max_items, lookahead, flush, None, prices)
 
 
 priced.__doc__ = reference_priced.priced.__doc__

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from patchnpack.packer import ConstantDrop, FitTokens, Images, Packing, PatchSizes, Planner, Rows, plan
 from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
 from patchnpack.packer.binpacking.pack_lengths import SAMPLE
+from patchnpack.packer.binpacking.prices import Prices
 from patchnpack.packer.images import measure
 from patchnpack.packer.plan import images_per_pack
 
@@ -169,6 +170,16 @@ def test_a_single_patch_size_packs_like_a_plain_patch_size(
     assert [len(list(run)) for _, run in groupby(alone.patch_size.tolist())] == [len(alone)]
     np.testing.assert_array_equal(alone.offsets, plain.offsets)
     np.testing.assert_array_equal(alone.images.row, plain.images.row)
+
+
+def test_each_patch_size_is_packed_by_its_own_prices() -> None:
+    rows = Rows.of_sizes(*np.random.default_rng(0).integers(17, 200, (2, 3000)))
+    prices = (Prices((1, 200), (1, 1000)), Prices((1, 30, 90), (20, 300, 700)))
+    several = Packing(seq_len=512, patch_size=PatchSizes((8, 16), (0, 1)), algorithm="priced", prices=prices)
+    alone = Packing(seq_len=512, patch_size=16, algorithm="priced", prices=prices[1:])
+    np.testing.assert_array_equal(plan(rows, several).images.row, plan(rows, alone).images.row)
+    other = alone.replace(prices=prices[:1])
+    assert plan(rows, other).images.row.tolist() != plan(rows, alone).images.row.tolist()
 
 
 def test_an_image_that_is_oversize_at_any_patch_size_is_skipped_at_all_of_them() -> None:
