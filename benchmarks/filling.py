@@ -1,17 +1,15 @@
-"""Measure how `Packing.fill` uses leftover slots, and how it changes the images.
+"""Measure how `Packing.fill` uses leftover slots on real image sizes, and how it changes the images.
 
-The inputs are two sets of photographs:
+For each table of `size_tables.py` and each sequence length, the script prints the padding left by `none`, `trim` and
+`rescale` with the share of packs that the fill saves, and the cost: tokens that `trim` drops, images that `rescale`
+resizes, and the largest change of a side. The last columns are the padding left by `none` and `undrop` with
+`BetaDrop(0.5, 0.8)`, and the mean drop rate before and after. Packs hold at most 256 images.
 
-* Sizes drawn from the shape of ImageNet's distribution. Half of the images are 500x375. The area of the others is
-  lognormal with a mean of 650 patches of 16x16 pixels and sigma 1.15, with aspect ratios 1, 4/3 and 3/2 in either
-  orientation. They are packed at native size, and with `BetaDrop(0.5, 0.8)`.
-* Sides uniform in 64 to 700 pixels, with `BetaDrop(0.5, 0.8)`.
+The script fails, and names the table, if a fill needs more packs than `none`.
 
-The mean excludes the very last pack.
+    python benchmarks/filling.py [--images 50000] [--sizes FOLDER] [--shards PATTERN] [--quick] [--out CSV]
 
-    python benchmarks/filling.py [--images 100000]
-
-Writes benchmarks/results/filling.csv.
+Writes benchmarks/results/filling.csv. `packing_tables.py` turns it into tables of docs/packing.md.
 """
 
 from __future__ import annotations
@@ -25,91 +23,131 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import numba
 import numpy as np
-from token_counts import lognormal
+from size_tables import CLOTHING, SEQ_LENS, SIZES, size_tables
 
 from patchnpack import BetaDrop, NoDrop, Packing
 from patchnpack.packer import Images, Rows, plan
 from patchnpack.packer.config import Fill
 
 HERE = Path(__file__).resolve().parent
-SEQ_LENS = (256, 1024, 4096, 16384)
+DROP = BetaDrop(0.5, 0.8)
+CASES: tuple[tuple[str, NoDrop | BetaDrop, tuple[Fill, ...]], ...] = (
+    ("", NoDrop(), ("none", "trim", "rescale")),
+    ("BetaDrop(0.5, 0.8)", DROP, ("none", "undrop")),
+)
 
-
-def photographs(images: int) -> Rows:
-    """Draw sizes as described in the module docstring."""
-    rng = np.random.default_rng(1)
-    area, aspect = lognormal(rng, 650, 1.15, images) * 256, rng.choice([1, 4 / 3, 3 / 4, 3 / 2, 2 / 3], images)
-    half = rng.random(images) < 0.5
-    width = np.where(half, 500, np.clip(np.sqrt(area * aspect), 60, 4000))
-    return Rows.of_sizes(width, np.where(half, 375, np.clip(np.sqrt(area / aspect), 60, 4000)))
+Row = dict[str, Any]
 
 
 def by_row(images: Images) -> Images:
     return images.take(np.argsort(images.row))
 
 
-def methods(images: int) -> Iterator[dict[str, object]]:
-    """Yield a row of the table for each input, L and fill."""
-    uniform = Rows.of_sizes(*np.random.default_rng(0).integers(64, 700, (2, images)))
-    inputs = (
-        ("ImageNet-like", photographs(images), NoDrop()),
-        ("ImageNet-like, BetaDrop(0.5, 0.8)", photographs(images), BetaDrop(0.5, 0.8)),
-        ("sides U(64, 700), BetaDrop(0.5, 0.8)", uniform, BetaDrop(0.5, 0.8)),
+def measure(table: str, rows: Rows, seq_len: int) -> Iterator[Row]:
+    """Yield a row per token drop and fill, for one table and L; the first of each token drop is "none"."""
+    for drop_name, drop, fills in CASES:
+        packing = Packing(seq_len=seq_len, token_drop=drop, max_images=256)
+        drawn, without = None, 0
+        for fill in fills:
+            made = plan(rows, packing.replace(fill=fill))
+            found, tokens = by_row(made.images), made.tokens()
+            if drawn is None:
+                drawn, without = found, len(made)
+            assert (tokens <= seq_len).all()
+            assert np.array_equal(found.row, np.arange(len(rows)))
+            change = np.abs(found.size / drawn.size - 1).max(1)
+            lost = 1 - np.minimum(found.keep, drawn.keep).sum() / drawn.keep.sum() if fill == "trim" else 0.0
+            yield {
+                "table": table,
+                "seq_len": seq_len,
+                "images": len(rows),
+                "token_drop": drop_name,
+                "fill": fill,
+                "algorithm": made.algorithm,
+                "packs": len(made),
+                "percent_of_packs_saved": round(100 * (1 - len(made) / without), 3),
+                "percent_padding": round(100 * (1 - tokens.mean() / seq_len), 3),
+                "drop_rate": round(1 - (found.keep / found.grid.prod(1)).mean(), 4),
+                "percent_of_tokens_lost": round(100 * lost, 3),
+                "percent_of_images_rescaled": round(100 * (change > 0).mean(), 2),
+                "largest_change": round(change.max(), 4),
+            }
+
+
+def failures(rows: list[Row]) -> Iterator[str]:
+    """Yield a sentence for each fill that needs more packs than "none"."""
+    without = {(row["table"], row["seq_len"], row["token_drop"]): row["packs"] for row in rows if row["fill"] == "none"}
+    for row in rows:
+        limit = without[row["table"], row["seq_len"], row["token_drop"]]
+        if row["packs"] > limit:
+            drop = f", {row['token_drop']}" if row["token_drop"] else ""
+            yield (
+                f"{row['table']}, L = {row['seq_len']}{drop}: {row['fill']} needs {row['packs']} packs; the limit is "
+                f"{limit}, the packs of none"
+            )
+
+
+HEADER = (
+    f"{'':22}{'':>6}{'none':>9}{'trim':^27}{'rescale':^36}{'BetaDrop: none':>16}{'undrop':>9}\n"
+    f"{'table':22}{'L':>6}{'padding':>9}{'padding':>9}{'saved':>9}{'lost':>9}{'padding':>9}{'saved':>9}"
+    f"{'resized':>9}{'largest':>9}{'padding':>16}{'padding':>9}{'drop rate':>17}"
+)
+
+
+def line(rows: list[Row]) -> str:
+    """The printed line of one table and L."""
+    none, trim, rescale, dropped, undrop = rows
+    return (
+        f"{none['table']:22}{none['seq_len']:>6}{none['percent_padding']:7.2f} %"
+        f"{trim['percent_padding']:7.2f} %{trim['percent_of_packs_saved']:7.2f} %"
+        f"{trim['percent_of_tokens_lost']:7.2f} %"
+        f"{rescale['percent_padding']:7.2f} %{rescale['percent_of_packs_saved']:7.2f} %"
+        f"{rescale['percent_of_images_rescaled']:7.1f} %{100 * rescale['largest_change']:7.2f} %"
+        f"{dropped['percent_padding']:14.3f} %{undrop['percent_padding']:7.3f} %"
+        f"{dropped['drop_rate']:9.4f}{undrop['drop_rate']:8.4f}"
     )
-    for name, rows, drop in inputs:
-        for seq_len in SEQ_LENS:
-            drawn = by_row(plan(rows, Packing(seq_len=seq_len, token_drop=drop, max_images=256, fill="none")).images)
-            for fill in get_args(Fill):
-                if fill == "undrop" and isinstance(drop, NoDrop):
-                    continue
-                made = plan(rows, Packing(seq_len=seq_len, token_drop=drop, max_images=256, fill=fill))
-                found = by_row(made.images)
-                assert (made.tokens() <= seq_len).all()
-                assert np.array_equal(found.row, np.arange(images))
-                change = np.abs(found.size / drawn.size - 1).max(1)
-                lost = 1 - np.minimum(found.keep, drawn.keep).sum() / drawn.keep.sum() if fill == "trim" else 0
-                yield {
-                    "input": name,
-                    "seq_len": seq_len,
-                    "fill": fill,
-                    "percent_full": f"{100 * made.tokens()[:-1].mean() / seq_len:.3f}",
-                    "drawn_rate": f"{1 - (drawn.keep / drawn.grid.prod(1)).mean():.4f}",
-                    "rate": f"{1 - (found.keep / found.grid.prod(1)).mean():.4f}",
-                    "percent_of_tokens_lost": f"{100 * lost:.3f}",
-                    "percent_of_images_rescaled": f"{100 * (change > 0).mean():.2f}",
-                    "largest_change": f"{change.max():.4f}",
-                }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--images", type=int, default=50_000, help="images drawn from each table")
+    parser.add_argument("--sizes", type=Path, default=SIZES, help="folder of CSV files with width and height")
+    parser.add_argument("--shards", default=CLOTHING, help="shards that give one more table")
+    parser.add_argument("--quick", action="store_true", help="at most 20,000 images per table; L = 1024 and 4096")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "filling.csv")
     options = parser.parse_args()
+    images = min(options.images, 20_000) if options.quick else options.images
+    if images < 1:
+        parser.error(f"--images is {images}; give at least 1")
     print(f"$ python {shlex.join(sys.argv)}")
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, "
-        f"numpy {np.__version__}, numba {numba.__version__}, {datetime.date.today()}; {options.images} images"
+        f"numpy {np.__version__}, numba {numba.__version__}, {datetime.date.today()}; {images} images"
     )
-    print(f"{'':38}{'L':>6} {'fill':8}{'full':>10}{'rate':>8}{'drawn':>8}{'lost':>9}{'rescaled':>10}{'max':>8}")
-    results = []
-    for row in methods(options.images):
-        results.append(row)
-        print(
-            f"{row['input']:38}{row['seq_len']:>6} {row['fill']:8}{row['percent_full']:>8} %{row['rate']:>8}"
-            f"{row['drawn_rate']:>8}{row['percent_of_tokens_lost']:>7} %{row['percent_of_images_rescaled']:>8} %"
-            f"{row['largest_change']:>8}"
-        )
+    print(HEADER)
+    rows: list[Row] = []
+    for table, sizes in size_tables(options.sizes, options.shards, images):
+        for seq_len in (1024, 4096) if options.quick else SEQ_LENS:
+            found = list(measure(table, sizes, seq_len))
+            rows += found
+            print(line(found), flush=True)
+    if not rows:
+        return 0
     options.out.parent.mkdir(exist_ok=True)
     with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(results[0]))
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(results)
+        writer.writerows(rows)
+    print(f"\n{options.out}")
+    missed = list(failures(rows))
+    for sentence in missed:
+        print(f"FAILED: {sentence}", file=sys.stderr)
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -26,7 +26,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from token_counts import CLOTHING
+from size_tables import CLOTHING, SIZES
 
 from patchnpack import Packing
 from patchnpack.cli.size_table import read_size_tables
@@ -34,7 +34,6 @@ from patchnpack.loaders import open_index
 from patchnpack.packer import Rows, advise, sweep
 
 HERE = Path(__file__).resolve().parent
-TABLES = HERE.parents[1] / "shared" / "data" / "sizes"
 MOST_REGRET = 0.005
 
 
@@ -82,8 +81,8 @@ def measured(name: str, rows: Rows, packing: Packing, count: int) -> dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", type=Path, default=TABLES, help="folder of CSV files with width and height")
-    parser.add_argument("--shards", default=str(CLOTHING))
+    parser.add_argument("--tables", type=Path, default=SIZES, help="folder of CSV files with width and height")
+    parser.add_argument("--shards", default=CLOTHING)
     parser.add_argument("--lengths", type=int, default=1000, help="lengths to draw; 0 means every length")
     parser.add_argument("--patch-sizes", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--out", type=Path, default=HERE / "results" / "lengths.csv")

@@ -1,15 +1,22 @@
-"""Measure how full packs get, and how fast, for every algorithm of `pack_lengths`.
+"""Measure how full packs get on real image sizes, compared with a lower bound, other algorithms and a peer library.
 
-The results are compared with peer libraries and with a lower bound. One run on one thread; each time is the fastest of
-3 calls. Every result is checked: each image in exactly one pack, and no pack over L tokens or K images. Peers run if
-they are installed: lightbinpack and TRL's `_pack_bfd`, whose time includes moving the tokens. The peers and the plain
-Python versions do not support K and are not checked against it. The bound of `bounds.py` ignores K as well.
+For each table of `size_tables.py` and each sequence length, the script prints the share of slots that hold tokens:
 
-The inputs, 100,000 images each, come from `token_counts.py`.
+- bound: no packing is fuller (column generation, see `bounds.py`)
+- R = 256, R = 1024: `auto` with that many waiting images, and the algorithm that it chooses
+- all: `auto` with all images waiting at once
+- best_fit (R = 256), best_fit_decreasing (all images at once), next_fit, as NaViT code packs
+- lightbinpack's `obfd` (all images at once), if it is installed
 
-    python benchmarks/packing.py [SHARDS...] [--images 100000] [--max-images 64] [--quick] [--synthetic] [--out CSV]
+The last columns are the speed of `priced` in million images/s, at R = 256, the ratio of this speed to that of
+lightbinpack, and the seconds that computing the prices takes. Times are CPU time of one thread, the fastest of 3 calls
+(prices and "all": one call). Each result is checked: every image is in exactly one pack, and no pack is over L.
 
-Writes benchmarks/results/packing.csv.
+The script fails if a figure misses one of the limits below, and names it.
+
+    python benchmarks/packing.py [--images 50000] [--sizes FOLDER] [--shards PATTERN] [--quick] [--out CSV]
+
+Writes benchmarks/results/packing.csv. `packing_tables.py` turns it into tables of docs/packing.md.
 """
 
 from __future__ import annotations
@@ -21,269 +28,265 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numba
 import numpy as np
-import pyarrow as pa
-from bounds import lower_bound
-from token_counts import CLOTHING, drawn, from_shards, lognormal, lognormal_counts
+from bounds import column_generation_bound
+from size_tables import CLOTHING, SEQ_LENS, SIZES, size_tables, token_counts
 
-from patchnpack import BetaDrop, ConstantDrop, Packing, PatchSizes, RandomResizedCrop, SampleSide
-from patchnpack.packer import Rows, pack_lengths, plan
-from patchnpack.packer.binpacking.algorithms import Algorithm
+from patchnpack.packer import pack_lengths
+from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
+from patchnpack.packer.binpacking.pack_lengths import pack_ready, resolve_algorithm
+from patchnpack.packer.binpacking.prices import Prices
 
 HERE = Path(__file__).resolve().parent
-ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
-LOOKAHEADS = (256, 1024)
+MAX_IMAGES = 10**6  # K: the bound does not know it
 FIELDS = (
-    *("table", "input", "images", "seq_len", "method", "lookahead", "packs", "bound", "bound_by"),
-    *("percent_full", "packs_over_bound", "million_images_per_second", "seconds"),
+    *("table", "seq_len", "images", "distinct_lengths", "method", "lookahead", "algorithm", "packs", "percent_full"),
+    *("seconds", "million_images_per_second"),
 )
 
+Row = dict[str, Any]
 Result = tuple[np.ndarray, np.ndarray]  # order (n,) and offsets (packs + 1,), as returned by `pack_lengths`
-Method = Callable[[Any, int], Any]
 
 
-def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """The result of `call`, and the seconds of the fastest of 3 calls."""
+@dataclass(frozen=True)
+class Limit:
+    """What `auto` must reach, in points of percent.
+
+    Attributes:
+        below_bound: how far it may be below the bound, for each table and L.
+        mean: the same on average; None is no limit.
+        below_decreasing: how far it may be below best_fit_decreasing, for each table and L.
+    """
+
+    below_bound: float
+    mean: float | None
+    below_decreasing: float
+
+
+LIMITS = {"256": Limit(1.0, 0.2, 0.6), "1024": Limit(0.7, 0.15, 0.3), "all": Limit(0.1, None, 0.0)}  # by lookahead
+LOSS_BY_CHOICE = 0.05  # points that `auto` may lose to the best of the algorithms it chooses from
+PRICED_SPEED = 1.0  # million images/s of `priced`, wherever `auto` chooses it
+
+
+def timed(call: Callable[[], Any], repeats: int = 3) -> tuple[Any, float]:
+    """The result of `call`, and the CPU seconds of the fastest of `repeats` calls."""
     seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
+    for _ in range(repeats):
+        began = time.process_time()
         result = call()
-        seconds.append(time.perf_counter() - began)
-    return result, min(seconds)
+        seconds.append(time.process_time() - began)
+    return result, max(min(seconds), 1e-9)
 
 
-def plain_next_fit(lengths: list[int], capacity: int) -> list[list[int]]:
-    """The loop of NaViT implementations: an image that does not fit closes the pack."""
-    packs: list[list[int]] = []
-    pack: list[int] = []
-    used = 0
-    for i, length in enumerate(lengths):
-        if used + length > capacity:
-            packs.append(pack)
-            pack, used = [], 0
-        pack.append(i)
-        used += length
-    return [*packs, pack]
-
-
-def from_lists(packs: list[list[int]]) -> Result:
-    """Convert packs as lists of images to a result."""
-    return np.concatenate([np.asarray(p, np.int64) for p in packs]), np.cumsum([0, *map(len, packs)])
-
-
-def as_table(lengths: np.ndarray) -> pa.Table:
-    """The input of TRL: lists of tokens, where each token holds the number of its image."""
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    tokens = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-    return pa.table({"input_ids": pa.ListArray.from_arrays(pa.array(starts), pa.array(tokens))})
-
-
-def from_table(packed: pa.Table) -> Result:
-    """Convert the output of TRL to a result."""
-    column = packed["input_ids"].combine_chunks()
-    tokens = column.flatten().to_numpy()
-    first = np.flatnonzero(np.diff(tokens, prepend=-1))
-    starts = np.concatenate([[0], np.cumsum(column.value_lengths().to_numpy())])
-    return tokens[first].astype(np.int64), np.searchsorted(first, starts)
-
-
-def check(result: Result, lengths: np.ndarray, capacity: int, max_images: int | None) -> int:
+def check(result: Result, lengths: np.ndarray, capacity: int) -> int:
     """Check a packing, and return its number of packs."""
     order, offsets = result
     assert offsets[0] == 0
     assert offsets[-1] == len(order) == len(lengths)
     assert (np.bincount(order, minlength=len(lengths)) == 1).all(), "an image is missing or packed twice"
-    images = np.diff(offsets)
-    assert images.min() >= 1
-    assert max_images is None or images.max() <= max_images, "a pack holds more than K images"
+    assert np.diff(offsets).min() >= 1
     assert np.add.reduceat(lengths[order], offsets[:-1]).max() <= capacity, "a pack holds more than L tokens"
-    return len(images)
+    return len(offsets) - 1
 
 
-class Contest:
-    """All packing methods, each of which has run once before it is timed."""
-
-    def __init__(self, max_images: int) -> None:
-        self.max_images = max_images
-        self.peers: list[tuple[str, Method, Callable[[np.ndarray], Any], Callable[[Any], Result]]] = [
-            ("next-fit, plain Python", plain_next_fit, np.ndarray.tolist, from_lists)
-        ]
-        try:
-            import lightbinpack
-
-            self.peers.append(("lightbinpack obfd, all images", lightbinpack.obfd, np.ndarray.tolist, from_lists))
-        except ImportError:
-            print("lightbinpack is not installed, so it is skipped (pip install lightbinpack needs a C++ compiler)")
-        try:
-            from trl.data_utils import _pack_bfd
-
-            self.peers.append(("TRL _pack_bfd, all images", _pack_bfd, as_table, from_table))
-        except ImportError:
-            print("trl is not installed, so it is skipped")
-        few = np.arange(1, 200)
-        for algorithm in ALGORITHMS:
-            self.ours(few, 256, algorithm, 16)
-        for name, method, prepare, _ in self.peers:
-            assert method(prepare(few), 256), name
-
-    def ours(self, lengths: np.ndarray, capacity: int, algorithm: Algorithm, lookahead: int) -> tuple[int, float]:
-        """Pack with `pack_lengths`; return the number of packs and the seconds."""
-        limits = {"max_items": self.max_images, "lookahead": lookahead}
-        result, seconds = timed(partial(pack_lengths, lengths, capacity, algorithm=algorithm, **limits))
-        return check(result, lengths, capacity, self.max_images), seconds
-
-    def run(self, lengths: np.ndarray, capacity: int) -> Iterator[tuple[str, str, int, float]]:
-        """Yield (method, lookahead, packs, seconds); lookahead is "" for methods without one."""
-        for name, method, prepare, result in self.peers:
-            packed, seconds = timed(partial(method, prepare(lengths), capacity))
-            yield name, "", check(result(packed), lengths, capacity, None), seconds
-        for algorithm in ALGORITHMS:
-            if algorithm == "next_fit":
-                yield algorithm, "", *self.ours(lengths, capacity, algorithm, LOOKAHEADS[0])
-            elif algorithm.endswith("_decreasing"):
-                yield f"{algorithm}, all images", "", *self.ours(lengths, capacity, algorithm, LOOKAHEADS[0])
-            else:
-                for lookahead in LOOKAHEADS:
-                    yield algorithm, str(lookahead), *self.ours(lengths, capacity, algorithm, lookahead)
+def find_peer() -> Callable[[list[int], int], list[list[int]]] | None:
+    """lightbinpack's best-fit decreasing on one thread, or None if it is not installed."""
+    try:
+        from lightbinpack import obfd
+    except ImportError:
+        print("lightbinpack is not installed, so it is skipped (pip install lightbinpack needs a C++ compiler)")
+        return None
+    peer: Callable[[list[int], int], list[list[int]]] = obfd
+    return peer
 
 
-def fill_table(contest: Contest, name: str, lengths: np.ndarray, seq_len: int) -> Iterator[dict[str, object]]:
-    """Print the table of one input, with a row per method and a column group per lookahead."""
-    began = time.perf_counter()
-    bound, bound_by = lower_bound(lengths, seq_len)
-    elapsed, tokens = time.perf_counter() - began, int(lengths.sum())
-    print(
-        f"\n{name}, L = {seq_len}: {len(lengths)} images of {lengths.mean():.0f} tokens, {len(np.unique(lengths))} "
-        f"distinct; bound {bound} packs, {100 * tokens / bound / seq_len:.3f} % full ({bound_by}, {elapsed:.1f} s)"
+def measure(table: str, lengths: np.ndarray, seq_len: int, peer: Callable[..., Any] | None) -> Iterator[Row]:
+    """Yield a row per method and lookahead, for one table and L; bound and prices are rows as well."""
+    tokens, images = int(lengths.sum()), len(lengths)
+    common = {"table": table, "seq_len": seq_len, "images": images, "distinct_lengths": len(np.unique(lengths))}
+    limits = {"max_items": MAX_IMAGES}
+
+    def row(method: str, lookahead: str, packs: int, seconds: float, algorithm: str = "") -> Row:
+        full, speed = round(100 * tokens / packs / seq_len, 4), round(images / seconds / 1e6, 4)
+        values = (method, lookahead, algorithm or method, packs, full, round(seconds, 6), speed)
+        return common | dict(zip(FIELDS[4:], values, strict=True))
+
+    bound, seconds = timed(partial(column_generation_bound, lengths, seq_len), 1)
+    yield row("bound", "", bound, seconds)
+    others: tuple[tuple[Algorithm, str], ...] = (("next_fit", ""), ("best_fit", "256"), ("best_fit_decreasing", ""))
+    for method, lookahead in others:
+        call = partial(pack_lengths, lengths, seq_len, algorithm=method, lookahead=int(lookahead or 1), **limits)
+        result, seconds = timed(call)
+        yield row(method, lookahead, check(result, lengths, seq_len), seconds)
+    if peer is not None:
+        packs, seconds = timed(partial(peer, lengths.tolist(), seq_len))
+        result = np.concatenate([np.asarray(p, np.int64) for p in packs]), np.cumsum([0, *map(len, packs)])
+        yield row("lightbinpack", "", check(result, lengths, seq_len), seconds)
+    prices, seconds = timed(partial(Prices.of_counts, np.bincount(lengths), seq_len), 1)
+    yield row("prices", "", bound, seconds)
+    for window in (256, 1024):
+        chosen, _ = resolve_algorithm("auto", lengths, seq_len, lookahead=window, prices=prices, **limits)
+        ready: dict[str, Any] = {**limits, "lookahead": window, "flush": True, "prices": prices}
+        for method in CHOICES:
+            result, seconds = timed(partial(pack_ready, lengths, seq_len, algorithm=method, **ready))
+            found = row(method, str(window), check(result, lengths, seq_len), seconds)
+            yield found
+            if method == chosen:
+                yield found | {"method": "auto"}
+    call = partial(pack_lengths, lengths, seq_len, algorithm="auto", lookahead=images, **limits)
+    result, seconds = timed(call, 1)
+    yield row("auto", "all", check(result, lengths, seq_len), seconds)
+
+
+def by_input(rows: Iterable[Row]) -> dict[tuple[str, int], dict[tuple[str, str], Row]]:
+    """Rows by method and lookahead, for each table and L."""
+    inputs: dict[tuple[str, int], dict[tuple[str, str], Row]] = {}
+    for row in rows:
+        inputs.setdefault((row["table"], row["seq_len"]), {})[row["method"], row["lookahead"]] = row
+    return inputs
+
+
+def failures(rows: list[Row]) -> Iterator[str]:
+    """Yield a sentence for each limit that is missed."""
+    inputs = by_input(rows)
+    gaps: dict[str, list[float]] = {lookahead: [] for lookahead in LIMITS}
+    for (table, seq_len), found in inputs.items():
+        where, full = f"{table}, L = {seq_len}", {key: row["percent_full"] for key, row in found.items()}
+        for lookahead, limit in LIMITS.items():
+            ours = full["auto", lookahead]
+            gaps[lookahead].append(full["bound", ""] - ours)
+            for other, points in (("bound", limit.below_bound), ("best_fit_decreasing", limit.below_decreasing)):
+                if full[other, ""] - ours > points + 1e-9:
+                    yield (
+                        f"{where}, lookahead {lookahead}: auto is {full[other, ''] - ours:.3f} points below {other}; "
+                        f"the limit is {points}"
+                    )
+            if lookahead == "all":
+                continue
+            best = max(full[choice, lookahead] for choice in CHOICES)
+            if best - ours > LOSS_BY_CHOICE + 1e-9:
+                chosen = found["auto", lookahead]["algorithm"]
+                yield (
+                    f"{where}, lookahead {lookahead}: auto chooses {chosen} and loses {best - ours:.3f} points; the "
+                    f"limit is {LOSS_BY_CHOICE}"
+                )
+            speed = found["auto", lookahead]["million_images_per_second"]
+            if found["auto", lookahead]["algorithm"] == "priced" and speed < PRICED_SPEED:
+                yield (
+                    f"{where}, lookahead {lookahead}: priced packs {speed:.2f} million images/s; the limit is "
+                    f"{PRICED_SPEED}"
+                )
+    for lookahead, limit in LIMITS.items():
+        if limit.mean is not None and gaps[lookahead] and statistics.mean(gaps[lookahead]) > limit.mean:
+            mean = statistics.mean(gaps[lookahead])
+            yield (
+                f"all tables, lookahead {lookahead}: auto is {mean:.3f} points below bound on average; the limit is "
+                f"{limit.mean}"
+            )
+
+
+HEADER = (
+    f"{'table':22}{'L':>6}{'bound':>9}{'R = 256':>10}{'':13}{'R = 1024':>9}{'':13}{'all':>7}{'best_fit':>10}"
+    f"{'bfd':>9}{'peer':>9}{'next_fit':>9}{'M/s':>8}{'ratio':>7}{'prices':>9}"
+)
+
+
+def line(found: dict[tuple[str, str], Row]) -> str:
+    """The printed line of one table and L."""
+
+    def full(method: str, lookahead: str = "") -> str:
+        row = found.get((method, lookahead))
+        return f"{row['percent_full']:9.3f}" if row else f"{'':9}"
+
+    row, speed = found["bound", ""], found["priced", "256"]["million_images_per_second"]
+    peer = found.get(("lightbinpack", ""))
+    ratio = f"{speed / peer['million_images_per_second']:7.2f}" if peer else f"{'':7}"
+    ours = (f"{full('auto', r)}  {found['auto', r]['algorithm']:11}" for r in ("256", "1024"))
+    return (
+        f"{row['table']:22}{row['seq_len']:>6}{full('bound')}{''.join(ours)}{full('auto', 'all')}"
+        f"{full('best_fit', '256')}{full('best_fit_decreasing')}{full('lightbinpack')}{full('next_fit')}{speed:8.2f}"
+        f"{ratio}{found['prices', '']['seconds']:7.2f} s"
     )
-    print(" " * 34 + "".join(f"{f'lookahead {r}':^34}" for r in LOOKAHEADS))
-    print(f"{'':34}" + f"{'full':>11}{'over bound':>12}{'M images/s':>11}" * len(LOOKAHEADS), end="")
-    last = None
-    for method, lookahead, packs, seconds in contest.run(lengths, seq_len):
-        row = {
-            "table": "fill", "input": name, "images": len(lengths), "seq_len": seq_len, "method": method,
-            "lookahead": lookahead, "packs": packs, "bound": bound, "bound_by": bound_by,
-            "percent_full": f"{100 * tokens / packs / seq_len:.3f}", "packs_over_bound": f"{packs / bound:.5f}",
-            "million_images_per_second": f"{len(lengths) / seconds / 1e6:.3f}",
-        }  # fmt: skip
-        print("" if method == last else f"\n{method:34}", end="")
-        print(f"{row['percent_full']:>9} %{row['packs_over_bound']:>12}{len(lengths) / seconds / 1e6:>11.2f}", end="")
-        last = method
-        yield row
-    print()
 
 
-def speed_table(contest: Contest, images: int) -> Iterator[dict[str, object]]:
-    """Print million images/s of each algorithm on all lengths, and of plain Python on a tenth of them."""
-    seq_lens = (1024, 4096)
-    print(f"\nSpeed, {images} lognormal lengths, lookahead {LOOKAHEADS[0]}, best of 3, in million images/s")
-    print(f"{'':34}" + "".join(f"{f'L = {seq_len}':>11}" for seq_len in seq_lens))
-    for method in ("next-fit, plain Python", *ALGORITHMS):
-        print(f"{method:34}", end="")
-        for seq_len in seq_lens:
-            lengths = lognormal_counts(6, images, seq_len)
-            if method in ALGORITHMS:
-                seconds = contest.ours(lengths, seq_len, method, LOOKAHEADS[0])[1]
-            else:
-                lengths = lengths[: max(1, images // 10)]
-                seconds = timed(partial(plain_next_fit, lengths.tolist(), seq_len))[1]
-            rate = len(lengths) / seconds / 1e6
-            print(f"{rate:>11.2f}", end="")
-            yield {
-                "table": "speed", "input": "lognormal", "images": len(lengths), "seq_len": seq_len, "method": method,
-                "lookahead": LOOKAHEADS[0] if method in ALGORITHMS else "",
-                "million_images_per_second": f"{rate:.3f}", "seconds": f"{seconds:.4f}",
-            }  # fmt: skip
-        print()
+def summary(rows: list[Row]) -> Iterator[str]:
+    """The lines below the table: distances from the bound, and speeds."""
+    inputs = by_input(rows)
+    yield f"\n{'points below the bound':34}{'mean':>9}{'largest':>9}"
+    for method, lookahead in (
+        *(("auto", lookahead) for lookahead in LIMITS),
+        *(("best_fit", "256"), ("best_fit_decreasing", ""), ("lightbinpack", ""), ("next_fit", "")),
+    ):
+        gaps = [
+            found["bound", ""]["percent_full"] - found[method, lookahead]["percent_full"]
+            for found in inputs.values()
+            if (method, lookahead) in found
+        ]
+        if gaps:
+            yield f"{method + (f', lookahead {lookahead}' if lookahead else ''):34}{np.mean(gaps):9.3f}{max(gaps):9.3f}"
+    yield f"\n{'million images/s':34}{'slowest':>9}{'median':>9}{'fastest':>9}"
+    for key in dict.fromkeys((row["method"], row["lookahead"]) for row in rows):
+        if key[0] not in ("bound", "prices", "auto"):
+            speeds = [found[key]["million_images_per_second"] for found in inputs.values() if key in found]
+            name = key[0] + (f", lookahead {key[1]}" if key[1] else "")
+            yield f"{name:34}{min(speeds):9.2f}{np.median(speeds):9.2f}{max(speeds):9.2f}"
+    seconds = [row["seconds"] for row in rows if row["method"] == "prices"]
+    yield f"seconds for the prices: median {np.median(seconds):.2f}, at most {max(seconds):.2f}"
+    seconds = [found["auto", "all"]["seconds"] for found in inputs.values()]
+    yield f"seconds to pack all images at once: median {np.median(seconds):.2f}, at most {max(seconds):.2f}"
 
 
-def plan_table(images: int) -> Iterator[dict[str, object]]:
-    """Print the seconds to plan an epoch with different policies and fills."""
-    side = np.sqrt(lognormal(np.random.default_rng(7), 650, 1, images)) * 16
-    aspect = np.sqrt(np.random.default_rng(8).uniform(0.5, 2, images))
-    rows = Rows.of_sizes(np.clip(side * aspect, 16, 4000), np.clip(side / aspect, 16, 4000))
-    methods: list[tuple[str, dict[str, Any]]] = [
-        ("native", {}),
-        ("ConstantDrop(0.5)", {"token_drop": ConstantDrop(0.5)}),
-        ("BetaDrop(0.5, 0.8)", {"token_drop": BetaDrop(0.5, 0.8)}),
-        ("SampleSide(64, 256)", {"resolution": SampleSide(low=64, high=256)}),
-        ("RandomResizedCrop, 256 tokens", {"resolution": RandomResizedCrop(max_tokens=256)}),
-        ("SampleSide, BetaDrop", {"resolution": SampleSide(low=64, high=256), "token_drop": BetaDrop(0.5, 0.8)}),
-        ("trim", {"fill": "trim"}),
-        ("rescale", {"fill": "rescale"}),
-        ("PatchSizes, 5 sizes", {"patch_size": PatchSizes((8, 12, 16, 24, 32))}),
-    ]
-    algorithms: tuple[Algorithm, ...] = ("largest_fit", "subset_sum")
-    print(f"\nPlanning {images} rows, L = 1024, lookahead 256, patch size 16, in seconds")
-    print(f"{'':34}" + "".join(f"{algorithm:>14}" for algorithm in algorithms))
-    for name, changes in methods:
-        print(f"{name:34}", end="")
-        for algorithm in algorithms:
-            packing = Packing(algorithm=algorithm, **changes)
-            plan(rows.take(slice(1000)), packing)  # compiles
-            began = time.perf_counter()
-            packs = plan(rows, packing)
-            seconds = time.perf_counter() - began
-            assert (np.bincount(packs.images.row, minlength=images) == 1).all()
-            assert packs.tokens().max() <= 1024
-            print(f"{seconds:>14.2f}", end="")
-            yield {
-                "table": "plan", "input": name, "images": images, "seq_len": 1024, "method": algorithm,
-                "lookahead": 256, "packs": len(packs), "seconds": f"{seconds:.3f}",
-                "percent_full": f"{packs.tokens().mean() / 10.24:.3f}",
-            }  # fmt: skip
-        print()
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", nargs="*", help="shards to pack in addition to the synthetic inputs")
-    parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--max-images", type=int, default=64, help="K, the maximum number of images per pack")
-    parser.add_argument("--quick", action="store_true", help="use a tenth of the images")
-    parser.add_argument("--synthetic", action="store_true", help="skip the clothing shards")
+    parser.add_argument("--images", type=int, default=50_000, help="images drawn from each table")
+    parser.add_argument("--sizes", type=Path, default=SIZES, help="folder of CSV files with width and height")
+    parser.add_argument("--shards", default=CLOTHING, help="shards that give one more table")
+    parser.add_argument("--quick", action="store_true", help="at most 20,000 images per table; L = 1024 and 4096")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "packing.csv")
     options = parser.parse_args()
-    images = options.images // 10 if options.quick else options.images
+    images = min(options.images, 20_000) if options.quick else options.images
     if images < 1:
-        parser.error(f"--images {options.images} leaves {images} images; give at least {10 if options.quick else 1}")
-
+        parser.error(f"--images is {images}; give at least 1")
     print(f"$ python {shlex.join(sys.argv)}")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("patchnpack", "numpy", "scipy"))
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("patchnpack", "numpy"))
     print(
         f"one thread of {platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Python "
-        f"{platform.python_version()}, {versions}, numba {numba.__version__}, {datetime.date.today()}; K = "
-        f"{options.max_images}"
+        f"{platform.python_version()}, {versions}, numba {numba.__version__}, {datetime.date.today()}; {images} images"
     )
-    contest = Contest(options.max_images)
-    results: list[dict[str, object]] = []
-    for given in drawn(images):
-        results += fill_table(contest, *given)
-    for source in ([] if options.synthetic else [str(CLOTHING)]) + options.shards:
-        try:
-            found = list(from_shards(source))
-        except FileNotFoundError as error:
-            print(f"\n{source} is skipped: {error}")
-            continue
-        for given in found:
-            results += fill_table(contest, *given)
-    results += speed_table(contest, 10 * images)
-    results += plan_table(images * 128 // 10)
+    peer = find_peer()
+    compiled = list(measure("", np.random.default_rng(0).integers(1, 256, 500), 256, peer))
+    assert compiled
+    rows: list[Row] = []
+    print(HEADER)
+    for table, sizes in size_tables(options.sizes, options.shards, images):
+        for seq_len in (1024, 4096) if options.quick else SEQ_LENS:
+            found = list(measure(table, token_counts(sizes, seq_len), seq_len, peer))
+            rows += found
+            print(line(by_input(found)[table, seq_len]), flush=True)
+    if not rows:
+        return 0
+    print("\n".join(summary(rows)))
     options.out.parent.mkdir(exist_ok=True)
     with options.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
-        writer.writerows(results)
+        writer.writerows(rows)
     print(f"\n{options.out}")
+    missed = list(failures(rows))
+    for sentence in missed:
+        print(f"FAILED: {sentence}", file=sys.stderr)
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

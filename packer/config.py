@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from patchnpack.packer.binpacking.algorithms import Algorithm
+from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
+from patchnpack.packer.binpacking.prices import Prices
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.policies.patch_sizes import PatchSizes
 from patchnpack.packer.policies.resolution import FitTokens, Native, Resolution, Square
@@ -26,6 +27,8 @@ from patchnpack.packer.policies.token_drop import (
 
 RESOLUTIONS = (Native, FitTokens, SampleSide, RandomResizedCrop, Square, ScheduledResolution)
 TOKEN_DROPS = (NoDrop, ConstantDrop, BetaDrop, ResolutionDrop, DropToTokens, ScheduledDrop)
+
+_PRICED_BY = ("algorithm", "seq_len", "patch_size")
 
 Fill = Literal["none", "undrop", "trim", "rescale"]
 Oversize = Literal["shrink", "drop", "skip", "error"]
@@ -47,7 +50,8 @@ class Packing:
         token_drop: policy for how many tokens each image loses: `NoDrop`, `ConstantDrop`, `BetaDrop`, `ResolutionDrop`,
             `DropToTokens` or `ScheduledDrop`.
         algorithm: packing algorithm: "next_fit", "first_fit", "best_fit", "first_fit_decreasing",
-            "best_fit_decreasing", "largest_fit", "subset_sum", or "auto", which chooses one of the last two.
+            "best_fit_decreasing", "largest_fit", "subset_sum", "priced", or "auto", which chooses one of the last
+            three.
         lookahead: R, number of waiting images that the packer chooses from.
         max_images: K, maximum images per pack.
         fill: use of leftover slots. "none" leaves them empty; "undrop" gives them back to images of the same pack whose
@@ -62,6 +66,8 @@ class Packing:
         image_mode: "RGB", "L" (grey) or "RGBA"; sets the number of channels C.
         interpolation: PIL's name of the filter that resizes images.
         scaled_decode: decode a JPEG that will be shrunk at least twofold at a lower scale, which is faster.
+        prices: price of each token count for "priced", one `Prices` per patch size. None, the default, computes them
+            once, from the images' token counts; a loader's `packing` holds the result.
 
     Raises:
         ValueError: a value is out of range; the message names the limit.
@@ -86,6 +92,7 @@ class Packing:
     image_mode: ImageMode = "RGB"
     interpolation: Interpolation = "bicubic"
     scaled_decode: bool = True
+    prices: tuple[Prices, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "lookahead", "max_images", "grid_multiple"):
@@ -115,11 +122,12 @@ class Packing:
             value = getattr(self, name)
             if not isinstance(value, float) or not 0 < value <= 0.5:
                 raise ValueError(f"{name} is {value!r}; it must be a share above 0 and at most 0.5")
-        if self.fill in ("trim", "rescale") and self.algorithm not in ("auto", "largest_fit", "subset_sum"):
+        if self.fill in ("trim", "rescale") and self.algorithm not in ("auto", *CHOICES):
             raise ValueError(
                 f"fill is {self.fill!r} and algorithm is {self.algorithm!r}, which does not choose among waiting "
-                "images; use algorithm='auto', 'largest_fit' or 'subset_sum'"
+                f"images; use algorithm='auto', {', '.join(map(repr, CHOICES[:-1]))} or {CHOICES[-1]!r}"
             )
+        self._check_prices()
         if self.fill == "rescale" and isinstance(self.resolution, Square | ScheduledResolution):
             raise ValueError(
                 f"fill is 'rescale' and resolution is {self.resolution}, whose sizes are fixed; use fill='trim'"
@@ -134,6 +142,22 @@ class Packing:
         for patch_size in self.patch_sizes:
             for _, policy in stages:
                 self._check_smallest(policy, patch_size)
+
+    def _check_prices(self) -> None:
+        prices: object = self.prices
+        if prices is None:
+            return
+        if self.algorithm != "priced":
+            raise ValueError(
+                f"prices are given and algorithm is {self.algorithm!r}; only algorithm='priced' uses prices: leave "
+                "them out"
+            )
+        if not isinstance(prices, tuple) or not all(isinstance(table, Prices) for table in prices):
+            raise ValueError(f"prices is {prices!r}; it must be a tuple of Prices, one per patch size, or None")
+        if len(prices) != len(self.patch_sizes):
+            raise ValueError(
+                f"there are {len(prices)} prices for {len(self.patch_sizes)} patch sizes; give one Prices per size"
+            )
 
     def _check_smallest(self, policy: Resolution, patch_size: int) -> None:
         """Try `policy` on the smallest possible image."""
@@ -167,5 +191,11 @@ class Packing:
         return patch_size**2 * self.channels
 
     def replace(self, **changes: Any) -> Packing:
-        """A copy with the given fields changed and validated."""
+        """A copy with the given fields changed and validated.
+
+        Prices belong to an algorithm, a sequence length and patch sizes: where one of these changes, they are left out
+        unless they are given.
+        """
+        if any(name in changes and changes[name] != getattr(self, name) for name in _PRICED_BY):
+            changes = {"prices": None} | changes
         return dataclasses.replace(self, **changes)

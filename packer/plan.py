@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchnpack.packer.binpacking.algorithms import Algorithm
-from patchnpack.packer.binpacking.pack_lengths import DECREASING, SAMPLE, pack_ready, resolve_algorithm
+from patchnpack.packer.binpacking.algorithms import DECREASING, Algorithm
+from patchnpack.packer.binpacking.pack_lengths import SAMPLE, is_undecided, pack_ready
+from patchnpack.packer.binpacking.patterns import pack_by_patterns
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Packing
+from patchnpack.packer.decision import Decision
 from patchnpack.packer.fill import fewest_tokens, fill_packs
 from patchnpack.packer.images import Images, Rows, measure
 from patchnpack.packer.policies.patch_sizes import PatchSizes
@@ -94,14 +96,6 @@ class Plan:
         return np.diff(np.concatenate([[0], np.cumsum(values)])[self.offsets])
 
 
-def decide_algorithm(packing: Packing, images: Sequence[Images]) -> Algorithm:
-    """Resolve "auto" from the first images; with several patch sizes, from those at the middle one."""
-    keep = images[len(images) // 2].keep
-    return resolve_algorithm(
-        packing.algorithm, keep, packing.seq_len, max_items=packing.max_images, lookahead=packing.lookahead
-    )
-
-
 def images_per_pack(rows: Rows, packing: Packing, *, seed: int) -> tuple[float, ...]:
     """Estimate the images per pack at each patch size from the first of `rows`.
 
@@ -118,9 +112,9 @@ def images_per_pack(rows: Rows, packing: Packing, *, seed: int) -> tuple[float, 
 class Planner:
     """Plan rows as they arrive: `add` returns the packs that are ready, `finish` the rest.
 
-    However the rows are split into calls, the packs are those of `plan` over all of them. The algorithm "auto" is
-    decided once, from the first 4,096 images. With `PatchSizes` each row is measured at every size when it arrives, and
-    a block is packed by the token counts at its own size.
+    However the rows are split into calls, the packs are those of `plan` over all of them. The algorithm "auto" and the
+    prices of "priced" are decided once, from the first 16,384 rows, unless `packing` holds both. With `PatchSizes` each
+    row is measured at every size when it arrives, and a block is packed by the token counts at its own size.
 
     Args:
         packing: the configuration.
@@ -129,6 +123,7 @@ class Planner:
         stream, num_streams: number of this stream, and of all streams, which take turns.
         share: consecutive packs of one patch size, with `PatchSizes`.
         images_per_pack: estimated images per pack at each patch size, for a curriculum of patch sizes.
+        decide_at: numbers of rows after which the algorithm and the prices are decided (again), from all rows so far.
     """
 
     def __init__(
@@ -142,17 +137,27 @@ class Planner:
         num_streams: int = 1,
         share: int = 1,
         images_per_pack: Sequence[float] = (),
+        decide_at: Sequence[int] = (SAMPLE,),
     ) -> None:
         self._packing, self._seed, self._epoch = packing, seed, epoch
         self._start, self._stream, self._num_streams, self._share = start, stream, num_streams, share
         self._images_per_pack = images_per_pack
         self._images_seen = float(start)  # including the packs of earlier blocks, in all streams
-        self._algorithm = packing.algorithm
+        self._emitted = False  # whether a pack has been returned
+        self._decision = Decision(packing, decide_at) if is_undecided(packing.algorithm, packing.prices) else None
         self._arrived, self._packs = 0, 0
         self._waiting: list[Images] = []  # one entry per patch size
 
     def add(self, rows: Rows) -> Plan:
         """Add rows; returns the packs that no later row can change."""
+        plans = []
+        while self._decision is not None and (missing := self._decision.missing(self._arrived)) <= len(rows):
+            plans.append(self._add(rows.take(slice(missing))))
+            rows = rows.take(slice(missing, None))
+            self._packing = self._decision.decide(self._arrived)
+        return Plan.concatenate([*plans, self._add(rows)])
+
+    def _add(self, rows: Rows) -> Plan:
         images_seen = self._start + self._stream + self._num_streams * (self._arrived + np.arange(len(rows)))
         self._arrived += len(rows)
         packing, arrived, over = self._packing, [], np.zeros(len(rows), np.bool_)
@@ -165,6 +170,8 @@ class Planner:
         skipped = over if packing.oversize == "skip" else np.zeros_like(over)
         if skipped.any():
             arrived = [images.take(~skipped) for images in arrived]
+        if self._decision is not None:
+            self._decision.add([images.keep for images in arrived])
         if self._waiting:
             arrived = [Images.concatenate(parts) for parts in zip(self._waiting, arrived, strict=True)]
         self._waiting = arrived
@@ -174,16 +181,17 @@ class Planner:
         """Pack the images that still wait."""
         none = np.empty(0, np.int64)
         if not self._waiting:
-            self.add(Rows.of_sizes(none, none))
+            self._add(Rows.of_sizes(none, none))
+        if self._decision is not None and is_undecided(self._packing.algorithm, self._packing.prices):
+            self._packing = self._decision.decide(None)
         return self._plan(flush=True, skipped=none, oversize=none)
 
     def _plan(self, *, flush: bool, skipped: np.ndarray, oversize: np.ndarray) -> Plan:
         packing, waiting = self._packing, self._waiting
-        if self._algorithm == "auto" and (flush or len(waiting[0]) >= SAMPLE):
-            self._algorithm = decide_algorithm(packing, waiting)
         stays = np.ones(len(waiting[0]), np.bool_)
         images, offsets, patch_size = [waiting[0].take(slice(0))], [np.zeros(1, np.int64)], [np.empty(0, np.int32)]
         for number, order, ends in self._packed(flush):
+            self._emitted |= len(order) > 0
             stays[order] = False
             packed = waiting[number].take(order)
             fill_packs(packed, ends, packing, packing.patch_sizes[number])
@@ -197,17 +205,17 @@ class Planner:
             images=images[1] if len(images) == 2 else Images.concatenate(images),
             skipped=skipped,
             oversize=oversize,
-            algorithm=self._algorithm,
+            algorithm=packing.algorithm,
         )
 
     def _packed(self, flush: bool) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Pack waiting images in runs of one patch size: its number, order and offsets."""
-        if self._algorithm == "auto":
+        if is_undecided(self._packing.algorithm, self._packing.prices):
             return
         sizes = self._packing.patch_sizes
         least = [fewest_tokens(images, self._packing, P) for images, P in zip(self._waiting, sizes, strict=True)]
         if not isinstance(self._packing.patch_size, PatchSizes):
-            yield 0, *self._pack(self._waiting[0].keep, least[0], flush)
+            yield 0, *self._pack(0, self._waiting[0].keep, least[0], flush)
             return
         left, entered = np.empty(0, np.int64), 0  # images considered but not packed; number of images considered
         while True:
@@ -217,7 +225,7 @@ class Planner:
             )
             number, wanted = sizes.index(size), self._share - done
             keep = self._waiting[number].keep
-            left, entered, order, offsets = self._pack_some(keep, least[number], left, entered, wanted, flush)
+            left, entered, order, offsets = self._pack_some(number, keep, least[number], left, entered, wanted, flush)
             if len(offsets) == 1:
                 return
             self._packs += len(offsets) - 1
@@ -227,6 +235,7 @@ class Planner:
 
     def _pack_some(
         self,
+        number: int,
         lengths: np.ndarray,
         least: np.ndarray | None,
         left: np.ndarray,
@@ -238,13 +247,14 @@ class Planner:
 
         No more images enter than needed.
         """
-        packing, decreasing = self._packing, self._algorithm in DECREASING
+        packing, decreasing = self._packing, self._packing.algorithm in DECREASING
         reach = 4 * packing.lookahead if decreasing else packing.lookahead + 16 * wanted
         while True:
             upto = min(len(lengths), entered + max(0, reach - len(left)))
             considered = np.concatenate([left, np.arange(entered, upto)])
             last = flush and upto == len(lengths)
-            order, offsets = self._pack(lengths[considered], None if least is None else least[considered], last)
+            cuts = None if least is None else least[considered]
+            order, offsets = self._pack(number, lengths[considered], cuts, last)
             if decreasing or len(offsets) > wanted or upto == len(lengths):
                 break
             reach *= 2
@@ -255,17 +265,29 @@ class Planner:
         stays[order] = False
         return considered[stays], upto, considered[order], offsets
 
-    def _pack(self, lengths: np.ndarray, least: np.ndarray | None, flush: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _pack(
+        self, number: int, lengths: np.ndarray, least: np.ndarray | None, flush: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         packing = self._packing
+        if self._sees_all(flush, len(lengths)):
+            return pack_by_patterns(lengths, packing.seq_len, packing.max_images)
         return pack_ready(
             lengths,
             packing.seq_len,
             max_items=packing.max_images,
-            algorithm=self._algorithm,
+            algorithm=packing.algorithm,
             lookahead=packing.lookahead,
             flush=flush,
             least=least,
+            prices=None if packing.prices is None else packing.prices[number],
         )
+
+    def _sees_all(self, flush: bool, waiting: int) -> bool:
+        """Whether "priced" has every image in view, so that it can follow the patterns of the whole."""
+        packing = self._packing
+        alone = not isinstance(packing.patch_size, PatchSizes)
+        first = flush and not self._emitted
+        return packing.algorithm == "priced" and alone and first and 0 < waiting <= packing.lookahead
 
 
 def plan(

@@ -3,7 +3,7 @@
     python scripts/draw_ideas.py [OUT]
 
 This writes `lengths.svg`, `balance.svg` and `resume.svg` into OUT (default: docs/images). The token counts follow the
-distribution of ImageNet at patch size 16; see benchmarks/token_counts.py.
+distribution of ImageNet at patch size 16; see `imagenet_like`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,6 @@ from patchnpack.packer import Rows, pack_lengths, plan
 from patchnpack.packer.binpacking.balance import balanced_order, load_imbalance
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from token_counts import imagenet_like  # noqa: E402
-
 COLOURS = [
     "#0072b2",
     "#e69f00",
@@ -39,6 +35,24 @@ COLOURS = [
     "#999999",
 ]  # distinguishable with colour blindness
 PADDING: dict[str, Any] = {"facecolor": "white", "edgecolor": "#bbbbbb", "hatch": "////", "linewidth": 0.5}
+
+
+def imagenet_like(rng: np.random.Generator, images: int) -> np.ndarray:
+    """Draw token counts with the shape of ImageNet's at native size and patch 16, int64 (images,).
+
+    Of 1,000 photographs, half have 768 tokens (500x375). The others are grids with an area lognormal with mean 650 and
+    sigma 1.15, and an aspect ratio of 1, 4/3 or 3/2, in either orientation. There are 173 distinct counts, from 20 to
+    15,000. The 1,000 are resampled.
+    """
+    aspects = np.array([1, 4 / 3, 3 / 4, 3 / 2, 2 / 3])
+    while True:
+        area = rng.lognormal(np.log(650) - 1.15**2 / 2, 1.15, 600)
+        aspect = rng.choice(aspects, 600)
+        tokens = (np.rint(np.sqrt(area * aspect)) * np.rint(np.sqrt(area / aspect))).astype(np.int64)
+        tokens = tokens[(tokens >= 20) & (tokens <= 15_000)][:500]
+        photographs = np.concatenate([np.full(500, 768), tokens])
+        if len(photographs) == 1000 and len(np.unique(photographs)) == 173:
+            return rng.choice(photographs, images)
 
 
 def draw_lengths() -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
 
@@ -123,6 +123,13 @@ class Mixed:
         for low, high, n in zip(self.shards[:-1], self.shards[1:], self.images, strict=True):
             visits += [(at / n, shard) for at, shard in _shards(shuffle, low, high, epoch * n, n)]
         yield from (shard for _, shard in sorted(visits))
+
+    def frequency(self, index: Index, usable: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Return a function from rows to how often each comes in 1,000 epochs, int64, at least 1."""
+        starts = index.starts[list(self.shards)]
+        held = [int(usable[low:high].sum()) for low, high in pairwise(starts.tolist())]
+        times = np.array([max(1, 1000 * n // usable) for n, usable in zip(self.images, held, strict=True)])
+        return lambda rows: times[np.searchsorted(starts, rows, side="right") - 1]
 
     def count(self, index: Index, rows: np.ndarray) -> dict[str, int]:
         """Return how many of the rows (int64) come from each source."""

@@ -13,11 +13,13 @@ from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.first_invalid_row import naming_first_invalid_row
 from patchnpack.loaders.order.order import chunks
 from patchnpack.packer import Packing
-from patchnpack.packer.binpacking.pack_lengths import SAMPLE
-from patchnpack.packer.images import Images, measure
-from patchnpack.packer.plan import decide_algorithm
+from patchnpack.packer.binpacking.pack_lengths import sample_size
+from patchnpack.packer.decision import decide
+from patchnpack.packer.images import measure
+from patchnpack.packer.policies.random import Purpose, counter_hash
 
 Where = Callable[[Index], np.ndarray]
+Frequency = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,34 +49,59 @@ class RowFilter:
         mask[list(bad)] = False
         return cls(mask, filtered, bad)
 
-    def with_algorithm(self, index: Index, packing: Packing, seed: int) -> Packing:
-        """Return `packing` with the algorithm that "auto" stands for, decided by the first rows that are used.
+    def decide(self, index: Index, packing: Packing, seed: int, frequency: Frequency | None = None) -> Packing:
+        """Return `packing` with what the token counts of all rows that are used decide, in epoch 0.
+
+        These are what "auto" stands for, and the prices of "priced"; see `packer.decision.decide`. The sample that
+        compares the algorithms is spread evenly over the rows, in random order.
+
+        Args:
+            index: of the rows.
+            packing: the configuration.
+            seed: key of the random draws.
+            frequency: relative frequency of rows (int64) in an epoch, as whole numbers of at least 1; None is 1 each.
 
         Raises:
             ValueError: no row is left, or `packing` can neither place nor skip an image.
         """
-        found = 0
-        first: list[list[Images]] = [[] for _ in packing.patch_sizes]
+        sizes, seq_len = packing.patch_sizes, packing.seq_len
+        counts = np.zeros((len(sizes), seq_len + 1), np.int64)
+        sample: list[list[np.ndarray]] = [[] for _ in sizes]
+        sampled: list[np.ndarray] = []
+        found = passed = 0
+        total = sum(int(_times(rows, frequency).sum()) for rows in chunks(self.mask))
+        step = max(1, total // sample_size(packing.lookahead))
         for rows in chunks(self.mask):
-            images, fits = [], np.ones(len(rows), np.bool_)
-            for size in packing.patch_sizes:
+            tokens, times = [], _times(rows, frequency)
+            for size in sizes:
                 chunk = index.rows(rows)
                 with naming_first_invalid_row(index, chunk, packing, seed=seed, epoch=0):
                     measured, over = measure(chunk, packing, seed=seed, epoch=0, patch_size=size)
-                images.append(measured)
+                tokens.append(measured.keep)
                 if packing.oversize == "skip":
-                    fits &= ~over
-            chosen = np.flatnonzero(fits)[: SAMPLE - found]
-            found += len(chosen)
-            for sample, measured in zip(first, images, strict=True):
-                sample.append(measured.take(chosen))
+                    times[over] = 0
+            fits = times > 0  # skipped images have more than L tokens
+            found += int(np.count_nonzero(fits))
+            ends = passed + np.cumsum(times)
+            chosen = np.repeat(np.arange(len(rows)), np.diff(ends // step, prepend=passed // step))
+            passed = int(ends[-1])
+            sampled.append(rows[chosen])
+            for number, keep in enumerate(tokens):
+                np.add.at(counts[number], keep[fits], times[fits])
+                sample[number].append(keep[chosen])
         if not found:
             raise ValueError(
                 f"none of the {len(index)} images can be used: {len(self.bad)} are bad, "
                 f"{int(self.filtered.sum())} filtered out by where, the others oversize; correct the shards, where or "
                 "packing"
             )
-        return packing.replace(algorithm=decide_algorithm(packing, [Images.concatenate(sample) for sample in first]))
+        keys = counter_hash(Purpose.ROW_ORDER, seed, 0, index.row_id(np.concatenate(sampled)))
+        mixed = np.argsort(keys, kind="stable")
+        return decide(packing, [np.concatenate(parts)[mixed] for parts in sample], list(counts))
+
+
+def _times(rows: np.ndarray, frequency: Frequency | None) -> np.ndarray:
+    return np.ones(len(rows), np.int64) if frequency is None else frequency(rows)
 
 
 def _bad_rows(index: Index, policy: ErrorPolicy, decode: Decode | None) -> dict[int, tuple[str, str]]:

@@ -15,6 +15,7 @@ import xxhash
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.remote.addresses import name_of
+from patchnpack.packer.binpacking.prices import Prices
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +64,18 @@ def fingerprint(order: Order, digest: str) -> dict[str, str]:
         "used": str(order.used),
         "index": digest,
         **{f"packing.{field.name}": repr(getattr(packing, field.name)) for field in fields(packing)},
+        "packing.prices": _digest_of(packing.prices),
         "seed": str(order.seed),
         "shuffle": str(order.shuffle),
         "shuffle_window": str(order.shuffle_window),
         "num_streams": str(order.num_streams),
         "mixture": repr(order.mixed),
     }
+
+
+def _digest_of(prices: tuple[Prices, ...] | None) -> str:
+    """Return a short text that is equal for equal prices."""
+    return "None" if prices is None else xxhash.xxh3_128_hexdigest(repr(prices).encode())
 
 
 def _difference(name: str, saved: str | None, current: str | None) -> str:

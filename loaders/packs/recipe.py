@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from patchnpack.loaders.shards.patterns import PACKED_FOLDER_FILES
 from patchnpack.packer import Packing, PatchSizes, ScheduledDrop, ScheduledResolution
+from patchnpack.packer.binpacking.prices import Prices
 from patchnpack.packer.config import RESOLUTIONS, TOKEN_DROPS
 
 StoreKind = Literal["images", "patches"]
@@ -18,7 +19,9 @@ RECIPE, MANIFEST = PACKED_FOLDER_FILES
 ROWS = "rows.arrow"
 PARTS, MARKERS, PLANS = "parts", "done", "plans"  # folders
 _COMPRESSIONS: dict[StoreKind, tuple[str | None, ...]] = {"images": (None,), "patches": (None, "lz4", "zstd")}
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (*RESOLUTIONS, *TOKEN_DROPS, PatchSizes, Packing)}
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (*RESOLUTIONS, *TOKEN_DROPS, PatchSizes, Prices, Packing)
+}
 
 
 def check_store(kind: str) -> None:
@@ -118,7 +121,8 @@ def changes_grids(packing: Packing) -> str | None:
 def difference(here: bytes, there: bytes) -> str:
     """Describe the first difference between the texts of two recipes."""
     ours, others = json.loads(here), json.loads(there)
-    for name in [*ours, *(name for name in others if name not in ours)]:
+    # The source first: what was decided from other images differs as well.
+    for name in sorted([*ours, *(name for name in others if name not in ours)], key=lambda name: name != "source"):
         a, b = ours.get(name), others.get(name)
         if a == b:
             continue

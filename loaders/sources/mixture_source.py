@@ -39,7 +39,7 @@ class MixtureSource(ShardSource):
         index = parts[0] if len(parts) == 1 else Index.concatenate(parts)
         rows = RowFilter.of(index, options.where, options.policy, options.decode)
         mixed = Mixed.of(given, parts, rows.mask)
-        packing = rows.with_algorithm(index, options.packing or Packing(), options.seed)
+        packing = rows.decide(index, options.packing or Packing(), options.seed, mixed.frequency(index, rows.mask))
         return cls(options=options.settled(), index=index, rows=rows, packing=packing, opener=opener, mixed=mixed)
 
     def order(self, block: int) -> Order:

@@ -150,7 +150,8 @@ def _settle(folder: PackedFolder, given: LoaderOptions) -> LoaderOptions:
     if given.packing is not None and given.packing != recipe.packing:
         for name in (field.name for field in fields(Packing)):
             value, written = getattr(given.packing, name), getattr(recipe.packing, name)
-            if value != written and not (name == "algorithm" and value == "auto"):
+            is_left_open = (name == "algorithm" and value == "auto") or (name == "prices" and value is None)
+            if value != written and not is_left_open:
                 raise ValueError(
                     f"packing.{name} is {value!r}, and the packs in {where!r} were written with {written!r}; give no "
                     "packing, or pack again"

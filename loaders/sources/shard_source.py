@@ -48,8 +48,8 @@ class ShardSource:
         opener = shard_opener(options)
         index = shard_index(given, options, opener)
         rows = RowFilter.of(index, options.where, options.policy, options.decode)
-        # The algorithm is decided once, from the first rows: every epoch and every stream is packed alike.
-        packing = rows.with_algorithm(index, options.packing or Packing(), options.seed)
+        # Decided once, from all rows: every epoch and every stream is packed alike.
+        packing = rows.decide(index, options.packing or Packing(), options.seed)
         return cls(options=options.settled(), index=index, rows=rows, packing=packing, opener=opener)
 
     @cached_property

@@ -22,12 +22,12 @@ from patchnpack.loaders.process import cpu_share, process_rank
 from patchnpack.loaders.streaming.outcomes import StreamOutcomes
 from patchnpack.loaders.streaming.samples import Sample, SampleReader, StreamBatchContext, rows_of
 from patchnpack.packer import Images, Native, PackedBatch, Packing, Plan, Planner, Rows, ScheduledResolution
-from patchnpack.packer.images import measure
-from patchnpack.packer.plan import decide_algorithm, images_per_pack
+from patchnpack.packer.plan import images_per_pack
 
 # B packs in a batch
 
 _CHUNK = 16  # samples planned together: planning them one by one would cost more than reading their headers
+_DECIDE_AT = (1024, 4096, 16_384, 65_536)  # samples after which "auto" and the prices of "priced" are decided again
 
 _log = logging.getLogger("patchnpack")
 
@@ -163,23 +163,15 @@ class Stream:
             yield patch_size, plan.pack(number)
 
     def _planner(self, first: Rows) -> Planner:
-        """Return the planner; the first samples settle what an index would settle from all images."""
-        packing = self._packing
-        if packing.algorithm == "auto":
-            measured = [
-                measure(first, packing, seed=self._seed, epoch=0, patch_size=size) for size in packing.patch_sizes
-            ]
-            fits = np.full(len(first), packing.oversize != "skip") | ~np.any([over for _, over in measured], axis=0)
-            packing = packing.replace(
-                algorithm=decide_algorithm(packing, [images.take(fits) for images, _ in measured])
-            )
+        """Return the planner; the samples seen so far settle what an index would settle from all images."""
         return Planner(
-            packing,
+            self._packing,
             seed=self._seed,
             stream=self._number,
             num_streams=self._count,
             share=self._batch_size,
-            images_per_pack=images_per_pack(first, packing, seed=self._seed),
+            images_per_pack=images_per_pack(first, self._packing, seed=self._seed),
+            decide_at=[len(first), *(rows for rows in _DECIDE_AT if rows > len(first))],
         )
 
     def _arrivals(self) -> Iterator[Rows]:

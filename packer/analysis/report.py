@@ -10,6 +10,8 @@ import numpy as np
 from patchnpack.packer.analysis.baselines import Baseline, baselines, row_positions
 from patchnpack.packer.analysis.histogram import Histogram
 from patchnpack.packer.binpacking.balance import load_imbalance, window_of, window_order
+from patchnpack.packer.binpacking.cutting_stock import GROUPS
+from patchnpack.packer.binpacking.prices import Prices
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Packing
 from patchnpack.packer.images import Rows
@@ -48,6 +50,21 @@ class Distributions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pricing:
+    """What the prices of "priced" took.
+
+    Attributes:
+        token_counts: distinct token counts of the images, over all patch sizes.
+        groups: prices that were solved for; fewer than `token_counts` where rare counts share a price.
+        seconds: seconds on one core.
+    """
+
+    token_counts: int
+    groups: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PackingReport:
     """The packs of n images under one configuration.
 
@@ -77,6 +94,7 @@ class PackingReport:
         model_imbalance: the same for the cost of a whole model of `width` features.
         width: features of the model.
         planning_seconds_per_million: seconds on one core to plan a million such images.
+        pricing: what the prices took; None if the algorithm uses none.
         distributions: the distributions behind the means.
     """
 
@@ -104,6 +122,7 @@ class PackingReport:
     model_imbalance: tuple[float, float]
     width: int
     planning_seconds_per_million: float
+    pricing: Pricing | None
     distributions: Distributions
 
     @property
@@ -186,6 +205,7 @@ def report(
         model_imbalance=imbalance(attention, made.model_cost(width), made.patch_size, packing, seed, ranks),
         width=width,
         planning_seconds_per_million=_planning_seconds_per_million(rows, packing, seed),
+        pricing=_pricing(made, packing) if made.algorithm == "priced" else None,
         distributions=Distributions(
             tokens_per_image=Histogram.of_counts(keep),
             aspect=Histogram.of(rows.width[source] / rows.height[source], _ASPECTS),
@@ -238,6 +258,17 @@ def imbalance(
 def _fill_in_order(made: Plan, packing: Packing) -> tuple[tuple[float, float], ...]:
     groups = np.array_split(made.tokens() / packing.seq_len, min(_GROUPS, len(made)))
     return tuple((float(group.min()), float(group.mean())) for group in groups)
+
+
+def _pricing(made: Plan, packing: Packing) -> Pricing:
+    patch_size = np.repeat(made.patch_size, np.diff(made.offsets))
+    counts = [np.bincount(made.images.keep[patch_size == size]) for size in np.unique(patch_size)]
+    distinct = [int(np.count_nonzero(each)) for each in counts]
+    began = time.perf_counter()
+    for each in counts:
+        Prices.of_counts(each, packing.seq_len)
+    seconds = time.perf_counter() - began
+    return Pricing(token_counts=sum(distinct), groups=sum(min(GROUPS, each) for each in distinct), seconds=seconds)
 
 
 def _planning_seconds_per_million(rows: Rows, packing: Packing, seed: int) -> float:

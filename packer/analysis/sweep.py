@@ -11,15 +11,15 @@ import numpy as np
 from patchnpack.packer.analysis.length_search import LengthSearch, Trial, search_lengths
 from patchnpack.packer.analysis.setting import MAX_OVERSIZE, Setting, Sweep
 from patchnpack.packer.analysis.trial import measure_rows, settings_of, try_packing
-from patchnpack.packer.binpacking.algorithms import Algorithm
-from patchnpack.packer.binpacking.pack_lengths import resolve_algorithm
+from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
+from patchnpack.packer.binpacking.pack_lengths import check_algorithm
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Packing
 from patchnpack.packer.images import Rows
 
 # n rows
 
-ALGORITHMS: tuple[Algorithm, ...] = ("next_fit", "largest_fit", "subset_sum")
+ALGORITHMS: tuple[Algorithm, ...] = ("next_fit", *CHOICES)
 LOOKAHEADS = (64, 256, 1024)
 # Multiples that attention kernels and tensor shapes often prefer. The sweep tries the next ones above the best length.
 ROUND_MULTIPLES = (64, 128)
@@ -56,7 +56,7 @@ def sweep(
             comparison that power of two, its double and its quadruple.
         multiple: search only multiples of this length. 1 also tries the next multiples of 64 and 128 above the best.
         patch_sizes: patch sizes in pixels; by default the packing's.
-        algorithms: algorithms; by default next_fit, largest_fit and subset_sum.
+        algorithms: algorithms; by default next_fit, subset_sum, largest_fit and priced.
         lookaheads: lookaheads of the algorithms that look ahead; by default 64, 256 and 1,024.
         seed: key of the random draws.
         ranks: number of ranks that train together.
@@ -86,8 +86,8 @@ def sweep(
     check_whole("width", width)
     if not algorithms:
         raise ValueError("algorithms is empty; give at least one")
-    for algorithm in algorithms:  # raises on an unknown name
-        resolve_algorithm(algorithm, np.ones(1, np.int64), 1, max_items=1, lookahead=1)
+    for algorithm in algorithms:
+        check_algorithm(algorithm)
     alone = isinstance(packing.patch_size, int)
     packings: list[tuple[Packing, int]] = []  # with the tokens kept if no length removed any
     searches: list[LengthSearch] = []

@@ -7,12 +7,13 @@ from typing import get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from patchnpack.packer.binpacking import _classical, _decreasing, _largest_fit, _subset_sum
-from patchnpack.packer.binpacking.algorithms import Algorithm
+from patchnpack.packer.binpacking import _classical, _decreasing, _largest_fit, _priced, _subset_sum
+from patchnpack.packer.binpacking.algorithms import CHOICES, DECREASING, Algorithm
+from patchnpack.packer.binpacking.patterns import pack_by_patterns
+from patchnpack.packer.binpacking.prices import Prices, price_table
 from patchnpack.packer.checks import check_whole
 
-# Number of lengths that decide "auto": enough to show how lengths are spread, and packed within a millisecond.
-SAMPLE = 4096
+SAMPLE = 16_384  # lengths that decide "auto", unless the lookahead is large
 
 _PACKERS = {
     "next_fit": _classical.next_fit,
@@ -25,49 +26,77 @@ _WAITING = {
     "largest_fit": _largest_fit.largest_fit,
     "subset_sum": _subset_sum.subset_sum,
 }
-DECREASING = ("first_fit_decreasing", "best_fit_decreasing")
 
 
-def resolve_algorithm(
-    algorithm: Algorithm, lengths: np.ndarray, capacity: int, *, max_items: int, lookahead: int
-) -> Algorithm:
-    """Resolve "auto" from the first lengths; other algorithms are returned as they are.
+def sample_size(lookahead: int) -> int:
+    """Return the number of lengths that decide "auto".
 
-    "auto" chooses "subset_sum", or "largest_fit" where that packs the first `SAMPLE` lengths into fewer packs, which is
-    the case for evenly spread lengths.
+    Differences between algorithms of 0.05 points show, and the last R items, which are packed without later ones, count
+    little. At the slowest, packing them takes a quarter of a second.
     """
+    return min(max(SAMPLE, 64 * lookahead), 1 << 18)
+
+
+def check_algorithm(algorithm: str) -> None:
+    """Raise ValueError if there is no algorithm of this name."""
     if algorithm not in get_args(Algorithm):
         names = ", ".join(map(repr, get_args(Algorithm)))
         raise ValueError(f"algorithm is {algorithm!r}; it must be one of {names}")
-    if algorithm != "auto":
-        return algorithm
-    choices: list[Algorithm] = ["subset_sum", "largest_fit"]
-    packs = [
-        len(pack_lengths(lengths[:SAMPLE], capacity, max_items=max_items, algorithm=choice, lookahead=lookahead)[1])
-        for choice in choices
-    ]
-    return choices[packs[1] < packs[0]]
 
 
-def pack_ready(
-    lengths: ArrayLike,
+def is_undecided(algorithm: Algorithm, prices: object) -> bool:
+    """Return whether lengths must be known before items can be packed: to resolve "auto", or to price lengths."""
+    return algorithm == "auto" or (algorithm == "priced" and prices is None)
+
+
+def resolve_algorithm(
+    algorithm: Algorithm,
+    lengths: np.ndarray,
     capacity: int,
     *,
     max_items: int,
-    algorithm: Algorithm,
     lookahead: int,
-    flush: bool,
-    least: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pack the items whose pack is final; with `flush`, all items as in `pack_lengths`.
+    prices: Prices | None = None,
+) -> tuple[Algorithm, Prices | None]:
+    """Resolve "auto", and price the lengths for "priced"; other algorithms are returned as they are.
 
-    Without `flush`, items whose pack later arrivals could still change are left out.
+    "auto" chooses the one of `CHOICES` that packs the first lengths (see `sample_size`) into the fewest packs.
 
-    Pass the items left out first, in their order, to the next call, then the new arrivals: the packs are the same
-    however the arrivals are split into calls. Each call decides "auto" again, so resolve it first. With `least` (n,),
-    the length that each item may be cut to, an item that is slightly too long may close a pack of "largest_fit" and
-    "subset_sum".
+    Args:
+        algorithm: the algorithm that is asked for.
+        lengths: int64 (n,), each from 1 to `capacity`.
+        capacity, max_items, lookahead: as for `pack_lengths`.
+        prices: prices of the lengths; None computes them from `lengths`.
+
+    Returns:
+        The algorithm, and the prices if it is "priced".
     """
+    check_algorithm(algorithm)
+    if not is_undecided(algorithm, prices):
+        return algorithm, prices
+    if prices is None:
+        prices = Prices.of_counts(np.bincount(lengths), capacity)
+    if algorithm == "priced":
+        return algorithm, prices
+    sample = lengths[: sample_size(lookahead)]
+    packs: dict[Algorithm, int] = {}
+    for choice in CHOICES:
+        _, offsets = pack_ready(
+            sample,
+            capacity,
+            max_items=max_items,
+            algorithm=choice,
+            lookahead=lookahead,
+            flush=True,
+            prices=prices,
+        )
+        packs[choice] = len(offsets)
+    chosen = min(CHOICES, key=lambda choice: packs[choice])
+    return chosen, prices if chosen == "priced" else None
+
+
+def check_lengths(lengths: ArrayLike, capacity: int, *, max_items: int, lookahead: int) -> np.ndarray:
+    """Return the lengths as int64 (n,); raises ValueError for what `pack_lengths` refuses."""
     lengths = np.asarray(lengths)
     if lengths.ndim != 1:
         raise ValueError(f"lengths has shape {lengths.shape}; it must be one-dimensional")
@@ -82,15 +111,50 @@ def pack_ready(
             f"lengths[{i}] is {lengths[i]}; each length must be from 1 to the capacity, {capacity}: "
             "shrink the item or leave it out"
         )
+    return lengths
+
+
+def pack_ready(
+    lengths: ArrayLike,
+    capacity: int,
+    *,
+    max_items: int,
+    algorithm: Algorithm,
+    lookahead: int,
+    flush: bool,
+    least: np.ndarray | None = None,
+    prices: Prices | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pack the items whose pack is final; with `flush`, all items as in `pack_lengths`.
+
+    Without `flush`, items whose pack later arrivals could still change are left out.
+
+    Pass the items left out first, in their order, to the next call, then the new arrivals: the packs are the same
+    however the arrivals are split into calls. Each call resolves "auto" and prices the lengths again unless it is given
+    `prices`, so do both first. With `least` (n,), the length that each item may be cut to, an item that is slightly too
+    long may close a pack of "largest_fit", "subset_sum" and "priced".
+    """
+    lengths = check_lengths(lengths, capacity, max_items=max_items, lookahead=lookahead)
     order = np.empty(len(lengths), np.int64)
     offsets = np.zeros(len(lengths) + 1, np.int64)
-    name = resolve_algorithm(algorithm, lengths, capacity, max_items=max_items, lookahead=lookahead)
+    check_algorithm(algorithm)
+    if len(lengths):
+        algorithm, prices = resolve_algorithm(
+            algorithm, lengths, capacity, max_items=max_items, lookahead=lookahead, prices=prices
+        )
     limits = (lengths, capacity, max_items, lookahead, flush, order, offsets)
-    if name in _WAITING:
-        least = lengths if least is None else np.ascontiguousarray(least, np.int64)
-        packs = _WAITING[name](*limits, least, int((lengths - least).max(initial=0)))
+    if not len(lengths):
+        packs = 0
+    elif algorithm in _PACKERS:
+        packs = _PACKERS[algorithm](*limits)
     else:
-        packs = _PACKERS[name](*limits)
+        least = lengths if least is None else np.ascontiguousarray(least, np.int64)
+        cuts = (least, int((lengths - least).max(initial=0)))
+        if algorithm == "priced":
+            assert prices is not None
+            packs = _priced.priced(*limits, *cuts, *price_table(prices, capacity))
+        else:
+            packs = _WAITING[algorithm](*limits, *cuts)
     offsets = offsets[: packs + 1].copy()
     # Usually the whole array is used; a part is copied so that the whole is not kept alive.
     return order if offsets[-1] == len(order) else order[: offsets[-1]].copy(), offsets
@@ -111,8 +175,11 @@ def pack_lengths(
         capacity: L, token slots per pack.
         max_items: K, maximum items per pack.
         algorithm: "next_fit", "first_fit", "best_fit", "first_fit_decreasing", "best_fit_decreasing", "largest_fit",
-            "subset_sum", or "auto", which chooses one of the last two; `packer/binpacking/reference.py` pictures each.
+            "subset_sum", "priced", or "auto", which chooses one of the last three; `packer/binpacking/reference.py`
+            pictures each.
         lookahead: R, number of waiting items that the packer chooses from; the decreasing algorithms sort all items.
+            With at least as many as there are items, "auto" and "priced" look at all of them, and need hardly more
+            packs than any packing; see `patterns.pack_by_patterns`.
 
     Returns:
         `order` and `offsets`, int64: pack i holds the items `order[offsets[i]:offsets[i + 1]]`.
@@ -124,7 +191,9 @@ def pack_lengths(
     >>> [order[a:b].tolist() for a, b in zip(offsets, offsets[1:])]
     [[0, 2], [1, 4], [3]]
     """
+    lengths = check_lengths(lengths, capacity, max_items=max_items, lookahead=lookahead)
     if algorithm in DECREASING:
-        check_whole("lookahead", lookahead)
-        lookahead = max(1, len(np.atleast_1d(lengths)))
+        lookahead = max(1, len(lengths))
+    if algorithm in ("auto", "priced") and lookahead >= len(lengths):
+        return pack_by_patterns(lengths, capacity, max_items)
     return pack_ready(lengths, capacity, max_items=max_items, algorithm=algorithm, lookahead=lookahead, flush=True)

@@ -28,6 +28,7 @@ ALGORITHMS = (
     "best_fit_decreasing",
     "largest_fit",
     "subset_sum",
+    "priced",
 )
 
 # Parameters of these classes become flags, so `takes` resolves their annotations without importing the classes.
@@ -145,6 +146,9 @@ PACKING_FLAGS = {
     "interpolation": FieldFlag("bicubic", "Resize filter, by its name in PIL."),
 }
 
+takes_packing_but_lookahead = takes(
+    "packing", {name: flag for name, flag in PACKING_FLAGS.items() if name != "lookahead"}, make_packing
+)
 takes_packing = takes("packing", PACKING_FLAGS, make_packing)
 
 _OF_EVALUATION = (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from patchnpack.cli.arguments import IMAGES, Images, Seed, Shards, Storage, open_shards
-from patchnpack.cli.options import takes_packing, whole_flag
+from patchnpack.cli.options import takes_packing_but_lookahead, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
 
@@ -27,12 +27,19 @@ def add_prepack_commands(app: typer.Typer) -> None:
         app.command()(command)
 
 
-@takes_packing
+@takes_packing_but_lookahead
 def pack(
     shards: Shards,
     *,
     packing: Packing,
     out: Annotated[str, typer.Option("-o", "--out", help="The packed folder, a local path or an address.")],
+    lookahead: Annotated[
+        int | None,
+        whole_flag(
+            "Number of waiting images that the packer chooses from; by default all images of local shards with one "
+            "patch size, otherwise 256."
+        ),
+    ] = None,
     store: Annotated[
         Literal["images", "patches"], typer.Option(help="What to keep: encoded images, or patches.")
     ] = "images",
@@ -67,13 +74,19 @@ def pack(
     from patchnpack.engines import run_local, run_ray
     from patchnpack.loaders import ErrorPolicy, Job, read_manifest
     from patchnpack.loaders.process import cpu_share
+    from patchnpack.loaders.remote.addresses import is_remote
 
+    if lookahead is not None:
+        packing = packing.replace(lookahead=lookahead)  # refused before any shard is read
     _check_tasks(engine, workers, task_index, num_tasks, ray_address)
     options = parse_storage_options(storage_options or [])
+    index = open_shards(shards, image, storage_options)
+    if lookahead is None and not any(map(is_remote, index.shards)) and isinstance(packing.patch_size, int):
+        lookahead = max(1, len(index))
     job = Job(
-        index=open_shards(shards, image, storage_options),
+        index=index,
         out=out,
-        packing=packing,
+        packing=packing if lookahead is None else packing.replace(lookahead=lookahead),
         store=store,
         epochs=epochs,
         seed=seed,

@@ -73,7 +73,7 @@ def report(
     sweep_patch_size: Annotated[
         str | None, typer.Option(help="Patch sizes to try, such as 14,16; default: --patch-size.")
     ] = None,
-    sweep_algorithm: Annotated[str, typer.Option(help="Algorithms to try.")] = "next_fit,largest_fit,subset_sum",
+    sweep_algorithm: Annotated[str, typer.Option(help="Algorithms to try.")] = "next_fit,subset_sum,largest_fit,priced",
     sweep_lookahead: Annotated[str, typer.Option(help="Lookaheads to try.")] = "64,256,1024",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     as_csv: Annotated[

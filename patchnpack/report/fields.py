@@ -73,6 +73,7 @@ def report_fields(report: PackingReport, *, bad_images: int = 0, source: str = "
         "model_imbalance": _imbalance(report.model_imbalance),
         "width": report.width,
         "planning_seconds_per_million": report.planning_seconds_per_million,
+        "pricing": None if report.pricing is None else dataclasses.asdict(report.pricing),
         "baselines": [{**dataclasses.asdict(baseline), "padding": baseline.padding} for baseline in report.baselines],
         "distributions": dataclasses.asdict(report.distributions),
     }

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from patchnpack.packer import Packing
 from patchnpack.packer.analysis.advice import Advice
-from patchnpack.packer.analysis.report import PackingReport
+from patchnpack.packer.analysis.report import PackingReport, Pricing
 from patchnpack.packer.analysis.setting import Setting, Sweep
 from patchnpack.report.text import counted
 
@@ -61,7 +61,15 @@ def facts(report: PackingReport, *, bad: int = 0, source: str = "") -> list[tupl
             f"{counted(report.steps, 'step')} of {report.batch_size} x {report.ranks} packs" + _empty(report),
         ),
         ("planning", f"{report.planning_seconds_per_million:.2f} s per million images on one core"),
+        *_pricing(report.pricing),
     ]
+
+
+def _pricing(pricing: Pricing | None) -> list[tuple[str, str]]:
+    if pricing is None:
+        return []
+    grouped = f" in {pricing.groups:,} groups" if pricing.groups < pricing.token_counts else ""
+    return [("prices", f"{counted(pricing.token_counts, 'token count')}{grouped}, {pricing.seconds:.2f} s")]
 
 
 def print_report(report: PackingReport, console: Console, *, bad: int = 0, source: str = "") -> None:

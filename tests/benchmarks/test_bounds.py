@@ -60,7 +60,7 @@ def test_no_bound_exceeds_the_fewest_packs(few: tuple[list[int], int]) -> None:
     fewest = fewest_packs(lengths, capacity)
     for bound in BOUNDS:
         assert bound(np.array(lengths), capacity) <= fewest, bound
-    assert bounds.column_generation_bound(np.array(lengths), capacity, seconds=0) <= fewest
+    assert bounds.column_generation_bound(np.array(lengths), capacity, groups=2) <= fewest
     assert bounds.lower_bound(np.array(lengths), capacity)[0] == max(b(np.array(lengths), capacity) for b in BOUNDS)
 
 
@@ -98,5 +98,11 @@ def test_column_generation_is_tight_where_other_bounds_are_not() -> None:
 
 def test_bound_stopped_early_is_lower_but_not_below_the_volume() -> None:
     lengths = np.random.default_rng(1).choice(np.arange(100, 900, 7), 5000)
-    early = bounds.column_generation_bound(lengths, 1024, rounds=1)
+    early = bounds.column_generation_bound(lengths, 1024, rounds=3)
     assert bounds.volume_bound(lengths, 1024) <= early <= bounds.column_generation_bound(lengths, 1024)
+
+
+def test_bound_of_grouped_lengths_is_lower_and_close() -> None:
+    lengths = np.random.default_rng(2).integers(300, 700, 20_000)
+    grouped, every = (bounds.column_generation_bound(lengths, 1024, groups=groups) for groups in (64, 400))
+    assert 0.99 * every <= grouped < every

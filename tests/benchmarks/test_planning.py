@@ -1,4 +1,4 @@
-"""benchmarks/planning.py and filling.py on a few images: their assertions hold and their results are complete."""
+"""benchmarks/planning.py and planning_time.py on a few images: their assertions hold and their results are complete."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from patchnpack.packer.config import Fill
+from patchnpack.packer.binpacking.algorithms import CHOICES
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -35,12 +34,8 @@ def test_planning_covers_every_row_once(patch_sizes: str, tmp_path: Path) -> Non
     assert 100 < int(row["resident_mb"]) < 1024
 
 
-def test_every_fill_is_measured_and_respects_its_limits(tmp_path: Path) -> None:
-    rows = run("filling.py", tmp_path / "out.csv", "--images", "3000")
-    assert {row["fill"] for row in rows} == set(get_args(Fill))
-    for row in rows:
-        assert 50 < float(row["percent_full"]) <= 100
-        assert float(row["largest_change"]) <= (0.0501 if row["fill"] == "rescale" else 0)
-        assert (float(row["percent_of_tokens_lost"]) > 0) <= (row["fill"] == "trim")
-        if "BetaDrop" in row["input"]:
-            assert abs(float(row["drawn_rate"]) - 0.5) < 0.02
+def test_every_setting_is_planned_with_every_algorithm(tmp_path: Path) -> None:
+    rows = run("planning_time.py", tmp_path / "out.csv", "--images", "3000")
+    assert len(rows) == 9 * 4
+    assert {row["algorithm"] for row in rows} == {"auto", *CHOICES}
+    assert all(float(row["percent_full"]) > 80 for row in rows)

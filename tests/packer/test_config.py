@@ -34,6 +34,7 @@ def test_defaults_are_those_of_the_documented_contract() -> None:
         "image_mode": "RGB",
         "interpolation": "bicubic",
         "scaled_decode": True,
+        "prices": None,
     }
     assert Packing() == Packing(resolution=Native(), token_drop=NoDrop())
 
@@ -98,7 +99,7 @@ def test_a_count_that_is_not_a_whole_number_is_an_error_that_names_it(name: str,
             "algorithm",
             "best",
             "'auto', 'next_fit', 'first_fit', 'best_fit', 'first_fit_decreasing', 'best_fit_decreasing', "
-            "'largest_fit', 'subset_sum'",
+            "'largest_fit', 'subset_sum', 'priced'",
         ),
         ("image_mode", "CMYK", "'L', 'RGB', 'RGBA'"),
         ("interpolation", "cubic", "'nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos'"),
@@ -107,7 +108,7 @@ def test_a_count_that_is_not_a_whole_number_is_an_error_that_names_it(name: str,
             "algorithm",
             ["auto"],
             "'auto', 'next_fit', 'first_fit', 'best_fit', 'first_fit_decreasing', 'best_fit_decreasing', "
-            "'largest_fit', 'subset_sum'",
+            "'largest_fit', 'subset_sum', 'priced'",
         ),
     ],
 )

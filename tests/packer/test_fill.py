@@ -21,6 +21,7 @@ from patchnpack.packer import (
     Square,
     plan,
 )
+from patchnpack.packer.binpacking.algorithms import CHOICES
 
 
 def _rows(n: int) -> Rows:
@@ -37,7 +38,7 @@ def _by_row(images: Images, column: str) -> np.ndarray:
     return values
 
 
-@pytest.mark.parametrize("algorithm", ["largest_fit", "subset_sum"])
+@pytest.mark.parametrize("algorithm", CHOICES)
 @pytest.mark.parametrize("fill", ["trim", "rescale"])
 @pytest.mark.parametrize("drop", [ConstantDrop(0), ConstantDrop(0.4)])
 def test_fill_fills_packs_within_its_limits(algorithm: Any, fill: Any, drop: ConstantDrop) -> None:

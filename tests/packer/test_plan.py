@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import re
 from dataclasses import fields
+from itertools import pairwise
 from typing import Any, get_args
 
 import numpy as np
@@ -28,8 +29,11 @@ from patchnpack.packer import (
     _kernels,
     plan,
 )
-from patchnpack.packer.binpacking import reference, reference_fill
-from patchnpack.packer.binpacking.algorithms import Algorithm
+from patchnpack.packer.binpacking import reference, reference_fill, reference_priced
+from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
+from patchnpack.packer.binpacking.pack_lengths import SAMPLE
+from patchnpack.packer.binpacking.patterns import pack_by_patterns
+from patchnpack.packer.binpacking.prices import Prices, price_table
 from patchnpack.packer.images import measure
 from patchnpack.packer.policies import reference_draws
 from patchnpack.packer.policies.random import Purpose, counter_hash
@@ -150,9 +154,17 @@ def test_a_plan_is_the_reference_packing_of_rows_measured_one_by_one(
     alone = [images for images, over in measured if packing.oversize != "skip" or not over[0]]
     images = Images.concatenate([*alone, plan(_rows([]), packing).images])
     made = plan(rows, packing, seed=seed, epoch=epoch)
-    assert made.algorithm in ({packing.algorithm} if packing.algorithm != "auto" else {"subset_sum", "largest_fit"})
-    packer = getattr(reference, made.algorithm)
-    packs = packer(images.keep.tolist(), packing.seq_len, packing.max_images, packing.lookahead, True)
+    assert made.algorithm in ({packing.algorithm} if packing.algorithm != "auto" else set(CHOICES))
+    limits = (images.keep.tolist(), packing.seq_len, packing.max_images, packing.lookahead, True)
+    if made.algorithm == "priced" and 0 < len(images) <= packing.lookahead:  # all in view
+        order, offsets = pack_by_patterns(images.keep, packing.seq_len, packing.max_images)
+        packs = [order[low:high].tolist() for low, high in pairwise(offsets)]
+    elif made.algorithm == "priced":
+        prices = Prices.of_counts(np.bincount(images.keep), packing.seq_len)
+        each = (price_table(prices, packing.seq_len)[0] // (packing.seq_len + 1)).tolist()
+        packs = reference_priced.priced(*limits, None, each)
+    else:
+        packs = getattr(reference, made.algorithm)(*limits)
     assert len(made) == len(packs)
     for i, pack in enumerate(packs):
         expected = images.take(np.array(pack))
@@ -181,19 +193,58 @@ def test_the_planner_emits_packs_before_it_is_finished() -> None:
     assert len(planner.add(_random_rows(100))) > 20
 
 
-def test_auto_is_decided_once_by_the_first_4096_images_however_they_are_split() -> None:
-    first, later = _random_rows(4096, 16, 100), _random_rows(2000, 100, 110)
+def test_auto_is_decided_once_by_the_first_rows_however_they_are_split() -> None:
+    first, later = _random_rows(SAMPLE, 16, 100), _random_rows(2000, 100, 110)
     rows = Rows.of_sizes(np.concatenate([first.width, later.width]), np.concatenate([first.height, later.height]))
     packing = Packing(seq_len=64)
     whole = plan(rows, packing)
     assert whole.algorithm == plan(first, packing).algorithm != "auto"
     _assert_same_plan(whole, plan(rows, packing.replace(algorithm=whole.algorithm)))
     planner = Planner(packing)
-    early = planner.add(_take(rows, slice(0, 4095)))
+    early = planner.add(_take(rows, slice(0, SAMPLE - 1)))
     assert (len(early), early.algorithm) == (0, "auto")
-    parts = [early, planner.add(_take(rows, slice(4095, 4096))), planner.add(_take(rows, slice(4096, None)))]
+    parts = [early, planner.add(_take(rows, slice(SAMPLE - 1, SAMPLE))), planner.add(_take(rows, slice(SAMPLE, None)))]
     assert len(parts[1]) > 500
     _assert_same_plan(_joined([*parts, planner.finish()]), whole)
+
+
+def test_prices_that_are_given_are_used_and_others_come_from_the_first_rows() -> None:
+    rows = Rows.concatenate([_random_rows(SAMPLE, 16, 100), _random_rows(2000, 100, 110)])
+    rows = Rows.of_sizes(rows.width, rows.height)
+    packing = Packing(seq_len=64, algorithm="priced")
+    tokens = measure(rows.take(slice(SAMPLE)), packing, seed=0, epoch=0)[0].keep
+    prices = Prices.of_counts(np.bincount(tokens), 64)
+    _assert_same_plan(plan(rows, packing), plan(rows, packing.replace(prices=(prices,))))
+    other = packing.replace(prices=(Prices((1, 40), (1, 1024)),))
+    assert plan(rows, packing).images.row.tolist() != plan(rows, other).images.row.tolist()
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "priced"])
+def test_a_planner_may_decide_again_from_more_rows(algorithm: Any) -> None:
+    small, large = _random_rows(900, 16, 60), _random_rows(2100, 60, 128)
+    rows = Rows.of_sizes(np.concatenate([small.width, large.width]), np.concatenate([small.height, large.height]))
+    planner = Planner(Packing(seq_len=64, algorithm=algorithm), decide_at=[300, 1000])
+    parts = [planner.add(_take(rows, slice(low, low + 100))) for low in range(0, 3000, 100)]
+    assert [len(part) > 0 for part in parts[:4]] == [False, False, True, True]
+    whole = _joined([*parts, planner.finish()])
+    assert sorted(whole.images.row.tolist()) == rows.row.tolist()
+    again = Planner(Packing(seq_len=64, algorithm=algorithm), decide_at=[300, 1000])
+    _assert_same_plan(_joined([again.add(rows), again.finish()]), whole)
+    once = Planner(Packing(seq_len=64, algorithm=algorithm), decide_at=[300])
+    assert _joined([once.add(rows), once.finish()]).images.row.tolist() != whole.images.row.tolist()
+
+
+def test_rows_that_are_all_skipped_decide_nothing() -> None:
+    packing = Packing(seq_len=16, oversize="skip", algorithm="priced")
+    rows = Rows.of_sizes([160] * 20 + [48, 32] * 40, [160] * 20 + [48, 16] * 40)
+    planner = Planner(packing, decide_at=[20])
+    assert len(planner.add(rows)) == 0
+    made = planner.finish()
+    prices = Prices.of_counts(np.bincount([9, 2] * 40), 16)
+    expected = plan(rows, packing.replace(prices=(prices,)))
+    assert [made.pack(i).row.tolist() for i in range(len(made))] == [
+        expected.pack(i).row.tolist() for i in range(len(expected))
+    ]
 
 
 @given(sizes, packings())

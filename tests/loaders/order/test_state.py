@@ -15,6 +15,7 @@ import pytest
 from patchnpack.loaders import Index, PackedImageLoader, scan
 from patchnpack.loaders.order import state as state_module
 from patchnpack.packer import BetaDrop, PackedBatch, Packing, PatchSizes, RandomResizedCrop
+from patchnpack.packer.binpacking.prices import Prices
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 SIZES = PatchSizes((4, 8))
@@ -40,6 +41,8 @@ CASES: list[dict[str, Any]] = [
     {"shuffle": True, "even": "drop", "num_streams": 2, "block": 6},
     {"shuffle": True, "packing": PACKING.replace(patch_size=SIZES, balance=12), "block": 6},
     {"packing": PACKING.replace(resolution=RandomResizedCrop(max_tokens=20), fill="trim")},
+    {"shuffle": True, "packing": PACKING.replace(algorithm="priced"), "num_streams": 2},
+    {"shuffle": True, "packing": PACKING.replace(algorithm="priced", patch_size=SIZES, fill="trim"), "block": 6},
 ]
 
 
@@ -126,17 +129,19 @@ def _step(loaders: list[Iterator[PackedBatch]]) -> list[PackedBatch]:
     return [batch for batch in (next(loader, None) for loader in loaders) if batch is not None]
 
 
-@pytest.mark.parametrize("patch_size", [8, SIZES])
+@pytest.mark.parametrize(("patch_size", "algorithm"), [(8, "priced"), (8, "subset_sum"), (SIZES, "priced")])
 @pytest.mark.parametrize("after", [0, 1, 3])
 @pytest.mark.parametrize(("ranks", "others"), list(itertools.product([1, 2, 3, 4, 8], repeat=2)))
 def test_state_of_any_number_of_ranks_loads_on_any_other(
-    ranks: int, others: int, after: int, patch_size: Any, index: Index
+    ranks: int, others: int, after: int, patch_size: Any, algorithm: Any, index: Index
 ) -> None:
+    packing = PACKING.replace(patch_size=patch_size, algorithm=algorithm)
+
     def make(world_size: int, batch_size: int) -> list[PackedImageLoader]:
         return [
             PackedImageLoader(
-                index, PACKING.replace(patch_size=patch_size), batch_size=batch_size, shuffle=True, block=24,
-                rank=rank, world_size=world_size, num_threads=1,
+                index, packing, batch_size=batch_size, shuffle=True, block=24, rank=rank, world_size=world_size,
+                num_threads=1,
             )
             for rank in range(world_size)
         ]  # fmt: skip
@@ -212,6 +217,22 @@ def test_prefetched_batches_are_not_counted_and_after_accepts_any_batch(index: I
     resumed = PackedImageLoader(index, PACKING, batch_size=2)
     resumed.load_state_dict(_saved(loader, after=held[1]))
     assert [contents(batch) for batch in resumed] == [contents(held[2]), contents(held[3]), *rest]
+
+
+def test_a_state_belongs_to_its_prices_and_stays_small(index: Index) -> None:
+    def make(prices: Prices | None) -> PackedImageLoader:
+        packing = PACKING.replace(algorithm="priced", prices=prices and (prices,))
+        return PackedImageLoader(index, packing, batch_size=2)
+
+    own = make(None).packing.prices
+    assert own is not None
+    state = _saved(make(None))
+    assert len(json.dumps(state)) < 4096
+    make(own[0]).load_state_dict(state)
+    with pytest.raises(
+        ValueError, match=r"saved with packing.prices = \w{32}, this loader has \w{32}: the packs would not"
+    ):
+        make(Prices((3,), (1000,))).load_state_dict(state)
 
 
 def test_resume_does_not_read_seen_images(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

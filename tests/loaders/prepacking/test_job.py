@@ -31,11 +31,11 @@ MakeDrawn = Callable[..., Any]
 
 @pytest.mark.parametrize("store", ["images", "patches"])
 @pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("num_streams", [1, 3])
+@pytest.mark.parametrize(("num_streams", "algorithm"), [(1, "auto"), (3, "auto"), (3, "priced")])
 def test_first_epoch_equals_that_of_the_shards(
-    store: Any, shuffle: bool, num_streams: int, index: Index, tmp_path: Path, contents: Contents
+    store: Any, shuffle: bool, num_streams: int, algorithm: Any, index: Index, tmp_path: Path, contents: Contents
 ) -> None:
-    packing = PACKING.replace(token_drop=BetaDrop(0.4, 0.6))
+    packing = PACKING.replace(token_drop=BetaDrop(0.4, 0.6), algorithm=algorithm)
     order: dict[str, Any] = {"shuffle": shuffle, "num_streams": num_streams, "seed": 5, "shuffle_window": 2}
     job = Job(
         index=index,
@@ -287,7 +287,9 @@ def test_folder_of_other_packs_is_refused_and_left_unchanged(drawn: Any, index: 
     assert written(packed) == before
 
 
-@pytest.mark.parametrize("packing", [PACKING, *CHANGING.values()], ids=["plain", *CHANGING])
+@pytest.mark.parametrize(
+    "packing", [PACKING, PACKING.replace(algorithm="priced"), *CHANGING.values()], ids=["plain", "priced", *CHANGING]
+)
 def test_recipes_round_trip_through_their_texts(packing: Packing, index: Index, tmp_path: Path) -> None:
     recipe = Job(index=index, out=str(tmp_path / "out"), packing=packing, epochs=2, block=4).recipe
     assert Recipe.from_plain(json.loads(recipe.to_json())) == recipe

@@ -22,11 +22,14 @@ from patchnpack.packer import (
     Native,
     Packing,
     PatchSizes,
+    Plan,
+    Planner,
     RandomResizedCrop,
     Rows,
     ScheduledDrop,
     plan,
 )
+from patchnpack.packer.binpacking.algorithms import CHOICES
 from patchnpack.packer.binpacking.pack_lengths import resolve_algorithm
 from tests.loaders.streaming.streams import PACKING, Contents, break_data, flat, rows_in, samples_of
 
@@ -39,7 +42,7 @@ def mirror_or_brighten(image: np.ndarray, rng: np.random.Generator) -> np.ndarra
     "changes",
     [
         {},
-        {"algorithm": "auto"},
+        {"algorithm": "priced"},
         {"algorithm": "largest_fit"},
         {"algorithm": "next_fit"},
         {"algorithm": "first_fit"},
@@ -55,9 +58,9 @@ def mirror_or_brighten(image: np.ndarray, rng: np.random.Generator) -> np.ndarra
         {"fill": "rescale", "max_scale": 0.2, "lookahead": 9},
         {"seq_len": 24, "oversize": "shrink"},
         {"seq_len": 24, "oversize": "drop"},
-        {"seq_len": 24, "oversize": "skip", "algorithm": "auto"},
+        {"seq_len": 24, "oversize": "skip", "algorithm": "priced"},
         {"patch_size": PatchSizes((4, 6, 8)), "seq_len": 200},
-        {"patch_size": PatchSizes((4, 8), (1, 0), (0, 1), 20), "seq_len": 200, "algorithm": "auto"},
+        {"patch_size": PatchSizes((4, 8), (1, 0), (0, 1), 20), "seq_len": 200, "algorithm": "priced"},
     ],
     ids=str,
 )
@@ -223,15 +226,30 @@ def test_first_samples_decide_what_auto_stands_for() -> None:
     decided = set()
     for most in (6, 12, 24, 40, 64) * 3:
         tokens = rng.integers(1, most + 1, 200)
-        algorithm = resolve_algorithm("auto", tokens[:40], 64, max_items=packing.max_images, lookahead=40)
+        algorithm, prices = resolve_algorithm("auto", tokens[:40], 64, max_items=packing.max_images, lookahead=40)
         decided.add(algorithm)
+        settled = packing.replace(algorithm=algorithm, prices=prices and (prices,))
         pairs = [(flat(8 * n, 8), 0) for n in tokens.tolist()]
         packs, expected = (
-            [batch.rows.tolist() for batch in pack_stream(pairs, packing.replace(algorithm=name), batch_size=1)]
-            for name in ("auto", algorithm)
+            [batch.rows.tolist() for batch in pack_stream(pairs, packing, batch_size=1)]
+            for packing in (packing, settled)
         )
         assert packs == expected
-    assert decided == {"subset_sum", "largest_fit"}
+    assert {"subset_sum", "largest_fit"} <= decided <= set(CHOICES)
+
+
+def test_later_samples_decide_again() -> None:
+    packing = Packing(seq_len=64, patch_size=8, lookahead=40, algorithm="priced")
+    rng = np.random.default_rng(0)
+    widths = 8 * np.concatenate([rng.integers(1, 10, 500), rng.integers(10, 60, 700)])
+    pairs = [(flat(width, 8), 0) for width in widths.tolist()]
+    packs = [batch.rows[batch.image_mask].tolist() for batch in pack_stream(pairs, packing, batch_size=1)]
+    plans = []
+    for decide_at in ([40, 1024], [40]):
+        planner = Planner(packing, decide_at=decide_at)
+        made = Plan.concatenate([planner.add(Rows.of_sizes(widths, np.full(1200, 8))), planner.finish()])
+        plans.append([made.pack(i).row.tolist() for i in range(len(made))])
+    assert packs == plans[0] != plans[1]
 
 
 def test_batch_is_yielded_before_the_stream_ends() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Native, Packing, PatchSizes, Plan, Rows, plan
 from patchnpack.packer.analysis.baselines import buckets
 from patchnpack.packer.analysis.report import pack_bytes, report
+from patchnpack.packer.images import measure
+from patchnpack.report.table import facts
 
 module = importlib.import_module("patchnpack.packer.analysis.report")
 
@@ -154,6 +157,18 @@ def test_planning_time_is_measured_on_many_rows(monkeypatch: pytest.MonkeyPatch)
             assert found.images == count
             assert planned[-1] == timed
             assert found.planning_seconds_per_million == pytest.approx(3)
+
+
+def test_prices_are_reported_with_their_groups() -> None:
+    rows = Rows.of_sizes(*np.random.default_rng(0).integers(16, 1500, (2, 3000)))
+    found = report(rows, Packing(seq_len=8192, algorithm="priced")).pricing
+    tokens = np.unique(measure(rows, Packing(seq_len=8192), seed=0, epoch=0)[0].keep)
+    assert found is not None
+    assert (found.token_counts, found.groups) == (len(tokens), 256)
+    assert 0 < found.seconds < 30
+    lines = dict(facts(report(rows, Packing(seq_len=8192, algorithm="priced"))))
+    assert re.fullmatch(rf"{len(tokens):,} token counts in 256 groups, \d+\.\d\d s", lines["prices"])
+    assert report(rows, Packing(algorithm="largest_fit")).pricing is None
 
 
 def test_balance_evens_the_attention_of_ranks_and_0_changes_nothing() -> None:

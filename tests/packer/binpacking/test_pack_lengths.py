@@ -9,11 +9,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from patchnpack.packer import pack_lengths
-from patchnpack.packer.binpacking.algorithms import Algorithm
-from patchnpack.packer.binpacking.pack_lengths import pack_ready, resolve_algorithm
+from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
+from patchnpack.packer.binpacking.pack_lengths import SAMPLE, pack_ready, resolve_algorithm
+from patchnpack.packer.binpacking.prices import Prices
 
 DECREASING: list[Algorithm] = ["first_fit_decreasing", "best_fit_decreasing"]
-ALGORITHMS: list[Algorithm] = ["next_fit", "first_fit", "best_fit", *DECREASING, "largest_fit", "subset_sum"]
+ALGORITHMS: list[Algorithm] = ["next_fit", "first_fit", "best_fit", *DECREASING, *CHOICES]
 
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
@@ -76,6 +77,8 @@ def test_packs_do_not_depend_on_how_arrivals_are_split(
     algorithm: Algorithm, problem: dict[str, Any], data: st.DataObject
 ) -> None:
     lengths = problem.pop("lengths")
+    if algorithm == "priced":
+        problem["prices"] = Prices.of_counts(np.bincount(lengths), problem["capacity"])
     each = list(range(1, len(lengths)))
     cuts = data.draw(st.one_of(st.just(each), st.lists(st.integers(0, len(lengths)), max_size=8).map(sorted)))
     waiting = np.empty(0, np.int64)
@@ -90,7 +93,7 @@ def test_packs_do_not_depend_on_how_arrivals_are_split(
     assert found == _packs(*pack_ready(lengths, **problem, algorithm=algorithm, flush=True))
 
 
-@pytest.mark.parametrize("algorithm", ["largest_fit", "subset_sum"])
+@pytest.mark.parametrize("algorithm", CHOICES)
 @given(problem=problems())
 @example({"lengths": np.array([1] + [10] * 50), "capacity": 10, "max_items": 64, "lookahead": 4})
 @settings(max_examples=80, deadline=None)
@@ -147,17 +150,25 @@ def test_decreasing_algorithms_work_on_all_lengths_at_once_offline_and_on_blocks
     assert len(order) == 48
 
 
-def test_auto_is_subset_sum_or_largest_fit_where_the_first_lengths_pack_better_with_it() -> None:
+def test_auto_is_the_choice_that_packs_the_first_lengths_into_the_fewest_packs() -> None:
     rng = np.random.default_rng(0)
-    spiked = np.where(rng.random(9000) < 0.5, 300, rng.integers(20, 400, 9000))
-    even = rng.integers(1, 1025, 9000)
-    for lengths, expected in ((spiked, "subset_sum"), (even, "largest_fit"), (even[:0], "subset_sum")):
-        chosen = resolve_algorithm("auto", lengths, 1024, max_items=64, lookahead=256)
-        assert chosen == expected
-        assert _packs(*pack_lengths(lengths, 1024)) == _packs(*pack_lengths(lengths, 1024, algorithm=chosen))
-    mixed = np.concatenate([even[:4096], spiked])
-    assert resolve_algorithm("auto", mixed, 1024, max_items=64, lookahead=256) == "largest_fit"
-    assert resolve_algorithm("first_fit", mixed, 1024, max_items=64, lookahead=256) == "first_fit"
+    spiked = np.where(rng.random(20_000) < 0.5, 300, rng.integers(20, 400, 20_000))
+    common = np.where(rng.random(20_000) < 0.5, 380, rng.choice([90, 180, 270, 500], 20_000))
+    even = rng.integers(1, 1025, 20_000)
+    chosen = []
+    for lengths in (spiked, common, even, even[:0]):
+        algorithm, prices = resolve_algorithm("auto", lengths, 1024, max_items=64, lookahead=256)
+        packs = {
+            name: len(pack_ready(lengths[:SAMPLE], 1024, max_items=64, algorithm=name, lookahead=256, flush=True,
+                                 prices=Prices.of_counts(np.bincount(lengths), 1024))[1])
+            for name in CHOICES
+        }  # fmt: skip
+        assert packs[algorithm] == min(packs.values())
+        assert (prices is not None) == (algorithm == "priced")
+        assert _packs(*pack_lengths(lengths, 1024)) == _packs(*pack_lengths(lengths, 1024, algorithm=algorithm))
+        chosen.append(algorithm)
+    assert chosen[1:] == ["priced", "largest_fit", "subset_sum"]
+    assert resolve_algorithm("first_fit", even, 1024, max_items=64, lookahead=256) == ("first_fit", None)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64])

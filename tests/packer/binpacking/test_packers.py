@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchnpack.packer import pack_lengths
-from patchnpack.packer.binpacking import reference
-from patchnpack.packer.binpacking.algorithms import Algorithm
+from patchnpack.packer.binpacking import reference, reference_priced
+from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
 from patchnpack.packer.binpacking.pack_lengths import pack_ready
+from patchnpack.packer.binpacking.prices import Prices
 
 ALGORITHMS = [name for name in get_args(Algorithm) if name != "auto"]
 
@@ -24,8 +25,11 @@ def compare(
     lookahead: int,
     flush: bool,
     least: list[int] | None = None,
+    prices: Prices | None = None,
 ) -> list[list[int]]:
     """Check that the compiled packer equals the reference; returns the packs."""
+    if algorithm == "priced" and prices is None:
+        prices = Prices.of_counts(np.bincount(np.array(lengths, np.int64)), capacity)
     order, offsets = pack_ready(
         np.array(lengths, np.int64),
         capacity,
@@ -34,11 +38,19 @@ def compare(
         lookahead=lookahead,
         flush=flush,
         least=None if least is None else np.array(least, np.int64),
+        prices=prices,
     )
     found = [order[a:b].tolist() for a, b in pairwise(offsets)]
-    plain = getattr(reference, algorithm)
     limits = (lengths, capacity, max_items, lookahead, flush)
-    expected: list[list[int]] = plain(*limits) if least is None else plain(*limits, least)
+    if prices is not None:
+        each = [
+            max((p for n, p in zip(prices.lengths, prices.values, strict=True) if n <= i), default=0)
+            for i in range(capacity + 1)
+        ]
+        expected = reference_priced.priced(*limits, least, each)
+    else:
+        plain = getattr(reference, algorithm)
+        expected = plain(*limits) if least is None else plain(*limits, least)
     assert found == expected
     return found
 
@@ -62,7 +74,24 @@ def test_compiled_packers_equal_the_reference(
     compare(algorithm, data.draw(st.lists(each, max_size=100)), capacity, max_items, lookahead, flush)
 
 
-@pytest.mark.parametrize("algorithm", ["largest_fit", "subset_sum"])
+@given(
+    data=st.data(),
+    capacity=st.sampled_from([5, 12, 24, 100, 1000]),
+    max_items=st.sampled_from([1, 2, 5, 64]),
+    lookahead=st.sampled_from([1, 5, 40, 200]),
+)
+@settings(max_examples=150, deadline=None)
+def test_priced_equals_the_reference_whatever_the_prices(
+    data: st.DataObject, capacity: int, max_items: int, lookahead: int
+) -> None:
+    # Prices that belong to other lengths, up to lengths that no pack holds, and zero for the shortest.
+    lengths = sorted(data.draw(st.sets(st.integers(1, capacity + 9), max_size=12)))
+    values = sorted(data.draw(st.sets(st.integers(1, 1024), min_size=len(lengths), max_size=len(lengths))))
+    items = data.draw(st.lists(st.integers(1, data.draw(st.integers(1, capacity))), max_size=150))
+    compare("priced", items, capacity, max_items, lookahead, True, prices=Prices(tuple(lengths), tuple(values)))
+
+
+@pytest.mark.parametrize("algorithm", CHOICES)
 @given(
     items=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 6)), max_size=60),
     capacity=st.integers(20, 70),

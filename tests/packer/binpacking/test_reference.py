@@ -10,10 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchnpack.packer.binpacking import reference, reference_fill
+from patchnpack.packer.binpacking import reference, reference_fill, reference_priced
 from patchnpack.packer.policies import reference_draws
 
 _NO_LIMIT = 10**6
+
+
+def priced(lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool) -> list[list[int]]:
+    prices = [0, 0, 0, 307, 409, 512, 512, 512, 512, 512, 512]
+    return reference_priced.priced(lengths, capacity, max_items, lookahead, flush, None, prices)
+
+
+priced.__doc__ = reference_priced.priced.__doc__
 
 
 @pytest.mark.parametrize(
@@ -26,6 +34,7 @@ _NO_LIMIT = 10**6
         (reference.best_fit_decreasing, [3, 5, 4, 6, 2], 5, [[6, 4], [5, 3, 2]]),
         (reference.largest_fit, [3, 5, 6, 2, 4], 5, [[3, 6], [5, 4], [2]]),
         (reference.subset_sum, [3, 5, 6, 2, 4, 2], 6, [[3, 2, 5], [6, 4], [2]]),
+        (priced, [3, 5, 3, 5, 4], 5, [[3, 4, 3], [5, 5]]),
     ],
 )
 def test_pictures_in_the_docstrings_are_true(packer, lengths, lookahead, packs):  # type: ignore[no-untyped-def]
@@ -39,12 +48,12 @@ def test_picture_of_undrop_is_true() -> None:
     assert "keep   6 4" in (reference_fill.undrop.__doc__ or "")
 
 
-@pytest.mark.parametrize("module", [reference, reference_draws, reference_fill])
+@pytest.mark.parametrize("module", [reference, reference_draws, reference_fill, reference_priced])
 def test_reference_imports_only_the_standard_library(module: ModuleType) -> None:
     tree = ast.parse(inspect.getsource(module))
     imported = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imported]
-    assert set(names) <= {"__future__", "itertools", "math", "collections"}
+    assert set(names) <= {"__future__", "itertools", "math", "collections", reference.__name__}
 
 
 @given(st.lists(st.integers(1, 12), max_size=40))

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchnpack.packer import ConstantDrop, FitTokens, Images, Packing, PatchSizes, Planner, Rows, plan
-from patchnpack.packer.binpacking.algorithms import Algorithm
+from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
+from patchnpack.packer.binpacking.pack_lengths import SAMPLE
+from patchnpack.packer.binpacking.prices import Prices
 from patchnpack.packer.images import measure
 from patchnpack.packer.plan import images_per_pack
 
@@ -121,7 +123,7 @@ def test_rows_added_in_parts_make_the_packs_of_one_plan(packing: Packing, n: int
     assert packs == [whole.pack(i).row.tolist() for i in range(len(whole))]
 
 
-@pytest.mark.parametrize("algorithm", ["largest_fit", "subset_sum", "first_fit", "best_fit_decreasing"])
+@pytest.mark.parametrize("algorithm", [*CHOICES, "first_fit", "best_fit_decreasing"])
 def test_no_image_waits_forever(algorithm: Any) -> None:
     packing = Packing(seq_len=256, patch_size=SIZES, algorithm=algorithm, lookahead=16, resolution=FitTokens(200))
     made = plan(_rows(4000), packing, block=4)
@@ -153,10 +155,10 @@ def test_the_curriculum_follows_the_number_of_images_seen() -> None:
     middle = np.searchsorted(made.offsets, 10_000)
     assert 0.3 < large[middle - 100 : middle + 100].mean() < 0.7
     # Estimated from the first rows alone, so that streams of different images agree.
-    assert images_per_pack(rows, packing, seed=0) == images_per_pack(rows.take(slice(4096)), packing, seed=0)
+    assert images_per_pack(rows, packing, seed=0) == images_per_pack(rows.take(slice(SAMPLE)), packing, seed=0)
 
 
-@pytest.mark.parametrize("algorithm", ["largest_fit", "subset_sum", "first_fit", "next_fit"])
+@pytest.mark.parametrize("algorithm", [*CHOICES, "first_fit", "next_fit"])
 @pytest.mark.parametrize(("side", "lookahead", "block"), [(200, 256, 7), (60, 3, 7), (60, 3, 1)])
 def test_a_single_patch_size_packs_like_a_plain_patch_size(
     algorithm: Any, side: int, lookahead: int, block: int
@@ -168,6 +170,16 @@ def test_a_single_patch_size_packs_like_a_plain_patch_size(
     assert [len(list(run)) for _, run in groupby(alone.patch_size.tolist())] == [len(alone)]
     np.testing.assert_array_equal(alone.offsets, plain.offsets)
     np.testing.assert_array_equal(alone.images.row, plain.images.row)
+
+
+def test_each_patch_size_is_packed_by_its_own_prices() -> None:
+    rows = Rows.of_sizes(*np.random.default_rng(0).integers(17, 200, (2, 3000)))
+    prices = (Prices((1, 200), (1, 1000)), Prices((1, 30, 90), (20, 300, 700)))
+    several = Packing(seq_len=512, patch_size=PatchSizes((8, 16), (0, 1)), algorithm="priced", prices=prices)
+    alone = Packing(seq_len=512, patch_size=16, algorithm="priced", prices=prices[1:])
+    np.testing.assert_array_equal(plan(rows, several).images.row, plan(rows, alone).images.row)
+    other = alone.replace(prices=prices[:1])
+    assert plan(rows, other).images.row.tolist() != plan(rows, alone).images.row.tolist()
 
 
 def test_an_image_that_is_oversize_at_any_patch_size_is_skipped_at_all_of_them() -> None:
