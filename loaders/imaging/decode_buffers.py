@@ -19,9 +19,9 @@ class DecodeBuffers(threading.local):
     """Lends each thread uint8 arrays, from the same memory once nothing refers to the previous array any more.
 
     >>> buffers = DecodeBuffers()
-    >>> first = buffers.acquire((2, 3)); address = first.ctypes.data
+    >>> first = buffers.acquire((2, 3, 3)); address = first.ctypes.data
     >>> row = first[1]; del first
-    >>> buffers.acquire((2, 3)).ctypes.data == address  # `row` is still in use
+    >>> buffers.acquire((2, 3, 3)).ctypes.data == address  # `row` is still in use
     False
     """
 
