@@ -71,7 +71,7 @@ class Decision:
         if self._decide_at or is_undecided(self._decided.algorithm, self._decided.prices):
             for number, each in enumerate(lengths):
                 self._counts[number] += np.bincount(each, minlength=len(self._counts[number]))
-                self._sample[number] = np.concatenate([self._sample[number], each])[-self._sample_size :]
+                self._sample[number] = np.concatenate([self._sample[number], each])[: self._sample_size]
 
     def decide(self, arrived: int | None) -> Packing:
         """Return the packing as decided after `arrived` rows, from all images so far; None is the last row.

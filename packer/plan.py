@@ -112,9 +112,10 @@ def images_per_pack(rows: Rows, packing: Packing, *, seed: int) -> tuple[float, 
 class Planner:
     """Plan rows as they arrive: `add` returns the packs that are ready, `finish` the rest.
 
-    However the rows are split into calls, the packs are those of `plan` over all of them. The algorithm "auto" and the
-    prices of "priced" are decided once, from the first 16,384 rows, unless `packing` holds both. With `PatchSizes` each
-    row is measured at every size when it arrives, and a block is packed by the token counts at its own size.
+    However the rows are split into calls, the packs are the same. The algorithm "auto" and the prices of "priced" are
+    decided once, from the first 16,384 rows, unless `packing` holds both; `plan` decides from all rows. With
+    `PatchSizes` each row is measured at every size when it arrives, and a block is packed by the token counts at its
+    own size.
 
     Args:
         packing: the configuration.
@@ -321,5 +322,6 @@ def plan(
         start=epoch * len(rows) if start is None else start,
         share=block,
         images_per_pack=images_per_pack(rows, packing, seed=seed),
+        decide_at=(),  # after the last row, from all of them
     )
     return Plan.concatenate([planner.add(rows), planner.finish()])

@@ -197,9 +197,9 @@ def test_auto_is_decided_once_by_the_first_rows_however_they_are_split() -> None
     first, later = _random_rows(SAMPLE, 16, 100), _random_rows(2000, 100, 110)
     rows = Rows.of_sizes(np.concatenate([first.width, later.width]), np.concatenate([first.height, later.height]))
     packing = Packing(seq_len=64)
-    whole = plan(rows, packing)
+    planner = Planner(packing)
+    whole = _joined([planner.add(rows), planner.finish()])
     assert whole.algorithm == plan(first, packing).algorithm != "auto"
-    _assert_same_plan(whole, plan(rows, packing.replace(algorithm=whole.algorithm)))
     planner = Planner(packing)
     early = planner.add(_take(rows, slice(0, SAMPLE - 1)))
     assert (len(early), early.algorithm) == (0, "auto")
@@ -208,13 +208,16 @@ def test_auto_is_decided_once_by_the_first_rows_however_they_are_split() -> None
     _assert_same_plan(_joined([*parts, planner.finish()]), whole)
 
 
-def test_prices_that_are_given_are_used_and_others_come_from_the_first_rows() -> None:
-    rows = Rows.concatenate([_random_rows(SAMPLE, 16, 100), _random_rows(2000, 100, 110)])
+def test_prices_that_are_given_are_used_and_others_come_from_the_rows() -> None:
+    rows = Rows.concatenate([_random_rows(SAMPLE, 16, 100), _random_rows(9000, 60, 110)])
     rows = Rows.of_sizes(rows.width, rows.height)
     packing = Packing(seq_len=64, algorithm="priced")
-    tokens = measure(rows.take(slice(SAMPLE)), packing, seed=0, epoch=0)[0].keep
-    prices = Prices.of_counts(np.bincount(tokens), 64)
+    tokens = measure(rows, packing, seed=0, epoch=0)[0].keep
+    prices, of_first = (Prices.of_counts(np.bincount(tokens[:count]), 64) for count in (len(rows), SAMPLE))
+    assert prices != of_first
     _assert_same_plan(plan(rows, packing), plan(rows, packing.replace(prices=(prices,))))
+    planner = Planner(packing)
+    _assert_same_plan(_joined([planner.add(rows), planner.finish()]), plan(rows, packing.replace(prices=(of_first,))))
     other = packing.replace(prices=(Prices((1, 40), (1, 1024)),))
     assert plan(rows, packing).images.row.tolist() != plan(rows, other).images.row.tolist()
 

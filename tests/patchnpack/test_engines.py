@@ -138,7 +138,7 @@ def test_workers_exit_with_their_parent_command(number: int, shards: list[str], 
     command = [sys.executable, "-P", "-c", "from patchnpack.cli.main import run; run()", "pack", *shards]
     command += ["-o", str(out)]
     command += ["--seq-len", "64", "--patch-size", "8", "--max-images", "7", "--store", "patches", "--label", "cls"]
-    command += ["--part-packs", "1", "--workers", "2"]
+    command += ["--part-packs", "1", "--workers", "2", "--lookahead", "256"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         wait_for(lambda: markers(out) > 2)

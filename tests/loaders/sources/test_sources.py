@@ -33,7 +33,9 @@ def test_each_kind_of_source_is_opened_by_its_own_class(drawn: Any, index: Index
 
 def test_packed_folder_settles_the_options_that_it_has_decided(index: Index, packed: Path) -> None:
     options = PackedImageLoader(packed, batch_size=2).source.options
-    assert (options.packing, options.label, options.num_streams) == (PACKING.replace(algorithm="subset_sum"), "cls", 1)
+    decided = PackedImageLoader(index, PACKING, batch_size=2).packing
+    assert decided.algorithm != "auto"
+    assert (options.packing, options.label, options.num_streams) == (decided, "cls", 1)
     other = PackedImageLoader(packed, batch_size=2, label=lambda members: len(members["txt"]))
     assert callable(other.source.options.label)
 

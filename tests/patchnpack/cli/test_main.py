@@ -96,7 +96,7 @@ def test_report_counts_images_and_bad_images(shards: Shards) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
     assert (found["images"], found["bad_images"]) == (22, 2)
-    assert run(app, ["report", shards(), "--seq-len", "64"]).output.startswith("packing")
+    assert run(app, ["report", shards(), "--seq-len", "64"]).output.startswith("source")
 
 
 def test_show_writes_a_picture(shards: Shards, tmp_path: Path) -> None:
