@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -103,7 +102,8 @@ def _check_counts(manifest: Manifest, plans: Mapping[str, bytes], problems: list
             name = plan_name(epoch, stream)
             if name not in plans:
                 continue
-            with pa.ipc.open_file(io.BytesIO(plans[name])) as file:
+            # A buffer, not a Python file: Arrow reads those in threads of its own, which can abort the process at exit.
+            with pa.ipc.open_file(pa.BufferReader(plans[name])) as file:
                 table = file.get_batch(0)
             arrays = {column: table.column(column).values.to_numpy() for column in ("patch_size", "row", "skipped")}
             if len(arrays["patch_size"]) != packs:
