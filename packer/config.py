@@ -177,6 +177,14 @@ class Packing:
             )
 
     @property
+    def can_follow_patterns(self) -> bool:
+        """Whether "priced" follows the patterns of the whole where the lookahead holds all images.
+
+        Patterns know nothing of blocks of one patch size, nor of images that are cut to close a pack.
+        """
+        return isinstance(self.patch_size, int) and self.fill not in ("trim", "rescale")
+
+    @property
     def patch_sizes(self) -> tuple[int, ...]:
         """The possible patch sizes of a pack, in pixels."""
         return tuple(self.patch_size.sizes) if isinstance(self.patch_size, PatchSizes) else (self.patch_size,)

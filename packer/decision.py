@@ -24,11 +24,11 @@ def decide(
         sample: tokens of some images, int64 (s,), in a typical order; one array per patch size.
         counts: number of images of each token count, int (at most L + 1,); one array per patch size.
         complete: whether `counts` holds all images. If the lookahead holds them, too, "auto" is "priced", which then
-            sees all of them: no algorithm packs better.
+            follows the patterns of the whole if it can (`Packing.can_follow_patterns`): no algorithm packs better.
     """
     if not is_undecided(packing.algorithm, packing.prices):
         return packing
-    if packing.algorithm == "auto" and complete and len(counts) == 1 and packing.lookahead >= counts[0].sum():
+    if packing.algorithm == "auto" and complete and packing.can_follow_patterns and packing.lookahead >= counts[0].sum():
         packing = packing.replace(algorithm="priced")
     middle = len(counts) // 2
     prices = Prices.of_counts(counts[middle], packing.seq_len)

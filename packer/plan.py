@@ -285,10 +285,8 @@ class Planner:
 
     def _sees_all(self, flush: bool, waiting: int) -> bool:
         """Whether "priced" has every image in view, so that it can follow the patterns of the whole."""
-        packing = self._packing
-        alone = not isinstance(packing.patch_size, PatchSizes)
-        first = flush and not self._emitted
-        return packing.algorithm == "priced" and alone and first and 0 < waiting <= packing.lookahead
+        packing, first = self._packing, flush and not self._emitted
+        return packing.algorithm == "priced" and packing.can_follow_patterns and first and 0 < waiting <= packing.lookahead
 
 
 def plan(

@@ -22,7 +22,7 @@ from patchnpack.loaders.assembly.stats import Ticker
 from patchnpack.loaders.errors import StallError
 from patchnpack.packer import PackedBatch
 
-_IMAGES_PER_THREAD = 2  # in flight at least, so that no thread waits, however few images a batch has
+_IMAGES_PER_THREAD = 2  # minimum in flight: threads would idle if batches hold few images
 
 
 def run_batches(

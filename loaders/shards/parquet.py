@@ -7,11 +7,10 @@ of the cache. The index's offsets count in that file.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -84,23 +83,23 @@ def spill(fd: int, shard: str, to: Path) -> None:
 
 
 class _opened:
-    """The parquet file at a descriptor; the descriptor stays open."""
+    """The parquet file at a descriptor, which stays open.
+
+    Arrow opens the file again by its descriptor: it would read a Python file in threads of its own, which can abort the
+    process at exit.
+    """
 
     def __init__(self, fd: int, shard: str) -> None:
-        self._stream: BinaryIO = os.fdopen(os.dup(fd), "rb")
-        self._stream.seek(0)
         try:
-            self._file = pq.ParquetFile(self._stream)
+            self._file = pq.ParquetFile(pa.OSFile(f"/dev/fd/{fd}"))
         except (pa.ArrowException, OSError) as error:
-            self._stream.close()
             raise ValueError(f"shard {shard!r} cannot be read as parquet: {error}; copy or write it again") from error
 
     def __enter__(self) -> pq.ParquetFile:
         return self._file
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._stream.close()
+        self._file.close(force=True)
 
 
 def _rows(file: pq.ParquetFile, shard: str) -> Iterator[tuple[str | None, list[tuple[str, bytes]]]]:

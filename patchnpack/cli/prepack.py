@@ -36,8 +36,8 @@ def pack(
     lookahead: Annotated[
         int | None,
         whole_flag(
-            "Number of waiting images that the packer chooses from; by default all images of local shards with one "
-            "patch size, otherwise 256."
+            "Number of waiting images that the packer chooses from; by default all images for auto and priced, if "
+            "the shards are local and neither several patch sizes nor trim or rescale are asked for; otherwise 256."
         ),
     ] = None,
     store: Annotated[
@@ -81,8 +81,8 @@ def pack(
     _check_tasks(engine, workers, task_index, num_tasks, ray_address)
     options = parse_storage_options(storage_options or [])
     index = open_shards(shards, image, storage_options)
-    if lookahead is None and not any(map(is_remote, index.shards)) and isinstance(packing.patch_size, int):
-        lookahead = max(1, len(index))
+    if lookahead is None and packing.algorithm in ("auto", "priced") and packing.can_follow_patterns:
+        lookahead = None if any(map(is_remote, index.shards)) else max(1, len(index))
     job = Job(
         index=index,
         out=out,

@@ -60,6 +60,13 @@ def test_fill_fills_packs_within_its_limits(algorithm: Any, fill: Any, drop: Con
             assert keep.tolist() == _by_row(made.images, "grid").prod(1).tolist()
 
 
+def test_images_are_trimmed_to_close_packs_even_if_all_are_in_view() -> None:
+    rows = _rows(3000)
+    packing = Packing(seq_len=2048, algorithm="priced", fill="trim", lookahead=4000)
+    cut = _by_row(plan(rows, packing).images, "keep") < _by_row(plan(rows, packing.replace(fill="none")).images, "keep")
+    assert 10 < cut.sum() < 3000
+
+
 @pytest.mark.parametrize("fill", ["trim", "rescale"])
 def test_4096_slots_are_full_and_little_is_lost(fill: Any) -> None:
     rows = _rows(20_000)

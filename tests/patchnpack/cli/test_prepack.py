@@ -43,6 +43,28 @@ def test_packs_are_written_verified_read_and_unpacked(shards: Shards, tmp_path: 
     assert (result.exit_code, result.output) == (0, f"{tmp_path / 'shards'}: 24 images\n")
 
 
+@pytest.mark.parametrize(
+    ("flags", "lookahead"),
+    [
+        ([], 24),
+        (["--algorithm", "priced"], 24),
+        (["--lookahead", "9"], 9),
+        (["--algorithm", "largest_fit"], 256),
+        (["--fill", "rescale"], 256),
+        (["--fill", "trim"], 256),
+        (["--patch-size", "8,16", "--block", "4"], 256),
+    ],
+)
+def test_all_images_are_in_view_where_patterns_can_be_followed(
+    flags: list[str], lookahead: int, shards: Shards, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "packed")
+    result = run(app, ["pack", shards(), "-o", out, "--seq-len", "64", "--workers", "1", "--epochs", "1", *flags])
+    assert result.exit_code == 0, result.output
+    packing = read_manifest(open_folder(out)).recipe.packing
+    assert packing.lookahead == lookahead
+
+
 def test_every_packing_option_reaches_the_recipe(shards: Shards, tmp_path: Path) -> None:
     flags = ["--patch-size", "4,8", "--resolution", "side:16:64", "--token-drop", "0.5@1:0:50:20", "--fill", "none"]
     flags += ["--lookahead", "32", "--max-images", "5", "--balance", "8", "--algorithm", "largest_fit"]
