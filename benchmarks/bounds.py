@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from patchnpack.packer.binpacking._cutting_stock import most_valuable
-from patchnpack.packer.binpacking.cutting_stock import group_lengths, solve_cutting_stock
+from patchnpack.packer.binpacking.pricing._cutting_stock import most_valuable
+from patchnpack.packer.binpacking.pricing.cutting_stock import group_lengths, solve_cutting_stock
 
 # n items of m distinct lengths, `counts` of each; L capacity
 

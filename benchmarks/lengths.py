@@ -29,9 +29,9 @@ import numpy as np
 from size_tables import CLOTHING, SIZES
 
 from patchnpack import Packing
-from patchnpack.cli.size_table import read_size_tables
 from patchnpack.loaders import open_index
 from patchnpack.packer import Rows, advise, sweep
+from patchnpack.report.size_table import read_size_tables
 
 HERE = Path(__file__).resolve().parent
 MOST_REGRET = 0.005

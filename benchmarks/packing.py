@@ -45,7 +45,7 @@ from size_tables import CLOTHING, SEQ_LENS, SIZES, size_tables, token_counts
 from patchnpack.packer import pack_lengths
 from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
 from patchnpack.packer.binpacking.pack_lengths import pack_ready, resolve_algorithm
-from patchnpack.packer.binpacking.prices import Prices
+from patchnpack.packer.binpacking.pricing.prices import Prices
 
 HERE = Path(__file__).resolve().parent
 MAX_IMAGES = 10**6  # K: the bound does not know it

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from patchnpack import Packing
-from patchnpack.cli.size_table import read_size_tables
 from patchnpack.loaders import scan
 from patchnpack.packer import Rows
 from patchnpack.packer.images import measure
+from patchnpack.report.size_table import read_size_tables
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIZES = DATA / "sizes"

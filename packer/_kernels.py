@@ -5,115 +5,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
+
+from patchnpack.packer._memory import LINE, call_memcpy, copy_bytes, fence, prefetch, stream_bytes
 
 # P patch size, C channels
 
-_LINE = 64  # bytes of a cache line
 _AHEAD = 192  # bytes to prefetch ahead: rows of the next patches lie too far apart for the hardware prefetcher
-
-
-@intrinsic
-def _call_memcpy(typingctx: Any, target: Any, to: Any, source: Any, start: Any, count: Any) -> Any:
-    """Call memcpy between two flat uint8 arrays.
-
-    Numba's slice assignment is a byte loop, several times slower.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        ends = [
-            builder.gep(context.make_array(signature.args[i])(context, builder, args[i]).data, [args[i + 1]])
-            for i in (0, 2)
-        ]
-        cgutils.raw_memcpy(builder, ends[0], ends[1], args[4], ir.Constant(args[4].type, 1))
-        return context.get_dummy_value()
-
-    return types.void(target, types.intp, source, types.intp, types.intp), codegen
-
-
-@intrinsic
-def _copy_32(typingctx: Any, target: Any, to: Any, source: Any, start: Any) -> Any:
-    """Copy 32 bytes between two flat uint8 arrays, in one load and one store."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector = ir.VectorType(ir.IntType(8), 32).as_pointer()
-        target, source = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
-        word = builder.load(builder.bitcast(builder.gep(source, [args[3]]), vector))
-        word.align = 1
-        builder.store(word, builder.bitcast(builder.gep(target, [args[1]]), vector)).align = 1
-        return context.get_dummy_value()
-
-    return types.void(target, types.intp, source, types.intp), codegen
-
-
-@intrinsic
-def _stream_bytes(typingctx: Any, target: Any, to: Any, source: Any, start: Any, count: Any) -> Any:
-    """Copy `count` bytes into a flat uint8 array past the caches, a cache line at a time.
-
-    The target address and `count` are multiples of 64.
-
-    A batch is far larger than a cache, and an ordinary store reads each cache line from memory before it writes it.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector, size = ir.VectorType(ir.IntType(8), _LINE), ir.Constant(args[4].type, _LINE)
-        target, source = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
-        nontemporal = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
-        with cgutils.for_range(builder, builder.udiv(args[4], size)) as loop:
-            offset = builder.mul(loop.index, size)
-            address = builder.gep(source, [builder.add(args[3], offset)])
-            word = builder.load(builder.bitcast(address, vector.as_pointer()))
-            word.align = 1
-            address = builder.gep(target, [builder.add(args[1], offset)])
-            store = builder.store(word, builder.bitcast(address, vector.as_pointer()))
-            store.align = _LINE
-            store.set_metadata("nontemporal", nontemporal)
-        return context.get_dummy_value()
-
-    return types.void(target, types.intp, source, types.intp, types.intp), codegen
-
-
-@intrinsic
-def _prefetch(typingctx: Any, source: Any, at: Any) -> Any:
-    """Prefetch the cache line of byte `at` of a flat array; beyond its end nothing is read."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
-        word = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), word, word, word])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(prefetch, [address, ir.Constant(word, 0), ir.Constant(word, 3), ir.Constant(word, 1)])
-        return context.get_dummy_value()
-
-    return types.void(source, types.intp), codegen
-
-
-@intrinsic
-def _fence(typingctx: Any) -> Any:
-    """Make all stores so far, streamed or not, visible before any later store."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _copy_bytes(target, to, source, start, count):  # type: ignore[no-untyped-def]
-    """Copy `count` bytes between two flat uint8 arrays; from 32 bytes on, as a row of a patch has, without a call."""
-    if count < 32:
-        _call_memcpy(target, to, source, start, count)
-        return
-    for offset in range(0, count - 32, 32):
-        _copy_32(target, to + offset, source, start + offset)
-    _copy_32(target, to + count - 32, source, start + count - 32)
 
 
 @njit(nogil=True, cache=True)
@@ -254,10 +153,10 @@ def place_image(
     row_bytes, token_bytes = patch * channels, patch * patch * channels
     # Each token is assembled here, in the nearest cache, and then moved. Its cache lines hold nothing else: malloc may
     # put the tokens of two threads side by side, and writing to a shared line takes as long as cutting the patches.
-    memory = np.empty(token_bytes + 2 * _LINE, np.uint8)
-    begin = -memory.ctypes.data % _LINE
+    memory = np.empty(token_bytes + 2 * LINE, np.uint8)
+    begin = -memory.ctypes.data % LINE
     token = memory[begin : begin + token_bytes]
-    stream = target.ctypes.data % _LINE == 0 and token_bytes % _LINE == 0
+    stream = target.ctypes.data % LINE == 0 and token_bytes % LINE == 0
     for slot in range(first, first + keep):
         first_row, first_column = top + coords[slot, 1] * patch, left + coords[slot, 0] * patch
         rows, columns = max(0, min(patch, height - first_row)), max(0, min(patch, width - first_column))
@@ -265,14 +164,14 @@ def place_image(
         if rows < patch or columns < patch:
             token[:] = 0
         for row in range(rows):
-            _prefetch(source, start + _AHEAD)
-            _copy_bytes(token, row * row_bytes, source, start, columns * channels)
+            prefetch(source, start + _AHEAD)
+            copy_bytes(token, row * row_bytes, source, start, columns * channels)
             start += width * channels
         if stream:
-            _stream_bytes(target, slot * token_bytes, token, 0, token_bytes)
+            stream_bytes(target, slot * token_bytes, token, 0, token_bytes)
         else:
-            _call_memcpy(target, slot * token_bytes, token, 0, token_bytes)
-    _fence()
+            call_memcpy(target, slot * token_bytes, token, 0, token_bytes)
+    fence()
 
 
 @njit(nogil=True, cache=True)
@@ -337,14 +236,14 @@ def clear_padding(patches: np.ndarray, used: np.ndarray) -> None:
     """Zero the slots after the first `used[b]` of each pack `b` of `patches` (B, L, D)."""
     target, size = patches.reshape(-1), patches.shape[2]
     nothing = np.zeros(size, np.uint8)
-    stream = target.ctypes.data % _LINE == 0 and size % _LINE == 0
+    stream = target.ctypes.data % LINE == 0 and size % LINE == 0
     for b in range(len(patches)):
         for slot in range(b * patches.shape[1] + used[b], (b + 1) * patches.shape[1]):
             if stream:
-                _stream_bytes(target, slot * size, nothing, 0, size)
+                stream_bytes(target, slot * size, nothing, 0, size)
             else:
-                _call_memcpy(target, slot * size, nothing, 0, size)
-    _fence()
+                call_memcpy(target, slot * size, nothing, 0, size)
+    fence()
 
 
 @njit(nogil=True, cache=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
-from patchnpack.packer.binpacking.prices import Prices
+from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.policies.patch_sizes import PatchSizes
 from patchnpack.packer.policies.resolution import FitTokens, Native, Resolution, Square

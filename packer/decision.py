@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from patchnpack.packer.binpacking.pack_lengths import is_undecided, resolve_algorithm, sample_size
-from patchnpack.packer.binpacking.prices import Prices
+from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.config import Packing
 
 
@@ -28,7 +28,12 @@ def decide(
     """
     if not is_undecided(packing.algorithm, packing.prices):
         return packing
-    if packing.algorithm == "auto" and complete and packing.can_follow_patterns and packing.lookahead >= counts[0].sum():
+    if (
+        packing.algorithm == "auto"
+        and complete
+        and packing.can_follow_patterns
+        and packing.lookahead >= counts[0].sum()
+    ):
         packing = packing.replace(algorithm="priced")
     middle = len(counts) // 2
     prices = Prices.of_counts(counts[middle], packing.seq_len)

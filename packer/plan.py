@@ -286,7 +286,9 @@ class Planner:
     def _sees_all(self, flush: bool, waiting: int) -> bool:
         """Whether "priced" has every image in view, so that it can follow the patterns of the whole."""
         packing, first = self._packing, flush and not self._emitted
-        return packing.algorithm == "priced" and packing.can_follow_patterns and first and 0 < waiting <= packing.lookahead
+        return (
+            packing.algorithm == "priced" and packing.can_follow_patterns and first and 0 < waiting <= packing.lookahead
+        )
 
 
 def plan(

@@ -15,7 +15,7 @@ import xxhash
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.remote.addresses import name_of
-from patchnpack.packer.binpacking.prices import Prices
+from patchnpack.packer.binpacking.pricing.prices import Prices
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from patchnpack.loaders.shards.patterns import PACKED_FOLDER_FILES
 from patchnpack.packer import Packing, PatchSizes, ScheduledDrop, ScheduledResolution
-from patchnpack.packer.binpacking.prices import Prices
+from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.config import RESOLUTIONS, TOKEN_DROPS
 
 StoreKind = Literal["images", "patches"]

@@ -10,8 +10,8 @@ import numpy as np
 from patchnpack.packer.analysis.baselines import Baseline, baselines, row_positions
 from patchnpack.packer.analysis.histogram import Histogram
 from patchnpack.packer.binpacking.balance import load_imbalance, window_of, window_order
-from patchnpack.packer.binpacking.cutting_stock import GROUPS
-from patchnpack.packer.binpacking.prices import Prices
+from patchnpack.packer.binpacking.pricing.cutting_stock import GROUPS
+from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Packing
 from patchnpack.packer.images import Rows

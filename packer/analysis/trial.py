@@ -16,9 +16,9 @@ from patchnpack.packer.analysis.report import imbalance, pack_bytes
 from patchnpack.packer.analysis.setting import Setting
 from patchnpack.packer.binpacking import _fill
 from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
-from patchnpack.packer.binpacking.cutting_stock import GROUPS
 from patchnpack.packer.binpacking.pack_lengths import is_undecided, pack_ready, resolve_algorithm
-from patchnpack.packer.binpacking.prices import Prices
+from patchnpack.packer.binpacking.pricing.cutting_stock import GROUPS
+from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.config import Fill, Packing
 from patchnpack.packer.fill import fewest_tokens, fill_packs
 from patchnpack.packer.images import Images, Rows, measure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from patchnpack.packer.binpacking._length_bitmap import clear_bit, highest, set_bit
+from patchnpack.packer.binpacking.packers._length_bitmap import clear_bit, highest, set_bit
 
 # n items, counts (L + 1,) of each length; L capacity, K items per pack at most. Groups are runs of neighbouring
 # lengths, from shortest[g] to longest[g]. Pattern p holds copies[at] items of the group groups[at] for `at` from

@@ -7,10 +7,10 @@ from typing import get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from patchnpack.packer.binpacking import _classical, _decreasing, _largest_fit, _priced, _subset_sum
 from patchnpack.packer.binpacking.algorithms import CHOICES, DECREASING, Algorithm
+from patchnpack.packer.binpacking.packers import _classical, _decreasing, _largest_fit, _priced, _subset_sum
 from patchnpack.packer.binpacking.patterns import pack_by_patterns
-from patchnpack.packer.binpacking.prices import Prices, price_table
+from patchnpack.packer.binpacking.pricing.prices import Prices, price_table
 from patchnpack.packer.checks import check_whole
 
 SAMPLE = 16_384  # lengths that decide "auto", unless the lookahead is large
@@ -175,8 +175,8 @@ def pack_lengths(
         capacity: L, token slots per pack.
         max_items: K, maximum items per pack.
         algorithm: "next_fit", "first_fit", "best_fit", "first_fit_decreasing", "best_fit_decreasing", "largest_fit",
-            "subset_sum", "priced", or "auto", which chooses one of the last three; `packer/binpacking/reference.py`
-            pictures each.
+            "subset_sum", "priced", or "auto", which chooses one of the last three; `packers/reference.py` and
+            `reference_priced.py` picture each.
         lookahead: R, number of waiting items that the packer chooses from; the decreasing algorithms sort all items.
             With at least as many as there are items, "auto" and "priced" look at all of them, and need hardly more
             packs than any packing; see `patterns.pack_by_patterns`.

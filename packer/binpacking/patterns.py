@@ -6,8 +6,10 @@ import math
 
 import numpy as np
 
-from patchnpack.packer.binpacking import _cutting_stock, _decreasing, _patterns, _subset_sum
-from patchnpack.packer.binpacking.cutting_stock import solve_cutting_stock
+from patchnpack.packer.binpacking import _patterns
+from patchnpack.packer.binpacking.packers import _decreasing, _subset_sum
+from patchnpack.packer.binpacking.pricing import _cutting_stock
+from patchnpack.packer.binpacking.pricing.cutting_stock import solve_cutting_stock
 
 # n items, counts (L + 1,) of each length; L capacity, K items per pack at most
 

@@ -147,8 +147,8 @@ def _source(
     storage_options: list[str] | None,
 ) -> _Source:
     """Read the headers of shards, an index, a packed folder or tables of sizes."""
-    from patchnpack.cli.size_table import are_size_tables, read_size_tables
     from patchnpack.loaders.shards.patterns import is_packed_folder
+    from patchnpack.report.size_table import are_size_tables, read_size_tables
 
     name, storage = _title(shards), parse_storage_options(storage_options or [])
     if are_size_tables(shards):

@@ -29,16 +29,16 @@ from patchnpack.packer import (
     _kernels,
     plan,
 )
-from patchnpack.packer.binpacking import reference, reference_fill, reference_priced
+from patchnpack.packer.binpacking import reference_fill
 from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
-from patchnpack.packer.binpacking.pack_lengths import SAMPLE
+from patchnpack.packer.binpacking.packers import reference, reference_priced
 from patchnpack.packer.binpacking.patterns import pack_by_patterns
-from patchnpack.packer.binpacking.prices import Prices, price_table
+from patchnpack.packer.binpacking.pricing.prices import Prices, price_table
 from patchnpack.packer.images import measure
 from patchnpack.packer.policies import reference_draws
-from patchnpack.packer.policies.random import Purpose, counter_hash
 from patchnpack.packer.policies.resolution import Resolution
 from patchnpack.packer.policies.token_drop import TokenDrop
+from tests.packer.plans import assert_same_plan, joined, random_rows, rows_of, take
 
 ALGORITHMS = get_args(Algorithm)
 DROPS: list[TokenDrop] = [ConstantDrop(0), ConstantDrop(0.5), ConstantDrop(0.9), BetaDrop(0.5, 0.9),
@@ -62,44 +62,8 @@ def _exactly(message: str) -> str:
     return f"^{re.escape(message)}$"
 
 
-def _take(rows: Rows, which: Any) -> Rows:
-    return Rows(**{f.name: getattr(rows, f.name)[which] for f in fields(rows)})
-
-
-def _rows(sizes: list[tuple[int, int]], start: int = 0) -> Rows:
-    row = np.arange(start, start + len(sizes))
-    width, height = np.array(sizes, np.int32).reshape(-1, 2).T
-    # As in a real index, row_id is not a function of the row's number.
-    return Rows(
-        row=row, row_id=counter_hash(Purpose.TRANSFORM, 9, 9, row.astype(np.uint64)), width=width, height=height
-    )
-
-
-def _random_rows(n: int, low: int = 48, high: int = 700, seed: int = 0) -> Rows:
-    return _rows(np.random.default_rng(seed).integers(low, high, (n, 2)).tolist())
-
-
 def _equal(one: Images, other: Images) -> bool:
     return all(np.array_equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(Images))
-
-
-def _assert_same_plan(one: Plan, other: Plan) -> None:
-    for name in ("offsets", "patch_size", "skipped", "oversize"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-    for f in fields(Images):
-        np.testing.assert_array_equal(getattr(one.images, f.name), getattr(other.images, f.name))
-
-
-def _joined(parts: list[Plan]) -> Plan:
-    sizes = np.concatenate([np.diff(part.offsets) for part in parts])
-    return Plan(
-        offsets=np.concatenate([[0], np.cumsum(sizes)]),
-        patch_size=np.concatenate([part.patch_size for part in parts]),
-        images=Images.concatenate([part.images for part in parts]),
-        skipped=np.concatenate([part.skipped for part in parts]),
-        oversize=np.concatenate([part.oversize for part in parts]),
-        algorithm=parts[-1].algorithm,
-    )
 
 
 @st.composite
@@ -125,7 +89,7 @@ sizes = st.lists(st.tuples(st.integers(48, 400), st.integers(48, 400)), max_size
 def test_each_row_is_in_exactly_one_pack_or_skipped_and_no_pack_is_empty_or_over_a_limit(
     sizes: list[tuple[int, int]], packing: Packing
 ) -> None:
-    rows = _rows(sizes, start=100)
+    rows = rows_of(sizes, start=100)
     made = plan(rows, packing)
     assert sorted([*made.images.row.tolist(), *made.skipped.tolist()]) == rows.row.tolist()
     assert set(made.skipped.tolist()) <= set(made.oversize.tolist())
@@ -145,14 +109,14 @@ def test_each_row_is_in_exactly_one_pack_or_skipped_and_no_pack_is_empty_or_over
 def test_a_plan_is_the_reference_packing_of_rows_measured_one_by_one(
     sizes: list[tuple[int, int]], packing: Packing, seed: int, epoch: int
 ) -> None:
-    rows = _rows(sizes)
+    rows = rows_of(sizes)
     start = epoch * len(rows)
     measured = [
-        measure(_take(rows, [i]), packing, seed=seed, epoch=epoch, images_seen=np.array([start + i]))
+        measure(take(rows, [i]), packing, seed=seed, epoch=epoch, images_seen=np.array([start + i]))
         for i in range(len(rows))
     ]
     alone = [images for images, over in measured if packing.oversize != "skip" or not over[0]]
-    images = Images.concatenate([*alone, plan(_rows([]), packing).images])
+    images = Images.concatenate([*alone, plan(rows_of([]), packing).images])
     made = plan(rows, packing, seed=seed, epoch=epoch)
     assert made.algorithm in ({packing.algorithm} if packing.algorithm != "auto" else set(CHOICES))
     limits = (images.keep.tolist(), packing.seq_len, packing.max_images, packing.lookahead, True)
@@ -179,96 +143,39 @@ def test_a_plan_is_the_reference_packing_of_rows_measured_one_by_one(
 def test_rows_added_in_parts_make_the_packs_of_one_plan(
     sizes: list[tuple[int, int]], packing: Packing, data: st.DataObject
 ) -> None:
-    rows = _rows(sizes)
+    rows = rows_of(sizes)
     each = list(range(1, len(rows)))
     cuts = data.draw(st.one_of(st.just(each), st.lists(st.integers(0, len(rows)), max_size=6).map(sorted)))
     planner = Planner(packing, seed=3, epoch=1, start=len(rows))
-    parts = [planner.add(_take(rows, slice(a, b))) for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
-    _assert_same_plan(_joined([*parts, planner.finish()]), plan(rows, packing, seed=3, epoch=1))
+    parts = [planner.add(take(rows, slice(a, b))) for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
+    assert_same_plan(joined([*parts, planner.finish()]), plan(rows, packing, seed=3, epoch=1))
     assert len(planner.finish()) == 0, "the waiting room is empty after finish"
 
 
 def test_the_planner_emits_packs_before_it_is_finished() -> None:
     planner = Planner(Packing(seq_len=64, lookahead=8, algorithm="largest_fit"))
-    assert len(planner.add(_random_rows(100))) > 20
-
-
-def test_auto_is_decided_once_by_the_first_rows_however_they_are_split() -> None:
-    first, later = _random_rows(SAMPLE, 16, 100), _random_rows(2000, 100, 110)
-    rows = Rows.of_sizes(np.concatenate([first.width, later.width]), np.concatenate([first.height, later.height]))
-    packing = Packing(seq_len=64)
-    planner = Planner(packing)
-    whole = _joined([planner.add(rows), planner.finish()])
-    assert whole.algorithm == plan(first, packing).algorithm != "auto"
-    planner = Planner(packing)
-    early = planner.add(_take(rows, slice(0, SAMPLE - 1)))
-    assert (len(early), early.algorithm) == (0, "auto")
-    parts = [early, planner.add(_take(rows, slice(SAMPLE - 1, SAMPLE))), planner.add(_take(rows, slice(SAMPLE, None)))]
-    assert len(parts[1]) > 500
-    _assert_same_plan(_joined([*parts, planner.finish()]), whole)
-
-
-def test_prices_that_are_given_are_used_and_others_come_from_the_rows() -> None:
-    rows = Rows.concatenate([_random_rows(SAMPLE, 16, 100), _random_rows(9000, 60, 110)])
-    rows = Rows.of_sizes(rows.width, rows.height)
-    packing = Packing(seq_len=64, algorithm="priced")
-    tokens = measure(rows, packing, seed=0, epoch=0)[0].keep
-    prices, of_first = (Prices.of_counts(np.bincount(tokens[:count]), 64) for count in (len(rows), SAMPLE))
-    assert prices != of_first
-    _assert_same_plan(plan(rows, packing), plan(rows, packing.replace(prices=(prices,))))
-    planner = Planner(packing)
-    _assert_same_plan(_joined([planner.add(rows), planner.finish()]), plan(rows, packing.replace(prices=(of_first,))))
-    other = packing.replace(prices=(Prices((1, 40), (1, 1024)),))
-    assert plan(rows, packing).images.row.tolist() != plan(rows, other).images.row.tolist()
-
-
-@pytest.mark.parametrize("algorithm", ["auto", "priced"])
-def test_a_planner_may_decide_again_from_more_rows(algorithm: Any) -> None:
-    small, large = _random_rows(900, 16, 60), _random_rows(2100, 60, 128)
-    rows = Rows.of_sizes(np.concatenate([small.width, large.width]), np.concatenate([small.height, large.height]))
-    planner = Planner(Packing(seq_len=64, algorithm=algorithm), decide_at=[300, 1000])
-    parts = [planner.add(_take(rows, slice(low, low + 100))) for low in range(0, 3000, 100)]
-    assert [len(part) > 0 for part in parts[:4]] == [False, False, True, True]
-    whole = _joined([*parts, planner.finish()])
-    assert sorted(whole.images.row.tolist()) == rows.row.tolist()
-    again = Planner(Packing(seq_len=64, algorithm=algorithm), decide_at=[300, 1000])
-    _assert_same_plan(_joined([again.add(rows), again.finish()]), whole)
-    once = Planner(Packing(seq_len=64, algorithm=algorithm), decide_at=[300])
-    assert _joined([once.add(rows), once.finish()]).images.row.tolist() != whole.images.row.tolist()
-
-
-def test_rows_that_are_all_skipped_decide_nothing() -> None:
-    packing = Packing(seq_len=16, oversize="skip", algorithm="priced")
-    rows = Rows.of_sizes([160] * 20 + [48, 32] * 40, [160] * 20 + [48, 16] * 40)
-    planner = Planner(packing, decide_at=[20])
-    assert len(planner.add(rows)) == 0
-    made = planner.finish()
-    prices = Prices.of_counts(np.bincount([9, 2] * 40), 16)
-    expected = plan(rows, packing.replace(prices=(prices,)))
-    assert [made.pack(i).row.tolist() for i in range(len(made))] == [
-        expected.pack(i).row.tolist() for i in range(len(expected))
-    ]
+    assert len(planner.add(random_rows(100))) > 20
 
 
 @given(sizes, packings())
 @settings(max_examples=40, deadline=None)
 def test_plan_is_pure(sizes: list[tuple[int, int]], packing: Packing) -> None:
-    rows, untouched = _rows(sizes), _rows(sizes)
+    rows, untouched = rows_of(sizes), rows_of(sizes)
     for f in fields(rows):
         getattr(rows, f.name).setflags(write=False)
     state = pickle.dumps(np.random.get_state())  # noqa: NPY002 - the global generator must not move
     first = plan(rows, packing, seed=1, epoch=2)
     assert pickle.dumps(np.random.get_state()) == state  # noqa: NPY002
-    _assert_same_plan(first, plan(rows, packing, seed=1, epoch=2))
+    assert_same_plan(first, plan(rows, packing, seed=1, epoch=2))
     for f in fields(rows):
         np.testing.assert_array_equal(getattr(rows, f.name), getattr(untouched, f.name))
 
 
 def test_the_draws_of_a_row_depend_on_its_row_id_and_not_its_position() -> None:
-    rows = _random_rows(50)
+    rows = random_rows(50)
     packing = Packing(token_drop=ConstantDrop(0.5))
     order = np.random.default_rng(1).permutation(50)
-    shuffled = _take(rows, order)
+    shuffled = take(rows, order)
     renumbered = Rows(row=np.arange(1000, 1050), row_id=shuffled.row_id, width=shuffled.width, height=shuffled.height)
     here, there = (measure(r, packing, seed=4, epoch=1)[0] for r in (rows, renumbered))
     np.testing.assert_array_equal(there.key, here.key[order])
@@ -277,7 +184,7 @@ def test_the_draws_of_a_row_depend_on_its_row_id_and_not_its_position() -> None:
 
 
 def test_another_seed_or_epoch_changes_the_draws_and_no_size() -> None:
-    rows, packing = _random_rows(50), Packing(token_drop=ConstantDrop(0.5))
+    rows, packing = random_rows(50), Packing(token_drop=ConstantDrop(0.5))
     base, *others = (measure(rows, packing, seed=s, epoch=e)[0] for s, e in ((0, 0), (1, 0), (0, 1), (-1, 0)))
     for other in others:
         assert not np.isin(other.key, base.key).any()
@@ -287,7 +194,7 @@ def test_another_seed_or_epoch_changes_the_draws_and_no_size() -> None:
 
 
 def test_undrop_fills_packs_and_only_adds_tokens() -> None:
-    rows = _random_rows(400, 48, 500)
+    rows = random_rows(400, 48, 500)
     drawn = Packing(seq_len=512, token_drop=ConstantDrop(0.5), fill="none")
     less, more = plan(rows, drawn), plan(rows, drawn.replace(fill="undrop"))
     np.testing.assert_array_equal(more.offsets, less.offsets)
@@ -300,7 +207,7 @@ def test_undrop_fills_packs_and_only_adds_tokens() -> None:
 
 
 def test_kept_tokens_of_a_plan_equal_the_reference() -> None:
-    images = plan(_random_rows(30, 48, 300), Packing(token_drop=ConstantDrop(0.7), fill="none")).images
+    images = plan(random_rows(30, 48, 300), Packing(token_drop=ConstantDrop(0.7), fill="none")).images
     for i in range(len(images)):
         tokens, keep = int(images.grid[i].prod()), int(images.keep[i])
         assert keep == round(tokens * (1 - 0.7))
@@ -309,7 +216,7 @@ def test_kept_tokens_of_a_plan_equal_the_reference() -> None:
 
 
 def test_a_plan_has_the_documented_dtypes_and_shapes() -> None:
-    for rows in (_random_rows(40), _rows([])):
+    for rows in (random_rows(40), rows_of([])):
         made = plan(rows, Packing(token_drop=ConstantDrop(0.2)))
         n = len(rows)
         columns = {f.name: getattr(made.images, f.name) for f in fields(Images)}
@@ -339,7 +246,7 @@ every_edge = pytest.mark.parametrize("resolution", EDGES, ids=str)
 def _mixed_rows(resolution: Any) -> Rows:
     narrow = isinstance(resolution, Native) and resolution.edge == "crop"
     extreme = [size for size in EXTREME if min(size) >= 48] if narrow else EXTREME
-    return _rows(extreme + np.random.default_rng(3).integers(48, 800, (100, 2)).tolist())
+    return rows_of(extreme + np.random.default_rng(3).integers(48, 800, (100, 2)).tolist())
 
 
 @every_edge
@@ -378,25 +285,25 @@ def test_each_oversize_policy_leaves_images_that_fit_unchanged(resolution: Any) 
 
 
 def test_shrink_gives_the_largest_size_that_fits() -> None:
-    rows = _rows([(300, 200), (2000, 100), (48, 240_000)])
+    rows = rows_of([(300, 200), (2000, 100), (48, 240_000)])
     images = measure(rows, Packing(seq_len=24), seed=0, epoch=0)[0]
     assert images.grid.tolist() == [[6, 4], [20, 1], [1, 24]]
     assert images.size.tolist() == [[96, 64], [320, 16], [1, 384]]
 
 
 def test_drop_keeps_the_grid_and_fills_a_pack() -> None:
-    images = measure(_rows([(320, 320), (64, 64)]), Packing(seq_len=100, oversize="drop"), seed=0, epoch=0)[0]
+    images = measure(rows_of([(320, 320), (64, 64)]), Packing(seq_len=100, oversize="drop"), seed=0, epoch=0)[0]
     assert images.grid.tolist() == [[20, 20], [4, 4]]
     assert images.keep.tolist() == [100, 16]
 
 
 def test_drop_keeps_the_tokens_of_the_token_drop_where_they_fit() -> None:
     packing = Packing(seq_len=100, oversize="drop", token_drop=ConstantDrop(0.9))
-    assert measure(_rows([(320, 320)]), packing, seed=0, epoch=0)[0].keep.tolist() == [40]
+    assert measure(rows_of([(320, 320)]), packing, seed=0, epoch=0)[0].keep.tolist() == [40]
 
 
 def test_oversize_error_names_the_row_its_size_its_tokens_the_limit_and_the_remedy() -> None:
-    rows = _rows([(64, 64), (320, 160), (640, 640)], start=7)
+    rows = rows_of([(64, 64), (320, 160), (640, 640)], start=7)
     with pytest.raises(
         ValueError,
         match=_exactly(
@@ -405,7 +312,7 @@ def test_oversize_error_names_the_row_its_size_its_tokens_the_limit_and_the_reme
         ),
     ):
         plan(rows, Packing(seq_len=100, oversize="error"))
-    assert len(plan(_rows([(64, 64)]), Packing(seq_len=100, oversize="error"))) == 1
+    assert len(plan(rows_of([(64, 64)]), Packing(seq_len=100, oversize="error"))) == 1
 
 
 def test_plans_cut_in_pieces_and_concatenated_are_the_plan() -> None:

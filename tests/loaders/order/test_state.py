@@ -15,7 +15,7 @@ import pytest
 from patchnpack.loaders import Index, PackedImageLoader, scan
 from patchnpack.loaders.order import state as state_module
 from patchnpack.packer import BetaDrop, PackedBatch, Packing, PatchSizes, RandomResizedCrop
-from patchnpack.packer.binpacking.prices import Prices
+from patchnpack.packer.binpacking.pricing.prices import Prices
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 SIZES = PatchSizes((4, 8))

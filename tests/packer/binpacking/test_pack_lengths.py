@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from patchnpack.packer import pack_lengths
 from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
 from patchnpack.packer.binpacking.pack_lengths import SAMPLE, pack_ready, resolve_algorithm
-from patchnpack.packer.binpacking.prices import Prices
+from patchnpack.packer.binpacking.pricing.prices import Prices
 
 DECREASING: list[Algorithm] = ["first_fit_decreasing", "best_fit_decreasing"]
 ALGORITHMS: list[Algorithm] = ["next_fit", "first_fit", "best_fit", *DECREASING, *CHOICES]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from patchnpack.packer import pack_lengths
 from patchnpack.packer.binpacking import _patterns, patterns
-from patchnpack.packer.binpacking.cutting_stock import group_lengths, solve_cutting_stock
 from patchnpack.packer.binpacking.patterns import pack_by_patterns
+from patchnpack.packer.binpacking.pricing.cutting_stock import group_lengths, solve_cutting_stock
 
 SIZES = Path(__file__).parents[4] / "shared" / "data" / "sizes"
 

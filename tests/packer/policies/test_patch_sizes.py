@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from patchnpack.packer import ConstantDrop, FitTokens, Images, Packing, PatchSizes, Planner, Rows, plan
 from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
 from patchnpack.packer.binpacking.pack_lengths import SAMPLE
-from patchnpack.packer.binpacking.prices import Prices
+from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.images import measure
 from patchnpack.packer.plan import images_per_pack
 

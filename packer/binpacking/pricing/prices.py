@@ -7,8 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from patchnpack.packer.binpacking import _priced
-from patchnpack.packer.binpacking.cutting_stock import GROUPS, group_counts, solve_cutting_stock
+from patchnpack.packer.binpacking.packers import _priced
+from patchnpack.packer.binpacking.pricing.cutting_stock import GROUPS, group_counts, solve_cutting_stock
 
 # L capacity of a pack
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchnpack.packer import Packing, Rows, pack_lengths
-from patchnpack.packer.binpacking.cutting_stock import group_lengths, solve_cutting_stock
-from patchnpack.packer.binpacking.prices import UNIT, Prices, price_table
+from patchnpack.packer.binpacking.pricing.cutting_stock import group_lengths, solve_cutting_stock
+from patchnpack.packer.binpacking.pricing.prices import UNIT, Prices, price_table
 from patchnpack.packer.images import measure
 
-SIZES = Path(__file__).resolve().parents[4] / "shared" / "data" / "sizes"
+SIZES = Path(__file__).resolve().parents[5] / "shared" / "data" / "sizes"
 
 histograms = st.integers(1, 40).flatmap(
     lambda capacity: st.tuples(

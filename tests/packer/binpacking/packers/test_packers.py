@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchnpack.packer import pack_lengths
-from patchnpack.packer.binpacking import reference, reference_priced
 from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
 from patchnpack.packer.binpacking.pack_lengths import pack_ready
-from patchnpack.packer.binpacking.prices import Prices
+from patchnpack.packer.binpacking.packers import reference, reference_priced
+from patchnpack.packer.binpacking.pricing.prices import Prices
 
 ALGORITHMS = [name for name in get_args(Algorithm) if name != "auto"]
 

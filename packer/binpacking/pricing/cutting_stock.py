@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchnpack.packer.binpacking import _cutting_stock
+from patchnpack.packer.binpacking.pricing import _cutting_stock
 
 # m distinct lengths, ascending, `counts` of each; L capacity
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from patchnpack.packer.binpacking._length_bitmap import clear_bit, highest, longer, set_bit
+from patchnpack.packer.binpacking.packers._length_bitmap import clear_bit, highest, longer, set_bit
 
 # n items (images), each of a length (tokens); L capacity of a pack, R lookahead, K items per pack at most
 

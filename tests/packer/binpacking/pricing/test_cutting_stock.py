@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from patchnpack.packer.binpacking import _cutting_stock
-from patchnpack.packer.binpacking.cutting_stock import CuttingStock, group_lengths, solve_cutting_stock
+from patchnpack.packer.binpacking.pricing import _cutting_stock
+from patchnpack.packer.binpacking.pricing.cutting_stock import CuttingStock, group_lengths, solve_cutting_stock
 
 
 def patterns(lengths: list[int], capacity: int) -> list[list[int]]:

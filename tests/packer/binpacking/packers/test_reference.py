@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchnpack.packer.binpacking import reference, reference_fill, reference_priced
+from patchnpack.packer.binpacking import reference_fill
+from patchnpack.packer.binpacking.packers import reference, reference_priced
 from patchnpack.packer.policies import reference_draws
 
 _NO_LIMIT = 10**6

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patchnpack.cli.size_table import are_size_tables, read_size_tables
+from patchnpack.report.size_table import are_size_tables, read_size_tables
 
 
 def _csv(folder: Path, text: str, name: str = "sizes.csv") -> list[str]:

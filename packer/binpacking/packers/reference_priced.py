@@ -6,7 +6,7 @@ length from 0 to L.
 
 from __future__ import annotations
 
-from patchnpack.packer.binpacking.reference import closing_over
+from patchnpack.packer.binpacking.packers.reference import closing_over
 
 
 def priced(

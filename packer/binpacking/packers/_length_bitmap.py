@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from patchnpack.packer.binpacking._bits import leading_zeros, trailing_zeros
+from patchnpack.packer.binpacking.packers._bits import leading_zeros, trailing_zeros
 
 
 @njit(nogil=True, cache=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from patchnpack.packer.binpacking._bits import trailing_zeros
+from patchnpack.packer.binpacking.packers._bits import trailing_zeros
 
 # n items (images), each of a length (tokens); L capacity of a pack, R lookahead, K items per pack at most
 

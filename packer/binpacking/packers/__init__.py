@@ -1,0 +1,1 @@
+"""The compiled packers, and their definitions in plain Python."""
