@@ -152,7 +152,8 @@ class PackedImageLoader:
         self.batch_size, self.repeat = batch_size, repeat
         self._rank_given, self._block = self._options.given_rank, self._options.block
         self._context = self._source.batch_context(BufferPool(keep=prefetch + 2))
-        self._stats, self._monitor = Stats(), ErrorMonitor(self._options.policy)
+        self._stats = Stats(without_image=int(self.index.without_image.sum()))
+        self._monitor = ErrorMonitor(self._options.policy)
         self._check_headers()
         self._next = Cursor(0, 0)  # where the next iterator begins
         self._cursor: Cursor | None = self._next  # where training stands; None if worker processes decide
@@ -264,8 +265,9 @@ class PackedImageLoader:
         attention_spread (standard deviation over mean of the packs' attention cost), bad_images, bad_by_stage and the
         first bad images in `bad` (row, key, shard, offset, stage, reason), truncated (JPEGs that end early and were
         kept), skipped (by "oversize", "where", "tail"), sources (images per source of a `Mixture`), oversize,
-        without_label, cache_hits and cache_misses (of shards opened in the cache), wait_s (seconds that the training
-        loop waited), images_per_s, tokens_per_s.
+        without_label, without_image (samples of the source that have no image, and so no row), cache_hits and
+        cache_misses (of shards opened in the cache), wait_s (seconds that the training loop waited), images_per_s,
+        tokens_per_s.
 
         The totals include worker processes of `as_dataset`, except `bad`, `bad_by_stage`, `sources` and wait_s, which
         stay in the workers. The logger "patchnpack" reports the totals every minute, at level INFO.
