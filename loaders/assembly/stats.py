@@ -86,7 +86,7 @@ class Stats:
     """Running totals of one rank. Rank row % world_size counts a row that no rank decodes.
 
     Summed over ranks, images + bad_images + skipped equals the rows of all completed epochs. `without_image` counts
-    samples that have no row: those of the whole source in a loader, those that arrived in a stream.
+    samples that have no row: of a loader's source, once for all epochs, and of those that arrived in a stream.
     """
 
     batches: int = 0

@@ -103,14 +103,19 @@ class ShardReader:
         """Whether the shard was written to since it was indexed."""
         return self.opener.has_changed(self._shards[shard], self._versions[shard])
 
-    def _is_indexed_version(self, shard: int) -> bool:
-        """Whether the version in the index vouches for the shard, or its index was compared with it when it was opened.
+    def _was_modified(self, shard: int, fd: int, outside: Outside) -> bool:
+        """Whether the open file of a shard is not the one that was indexed, or the store has another one by now.
 
-        A remote shard has no version if its index was made from a local copy. A copy of a parquet file has another
-        mtime, and what is compared are its rows in the cache.
+        A tar was compared when its index was opened, and downloads are compared with the version in the index.
         """
-        path, version = self._shards[shard], self._versions[shard]
-        return bool(version) if is_remote(path) else not is_parquet(path) or not self.opener.has_changed(path, version)
+        path, nbytes, version = self._shards[shard], self._sizes[shard], self._versions[shard]
+        if is_remote(path) and version:
+            return self.opener.is_outdated(path, nbytes, version)
+        # A remote shard has no version if its index was made from a local copy. A copy of a parquet file has another
+        # mtime, and what is compared are its rows in the cache.
+        if is_remote(path) or (is_parquet(path) and self.opener.has_changed(path, version)):
+            return not outside.is_unchanged(shard, fd)
+        return False
 
     def _open(self, shard: int) -> _File:
         with self._lock:
@@ -121,11 +126,11 @@ class ShardReader:
         # Outside the lock: fetching a remote shard must not block reads of other shards.
         path = self._shards[shard]
         file = _File(self.opener.open(path, self._sizes[shard], self._versions[shard]), self.opener.is_cached(path))
-        if self._outside is not None and shard not in self._checked and not self._is_indexed_version(shard):
-            if not self._outside.is_unchanged(shard, file.fd):
+        if self._outside is not None and shard not in self._checked:
+            if self._was_modified(shard, file.fd, self._outside):
                 raise OSError(
                     f"shard {redact(path)!r} was modified after it was indexed: bytes outside its images, such as "
-                    "labels, differ; bring its index up to date: patchnpack index SHARDS -o INDEX"
+                    "labels, may differ; bring its index up to date: patchnpack index SHARDS -o INDEX"
                 )
             self._checked.add(shard)
         with self._lock:

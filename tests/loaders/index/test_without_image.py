@@ -62,6 +62,8 @@ def test_stats_and_one_warning_per_source_report_them(
     stats = loader.stats()
     assert (stats["images"], stats["bad_images"], sum(stats["skipped"].values())) == (12, 0, 0)
     assert stats["without_image"] == again.stats()["without_image"] == 2
+    ranks = [PackedImageLoader(path, PACKING, batch_size=1, rank=rank, world_size=3) for rank in range(3)]
+    assert [loader.stats()["without_image"] for loader in ranks] == [1, 1, 0]
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warnings == [
         f"{path}: 2 of 8 samples have no image (image='jpg;jpeg;png;webp') and are left out, such as 'a.v2.jpg'; the "
