@@ -121,7 +121,7 @@ class LabelRule:
         if self._field:
             try:
                 record = json.loads(data) if isinstance(data, bytes | str) else data
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # brackets nested thousands deep
                 raise BadImage(f"its .json member cannot be read: {error}", "label") from error
             return self._field_of(record)
         if isinstance(data, bytes | str):
@@ -326,7 +326,8 @@ def _class_table(classes: Classes) -> Mapping[str, int] | None:
     if classes is None:
         return None
     if isinstance(classes, Mapping):
-        for name, number in classes.items():
+        numbers: Mapping[str, Any] = classes
+        for name, number in numbers.items():
             if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number <= _INT64.max:
                 raise ValueError(f"classes gives {name!r} the number {number!r}; give a whole number of at least 0")
         return {str(name): int(number) for name, number in classes.items()}

@@ -36,7 +36,7 @@ class WithoutImage:
         if "" in sample.members and is_reserved(sample.key):
             return
         self.samples += 1
-        for extension in sample.members or {"": None}:
+        for extension in sample.members or ("",):
             if len(self.names) < _EXAMPLES and extension not in self.names:
                 name = f"{sample.key}.{extension}" if extension else sample.key
                 self.names[extension] = printable(name)

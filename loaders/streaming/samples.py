@@ -315,7 +315,7 @@ def _member(sample: Mapping[str, Any], name: str) -> Any:
     if (value := sample.get(name)) is not None:
         return value
     lower = name.lower()
-    found = [other for other in sample if isinstance(other, str) and other.lower() == lower]
+    found = [other for other in sample if str(other).lower() == lower]
     found = [other for other in found if sample[other] is not None]
     if len(found) > 1:
         raise ValueError(

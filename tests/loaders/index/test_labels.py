@@ -167,6 +167,7 @@ def test_unknown_class_in_the_last_cls_member_is_found_at_once(make_labels: Make
     ("text", "message"),
     [
         ("{", "Expecting property name"),
+        ('{"n": ' + "[" * 100_000, "recursion"),
         ("[1]", "holds list; 'json:n' asks for a field of an object"),
         ('{"n": 1.5}', "label '1.5'"),
         ('{"n": [[1]]}', r"a label is \[\[1\]\]; it must be a whole number"),

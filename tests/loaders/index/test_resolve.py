@@ -157,7 +157,7 @@ def test_corrected_label_makes_an_index_stale(label: bytes, shards: list[str], t
     )
     for source, options in ((shards, {}), (shards, {"index": path}), (shards, {"index": index}), (index, {})):
         with pytest.raises(OSError, match=expected):
-            PackedImageLoader(source, PACKING, batch_size=1, label="cls", **options)  # type: ignore[arg-type]
+            PackedImageLoader(source, PACKING, batch_size=1, label="cls", **options)
     with pytest.raises(OSError, match=expected):
         PackedImageLoader(str(path), PACKING, batch_size=1)
     assert PackedImageLoader(shards[:1], PACKING, batch_size=1).index.keys[0] == "s0i000"
@@ -193,7 +193,12 @@ def test_copies_are_compared_once(shards: list[str], tmp_path: Path, monkeypatch
     index = update_index(shards)[1]
     calls: list[int] = []
     is_unchanged = Outside.is_unchanged
-    monkeypatch.setattr(Outside, "is_unchanged", lambda self, i, fd: (calls.append(i), is_unchanged(self, i, fd))[1])
+
+    def noted(self: Outside, shard: int, fd: int) -> bool:
+        calls.append(shard)
+        return is_unchanged(self, shard, fd)
+
+    monkeypatch.setattr(Outside, "is_unchanged", noted)
 
     def opened() -> list[int]:
         calls.clear()

@@ -126,3 +126,44 @@ def test_parquet_rows_without_bytes_are_counted(tmp_path: Path, jpeg: bytes, cap
     assert members_of(loader.index) == 5
     assert loader.index.examples == (("b.label", "c"),)
     assert "2 of 4 samples have no image" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["/abs/a.jpg", "../a.jpg", "x/../../a.jpg", "./a.jpg", "n" * 90 + "/" + "m" * 200 + ".jpg"]
+)
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_path_of_a_member_is_its_key_whatever_it_is(
+    name: str, format: int, tmp_path: Path, write_tar: Any, jpeg: bytes
+) -> None:
+    path = write_tar(tmp_path / "a.tar", [("b.jpg", jpeg), (name, jpeg), ("b.cls", b"1")], format=format)
+    (batch,) = PackedImageLoader(path, PACKING, batch_size=1, label="cls")
+    assert batch.keys == [["b", name.removesuffix(".jpg")]]
+    assert batch.labels[batch.image_mask].tolist() == [1, -100]
+
+
+def test_empty_members_are_bad_images_or_labels(tmp_path: Path, write_tar: Any, jpeg: bytes) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", jpeg), ("b.jpg", b""), ("a.txt", b""), ("b.txt", b"2")])
+    loader = PackedImageLoader(path, PACKING, batch_size=1, extras=["txt"])
+    assert [batch.extras for batch in loader] == [{"txt": [[""]]}]
+    assert (loader.stats()["bad_images"], loader.stats()["without_image"]) == (1, 0)
+    with pytest.raises(ValueError, match=r"label '' .* is neither a whole number nor a known class") as caught:
+        PackedImageLoader(path, PACKING, batch_size=1, label="txt")
+    assert "key 'a' in" in caught.value.__notes__[0]
+
+
+def test_linked_images_and_labels_are_loaded(tmp_path: Path, jpeg: bytes) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, what in (("0.cls", b"3"), ("0.jpg", jpeg), ("1.cls", "0.cls"), ("1.jpg", "0.jpg")):
+            info = tarfile.TarInfo(name)
+            if isinstance(what, bytes):
+                info.size = len(what)
+                tar.addfile(info, io.BytesIO(what))
+            else:
+                info.type, info.linkname = tarfile.LNKTYPE, what
+                tar.addfile(info)
+    (batch,) = PackedImageLoader(str(path), PACKING, batch_size=1, label="cls")
+    assert batch.keys == [["0", "1"]]
+    assert batch.labels[batch.image_mask].tolist() == [3, 3]
+    first, second = batch.images()
+    assert np.array_equal(first.pixels(), second.pixels())

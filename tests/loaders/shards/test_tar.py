@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -116,7 +117,7 @@ LINK, SYMLINK = tarfile.LNKTYPE, tarfile.SYMTYPE
 
 
 def test_folders_and_names_of_archives_are_skipped(tmp_path: Path) -> None:
-    members = [("x.d", (tarfile.DIRTYPE, "")), ("label", (b"V", "")), ("x.e", (b"D", "")), ("a.jpg", b"abc")]
+    members: list[Any] = [("x.d", (tarfile.DIRTYPE, "")), ("label", (b"V", "")), ("x.e", (b"D", "")), ("a.jpg", b"abc")]
     path = write_members(tmp_path / "a.tar", *members)
     assert contents(path, read_samples(path)) == [("a", {"jpg": b"abc"})]
     assert read_tar(path).unnamed == []
