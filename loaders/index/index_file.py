@@ -20,7 +20,7 @@ from patchnpack.packer.files import atomic_write
 
 # n rows, s shards
 
-VERSION = 3
+VERSION = 4
 _KEY = INDEX_KEY
 _MEMBER = "member."
 _BY_SHARD = ("starts", "shard_bytes", "without_image")

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.remote.addresses import redact
+from patchnpack.loaders.shards.member_names import find_member
 
 # D values in a target
 
@@ -72,6 +73,7 @@ class LabelRule:
 
     Attributes:
         member: name of the member that holds the label; "" where no member does or a callable decides.
+        field: the field of a .json member that holds the label, else "".
         classes: index of each class name; None where labels are numbers.
     """
 
@@ -79,12 +81,12 @@ class LabelRule:
         self._label = label
         self.classes = _class_table(classes)
         self._numbers = set() if self.classes is None else set(self.classes.values())
-        self.member, self._field = "", ""
+        self.member, self.field = "", ""
         if isinstance(label, str):
-            self.member, _, self._field = label.removeprefix(".").partition(":")
-            if self._field and self.member.lower() != "json":
-                raise ValueError(f"label is {label!r}; only a .json member has fields: write 'json:{self._field}'")
-            if self.member.lower() == "json" and not self._field:
+            self.member, _, self.field = label.removeprefix(".").partition(":")
+            if self.field and self.member.lower() != "json":
+                raise ValueError(f"label is {label!r}; only a .json member has fields: write 'json:{self.field}'")
+            if self.member.lower() == "json" and not self.field:
                 raise ValueError("label is 'json'; name the field that holds the label: 'json:FIELD'")
 
     def of_sample(
@@ -112,9 +114,9 @@ class LabelRule:
             BadImage: a .json member that is not JSON.
             ValueError: the value is not a label.
         """
-        if data is None:
+        if data is None or (isinstance(data, float) and np.isnan(data)):  # NaN is how tables say that it is missing
             return None
-        if self._field:
+        if self.field:
             try:
                 record = json.loads(data) if isinstance(data, bytes | str) else data
             except ValueError as error:
@@ -130,7 +132,7 @@ class LabelRule:
             raise ValueError(
                 f"the .json member holds {type(record).__name__}; {self._label!r} asks for a field of an object"
             )
-        value = record.get(self._field)
+        value = record.get(self.field)
         return as_label(value) if value is None or isinstance(value, bool | list) else self.number(str(value))
 
     def number(self, text: str) -> int:
@@ -171,7 +173,7 @@ class Labels(LabelKind):
     def __init__(self, index: Index, label: Label, classes: Classes, read: Callable[[int, str], bytes | None]) -> None:
         self._index, self._label, self._read = index, label, read
         self._rule = LabelRule(label, classes)
-        self._member = self._rule.member.lower()
+        self._member = find_member(self._rule.member, index.members) or self._rule.member.lower()
         if self._member in index.image.split(";"):
             others = ", ".join("." + extension for extension in sorted(index.members) if extension != self._member)
             raise ValueError(f"label {label!r} names the image; the other members are {others or 'none'}: name one")
@@ -229,8 +231,14 @@ class Labels(LabelKind):
 
     def _value(self, row: int) -> int | np.ndarray | None:
         return self._rule.of_sample(
-            lambda _: self._read(row, self._member), lambda: self._members(row), lambda: self._describe(row)
+            lambda _: self._read_value(row), lambda: self._members(row), lambda: self._describe(row)
         )
+
+    def _read_value(self, row: int) -> Any:
+        """Return what the label's member of a row holds: its bytes, or the value in a column of lists."""
+        data = self._read(row, self._member)
+        is_list = data is not None and not self._rule.field and self._index.kinds.get(self._member) == "json"
+        return json.loads(data) if is_list else data
 
     def _members(self, row: int) -> dict[str, bytes]:
         return {e: data for e in self._index.members if (data := self._read(row, e)) is not None}
