@@ -10,12 +10,12 @@ import re
 import tarfile
 from dataclasses import dataclass, field
 
-from patchnpack.loaders.imaging.formats import is_image
+from patchnpack.loaders.imaging.formats import EXTENSIONS, is_image
 
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 _META = re.compile(r"__[^/]*__($|/)")
 _BLOCK = 512
-IMAGE = "jpg;jpeg;png;webp"  # the default extensions of images
+IMAGE = ";".join(EXTENSIONS)  # the default extensions of images
 _MAX_PADDING = 1 << 20  # bytes of zeros at the end; writers round a tar up to 10 KiB or to another record size
 
 
