@@ -16,6 +16,9 @@ _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 _META = re.compile(r"__[^/]*__($|/)")
 _BLOCK = 512
 IMAGE = ";".join(EXTENSIONS)  # the default extensions of images
+# PAX headers with the key of a sample and the name of its member, where the file's name cannot hold them as they are:
+# `unpack` writes them.
+KEY_HEADER, MEMBER_HEADER = "patchnpack.key", "patchnpack.member"
 _MAX_PADDING = 1 << 20  # bytes of zeros at the end; writers round a tar up to 10 KiB or to another record size
 
 
@@ -55,8 +58,8 @@ def read_samples(file: str, shard: str | None = None) -> list[TarSample]:
                 match = _NAME.match(member.name)
                 if not member.isreg() or match is None or _META.match(member.name):
                     continue
-                key, extension = match[1], match[2].lower()
-                sample = samples.setdefault(key, TarSample(key))
+                key, extension = match[1], member.pax_headers.get(MEMBER_HEADER, match[2].lower())
+                sample = samples.setdefault(key, TarSample(member.pax_headers.get(KEY_HEADER, key)))
                 if extension in sample.members:
                     raise ValueError(f"shard {path!r} holds {member.name!r} twice; give each member its own name")
                 sample.members[extension] = (member.offset_data, member.size)
