@@ -45,6 +45,19 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
             return kind
 
 
+def plain_values(column: pa.Array) -> pa.Array:
+    """Return a column as one of its `plain_type`."""
+    while True:
+        if isinstance(column, pa.ExtensionArray):
+            column = column.storage
+        elif pa.types.is_dictionary(column.type):
+            column = column.dictionary.take(column.indices)
+        elif pa.types.is_run_end_encoded(column.type):
+            column = pc.run_end_decode(column)
+        else:
+            return column
+
+
 def can_hold_images(kind: pa.DataType, *, fixed: bool = False) -> bool:
     """Return whether a column of this type can hold encoded images: bytes, or a struct with bytes in a field `bytes`.
 
@@ -86,11 +99,11 @@ def encode(column: pa.Array) -> list[bytes | None]:
         return [None if value is None else str(value).encode() for value in column.to_pylist()]
     if isinstance(column.type, pa.FixedShapeTensorType):
         return [None if value.as_py() is None else _json(value.to_numpy().tolist()) for value in column]
-    column = _plain(column)
+    column = plain_values(column)
     kind = column.type
     if can_hold_images(kind, fixed=True):
         if pa.types.is_struct(kind):
-            column = _plain(pc.struct_field(column, "bytes"))
+            column = plain_values(pc.struct_field(column, "bytes"))
         return list(column.to_pylist())
     if _is(kind, *_TEXTS):  # as bytes: text that is not valid UTF-8 is the reader's concern
         return list(column.cast(pa.binary() if pa.types.is_string(kind) else pa.large_binary()).to_pylist())
@@ -107,19 +120,6 @@ def encode(column: pa.Array) -> list[bytes | None]:
 
 def _is_uuid(kind: pa.DataType) -> bool:
     return getattr(kind, "extension_name", "") == "arrow.uuid"
-
-
-def _plain(column: pa.Array) -> pa.Array:
-    """The column with the values themselves: no dictionary, no extension."""
-    while True:
-        if isinstance(column, pa.ExtensionArray):
-            column = column.storage
-        elif pa.types.is_dictionary(column.type):
-            column = column.dictionary.take(column.indices)
-        elif pa.types.is_run_end_encoded(column.type):
-            column = pc.run_end_decode(column)
-        else:
-            return column
 
 
 def _number(value: Any) -> bytes | None:

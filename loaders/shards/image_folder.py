@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -83,7 +82,7 @@ def read_image_folder(
 
     Raises:
         FileNotFoundError: the folder does not exist, or a link leads nowhere.
-        ValueError: a member is given twice, two images would get one key, or an image is not a regular file.
+        ValueError: a member is given twice, two images would get one key, or a file is a pipe, socket or device.
         OSError: a folder cannot be read.
     """
     if not folder.is_dir():
@@ -94,7 +93,6 @@ def read_image_folder(
         first = group[0] if group else None
         samples, others = _samples(parent, names, extensions, members)
         for path, beside in samples.items():
-            _check_regular(path)
             key = escape_key(path.relative_to(folder).with_suffix("").as_posix())
             if key in taken:  # a.jpg beside a.png
                 key = f"{key}_{path.suffix[1:].lower()}"
@@ -134,18 +132,20 @@ def _walk(folder: Path, found: ImageFolder) -> Iterator[tuple[Path, list[str]]]:
         if inode in above:
             found.loops.append(parent)
             return
-        names = sorted(os.listdir(parent))
-        hidden = [name for name in names if name.startswith(".") or name in _HIDDEN]
-        found.hidden.extend(parent / name for name in hidden)
-        shown = [name for name in names if name not in hidden]
-        below = [name for name in shown if (parent / name).is_dir()]
+        with os.scandir(parent) as entries:
+            shown = {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.name)}
+        for name in [name for name in shown if name.startswith(".") or name in _HIDDEN]:
+            found.hidden.append(Path(shown.pop(name)))
+        below = [name for name, entry in shown.items() if entry.is_dir()]
+        files = [shown[name] for name in shown.keys() - set(below)]
+        _check_links(files)
         if parent == folder:
             found.folders.update({name: Counter() for name in below})
         image = next((name for name in below if name.lower() in _IMAGES), None)
         mask = next((name for name in below if name.lower() in _MASKS), None)
         if image is not None and mask is not None:
             found.pairs.append((parent / image, parent / mask))
-        yield parent, [name for name in shown if name not in set(below)]
+        yield parent, sorted(entry.name for entry in files)
         for name in below:
             yield from read(parent / name, above | {inode})
 
@@ -157,12 +157,6 @@ def _samples(
 ) -> tuple[dict[Path, dict[str, Path]], list[str]]:
     """The images among the files of a folder, each with its members, and the files that are left."""
     stems: dict[str, list[Path]] = {}  # of images of their own
-    for name in names:
-        if not os.path.exists(parent / name):
-            raise FileNotFoundError(
-                f"{str(parent / name)!r} is a link to {os.readlink(parent / name)!r}, which does not exist; restore "
-                "that file or folder, or delete the link"
-            )
     images = [name for name in names if Path(name).suffix[1:].lower() in extensions]
     # Short names first: whether a.b.jpg is an image or a member depends on whether there is an image a.
     for name in sorted(images, key=lambda name: name.count(".")):
@@ -195,6 +189,14 @@ def _prefixes(name: str) -> Iterator[str]:
         yield name
 
 
-def _check_regular(path: Path) -> None:
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError(f"{str(path)!r} is not a regular file; delete or rename it")
+def _check_links(files: Sequence[os.DirEntry[str]]) -> None:
+    """Raise an error for what is named as a file, but cannot be read as one."""
+    for entry in files:
+        if entry.is_file():
+            continue
+        if entry.is_symlink() and not os.path.exists(entry):
+            raise FileNotFoundError(
+                f"{entry.path!r} is a link to {os.readlink(entry)!r}, which does not exist; restore that file or "
+                "folder, or delete the link"
+            )
+        raise ValueError(f"{entry.path!r} is neither a file nor a folder, but a pipe, socket or device; delete it")

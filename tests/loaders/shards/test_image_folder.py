@@ -123,10 +123,11 @@ def test_link_that_leads_nowhere_is_named(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_fifo_with_the_name_of_an_image_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["b.jpg", "a.txt"])
+def test_pipe_is_refused_and_not_waited_for(name: str, tmp_path: Path) -> None:
     folder = fill(tmp_path / "in", "cat/a.jpg")
-    os.mkfifo(folder / "cat" / "b.jpg")
-    with pytest.raises(ValueError, match=r"b\.jpg' is not a regular file; delete or rename it"):
+    os.mkfifo(folder / "cat" / name)
+    with pytest.raises(ValueError, match=rf"{name}' is neither a file nor a folder, but a pipe, .*delete it"):
         write_shards(folder, tmp_path / "out")
 
 
