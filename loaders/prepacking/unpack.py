@@ -24,6 +24,7 @@ from patchnpack.loaders.shards.tar import KEY_HEADER, MEMBER_HEADER
 from patchnpack.packer.checks import check_whole
 
 _NOTE = "unpacked.json"
+_SHARD_BYTES = 1 << 30  # a shard ends once it holds so many: it is made in memory
 
 Members = list[tuple[str, bytes]]  # extension and content of each member of a sample
 
@@ -46,7 +47,7 @@ def unpack(
     Args:
         source: the packed folder, a local path or an address.
         out: the folder for the shards images-000000.tar and so on, a local path or an address.
-        images_per_shard: maximum images per shard; a repeated key starts a new shard.
+        images_per_shard: maximum images per shard; a repeated key starts a new shard, and so does 1 GiB.
         storage_options: options for addresses.
         progress: called with (images written, total images).
 
@@ -132,11 +133,13 @@ def _pixels(
 
 def _shards(samples: Iterator[tuple[str, Members]], limit: int) -> Iterator[list[tuple[str, Members]]]:
     shard: dict[str, Members] = {}
+    nbytes = 0
     for key, members in samples:
-        if len(shard) == limit or key in shard:
+        if len(shard) == limit or key in shard or nbytes >= _SHARD_BYTES:
             yield list(shard.items())
-            shard = {}
+            shard, nbytes = {}, 0
         shard[key] = members
+        nbytes += sum(len(data) for _, data in members)
     if shard:
         yield list(shard.items())
 

@@ -67,7 +67,10 @@ class ImageFolder:
 
 
 def read_image_folder(
-    folder: Path, extensions: Sequence[str] = EXTENSIONS, members: Sequence[str] = ("txt", "json", "cls")
+    folder: Path,
+    extensions: Sequence[str] = EXTENSIONS,
+    members: Sequence[str] = ("txt", "json", "cls"),
+    without: Path | None = None,
 ) -> ImageFolder:
     """Find the images below a folder; no image is opened.
 
@@ -79,6 +82,7 @@ def read_image_folder(
         folder: the folder.
         extensions: extensions of images, in lower case.
         members: extensions of other members, in lower case.
+        without: a folder that is passed over where it lies below, such as the one that the shards are written to.
 
     Raises:
         FileNotFoundError: the folder does not exist, or a link leads nowhere.
@@ -88,7 +92,7 @@ def read_image_folder(
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {str(folder)!r} does not exist; name the folder that holds the images")
     found, taken = ImageFolder(), dict[str, Path]()
-    for parent, names in _walk(folder, found):
+    for parent, names in _walk(folder, found, without):
         group = parent.relative_to(folder).parts[:1]
         first = group[0] if group else None
         samples, others = _samples(parent, names, extensions, members)
@@ -123,8 +127,9 @@ def folders_that_are_no_classes(found: ImageFolder) -> str | None:
     return None
 
 
-def _walk(folder: Path, found: ImageFolder) -> Iterator[tuple[Path, list[str]]]:
+def _walk(folder: Path, found: ImageFolder, without: Path | None) -> Iterator[tuple[Path, list[str]]]:
     """Each folder, in the order of paths, with the names of its files. Notes what is not looked into."""
+    passed = None if without is None else without.resolve()
 
     def read(parent: Path, above: frozenset[tuple[int, int]]) -> Iterator[tuple[Path, list[str]]]:
         about = parent.stat()
@@ -137,6 +142,9 @@ def _walk(folder: Path, found: ImageFolder) -> Iterator[tuple[Path, list[str]]]:
         for name in [name for name in shown if name.startswith(".") or name in _HIDDEN]:
             found.hidden.append(Path(shown.pop(name)))
         below = [name for name, entry in shown.items() if entry.is_dir()]
+        if passed is not None and passed.name in below and parent.resolve() == passed.parent:
+            below.remove(passed.name)
+            del shown[passed.name]
         files = [shown[name] for name in shown.keys() - set(below)]
         _check_links(files)
         if parent == folder:

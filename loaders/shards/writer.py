@@ -119,7 +119,7 @@ def write_shards(
     if folders not in get_args(Folders):
         raise ValueError(f"folders is {folders!r}; it must be one of {', '.join(map(repr, get_args(Folders)))}")
     folder, out = Path(folder), Path(out)
-    found = _find_images(folder, image, members)
+    found = _find_images(folder, image, members, out)
     samples, names = _assign_classes(found, folders, classes)
     if seed is not None:
         samples = [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))]
@@ -169,10 +169,10 @@ def _write_all(
                 progress(done, total)
 
 
-def _find_images(folder: Path, image: str, members: Sequence[str]) -> ImageFolder:
+def _find_images(folder: Path, image: str, members: Sequence[str], out: Path) -> ImageFolder:
     """The images below a folder; ValueError if there is none."""
     extensions = [extension.strip().lstrip(".").lower() for extension in image.split(";")]
-    found = read_image_folder(folder, extensions, [name.strip().lstrip(".").lower() for name in members])
+    found = read_image_folder(folder, extensions, [name.strip().lstrip(".").lower() for name in members], out)
     if not found.images:
         files = count_by_extension(found.left_out) or "no file"
         raise ValueError(
@@ -221,6 +221,8 @@ def _assign_classes(
                 f"the folder {name!r} is a class without an image: it holds {count_by_extension(files) or 'no file'}; "
                 "add the extension of its images with image=, move it elsewhere, or give folders='none'"
             )
+    if broken := sorted(name for name in own if name.splitlines() != [name]):
+        raise ValueError(f"the folder {broken[0]!r} has a line break in its name, and {CLASSES} lists lines; rename it")
     names = sorted(own) if classes is None else Path(classes).read_text("utf-8").splitlines()
     if unknown := sorted(own - set(names)):
         raise ValueError(

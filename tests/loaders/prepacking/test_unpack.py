@@ -15,6 +15,7 @@ from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from patchnpack.loaders import PackedImageLoader, scan
+from patchnpack.loaders.prepacking import unpack as unpack_module
 from patchnpack.loaders.prepacking.job import Job
 from patchnpack.loaders.prepacking.unpack import _tar, unpack
 from patchnpack.loaders.shards.keys import escape_key
@@ -141,6 +142,20 @@ def test_folders_that_hold_something_else_are_refused(drawn: Any, tmp_path: Path
         unpack(tmp_path / "a", tmp_path / "b")
     with pytest.raises(ValueError, match="images_per_shard is 0"):
         unpack(tmp_path / "a", tmp_path / "c", images_per_shard=0)
+
+
+def test_shard_ends_once_it_holds_too_many_bytes_for_memory(
+    drawn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Job(index=scan(drawn.shards), out=str(tmp_path / "packs"), packing=PACKING).run()
+    monkeypatch.setattr(unpack_module, "_SHARD_BYTES", 5000)
+    assert unpack(tmp_path / "packs", tmp_path / "shards") == 60
+    found = [samples([shard]) for shard in sorted((tmp_path / "shards").glob("*.tar"))]
+    assert len(found) > 3
+    for shard in found:
+        sizes = [sum(map(len, members.values())) for members in shard.values()]
+        assert sum(sizes) - max(sizes) < 5000
+    assert {key: members for shard in found for key, members in shard.items()} == samples(drawn.shards)
 
 
 # Keys and names that are no names of files

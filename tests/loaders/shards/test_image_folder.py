@@ -75,6 +75,21 @@ def test_class_numbers_follow_the_sorted_names_as_torchvision_counts_them(tmp_pa
     assert write_shards(folder, tmp_path / "out").classes == ["10", "9", "B", "a", "é"]
 
 
+def test_shards_may_lie_in_the_folder_of_the_images(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in", "cat/a.jpg", "dog/b.jpg")
+    for out in (folder / "shards", folder / "cat" / ".." / "shards"):
+        written = write_shards(folder, out)
+        assert (written.images, written.classes, written.left_out) == (2, ["cat", "dog"], {})
+    assert written.kept == 1
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\u2028b"])
+def test_class_with_a_line_break_in_its_name_is_refused(name: str, tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in", f"{name}/a.jpg")
+    with pytest.raises(ValueError, match=r"has a line break in its name, and classes\.txt lists lines; rename it"):
+        write_shards(folder, tmp_path / "out")
+
+
 # Links
 
 
