@@ -73,7 +73,6 @@ class LabelRule:
 
     Attributes:
         member: name of the member that holds the label; "" where no member does or a callable decides.
-        field: the field of a .json member that holds the label, else "".
         classes: index of each class name; None where labels are numbers.
     """
 
@@ -81,12 +80,12 @@ class LabelRule:
         self._label = label
         self.classes = _class_table(classes)
         self._numbers = set() if self.classes is None else set(self.classes.values())
-        self.member, self.field = "", ""
+        self.member, self._field = "", ""
         if isinstance(label, str):
-            self.member, _, self.field = label.removeprefix(".").partition(":")
-            if self.field and self.member.lower() != "json":
-                raise ValueError(f"label is {label!r}; only a .json member has fields: write 'json:{self.field}'")
-            if self.member.lower() == "json" and not self.field:
+            self.member, _, self._field = label.removeprefix(".").partition(":")
+            if self._field and self.member.lower() != "json":
+                raise ValueError(f"label is {label!r}; only a .json member has fields: write 'json:{self._field}'")
+            if self.member.lower() == "json" and not self._field:
                 raise ValueError("label is 'json'; name the field that holds the label: 'json:FIELD'")
 
     def of_sample(
@@ -114,9 +113,9 @@ class LabelRule:
             BadImage: a .json member that is not JSON.
             ValueError: the value is not a label.
         """
-        if data is None or (isinstance(data, float) and np.isnan(data)):  # NaN is how tables say that it is missing
+        if data is None:
             return None
-        if self.field:
+        if self._field:
             try:
                 record = json.loads(data) if isinstance(data, bytes | str) else data
             except ValueError as error:
@@ -132,7 +131,7 @@ class LabelRule:
             raise ValueError(
                 f"the .json member holds {type(record).__name__}; {self._label!r} asks for a field of an object"
             )
-        value = record.get(self.field)
+        value = record.get(self._field)
         return as_label(value) if value is None or isinstance(value, bool | list) else self.number(str(value))
 
     def number(self, text: str) -> int:
@@ -237,8 +236,10 @@ class Labels(LabelKind):
     def _read_value(self, row: int) -> Any:
         """Return what the label's member of a row holds: its bytes, or the value in a column of lists."""
         data = self._read(row, self._member)
-        is_list = data is not None and not self._rule.field and self._index.kinds.get(self._member) == "json"
-        return json.loads(data) if is_list else data
+        has_field = ":" in str(self._label)  # whose rule reads the JSON itself
+        if data is None or has_field or self._index.kinds.get(self._member) != "json":
+            return data
+        return json.loads(data)
 
     def _members(self, row: int) -> dict[str, bytes]:
         return {e: data for e in self._index.members if (data := self._read(row, e)) is not None}

@@ -159,9 +159,7 @@ def _tar(samples: list[tuple[str, Members]]) -> bytes:
                 extensions.add(extension := unused(escape_extension(name).lower(), extensions))
                 info = tarfile.TarInfo(f"{stem}.{extension}")
                 info.size = len(data)
-                if stem != key:
-                    info.pax_headers[KEY_HEADER] = key
-                if extension != name:
-                    info.pax_headers[MEMBER_HEADER] = name
+                originals = {KEY_HEADER: key} if stem != key else {}
+                info.pax_headers = originals | ({MEMBER_HEADER: name} if extension != name else {})
                 tar.addfile(info, io.BytesIO(data))
     return file.getvalue()

@@ -90,6 +90,8 @@ def read_image_folder(
         OSError: a folder cannot be read.
     """
     if not folder.is_dir():
+        if folder.exists():
+            raise ValueError(f"{str(folder)!r} is a file; name the folder that holds the images")
         raise FileNotFoundError(f"folder {str(folder)!r} does not exist; name the folder that holds the images")
     found, taken = ImageFolder(), dict[str, Path]()
     for parent, names in _walk(folder, found, without):

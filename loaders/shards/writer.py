@@ -102,8 +102,8 @@ def write_shards(
 
     Raises:
         FileNotFoundError: the folder does not exist, or a link in it leads nowhere.
-        ValueError: the folder holds no image; with "classes", an image has no class, `classes` lacks it, or a class has
-            no image; or `out` holds shards of other images.
+        ValueError: `folder` or `out` is a file; the folder holds no image; with "classes", an image has no class,
+            `classes` lacks it, or a class has no image; or `out` holds shards of other images.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -119,6 +119,8 @@ def write_shards(
     if folders not in get_args(Folders):
         raise ValueError(f"folders is {folders!r}; it must be one of {', '.join(map(repr, get_args(Folders)))}")
     folder, out = Path(folder), Path(out)
+    if out.is_file():
+        raise ValueError(f"out is {str(out)!r}, a file; name a folder for the shards")
     found = _find_images(folder, image, members, out)
     samples, names = _assign_classes(found, folders, classes)
     if seed is not None:
@@ -173,11 +175,12 @@ def _find_images(folder: Path, image: str, members: Sequence[str], out: Path) ->
     """The images below a folder; ValueError if there is none."""
     extensions = [extension.strip().lstrip(".").lower() for extension in image.split(";")]
     found = read_image_folder(folder, extensions, [name.strip().lstrip(".").lower() for name in members], out)
+    if not found.images and not found.left_out:
+        raise ValueError(f"{str(folder)!r} holds no file, nor do its sub-folders; name the folder of the images")
     if not found.images:
-        files = count_by_extension(found.left_out) or "no file"
         raise ValueError(
-            f"no image (extensions {';'.join(extensions)}) was found below {str(folder)!r}, but {files}; name another "
-            "folder, or the extensions with image="
+            f"no image (extensions {';'.join(extensions)}) was found below {str(folder)!r}, but "
+            f"{count_by_extension(found.left_out)}; name another folder, or the extensions with image="
         )
     return found
 

@@ -90,6 +90,17 @@ def test_class_with_a_line_break_in_its_name_is_refused(name: str, tmp_path: Pat
         write_shards(folder, tmp_path / "out")
 
 
+def test_files_in_the_place_of_folders_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in", "cat/a.jpg")
+    with pytest.raises(ValueError, match=r"a\.jpg' is a file; name the folder that holds the images"):
+        write_shards(folder / "cat" / "a.jpg", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"out is '.*a\.jpg', a file; name a folder for the shards"):
+        write_shards(folder, folder / "cat" / "a.jpg")
+    (tmp_path / "empty" / "below").mkdir(parents=True)
+    with pytest.raises(ValueError, match="empty' holds no file, nor do its sub-folders; name the folder of the images"):
+        write_shards(tmp_path / "empty", tmp_path / "out")
+
+
 # Links
 
 
@@ -190,7 +201,7 @@ def test_class_that_loses_all_its_files_is_an_error(tmp_path: Path) -> None:
     )
     for folders in ("auto", "classes"):
         with pytest.raises(ValueError, match=message):
-            write_shards(folder, tmp_path / "out", folders=folders)  # type: ignore[arg-type]
+            write_shards(folder, tmp_path / "out", folders=folders)
     assert not (tmp_path / "out").exists()
     written = write_shards(folder, tmp_path / "out", folders="none")
     assert (written.images, written.left_out) == (1, {".heic": 2, ".md": 1})

@@ -42,7 +42,7 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> list[int]:
                 read.append(len(batch))
                 yield batch
 
-    monkeypatch.setattr(parquet.pq, "ParquetFile", Limited)
+    monkeypatch.setattr(pq, "ParquetFile", Limited)
     return read
 
 
@@ -87,7 +87,7 @@ def test_other_errors_of_arrow_are_not_taken_for_heavy_rows(tmp_path: Path, monk
         raise pa.ArrowNotImplementedError("Unsupported encoding: 99")
 
     path = write(tmp_path / "a.parquet", x=[1])
-    monkeypatch.setattr(parquet.pq.ParquetFile, "iter_batches", fail)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
     with pytest.raises(ValueError, match=r"a.parquet' cannot be read to its end: Unsupported encoding: 99"):
         scan(path)
 
@@ -187,7 +187,7 @@ def test_extras_that_differ_in_case_survive_packing(tmp_path: Path) -> None:
     for store in ("images", "patches"):
         out = str(tmp_path / store)
         index = scan(path)
-        Job(index=index, out=out, packing=PACKING, store=store, extras=["Label"]).run()  # type: ignore[arg-type]
+        Job(index=index, out=out, packing=PACKING, store=store, extras=["Label"]).run()
         loader = PackedImageLoader(out, batch_size=1, extras=["Label"])
         assert next(iter(loader)).extras == {"Label": [["x", "y"]]}
 
