@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL.WebPImagePlugin import SUPPORTED as WEBP
 from typer.testing import CliRunner
 
@@ -59,6 +61,42 @@ def test_every_file_is_an_image_a_member_left_out_or_hidden(tmp_path: Path) -> N
         "c": Counter({".heic": 1, ".md": 1, ".txt": 1, ".cls": 1, "no extension": 1}),
         "x": Counter(),
     }
+
+
+_NAMES = st.builds(
+    "/".join,
+    st.lists(st.text("ab.", min_size=1, max_size=3).filter(lambda name: set(name) != {"."}), max_size=2).flatmap(
+        lambda folders: st.builds(
+            lambda stem, extension: [*(f"{folder}_" for folder in folders), stem + extension],
+            st.text("ab._", min_size=1, max_size=4),
+            st.sampled_from([".jpg", ".png", ".JPG", ".txt", ".seg.png", ".md", ""]),
+        )
+    ),
+)
+
+
+@settings(deadline=None)
+@given(st.sets(_NAMES, max_size=12))
+def test_no_file_is_lost(tmp_path_factory: pytest.TempPathFactory, names: set[str]) -> None:
+    folder = tmp_path_factory.mktemp("in")
+    for name in names:
+        if name.rpartition("/")[2] not in (".", ".."):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+    files = {path for path in folder.rglob("*") if path.is_file()}
+    try:
+        found = read_image_folder(folder)
+    except ValueError as error:
+        if "rename one of them" in str(error) or "differ only in case" in str(error):
+            return
+        raise
+    used = {path for image in found.images for path in (image.path, *image.members.values())}
+    hidden = {path for path in files if any(path.is_relative_to(above) for above in found.hidden)}
+    assert used <= files
+    assert not used & hidden
+    assert len(used) + len(hidden) + found.left_out.total() == len(files)
+    assert len({image.key for image in found.images}) == len(found.images)
+    assert not any("." in image.key.rpartition("/")[2] for image in found.images)
 
 
 def test_classes_of_every_format_that_is_read_are_kept_and_loaded(tmp_path: Path) -> None:
