@@ -18,6 +18,7 @@ from patchnpack.loaders.errors import BadImage
 # converts to RGB itself. "pixels" is an image that the caller has already decoded. PIL decodes all others.
 FORMATS = ("jpeg", "cmyk-jpeg", "png", "webp", "gif", "bmp", "tiff", "pixels")
 JPEG, PIXELS = 0, 7
+EXTENSIONS = ("jpg", "jpeg", "png", "webp", "jpe", "jfif", "gif", "bmp", "tif", "tiff")  # of the formats that are read
 PLUGIN_FORMATS: dict[type[ImageFile.ImageFile], int] = {
     JpegImageFile: 1,
     PngImageFile: 2,
