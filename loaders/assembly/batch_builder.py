@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from itertools import accumulate, chain, count, pairwise
+from threading import get_ident
 from typing import Any, Protocol
 
 import numpy as np
@@ -231,7 +232,7 @@ class DecodedBatchBuilder:
         # multiple of what it costs in a loop of its own, so this path has few.
         context, samples, stages = self._context, self._samples, self._stages
         first, keep, gw, gh, size = self._places[i]
-        self._threads[i] = threading.get_ident()
+        self._threads[i] = get_ident()
         stages[i] = "read"
         data = samples.read(i)
         stages[i] = "decode"
