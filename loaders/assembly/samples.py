@@ -143,8 +143,8 @@ class IndexedSamples:
         context = self._context
         if size == self._sizes[i] and self._upright_jpeg[i] and box is None and context.user_decode is None:
             return decode_whole_jpeg(data, size, context.packing.image_mode, strict)
-        index, row = context.index, self._rows[i]
-        header = Header(*self._sizes[i], int(index.orientation[row]), int(index.format[row]))
+        index, row, (width, height) = context.index, self._rows[i], self._sizes[i]
+        header = Header(width, height, int(index.orientation[row]), int(index.format[row]))
         return context.pixels(self.keys[i], data, header, size, box, strict)
 
     def label(self, i: int) -> Any:
