@@ -41,8 +41,9 @@ class PackedImageLoader:
     any number of threads and any `prefetch`.
 
     Args:
-        source: shards by brace range, glob or list; an index file; an `Index`; a `Mixture` of several of these; or a
-            folder that `patchnpack pack` wrote.
+        source: a folder of images; a table of paths (CSV, TSV, JSONL or, with `path`, parquet); shards by brace range,
+            glob or list; an index file; an `Index`; a `Mixture` of several of these; or a folder that `patchnpack pack`
+            wrote.
         packing: what a sequence looks like; None is `Packing()`, or the packing of the packed folder.
         batch_size: B, packs per batch of this rank.
         shuffle: whether to shuffle shards and, inside windows of `shuffle_window` shards, rows, differently each epoch.
@@ -50,9 +51,10 @@ class PackedImageLoader:
         repeat: whether `iter` continues with the next epoch without end; such a loader has no length.
         image: extensions of image files, separated by ";".
         label: None, "cls" (or any member with a text), "json:FIELD", or a callable from a sample's members (extension
-            to bytes) to an int or an array.
+            to bytes) to an int or an array. In a folder of images, "folder" is the first folder of each path; in a
+            table, a column is a member.
         classes: names of classes as a list, a file with one name per line, or a mapping to indices; without them,
-            labels are whole numbers.
+            labels are whole numbers, and the names of folders and in tables get the numbers of their sorted order.
         extras: extensions of members to return in `batch.extras`: txt as str, json as object, others as bytes; None
             where a sample has none. An undecodable member marks its image as bad.
         decode: called as `decode(data)` with the encoded bytes of an image. Returns uint8 (H, W, C) with the height and
@@ -65,6 +67,8 @@ class PackedImageLoader:
         where: maps an `Index` to a bool array, the rows to use; the others are counted as skipped.
         index: an index file of the shards, its address, or an `Index`. None looks beside the shards, then in the cache,
             and scans what it does not find.
+        path: the column of paths in a table; None is the only one with a usual name, such as "path" or "file_name".
+        root: the folder from which the paths in a table count; None is the table's own.
         storage_options: options for remote shards, as fsspec or obstore name them; `retry`, a dict of attempts,
             deadline_s, stall_s, pause_s and max_pause_s, sets how long to retry.
         cache_dir: cache of indexes, remote shards and the images of parquet files; None is $PATCHNPACK_CACHE, or
@@ -106,6 +110,8 @@ class PackedImageLoader:
         decode: Decode | None = None,
         where: Where | None = None,
         index: Index | str | os.PathLike[str] | None = None,
+        path: str | None = None,
+        root: str | os.PathLike[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_limit: int | None = None,
@@ -133,6 +139,8 @@ class PackedImageLoader:
             decode=decode,
             where=where,
             index=index,
+            path=path,
+            root=root,
             storage_options=storage_options,
             cache_dir=cache_dir,
             cache_limit=cache_limit,
@@ -298,6 +306,12 @@ class PackedImageLoader:
     def context(self) -> IndexedBatchContext:
         """What the images of every batch are made with."""
         return self._context
+
+    @property
+    def classes(self) -> dict[str, int] | None:
+        """The number of each class name, in order; None where labels are numbers. Give them to a validation loader."""
+        classes = self._context.labels.classes
+        return None if classes is None else dict(sorted(classes.items(), key=lambda item: item[1]))
 
     @property
     def num_classes(self) -> int:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchnpack.loaders.imaging.formats import FORMATS
+from patchnpack.loaders.index.file_columns import file_columns, tables_of
 from patchnpack.loaders.index.table import Index, Texts
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.parquet import INDEX_KEY
@@ -62,7 +63,8 @@ def save_index(index: Index, path: str | os.PathLike[str], *, home: str | None =
     path = Path(path)
     check_suffix(path)
     base = path.parent if home is None else home
-    table = index_table(index, [_relative(shard, base) for shard in index.shards])
+    roots = [None if table is None else _relative(table.root, base) for table in index.files]
+    table = index_table(index, [_relative(shard, base) for shard in index.shards], roots)
     private = any(redact(shard) != shard for shard in index.shards)
     if path.suffix == ".arrow":
 
@@ -128,6 +130,8 @@ def read_index(file: str, name: str, suffix: str, home: str | Path) -> Index:
         if isinstance(home, str):
             # The index may have been made beside local shards and uploaded: their mtimes do not apply to the copies.
             about["versions"] = ["" if version.isdecimal() else version for version in about["versions"]]
+        if about.get("roots"):
+            about["roots"] = [root if root is None else _absolute(root, home) for root in about["roots"]]
         return index_of_table(table, about, shards)
     except (KeyError, TypeError) as error:
         raise ValueError(f"index {name!r} lacks {error}; {_remedy(name)}") from error
@@ -154,14 +158,15 @@ def check_suffix(path: Path) -> None:
         raise ValueError(f"index {str(path)!r} ends in {path.suffix!r}; name it .parquet or .arrow")
 
 
-def index_table(index: Index, shards: Sequence[str]) -> pa.Table:
-    """The index as a table, described by its schema's metadata; `shards` are the names to store."""
+def index_table(index: Index, shards: Sequence[str], roots: Sequence[str | None] = ()) -> pa.Table:
+    """The index as a table, described by its schema's metadata; `shards` and `roots` are the names to store."""
     columns: dict[str, pa.Array] = {}
     for name, kind in _COLUMNS.items():
         column = getattr(index, name)
         columns[name] = column.column if isinstance(column, Texts) else pa.array(column, kind)
     for extension, ranges in index.members.items():
         columns[_MEMBER + extension] = pa.FixedSizeListArray.from_arrays(pa.array(ranges.reshape(-1)), 2)
+    columns |= file_columns(index)
     about = {
         "version": VERSION,
         "image": index.image,
@@ -171,6 +176,7 @@ def index_table(index: Index, shards: Sequence[str]) -> pa.Table:
         "examples": index.examples,
         "cls_member": index.cls_member,
         "kinds": index.kinds,
+        "roots": list(roots),
         **{name: getattr(index, name).tolist() for name in _BY_SHARD},
     }
     return pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
@@ -210,6 +216,7 @@ def index_of_table(table: pa.Table, about: dict[str, Any], shards: Sequence[str]
     }
     by_shard: dict[str, Any] = {name: np.array(about[name], kind) for name, kind in _BY_SHARD.items()}
     about = {name: about[name] for name in ("image", "cls_member", "kinds")} | {
+        "files": tables_of(column, table.column_names, by_shard["starts"], about.get("roots", [])),
         "versions": tuple(about["versions"]),
         "examples": tuple(map(tuple, about["examples"])),
     }

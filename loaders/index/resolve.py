@@ -5,11 +5,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
+from patchnpack.loaders.index.file_scan import changed_files, scan_files
+from patchnpack.loaders.index.file_sources import (
+    file_source_name,
+    is_file_source,
+    is_folder,
+    list_source,
+    open_file_source,
+)
 from patchnpack.loaders.index.index_file import check_suffix, is_index, load_index, save_index
 from patchnpack.loaders.index.remote_index import (
     check_addresses,
@@ -37,21 +47,27 @@ def open_index(
     *,
     index: str | os.PathLike[str] | Index | None = None,
     image: str = IMAGE,
+    path: str | None = None,
+    root: str | os.PathLike[str] | None = None,
     opener: ShardOpener | None = None,
     may_scan: bool = True,
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Index:
-    """The index of the shards that `source` names, in that order.
+    """The index of the images that `source` names, in that order.
 
     Without `index`, the first of these: an index beside the shards (index.parquet or index.arrow) that holds all of
     them, the cached index of an earlier call with changed shards scanned again, or a new scan. On a remote store, a
-    process looks for an index beside the shards only once.
+    process looks for an index beside the shards only once. Of a folder of images or a table of paths, files with
+    another size or time than in the cached index are read again.
 
     Args:
-        source: shards by brace range, glob or list, an index file that `save_index` wrote, or an `Index`.
+        source: shards by brace range, glob or list; folders of images; tables of paths (CSV, TSV, JSONL or, with
+            `path`, parquet); an index file that `save_index` wrote; or an `Index`.
         index: an index file, its address, or an `Index`, that holds these shards.
         image: extensions of images, separated by ";".
+        path: the column of paths in a table; None is the only one with a usual name, such as "path" or "file_name".
+        root: the folder from which the paths in a table count; None is the table's own.
         opener: opens the shards, and holds the cache.
         may_scan: whether remote shards may be downloaded to scan them.
         num_threads, progress: as for `scan`.
@@ -62,27 +78,54 @@ def open_index(
         OSError: a shard differs from its entry in the index.
     """
     opener = opener or ShardOpener()
-    found = _opened(source, index, image, opener, may_scan, num_threads, progress)
+    found = _opened(source, index, image, _Given(path, root), opener, may_scan, num_threads, progress)
     warn_without_image(found, _title(found))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The options of a table of paths, for `file_sources`."""
+
+    path: str | None
+    root: str | os.PathLike[str] | None
+
+    def check_unused(self, source: str) -> None:
+        """Raise ValueError if one is given to a source that has no use for it."""
+        for name in ("path", "root"):
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"{name} is {value!r}, which is for tables of paths (CSV, TSV, JSONL, parquet); {source} has no "
+                    f"use for it: leave {name} out"
+                )
 
 
 def _opened(
     source: ShardNames | Index,
     index: str | os.PathLike[str] | Index | None,
     image: str,
+    given: _Given,
     opener: ShardOpener,
     may_scan: bool,
     num_threads: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> Index:
     if isinstance(source, Index):
+        given.check_unused("an index")
         return checked(source, "the index", opener, may_lack_shards=True)
-    if isinstance(source, str) and is_remote(source) and names_index(source):
+    if given.path is None and isinstance(source, str) and is_remote(source) and names_index(source):
+        given.check_unused("an index")
         return checked(load_remote_index(source, opener), f"index {redact(source)!r}", opener)
     if isinstance(source, str | os.PathLike) and os.path.isfile(source) and is_index(os.fspath(source)):
+        given.check_unused("an index")
         return checked(load_index(source), f"index {os.fspath(source)!r}", opener)
-    paths = expand(source, opener)
+    names = [source] if isinstance(source, str | os.PathLike) else list(source)
+    has_files = any(is_file_source(name, given.path) for name in names)
+    if not has_files:
+        given.check_unused("a shard")
+    elif index is None:
+        return _with_files(names, image, given, opener, may_scan, num_threads, progress)
+    paths = [file_source_name(names[0])] if has_files and len(names) == 1 else expand(source, opener)
     if index is not None:
         name = "the index" if isinstance(index, Index) else f"index {redact(os.fspath(index))!r}"
         found = index if isinstance(index, Index) else _load(index, opener)
@@ -97,11 +140,51 @@ def _opened(
     return _cached(paths, image, opener, may_scan, num_threads, progress)
 
 
+def _with_files(
+    names: Sequence[str | os.PathLike[str]],
+    image: str,
+    given: _Given,
+    opener: ShardOpener,
+    may_scan: bool,
+    num_threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Index:
+    """The index of folders, tables of paths and shards, in their order."""
+    root, parts = None if given.root is None else os.fspath(given.root), []
+    for is_file, group in groupby(names, lambda name: is_file_source(name, given.path)):
+        if not is_file:
+            parts.append(_opened(list(group), None, image, _Given(None, None), opener, may_scan, num_threads, progress))
+            continue
+        for name in group:
+            is_table = not is_folder(name)
+            parts.append(
+                open_file_source(
+                    name,
+                    image=image,
+                    path=given.path if is_table else None,
+                    root=root if is_table or len(names) == 1 else None,
+                    opener=opener,
+                    may_scan=may_scan,
+                    num_threads=num_threads,
+                    progress=progress,
+                )
+            )
+    seen: set[str] = set()
+    for part in parts:
+        for shard in part.shards:
+            if (real := _real(shard)) in seen:
+                raise ValueError(f"{redact(shard)!r} is named more than once; name each source once")
+            seen.add(real)
+    return parts[0] if len(parts) == 1 else Index.concatenate(parts)
+
+
 def update_index(
     source: ShardNames,
     path: str | os.PathLike[str] | None = None,
     *,
     image: str = IMAGE,
+    column: str | None = None,
+    root: str | os.PathLike[str] | None = None,
     opener: ShardOpener | None = None,
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -111,19 +194,25 @@ def update_index(
     Other shards of an existing index file stay in it if they still exist.
 
     Args:
-        source: shards by brace range, glob or list.
-        path: path or address of the index file, .parquet or .arrow. None is index.parquet beside local shards. Loaders
-            find an index of that name beside local and remote shards.
+        source: shards by brace range, glob or list; or a folder of images, or a table of paths.
+        path: path or address of the index file, .parquet or .arrow. None is index.parquet beside local shards, or in
+            a local folder of images. Loaders find an index of that name beside local and remote shards.
+        column, root: of a table of paths, as `path` and `root` for `open_index`.
         image, opener, num_threads, progress: as for `scan`.
 
     Returns:
-        The path or address of the file, its index, and the number of shards read.
+        The path or address of the file, its index, and the number of shards (or image files) read.
 
     Raises:
         FileNotFoundError: a shard, or the folder of the file, does not exist.
         ValueError: a shard cannot be read, the file is not an index, or the shards are remote and `path` is None.
     """
     opener = opener or ShardOpener()
+    given = _Given(column, root)
+    names = [source] if isinstance(source, str | os.PathLike) else list(source)
+    if any(is_file_source(name, column) for name in names):
+        return _update_files(names, path, image, given, opener, num_threads, progress)
+    given.check_unused("a shard")
     paths = [shard if is_remote(shard) else os.path.abspath(shard) for shard in expand(source, opener)]
     if path is None and any(map(is_remote, paths)):
         raise ValueError(
@@ -142,6 +231,8 @@ def update_index(
         if not path.parent.is_dir():
             raise FileNotFoundError(f"the folder of {str(path)!r} does not exist; create it first")
         known = load_index(path) if path.exists() else None
+    if known is not None and any(known.files):
+        raise ValueError(f"index {redact(os.fspath(path))!r} is of {known.shards[0]!r}; give another file: -o INDEX")
     named = set(map(_real, paths))
     others = [] if known is None or not is_made_for(known, image) else known.shards
     paths = [*(p for p in others if (is_remote(p) or os.path.exists(p)) and _real(p) not in named), *paths]
@@ -152,6 +243,45 @@ def update_index(
             save_remote_index(index, path, opener)
         else:
             save_index(index, path)
+    return path, index, read
+
+
+def _update_files(
+    names: Sequence[str | os.PathLike[str]],
+    path: str | os.PathLike[str] | None,
+    image: str,
+    given: _Given,
+    opener: ShardOpener,
+    num_threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Path | str, Index, int]:
+    """Make or update the index file of a folder of images or a table of paths; see `update_index`."""
+    name = file_source_name(names[0])
+    if len(names) > 1:
+        raise ValueError(f"{redact(name)!r} is one of {len(names)} sources; make the index of each by itself")
+    if path is None:
+        if is_remote(name) or not is_folder(name):
+            raise ValueError(f"give the index of {redact(name)!r} a path: patchnpack index ... -o index.parquet")
+        path = os.path.join(name, INDEX_NAMES[0])
+    is_there = is_remote(os.fspath(path))
+    path = os.fspath(path) if is_there else Path(os.path.abspath(path))
+    check_suffix(Path(name_of(os.fspath(path))))
+    root = None if given.root is None else os.fspath(given.root)
+    listing = list_source(name, image=image, path=given.path, root=root, opener=opener)
+    known: Index | None = None
+    if isinstance(path, Path):
+        known = load_index(path) if path.exists() else None
+    else:
+        with suppress(RemoteNotFound):
+            known = load_remote_index(path, opener)
+    if known is not None and known.shards != (name,):
+        raise ValueError(f"index {redact(os.fspath(path))!r} is of {redact(known.shards[0])!r}; give another file: -o")
+    read = len(changed_files(listing, known))
+    index = scan_files(listing, known, opener, num_threads, progress)
+    if isinstance(path, Path):
+        save_index(index, path)
+    else:
+        save_remote_index(index, path, opener)
     return path, index, read
 
 
@@ -175,6 +305,13 @@ def checked(index: Index, name: str, opener: ShardOpener, *, may_lack_shards: bo
     """
     copies: dict[int, tuple[int, str]] = {}  # size and version of each tar with another mtime, by number
     for i, (shard, nbytes) in enumerate(zip(index.shards, index.shard_bytes.tolist(), strict=True)):
+        if (table := index.table_of(i)) is not None:  # each file is compared when it is read
+            if not (is_remote(table.root) or may_lack_shards or os.path.isdir(table.root)):
+                raise FileNotFoundError(
+                    f"folder {table.root!r} of {name} does not exist; name the folder that does, or make the index "
+                    f"again: patchnpack index FOLDER -o {_file_of(name)}"
+                )
+            continue
         if is_remote(shard):
             continue
         try:

@@ -40,6 +40,8 @@ class LoaderOptions:
     decode: Decode | None
     where: Where | None
     index: Index | str | os.PathLike[str] | None = field(repr=False)
+    path: str | None
+    root: str | os.PathLike[str] | None
     storage_options: Mapping[str, Any] | None = field(repr=False)  # may hold secrets
     cache_dir: str | os.PathLike[str] | None
     cache_limit: int | None
@@ -65,6 +67,8 @@ class LoaderOptions:
             ("packing", Packing, "Packing(seq_len=...)"),
             ("errors", ErrorPolicy, "ErrorPolicy(on_error=...)"),
             ("image", str, "extensions as one text: 'jpg;png'"),
+            ("path", str, "the name of a column of paths: 'file_name'"),
+            ("root", str | os.PathLike, "the folder from which the paths count"),  # type: ignore[arg-type]
         )
         for name, kind, remedy in typed:
             value = getattr(self, name)

@@ -44,7 +44,8 @@ def shard(
     patchnpack shard photos -o shards --validation 0.1
     """
     from patchnpack.loaders import write_shards
-    from patchnpack.loaders.shards.writer import CLASSES, count_by_extension
+    from patchnpack.loaders.shards.image_folder import count_by_extension
+    from patchnpack.loaders.shards.writer import CLASSES
     from patchnpack.report.text import counted
 
     with progress_bar("writing shards") as progress:
