@@ -100,6 +100,9 @@ class _Columns:
         self.reasons: dict[int, str] = {}
         self._is_image = np.zeros(f, np.bool_)
         self._is_image[listing.number] = True
+        self.texts: dict[int, str] = {}  # of the files with a class
+        self._is_class = np.zeros(f, np.bool_)
+        self._is_class[_class_files(listing.members, f)] = True
         self._table = FileTable(
             root=listing.root,
             paths=listing.paths,
@@ -127,12 +130,21 @@ class _Columns:
         unread = np.ones(len(old), np.bool_)
         unread[here] = False
         old[self._is_image & unread] = -1  # a file that was only a member has no header
+        texts = _class_texts(known, len(table))
+        for i in np.flatnonzero(self._is_class & (old >= 0)).tolist():
+            text = texts.get(int(old[i]))
+            if text is None:
+                old[i] = -1
+            else:
+                self.texts[i] = text
 
     def fill(self, numbers: np.ndarray) -> int:
         """Read these files."""
         for number in numbers.tolist():
             data = self._table.read(number, int(self._listing.nbytes[number]), self._opener)
             self.digest[number] = xxhash.xxh3_64_intdigest(data)
+            if self._is_class[number]:
+                self.texts[number] = data.decode("utf-8", "replace").strip()
             if self._is_image[number]:
                 self._read_header(number, data)
         return len(numbers)
@@ -168,16 +180,24 @@ class _Columns:
             format=self.format[number],
             digest=self.digest[number],
             reasons=Texts.of(map(reasons.get, range(n))),
-            cls=Texts(pa.nulls(n, pa.large_string())),
+            cls=self._cls(),
             members=listing.members,
             without_image=np.array([listing.without_image], np.int64),
             unused_members=np.array([listing.unused], np.int64),
             examples=(listing.examples,),
             outside=np.array([self._outside()], np.uint64),
             image=listing.image,
+            # A list in a table is no text that the index could hold.
+            cls_member=next(name for name in ("cls", "label", "_") if listing.kinds.get(name) != "json"),
             kinds=listing.kinds,
             files=(table,),
         )
+
+    def _cls(self) -> Texts[str | None]:
+        """Return the text of each row's .cls file."""
+        if not self.texts:
+            return Texts(pa.nulls(len(self._listing.number), pa.large_string()))
+        return Texts.of(map(self.texts.get, self._listing.members["cls"][:, 0].tolist()))
 
     def _outside(self) -> int:
         """Return a digest of everything but the images: members in files of their own, values, and whose they are."""
@@ -187,6 +207,20 @@ class _Columns:
             digest.update(name.encode("utf-8", "surrogateescape"))
             digest.update(np.ascontiguousarray(where).data)
         return digest.intdigest()
+
+
+def _class_files(members: dict[str, np.ndarray], files: int) -> np.ndarray:
+    """Return the numbers of the .cls files."""
+    where = members["cls"][:, 0] if "cls" in members else np.zeros(0, np.int64)
+    return where[(where >= 0) & (where < files)]
+
+
+def _class_texts(known: Index, files: int) -> dict[int, str]:
+    """Return the text of each .cls file of an index, by the number of the file."""
+    if not len(_class_files(known.members, files)):
+        return {}
+    where = known.members["cls"][:, 0].tolist()
+    return {at: text for at, text in zip(where, known.cls[:], strict=True) if text is not None and 0 <= at < files}
 
 
 def _rows_of(reasons: dict[int, str], number: np.ndarray) -> list[int]:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from patchnpack.loaders.files.folder import list_folder
@@ -27,6 +28,23 @@ _LAYOUT = "1"  # of the cached files; another one makes older files unused
 _log = logging.getLogger("patchnpack")
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """The options of a table of paths; see `open_index`."""
+
+    path: str | None
+    root: str | os.PathLike[str] | None
+
+    def check_unused(self, source: str) -> None:
+        """Raise ValueError if one is given to a source that has no use for it."""
+        for name in ("path", "root"):
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"{name} is {value!r}, which is for tables of paths (CSV, TSV, JSONL, parquet); {source} has no "
+                    f"use for it: leave {name} out"
+                )
 
 
 def is_folder(source: str | os.PathLike[str]) -> bool:

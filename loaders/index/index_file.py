@@ -227,12 +227,14 @@ def _absolute(shard: str, home: str | Path) -> str:
     """The path or address of a shard in an index of the folder `home`; a string `home` is an address."""
     if "://" in shard or os.path.isabs(shard):
         return shard
+    if shard == os.curdir:  # a folder of images that holds its index
+        return home if isinstance(home, str) else os.path.join(*home.parts)
     return f"{home}/{shard}" if isinstance(home, str) else os.path.join(*home.parts, shard)
 
 
 def _relative(shard: str, home: str | Path) -> str:
     """The shard relative to `home` if it is below, else its absolute path or address."""
     if "://" in shard:
-        return shard.removeprefix(f"{home}/")
+        return os.curdir if shard == str(home) else shard.removeprefix(f"{home}/")
     absolute, folder = os.path.abspath(shard), os.path.abspath(home)
-    return os.path.relpath(absolute, folder) if absolute.startswith(folder + os.sep) else absolute
+    return os.path.relpath(absolute, folder) if f"{absolute}/".startswith(folder + os.sep) else absolute

@@ -8,31 +8,25 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
-from patchnpack.loaders.index.file_scan import changed_files, scan_files
 from patchnpack.loaders.index.file_sources import (
+    TableOptions,
     file_source_name,
     is_file_source,
     is_folder,
-    list_source,
     open_file_source,
 )
-from patchnpack.loaders.index.index_file import check_suffix, is_index, load_index, save_index
+from patchnpack.loaders.index.index_file import is_index, load_index, save_index
 from patchnpack.loaders.index.remote_index import (
-    check_addresses,
     find_beside,
     load_remote_index,
     names_index,
-    save_remote_index,
 )
 from patchnpack.loaders.index.scanner import changed_shards, extensions_of, is_made_for, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.index.without_image import warn_without_image
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
-from patchnpack.loaders.remote.errors import RemoteNotFound
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
 from patchnpack.loaders.shards.outside import Outside
 from patchnpack.loaders.shards.patterns import INDEX_NAMES, ShardNames, expand
@@ -78,33 +72,16 @@ def open_index(
         OSError: a shard differs from its entry in the index.
     """
     opener = opener or ShardOpener()
-    found = _opened(source, index, image, _Given(path, root), opener, may_scan, num_threads, progress)
+    found = _opened(source, index, image, TableOptions(path, root), opener, may_scan, num_threads, progress)
     warn_without_image(found, _title(found))
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """The options of a table of paths, for `file_sources`."""
-
-    path: str | None
-    root: str | os.PathLike[str] | None
-
-    def check_unused(self, source: str) -> None:
-        """Raise ValueError if one is given to a source that has no use for it."""
-        for name in ("path", "root"):
-            if (value := getattr(self, name)) is not None:
-                raise ValueError(
-                    f"{name} is {value!r}, which is for tables of paths (CSV, TSV, JSONL, parquet); {source} has no "
-                    f"use for it: leave {name} out"
-                )
 
 
 def _opened(
     source: ShardNames | Index,
     index: str | os.PathLike[str] | Index | None,
     image: str,
-    given: _Given,
+    given: TableOptions,
     opener: ShardOpener,
     may_scan: bool,
     num_threads: int | None,
@@ -143,7 +120,7 @@ def _opened(
 def _with_files(
     names: Sequence[str | os.PathLike[str]],
     image: str,
-    given: _Given,
+    given: TableOptions,
     opener: ShardOpener,
     may_scan: bool,
     num_threads: int | None,
@@ -151,9 +128,13 @@ def _with_files(
 ) -> Index:
     """The index of folders, tables of paths and shards, in their order."""
     root, parts = None if given.root is None else os.fspath(given.root), []
+    if all(map(is_folder, names)):
+        given.check_unused("a folder of images")
     for is_file, group in groupby(names, lambda name: is_file_source(name, given.path)):
         if not is_file:
-            parts.append(_opened(list(group), None, image, _Given(None, None), opener, may_scan, num_threads, progress))
+            parts.append(
+                _opened(list(group), None, image, TableOptions(None, None), opener, may_scan, num_threads, progress)
+            )
             continue
         for name in group:
             is_table = not is_folder(name)
@@ -162,7 +143,7 @@ def _with_files(
                     name,
                     image=image,
                     path=given.path if is_table else None,
-                    root=root if is_table or len(names) == 1 else None,
+                    root=root if is_table else None,
                     opener=opener,
                     may_scan=may_scan,
                     num_threads=num_threads,
@@ -172,117 +153,10 @@ def _with_files(
     seen: set[str] = set()
     for part in parts:
         for shard in part.shards:
-            if (real := _real(shard)) in seen:
+            if (real := real_path(shard)) in seen:
                 raise ValueError(f"{redact(shard)!r} is named more than once; name each source once")
             seen.add(real)
     return parts[0] if len(parts) == 1 else Index.concatenate(parts)
-
-
-def update_index(
-    source: ShardNames,
-    path: str | os.PathLike[str] | None = None,
-    *,
-    image: str = IMAGE,
-    column: str | None = None,
-    root: str | os.PathLike[str] | None = None,
-    opener: ShardOpener | None = None,
-    num_threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Path | str, Index, int]:
-    """Make an index file, or bring one up to date. Only new and changed shards are read.
-
-    Other shards of an existing index file stay in it if they still exist.
-
-    Args:
-        source: shards by brace range, glob or list; or a folder of images, or a table of paths.
-        path: path or address of the index file, .parquet or .arrow. None is index.parquet beside local shards, or in
-            a local folder of images. Loaders find an index of that name beside local and remote shards.
-        column, root: of a table of paths, as `path` and `root` for `open_index`.
-        image, opener, num_threads, progress: as for `scan`.
-
-    Returns:
-        The path or address of the file, its index, and the number of shards (or image files) read.
-
-    Raises:
-        FileNotFoundError: a shard, or the folder of the file, does not exist.
-        ValueError: a shard cannot be read, the file is not an index, or the shards are remote and `path` is None.
-    """
-    opener = opener or ShardOpener()
-    given = _Given(column, root)
-    names = [source] if isinstance(source, str | os.PathLike) else list(source)
-    if any(is_file_source(name, column) for name in names):
-        return _update_files(names, path, image, given, opener, num_threads, progress)
-    given.check_unused("a shard")
-    paths = [shard if is_remote(shard) else os.path.abspath(shard) for shard in expand(source, opener)]
-    if path is None and any(map(is_remote, paths)):
-        raise ValueError(
-            "the shards are remote, so the index needs a path: patchnpack index SHARDS -o index.parquet, or, where "
-            f"loaders find it: -o {redact(paths[0]).rpartition('/')[0]}/{INDEX_NAMES[0]}"
-        )
-    known: Index | None = None
-    if path is not None and is_remote(os.fspath(path)):
-        path = os.fspath(path)
-        check_suffix(Path(name_of(path)))
-        check_addresses(paths, path)
-        with suppress(RemoteNotFound):
-            known = load_remote_index(path, opener)
-    else:
-        path = Path(_common_folder(paths), INDEX_NAMES[0]) if path is None else Path(os.path.abspath(path))
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"the folder of {str(path)!r} does not exist; create it first")
-        known = load_index(path) if path.exists() else None
-    if known is not None and any(known.files):
-        raise ValueError(f"index {redact(os.fspath(path))!r} is of {known.shards[0]!r}; give another file: -o INDEX")
-    named = set(map(_real, paths))
-    others = [] if known is None or not is_made_for(known, image) else known.shards
-    paths = [*(p for p in others if (is_remote(p) or os.path.exists(p)) and _real(p) not in named), *paths]
-    read = len(changed_shards(stat_shards(paths, opener), known))
-    index = scan(paths, image=image, num_threads=num_threads, known=known, opener=opener, progress=progress)
-    if index is not known:
-        if isinstance(path, str):
-            save_remote_index(index, path, opener)
-        else:
-            save_index(index, path)
-    return path, index, read
-
-
-def _update_files(
-    names: Sequence[str | os.PathLike[str]],
-    path: str | os.PathLike[str] | None,
-    image: str,
-    given: _Given,
-    opener: ShardOpener,
-    num_threads: int | None,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[Path | str, Index, int]:
-    """Make or update the index file of a folder of images or a table of paths; see `update_index`."""
-    name = file_source_name(names[0])
-    if len(names) > 1:
-        raise ValueError(f"{redact(name)!r} is one of {len(names)} sources; make the index of each by itself")
-    if path is None:
-        if is_remote(name) or not is_folder(name):
-            raise ValueError(f"give the index of {redact(name)!r} a path: patchnpack index ... -o index.parquet")
-        path = os.path.join(name, INDEX_NAMES[0])
-    is_there = is_remote(os.fspath(path))
-    path = os.fspath(path) if is_there else Path(os.path.abspath(path))
-    check_suffix(Path(name_of(os.fspath(path))))
-    root = None if given.root is None else os.fspath(given.root)
-    listing = list_source(name, image=image, path=given.path, root=root, opener=opener)
-    known: Index | None = None
-    if isinstance(path, Path):
-        known = load_index(path) if path.exists() else None
-    else:
-        with suppress(RemoteNotFound):
-            known = load_remote_index(path, opener)
-    if known is not None and known.shards != (name,):
-        raise ValueError(f"index {redact(os.fspath(path))!r} is of {redact(known.shards[0])!r}; give another file: -o")
-    read = len(changed_files(listing, known))
-    index = scan_files(listing, known, opener, num_threads, progress)
-    if isinstance(path, Path):
-        save_index(index, path)
-    else:
-        save_remote_index(index, path, opener)
-    return path, index, read
 
 
 def checked(index: Index, name: str, opener: ShardOpener, *, may_lack_shards: bool = False) -> Index:
@@ -373,8 +247,8 @@ def _file_of(name: str) -> str:
 
 
 def _select(index: Index, paths: list[str], name: str) -> Index:
-    numbers = {_real(shard): i for i, shard in enumerate(index.shards)}
-    which = [numbers.get(_real(path), -1) for path in paths]
+    numbers = {real_path(shard): i for i, shard in enumerate(index.shards)}
+    which = [numbers.get(real_path(path), -1) for path in paths]
     if -1 in which:
         missing = [path for path, i in zip(paths, which, strict=True) if i < 0]
         raise ValueError(
@@ -390,7 +264,8 @@ def _title(index: Index) -> str:
     return first if len(index.shards) == 1 else f"{first} to {last} ({len(index.shards):,} shards)"
 
 
-def _real(shard: str) -> str:
+def real_path(shard: str) -> str:
+    """The path of a shard without links; an address as it is."""
     return shard if is_remote(shard) else os.path.realpath(shard)
 
 
@@ -401,11 +276,11 @@ def _beside(paths: list[str], image: str, opener: ShardOpener) -> Index | None:
     elif any(map(is_remote, paths)):
         return None
     else:
-        files = [os.path.join(_common_folder(paths), name) for name in INDEX_NAMES]
+        files = [os.path.join(common_folder(paths), name) for name in INDEX_NAMES]
         candidates = [(path, load_index(path)) for path in files if os.path.exists(path) and is_index(path)]
     for path, found in candidates:
-        indexed = set(map(_real, found.shards))
-        if is_made_for(found, image) and indexed.issuperset(map(_real, paths)):
+        indexed = set(map(real_path, found.shards))
+        if is_made_for(found, image) and indexed.issuperset(map(real_path, paths)):
             name = f"index {redact(path)!r}"
             _log.info("using %s", name)
             return checked(_select(found, paths, name), name, opener)
@@ -417,7 +292,8 @@ def _load(path: str | os.PathLike[str], opener: ShardOpener) -> Index:
     return load_remote_index(path, opener) if isinstance(path, str) and is_remote(path) else load_index(path)
 
 
-def _common_folder(paths: list[str]) -> str:
+def common_folder(paths: list[str]) -> str:
+    """The folder that all paths lie below."""
     return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
 
 

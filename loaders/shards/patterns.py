@@ -5,11 +5,13 @@ from __future__ import annotations
 import glob
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from patchnpack.loaders.imaging.formats import EXTENSIONS
-from patchnpack.loaders.remote.addresses import expand_braces, is_remote, name_of, redact
+from patchnpack.loaders.remote.addresses import expand_braces, is_http, is_remote, name_of, redact
+from patchnpack.loaders.remote.storage import open_folder
 from patchnpack.loaders.shards.opener import ShardOpener
 
 ShardNames = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -30,6 +32,15 @@ def is_packed_folder(source: object) -> bool:
         return text.endswith("/") or (not set("*?[{") & set(text) and "." not in name_of(text))
     folder = os.path.expanduser(text)
     return any(os.path.isfile(os.path.join(folder, name)) for name in PACKED_FOLDER_FILES)
+
+
+def is_image_folder(source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> bool:
+    """Return whether an address of a folder, packed by its looks, holds no packs; asks the store for their files."""
+    address = os.fspath(source)
+    if not is_remote(address) or is_http(address):
+        return False
+    folder = open_folder(address, storage_options)
+    return not any(folder.names("", name) for name in PACKED_FOLDER_FILES)
 
 
 def expand(source: ShardNames, opener: ShardOpener | None = None) -> list[str]:

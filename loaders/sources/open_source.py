@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from typing import Any
 
-from patchnpack.loaders.remote.addresses import is_http, is_remote
-from patchnpack.loaders.remote.storage import open_folder
-from patchnpack.loaders.shards.patterns import PACKED_FOLDER_FILES
+from patchnpack.loaders.shards.patterns import is_image_folder
 from patchnpack.loaders.sources.mixture_source import MixtureSource
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.loaders.sources.packed_source import PackedSource
@@ -27,11 +23,3 @@ def open_source(given: Any, options: LoaderOptions) -> Source:
         if kind is PackedSource and getattr(options, name) is not None:
             raise ValueError(f"{name}= is for tables of paths (CSV, TSV, JSONL, parquet); leave it out")
     return kind.open(given, options)
-
-
-def is_image_folder(given: Any, storage_options: Mapping[str, Any] | None) -> bool:
-    """Whether an address of a folder, packed by its looks, holds no packs: the store is asked for their files."""
-    if not is_remote(os.fspath(given)) or is_http(os.fspath(given)):
-        return False
-    folder = open_folder(given, storage_options)
-    return not any(folder.names("", name) for name in PACKED_FOLDER_FILES)

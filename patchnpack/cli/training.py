@@ -10,13 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, BatchSize, Classes, Images, Label, Shards, Storage, open_shards
+from patchnpack.cli.arguments import (
+    IMAGES,
+    BatchSize,
+    Classes,
+    Images,
+    Label,
+    Root,
+    Shards,
+    Storage,
+    TablePath,
+    open_shards,
+)
 from patchnpack.cli.options import takes_evaluation, takes_model, takes_packing, takes_training, whole_flag
 from patchnpack.cli.parsers import parse_patch_size, parse_resolution, parse_storage_options
 from patchnpack.cli.run_file import RUN_FILE, RunFile, read_run_file, write_run_file
 
 if TYPE_CHECKING:
-    from patchnpack.loaders import PackedImageLoader
+    from patchnpack.loaders import Index, PackedImageLoader
     from patchnpack.models import NaViT
     from patchnpack.packer import Packing
     from patchnpack.trainer import TrainConfig
@@ -114,6 +125,8 @@ def train(
     teacher: Annotated[Path | None, typer.Option(help="Checkpoint of the teacher for distillation.")] = None,
     text: Annotated[str | None, typer.Option(help="Member with texts, such as txt, for image-text training.")] = None,
     image: Images = IMAGES,
+    path: TablePath = None,
+    root: Root = None,
     storage_options: Storage = None,
 ) -> None:
     """Train a NaViT on the images in SHARDS, with labels, a teacher or texts.
@@ -127,8 +140,8 @@ def train(
 
     with _process_group(training.device) as first:
         transform = parse_augment(augment)
-        held_out = open_shards(validation, image, storage_options) if validation else None
-        index = open_shards(shards, image, storage_options)
+        held_out = open_shards(validation, image, storage_options, path, root) if validation else None
+        index = open_shards(shards, image, storage_options, path, root)
         result = train_on_shards(
             index,
             held_out,
@@ -159,9 +172,13 @@ def train(
 
 
 def _write_run(context: typer.Context, out: Path) -> None:
+    from patchnpack.training import CLASSES_FILE
+
     names = [str(parameter.name) for parameter in context.command.params]
     excluded = ("config", "resume", "help", "storage_options")  # storage options may hold credentials
     values = {name: context.params[name] for name in names if name not in excluded}
+    if values["classes"] is None and (out / CLASSES_FILE).exists():  # so that evaluation numbers them alike
+        values["classes"] = str(out / CLASSES_FILE)
     write_run_file(out / RUN_FILE, values)
 
 
@@ -173,14 +190,18 @@ def _open(checkpoint: Path, device: str) -> NaViT:
 
 
 def _evaluation_loader(
-    model: NaViT, shards: list[str], packing: dict[str, Any], image: str, storage: list[str] | None, **options: Any
+    model: NaViT,
+    index: Index,
+    packing: dict[str, Any],
+    storage: list[str] | None,
+    **options: Any,
 ) -> PackedImageLoader:
-    """A loader that yields each image of the shards once, packed for the model."""
+    """A loader that yields each image of the index once, packed for the model."""
     from patchnpack.loaders import PackedImageLoader
     from patchnpack.predict import evaluation_packing
 
     return PackedImageLoader(
-        open_shards(shards, image, storage),
+        index,
         evaluation_packing(model, packing),
         storage_options=parse_storage_options(storage or []),
         **options,
@@ -217,6 +238,8 @@ def evaluate_checkpoint(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    path: TablePath = None,
+    root: Root = None,
     storage_options: Storage = None,
 ) -> None:
     """Write the prediction of a trained model for each image in SHARDS: key, row, label, prediction and logits.
@@ -228,8 +251,9 @@ def evaluate_checkpoint(
 
     _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)
+    index = open_shards(shards, image, storage_options, path, root)
     loader = _evaluation_loader(
-        model, shards, packing, image, storage_options, batch_size=batch_size, label=label or None, classes=classes
+        *(model, index, packing, storage_options), batch_size=batch_size, label=label or None, classes=classes
     )
     table = predict(model, loader, precision=precision)
     write_table(out, table)
@@ -253,6 +277,8 @@ def write_features(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    path: TablePath = None,
+    root: Root = None,
     storage_options: Storage = None,
 ) -> None:
     """Write the feature vector of each image in SHARDS: key, row and feature.
@@ -264,7 +290,8 @@ def write_features(
 
     _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)
-    loader = _evaluation_loader(model, shards, packing, image, storage_options, batch_size=batch_size)
+    index = open_shards(shards, image, storage_options, path, root)
+    loader = _evaluation_loader(model, index, packing, storage_options, batch_size=batch_size)
     table = features(model, loader, precision=precision)
     write_table(out, table)
     typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {_excluded(loader)}")
@@ -290,6 +317,8 @@ def sweep_checkpoint(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    path: TablePath = None,
+    root: Root = None,
     storage_options: Storage = None,
 ) -> None:
     """Evaluate a model at several patch sizes and resolutions: accuracy over tokens per image.
@@ -317,7 +346,7 @@ def sweep_checkpoint(
     ]
     rows = sweep(
         model,
-        open_shards(shards, image, storage_options),
+        open_shards(shards, image, storage_options, path, root),
         packings,
         precision=precision,
         batch_size=batch_size,
