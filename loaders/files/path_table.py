@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 
 from patchnpack.loaders.files.listing import Listing, Values, positions, stat_files
 from patchnpack.loaders.files.texts import Texts
+from patchnpack.loaders.imaging.formats import EXTENSIONS
 from patchnpack.loaders.remote.addresses import is_http, is_remote, name_of, redact, without_query
 from patchnpack.loaders.shards.arrow_values import encode, encoding_of, plain_type, plain_values
+from patchnpack.loaders.shards.image_folder import extension_of
 from patchnpack.loaders.shards.member_names import find_member, member_names
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.tar import IMAGE
@@ -71,8 +73,14 @@ def list_table(name: str, path: str | None, root: str | None, opener: ShardOpene
     home = folder_of(name) if root is None else root
     paths = Texts.of([_checked(text, home, root is not None, name) for text in coded.dictionary.to_pylist()])
     nbytes, versions = stat_files(home, paths, opener, name)
-    values, columns, kinds = Values(), dict[str, np.ndarray](), dict[str, str]()
+    columns = _image_members(paths, nbytes, number)
+    values, kinds = Values(), dict[str, str]()
     for original, member in members.items():
+        if member in columns:
+            raise ValueError(
+                f"table {redact(name)!r} has a column {original!r}, which is what the images that end in .{member} are "
+                "called as members; rename the column"
+            )
         columns[member] = _positions(table.column(original), rows, values, len(paths))
         if encoding := encoding_of(table.schema.field(original).type):
             kinds[member] = encoding
@@ -201,6 +209,14 @@ def _keys(unique: pa.Array, number: np.ndarray) -> Texts[str]:
         if seen[int(number[row])] > 1:
             texts[row] = f"{texts[row]}#{seen[int(number[row])]}"
     return Texts.of(texts)
+
+
+def _image_members(paths: Texts[str], nbytes: np.ndarray, number: np.ndarray) -> dict[str, np.ndarray]:
+    """The image of each row as a member: by its extension, or as jpg if that is none of an image."""
+    found = [extension_of(without_query(path)) for path in paths]
+    extensions = np.array([extension if extension in EXTENSIONS else EXTENSIONS[0] for extension in found])[number]
+    where = np.stack([number, nbytes[number]], 1)
+    return {str(name): np.where((extensions == name)[:, None], where, -1) for name in np.unique(extensions)}
 
 
 def _positions(column: pa.ChunkedArray, rows: np.ndarray, values: Values, files: int) -> np.ndarray:

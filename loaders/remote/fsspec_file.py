@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,4 +121,6 @@ class FileSystemFile:
 
 
 def _object_meta(info: Any) -> ObjectMeta:
-    return ObjectMeta(int(info["size"]), next((str(info[name]) for name in _VERSION_FIELDS if info.get(name)), ""))
+    value = next((info[name] for name in _VERSION_FIELDS if info.get(name)), "")
+    # Some listings give a time as a number of seconds, where the file's own entry has a datetime.
+    return ObjectMeta(int(info["size"]), str(value.timestamp() if isinstance(value, datetime) else value))

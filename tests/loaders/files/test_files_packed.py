@@ -90,7 +90,7 @@ def test_report_show_pack_and_index_take_folders_and_tables(tmp_path: Path) -> N
     assert len(keys_of(list(loader_of(tmp_path, out, label="species")))) == 40
     failed = CliRunner().invoke(app, ["index", *table])
     assert failed.exit_code
-    assert "-o index.parquet" in failed.output
+    assert "-o index.parquet" in str(failed.exception)
 
 
 def test_a_run_on_folders_numbers_classes_alike_in_training_validation_and_evaluation(tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def test_a_path_that_leaves_the_root_is_refused(home: Path, path: str, root: str
         ("width,height\n1,2\n", {}, "a table of sizes serves `patchnpack report` only"),
         ("path\n\n", {}, "no row of .* has a path"),
         ("path,path\na,b\n", {}, "several columns named 'path'"),
+        ("path,jpg\nimages/cat/im02.jpg,1\n", {}, "has a column 'jpg', .*; rename the column"),
         ("path,a\nx\n", {}, "cannot be read"),
         ("path\nimages\n", {}, "is a folder; name a file"),
         ("path\nimages/cat/im02.jpg\n", {"image": "png"}, "is a table of paths; name their column with path="),
