@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
 from patchnpack.loaders.files.table import resolve
 from patchnpack.loaders.files.texts import Texts, TextsBuilder
@@ -128,7 +128,7 @@ class Values:
         return self._out.getvalue()
 
 
-def positions(rows: Sequence[int], where: Sequence[int], sizes: Sequence[int], n: int) -> np.ndarray:
+def positions(rows: ArrayLike, where: ArrayLike, sizes: ArrayLike, n: int) -> np.ndarray:
     """Return a column of members, int64 (n, 2), (-1, -1) except for these rows."""
     column = np.full((n, 2), -1, np.int64)
     column[np.asarray(rows, np.int64)] = np.stack([np.asarray(where, np.int64), np.asarray(sizes, np.int64)], 1)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
-
 import xxhash
 
 from patchnpack.loaders.files.table import FileTable
@@ -46,8 +44,12 @@ class FileReader(ShardReader):
     def prefetching(self, order: Iterable[int], behind: int, at_start: bool) -> FileReader:
         """A reader that fetches remote shards ahead, in the order in which they will be read; see `Prefetcher`."""
         single = (i for i in order if self._tables[i] is None)
-        arguments: tuple[Any, ...] = super().prefetching(single, behind, at_start).__reduce__()[1]
-        return FileReader(*arguments, self._tables)
+        opener = super().prefetching(single, behind, at_start).opener
+        return FileReader(
+            *(self._shards, self._sizes, self._versions, opener, self._max_open),
+            outside=self._outside,
+            tables=self._tables,
+        )
 
     def read(self, shard: int, offset: int, nbytes: int) -> bytes:
         """Read `nbytes` bytes of a shard from `offset`; of a table of files, the whole file of that number.

@@ -34,11 +34,11 @@ class Texts(Sequence[T]):
     @classmethod
     def of(cls, texts: Iterable[T]) -> Texts[T]:
         """A column of these strings."""
-        texts = list(texts)
+        values: list[Any] = list(texts)
         try:
-            return cls(pa.array(texts, pa.large_string()))
+            return cls(pa.array(values, pa.large_string()))
         except UnicodeEncodeError:  # names of files may hold any bytes
-            data = [None if text is None else text.encode("utf-8", "surrogateescape") for text in texts]
+            data = [None if text is None else text.encode("utf-8", "surrogateescape") for text in values]
             return cls(pa.array(data, pa.large_binary()).view(pa.large_string()))
 
     def __len__(self) -> int:

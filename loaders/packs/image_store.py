@@ -58,7 +58,7 @@ class ImageStore:
         data = {IMAGE: _read(context, rows, index.offset[rows], index.nbytes[rows], context.reader.read)}
         bad = _bad_images(context, rows, data[IMAGE][0], data[IMAGE][1])
         for extension, where in other_members(index, rows).items():
-            data[MEMBER + extension] = _read(context, rows, *where.T, context.reader.read_member)
+            data[MEMBER + extension] = _read(context, rows, where[:, 0], where[:, 1], context.reader.read_member)
 
         ends = plan.offsets.astype(np.int32)
 

@@ -63,12 +63,12 @@ class LoaderOptions:
             raise ValueError(f"even is {self.even!r}; it must be 'pad' or 'drop'")
         if (self.rank is None) != (self.world_size is None):
             raise ValueError(f"rank is {self.rank} and world_size is {self.world_size}; give both or neither")
-        typed: tuple[tuple[str, type, str], ...] = (
+        typed: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
             ("packing", Packing, "Packing(seq_len=...)"),
             ("errors", ErrorPolicy, "ErrorPolicy(on_error=...)"),
             ("image", str, "extensions as one text: 'jpg;png'"),
             ("path", str, "the name of a column of paths: 'file_name'"),
-            ("root", str | os.PathLike, "the folder from which the paths count"),  # type: ignore[arg-type]
+            ("root", (str, os.PathLike), "the folder from which the paths count"),
         )
         for name, kind, remedy in typed:
             value = getattr(self, name)

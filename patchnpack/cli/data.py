@@ -164,6 +164,6 @@ def show(
         prefetch=1,
         storage_options=parse_storage_options(storage_options or []),
     )
-    names = loader.classes and sorted(loader.classes, key=loader.classes.__getitem__) if label else None
+    names = None if loader.classes is None else list(loader.classes)  # in the order of their numbers
     draw_packs(next(iter(loader)), max_packs=packs, width=width, classes=names).save(out)
     typer.echo(f"wrote {out}")
