@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +40,9 @@ class LoaderOptions:
     decode: Decode | None
     where: Where | None
     index: Index | str | os.PathLike[str] | None = field(repr=False)
+    sizes: Any = field(repr=False)
+    thread_safe: bool | None
+    fingerprint: str | Callable[[Any], str] | None
     storage_options: Mapping[str, Any] | None = field(repr=False)  # may hold secrets
     cache_dir: str | os.PathLike[str] | None
     cache_limit: int | None
@@ -57,6 +60,8 @@ class LoaderOptions:
         for name in ("batch_size", "shuffle_window", "num_streams", "block", "num_threads", "prefetch", "world_size"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name))
+        if self.thread_safe not in (None, True, False):
+            raise ValueError(f"thread_safe is {self.thread_safe!r}; it must be True, False or None")
         if self.even not in ("pad", "drop"):
             raise ValueError(f"even is {self.even!r}; it must be 'pad' or 'drop'")
         if (self.rank is None) != (self.world_size is None):
@@ -106,4 +111,4 @@ class LoaderOptions:
 
         What is left goes to worker processes, where `where` may not be picklable and `index` would be a second copy.
         """
-        return replace(self, **{"where": None, "index": None} | changes)
+        return replace(self, **{"where": None, "index": None, "sizes": None, "fingerprint": None} | changes)

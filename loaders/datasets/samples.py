@@ -1,0 +1,99 @@
+"""Samples of a data set: image, label and other members come with one read of the item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+from PIL import Image
+
+from patchnpack.loaders.assembly.samples import IndexedBatchContext, IndexedSamples
+from patchnpack.loaders.datasets.adapter import Picture
+from patchnpack.loaders.datasets.items import Items
+from patchnpack.loaders.datasets.labels import ItemLabels
+from patchnpack.loaders.datasets.pictures import load
+from patchnpack.loaders.imaging.formats import PIXELS
+from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
+
+# M images in the batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetContext(IndexedBatchContext):
+    """The batch context of a data set; `reader` is never asked for bytes.
+
+    Attributes:
+        items: the images.
+        labels: the label of each item.
+    """
+
+    items: Items
+    labels: ItemLabels
+
+    def samples(self, rows: np.ndarray) -> DatasetSamples:
+        """Return the samples of these rows of the index, int64 (M,)."""
+        return DatasetSamples(self, rows)
+
+
+class DatasetSamples(IndexedSamples):
+    """The samples of one batch's M rows; see `Samples`."""
+
+    def __init__(self, context: DatasetContext, rows: np.ndarray) -> None:
+        super().__init__(context, rows)
+        if context.labels.is_read:
+            self.labels = None
+        self._of, self._row_list = context, rows.tolist()
+        self._members: list[Mapping[str, Any]] = [{}] * len(rows)
+
+    def read(self, i: int) -> Any:
+        """Read item i and compare its image with the index.
+
+        Raises:
+            BadImage: the image is missing or damaged.
+            OSError: the encoded bytes differ from those whose header was read, or a file cannot be read.
+            RuntimeError: the data set raised an error.
+            ValueError: the image has another size, or is of a type that the loader cannot use.
+        """
+        row = self._row_list[i]
+        image, self._members[i] = self._of.items.read(row)
+        width, height, _, format = self._headers[i]
+        if isinstance(image, bytes) and format != PIXELS:
+            if xxhash.xxh3_64_intdigest(image) != self._bytes[i][3]:
+                raise OSError(
+                    f"the bytes of the image with key {self.keys[i]!r} of the {self._of.items.name} have changed since "
+                    "its size was read: make the loader again and, if sizes are cached, give another fingerprint="
+                )
+            return image
+        header = self._header(image)
+        if (header.width, header.height) != (width, height):
+            raise ValueError(
+                f"the image with key {self.keys[i]!r} of the {self._of.items.name} has {header.width}x{header.height} "
+                f"pixels, and the plan was made for {width}x{height}: the items must not change, so remove random "
+                "crops and resizing from the data set, and give the loader transform= or a resolution; if sizes are "
+                "given or cached, correct sizes= or change fingerprint="
+            )
+        self._headers[i] = tuple(header)
+        if isinstance(image, Image.Image):
+            load(image)
+        return image
+
+    def _header(self, image: Picture) -> Header:
+        if not isinstance(image, bytes):
+            return image_header(image)
+        try:
+            return read_header(image)
+        except UnsupportedImage as error:
+            if self._of.user_decode is None:
+                raise
+            return error.header
+
+    def label(self, i: int) -> Any:
+        """Return the label of image i, `absent` where it has none. Raises BadImage."""
+        return self._of.labels.of_members(self._row_list[i], self._members[i])
+
+    def extra(self, i: int, extension: str) -> Any:
+        """Return another member of the item, None where it has none."""
+        return self._members[i].get(extension)
