@@ -47,12 +47,12 @@ class Items:
         try:
             return adapter.read(int(self.row[i]), int(self.number[i]))
         except (OSError, RuntimeError, ValueError) as error:
-            error.add_note(self.describe(i))
+            error.add_note(f"raised for {self.describe(i)}")
             raise
 
     def describe(self, i: int) -> str:
-        """Return a note that names image i."""
-        return f"raised for the image with key {self.keys[i]!r} of {self.name}"
+        """Return what errors call image i."""
+        return f"the image with key {self.keys[i]!r} of {self.name}"
 
 
 def items_of(given: Any, image: str, *, thread_safe: bool | None, named: bool) -> Items:
