@@ -23,10 +23,14 @@ class Adapter(Protocol):
         default_label: the member that is the label without `label=`; None where the label must be named.
     """
 
-    name: str
-    image: str
-    members: Sequence[str]
-    default_label: str | None
+    @property
+    def name(self) -> str: ...
+    @property
+    def image(self) -> str: ...
+    @property
+    def members(self) -> Sequence[str]: ...
+    @property
+    def default_label(self) -> str | None: ...
 
     def __len__(self) -> int: ...
 
@@ -53,8 +57,13 @@ class Adapter(Protocol):
         """Return the index of each class name of a member; None where the data set names no classes."""
         ...
 
-    def distinct(self, member: str, rows: np.ndarray) -> list[Any] | None:
-        """Return the distinct values of a member in `rows`, int64 (m,); None where only reading the rows shows them."""
+    def coded(self, member: str, rows: np.ndarray) -> tuple[np.ndarray, list[Any]] | None:
+        """Return a member of `rows`, int64 (m,), as codes and the values that they stand for.
+
+        Returns:
+            codes, int64 (m,): positions in the list of distinct values, -1 where a row has no value. None where only
+            reading the rows shows the values, or where they are neither texts nor whole numbers.
+        """
         ...
 
     def fingerprint(self) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,6 @@ import pyarrow.compute as pc
 
 from patchnpack.loaders.datasets.adapter import Picture
 from patchnpack.loaders.datasets.pictures import stored_bytes
-from patchnpack.loaders.errors import BadImage
 
 # n rows
 
@@ -28,6 +29,8 @@ def is_hugging_face(given: Any, kind: str) -> bool:
 class HuggingFaceAdapter:
     """A map-style Hugging Face data set; see `Adapter`.
 
+    Its Arrow columns are read directly: an item of the data set itself costs a multiple, in Python alone.
+
     Args:
         dataset: the data set.
         image: the column that holds images; "" finds the only one.
@@ -37,58 +40,65 @@ class HuggingFaceAdapter:
     default_label = None
 
     def __init__(self, dataset: Any, image: str, *, named: bool) -> None:
-        self._dataset = dataset.with_format("arrow")
         self.members = list(dataset.column_names)
         self.name = f"the data set with the columns {', '.join(self.members) or '(none)'}"
         features = dataset.features or {}
         self.image = _image_column(features, image)
-        self._is_list = _is_list(features[self.image])
         self._names = {
             name: list(feature.names) for name, feature in features.items() if type(feature).__name__ == "ClassLabel"
         }
-        self._named = named
+        self._named, self._dataset = named, dataset.with_format("arrow")
+        self._open()
+
+    def _open(self) -> None:
+        table, chosen = self._dataset.data, self._dataset._indices  # rows of the table, where some were selected
+        self._rows = None if chosen is None else chosen.column(0).to_numpy().astype(np.int64)
+        self._columns = {name: _Column(table.column(name)) for name in self.members}
+        self._images = _Images(table.column(self.image))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: v for name, v in self.__dict__.items() if name not in ("_rows", "_columns", "_images")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._open()
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def counts(self) -> np.ndarray | None:
-        """Return the lengths of the lists of images, read from their offsets; None where a row is one image."""
-        if not self._is_list:
-            return None
-        # `dataset[:]` would copy the images of a shuffled data set into memory.
-        lengths = pc.fill_null(pc.list_value_length(self._dataset.data.column(self.image)), 0)
-        counts: np.ndarray = lengths.to_numpy().astype(np.int64)
-        chosen = getattr(self._dataset, "_indices", None)
-        return counts if chosen is None else counts[chosen.column(0).to_numpy()]
+        """Return the lengths of the lists of images; None where a row is one image."""
+        counts = self._images.counts
+        return counts if counts is None or self._rows is None else counts[self._rows]
 
     def read(self, row: int, number: int) -> tuple[Picture, Mapping[str, Any]]:
         """Return an image as it is stored, and the other columns of its row."""
-        members = self.members_of(row)
-        cell = members.cell(self.image)
-        if self._is_list:
-            cell = cell.values[number]
-        if not cell.is_valid:
-            raise BadImage("it has no image: the value is null", "read")
-        if isinstance(cell, pa.StructScalar):
-            return stored_bytes(cell["bytes"].as_py(), cell["path"].as_py(), f"row {row}"), members
-        return cell.as_py(), members
+        at = row if self._rows is None else int(self._rows[row])
+        data, path = self._images.read(at, number)
+        return data if data is not None else stored_bytes(None, path, f"row {row}"), _Row(self, at)
 
-    def members_of(self, row: int) -> _Row:
+    def members_of(self, row: int) -> Mapping[str, Any]:
         """Return the columns of a row, each converted when it is asked for."""
-        return _Row(self._dataset[row], self._names, self._named)
+        return _Row(self, row if self._rows is None else int(self._rows[row]))
+
+    def value(self, name: str, at: int) -> Any:
+        """Return the value of a column in a row of the table."""
+        return _class(self._columns[name].read(at), self._names.get(name), self._named)
 
     def classes_of(self, member: str) -> Mapping[str, int] | None:
         """Return the index of each class name of a `ClassLabel` column; None for other columns."""
         names = self._names.get(member)
         return None if names is None else {name: i for i, name in enumerate(names)}
 
-    def distinct(self, member: str, rows: np.ndarray) -> list[Any] | None:
-        """Return the distinct values of a column of texts or whole numbers."""
-        column = self._dataset.select_columns([member])[:].column(member)
+    def coded(self, member: str, rows: np.ndarray) -> tuple[np.ndarray, list[Any]] | None:
+        """Return a column of texts or whole numbers."""
+        column = self._dataset.data.column(member)
         if not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
             return None
-        values = pc.unique(column.take(pa.array(rows))).to_pylist()
-        return [_class(value, self._names.get(member), self._named) for value in values]
+        chosen = column.take(pa.array(rows if self._rows is None else self._rows[rows])).combine_chunks()
+        encoded = chosen.dictionary_encode()
+        codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        return codes, [_class(v, self._names.get(member), self._named) for v in encoded.dictionary.to_pylist()]
 
     def fingerprint(self) -> str | None:
         """Return the data set's own fingerprint, which each of its methods renews."""
@@ -96,26 +106,70 @@ class HuggingFaceAdapter:
         return None if found is None else f"datasets {found}"
 
 
+class _Column:
+    """A column of a table, in chunks."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._chunks = [chunk for chunk in column.chunks if len(chunk)]
+        self._firsts = list(accumulate(map(len, self._chunks), initial=0))
+
+    def place(self, at: int) -> tuple[int, int]:
+        """Return the chunk of a row of the table, and the row in it."""
+        chunk = bisect_right(self._firsts, at) - 1
+        return chunk, at - self._firsts[chunk]
+
+    def read(self, at: int) -> Any:
+        """Return the value of a row of the table."""
+        chunk, row = self.place(at)
+        return self._chunks[chunk][row].as_py()
+
+
+class _Images(_Column):
+    """A column of images, as bytes or as structs of bytes and path, or of lists of them.
+
+    Attributes:
+        counts: int64 (n,), the lengths of the lists; None where a row is one image.
+    """
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        super().__init__(column)
+        self.counts: np.ndarray | None = None
+        kind, cells = column.type, self._chunks
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            lengths = [pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False) for chunk in cells]
+            self.counts = np.concatenate([*lengths, []]).astype(np.int64)
+            self._begins = [np.cumsum(length) - length for length in lengths]
+            kind, cells = kind.value_type, [chunk.flatten() for chunk in cells]
+        self._bytes, self._paths = cells, None
+        if pa.types.is_struct(kind):
+            parts = {name: i for i, name in enumerate(field.name for field in kind)}
+            flat = [cell.flatten() for cell in cells]  # a null struct has null parts
+            self._bytes = [part[parts["bytes"]] for part in flat]
+            self._paths = [part[parts["path"]] for part in flat]
+
+    def read(self, at: int, number: int = 0) -> tuple[bytes | None, str | None]:
+        """Return the bytes and the path of an image, each None where there is none."""
+        chunk, row = self.place(at)
+        if self.counts is not None:
+            row = int(self._begins[chunk][row]) + number
+        data = self._bytes[chunk][row].as_py()
+        return data, None if data is not None or self._paths is None else self._paths[chunk][row].as_py()
+
+
 class _Row(Mapping[str, Any]):
-    """The columns of one row, an Arrow table, as Python values."""
+    """The columns of one row of the table, as Python values."""
 
-    def __init__(self, table: pa.Table, names: Mapping[str, list[str]], named: bool) -> None:
-        self._table, self._names, self._named = table, names, named
-
-    def cell(self, name: str) -> Any:
-        """Return the Arrow value of a column."""
-        return self._table.column(name)[0]
+    def __init__(self, adapter: HuggingFaceAdapter, at: int) -> None:
+        self._adapter, self._at = adapter, at
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._table.column_names:
-            raise KeyError(name)
-        return _class(self.cell(name).as_py(), self._names.get(name), self._named)
+        return self._adapter.value(name, self._at)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._table.column_names)
+        return iter(self._adapter.members)
 
     def __len__(self) -> int:
-        return len(self._table.column_names)
+        return len(self._adapter.members)
 
 
 def _class(value: Any, names: list[str] | None, named: bool) -> Any:

@@ -43,7 +43,7 @@ class Items:
 
     def read(self, i: int) -> tuple[Picture, Mapping[str, Any]]:
         """Return image i and the members of its row; raises as `Adapter.read` does."""
-        adapter = self.adapters[self.adapter[i]]
+        adapter: Adapter = self.adapters[self.adapter[i]]
         try:
             return adapter.read(int(self.row[i]), int(self.number[i]))
         except (OSError, RuntimeError, ValueError) as error:

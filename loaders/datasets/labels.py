@@ -40,11 +40,13 @@ class ItemLabels(KnownLabels):
             raise ValueError("classes= names the classes of labels, and label is None; give label=, such as 'label'")
         given = next((rule.classes for rule in self._rules if rule is not None and rule.classes), None)
         super().__init__(shape=self._probe(label) if self.is_read else (), num_classes=None, classes=given)
+        self._numbers = None if self.shape else self._all_known()
+        self.is_read &= self._numbers is None
         self.num_classes = self.shape[0] if self.shape else self._count()
 
     def known(self, rows: np.ndarray) -> np.ndarray:
-        """Return no labels, int64 (m,): items bring theirs."""
-        return np.full(len(rows), self.absent)
+        """Return the labels of rows, int64 (m,); where `is_read`, none: items bring theirs."""
+        return np.full(len(rows), self.absent) if self._numbers is None else self._numbers[rows]
 
     def of_members(self, i: int, members: Mapping[str, Any]) -> Any:
         """Return the label of image i: a number or an array of `shape`, `absent` where it has none. Raises BadImage."""
@@ -58,7 +60,10 @@ class ItemLabels(KnownLabels):
         rule = self._rules[self._items.adapter[i]]
         if rule is None:
             return None
-        return rule.of_sample(members.get, lambda: dict(members), lambda: self._items.describe(i))
+        value: int | np.ndarray | None = rule.of_sample(
+            members.get, lambda: dict(members), lambda: self._items.describe(i)
+        )
+        return value
 
     def _probe(self, label: Label) -> tuple[int, ...]:
         """Return the shape of the first label."""
@@ -80,28 +85,40 @@ class ItemLabels(KnownLabels):
             )
         return ()
 
+    def _all_known(self) -> np.ndarray | None:
+        """Return the labels of all images, int64 (n,), None where only reading the items shows them.
+
+        Each distinct label is converted once, so a bad one is found before any work starts.
+        """
+        numbers = np.full(len(self._items), self.absent)
+        for number, (adapter, rule) in enumerate(zip(self._items.adapters, self._rules, strict=True)):
+            if rule is None:
+                continue
+            here = np.flatnonzero(self._items.adapter == number)
+            if not rule.member or self._has_field:
+                return None
+            if rule.member not in adapter.members:
+                continue
+            coded = adapter.coded(rule.member, self._items.row[here])
+            if coded is None:
+                return None
+            labels = [rule.value(value) for value in coded[1]]
+            table = np.array([*(self.absent if label is None else label for label in labels), self.absent], np.int64)
+            numbers[here] = table[coded[0]]  # code -1, no value, is the last one
+        return numbers
+
     def _count(self) -> int | None:
         """Return the number of classes; None where only reading the items would show it."""
         if self.classes:
             return max(self.classes.values()) + 1
-        counts: list[int] = []
-        for number, (adapter, rule) in enumerate(zip(self._items.adapters, self._rules, strict=True)):
-            if rule is None:
-                continue
-            if not rule.member or self._has_field:
-                return None
-            named = adapter.classes_of(rule.member)
-            rows = self._items.row[self._items.adapter == number]
-            found = None if rule.member not in adapter.members else adapter.distinct(rule.member, rows)
-            # Each distinct label is converted, so that a bad one is found before any work starts.
-            values = [] if found is None else [rule.value(value) for value in found]
-            if named:
-                counts.append(max(named.values()) + 1)
-            elif found is not None:
-                counts.append(max((int(value) for value in values if value is not None), default=-1) + 1)
-            else:
-                return None
-        return max(counts, default=0) or None
+        named = [
+            adapter.classes_of(rule.member)
+            for adapter, rule in zip(self._items.adapters, self._rules, strict=True)
+            if rule is not None
+        ]
+        if named and all(named):
+            return max(max(classes.values()) for classes in named if classes) + 1
+        return None if self._numbers is None or not named else max(int(self._numbers.max()), -1) + 1 or None
 
 
 def check_extras(items: Items, extras: tuple[str, ...]) -> None:

@@ -76,9 +76,13 @@ class FolderAdapter:
         """Return `class_to_idx`."""
         return self._classes if member == LABEL else None
 
-    def distinct(self, member: str, rows: np.ndarray) -> list[Any] | None:
-        """Return the distinct classes of the files."""
-        return sorted({self._labels[row] for row in rows.tolist()})
+    def coded(self, member: str, rows: np.ndarray) -> tuple[np.ndarray, list[Any]] | None:
+        """Return the classes of the files."""
+        labels = np.array([self._labels[row] for row in rows.tolist()])
+        if labels.dtype.kind not in "iu":
+            return None
+        distinct, codes = np.unique(labels, return_inverse=True)
+        return codes, distinct.tolist()
 
     def fingerprint(self) -> str | None:
         """Return a digest of the path, size and modification time of each file."""
@@ -107,7 +111,9 @@ class ObjectAdapter:
         self.name = _name_of(dataset)
         self._dataset, self._thread_safe = dataset, thread_safe
         self._renew_lock()
-        self.image, self.members, self.default_label = "", (IMAGE,), None
+        self.image = ""
+        self.default_label: str | None = None
+        self.members: Sequence[str] = (IMAGE,)
         item = self._first()
         if isinstance(item, Mapping):
             self.members, self.image = [str(name) for name in item], _image_member(item, image, self.name)
@@ -162,7 +168,7 @@ class ObjectAdapter:
         """Return the classes that the object names, as torchvision's data sets do."""
         return _classes_of(self._dataset) if member == LABEL else None
 
-    def distinct(self, member: str, rows: np.ndarray) -> list[Any] | None:
+    def coded(self, member: str, rows: np.ndarray) -> tuple[np.ndarray, list[Any]] | None:
         """Only reading the items shows their labels."""
         return None
 

@@ -10,6 +10,7 @@ import numpy as np
 import xxhash
 from PIL import Image
 
+from patchnpack.loaders.assembly.batch_builder import tuples
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, IndexedSamples
 from patchnpack.loaders.datasets.adapter import Picture
 from patchnpack.loaders.datasets.items import Items
@@ -45,7 +46,9 @@ class DatasetSamples(IndexedSamples):
         super().__init__(context, rows)
         if context.labels.is_read:
             self.labels = None
+        items = context.items
         self._of, self._row_list = context, rows.tolist()
+        self._places = tuples(items.adapter[rows], items.row[rows], items.number[rows])
         self._members: list[Mapping[str, Any]] = [{}] * len(rows)
 
     def read(self, i: int) -> Any:
@@ -57,8 +60,12 @@ class DatasetSamples(IndexedSamples):
             RuntimeError: the data set raised an error.
             ValueError: the image has another size, or is of a type that the loader cannot use.
         """
-        row = self._row_list[i]
-        image, self._members[i] = self._of.items.read(row)
+        adapter, row, number = self._places[i]
+        try:
+            image, self._members[i] = self._of.items.adapters[adapter].read(row, number)
+        except (OSError, RuntimeError, ValueError) as error:
+            error.add_note(f"raised for {self._of.items.describe(self._row_list[i])}")
+            raise
         width, height, _, format = self._headers[i]
         if isinstance(image, bytes) and format != PIXELS:
             if xxhash.xxh3_64_intdigest(image) != self._bytes[i][3]:

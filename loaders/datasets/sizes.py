@@ -95,7 +95,7 @@ def fingerprint_of(given: Any, items: Items, fingerprint: Fingerprint) -> str | 
     """
     if fingerprint is not None:
         found = fingerprint(given) if callable(fingerprint) else fingerprint
-        if not isinstance(found, str) or not found:
+        if not found or type(found) is not str:
             raise ValueError(
                 f"fingerprint is {found!r}; it must be a text that changes with the data, or a function from the data "
                 "set to such a text"

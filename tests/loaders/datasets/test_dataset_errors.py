@@ -24,7 +24,8 @@ PHOTOS = Photos(6)
 
 
 def load(dataset: Any, **options: Any) -> PackedImageLoader:
-    return PackedImageLoader(dataset, PACKING, **{"batch_size": 2} | options)
+    given: dict[str, Any] = {"batch_size": 2} | options
+    return PackedImageLoader(dataset, PACKING, **given)
 
 
 def two_images() -> datasets.Dataset:

@@ -151,7 +151,7 @@ def test_streams_and_blocks_share_out_a_data_set(loader: Any) -> None:
     assert sorted(map(int, keys_of(batches))) == list(range(40))
 
 
-def test_fresh_process_resumes_from_the_cached_sizes(photos: Photos, contents: Any, tmp_path: Path) -> None:
+def test_fresh_process_resumes_from_the_cached_sizes(photos: Photos, tmp_path: Path) -> None:
     photos.hugging_face().save_to_disk(str(tmp_path / "saved"))
     code = (
         "import datasets, json, sys\n"
@@ -178,11 +178,12 @@ def test_corrupt_images_are_quarantined_and_counted(kind: str, tmp_path: Path) -
     photos.data[5] = b"no image at all"
     photos.data[8] = photos.data[8][:-40]  # a PNG that ends early
     photos.data[9] = photos.data[9][:200]  # a JPEG, ditto
-    made = {
+    kinds: dict[str, Callable[[], Any]] = {
         "hugging face": photos.hugging_face,
         "folder": lambda: photos.folder(tmp_path / "photos"),
         "pairs": lambda: Items(40, lambda i: (_opened(photos.data[i]), photos.labels[i])),
-    }[kind]()
+    }
+    made = kinds[kind]()
     quarantine = tmp_path / "bad.jsonl"
     policy = ErrorPolicy(quarantine=quarantine, truncated="skip")
     loader = PackedImageLoader(made, PACKING, batch_size=2, errors=policy, shuffle=True)

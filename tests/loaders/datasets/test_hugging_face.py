@@ -21,13 +21,14 @@ from tests.loaders.loading import PACKING, keys_of
 Contents = Callable[[PackedBatch], object]
 
 
-def values(batches: list[PackedBatch]) -> dict[str, tuple[int, bytes]]:
+def values(batches: list[PackedBatch]) -> dict[str, Any]:
     """The label and pixels of each image by its key."""
     return {image.key: (image.label, image.pixels().tobytes()) for batch in batches for image in batch.images()}
 
 
 def load(dataset: Any, **options: Any) -> PackedImageLoader:
-    return PackedImageLoader(dataset, PACKING, **{"batch_size": 2, "label": "label"} | options)
+    given: dict[str, Any] = {"batch_size": 2, "label": "label"} | options
+    return PackedImageLoader(dataset, PACKING, **given)
 
 
 def test_data_set_from_disk_and_from_parquet_gives_the_batches_of_the_one_in_memory(
@@ -201,6 +202,6 @@ def test_turned_photographs_are_turned_upright(photos: Photos) -> None:
     )
     loader = PackedImageLoader(dataset, PACKING, batch_size=1)
     assert (loader.index.width[0], loader.index.height[0]) == (image.height, image.width)
-    for options in ({}, {"sizes": [(image.height, image.width)]}):
-        (batch,) = PackedImageLoader(dataset, PACKING, batch_size=1, **options)
+    for sizes in (None, [(image.height, image.width)]):
+        (batch,) = PackedImageLoader(dataset, PACKING, batch_size=1, sizes=sizes)
         assert batch.image_sizes[0, 0].tolist() == [image.height, image.width]
