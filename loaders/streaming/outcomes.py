@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from patchnpack.loaders.assembly.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.outcomes import Outcomes
@@ -21,13 +21,25 @@ class StreamOutcomes(Outcomes):
         stats: the totals of the stream.
         monitor: judges the images.
         is_judged: whether the monitor judges a bad row; rows that it does not judge are still counted.
+        on_bad: called with the rows that have been counted as bad, and the step of the last batch.
     """
 
-    def __init__(self, stats: Stats, monitor: ErrorMonitor, is_judged: Callable[[BadRow], bool]) -> None:
+    def __init__(
+        self,
+        stats: Stats,
+        monitor: ErrorMonitor,
+        is_judged: Callable[[BadRow], bool],
+        on_bad: Callable[[Sequence[int], int], None] | None = None,
+    ) -> None:
         super().__init__(stats, monitor)
-        self._is_judged = is_judged
+        self._is_judged, self._on_bad = is_judged, on_bad
+        self._step = -1
         self._known: dict[int, BadRow | bool] = {}
         self._next = 0
+
+    def begin(self, row: int, step: int) -> None:
+        """Set the row of the first sample and the step of the first batch, for a stream that resumes."""
+        self._next, self._step = row, step - 1
 
     def record(self, row: int, outcome: BadRow | bool) -> None:
         """Record what became of a row: the record of a bad image, True for a good image, False for a row left out.
@@ -41,6 +53,8 @@ class StreamOutcomes(Outcomes):
             self._next += 1
             if isinstance(outcome, BadRow):
                 self.add_bad(outcome, 0)
+                if self._on_bad is not None:
+                    self._on_bad([outcome.row], self._step)
                 if self._is_judged(outcome):
                     self.monitor.record(1, [(0, outcome)])
             elif outcome:
@@ -48,6 +62,7 @@ class StreamOutcomes(Outcomes):
 
     def judge(self, batch: PackedBatch, builder: BatchBuilder) -> None:
         """Record the outcome of each image of a batch."""
+        self._step = batch.step
         for row in batch.rows[batch.image_mask].tolist():
             self.record(row, True)
         for _, bad in builder.bad:
