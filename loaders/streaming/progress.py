@@ -17,9 +17,10 @@ VERSION = 1
 _EVERY = 64  # samples between two states of the iterable: a resumed stream reads up to so many again
 _KEPT = 64  # batches whose states can still be asked for
 _LIMITS = (
-    "Each sample is used once, but samples that waited are packed anew: the packs may differ from those of a run "
-    "without a stop. Samples that the iterable itself held back, such as those in a shuffle buffer, are lost unless "
-    "its own state_dict saves them. The state belongs to one stream of the same number of ranks and workers."
+    "Each sample is used once, but samples that waited are packed again: the packs may differ from those of a run "
+    "without a stop. If the iterable does not repeat the samples that followed its state, as with a shuffle buffer, "
+    "those that it held back may be lost or repeated. The state belongs to one stream of the same number of ranks and "
+    "workers."
 )
 
 
@@ -52,7 +53,8 @@ class Progress:
         self._arrived = self._oldest = 0
         self._used: dict[int, int] = {}  # the batch with which each row was used
         self._identities: dict[int, int] = {}
-        self._replayed: dict[int, int] = {}  # rows that were used before the state, and their identities
+        self._expected: dict[int, int] = {}  # identities of the rows that arrive again
+        self._replayed: set[int] = set()  # those of them that were used before the state
         self._unmatched: Counter[int] | None = None  # once the iterable has given other samples than before
 
     def samples(self, stream: tuple[int, int]) -> Iterator[Any]:
@@ -80,19 +82,18 @@ class Progress:
         identity = _identity(read)
         self._arrived = read.row + 1
         self._identities[read.row] = identity
-        expected = self._replayed.get(read.row)
-        if self._unmatched is None and expected is not None and expected != identity:
-            to_come = {row: known for row, known in self._replayed.items() if row >= read.row}
-            self._unmatched = Counter(to_come.values())
+        if self._unmatched is None and self._expected.get(read.row, identity) != identity:
+            to_come = [row for row in self._replayed if row >= read.row]
+            self._unmatched = Counter(map(self._expected.__getitem__, to_come))
             for row in to_come:
                 del self._used[row]
             warnings.warn(
                 "the iterable does not repeat the samples that followed its state, as with a shuffle buffer: samples "
-                "that it held back are lost",
+                "that it held back may be lost or repeated",
                 stacklevel=2,
             )
         if self._unmatched is None:
-            is_new = expected is None
+            is_new = read.row not in self._replayed
         else:
             is_new = self._unmatched[identity] == 0
             self._unmatched[identity] -= not is_new
@@ -137,7 +138,7 @@ class Progress:
             "iterable": state,
             "row": row,
             "used": used,
-            "identities": [self._identities[number] for number in used],
+            "identities": [self._identities[number] for number in range(row, used[-1] + 1 if used else row)],
             "step": step + 1,
             "position": position,
             "stream": self._stream,
@@ -151,7 +152,8 @@ class Progress:
         """
         try:
             version, row, step, position = (int(state[name]) for name in ("version", "row", "step", "position"))
-            replayed = dict(zip(map(int, state["used"]), map(int, state["identities"]), strict=True))
+            expected = dict(enumerate(map(int, state["identities"]), row))
+            replayed = set(map(int, state["used"]))
             stream = None if state["stream"] is None else (int(state["stream"][0]), int(state["stream"][1]))
             iterable = state["iterable"]
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -159,6 +161,8 @@ class Progress:
                 f"this is not the state of a stream ({type(error).__name__}: {error}); give what state_dict() of "
                 "pack_stream returned"
             ) from None
+        if not replayed <= expected.keys():
+            raise ValueError("the state names used rows without their identities: it is damaged; load another one")
         if version != VERSION:
             raise ValueError(
                 f"the state has version {version}, but this release reads {VERSION}; begin the stream again"
@@ -166,8 +170,9 @@ class Progress:
         if iterable is not None:
             self._samples.load_state_dict(iterable)
         self.row = self._arrived = self._oldest = row
-        self.step, self.position, self._stream, self._replayed = step, position, stream, replayed
-        self._used, self._identities = dict.fromkeys(replayed, step - 1), dict(replayed)
+        self.step, self.position, self._stream = step, position, stream
+        self._expected, self._replayed = expected, replayed
+        self._used, self._identities = dict.fromkeys(replayed, step - 1), dict(expected)
         self._checkpoints = deque([(row, iterable)])
         self.seen = row + len(replayed)
 
