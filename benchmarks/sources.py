@@ -6,7 +6,7 @@ alike. CPU time is that of the whole process, all threads together.
 * shards: webdataset tars.
 * hugging face: saved to disk, read undecoded.
 * image folder: (path, label) pairs, as torchvision's `ImageFolder` lists them.
-* pil: an object whose `__getitem__` opens the bytes with PIL and returns (image, label), without its lock.
+* pil: an object whose `__getitem__` opens the bytes with PIL and returns (image, label), without the lock.
 * pil, locked: the same behind the lock, which is the default.
 * pil, decoded: `__getitem__` decodes and converts the image, as torchvision's loader does, without the lock.
 

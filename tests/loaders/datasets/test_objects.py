@@ -13,7 +13,9 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, Subset, TensorDataset, random_split
 
 from patchnpack import PackedImageLoader
+from patchnpack.loaders import ErrorPolicy
 from patchnpack.loaders.datasets.objects import is_folder
+from patchnpack.loaders.imaging.formats import JPEG, PIXELS
 from patchnpack.packer import PackedBatch
 from tests.loaders.datasets.collections_of_images import ImageFolder, Items, Pairs, Photos
 from tests.loaders.loading import PACKING, keys_of
@@ -212,3 +214,38 @@ def test_16_bit_images_of_a_data_set_are_read_by_a_decode_function(photos: Photo
         found = {image.key: image.pixels() for image in batch.images()}
         assert set(found) == {"0", "1"}
         assert (found["0"][:16, :24] == 5).all()
+
+
+@pytest.mark.parametrize("how", ["opened", "loaded", "closed", "draft"])
+def test_jpeg_that_pil_has_only_opened_is_read_as_bytes(photos: Photos, how: str) -> None:
+    def item(i: int) -> Image.Image:
+        image: Any = Image.open(io.BytesIO(photos.data[3 * i]))  # a JPEG
+        if how == "loaded":
+            image.load()
+        if how == "closed":
+            image.load()
+            image.close()
+        if how == "draft":
+            image.draft("L", image.size)
+        return image
+
+    loader = load(Items(12, item), errors=ErrorPolicy(max_consecutive=100, max_rate=1.0))
+    assert (loader.index.format == (JPEG if how == "opened" else PIXELS)).all()
+    if how == "closed":
+        return
+    for batch in loader:
+        for image in batch.images():
+            pixels = photos.pixels(3 * int(image.key))
+            if how == "draft":
+                pixels = np.asarray(item(int(image.key)).convert("RGB"))
+            assert np.array_equal(image.pixels()[: pixels.shape[0], : pixels.shape[1]], pixels)
+
+
+def test_threads_share_images_that_pil_has_opened(photos: Photos) -> None:
+    opened = [Image.open(io.BytesIO(photos.data[i % 7])) for i in range(7)] * 8
+    loader = load([opened[i] for i in range(56)], num_threads=4, thread_safe=True)
+    for _ in range(3):
+        for batch in loader:
+            for image in batch.images():
+                pixels = photos.pixels(int(image.key) % 7)
+                assert np.array_equal(image.pixels()[: pixels.shape[0], : pixels.shape[1]], pixels)
