@@ -155,6 +155,8 @@ def train(
     if first:
         for name, value in result.metrics.items():
             typer.echo(f"{name}: {value:.4f}" if name == "accuracy" else f"{name}: {value:.4g}")
+        if result.skipped_steps:
+            typer.echo(f"skipped steps: {result.skipped_steps}")
         typer.echo(f"wrote {result.checkpoint}")
 
 
