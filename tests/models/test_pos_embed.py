@@ -88,11 +88,8 @@ NEVER_FLAT = ("absolute", "sinusoidal", "fourier", "mlp")  # a table is flat bey
 
 def built(position: str, combine: str, **changes: Any) -> NaViT:
     torch.manual_seed(0)
-    config = NaViTConfig(
-        **{"num_classes": 2, "width": 48, "depth": 1, "max_grid": 512, "position_grid": (6, 9)}
-        | {"position": position, "position_combine": combine}
-        | changes
-    )
+    fields: dict[str, Any] = {"num_classes": 2, "width": 48, "depth": 1, "max_grid": 512, "position_grid": (6, 9)}
+    config = NaViTConfig(**fields | {"position": position, "position_combine": combine} | changes)
     return NaViT(config).eval()
 
 
@@ -166,7 +163,7 @@ def test_positions_that_keep_the_aspect_are_those_of_a_square_around_the_image(p
 )
 def test_an_impossible_position_table_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        NaViTConfig(**{"num_classes": 2, "position": "grid"} | changes)
+        NaViTConfig(num_classes=2, **({"position": "grid"} | changes))
 
 
 def test_a_square_table_has_one_spelling() -> None:

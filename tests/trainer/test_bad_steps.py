@@ -207,7 +207,7 @@ def test_finite_weights_with_which_no_step_succeeds_are_not_saved(
         def blow_up(step: int, scalars: dict[str, float], model: NaViT = model, at: int = steps) -> None:
             if step == 4 + at:
                 with torch.no_grad():
-                    model.blocks[0].qkv.weight.fill_(1e38)  # type: ignore[union-attr]
+                    model.get_parameter("blocks.0.qkv.weight").fill_(1e38)
 
         config = settings(steps=12, save_every=save_every, log_steps=1)
         with pytest.raises(FloatingPointError, match=rf"step {4 + steps} left weights with which the loss is"):
@@ -220,7 +220,7 @@ def test_evaluation_reports_losses_that_are_not_finite(
 ) -> None:
     model = model_of("classification", small)
     with torch.no_grad():
-        model.head.bias.fill_(torch.nan)  # type: ignore[union-attr]
+        model.get_parameter("head.bias").fill_(torch.nan)
     with caplog.at_level(logging.WARNING, "patchnpack"):
         assert math.isnan(evaluate(model, batches, precision="float32")["loss"])
     assert "the loss of 4 of 4 evaluated batches is not finite" in caplog.text
