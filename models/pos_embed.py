@@ -69,7 +69,7 @@ def _cubic(away: torch.Tensor, a: float) -> torch.Tensor:
 
 def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """Apply a linear layer in the dtype of `x`, whatever that of its weights."""
-    return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
 
 class FourierFeatures(nn.Module):
@@ -82,7 +82,7 @@ class FourierFeatures(nn.Module):
 
     def forward(self, r: torch.Tensor) -> torch.Tensor:
         angles = 2 * math.pi * r[:, None] * self.frequencies.to(r.dtype)
-        return _linear(self.out, torch.cat([angles.cos(), angles.sin()], 1))
+        return F.linear(torch.cat([angles.cos(), angles.sin()], 1), self.out.weight.to(r.dtype))
 
 
 def sinusoids(r: torch.Tensor, width: int) -> torch.Tensor:
@@ -137,7 +137,7 @@ class FactorizedPosEmbed(nn.Module):
             return sinusoids((index.to(dtype) + 0.5) / sides, self.width)
         embed = self.y if axis else self.x
         if self.kind == "fourier":
-            return embed((index.to(wide(embed.frequencies.dtype)) + 0.5) / sides)  # type: ignore[no-any-return]
+            return embed((index.to(wide(embed.frequencies.dtype)) + 0.5) / sides)
         table = embed.to(wide(embed.dtype))
         if self.kind == "absolute":
             return F.embedding(index, table)
@@ -221,6 +221,8 @@ class LearnedGridPosEmbed(nn.Module):
         neighbours = (y[:, None] * columns + x[None]).flatten(0, 1)  # (4, T)
         offsets = torch.stack([each - first for each, first in zip(place, low, strict=True)], -1)
         up, gelu, down = self.weights
+        assert isinstance(up, nn.Linear)
+        assert isinstance(down, nn.Linear)
         weights = _linear(down, gelu(_linear(up, offsets))).softmax(-1).T
         return (weights[..., None] * F.embedding(neighbours, table.flatten(0, 1))).sum(0)
 

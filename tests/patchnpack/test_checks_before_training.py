@@ -60,11 +60,12 @@ class Never(PackedImageLoader):
 
 
 def never(shard: Any, packing: Packing = PACKING, **options: Any) -> Never:
-    return Never(shard, packing, **({"batch_size": 1, "label": "cls", "num_threads": 1} | options))
+    given: dict[str, Any] = {"label": "cls", "num_threads": 1} | options
+    return Never(shard, packing, batch_size=1, **given)
 
 
 def model(**fields: Any) -> NaViT:
-    return NaViT(NaViTConfig(**{"num_classes": 2, "patch_size": 8, "max_grid": 16} | SMALL | fields))
+    return NaViT(NaViTConfig(**SMALL | {"num_classes": 2, "patch_size": 8, "max_grid": 16} | fields))
 
 
 SIZES = [(64, 32), (40, 40), (200, 16), (64, 64)]  # the third has 25 patches per side
