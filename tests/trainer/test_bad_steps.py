@@ -215,6 +215,21 @@ def test_finite_weights_with_which_no_step_succeeds_are_not_saved(
         assert load_checkpoint(out / "checkpoint.pt").step == 4
 
 
+def test_an_infinite_weight_is_not_saved_even_where_no_batch_uses_it(
+    tmp_path: Path, batches: list[Any], small: NaViTConfig
+) -> None:
+    model = model_of("classification", small)
+
+    def overflow(step: int, scalars: dict[str, float]) -> None:
+        if step == 5:
+            with torch.no_grad():
+                model.get_parameter("pos_embed.x")[15] = torch.inf  # a column that no image has
+
+    with pytest.raises(FloatingPointError, match="step 5 left weights that are not finite, so they are not saved"):
+        train(model, batches, config=settings(save_every=1, log_steps=1), out=tmp_path, log=overflow)
+    assert load_checkpoint(tmp_path / "checkpoint.pt").step == 4
+
+
 def test_evaluation_reports_losses_that_are_not_finite(
     batches: list[Any], small: NaViTConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
