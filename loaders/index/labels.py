@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.remote.addresses import redact
+from patchnpack.packer.checks import check_whole, shown
+from patchnpack.packer.files import absent
 
 # D values in a target
 
@@ -76,6 +78,7 @@ class LabelRule:
     """
 
     def __init__(self, label: Label, classes: Classes) -> None:
+        _check_label(label)
         self._label = label
         self.classes = _class_table(classes)
         self._numbers = set() if self.classes is None else set(self.classes.values())
@@ -130,7 +133,7 @@ class LabelRule:
             raise ValueError(
                 f"the .json member holds {type(record).__name__}; {self._label!r} asks for a field of an object"
             )
-        value = record.get(self._field)
+        value = _at(record, self._field)
         return as_label(value) if value is None or isinstance(value, bool | list) else self.number(str(value))
 
     def number(self, text: str) -> int:
@@ -156,8 +159,9 @@ class Labels(LabelKind):
 
     Args:
         index: says which members each sample has.
-        label: None; "EXT", the text of the member .EXT; "json:FIELD", a field of the .json member; or a callable from
-            a sample's members (extension to bytes) to an int or an array.
+        label: None; "EXT", the text of the member .EXT; "json:FIELD", a field of the .json member, where FIELD may be
+            a path such as annotation.class; or a callable from a sample's members (extension to bytes) to an int or an
+            array.
         classes: names of the classes, as a list, a file with one name per line, or a mapping from name to index. They
             map texts that are not whole numbers.
         read: returns the bytes of one member (row, extension), None where the sample lacks it.
@@ -239,6 +243,18 @@ class Labels(LabelKind):
         shard = redact(self._index.shards[int(self._index.shard_of(row))])
         return f"the sample with key {self._index.keys[row]!r} in {shard!r}"
 
+    def _fields(self) -> str:
+        """Return what the first JSON record says of the fields that a label may name; "" where it says nothing."""
+        for row in range(len(self._index)):
+            try:
+                record = json.loads(self._read(row, "json") or b"null")
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                names = [name if not isinstance(value, dict) else f"{name}.FIELD" for name, value in record.items()]
+                return f", whose .json members have the fields {shown(', '.join(names)).strip(chr(39))}"
+        return ""
+
     def _probe(self) -> tuple[int, ...]:
         """Return the shape of the first label."""
         reason = ""
@@ -256,9 +272,31 @@ class Labels(LabelKind):
                     return np.shape(value)
         found = ", ".join("." + extension for extension in sorted(self._index.members))
         raise ValueError(
-            f"label {self._label!r} is absent from all {len(self._index)} samples{reason}; their members are {found}: "
-            "name one of them, or give label=None"
+            f"label {self._label!r} is absent from all {len(self._index)} samples{reason}"
+            f"{self._fields() if self._member == 'json' and not reason else ''}; their members are {found}: name one "
+            "of them, or give label=None"
         )
+
+
+def _check_label(label: object) -> None:
+    """Raise ValueError if a label is neither None nor a text nor callable."""
+    if label is None or callable(label) or (isinstance(label, str) and label):
+        return
+    one = f", for example {label[0]!r}" if isinstance(label, tuple | list) and label else ""
+    raise ValueError(
+        f"label is {shown(label)}; it must name one member such as 'cls' or 'json:FIELD'{one}, or be a function of a "
+        "sample's members, or None"
+    )
+
+
+def _at(record: Mapping[str, Any], path: str) -> Any:
+    """Return the value of a field, or of a field below others: "a.b" is the field b of a, unless "a.b" is a field."""
+    if path in record or "." not in path:
+        return record.get(path)
+    value: Any = record
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def count_absent(labels: np.ndarray) -> int:
@@ -284,20 +322,48 @@ def as_label(value: Any) -> int | np.ndarray | None:
     )
 
 
+def listed_classes(classes: object) -> list[str]:
+    """Return a copy of the names of classes. Raises ValueError where these are no list of texts."""
+    if not hasattr(classes, "__iter__") or isinstance(classes, set | frozenset):
+        raise ValueError(
+            f"classes is {shown(classes)}; give the names of the classes as a list, a file with one name per line, or "
+            "a dict from name to number. Labels that are numbers need no classes"
+        )
+    names = list(classes)
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"classes holds {shown(name)}; each class is named by its text, such as {str(name)!r}")
+    return list(map(str, names))
+
+
 def _class_table(classes: Classes) -> Mapping[str, int] | None:
-    if classes is None or isinstance(classes, Mapping):
-        return classes
+    if classes is None:
+        return None
+    if isinstance(classes, Mapping):
+        return {name: _class_number(name, number) for name, number in classes.items()}
     if isinstance(classes, str | os.PathLike):
-        path = Path(classes)
-        if not path.exists():
-            raise FileNotFoundError(
-                f"classes file {str(path)!r} does not exist; give a file with one class name per line"
-            )
-        classes = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    table = {name: i for i, name in enumerate(classes)}
-    if len(table) < len(classes):
-        raise ValueError(f"classes repeats {len(classes) - len(table)} names; each class needs a name of its own")
+        classes = _class_names(Path(classes))
+    names = listed_classes(classes)
+    table = {name: i for i, name in enumerate(names)}
+    if len(table) < len(names):
+        raise ValueError(f"classes repeats {len(names) - len(table)} names; each class needs a name of its own")
     return table
+
+
+def _class_number(name: str, number: object) -> int:
+    check_whole(f"the number of class {name!r} in classes", number, least=0)
+    return int(number)  # type: ignore[call-overload, no-any-return]  # check_whole has checked it
+
+
+def _class_names(path: Path) -> list[str]:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"classes file {str(path)!r} {absent(str(path))}; give a file with one class name per line, or in Python a "
+            "list of the names"
+        )
+    if path.is_dir():
+        raise ValueError(f"classes is {str(path)!r}, a folder; give a file with one class name per line")
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _short(text: str, limit: int = 60) -> str:

@@ -23,6 +23,7 @@ from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
 from patchnpack.loaders.remote.errors import RemoteNotFound
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.patterns import INDEX_NAMES, ShardNames, expand
+from patchnpack.packer.files import absent
 
 _log = logging.getLogger("patchnpack")
 
@@ -153,7 +154,7 @@ def checked(index: Index, name: str, opener: ShardOpener) -> Index:
             size = opener.stat(shard)[0]
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"shard {shard!r} of {name} does not exist; name the shards that do, or make the index again: "
+                f"shard {shard!r} of {name} {absent(shard)}; name the shards that do, or make the index again: "
                 f"patchnpack index SHARDS -o {_file_of(name)}"
             ) from None
         if size != nbytes:
