@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
+from patchnpack.packer.checks import kind_of
+
 # H, W height and width in pixels, C channels
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -104,7 +106,8 @@ def from_pil(transform: Callable[[Image.Image], Any]) -> Transform:
     >>> [from_pil(flip)(image, np.random.default_rng(seed))[0, 0, 0].item() for seed in range(6)]
     [0, 0, 3, 3, 0, 0]
     """
-    if not callable(transform) or isinstance(transform, type):
+    given: object = transform
+    if not callable(given) or isinstance(given, type):
         raise ValueError(
             f"transform is {transform!r}; it must be a function of a PIL image, such as "
             "torchvision.transforms.Compose([...])"
@@ -134,7 +137,7 @@ class FromPil:
         shape = pixels.shape if pixels.ndim == 3 else (*pixels.shape, 1)
         if pixels.dtype != np.uint8 or shape[2:] != image.shape[2:]:
             raise ValueError(
-                f"{_name(self.transform)} returned a {type(out).__name__} of {pixels.dtype} {pixels.shape}; it must "
+                f"{_name(self.transform)} returned a {kind_of(out)} of {pixels.dtype} {np.shape(out)}; it must "
                 f"return a PIL image, or uint8 {image.shape}: leave out ToTensor, Normalize and what follows, since "
                 "batches hold uint8 and the model normalises"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,8 @@ class Mixture:
             raise ValueError(f"sources is {shown(self.sources)}; give a dict {{name: (shards, weight)}}")
         if not self.sources:
             raise ValueError("the mixture has no source; give {name: (shards, weight)}")
-        for name, pair in self.sources.items():
+        given: Mapping[str, Any] = self.sources
+        for name, pair in given.items():
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise ValueError(f"source {name!r} is {shown(pair)}; give (shards, weight)")
             shards, weight = pair

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -116,26 +117,26 @@ def _of_data_set(source: Any) -> str | None:
     Nothing is read from it: some have no end, and others decode each item.
     """
     roots = {kind.__module__.partition(".")[0] for kind in type(source).__mro__}
-    named = (
-        "pack_stream(data, packing, batch_size=..., image='image', label='label') packs its samples as they come; for "
-        "an index, resuming and equal ranks write shards once: "
+    named = "pack_stream(data, packing, batch_size=..., image='image', label='label') packs its samples as they come"
+    stored = (
+        f"{named}; for an index, resuming and equal ranks write it once, data.to_parquet('train.parquet'), and give the "
+        "file with image='image', label='label'"
     )
     if "datasets" in roots:
         if isinstance(source, Mapping):
-            return (
-                f"it holds the splits {', '.join(map(repr, list(source)[:5]))}: choose one, data = datasets[split]; "
-                + (named + "data.to_parquet('train.parquet'), and give the file")
-            )
-        if hasattr(source, "to_parquet"):
-            return f"{named}data.to_parquet('train.parquet'), and give the file with image='image', label='label'"
-        return f"{named}or, if it reads parquet files, give their names or hf:// addresses"
+            splits = ", ".join(map(repr, list(source)[:5]))
+            return f"it holds the splits {splits}: choose one, data = datasets[split]; {stored}"
+        if type(source).__name__ == "Dataset":
+            return stored
+        return f"{named}; if it reads parquet files, give their paths or hf:// addresses instead"
     if "webdataset" in roots or "wids" in roots:
         return (
             "give the names of its shards, or pack its samples as they come: pack_stream(data, packing, batch_size=...)"
         )
     if "torchvision" in roots and isinstance(folder := getattr(source, "root", None), str | os.PathLike):
+        command = f"patchnpack shard {shlex.quote(os.fspath(folder))} -o SHARDS"
         return (
-            f"write its image files into shards once: patchnpack shard {os.fspath(folder)} -o SHARDS; or pack its "
+            f"write its image files into shards once: {command}; or pack its "
             "(image, label) pairs as they come: pack_stream(data, packing, batch_size=...), without a transform in "
             "the data set"
         )

@@ -231,23 +231,26 @@ def test_a_whole_json_member_holds_the_field_that_an_extra_asked_for(here: Path)
     assert [record["of"]["kind"] for record in batch.extras["json"][0]] == [3, 3, 3]
 
 
-STREAMS: list[tuple[Callable[[], Any], str]] = [
-    (lambda: pack_stream(Items, batch_size=1), "samples is the class Items; it must be an iterable of samples"),
-    (lambda: pack_stream(keys_of, batch_size=1), "samples is a function; it must be an iterable of samples"),
-    (lambda: pack_stream("a.tar", batch_size=1), "samples is a str; it must be an iterable of samples"),
-    (lambda: pack_stream([], 64, batch_size=1), "packing is 64; give Packing(seq_len=...)"),  # type: ignore[arg-type]
-    (lambda: pack_stream([], batch_size=1, errors="skip"), "errors is 'skip'; give ErrorPolicy("),  # type: ignore[arg-type]
-    (lambda: pack_stream([], batch_size=1, seed=None), "seed is None; it must be a whole number"),  # type: ignore[arg-type]
-    (lambda: pack_stream([], batch_size=1, drop_last=2), "drop_last is 2; it must be True or False"),  # type: ignore[arg-type]
-    (lambda: pack_stream([], batch_size=1, image=["jpg"]), "image is ['jpg']; give extensions as one"),  # type: ignore[arg-type]
-    (lambda: pack_stream([], batch_size=1, label=["cls"]), "label is ['cls']; it must name one"),  # type: ignore[arg-type]
+STREAMS: list[tuple[Any, dict[str, Any], str]] = [
+    (Items, {}, "samples is the class Items; it must be an iterable of samples"),
+    (keys_of, {}, "samples is a function; it must be an iterable of samples"),
+    ("a.tar", {}, "samples is a str; it must be an iterable of samples"),
+    ([], {"packing": 64}, "packing is 64; give Packing(seq_len=...)"),
+    ([], {"errors": "skip"}, "errors is 'skip'; give ErrorPolicy("),
+    ([], {"seed": None}, "seed is None; it must be a whole number"),
+    ([], {"drop_last": 2}, "drop_last is 2; it must be True or False"),
+    ([], {"image": ["jpg"]}, "image is ['jpg']; give extensions as one"),
+    ([], {"label": ["cls"]}, "label is ['cls']; it must name one"),
+    ([], {"extras": "txt"}, "extras is 'txt'; give a list of extensions: ['txt']"),
 ]
 
 
-@pytest.mark.parametrize(("make", "says"), STREAMS, ids=[f"{i}" for i in range(len(STREAMS))])
-def test_a_wrong_argument_of_pack_stream_is_an_error_before_it_starts(make: Callable[[], Any], says: str) -> None:
+@pytest.mark.parametrize(("samples", "options", "says"), STREAMS, ids=[f"{i}" for i in range(len(STREAMS))])
+def test_a_wrong_argument_of_pack_stream_is_an_error_before_it_starts(
+    samples: Any, options: dict[str, Any], says: str
+) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
-        make()
+        pack_stream(samples, batch_size=1, **options)
 
 
 MIXTURES: list[tuple[Any, str]] = [

@@ -182,8 +182,8 @@ def test_a_patch_larger_than_any_photograph_is_a_valid_configuration() -> None:
 def test_several_plain_patch_sizes_are_an_error_that_names_the_class() -> None:
     for sizes in ((8, 16), [8, 16]):
         says = (
-            f"patch_size is {sizes}; patches are square: give one side, such as 16. To draw one of several sizes for each "
-            "block of packs, give PatchSizes((8, 16))"
+            f"patch_size is {sizes}; patches are square: give one side, such as 16. To draw one of several sizes for "
+            "each block of packs, give PatchSizes((8, 16))"
         )
         with pytest.raises(ValueError, match=_exactly(says)):
             Packing(patch_size=sizes)  # type: ignore[arg-type]
@@ -234,9 +234,13 @@ def test_a_wrong_value_names_what_was_probably_meant(field: str, value: Any, say
 
 def test_numbers_of_numpy_are_stored_as_python_numbers() -> None:
     # A state compares settings by their text, and `can_follow_patterns` asks for an int.
-    given = Packing(
-        seq_len=np.int32(64), patch_size=np.int64(8), max_trim=np.float64(0.25), scaled_decode=np.bool_(False)
-    )
+    numbers: dict[str, Any] = {
+        "seq_len": np.int32(64),
+        "patch_size": np.int64(8),
+        "max_trim": np.float64(0.25),
+        "scaled_decode": np.bool_(False),
+    }
+    given = Packing(**numbers)
     plain = Packing(seq_len=64, patch_size=8, max_trim=0.25, scaled_decode=False)
     assert repr(given) == repr(plain)
     assert given.can_follow_patterns

@@ -105,7 +105,7 @@ def seed_all(seed: int) -> None:
 def test_from_pil_depends_on_the_generator_alone(
     transform: Callable[[Image.Image], Image.Image], image: np.ndarray
 ) -> None:
-    outs = []
+    outs: list[np.ndarray] = []
     for seed in (1, 1, *range(2, 12)):
         seed_all(len(outs))
         outs.append(from_pil(transform)(image, np.random.default_rng(seed)))
@@ -168,10 +168,10 @@ def test_from_pil_takes_what_a_transform_may_return(channels: int, image: np.nda
         (lambda picture: picture.rotate(90, expand=True), "20x30 pixels for an image of 30x20"),
         (
             lambda picture: torch.rand(3, 20, 30),
-            r"a Tensor of float32 \(20, 30, 3\); it must .*: leave out ToTensor, Norm",
+            r"a torch.Tensor of float32 \(3, 20, 30\); it must .*: leave out ToTensor, Norm",
         ),
-        (lambda picture: np.asarray(picture) / 255, r"a ndarray of float64 \(20, 30, 3\)"),
-        (lambda picture: np.asarray(picture)[..., 0], r"a ndarray of uint8 \(20, 30\); it must return"),
+        (lambda picture: np.asarray(picture) / 255, r"a numpy.ndarray of float64 \(20, 30, 3\)"),
+        (lambda picture: np.asarray(picture)[..., 0], r"a numpy.ndarray of uint8 \(20, 30\); it must return"),
         (lambda picture: None, r"a NoneType of object \(\)"),
     ],
 )
@@ -200,7 +200,7 @@ def batches(shard: str, **options: Any) -> dict[int, bytes]:
 
 
 def rows_of(loader: Any) -> dict[int, bytes]:
-    found = {}
+    found: dict[int, bytes] = {}
     for batch in loader:
         found |= dict(
             zip(batch.rows[batch.image_mask].tolist(), (i.pixels().tobytes() for i in batch.images()), strict=True)
