@@ -119,8 +119,8 @@ def _of_data_set(source: Any) -> str | None:
     roots = {kind.__module__.partition(".")[0] for kind in type(source).__mro__}
     named = "pack_stream(data, packing, batch_size=..., image='image', label='label') packs its samples as they come"
     stored = (
-        f"{named}; for an index, resuming and equal ranks write it once, data.to_parquet('train.parquet'), and give the "
-        "file with image='image', label='label'"
+        f"{named}; for an index, resuming and equal ranks write it once, data.to_parquet('train.parquet'), and give "
+        "the file with image='image', label='label'"
     )
     if "datasets" in roots:
         if isinstance(source, Mapping):
