@@ -94,8 +94,9 @@ def kind_of(value: object) -> str:
 
 def _whole_of(value: object) -> int | None:
     """Return the whole number that somebody who gave `value` meant, if it can be known."""
-    if isinstance(value, float | np.floating) and float(value).is_integer() and abs(value) < 1 << 53:
-        return int(value)
+    if isinstance(value, float | np.floating):
+        number = float(value)
+        return int(number) if number.is_integer() and abs(number) < 1 << 53 else None
     if isinstance(value, str) and value.strip().lstrip("+-").isdecimal() and len(value) < 20:
         return int(value)
     return None

@@ -104,7 +104,7 @@ def from_pil(transform: Callable[[Image.Image], Any]) -> Transform:
     ...     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else image
     >>> image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     >>> [from_pil(flip)(image, np.random.default_rng(seed))[0, 0, 0].item() for seed in range(6)]
-    [0, 0, 3, 3, 0, 0]
+    [3, 0, 0, 0, 0, 3]
     """
     given: object = transform
     if not callable(given) or isinstance(given, type):
@@ -137,7 +137,7 @@ class FromPil:
         shape = pixels.shape if pixels.ndim == 3 else (*pixels.shape, 1)
         if pixels.dtype != np.uint8 or shape[2:] != image.shape[2:]:
             raise ValueError(
-                f"{_name(self.transform)} returned a {kind_of(out)} of {pixels.dtype} {np.shape(out)}; it must "
+                f"{_name(self.transform)} returned a {kind_of(out)} of {pixels.dtype} {tuple(np.shape(out))}; it must "
                 f"return a PIL image, or uint8 {image.shape}: leave out ToTensor, Normalize and what follows, since "
                 "batches hold uint8 and the model normalises"
             )
