@@ -16,9 +16,9 @@ def check_extensions(image: object) -> None:
         ...
     ValueError: image is 'jpg,png'; give extensions as one text, separated by semicolons: 'jpg;png'
     """
-    if isinstance(image, str) and image.strip(" ;.") and not re.search(r"[,*]|\s(?=\S)", image):
+    if isinstance(image, str) and image.strip(" ;.") and not re.search(r"[,*]", image):
         return
-    listed = image if isinstance(image, tuple | list | set | frozenset) else re.split(r"[,;\s]+", str(image))
+    listed = image if isinstance(image, tuple | list | set | frozenset) else re.split(r"[,;]", str(image))
     meant = ";".join(str(name).strip().lstrip("*.") for name in listed if str(name).strip())
     usable = isinstance(image, str | tuple | list | set | frozenset) and meant
     raise ValueError(

@@ -117,6 +117,11 @@ def test_every_ordered_collection_of_names_is_a_source(source: Any, here: Path) 
     assert load(source).index.keys[:] == ["a0", "a1", "a2", "b0", "b1", "b2"]
 
 
+def test_a_column_of_images_may_have_a_space_in_its_name() -> None:
+    (batch,) = pack_stream([{"my image": JPEG}], PACKING, batch_size=1, image="absent; my image")
+    assert batch.num_images == 1
+
+
 def test_names_that_hold_the_separators_themselves_are_names(here: Path) -> None:
     for name in ("a.tar,b.tar", "a.tar b.tar", "a.tar::b.tar", "s3:x.tar"):
         os.link("a.tar", name)
