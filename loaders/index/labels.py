@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.index.classes import Classes as Classes
+from patchnpack.loaders.index.classes import class_table
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.remote.addresses import redact
-from patchnpack.packer.checks import check_whole, shown
-from patchnpack.packer.files import absent
+from patchnpack.packer.checks import shown
 
 # D values in a target
 
@@ -26,7 +25,6 @@ _WHOLE = re.compile(r"([+-]?)0*([0-9]+)")
 _INT64 = np.iinfo(np.int64)
 
 Label = str | Callable[[dict[str, bytes]], Any] | None
-Classes = Sequence[str] | Mapping[str, int] | str | os.PathLike[str] | None
 
 
 class LabelKind:
@@ -84,7 +82,7 @@ class LabelRule:
     def __init__(self, label: Label, classes: Classes) -> None:
         _check_label(label)
         self._label = label
-        self.classes = _class_table(classes)
+        self.classes = class_table(classes)
         self._numbers = set() if self.classes is None else set(self.classes.values())
         self.member, self._field = "", ""
         if isinstance(label, str):
@@ -358,55 +356,6 @@ def as_label(value: Any) -> int | np.ndarray | None:
         f"a label is {_short(value)}; it must be a whole number of int64 (a class) or a list of numbers of float32 (a "
         "target; of one, write [x])"
     )
-
-
-def listed_classes(classes: object) -> list[str]:
-    """Return a copy of the names of classes. Raises ValueError where these are no list of texts."""
-    if not hasattr(classes, "__iter__") or isinstance(classes, set | frozenset):
-        raise ValueError(
-            f"classes is {shown(classes)}; give the names of the classes as a list, a file with one name per line, or "
-            "a dict from name to number. Labels that are numbers need no classes"
-        )
-    names = list(classes)
-    for name in names:
-        if not isinstance(name, str):
-            raise ValueError(f"classes holds {shown(name)}; each class is named by its text, such as {str(name)!r}")
-    return list(map(str, names))
-
-
-def _class_table(classes: Classes) -> Mapping[str, int] | None:
-    if classes is None:
-        return None
-    if isinstance(classes, Mapping):
-        return {str(name): _class_number(name, number) for name, number in classes.items()}
-    if isinstance(classes, str | os.PathLike):
-        classes = _class_names(Path(classes))
-    names = listed_classes(classes)
-    table = {name: i for i, name in enumerate(names)}
-    if len(table) < len(names):
-        raise ValueError(f"classes repeats {len(names) - len(table)} names; each class needs a name of its own")
-    return table
-
-
-def _class_number(name: str, number: object) -> int:
-    check_whole(f"the number of class {name!r} in classes", number, least=0)
-    if int(number) > _INT64.max:  # type: ignore[call-overload]  # check_whole has checked it
-        raise ValueError(
-            f"the number of class {name!r} in classes is {_short(number)}; it must be at most {_INT64.max}"
-        )
-    return int(number)  # type: ignore[call-overload, no-any-return]  # check_whole has checked it
-
-
-def _class_names(path: Path) -> list[str]:
-    if not path.exists():
-        raise FileNotFoundError(
-            f"classes file {str(path)!r} {absent(str(path))}; give a file with one class name per line, or in Python a "
-            "list of the names"
-        )
-    if path.is_dir():
-        raise ValueError(f"classes is {str(path)!r}, a folder; give a file with one class name per line")
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    return [line.strip() for line in lines if line.strip()]
 
 
 def _short(value: Any, limit: int = 60) -> str:

@@ -10,7 +10,8 @@ from typing import Any, get_args
 from patchnpack.loaders.assembly.transform import Transform, check_transform
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
-from patchnpack.loaders.index.labels import Classes, Label, listed_classes
+from patchnpack.loaders.index.classes import Classes, listed_classes
+from patchnpack.loaders.index.labels import Label
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.members import check_extensions, checked_extras
 from patchnpack.loaders.order.rank_steps import Even
