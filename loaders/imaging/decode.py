@@ -170,8 +170,8 @@ def _decode_with_pil(
         plugin = plugin_of(data)
         with decode_errors_as_bad_image():
             image = plugin(io.BytesIO(data))
+            image.load()  # first, since it may turn a TIFF upright
             _check_size(image.size, stored)
-            image.load()
     with decode_errors_as_bad_image():
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")

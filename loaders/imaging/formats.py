@@ -17,7 +17,7 @@ from patchnpack.loaders.errors import BadImage
 # An index stores positions in this tuple, so the order is fixed. "jpeg" is JPEG in a colour space that libjpeg-turbo
 # converts to RGB itself. "pixels" is an image that the caller has already decoded. PIL decodes all others.
 FORMATS = ("jpeg", "cmyk-jpeg", "png", "webp", "gif", "bmp", "tiff", "pixels")
-JPEG, PIXELS = 0, 7
+JPEG, TIFF, PIXELS = 0, 6, 7
 PLUGIN_FORMATS: dict[type[ImageFile.ImageFile], int] = {
     JpegImageFile: 1,
     PngImageFile: 2,
@@ -50,6 +50,11 @@ def is_png(data: bytes) -> bool:
 def is_webp(data: bytes) -> bool:
     """Whether the data begin like a WebP."""
     return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+
+
+def is_tiff(data: bytes) -> bool:
+    """Whether the data begin like a TIFF, or like a BigTIFF."""
+    return data.startswith((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"))
 
 
 def is_image(data: bytes) -> bool:

@@ -17,12 +17,12 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from patchnpack.loaders.errors import MAX_PIXELS, BadImage
-from patchnpack.loaders.imaging.exif import block_orientation, tiff_numbers
-from patchnpack.loaders.imaging.exif import orientation as exif_orientation
+from patchnpack.loaders.imaging.exif import info_orientation, orientation, tiff_numbers
 from patchnpack.loaders.imaging.formats import (
     JPEG,
     PIXELS,
     PLUGIN_FORMATS,
+    TIFF,
     is_jpeg,
     plugin_of,
 )
@@ -114,7 +114,9 @@ def read_header(data: bytes) -> Header:
         with decode_errors_as_bad_image():
             (width, height), unsupported = _open_header(plugin, data)
         format = PLUGIN_FORMATS[plugin]
-    header = _header(width, height, exif_orientation(data), format)
+    header = _header(width, height, orientation(data), format)
+    if format == TIFF:
+        header = header._replace(orientation=1)  # PIL turns it upright as it loads it
     if unsupported is not None:
         raise UnsupportedImage(unsupported, header)
     return header
@@ -138,8 +140,19 @@ def image_header(image: Image.Image | np.ndarray) -> Header:
         unsupported = _unsupported_mode(image)
     if unsupported is not None:
         raise BadImage(unsupported)
-    exif = image.info.get("exif")
-    return _header(*image.size, block_orientation(exif) if isinstance(exif, bytes) else 1, PIXELS)
+    return _held_header(image)
+
+
+def _held_header(image: Image.Image) -> Header:
+    """The header of a PIL image of a supported mode."""
+    width, height = image.size
+    turned = info_orientation(image.info)
+    if not isinstance(image, TiffImageFile):
+        return _header(width, height, turned, PIXELS)
+    # PIL turns a TIFF upright as it loads it; before, its size is upright only if the tag says so, not by XMP.
+    if turned >= 5 and image._im is None and _ORIENTATION not in image.tag_v2:
+        width, height = height, width
+    return _header(width, height, 1, PIXELS)
 
 
 def _header(width: int, height: int, orientation: int, format: int) -> Header:
@@ -153,15 +166,16 @@ def _header(width: int, height: int, orientation: int, format: int) -> Header:
 
 
 def _open_header(plugin: type[ImageFile.ImageFile], data: bytes) -> tuple[tuple[int, int], str | None]:
-    """The size as PIL decodes the image, and why the image is unsupported, None if it is supported."""
+    """The size as the image is stored, and why the image is unsupported, None if it is supported."""
     if plugin is TiffImageFile and (unsupported := _unsupported_tiff(data)) is not None:
         return unsupported
     image = plugin(io.BytesIO(data))
     # PIL reads 16-bit colour as 8-bit without a warning, so the depth comes from the file's own header.
-    bits = data[24] if isinstance(image, PngImageFile) else 8
+    bits, size = data[24] if isinstance(image, PngImageFile) else 8, image.size
     if isinstance(image, TiffImageFile):
         bits = max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
-    return image.size, _too_deep(bits) if bits > 8 else _unsupported_mode(image)
+        size = int(image.tag_v2[_WIDTH]), int(image.tag_v2[_HEIGHT])  # as stored: `image.size` may be upright
+    return size, _too_deep(bits) if bits > 8 else _unsupported_mode(image)
 
 
 def _unsupported_tiff(data: bytes) -> tuple[tuple[int, int], str] | None:
@@ -171,8 +185,6 @@ def _unsupported_tiff(data: bytes) -> tuple[tuple[int, int], str] | None:
     channels, bits = tags.get(_SAMPLES_PER_PIXEL, 1), tags.get(_BITS_PER_SAMPLE, 1)  # bits of the first channel
     if not (width and height) or (channels <= _MAX_CHANNELS and bits <= 8):
         return None
-    if tags.get(_ORIENTATION, 1) in (5, 6, 7, 8):  # PIL reports the TIFFs that it opens upright, too
-        width, height = height, width
     if channels > _MAX_CHANNELS:
         return (width, height), f"it has {channels} channels; only up to {_MAX_CHANNELS} are read"
     return (width, height), _too_deep(bits)
