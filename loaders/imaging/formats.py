@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.imaging import signatures
 from patchnpack.loaders.imaging.readers import bmp, gif, heif, jpeg, jpeg2000, jpegxl, png, tiff, webp
 from patchnpack.loaders.imaging.readers.facts import Facts
 
@@ -45,63 +46,51 @@ class Reader(NamedTuple):
     second: str | None = None
 
 
-def is_jpeg(data: bytes) -> bool:
-    """Whether the data begin like a JPEG."""
-    return data.startswith(jpeg.START)
-
-
-def is_png(data: bytes) -> bool:
-    """Whether the data begin like a PNG."""
-    return data.startswith(png.START)
-
-
-def is_webp(data: bytes) -> bool:
-    """Whether the data begin like a WebP."""
-    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-
-
-def _starts(*starts: bytes) -> Callable[[bytes], bool]:
-    return lambda data: data.startswith(starts)
-
-
 READERS = (
     Reader(
         OTHER_JPEG,
         "JPEG",
         ("jpg", "jpeg", "jpe", "jfif"),
-        is_jpeg,
+        signatures.is_jpeg,
         lambda data: jpeg.header(data)[0],
         jpeg.decode,
-        "simplejpeg; PIL for CMYK; imagecodecs for what neither decodes",
+        "simplejpeg",
     ),
-    Reader(2, "PNG", ("png", "apng"), is_png, png.header, png.decode, "imagecodecs", "Png"),
-    Reader(3, "WebP", ("webp",), is_webp, webp.header, webp.decode, "imagecodecs", "WebP"),
-    Reader(4, "GIF", ("gif",), _starts(b"GIF87a", b"GIF89a"), gif.header, gif.decode, "PIL"),
-    Reader(5, "BMP", ("bmp", "dib"), _starts(b"BM"), bmp.header, bmp.decode, "PIL"),
-    Reader(6, "TIFF", ("tif", "tiff"), _starts(*tiff.STARTS), tiff.header, tiff.decode, "imagecodecs", "Tiff"),
+    Reader(2, "PNG", ("png", "apng"), signatures.is_png, png.header, png.decode, "imagecodecs", "Png"),
+    Reader(3, "WebP", ("webp",), signatures.is_webp, webp.header, webp.decode, "imagecodecs", "WebP"),
+    Reader(4, "GIF", ("gif",), signatures.is_gif, gif.header, gif.decode, "PIL"),
+    Reader(5, "BMP", ("bmp", "dib"), signatures.is_bmp, bmp.header, bmp.decode, "PIL"),
+    Reader(6, "TIFF", ("tif", "tiff"), signatures.is_tiff, tiff.header, tiff.decode, "imagecodecs", "Tiff"),
     Reader(
-        8, "AVIF", ("avif", "avifs"), heif.is_avif, heif.avif_header, heif.decode_avif, "imagecodecs", "Avif"
-    ),
-    Reader(
-        9,
-        "JPEG XL",
-        ("jxl",),
-        _starts(jpegxl.CODESTREAM, jpegxl.FILE),
-        jpegxl.header,
-        jpegxl.decode,
+        8,
+        "AVIF",
+        ("avif", "avifs"),
+        signatures.is_avif,
+        heif.avif_header,
+        heif.decode_avif,
         "imagecodecs",
+        "Avif",
     ),
+    Reader(9, "JPEG XL", ("jxl",), signatures.is_jpegxl, jpegxl.header, jpegxl.decode, "imagecodecs"),
     Reader(
         10,
         "JPEG 2000",
         ("jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
-        _starts(jpeg2000.CODESTREAM, jpeg2000.FILE),
+        signatures.is_jpeg2000,
         jpeg2000.header,
         jpeg2000.decode,
         "imagecodecs",
         "Jpeg2K",
     ),
-    Reader(HEIC, "HEIC", ("heic", "heif", "hif"), heif.is_heic, heif.heic_header, heif.decode_heic, "pillow-heif"),
+    Reader(
+        HEIC,
+        "HEIC",
+        ("heic", "heif", "hif"),
+        signatures.is_heic,
+        heif.heic_header,
+        heif.decode_heic,
+        "pillow-heif",
+    ),
 )
 # Every extension of a format that is read, without its dot.
 EXTENSIONS = tuple(extension for reader in READERS for extension in reader.extensions)

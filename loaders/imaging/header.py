@@ -10,16 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from patchnpack.loaders.errors import MAX_PIXELS, BadImage
-from patchnpack.loaders.imaging.exif import block_orientation
-from patchnpack.loaders.imaging.exif import orientation as exif_orientation
+from patchnpack.loaders.imaging.exif import info_orientation, orientation
 from patchnpack.loaders.imaging.formats import JPEG, OTHER_JPEG, PIXELS, reader_of
 from patchnpack.loaders.imaging.readers import jpeg
 from patchnpack.loaders.imaging.readers.by_pil import unsupported_mode
 from patchnpack.loaders.imaging.readers.facts import SEVERAL
 
 # Sizes are (width, height) in pixels: "stored" as in the file, "upright" after EXIF orientation is applied.
+
+_ORIENTATION = 274  # a TIFF tag
 
 # What decoders raise on bad data. Any other exception is a bug, in a decoder or here, and propagates.
 BAD_DATA = (
@@ -100,8 +102,8 @@ def read_header(data: bytes) -> Header:
             format = JPEG if is_direct else OTHER_JPEG
         else:
             facts = reader.header(data)
-    orientation = exif_orientation(data) if facts.orientation is None else facts.orientation
-    header = _header(facts.width, facts.height, orientation, format, facts.pages)
+    turn = orientation(data) if facts.orientation is None else facts.orientation
+    header = _header(facts.width, facts.height, turn, format, facts.pages)
     if facts.unsupported is not None:
         raise UnsupportedImage(facts.unsupported, header)
     return header
@@ -130,10 +132,19 @@ def image_header(image: Image.Image | np.ndarray) -> Header:
     if (unsupported := unsupported_mode(image.mode)) is not None:
         raise BadImage(unsupported)
     with decode_errors_as_bad_image():
-        pages = getattr(image, "n_frames", 1)
-    exif = image.info.get("exif")
-    orientation = block_orientation(exif) if isinstance(exif, bytes) else 1
-    return _header(*image.size, orientation, PIXELS, pages)
+        return _held_header(image)._replace(pages=getattr(image, "n_frames", 1))
+
+
+def _held_header(image: Image.Image) -> Header:
+    """The header of a PIL image of a supported mode."""
+    width, height = image.size
+    turned = info_orientation(image.info)
+    if not isinstance(image, TiffImageFile):
+        return _header(width, height, turned, PIXELS)
+    # PIL turns a TIFF upright as it loads it; before, its size is upright only if the tag says so, not by XMP.
+    if turned >= 5 and image._im is None and _ORIENTATION not in image.tag_v2:
+        width, height = height, width
+    return _header(width, height, 1, PIXELS)
 
 
 def _header(width: int, height: int, orientation: int, format: int, pages: int = 1) -> Header:

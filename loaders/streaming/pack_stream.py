@@ -51,7 +51,7 @@ def pack_stream(
 
     Args:
         samples: dicts from member to value, as webdataset yields them, or (image, label) pairs. An image is encoded
-            bytes, a PIL image (its EXIF orientation is applied) or a uint8 array (height, width, C).
+            bytes, a PIL image (turned upright by its EXIF or XMP) or a uint8 array (height, width, C).
         packing: what a sequence looks like; `Packing()` by default. The first `lookahead` images decide the algorithm
             that "auto" stands for. `balance` has no effect, since it would delay 256 packs. For schedules, each stream
             multiplies its own image count by ranks x workers.

@@ -14,8 +14,6 @@ from PIL import Image
 from patchnpack.loaders.imaging.readers.boxes import Box, boxes
 from patchnpack.loaders.imaging.readers.facts import Facts, codec, unsupported_kind
 
-_AVIF_BRANDS = {b"avif", b"avis"}
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _IMAGES = {b"av01", b"hvc1", b"grid", b"iovl", b"iden", b"jpeg", b"j2k1", b"unci"}  # types of items with pixels
 # EXIF orientation by quarter turns to the left and axis of the mirror behind them; -1 is no mirror.
 _ORIENTATIONS = {
@@ -35,17 +33,6 @@ class _Item(NamedTuple):
     channels: int
     turns: int  # quarter turns to the left
     mirror: int  # axis of the mirror, -1 for none
-
-
-def is_avif(data: bytes) -> bool:
-    """Whether the data begin like an AVIF."""
-    return bool(_brands(data) & _AVIF_BRANDS)
-
-
-def is_heic(data: bytes) -> bool:
-    """Whether the data begin like a HEIC or HEIF that is no AVIF."""
-    brands = _brands(data)
-    return not brands & _AVIF_BRANDS and bool(brands & _HEIC_BRANDS)
 
 
 @functools.cache
@@ -99,13 +86,6 @@ def decode_heic(data: bytes) -> Image.Image:
     except RuntimeError as error:
         raise ValueError(str(error)) from error
     return image
-
-
-def _brands(data: bytes) -> set[bytes]:
-    if data[4:8] != b"ftyp":
-        return set()
-    end = min(int.from_bytes(data[:4], "big"), len(data), 4096)
-    return {data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))}
 
 
 def _first_item(data: bytes) -> tuple[_Item, int]:

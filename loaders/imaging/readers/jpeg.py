@@ -19,7 +19,6 @@ from PIL import Image
 from patchnpack.loaders.imaging.readers import by_pil
 from patchnpack.loaders.imaging.readers.facts import Facts, codec, unsupported_kind
 
-START = b"\xff\xd8"
 DIRECT_COLORS = {"Gray", "YCbCr", "RGB"}  # colour spaces that libjpeg-turbo converts to RGB
 EXTRANEOUS, SCAN, VERSION, ADOBE, PROFILE, ORDER = (
     "extraneous bytes",
@@ -161,7 +160,7 @@ def _harmless(error: ValueError) -> str | None:
 
 def mend(data: bytes) -> Mended:
     """Remove what libjpeg warns of in segments: bytes between them, and fields that it ignores."""
-    out, warnings = bytearray(START), set[str]()
+    out, warnings = bytearray(data[:2]), set[str]()
     is_sequential = False
     for segment in _segments(data):
         if segment.after_scan:

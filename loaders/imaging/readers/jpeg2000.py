@@ -9,8 +9,7 @@ import numpy as np
 from patchnpack.loaders.imaging.readers.boxes import boxes
 from patchnpack.loaders.imaging.readers.facts import Facts, codec, unsupported_kind
 
-CODESTREAM = b"\xff\x4f\xff\x51"
-FILE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
+_CODESTREAM = b"\xff\x4f\xff\x51"
 
 
 def header(data: bytes) -> Facts:
@@ -20,7 +19,7 @@ def header(data: bytes) -> Facts:
         ValueError, struct.error: the data end early or are damaged.
     """
     at, palette = 0, 0
-    if not data.startswith(CODESTREAM):
+    if not data.startswith(_CODESTREAM):
         found = {box.kind: box for box in boxes(data)}
         if b"jp2c" not in found:
             raise ValueError("the JPEG 2000 file has no codestream")
@@ -29,7 +28,7 @@ def header(data: bytes) -> Facts:
             inner = {box.kind: box for box in boxes(data, found[b"jp2h"].begin, found[b"jp2h"].end)}
             if b"pclr" in inner:
                 palette = data[inner[b"pclr"].begin + 2]
-    if data[at : at + 4] != CODESTREAM:
+    if data[at : at + 4] != _CODESTREAM:
         raise ValueError("the JPEG 2000 codestream does not begin with its size")
     right, bottom, left, top = struct.unpack_from(">IIII", data, at + 8)
     (channels,) = struct.unpack_from(">H", data, at + 40)

@@ -7,8 +7,7 @@ import numpy as np
 from patchnpack.loaders.imaging.readers.boxes import boxes
 from patchnpack.loaders.imaging.readers.facts import SEVERAL, Facts, codec, unsupported_kind
 
-CODESTREAM = b"\xff\x0a"
-FILE = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
+_CODESTREAM = b"\xff\x0a"
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
 _HEADER = 256  # bytes that the header needs at most, by far
 
@@ -81,7 +80,7 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def _codestream(data: bytes) -> bytes:
-    if data.startswith(CODESTREAM):
+    if data.startswith(_CODESTREAM):
         return data[:_HEADER]
     begin = b""
     for kind, at, end in boxes(data):

@@ -10,7 +10,7 @@ import numpy as np
 
 from patchnpack.loaders.imaging.readers.facts import Facts, codec, unsupported_kind
 
-START = b"\x89PNG\r\n\x1a\n"
+_SIGNATURE = 8  # bytes before the first chunk
 
 
 def header(data: bytes) -> Facts:
@@ -46,7 +46,7 @@ def decode(data: bytes) -> np.ndarray:
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Kind of each chunk, where its payload begins, and the payload's length."""
-    at = len(START)
+    at = _SIGNATURE
     while at < len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         yield kind, at + 8, length

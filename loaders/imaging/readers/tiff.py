@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from patchnpack.loaders.imaging.exif import orientation
 from patchnpack.loaders.imaging.readers import by_pil
 from patchnpack.loaders.imaging.readers.facts import Facts, codec, unsupported_kind
 from patchnpack.packer import _kernels
 
 # h rows, w columns, n samples
 
-STARTS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # the last two begin a BigTIFF
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _ORIENTATION, _SAMPLES, _PLANAR, _COLORMAP, _EXTRA = 274, 277, 284, 320, 338
 # Where the pixels lie: strips of rows or, where these tags exist, tiles; and the tables of JPEG compression.
@@ -76,7 +76,7 @@ def header(data: bytes) -> Facts:
     """
     directory = _directory(data)
     width, height = directory.first(_WIDTH, 0), directory.first(_HEIGHT, 0)
-    if _orientation(directory) >= 5:
+    if orientation(data) >= 5:
         width, height = height, width
     return Facts(width, height, _pages(data, directory), 1, _unsupported(directory))
 
@@ -96,11 +96,10 @@ def decode(data: bytes) -> np.ndarray | Image.Image:
     if samples.dtype.itemsize > 1:
         raise ValueError(f"the TIFF's samples are {samples.dtype}, its directory says {_bits(directory)} bits")
     pixels = _pixels(samples.view(np.uint8), directory, mode)
-    if (orientation := _orientation(directory)) > 1:
+    if (turn := orientation(data)) > 1:
         flat = pixels[..., None] if pixels.ndim == 2 else pixels
-        pixels = _kernels.orient(np.ascontiguousarray(flat), orientation).reshape(
-            *(flat.shape[1::-1] if orientation >= 5 else flat.shape[:2]), *pixels.shape[2:]
-        )
+        upright: np.ndarray = _kernels.orient(np.ascontiguousarray(flat), turn)
+        pixels = upright[..., 0] if pixels.ndim == 2 else upright
     if mode in ("CMYK", "RGBa") and pixels.shape[2] == 4:
         raw = np.ascontiguousarray(pixels)
         return Image.frombytes(mode.upper(), pixels.shape[1::-1], raw.tobytes(), "raw", mode)
@@ -145,7 +144,7 @@ def _jpeg_samples(data: bytes, directory: _Directory) -> np.ndarray:
 
 def _as_samples(data: bytes, directory: _Directory, mode: str | None) -> bytes:
     """The file, changed so that libtiff neither turns the image nor converts CMYK itself, which PIL rounds otherwise."""
-    changes = {_ORIENTATION: 1} if _orientation(directory) > 1 else {}
+    changes = {_ORIENTATION: 1} if directory.first(_ORIENTATION, 1) != 1 else {}
     if mode == "CMYK":
         changes[_PHOTOMETRIC] = _RGB
     if not changes:
@@ -154,11 +153,6 @@ def _as_samples(data: bytes, directory: _Directory, mode: str | None) -> bytes:
     for tag, value in changes.items():
         struct.pack_into(directory.order + directory.tags[tag].format, changed, directory.tags[tag].at, value)
     return bytes(changed)
-
-
-def _orientation(directory: _Directory) -> int:
-    value = directory.first(_ORIENTATION, 1)
-    return value if 1 <= value <= 8 else 1
 
 
 def _mode(directory: _Directory) -> str | None:
