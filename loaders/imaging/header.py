@@ -17,7 +17,6 @@ from patchnpack.loaders.imaging.exif import info_orientation, orientation
 from patchnpack.loaders.imaging.formats import JPEG, OTHER_JPEG, PIXELS, reader_of
 from patchnpack.loaders.imaging.readers import jpeg
 from patchnpack.loaders.imaging.readers.by_pil import unsupported_mode
-from patchnpack.loaders.imaging.readers.facts import SEVERAL
 
 # Sizes are (width, height) in pixels: "stored" as in the file, "upright" after EXIF orientation is applied.
 
@@ -107,12 +106,6 @@ def read_header(data: bytes) -> Header:
     if facts.unsupported is not None:
         raise UnsupportedImage(facts.unsupported, header)
     return header
-
-
-def several_pages(pages: int) -> str:
-    """Why an image of so many pages is bad where each file must hold one image."""
-    count = "several" if pages == SEVERAL else str(pages)
-    return f"it has {count} pages or frames; pages='first' takes the first"
 
 
 def image_header(image: Image.Image | np.ndarray) -> Header:

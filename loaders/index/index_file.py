@@ -20,7 +20,7 @@ from patchnpack.packer.files import atomic_write
 
 # n rows, s shards
 
-VERSION = 3
+VERSION = 4
 _KEY = INDEX_KEY
 _MEMBER = "member."
 _BY_SHARD = ("starts", "shard_bytes", "without_image")
@@ -32,6 +32,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "height": pa.int32(),
     "orientation": pa.uint8(),
     "format": pa.uint8(),
+    "pages": pa.int32(),
     "digest": pa.uint64(),
     "reasons": pa.large_string(),
     "cls": pa.large_string(),

@@ -9,6 +9,7 @@ from typing import Any
 
 from patchnpack.loaders.assembly.context import Transform, check_transform
 from patchnpack.loaders.error_policy import ErrorPolicy
+from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
 from patchnpack.loaders.index.labels import Classes, Label
 from patchnpack.loaders.index.table import Index
@@ -38,6 +39,7 @@ class LoaderOptions:
     extras: Sequence[str]
     transform: Transform | None
     decode: Decode | None
+    pages: Pages
     where: Where | None
     index: Index | str | os.PathLike[str] | None = field(repr=False)
     storage_options: Mapping[str, Any] | None = field(repr=False)  # may hold secrets
@@ -71,6 +73,7 @@ class LoaderOptions:
             if value is not None and not isinstance(value, kind):
                 raise ValueError(f"{name} is {value!r}; give {remedy}")
         check_decode(self.decode)
+        check_pages(self.pages)
         check_transform(self.transform)
         check_whole("seed", self.seed, least=-(1 << 63))
         if self.cache_limit is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from patchnpack.loaders.assembly.context import Transform, check_transform
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.error_policy import ErrorPolicy
+from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
 from patchnpack.loaders.index.labels import Classes, Label
 from patchnpack.loaders.shards.tar import IMAGE
@@ -31,6 +32,7 @@ def pack_stream(
     extras: Sequence[str] = (),
     transform: Transform | None = None,
     decode: Decode | None = None,
+    pages: Pages = "first",
     seed: int = 0,
     drop_last: bool = False,
     num_threads: int | None = None,
@@ -63,6 +65,7 @@ def pack_stream(
         extras: members for `batch.extras`: txt as str, json as object, others as bytes, decoded values unchanged; None
             where a sample lacks the member.
         decode: called with the bytes of each encoded image, as in `PackedImageLoader`; PIL images and arrays skip it.
+        pages: "first" or "error": what becomes of files with several pages or frames, as in `PackedImageLoader`.
         transform: called as `transform(image, rng)`, as in `PackedImageLoader`.
         seed: seeds every draw. Draws differ between ranks and workers but not between calls: change it each epoch.
         drop_last: leave out an incomplete last batch; otherwise empty packs fill it.
@@ -91,11 +94,12 @@ def pack_stream(
     """
     _check_options(samples, batch_size, prefetch, num_threads, extras)
     check_decode(decode)
+    check_pages(pages)
     check_transform(transform)
     stats, policy = Stats(), errors if errors is not None else ErrorPolicy()
     stream = Stream(
         samples=samples,
-        reader=SampleReader(image, label, classes, extras, policy, any_kind=decode is not None),
+        reader=SampleReader(image, label, classes, extras, policy, any_kind=decode is not None, pages=pages),
         packing=packing if packing is not None else Packing(),
         batch_size=batch_size,
         decode=decode,

@@ -1,7 +1,7 @@
 """JPEG (ITU-T T.81): header, and decoding of files that libjpeg warns about but reads to their end.
 
-libjpeg calls everything a warning that it can work around, from a wrong version number to missing pixels, and keeps only
-the first. Here a warning without consequence for the pixels is counted; one that means missing or wrong pixels is an
+libjpeg calls everything a warning that it can work around, from a wrong version number to missing pixels, and keeps
+only the first. Here a warning without consequence for the pixels is counted; one that means missing or wrong pixels is an
 error. Oddities in the segments are removed before decoding again, so that they hide no damage behind them.
 """
 

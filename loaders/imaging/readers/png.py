@@ -20,7 +20,7 @@ def header(data: bytes) -> Facts:
         ValueError, struct.error: the data end early or are damaged.
     """
     chunks = _chunks(data)
-    kind, at, length = next(chunks)
+    kind, at, length = next(chunks, (b"", 0, 0))
     if kind != b"IHDR" or length != 13:
         raise ValueError(f"the PNG begins with a chunk {kind!r} of {length} bytes; it must begin with IHDR, 13 bytes")
     width, height, bits = struct.unpack_from(">IIB", data, at)

@@ -143,7 +143,7 @@ def _jpeg_samples(data: bytes, directory: _Directory) -> np.ndarray:
 
 
 def _as_samples(data: bytes, directory: _Directory, mode: str | None) -> bytes:
-    """The file, changed so that libtiff neither turns the image nor converts CMYK itself, which PIL rounds otherwise."""
+    """The file, changed so that libtiff does not turn the image, nor convert CMYK, which PIL rounds otherwise."""
     changes = {_ORIENTATION: 1} if directory.first(_ORIENTATION, 1) != 1 else {}
     if mode == "CMYK":
         changes[_PHOTOMETRIC] = _RGB
