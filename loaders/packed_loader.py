@@ -269,8 +269,8 @@ class PackedImageLoader:
         first bad images in `bad` (row, key, shard, offset, stage, reason), truncated (JPEGs that end early and were
         kept), multi_page (files of which only the first page was used), warnings (of decoders, by kind: odd files
         whose pixels are all there), skipped (by "oversize", "where", "tail"), sources (images per source of a
-        `Mixture`), oversize, without_label, cache_hits and cache_misses (of shards opened in the cache), wait_s (seconds that the training
-        loop waited), images_per_s, tokens_per_s.
+        `Mixture`), oversize, without_label, cache_hits and cache_misses (of shards opened in the cache), wait_s
+        (seconds that the training loop waited), images_per_s, tokens_per_s.
 
         The totals include worker processes of `as_dataset`, except `bad`, `bad_by_stage`, `sources` and wait_s, which
         stay in the workers. The logger "patchnpack" reports the totals every minute, at level INFO.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.decode_buffers import DecodeBuffers
-from patchnpack.loaders.imaging.formats import reader_of
+from patchnpack.loaders.imaging.formats import PIL, reader_of
 from patchnpack.loaders.imaging.header import BAD_DATA, Header, bad_image, decode_errors_as_bad_image
 from patchnpack.loaders.imaging.readers import by_pil, jpeg
 from patchnpack.loaders.imaging.warnings import SECOND_DECODER, Warn, ignore
@@ -211,8 +211,9 @@ def _read_pixels(data: bytes, stored: tuple[int, int], warn: Warn) -> np.ndarray
     """The first page of an encoded image, by the format's own decoder or else by PIL."""
     reader = reader_of(data)
     with decode_errors_as_bad_image():
-        facts = reader.header(data)
-        _check_size((facts.width, facts.height), stored)
+        if reader.decoder != PIL:  # which says the size before it decodes
+            facts = reader.header(data)
+            _check_size((facts.width, facts.height), stored)
         try:
             pixels = reader.decode(data)
         except BAD_DATA as error:

@@ -20,6 +20,7 @@ FORMATS = (
     *("avif", "jpeg-xl", "jpeg-2000", "heic"),
 )
 JPEG, OTHER_JPEG, PIXELS, HEIC = 0, 1, 7, 11
+PIL = "PIL"  # the decoder of formats that nothing else decodes
 
 
 class Reader(NamedTuple):
@@ -58,8 +59,8 @@ READERS = (
     ),
     Reader(2, "PNG", ("png", "apng"), signatures.is_png, png.header, png.decode, "imagecodecs", "Png"),
     Reader(3, "WebP", ("webp",), signatures.is_webp, webp.header, webp.decode, "imagecodecs", "WebP"),
-    Reader(4, "GIF", ("gif",), signatures.is_gif, gif.header, gif.decode, "PIL"),
-    Reader(5, "BMP", ("bmp", "dib"), signatures.is_bmp, bmp.header, bmp.decode, "PIL"),
+    Reader(4, "GIF", ("gif",), signatures.is_gif, gif.header, gif.decode, PIL),
+    Reader(5, "BMP", ("bmp", "dib"), signatures.is_bmp, bmp.header, bmp.decode, PIL),
     Reader(6, "TIFF", ("tif", "tiff"), signatures.is_tiff, tiff.header, tiff.decode, "imagecodecs", "Tiff"),
     Reader(
         8,

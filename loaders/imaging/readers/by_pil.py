@@ -9,6 +9,7 @@ import io
 import PIL
 from PIL import Image, ImageFile
 
+from patchnpack.loaders.errors import MAX_PIXELS
 from patchnpack.loaders.imaging.readers.facts import Facts
 
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}  # at most 8 bits; PIL converts them
@@ -33,8 +34,13 @@ def plugin(name: str) -> type[ImageFile.ImageFile]:
 
 def decode(name: str, data: bytes) -> Image.Image:
     """The first page as PIL's plugin decodes it, in a mode whose conversions keep what the palette says of alpha."""
-    image: Image.Image = plugin(name)(io.BytesIO(data))
-    image.load()
+    try:
+        image: Image.Image = plugin(name)(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"its header says {image.width}x{image.height} pixels")
+        image.load()
+    except TypeError as error:  # a damaged TIFF may hold fractions where whole numbers belong
+        raise ValueError(str(error)) from error
     return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
 
 

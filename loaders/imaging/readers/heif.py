@@ -67,7 +67,7 @@ def decode_avif(data: bytes) -> np.ndarray:
     """The stored pixels of the primary item, uint8 (height, width) or (height, width, C)."""
     if data[8:12] == b"avis":  # a sequence of frames, all of which would be decoded: ask for the item instead
         data = data[:8] + b"avif" + data[12:]
-    pixels: np.ndarray = codec("avif_decode")(data)
+    pixels: np.ndarray = codec("avif_decode")(data, numthreads=1)
     return pixels
 
 

@@ -1,8 +1,8 @@
 """JPEG (ITU-T T.81): header, and decoding of files that libjpeg warns about but reads to their end.
 
 libjpeg calls everything a warning that it can work around, from a wrong version number to missing pixels, and keeps
-only the first. Here a warning without consequence for the pixels is counted; one that means missing or wrong pixels is an
-error. Oddities in the segments are removed before decoding again, so that they hide no damage behind them.
+only the first. Here a warning without consequence for the pixels is counted; one that means missing or wrong pixels is
+an error. Oddities in the segments are removed before decoding again, so that they hide no damage behind them.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ _HARMLESS = {
 _DAMAGE = re.compile("corrupt|premature", re.IGNORECASE)
 # Markers: a frame of each coding process, start of scan, end of image, JFIF, and those without a segment.
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+_LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
 _SEQUENTIAL = {0xC0, 0xC1, 0xC5, 0xC9, 0xCD}
 _SCAN, _END, _JFIF = 0xDA, 0xD9, 0xE0
+_METADATA = {0xFE, *range(0xE1, 0xEE), 0xEF}  # comments, and applications' segments but JFIF and Adobe
 _ALONE = {0x01, *range(0xD0, 0xD9)}
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
 _MARKER_IN_SCAN = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
@@ -56,7 +58,7 @@ class _Segment(NamedTuple):
 
 
 class Mended(NamedTuple):
-    """A JPEG without oddities in its segments.
+    """A JPEG without metadata, and without oddities in its segments.
 
     Attributes:
         data: the encoded image.
@@ -81,16 +83,11 @@ def header(data: bytes) -> tuple[Facts, bool]:
     Raises:
         ValueError, struct.error: there is no frame header.
     """
-    for segment in _segments(data):
-        if segment.marker in _FRAMES:
-            break
-        if segment.marker in (_SCAN, _END):
-            raise ValueError("the JPEG has no frame header before its pixels")
-    else:
-        raise ValueError("the JPEG ends before its frame header")
-    bits, height, width, channels = struct.unpack_from(">BHHB", data, segment.begin + 4)
+    marker, at = _frame_header(data)
+    bits, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
     facts = Facts(width, height, unsupported=unsupported_kind(channels, bits))
-    if facts.unsupported is not None:
+    # simplejpeg refuses to decode a lossless JPEG as grey, and crashes at a lower scale.
+    if facts.unsupported is not None or marker in _LOSSLESS:
         return facts, False
     try:
         size, color = size_and_color(data)
@@ -101,6 +98,25 @@ def header(data: bytes) -> tuple[Facts, bool]:
     return facts._replace(width=size[0], height=size[1]), color in DIRECT_COLORS
 
 
+def _frame_header(data: bytes) -> tuple[int, int]:
+    """The marker of the frame header and where it begins: a loop of its own, since every scan of shards runs it."""
+    at = 2
+    while at + 4 <= len(data):
+        marker = data[at + 1]
+        if data[at] != 0xFF or marker in (0x00, 0xFF):  # bytes between segments, or fill bytes
+            found = _MARKER.search(data, at)
+            if found is None:
+                break
+            at = found.end() - 2
+        elif marker in _FRAMES:
+            return marker, at
+        elif marker in (_SCAN, _END):
+            raise ValueError("the JPEG has no frame header before its pixels")
+        else:
+            at += 2 if marker in _ALONE else 2 + (data[at + 2] << 8 | data[at + 3])
+    raise ValueError("the JPEG ends before its frame header")
+
+
 def decode(data: bytes) -> np.ndarray | Image.Image:
     """The pixels of a JPEG that simplejpeg does not decode to RGB: CMYK, odd subsampling, rare coding processes.
 
@@ -108,10 +124,11 @@ def decode(data: bytes) -> np.ndarray | Image.Image:
         ValueError: the file ends early.
         OSError: it cannot be decoded.
     """
-    if not mend(data).ends:
+    mended = mend(data)  # also since PIL issues Python warnings for damaged metadata
+    if not mended.ends:
         raise ValueError("Premature end of JPEG file")
     try:
-        return by_pil.decode("Jpeg", data)
+        return by_pil.decode("Jpeg", mended.data)
     except OSError as error:
         try:
             pixels: np.ndarray = codec("jpeg8_decode")(data)
@@ -134,20 +151,21 @@ def decode_with_warnings(
     Raises:
         ValueError: pixels are missing or wrong.
     """
-    if _harmless(error) is None:
+    first = _harmless(error)
+    if first is None:
         raise error
     mended = mend(data)
     if strict and not mended.ends:
         raise ValueError("Premature end of JPEG file") from error
-    kinds = mended.warnings
+    kinds = mended.warnings | {first}
     try:
         pixels = decode(mended.data, strict)
     except ValueError as later:
-        kind = _harmless(later)
-        if kind is None:
+        second = _harmless(later)
+        if second is None:
             raise
         pixels = decode(mended.data, False)
-        kinds.add(kind)
+        kinds.add(second)
     for kind in sorted(kinds):
         warn(kind)
     return pixels
@@ -159,7 +177,7 @@ def _harmless(error: ValueError) -> str | None:
 
 
 def mend(data: bytes) -> Mended:
-    """Remove what libjpeg warns of in segments: bytes between them, and fields that it ignores."""
+    """Remove metadata, and what libjpeg warns of in segments: bytes between them, and fields that it ignores."""
     out, warnings = bytearray(data[:2]), set[str]()
     is_sequential = False
     for segment in _segments(data):
@@ -167,6 +185,8 @@ def mend(data: bytes) -> Mended:
             out += data[segment.skipped : segment.begin]
         elif data[segment.skipped : segment.begin].strip(b"\xff"):
             warnings.add(EXTRANEOUS)
+        if segment.marker in _METADATA:
+            continue
         body = bytearray(data[segment.begin : segment.end])
         if segment.marker in _FRAMES:
             is_sequential = segment.marker in _SEQUENTIAL

@@ -41,5 +41,5 @@ def header(data: bytes) -> Facts:
 
 def decode(data: bytes) -> np.ndarray:
     """The pixels, uint8 (height, width) or (height, width, C)."""
-    pixels: np.ndarray = codec("jpeg2k_decode")(data)
+    pixels: np.ndarray = codec("jpeg2k_decode")(data, numthreads=1)
     return pixels
