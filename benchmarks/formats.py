@@ -4,7 +4,7 @@ The photograph is re-encoded in each format. Each round decodes it once by each 
 all rounds, in microseconds of CPU time per image, at native size, as RGB. PIL's column is empty where PIL was built
 without the format.
 
-    python benchmarks/formats.py ../shared/data/clothing/train/clothing-000000.tar --rounds 50
+    python benchmarks/formats.py ../shared/data/clothing/train-000000.tar --rounds 50
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def encoded(pixels: np.ndarray) -> dict[str, bytes]:
     return {
         "JPEG, quality 90": by_pil(pixels, "JPEG", quality=90),
         "PNG": by_pil(pixels, "PNG"),
-        "WebP, quality 80": imagecodecs.webp_encode(pixels, level=80),
-        "WebP, lossless": imagecodecs.webp_encode(pixels, lossless=True),
+        "WebP, quality 80": bytes(imagecodecs.webp_encode(pixels, level=80)),
+        "WebP, lossless": bytes(imagecodecs.webp_encode(pixels, lossless=True)),
         "GIF": by_pil(pixels, "GIF"),
         "BMP": by_pil(pixels, "BMP"),
         "TIFF, deflate": deflated,
-        "AVIF, quality 80": imagecodecs.avif_encode(pixels, level=80),
-        "JPEG XL, distance 1": imagecodecs.jpegxl_encode(pixels, distance=1.0),
-        "JPEG 2000, lossless": imagecodecs.jpeg2k_encode(pixels, level=0),
+        "AVIF, quality 80": bytes(imagecodecs.avif_encode(pixels, level=80)),
+        "JPEG XL, distance 1": bytes(imagecodecs.jpegxl_encode(pixels, distance=1.0)),
+        "JPEG 2000, lossless": bytes(imagecodecs.jpeg2k_encode(pixels, level=0)),
         "HEIC, quality 80": heic.getvalue(),
     }
 

@@ -116,14 +116,13 @@ def test_three_of_a_hundred_odd_photographs_do_not_stop_a_run(tmp_path: Path) ->
 
 def test_unknown_choice_of_pages_is_refused_with_the_known_ones(shard: str) -> None:
     for load in (as_loader, as_stream, as_packed):
-        with pytest.raises(ValueError, match="pages is 'all'; it must be 'first', which .* or 'error'"):
+        with pytest.raises(ValueError, match=r"pages is 'all'; it must be 'first', which .* or 'error'"):
             load(shard, pages="all")
 
 
 def test_state_is_refused_where_pages_leaves_out_other_rows(shard: str) -> None:
     first, error = (
-        PackedImageLoader(shard, PACKING, batch_size=2, image=IMAGES, pages=pages)  # type: ignore[arg-type]
-        for pages in ("first", "error")
+        PackedImageLoader(shard, PACKING, batch_size=2, image=IMAGES, pages=pages) for pages in ("first", "error")
     )
     with pytest.raises(ValueError, match=r"9 images used.*this loader has 6; where=, decode=, pages="):
         error.load_state_dict(first.state_dict())

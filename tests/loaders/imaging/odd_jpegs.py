@@ -113,5 +113,4 @@ def wrong_restarts(image: Image.Image) -> Iterator[tuple[str, bytes]]:
 
 def lossless(pixels: np.ndarray) -> bytes:
     """A lossless JPEG (T.81, annex H) of 8 bits."""
-    data: bytes = imagecodecs.jpeg8_encode(pixels, lossless=True)
-    return data
+    return bytes(imagecodecs.jpeg8_encode(pixels, lossless=True))

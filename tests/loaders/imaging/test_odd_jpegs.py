@@ -125,7 +125,7 @@ def test_lossless_jpeg_is_decoded_whole_scaled_and_in_every_mode(mode: str) -> N
 @pytest.mark.parametrize(("bits", "lossless"), [(12, False), (12, True), (16, True)])
 def test_deep_jpeg_is_refused_with_its_size(bits: int, lossless: bool) -> None:
     pixels = np.asarray(PICTURE).astype(np.uint16) << bits - 8
-    data = imagecodecs.jpeg8_encode(pixels, bitspersample=bits, lossless=lossless)
+    data = bytes(imagecodecs.jpeg8_encode(pixels, bitspersample=bits, lossless=lossless))
     with pytest.raises(UnsupportedImage, match=f"{bits} bits per channel.* unless decode= is given") as caught:
         read_header(data)
     assert caught.value.header[:4] == (WIDTH, HEIGHT, 1, OTHER_JPEG)

@@ -13,7 +13,6 @@ import patchnpack.loaders.index.scanner as scan_module
 from patchnpack.loaders.imaging.header import Header, read_header
 from patchnpack.loaders.index.scanner import scan
 from patchnpack.loaders.index.table import Index
-from patchnpack.loaders.streaming.pack_stream import pack_stream
 
 Draw = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
