@@ -22,6 +22,9 @@ _STRIPS, _STRIP_ROWS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYT
 _JPEG_TABLES = 347
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _SEPARATED, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8  # photometric
 _UNCOMPRESSED, _JPEG = 1, 7  # compression
+# LZW, old and new JPEG, deflate, PackBits, LZMA and Zstandard: of any other, libtiff would make a black image of YCbCr.
+_YCBCR_COMPRESSIONS = {5, 6, _JPEG, 8, 32773, 32946, 34925, 50000}
+_JPEG_UNKNOWN, _JPEG_RGB, _JPEG_YCBCR = 0, 2, 3  # colour spaces, as libjpeg numbers them
 _IGNORED, _PREMULTIPLIED, _ALPHA = 0, 1, 2  # kinds of extra samples
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}  # field types
 _READ = {
@@ -87,7 +90,9 @@ def decode(data: bytes) -> np.ndarray | Image.Image:
     mode, compression = _mode(directory), directory.first(_COMPRESSION, _UNCOMPRESSED)
     if mode == "YCbCr" and compression == _UNCOMPRESSED:  # libtiff assumes another subsampling than PIL
         return by_pil.decode("Tiff", data)
-    if compression == _JPEG and directory.first(_SAMPLES, 1) in (2, 4):
+    if mode == "YCbCr" and compression not in _YCBCR_COMPRESSIONS:
+        raise ValueError(f"YCbCr of compression {compression} is not read")
+    if compression == _JPEG and directory.first(_PLANAR, 1) == 1:
         samples = _jpeg_samples(data, directory)
     else:
         samples = codec("tiff_decode")(_as_samples(data, directory, mode))
@@ -124,10 +129,11 @@ def _pixels(samples: np.ndarray, directory: _Directory, mode: str | None) -> np.
 
 
 def _jpeg_samples(data: bytes, directory: _Directory) -> np.ndarray:
-    """The samples (h, w, n) of JPEG compression with 2 or 4 samples, which libtiff would convert to RGB."""
-    width, height, n = (directory.first(tag, 0) for tag in (_WIDTH, _HEIGHT, _SAMPLES))
-    if directory.first(_PLANAR, 1) != 1:
-        raise ValueError("JPEG compression of separate planes is not read")
+    """The samples (h, w, n) of JPEG compression, YCbCr as RGB. libtiff in imagecodecs would convert others, too."""
+    width, height, n = (directory.first(tag, 1) for tag in (_WIDTH, _HEIGHT, _SAMPLES))
+    colors = {"colorspace": _JPEG_UNKNOWN, "outcolorspace": _JPEG_UNKNOWN}
+    if directory.first(_PHOTOMETRIC, _WHITE_IS_ZERO) == _YCBCR and n == 3:
+        colors = {"colorspace": _JPEG_YCBCR, "outcolorspace": _JPEG_RGB}
     tables = bytes(directory.tags[_JPEG_TABLES].values) if _JPEG_TABLES in directory.tags else None
     across, down = directory.first(_TILE_WIDTH, width), directory.first(_TILE_HEIGHT, 0)
     begins, sizes = (_TILES, _TILE_BYTES) if down else (_STRIPS, _STRIP_BYTES)
@@ -136,9 +142,9 @@ def _jpeg_samples(data: bytes, directory: _Directory) -> np.ndarray:
     samples = np.zeros((height, width, n), np.uint8)
     parts = zip(places, directory.tags[begins].values, directory.tags[sizes].values, strict=True)
     for (y, x), begin, size in parts:
-        part = codec("jpeg8_decode")(data[begin : begin + size], tables=tables, colorspace=0, outcolorspace=0)
+        part = codec("jpeg8_decode")(data[begin : begin + size], tables=tables, **colors)
         rows, columns = min(down, height - y), min(across, width - x)
-        samples[y : y + rows, x : x + columns] = part[:rows, :columns]
+        samples[y : y + rows, x : x + columns] = part.reshape(*part.shape[:2], n)[:rows, :columns]
     return samples
 
 

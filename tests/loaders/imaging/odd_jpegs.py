@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -90,7 +91,12 @@ def oddities(image: Image.Image) -> Iterator[tuple[str, bytes, bytes, set[str]]]
 
 def endings(image: Image.Image) -> Iterator[tuple[str, bytes]]:
     """Files that end early: everywhere, and all but their end marker, with and without oddities before."""
-    for kind, options in (("plain", {}), ("progressive", {"progressive": True}), ("grey", {})):
+    kinds: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("plain", {}),
+        ("progressive", {"progressive": True}),
+        ("grey", {}),
+    )
+    for kind, options in kinds:
         whole = encode_image(image.convert("L" if kind == "grey" else "RGB"), quality=90, **options)
         first = scan_of(whole) + 14
         for end in (*range(first, len(whole) - 2, 37), len(whole) - 2, len(whole) - 1):

@@ -173,6 +173,65 @@ def test_layouts_of_a_tiff_that_pil_does_not_read_equal_those_it_reads() -> None
             assert np.array_equal(pixels, layouts["<False1"]), (name, layout)
 
 
+COMPRESSIONS: dict[int, Any] = {
+    5: imagecodecs.lzw_encode,
+    8: imagecodecs.zlib_encode,
+    32773: imagecodecs.packbits_encode,
+    34925: imagecodecs.lzma_encode,
+    50000: imagecodecs.zstd_encode,
+}
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "CMYK"])
+def test_compressed_strips_of_a_tiff_have_their_pixels_upright(mode: str, compression: int) -> None:
+    image = draw(mode)
+    rows = np.asarray(image)
+    strips = [bytes(COMPRESSIONS[compression](rows[y : y + 8].tobytes())) for y in range(0, HEIGHT, 8)]
+    for orientation in range(1, 9):
+        options: dict[str, Any] = {
+            "photometric": {"L": 1, "LA": 1, "RGB": 2, "RGBA": 2, "CMYK": 5}[mode],
+            "bits": (8,) * len(mode),
+            "extra": (2,) if mode in ("LA", "RGBA") else (),
+        }
+        data = write_tiff(
+            WIDTH, HEIGHT, strips, compression=compression, strip_rows=8, orientation=orientation, **options
+        )
+        exif = Image.Exif()
+        exif[274] = orientation
+        for target in MODES:
+            upright = image.convert("RGBA" if mode in ("LA", "RGBA") else mode)
+            upright.info["exif"] = exif.tobytes()
+            assert np.array_equal(loaded(data, target), expected(ImageOps.exif_transpose(upright), target))
+        if orientation == 1 and compression != 50000:  # a strip that is lost is not black pixels
+            with pytest.raises(BadImage):
+                loaded(data[: data.index(strips[-1])], "RGB")
+
+
+@pytest.mark.parametrize(("photometric", "mode"), [(0, "L"), (1, "L"), (6, "RGB"), (2, "RGBA"), (5, "CMYK")])
+def test_jpeg_strips_of_a_tiff_are_decoded_as_they_are(photometric: int, mode: str) -> None:
+    raw = {} if mode in ("L", "RGB") else {"colorspace": 0, "outcolorspace": 0}
+    rows = np.ascontiguousarray(np.asarray(draw("RGBA"))[..., : len(mode)].squeeze())
+    strips = [bytes(imagecodecs.jpeg8_encode(rows[y : y + 16], level=90, **raw)) for y in range(0, HEIGHT, 16)]
+    wanted = np.concatenate([imagecodecs.jpeg8_decode(strip, **raw) for strip in strips])
+    options: dict[str, Any] = {"photometric": photometric, "bits": (8,) * len(mode), "compression": 7}
+    extra = (2,) if mode == "RGBA" else ()
+    data = write_tiff(WIDTH, HEIGHT, strips, strip_rows=16, extra=extra, **options)
+    if photometric == 0:
+        wanted = 255 - wanted
+    image = Image.frombytes(mode, (WIDTH, HEIGHT), wanted.tobytes())
+    for target in MODES:
+        assert np.array_equal(loaded(data, target), expected(image, target))
+
+
+def test_unknown_compression_is_bad_and_not_black() -> None:
+    for photometric in (1, 2, 5, 6):
+        bits = (8,) * {1: 1, 2: 3, 5: 4, 6: 3}[photometric]
+        data = write_tiff(WIDTH, HEIGHT, [bytes(3000)], photometric=photometric, bits=bits, compression=34933)
+        with pytest.raises(BadImage):
+            loaded(data, "RGB")
+
+
 def lossless_files(pixels: np.ndarray) -> Iterator[tuple[str, bytes]]:
     """The pixels in every lossless format that imagecodecs writes, none of which needs PIL."""
     yield "png", bytes(imagecodecs.png_encode(pixels))

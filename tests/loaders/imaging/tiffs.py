@@ -23,21 +23,23 @@ def write_tiff(
     order: str = "<",
     big: bool = False,
     pages: int = 1,
+    compression: int = 1,
+    strip_rows: int | None = None,
 ) -> bytes:
-    """An uncompressed TIFF, or a BigTIFF if `big`, whose pages have the same pixels."""
+    """A TIFF, or a BigTIFF if `big`, whose pages have the same pixels; the strips are what the compression says."""
     offset = "Q" if big else "I"
     begin = struct.pack(order + "HHHQ", 43, 8, 0, 16) if big else struct.pack(order + "HI", 42, 8)
     tags = {
         256: ("H", [width]),
         257: ("H", [height]),
         258: ("H", list(bits)),
-        259: ("H", [1]),
+        259: ("H", [compression]),
         262: ("H", [photometric]),
         266: ("H", [fill_order]),
         273: (offset, [0] * len(strips)),
         274: ("H", [orientation]),
         277: ("H", [len(bits)]),
-        278: ("H", [height]),
+        278: ("H", [strip_rows or height]),
         279: (offset, list(map(len, strips))),
         284: ("H", [planar]),
         320: ("H", list(palette)),
