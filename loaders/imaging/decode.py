@@ -15,7 +15,8 @@ from patchnpack.loaders.imaging.decode_buffers import DecodeBuffers
 from patchnpack.loaders.imaging.formats import PIL, reader_of
 from patchnpack.loaders.imaging.header import BAD_DATA, Header, bad_image, decode_errors_as_bad_image
 from patchnpack.loaders.imaging.readers import by_pil, jpeg
-from patchnpack.loaders.imaging.warnings import SECOND_DECODER, Warn, ignore
+from patchnpack.loaders.imaging.readers.codecs import take_messages
+from patchnpack.loaders.imaging.warnings import MESSAGE, SECOND_DECODER, Warn, ignore
 from patchnpack.packer import _kernels
 from patchnpack.packer.config import ImageMode, Interpolation
 
@@ -214,8 +215,11 @@ def _read_pixels(data: bytes, stored: tuple[int, int], warn: Warn) -> np.ndarray
         if reader.decoder != PIL:  # which says the size before it decodes
             facts = reader.header(data)
             _check_size((facts.width, facts.height), stored)
+        take_messages()
         try:
             pixels = reader.decode(data)
+            if take_messages():
+                warn(MESSAGE)
         except BAD_DATA as error:
             if reader.second is None:
                 raise

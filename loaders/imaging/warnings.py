@@ -9,7 +9,8 @@ from patchnpack.loaders.imaging.readers import jpeg
 Warn = Callable[[str], object]
 
 SECOND_DECODER = "second decoder"  # the first one refused the image
-WARNINGS = (jpeg.EXTRANEOUS, jpeg.SCAN, jpeg.VERSION, jpeg.ADOBE, jpeg.PROFILE, jpeg.ORDER, SECOND_DECODER)
+MESSAGE = "decoder message"  # what imagecodecs logs, such as a wrong checksum of a PNG's metadata
+WARNINGS = (jpeg.EXTRANEOUS, jpeg.SCAN, jpeg.VERSION, jpeg.ADOBE, jpeg.PROFILE, jpeg.ORDER, SECOND_DECODER, MESSAGE)
 
 
 def ignore(kind: str) -> None:

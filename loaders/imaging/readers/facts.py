@@ -1,10 +1,8 @@
-"""`Facts`: what the header of an encoded image says, whatever its format; and the decoders of imagecodecs."""
+"""`Facts`: what the header of an encoded image says, whatever its format."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 MAX_CHANNELS = 4
 
@@ -36,22 +34,3 @@ def unsupported_kind(channels: int, bits: int) -> str | None:
     if bits > 8:
         return f"it has {bits} bits per channel; only 8-bit channels are read"
     return None
-
-
-@functools.cache
-def codec(name: str) -> Callable[..., Any]:
-    """A function of imagecodecs, which is imported once an image needs it: the import takes a tenth of a second.
-
-    Its errors are ValueErrors; those of imagecodecs are RuntimeErrors, which anything may raise.
-    """
-    import imagecodecs
-
-    function: Callable[..., Any] = getattr(imagecodecs, name)
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        try:
-            return function(*arguments, **options)
-        except RuntimeError as error:
-            raise ValueError(str(error)) from error
-
-    return call

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from patchnpack.loaders.imaging.readers.boxes import Box, boxes
-from patchnpack.loaders.imaging.readers.facts import Facts, codec, unsupported_kind
+from patchnpack.loaders.imaging.readers.codecs import codec
+from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind
 
 _IMAGES = {b"av01", b"hvc1", b"grid", b"iovl", b"iden", b"jpeg", b"j2k1", b"unci"}  # types of items with pixels
 # EXIF orientation by quarter turns to the left and axis of the mirror behind them; -1 is no mirror.

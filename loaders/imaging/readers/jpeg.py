@@ -17,7 +17,8 @@ import simplejpeg
 from PIL import Image
 
 from patchnpack.loaders.imaging.readers import by_pil
-from patchnpack.loaders.imaging.readers.facts import Facts, codec, unsupported_kind
+from patchnpack.loaders.imaging.readers.codecs import codec
+from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind
 
 DIRECT_COLORS = {"Gray", "YCbCr", "RGB"}  # colour spaces that libjpeg-turbo converts to RGB
 EXTRANEOUS, SCAN, VERSION, ADOBE, PROFILE, ORDER = (

@@ -7,7 +7,8 @@ import struct
 import numpy as np
 
 from patchnpack.loaders.imaging.readers.boxes import boxes
-from patchnpack.loaders.imaging.readers.facts import Facts, codec, unsupported_kind
+from patchnpack.loaders.imaging.readers.codecs import codec
+from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind
 
 _CODESTREAM = b"\xff\x4f\xff\x51"
 

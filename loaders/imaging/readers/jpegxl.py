@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from patchnpack.loaders.imaging.readers.boxes import boxes
-from patchnpack.loaders.imaging.readers.facts import SEVERAL, Facts, codec, unsupported_kind
+from patchnpack.loaders.imaging.readers.codecs import codec
+from patchnpack.loaders.imaging.readers.facts import SEVERAL, Facts, unsupported_kind
 
 _CODESTREAM = b"\xff\x0a"
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from patchnpack.loaders.imaging.readers.facts import Facts, codec, unsupported_kind
+from patchnpack.loaders.imaging.readers.codecs import codec
+from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind
 
 _SIGNATURE = 8  # bytes before the first chunk
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from patchnpack.loaders.imaging.exif import orientation
 from patchnpack.loaders.imaging.readers import by_pil
-from patchnpack.loaders.imaging.readers.facts import Facts, codec, unsupported_kind
+from patchnpack.loaders.imaging.readers.codecs import codec
+from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind
 from patchnpack.packer import _kernels
 
 # h rows, w columns, n samples

@@ -6,7 +6,8 @@ import struct
 
 import numpy as np
 
-from patchnpack.loaders.imaging.readers.facts import Facts, codec
+from patchnpack.loaders.imaging.readers.codecs import codec
+from patchnpack.loaders.imaging.readers.facts import Facts
 
 _ALPHA, _ANIMATION = 0x10, 0x02  # flags of a VP8X chunk
 

@@ -367,6 +367,27 @@ def test_damage_gives_an_image_of_the_stated_size_or_a_bad_image(format: str) ->
             continue
 
 
+def test_messages_and_the_second_decoder_are_warnings_and_not_damage(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = draw("RGB")
+    text = b"tEXta\0b"
+    chunk = (len(text) - 4).to_bytes(4, "big") + text + bytes(4)  # its checksum is wrong
+    whole = encode_image(image, "PNG")
+    begin = whole.index(b"IDAT") - 4
+    data, kinds = whole[:begin] + chunk + whole[begin:], list[str]()
+    header = read_header(data)
+    assert np.array_equal(decode(data, header, image.size, warn=kinds.append), np.asarray(image))
+    assert kinds == ["decoder message"]
+    assert not caplog.records
+    imagecodecs.png_decode(data)
+    assert len(caplog.records) == 1  # of a call that is not the loader's
+    refusing = READERS[1]._replace(decode=lambda data: np.frombuffer(b"", np.uint8).reshape(1, 2))
+    monkeypatch.setattr("patchnpack.loaders.imaging.decode.reader_of", lambda data: refusing)
+    assert np.array_equal(decode(whole, header, image.size, warn=kinds.append), np.asarray(image))
+    assert kinds == ["decoder message", "second decoder"]
+
+
 def test_every_format_has_a_reader_an_extension_and_a_place_in_the_index() -> None:
     numbers = [reader.format for reader in READERS]
     assert sorted(numbers) == sorted(set(range(len(FORMATS))) - {FORMATS.index("jpeg"), FORMATS.index("pixels")})
