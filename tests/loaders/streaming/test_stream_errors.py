@@ -50,8 +50,8 @@ def test_bad_images_are_logged_counted_and_left_out(
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == 7
     assert lines[1] == (
-        f"bad image 's0i003' in {drawn.shards[0]} (header): it begins with b'no image'; only JPEG, PNG, WebP, GIF, BMP "
-        "and TIFF are read"
+        f"bad image 's0i003' in {drawn.shards[0]} (header): it begins with b'no image'; only JPEG, PNG, WebP, GIF, BMP, "
+        "TIFF, AVIF, JPEG XL, JPEG 2000 and HEIC are read"
     )
     assert lines[5].endswith("(sample): none of its members (cls, txt) is an image (jpg, jpeg, png, webp)")
     packs = stats["packs"]
