@@ -63,7 +63,8 @@ class Recipe:
         extras: members that batches return.
         max_pixels, max_bytes, truncated: as for `ErrorPolicy`; they decide which images are bad.
         pages: as for `PackedImageLoader`; it decides, too.
-        source: names of the shards, number of images, and a digest of everything that the index says of them.
+        source: names of the shards, number of images, a digest of everything that the index says of them, and a digest
+            of the shards' bytes outside the images: labels and other members.
         decoders: decoder builds that a patch store's pixels depend on; "" for an image store.
     """
 

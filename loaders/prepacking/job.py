@@ -23,6 +23,7 @@ from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.index.labels import Classes
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.packed_loader import PackedImageLoader
+from patchnpack.loaders.packs.arrow_file import digest_of
 from patchnpack.loaders.packs.manifest import check_recipe
 from patchnpack.loaders.packs.pack_store import PackStore, store_of
 from patchnpack.loaders.packs.recipe import (
@@ -186,7 +187,12 @@ class Job:
             max_bytes=self.errors.max_bytes,
             truncated=self.errors.truncated,
             pages=self.pages,
-            source={"shards": names, "images": len(self.index), "digest": loader.source.digest},
+            source={
+                "shards": names,
+                "images": len(self.index),
+                "digest": loader.source.digest,
+                "outside": digest_of(self.index.outside),
+            },
             decoders=self._store.decoders(),
         )
 

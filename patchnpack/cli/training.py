@@ -202,9 +202,11 @@ def _excluded(loader: PackedImageLoader) -> str:
     from patchnpack.report.text import counted
 
     stats = loader.stats()
-    warnings = f", {counted(sum(stats['warnings'].values()), 'warning')} of decoders" if stats["warnings"] else ""
+    without = f", {counted(stats['without_image'], 'sample')} without an image" if stats["without_image"] else ""
     pages = f", {stats['multi_page']} with further pages" if stats["multi_page"] else ""
-    return f"{counted(stats['bad_images'], 'bad image')}, {sum(stats['skipped'].values())} skipped{pages}{warnings}"
+    warnings = f", {counted(sum(stats['warnings'].values()), 'warning')} of decoders" if stats["warnings"] else ""
+    left_out = f"{counted(stats['bad_images'], 'bad image')}, {sum(stats['skipped'].values())} skipped{without}"
+    return left_out + pages + warnings
 
 
 @takes_evaluation
