@@ -71,7 +71,7 @@ def _of(metadata: _Metadata) -> int:
     value = None if metadata.exif is None else _exif_orientation(metadata.exif)
     if value is None and metadata.xmp and (match := _XMP_ORIENTATION.search(metadata.xmp)):
         value = int(match[1])
-    return int(value) if value in range(1, 9) else 1
+    return int(value) if value is not None and value in range(1, 9) else 1
 
 
 def _exif_orientation(block: bytes) -> float | None:

@@ -131,7 +131,7 @@ def image_header(image: Image.Image | np.ndarray) -> Header:
 def _held_header(image: Image.Image) -> Header:
     """The header of a PIL image of a supported mode."""
     width, height = image.size
-    turned = info_orientation(image.info)
+    turned = info_orientation({str(name): value for name, value in image.info.items()})
     if not isinstance(image, TiffImageFile):
         return _header(width, height, turned, PIXELS)
     # PIL turns a TIFF upright as it loads it; before, its size is upright only if the tag says so, not by XMP.

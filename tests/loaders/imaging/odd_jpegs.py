@@ -108,6 +108,11 @@ def endings(image: Image.Image) -> Iterator[tuple[str, bytes]]:
                     yield f"{kind} cut at {end}, then ended", whole[:end] + b"\xff\xd9"
                     yield f"{kind} with Se = 0 cut at {end}, then ended", zero_se(whole[:end]) + b"\xff\xd9"
 
+    restarts = encode_image(image, quality=90, restart_marker_blocks=2)
+    at = restarts.index(b"\xff\xd0", scan_of(restarts))
+    for end in range(at + 200, len(restarts), 61):
+        yield f"bytes before a restart, cut at {end}", restarts[:at] + bytes(40) + restarts[at:end]
+
 
 def wrong_restarts(image: Image.Image) -> Iterator[tuple[str, bytes]]:
     """Restart markers that the header announces at other places, or not at all."""

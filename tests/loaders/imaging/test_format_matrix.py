@@ -210,7 +210,7 @@ def test_compressed_strips_of_a_tiff_have_their_pixels_upright(mode: str, compre
 
 @pytest.mark.parametrize(("photometric", "mode"), [(0, "L"), (1, "L"), (6, "RGB"), (2, "RGBA"), (5, "CMYK")])
 def test_jpeg_strips_of_a_tiff_are_decoded_as_they_are(photometric: int, mode: str) -> None:
-    raw = {} if mode in ("L", "RGB") else {"colorspace": 0, "outcolorspace": 0}
+    raw: dict[str, Any] = {} if mode in ("L", "RGB") else {"colorspace": 0, "outcolorspace": 0}
     rows = np.ascontiguousarray(np.asarray(draw("RGBA"))[..., : len(mode)].squeeze())
     strips = [bytes(imagecodecs.jpeg8_encode(rows[y : y + 16], level=90, **raw)) for y in range(0, HEIGHT, 16)]
     wanted = np.concatenate([imagecodecs.jpeg8_decode(strip, **raw) for strip in strips])
