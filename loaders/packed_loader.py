@@ -57,9 +57,9 @@ class PackedImageLoader:
         extras: extensions of members to return in `batch.extras`: txt as str, json as object, others as bytes; None
             where a sample has none. An undecodable member marks its image as bad.
         decode: called as `decode(data)` with the encoded bytes of an image. Returns uint8 (H, W, C) with the height and
-            width that the file states (before EXIF orientation, which the loader applies; TIFF, HEIC and JPEG XL upright) and the
-            channels of `image_mode`, or None to leave the image to the loader. It makes 16-bit, float and multispectral
-            images usable. `BadImage` from it marks the image as bad; other errors are raised.
+            width that the file states (before EXIF orientation, which the loader applies; TIFF, HEIC and JPEG XL
+            upright) and the channels of `image_mode`, or None to leave the image to the loader. It makes 16-bit, float
+            and multispectral images usable. `BadImage` from it marks the image as bad; other errors are raised.
         pages: what becomes of a file with several pages or frames, such as a TIFF or an animated GIF: "first" uses the
             first one and counts the file in `stats()["multi_page"]`; "error" makes it a bad image.
         transform: called as `transform(image, rng)` with a uint8 (H, W, C) array and a Generator keyed by (seed, epoch,
