@@ -20,6 +20,7 @@ from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.index.labels import Classes, Label
 from patchnpack.loaders.index.table import IMAGE, Index
+from patchnpack.loaders.order.extremes import Extreme, label_range, largest_grids
 from patchnpack.loaders.order.mixture import Mixture
 from patchnpack.loaders.order.rank_steps import Even, Steps
 from patchnpack.loaders.order.row_filter import Where
@@ -314,6 +315,14 @@ class PackedImageLoader:
                 "number itself"
             )
         return count
+
+    def largest_grids(self) -> dict[int, Extreme]:
+        """Return the most patches per side at each patch size in epoch 0 and at the start of each stage."""
+        return largest_grids(self.steps().order)
+
+    def label_range(self) -> tuple[Extreme, Extreme] | None:
+        """Return the lowest and the highest class; None where the index does not hold the labels."""
+        return label_range(self.steps().order, self._context.labels)
 
     def _publish(self) -> None:
         for dataset in self._datasets:

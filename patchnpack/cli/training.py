@@ -157,6 +157,8 @@ def train(
     if first:
         for name, value in result.metrics.items():
             typer.echo(f"{name}: {value:.4f}" if name == "accuracy" else f"{name}: {value:.4g}")
+        if result.skipped_steps:
+            typer.echo(f"skipped steps: {result.skipped_steps}")
         typer.echo(f"wrote {result.checkpoint}")
 
 
@@ -251,7 +253,7 @@ def evaluate_checkpoint(
         (x, y) for x, y in zip(*(table[c].to_pylist() for c in ("label", "prediction")), strict=True) if x is not None
     ]
     if pairs:
-        hits = sum(x[y] == max(x) if isinstance(x, list) else x == y for x, y in pairs)
+        hits = sum(y is not None and (x[y] == max(x) if isinstance(x, list) else x == y) for x, y in pairs)
         typer.echo(f"accuracy: {hits / len(pairs):.4f} on {counted(len(pairs), 'labelled image')}")
     typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {_excluded(loader)}")
 
