@@ -16,6 +16,7 @@ from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.dataset import MAX_WORKERS, PackedDataset
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
+from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.index.labels import Classes, Label
 from patchnpack.loaders.index.table import IMAGE, Index
@@ -59,10 +60,11 @@ class PackedImageLoader:
         extras: extensions of members to return in `batch.extras`: txt as str, json as object, others as bytes; None
             where a sample has none. An undecodable member marks its image as bad.
         decode: called as `decode(data)` with the encoded bytes of an image. Returns uint8 (H, W, C) with the height and
-            width that the file states (before EXIF orientation, which the loader applies; TIFF as PIL turns it) and the
-            channels of `image_mode`, or None to leave the image to the loader. It makes 16-bit, float and multispectral
-            images and files of several pages usable. `BadImage` from it marks the image as bad; other errors are
-            raised.
+            width that the file states (before EXIF orientation, which the loader applies; TIFF, HEIC and JPEG XL
+            upright) and the channels of `image_mode`, or None to leave the image to the loader. It makes 16-bit, float
+            and multispectral images usable. `BadImage` from it marks the image as bad; other errors are raised.
+        pages: what becomes of a file with several pages or frames, such as a TIFF or an animated GIF: "first" uses the
+            first one and counts the file in `stats()["multi_page"]`; "error" makes it a bad image.
         transform: called as `transform(image, rng)` with a uint8 (H, W, C) array and a Generator keyed by (seed, epoch,
             row); returns an array of the same shape and type. Runs in the decoding threads.
         where: maps an `Index` to a bool array, the rows to use; the others are counted as skipped.
@@ -107,6 +109,7 @@ class PackedImageLoader:
         extras: Sequence[str] = (),
         transform: Transform | None = None,
         decode: Decode | None = None,
+        pages: Pages = "first",
         where: Where | None = None,
         index: Index | str | os.PathLike[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
@@ -134,6 +137,7 @@ class PackedImageLoader:
             extras=extras,
             transform=transform,
             decode=decode,
+            pages=pages,
             where=where,
             index=index,
             storage_options=storage_options,
@@ -284,10 +288,11 @@ class PackedImageLoader:
         padding_in_packs (without empty packs), images_per_pack, drop_rate, attention_cost (sum of squared lengths),
         attention_spread (standard deviation over mean of the packs' attention cost), bad_images, bad_by_stage and the
         first bad images in `bad` (row, key, shard, offset, stage, reason), truncated (JPEGs that end early and were
-        kept), skipped (by "oversize", "where", "tail"), sources (images per source of a `Mixture`), oversize,
-        without_label, without_image (this rank's share of the samples that have no image, and so no row; the same in
-        every epoch), cache_hits and cache_misses (of shards opened in the cache), wait_s (seconds that the training
-        loop waited), images_per_s, tokens_per_s.
+        kept), multi_page (files of which only the first page was used), warnings (of decoders, by kind: odd files
+        whose pixels are all there), skipped (by "oversize", "where", "tail"), sources (images per source of a
+        `Mixture`), oversize, without_label, without_image (this rank's share of the samples that have no image, and so
+        no row; the same in every epoch), cache_hits and cache_misses (of shards opened in the cache), wait_s (seconds
+        that the training loop waited), images_per_s, tokens_per_s.
 
         The totals include worker processes of `as_dataset`, except `bad`, `bad_by_stage`, `sources` and wait_s, which
         stay in the workers. The logger "patchnpack" reports the totals every minute, at level INFO.

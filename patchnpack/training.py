@@ -39,6 +39,7 @@ def train_on_shards(
     init: Path | None = None,
     teacher: Path | None = None,
     text: str | None = None,
+    pages: str = "first",
     resume: bool | None = None,
     started: Callable[[], None] | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -64,6 +65,7 @@ def train_on_shards(
         init: checkpoint to start from; its head is replaced if the number of classes differs.
         teacher: checkpoint of the teacher for distillation.
         text: member with the texts for image-text training, which reads no labels.
+        pages: "first" or "error": what becomes of files with several pages, as in `PackedImageLoader`.
         resume, started: as in `train`.
         storage_options: options for remote shards.
 
@@ -83,6 +85,7 @@ def train_on_shards(
         "label": label if needs_labels or (text is None and validation is not None) else None,
         "classes": classes if text is None else None,
         "extras": [text] if text else [],
+        "pages": pages,
         "storage_options": storage_options,
     }
     if shared["label"] is None:

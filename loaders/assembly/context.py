@@ -16,6 +16,7 @@ from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.decode import decode
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.user_decode import Decode, user_pixels
+from patchnpack.loaders.imaging.warnings import Warn
 from patchnpack.loaders.index.labels import LabelKind
 from patchnpack.packer import Packing
 
@@ -28,11 +29,13 @@ class Samples(Protocol):
     Attributes:
         keys: the key of each sample.
         width, height: int32 (M,), upright size in pixels.
+        pages: int32 (M,), pages or frames of each image; -1 where its header does not count them.
         labels: the labels, (M,) or (M, D), where they are known before anything is read; None where `label` reads each.
     """
 
     keys: list[str]
     labels: np.ndarray | None
+    pages: np.ndarray
     width: np.ndarray
     height: np.ndarray
 
@@ -44,8 +47,10 @@ class Samples(Protocol):
         """Return the data that `decode` takes. Raises BadImage."""
         ...
 
-    def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
-        """Decode image i upright and resize its `box` to `size`. Raises BadImage."""
+    def decode(
+        self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool, warn: Warn
+    ) -> np.ndarray:
+        """Decode image i upright and resize its `box` to `size`; `warn` gets what is odd. Raises BadImage."""
         ...
 
     def label(self, i: int) -> Any:
@@ -90,7 +95,14 @@ class BatchContext(ABC):
         """Return the samples of these rows, int64 (M,). Any thread calls this, once per batch."""
 
     def pixels(
-        self, key: str, data: Any, header: Header, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool
+        self,
+        key: str,
+        data: Any,
+        header: Header,
+        size: tuple[int, int],
+        box: tuple[int, ...] | None,
+        strict: bool,
+        warn: Warn,
     ) -> np.ndarray:
         """Decode an image (encoded, PIL or array) upright and resize its `box` to `size`.
 
@@ -109,4 +121,5 @@ class BatchContext(ABC):
             interpolation=packing.interpolation,
             scaled=packing.scaled_decode,
             strict=strict,
+            warn=warn,
         )

@@ -63,6 +63,8 @@ class Outcomes:
             builder.counts,
             without_label=builder.without_label,
             truncated=builder.truncated,
+            multi_page=builder.multi_page,
+            warnings=builder.warnings,
             waited=waited,
             ran=ran,
         )

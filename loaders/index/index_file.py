@@ -20,7 +20,7 @@ from patchnpack.packer.files import absent, atomic_write
 
 # n rows, s shards
 
-VERSION = 4
+VERSION = 5
 _KEY = INDEX_KEY
 _MEMBER = "member."
 _BY_SHARD = {
@@ -38,6 +38,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "height": pa.int32(),
     "orientation": pa.uint8(),
     "format": pa.uint8(),
+    "pages": pa.int32(),
     "digest": pa.uint64(),
     "reasons": pa.large_string(),
     "cls": pa.large_string(),

@@ -171,8 +171,6 @@ def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]
         try:
             headers.append(read_header(data))
             reasons.append(None)
-        except ValueError as error:
-            raise ValueError(f"image {sample.key!r} in shard {redact(shard)!r}: {error}") from None
         except BadImage as error:
             headers.append(error.header if isinstance(error, UnsupportedImage) else _NO_HEADER)
             reasons.append(str(error))
@@ -180,7 +178,7 @@ def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]
         texts.append(get(cls_member).decode("utf-8", "replace").strip() if has_text else None)
     if not rows:
         _refuse_empty(shard, columns.image, without.samples, extensions, images)
-    width, height, orientation, format = np.array(headers, np.int32).reshape(len(rows), 4).T
+    width, height, orientation, format, pages = np.array(headers, np.int32).reshape(len(rows), 5).T
     offset, nbytes = np.array(ranges, np.int64).reshape(len(rows), 2).T
     return Index(
         shards=(shard,),
@@ -194,6 +192,7 @@ def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]
         height=height,
         orientation=orientation.astype(np.uint8),
         format=format.astype(np.uint8),
+        pages=pages,
         digest=np.array(digests, np.uint64),
         reasons=Texts.of(reasons),
         cls=Texts.of(texts),

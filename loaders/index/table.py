@@ -94,6 +94,8 @@ class Index:
         width, height: int32 (n,), pixels, after EXIF orientation; 0 where the header is unreadable.
         orientation: uint8 (n,), EXIF orientation, 1 to 8.
         format: uint8 (n,), position in `patchnpack.loaders.imaging.formats.FORMATS`.
+        pages: int32 (n,), pages or frames of the image; -1 where its header does not count them, as in a JPEG XL
+            animation.
         digest: uint64 (n,), XXH3 of the encoded bytes.
         reasons: why each image cannot be used, None if it can. A row with a reason and a width is an image that only a
             `decode` function can read.
@@ -121,6 +123,7 @@ class Index:
     height: np.ndarray
     orientation: np.ndarray
     format: np.ndarray
+    pages: np.ndarray
     digest: np.ndarray
     reasons: Texts[str | None]
     cls: Texts[str | None]
@@ -187,7 +190,7 @@ class Index:
 
     def headers(self, which: np.ndarray) -> list[Header]:
         """The headers of rows `which` (int64)."""
-        columns = (self.width, self.height, self.orientation, self.format)
+        columns = (self.width, self.height, self.orientation, self.format, self.pages)
         return list(map(Header._make, zip(*(column[which].tolist() for column in columns), strict=True)))
 
     def reader(self, opener: ShardOpener | None = None) -> ShardReader:

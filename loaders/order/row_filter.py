@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchnpack.loaders.error_policy import ErrorPolicy
+from patchnpack.loaders.imaging.formats import HEIC
+from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
+from patchnpack.loaders.imaging.readers.heif import MISSING as MISSING_HEIF
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.first_invalid_row import naming_first_invalid_row
@@ -40,14 +43,25 @@ class RowFilter:
     bad: dict[int, tuple[str, str]]
 
     @classmethod
-    def of(cls, index: Index, where: Where | None, limits: ErrorPolicy, decode: Decode | None) -> RowFilter:
+    def of(
+        cls,
+        index: Index,
+        where: Where | None,
+        limits: ErrorPolicy,
+        decode: Decode | None,
+        pages: Pages = "first",
+        heic: bool = True,
+    ) -> RowFilter:
         """Return the filter of the rows that `where` keeps, without those that have bad headers or exceed the limits.
+
+        Also without files of several pages, if `pages` is "error", and HEIC images, unless `heic` is set or a `decode`
+        function may read them.
 
         Raises:
             ValueError: `where` does not return one bool per row.
         """
         mask = _kept(where, index)
-        bad = {row: why for row, why in _bad_rows(index, limits, decode).items() if mask[row]}
+        bad = {row: why for row, why in _bad_rows(index, limits, decode, pages, heic).items() if mask[row]}
         filtered = ~mask
         mask[list(bad)] = False
         return cls(mask, filtered, bad)
@@ -148,9 +162,17 @@ def _times(rows: np.ndarray, frequency: Frequency | None) -> np.ndarray:
     return np.ones(len(rows), np.int64) if frequency is None else frequency(rows)
 
 
-def _bad_rows(index: Index, policy: ErrorPolicy, decode: Decode | None) -> dict[int, tuple[str, str]]:
-    """Return (stage, reason) of each row that has a bad header or exceeds the policy's limits."""
+def _bad_rows(
+    index: Index, policy: ErrorPolicy, decode: Decode | None, pages: Pages, heic: bool
+) -> dict[int, tuple[str, str]]:
+    """Return (stage, reason) of each row that has a bad header, exceeds the policy's limits or has several pages."""
     bad = {row: ("header", reason) for row, reason in index.bad_rows(decode=decode is not None).items()}
+    if pages == "error":
+        for row in np.flatnonzero(index.pages != 1).tolist():
+            bad.setdefault(row, ("header", refusal_of_pages(int(index.pages[row]))))
+    if decode is None and not heic:
+        for row in np.flatnonzero(index.format == HEIC).tolist():
+            bad.setdefault(row, ("decode", MISSING_HEIF))
     for rows in chunks(np.ones(len(index), np.bool_)):
         pixels, nbytes = index.width[rows].astype(np.int64) * index.height[rows], index.nbytes[rows]
         for i in np.flatnonzero((pixels > policy.max_pixels) | (nbytes > policy.max_bytes)).tolist():

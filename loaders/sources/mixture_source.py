@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from patchnpack.loaders.imaging.readers.heif import has_heif
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.mixture import Mixed, Mixture
 from patchnpack.loaders.order.order import Order
@@ -38,7 +39,7 @@ class MixtureSource(ShardSource):
         opener = shard_opener(options)
         parts = [shard_index(shards, options, opener) for shards, _ in given.sources.values()]
         index = parts[0] if len(parts) == 1 else Index.concatenate(parts)
-        rows = RowFilter.of(index, options.where, options.policy, options.decode)
+        rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
         mixed = Mixed.of(given, parts, rows.mask)
         packing = rows.decide(index, options.packing or Packing(), options.seed, mixed.frequency(index, rows.mask))
         return cls(options=options.settled(), index=index, rows=rows, packing=packing, opener=opener, mixed=mixed)

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from patchnpack.loaders.assembly.transform import Transform, check_transform
 from patchnpack.loaders.error_policy import ErrorPolicy
+from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
 from patchnpack.loaders.index.classes import Classes, listed_classes
 from patchnpack.loaders.index.labels import Label
@@ -48,6 +49,7 @@ class LoaderOptions:
     extras: Sequence[str]
     transform: Transform | None
     decode: Decode | None
+    pages: Pages
     where: Where | None
     index: Index | str | os.PathLike[str] | None = field(repr=False)
     storage_options: Mapping[str, Any] | None = field(repr=False)  # may hold secrets
@@ -80,6 +82,7 @@ class LoaderOptions:
                 raise ValueError(f"{name} is {shown(value)}; give {remedy}")
         check_extensions(self.image)
         check_decode(self.decode)
+        check_pages(self.pages)
         check_transform(self.transform)
         if self.where is not None and not callable(self.where):
             raise ValueError(

@@ -60,7 +60,8 @@ class PackedSource:
         recipe = folder.recipe
         # The rows that the plan left out, whatever limits the loader has.
         limits = ErrorPolicy(max_pixels=recipe.max_pixels, max_bytes=recipe.max_bytes)
-        return cls(options=settled, rows=RowFilter.of(folder.index, None, limits, options.decode), folder=folder)
+        rows = RowFilter.of(folder.index, None, limits, options.decode, recipe.pages)
+        return cls(options=settled, rows=rows, folder=folder)
 
     @property
     def index(self) -> Index:

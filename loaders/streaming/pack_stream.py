@@ -9,6 +9,7 @@ from typing import Any
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.assembly.transform import Transform, check_transform, watched
 from patchnpack.loaders.error_policy import ErrorPolicy
+from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
 from patchnpack.loaders.index.labels import Classes, Label
 from patchnpack.loaders.members import check_extensions, checked_extras
@@ -32,6 +33,7 @@ def pack_stream(
     extras: Sequence[str] = (),
     transform: Transform | None = None,
     decode: Decode | None = None,
+    pages: Pages = "first",
     seed: int = 0,
     drop_last: bool = False,
     num_threads: int | None = None,
@@ -52,7 +54,7 @@ def pack_stream(
 
     Args:
         samples: dicts from member to value, as webdataset yields them, or (image, label) pairs. An image is encoded
-            bytes, a PIL image (its EXIF orientation is applied) or a uint8 array (height, width, C).
+            bytes, a PIL image (turned upright by its EXIF or XMP) or a uint8 array (height, width, C).
         packing: what a sequence looks like; `Packing()` by default. The first `lookahead` images decide the algorithm
             that "auto" stands for. `balance` has no effect, since it would delay 256 packs. For schedules, each stream
             multiplies its own image count by ranks x workers.
@@ -65,6 +67,7 @@ def pack_stream(
         extras: members for `batch.extras`, by their names in lower case: txt as str, json as object, others as bytes,
             decoded values unchanged; None where a sample lacks the member.
         decode: called with the bytes of each encoded image, as in `PackedImageLoader`; PIL images and arrays skip it.
+        pages: "first" or "error": what becomes of files with several pages or frames, as in `PackedImageLoader`.
         transform: called as `transform(image, rng)`, as in `PackedImageLoader`.
         seed: seeds every draw. Draws differ between ranks and workers but not between calls: change it each epoch.
         drop_last: leave out an incomplete last batch; otherwise empty packs fill it.
@@ -97,11 +100,12 @@ def pack_stream(
     check_whole("seed", seed, least=-(1 << 63))
     check_flag("drop_last", drop_last)
     check_decode(decode)
+    check_pages(pages)
     check_transform(transform)
     stats, policy = Stats(), errors if errors is not None else ErrorPolicy()
     stream = Stream(
         samples=samples,
-        reader=SampleReader(image, label, classes, extras, policy, any_kind=decode is not None),
+        reader=SampleReader(image, label, classes, extras, policy, any_kind=decode is not None, pages=pages),
         packing=packing if packing is not None else Packing(),
         batch_size=batch_size,
         decode=decode,

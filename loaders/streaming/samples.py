@@ -15,6 +15,8 @@ from patchnpack.loaders.assembly.samples import extra
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
+from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
+from patchnpack.loaders.imaging.warnings import Warn
 from patchnpack.loaders.index.labels import Classes, Label, LabelKind, LabelRule
 from patchnpack.loaders.index.scanner import extensions_of
 from patchnpack.loaders.remote.addresses import redact
@@ -66,7 +68,7 @@ class SampleReader:
     """Reads samples as they arrive: dicts of members or (image, label) pairs.
 
     Args:
-        image, label, classes, extras, errors: those of `pack_stream`.
+        image, label, classes, extras, errors, pages: those of `pack_stream`.
         any_kind: accept encoded images of every kind, since a `decode` function will get them.
     """
 
@@ -78,8 +80,9 @@ class SampleReader:
         extras: Sequence[str],
         errors: ErrorPolicy,
         any_kind: bool = False,
+        pages: Pages = "first",
     ) -> None:
-        self._errors, self._any_kind = errors, any_kind
+        self._errors, self._any_kind, self._pages = errors, any_kind, pages
         self._asked = [name.lstrip(".") for name in extras]
         self.extras = [name.lower() for name in self._asked]
         extensions_of(image)  # refuses an image without extensions
@@ -205,6 +208,8 @@ class SampleReader:
         nbytes = len(image) if isinstance(image, bytes) else 0
         if (reason := self._errors.beyond(header.width * header.height, nbytes)) is not None:
             raise BadImage(reason, "limit")
+        if self._pages == "error" and header.pages != 1:
+            raise BadImage(refusal_of_pages(header.pages))
         return image, header
 
     def _extra(self, sample: Mapping[str, Any], name: str) -> Any:
@@ -251,6 +256,7 @@ class StreamBatch:
         self.width, self.height = rows.width, rows.height
         self.keys = [sample.key for sample in context.batch_samples]
         self.labels: np.ndarray | None = None
+        self.pages = np.array([sample.header.pages for sample in context.batch_samples], np.int32)
         self._batch_samples, self._context = context.batch_samples, context
 
     def shard(self, i: int) -> str:
@@ -261,9 +267,11 @@ class StreamBatch:
         """Return image i as it arrived."""
         return self._batch_samples[i].image
 
-    def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
-        """Decode image i upright and resize its `box` to `size`. Raises BadImage."""
-        return self._context.pixels(self.keys[i], data, self._batch_samples[i].header, size, box, strict)
+    def decode(
+        self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool, warn: Warn
+    ) -> np.ndarray:
+        """Decode image i upright and resize its `box` to `size`; `warn` gets what is odd. Raises BadImage."""
+        return self._context.pixels(self.keys[i], data, self._batch_samples[i].header, size, box, strict, warn)
 
     def label(self, i: int) -> Any:
         """Return the label of image i, `absent` where it has none."""
@@ -288,8 +296,6 @@ def _header_of(image: Any, key: str, any_kind: bool) -> tuple[bytes | Image.Imag
             if not any_kind:
                 raise
             return data, error.header
-        except ValueError as error:
-            raise ValueError(f"the image of sample {key!r}: {error}") from None
     if not isinstance(image, Image.Image | np.ndarray):
         raise ValueError(
             f"the image of sample {key!r} is a {type(image).__module__}.{type(image).__qualname__}; it must be encoded "

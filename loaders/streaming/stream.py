@@ -74,9 +74,9 @@ class Stream:
         yield from run_batches(self._builders(), self._outcomes, num_threads=num_threads, prefetch=self._prefetch)
         total = self._outcomes.stats
         _log.info(
-            "the stream ended: %d images in %d packs, %d bad; left out: %d oversize, %d at the end, %d without image",
+            "the stream ended: %d images in %d packs, %d bad; left out: %d oversize, %d at the end, %d without image%s",
             *(total.images, total.packs, total.bad_images, total.skipped["oversize"], total.skipped["tail"]),
-            total.without_image,
+            *(total.without_image, total.oddities()),
         )
 
     def _builders(self) -> Iterator[BatchBuilder]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, Images, Seed, Shards, Storage, open_shards
+from patchnpack.cli.arguments import IMAGES, Images, Pages, Seed, Shards, Storage, open_shards
 from patchnpack.cli.options import takes_packing_but_lookahead, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
@@ -56,6 +56,7 @@ def pack(
         list[str] | None, typer.Option("--extra", help="Other member for batches to return; may be repeated.")
     ] = None,
     image: Images = IMAGES,
+    pages: Pages = "first",
     max_rate: Annotated[float, typer.Option(help="Maximum share of bad images.")] = 0.01,
     seed: Seed = 0,
     workers: Annotated[int | None, whole_flag("Processes on this machine; by default one per CPU.")] = None,
@@ -99,6 +100,7 @@ def pack(
         label=label,
         classes=classes,
         extras=extra or [],
+        pages=pages,  # type: ignore[arg-type]  # the loader checks it
         errors=ErrorPolicy(max_rate=max_rate),
         storage_options=options,
     )

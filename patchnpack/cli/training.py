@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, BatchSize, Classes, Images, Label, Shards, Storage, open_shards
+from patchnpack.cli.arguments import IMAGES, BatchSize, Classes, Images, Label, Pages, Shards, Storage, open_shards
 from patchnpack.cli.options import takes_evaluation, takes_model, takes_packing, takes_training, whole_flag
 from patchnpack.cli.parsers import parse_patch_size, parse_resolution, parse_storage_options
 from patchnpack.cli.run_file import RUN_FILE, RunFile, read_run_file, write_run_file
@@ -114,6 +114,7 @@ def train(
     teacher: Annotated[Path | None, typer.Option(help="Checkpoint of the teacher for distillation.")] = None,
     text: Annotated[str | None, typer.Option(help="Member with texts, such as txt, for image-text training.")] = None,
     image: Images = IMAGES,
+    pages: Pages = "first",
     storage_options: Storage = None,
 ) -> None:
     """Train a NaViT on the images in SHARDS, with labels, a teacher or texts.
@@ -148,6 +149,7 @@ def train(
             init=init,
             teacher=teacher,
             text=text,
+            pages=pages,
             resume=resume,
             storage_options=parse_storage_options(storage_options or []),
             started=lambda: _write_run(context, out),
@@ -203,7 +205,10 @@ def _excluded(loader: PackedImageLoader) -> str:
 
     stats = loader.stats()
     without = f", {counted(stats['without_image'], 'sample')} without an image" if stats["without_image"] else ""
-    return f"{counted(stats['bad_images'], 'bad image')}, {sum(stats['skipped'].values())} skipped{without}"
+    pages = f", {stats['multi_page']} with further pages" if stats["multi_page"] else ""
+    warnings = f", {counted(sum(stats['warnings'].values()), 'warning')} of decoders" if stats["warnings"] else ""
+    left_out = f"{counted(stats['bad_images'], 'bad image')}, {sum(stats['skipped'].values())} skipped{without}"
+    return left_out + pages + warnings
 
 
 @takes_evaluation
@@ -219,6 +224,7 @@ def evaluate_checkpoint(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    pages: Pages = "first",
     storage_options: Storage = None,
 ) -> None:
     """Write the prediction of a trained model for each image in SHARDS: key, row, label, prediction and logits.
@@ -231,7 +237,15 @@ def evaluate_checkpoint(
     _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)
     loader = _evaluation_loader(
-        model, shards, packing, image, storage_options, batch_size=batch_size, label=label or None, classes=classes
+        model,
+        shards,
+        packing,
+        image,
+        storage_options,
+        batch_size=batch_size,
+        label=label or None,
+        classes=classes,
+        pages=pages,
     )
     table = predict(model, loader, precision=precision)
     write_table(out, table)
@@ -255,6 +269,7 @@ def write_features(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    pages: Pages = "first",
     storage_options: Storage = None,
 ) -> None:
     """Write the feature vector of each image in SHARDS: key, row and feature.
@@ -266,7 +281,7 @@ def write_features(
 
     _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)
-    loader = _evaluation_loader(model, shards, packing, image, storage_options, batch_size=batch_size)
+    loader = _evaluation_loader(model, shards, packing, image, storage_options, batch_size=batch_size, pages=pages)
     table = features(model, loader, precision=precision)
     write_table(out, table)
     typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {_excluded(loader)}")
@@ -292,6 +307,7 @@ def sweep_checkpoint(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    pages: Pages = "first",
     storage_options: Storage = None,
 ) -> None:
     """Evaluate a model at several patch sizes and resolutions: accuracy over tokens per image.
@@ -325,6 +341,7 @@ def sweep_checkpoint(
         batch_size=batch_size,
         label=label,
         classes=classes,
+        pages=pages,
         storage_options=parse_storage_options(storage_options or []),
     )
     table = Table("patch size", "resolution", "tokens per image", "accuracy", "loss", "images/s", box=None)

@@ -56,8 +56,8 @@ def test_bad_images_are_logged_counted_and_left_out(
         "'jpg;jpeg;png;webp') and is left out; stats()['without_image'] counts such samples"
     )
     assert lines[1] == (
-        f"bad image 's0i003' in {drawn.shards[0]} (header): it begins with b'no image'; only JPEG, PNG, WebP, GIF, BMP "
-        "and TIFF are read"
+        f"bad image 's0i003' in {drawn.shards[0]} (header): it begins with b'no image'; only JPEG, PNG, WebP, GIF, "
+        "BMP, TIFF, AVIF, JPEG XL, JPEG 2000 and HEIC are read"
     )
     packs = stats["packs"]
     assert caplog.messages[-1] == (
