@@ -66,11 +66,15 @@ def make_index(path: Path, shards: int, images: int) -> None:
         height=height,
         orientation=np.ones(n, np.uint8),
         format=np.zeros(n, np.uint8),
+        pages=np.ones(n, np.int32),
         digest=np.zeros(n, np.uint64),
         reasons=nothing,
         cls=nothing,
         members={},
         without_image=np.zeros(shards, np.int64),
+        unused_members=np.zeros(shards, np.int64),
+        examples=((),) * shards,
+        outside=np.zeros(shards, np.uint64),
     )
     save_index(index, path)
 

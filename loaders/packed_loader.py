@@ -10,15 +10,17 @@ from typing import Any, NoReturn
 import torch
 
 from patchnpack.loaders.assembly.buffers import BufferPool
-from patchnpack.loaders.assembly.context import Transform
 from patchnpack.loaders.assembly.pipeline import Pipeline, WorkerShard
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.stats import Stats
+from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.dataset import MAX_WORKERS, PackedDataset
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
+from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.index.labels import Classes, Label
 from patchnpack.loaders.index.table import IMAGE, Index
+from patchnpack.loaders.order.extremes import Extreme, label_range, largest_grids
 from patchnpack.loaders.order.mixture import Mixture
 from patchnpack.loaders.order.rank_steps import Even, Steps
 from patchnpack.loaders.order.row_filter import Where
@@ -29,6 +31,8 @@ from patchnpack.loaders.sources.open_source import open_source
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.loaders.sources.source import Source
 from patchnpack.packer import PackedBatch, Packing
+from patchnpack.packer.checks import check_whole, shown
+from patchnpack.packer.text import counted
 
 # B packs in a batch, W ranks, S streams
 
@@ -60,10 +64,11 @@ class PackedImageLoader:
         extras: extensions of members to return in `batch.extras`: txt as str, json as object, others as bytes; None
             where a sample has none. An undecodable member marks its image as bad.
         decode: called as `decode(data)` with the encoded bytes of an image. Returns uint8 (H, W, C) with the height and
-            width that the file states (before EXIF orientation, which the loader applies; TIFF as PIL turns it) and the
-            channels of `image_mode`, or None to leave the image to the loader. It makes 16-bit, float and multispectral
-            images and files of several pages usable. `BadImage` from it marks the image as bad; other errors are
-            raised.
+            width that the file states (before EXIF orientation, which the loader applies; TIFF, HEIC and JPEG XL
+            upright) and the channels of `image_mode`, or None to leave the image to the loader. It makes 16-bit, float
+            and multispectral images usable. `BadImage` from it marks the image as bad; other errors are raised.
+        pages: what becomes of a file with several pages or frames, such as a TIFF or an animated GIF: "first" uses the
+            first one and counts the file in `stats()["multi_page"]`; "error" makes it a bad image.
         transform: called as `transform(image, rng)` with a uint8 (H, W, C) array and a Generator keyed by (seed, epoch,
             row); returns an array of the same shape and type. Runs in the decoding threads.
         where: maps an `Index` to a bool array, the rows to use; the others are counted as skipped.
@@ -114,6 +119,7 @@ class PackedImageLoader:
         extras: Sequence[str] = (),
         transform: Transform | None = None,
         decode: Decode | None = None,
+        pages: Pages = "first",
         where: Where | None = None,
         index: Index | str | os.PathLike[str] | None = None,
         sizes: Any = None,
@@ -144,6 +150,7 @@ class PackedImageLoader:
             extras=extras,
             transform=transform,
             decode=decode,
+            pages=pages,
             where=where,
             index=index,
             sizes=sizes,
@@ -182,6 +189,22 @@ class PackedImageLoader:
         first = next((self._context.bad_row(row, *why) for row, why in rows.bad.items()), None)
         self._monitor.before_start(len(rows.bad), len(rows.bad) + int(rows.mask.sum()), first)
 
+    def __repr__(self) -> str:
+        """A few lines: source, packing and position. Nothing is planned and no process group is asked."""
+        given, rows, cursor = self._options, self._source.rows, self._cursor or self._next
+        unused = (
+            f"; {len(rows.bad):,} bad, {int(rows.filtered.sum()):,} left out by where" if not rows.mask.all() else ""
+        )
+        order = f"shuffled with seed {given.seed}" if given.shuffle else f"in order, seed {given.seed}"
+        label = getattr(given.label, "__name__", given.label)
+        return (
+            f"PackedImageLoader of {counted(int(rows.mask.sum()), 'image')} in {self._source.name}{unused}\n"
+            f"  packing: {self.packing.summary()}\n"
+            f"  batches: {counted(self.batch_size, 'pack')} each, {order}; "
+            f"label: {label}; extras: {', '.join(given.extras) or 'none'}\n"
+            f"  epoch {cursor.epoch}, {cursor.position:,} packs used"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_datasets": None, "_totals": []}  # in another process it serves one dataset only
 
@@ -215,6 +238,7 @@ class PackedImageLoader:
 
     def total_steps(self, epochs: int) -> int:
         """Return the number of batches in the first `epochs` epochs together, for a learning-rate schedule."""
+        check_whole("epochs", epochs, least=0)
         return sum(self.steps().count(Cursor(epoch, 0)) for epoch in range(epochs))
 
     def set_epoch(self, epoch: int) -> None:
@@ -222,8 +246,7 @@ class PackedImageLoader:
 
         The setting also reaches the worker processes of `as_dataset`.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch is {epoch}; it must be at least 0")
+        check_whole("epoch", epoch, least=0)
         if epoch != self._next.epoch:
             self._next = self._cursor = Cursor(epoch, 0)
         self._publish()
@@ -236,6 +259,8 @@ class PackedImageLoader:
         Raises:
             ValueError: no batch is given, and the batches come from `as_dataset`.
         """
+        if after is not None and not isinstance(after, PackedBatch):
+            raise ValueError(f"after is {shown(after)}; give the last PackedBatch that was used")
         cursor = self._cursor if after is None else Cursor(after.epoch, after.position)
         if cursor is None:
             raise ValueError(
@@ -279,13 +304,17 @@ class PackedImageLoader:
         padding_in_packs (without empty packs), images_per_pack, drop_rate, attention_cost (sum of squared lengths),
         attention_spread (standard deviation over mean of the packs' attention cost), bad_images, bad_by_stage and the
         first bad images in `bad` (row, key, shard, offset, stage, reason), truncated (JPEGs that end early and were
-        kept), skipped (by "oversize", "where", "tail"), sources (images per source of a `Mixture`), oversize,
-        without_label, cache_hits and cache_misses (of shards opened in the cache), wait_s (seconds that the training
-        loop waited), images_per_s, tokens_per_s.
+        kept), multi_page (files of which only the first page was used), warnings (of decoders, by kind: odd files
+        whose pixels are all there), skipped (by "oversize", "where", "tail"), sources (images per source of a
+        `Mixture`), oversize, without_label, without_image (this rank's share of the samples that have no image, and so
+        no row; the same in every epoch), cache_hits and cache_misses (of shards opened in the cache), wait_s (seconds
+        that the training loop waited), images_per_s, tokens_per_s.
 
         The totals include worker processes of `as_dataset`, except `bad`, `bad_by_stage`, `sources` and wait_s, which
         stay in the workers. The logger "patchnpack" reports the totals every minute, at level INFO.
         """
+        (rank, world_size), total = self.rank(), int(self.index.without_image.sum())
+        self._stats.without_image = len(range(rank, total, world_size))  # no rank reads them, so each counts a share
         return self._stats.plus(torch.cat([torch.zeros(0, Stats.NUMBERS), *self._totals])).report()
 
     def as_dataset(self) -> PackedDataset:
@@ -322,6 +351,14 @@ class PackedImageLoader:
                 "number itself"
             )
         return count
+
+    def largest_grids(self) -> dict[int, Extreme]:
+        """Return the most patches per side at each patch size in epoch 0 and at the start of each stage."""
+        return largest_grids(self.steps().order)
+
+    def label_range(self) -> tuple[Extreme, Extreme] | None:
+        """Return the lowest and the highest class; None where the index does not hold the labels."""
+        return label_range(self.steps().order, self._context.labels)
 
     def _publish(self) -> None:
         for dataset in self._datasets:

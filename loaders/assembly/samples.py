@@ -17,6 +17,7 @@ from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.decode import decode_whole_jpeg
 from patchnpack.loaders.imaging.formats import JPEG
 from patchnpack.loaders.imaging.header import Header
+from patchnpack.loaders.imaging.warnings import Warn
 from patchnpack.loaders.index.labels import KnownLabels, Labels
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.order import Pack
@@ -106,11 +107,12 @@ class IndexedSamples:
     def __init__(self, context: IndexedBatchContext, rows: np.ndarray) -> None:
         index = context.index
         shard = index.shard_of(rows)
-        self.width, self.height = index.width[rows], index.height[rows]
+        self.width, self.height, self.pages = index.width[rows], index.height[rows], index.pages[rows]
         # Python integers: reading them from arrays one by one would cost more than everything else here.
         self._context, self._rows = context, rows
         self._bytes = tuples(shard, index.offset[rows], index.nbytes[rows], index.digest[rows])
-        self._headers = tuples(self.width, self.height, index.orientation[rows], index.format[rows])
+        self._sizes = tuples(self.width, self.height)
+        self._upright_jpeg = ((index.orientation[rows] == 1) & (index.format[rows] == JPEG)).tolist()
         self.keys = index.keys.listed(rows)
         self.labels = context.labels.known(rows)
 
@@ -137,12 +139,16 @@ class IndexedSamples:
             raise BadImage("its bytes differ from the indexed ones: the digest differs", "read")
         return data
 
-    def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
-        """Decode image i upright and resize its `box` to `size`. Raises BadImage."""
-        context, header = self._context, self._headers[i]
-        if box is None and header == (*size, 1, JPEG) and context.user_decode is None:
-            return decode_whole_jpeg(data, size, context.packing.image_mode, strict)
-        return context.pixels(self.keys[i], data, Header(*header), size, box, strict)
+    def decode(
+        self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool, warn: Warn
+    ) -> np.ndarray:
+        """Decode image i upright and resize its `box` to `size`; `warn` gets what is odd. Raises BadImage."""
+        context = self._context
+        if size == self._sizes[i] and self._upright_jpeg[i] and box is None and context.user_decode is None:
+            return decode_whole_jpeg(data, size, context.packing.image_mode, strict, warn)
+        index, row, (width, height) = context.index, self._rows[i], self._sizes[i]
+        header = Header(width, height, int(index.orientation[row]), int(index.format[row]))
+        return context.pixels(self.keys[i], data, header, size, box, strict, warn)
 
     def label(self, i: int) -> Any:
         """Return the label of image i, `absent` where it has none."""
@@ -170,5 +176,5 @@ def extra(extension: str, kind: str, data: bytes | None) -> Any:
         if kind == "json":
             return json.loads(data)
         return data.decode("utf-8") if kind == "txt" else data
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # brackets nested thousands deep
         raise BadImage(f"its .{extension} member cannot be read: {error}", "extras") from error

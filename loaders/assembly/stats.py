@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from patchnpack.loaders.errors import BadRow
+from patchnpack.loaders.imaging.warnings import WARNINGS
 from patchnpack.packer import PackedBatch, _kernels
 
 LISTED = 1000  # bad images that `stats` lists at most; all are counted and logged
@@ -27,6 +30,7 @@ _SUMS = (
     "attention_cost",
     "without_label",
     "truncated",
+    "multi_page",
     "oversize",
     "bad_images",
     "cache_hits",
@@ -56,22 +60,38 @@ class BatchCounts:
 
     @classmethod
     def of(cls, batch: PackedBatch) -> BatchCounts:
-        """Count a batch. Decoding threads do this, so that the training loop's thread only adds up."""
-        packs, native, before, drop_rates, attention, squares = _kernels.count_tokens(
+        """Count a batch that is built."""
+        return cls.of_columns(
             batch.image_mask.numpy(),
             batch.grids.numpy(),
             batch.image_sizes.numpy(),
             batch.cu_seqlens.numpy(),
             batch.patch_size,
+            batch.segment_ids.numel(),
+        )
+
+    @classmethod
+    def of_columns(
+        cls,
+        image_mask: np.ndarray,
+        grids: np.ndarray,
+        image_sizes: np.ndarray,
+        starts: np.ndarray,
+        patch_size: int,
+        slots: int,
+    ) -> BatchCounts:
+        """Count a batch of `slots` token slots by the columns of `PackedBatch`; `starts` are its `cu_seqlens`."""
+        packs, native, before, drop_rates, attention, squares = _kernels.count_tokens(
+            image_mask, grids, image_sizes, starts, patch_size
         )
         return cls(
             packs=packs,
-            empty_packs=len(batch.keys) - packs,
-            images=batch.num_images,
+            empty_packs=len(image_mask) - packs,
+            images=len(starts) - 1,
             tokens_native=native,
             tokens_before_drop=before,
-            tokens=batch.num_tokens,
-            slots=batch.segment_ids.numel(),
+            tokens=int(starts[-1]),
+            slots=slots,
             attention_cost=attention,
             drop_rates=drop_rates,
             attention_squares=squares,
@@ -85,7 +105,8 @@ _COUNTED = tuple(field.name for field in dataclasses.fields(BatchCounts))
 class Stats:
     """Running totals of one rank. Rank row % world_size counts a row that no rank decodes.
 
-    Summed over ranks, images + bad_images + skipped equals the rows of all completed epochs.
+    Summed over ranks, images + bad_images + skipped equals the rows of all completed epochs. `without_image` counts
+    samples that have no row: of a loader's source, once for all epochs, and of those that arrived in a stream.
     """
 
     batches: int = 0
@@ -101,18 +122,31 @@ class Stats:
     attention_squares: float = 0.0
     without_label: int = 0
     truncated: int = 0
+    multi_page: int = 0
     oversize: int = 0
+    without_image: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
     skipped: dict[str, int] = field(default_factory=lambda: {"oversize": 0, "where": 0, "tail": 0})
     sources: dict[str, int] = field(default_factory=dict)
+    warnings: dict[str, int] = field(default_factory=dict)
     bad_images: int = 0
     bad_by_stage: dict[str, int] = field(default_factory=dict)
     bad: list[BadRow] = field(default_factory=list)
     wait_s: float = 0.0
     run_s: float = 0.0
 
-    def add_batch(self, counts: BatchCounts, *, without_label: int, truncated: int, waited: float, ran: float) -> None:
+    def add_batch(
+        self,
+        counts: BatchCounts,
+        *,
+        without_label: int = 0,
+        truncated: int = 0,
+        multi_page: int = 0,
+        warnings: Sequence[str] = (),
+        waited: float = 0.0,
+        ran: float = 0.0,
+    ) -> None:
         """Count a batch, the seconds that the loop waited for it, and the seconds since the batch before it."""
         for name in _COUNTED:
             setattr(self, name, getattr(self, name) + getattr(counts, name))
@@ -121,22 +155,29 @@ class Stats:
         self.run_s += ran
         self.without_label += without_label
         self.truncated += truncated
+        self.multi_page += multi_page
+        for kind in warnings:
+            self.warnings[kind] = self.warnings.get(kind, 0) + 1
 
-    NUMBERS: ClassVar[int] = len(_SUMS) + 3 + len(_MOMENTS) + 1  # the length of `numbers`
+    NUMBERS: ClassVar[int] = len(_SUMS) + 3 + len(WARNINGS) + len(_MOMENTS) + 1  # the length of `numbers`
 
     def numbers(self) -> torch.Tensor:
         """Return every total that processes can add up, float64 (NUMBERS,)."""
         sums, moments = ([getattr(self, name) for name in names] for names in (_SUMS, _MOMENTS))
-        return torch.tensor([*sums, *self.skipped.values(), *moments, self.run_s], dtype=torch.float64)
+        warnings = [self.warnings.get(kind, 0) for kind in WARNINGS]
+        return torch.tensor([*sums, *self.skipped.values(), *warnings, *moments, self.run_s], dtype=torch.float64)
 
     def plus(self, others: torch.Tensor) -> Stats:
         """Return these totals plus those of processes that ran in parallel, float64 (n, NUMBERS)."""
-        both = dataclasses.replace(self, skipped=dict(self.skipped))
+        both = dataclasses.replace(self, skipped=dict(self.skipped), warnings=dict(self.warnings))
         *sums, _ = others.sum(0).tolist() if len(others) else [0] * self.NUMBERS
         for name, more in zip(_SUMS, sums, strict=False):
             setattr(both, name, getattr(both, name) + int(more))
         for reason, more in zip(both.skipped, sums[len(_SUMS) :], strict=False):
             both.skipped[reason] += int(more)
+        for kind, more in zip(WARNINGS, sums[len(_SUMS) + len(self.skipped) :], strict=False):
+            if more:
+                both.warnings[kind] = both.warnings.get(kind, 0) + int(more)
         for name, more in zip(_MOMENTS, sums[-len(_MOMENTS) :], strict=True):
             setattr(both, name, getattr(both, name) + more)
         if len(others):
@@ -150,6 +191,11 @@ class Stats:
         if len(self.bad) < LISTED:
             self.bad.append(row)
         _log.warning("bad image %s", row)
+
+    def oddities(self) -> str:
+        """Describe, for a log line, the images that are used although something is odd; empty if there are none."""
+        pages = f", {self.multi_page} with further pages" if self.multi_page else ""
+        return f"{pages}, {sum(self.warnings.values())} warnings of decoders" if self.warnings else pages
 
     def report(self) -> dict[str, Any]:
         """Return the totals as a plain dict, with the rates and shares that follow from them."""
@@ -188,7 +234,7 @@ class Ticker:
         opened = new.cache_hits + new.cache_misses
         _log.info(
             "%.0f images/s, %.0f tokens/s, %.1f%% padding, %d of %d batches ready, the loop waited %.1f%% of the time, "
-            "%d bad images in total%s%s",
+            "%d bad images in total%s%s%s",
             images / seconds,
             tokens / seconds,
             100 * (1 - tokens / slots) if slots else 0.0,
@@ -197,6 +243,7 @@ class Ticker:
             100 * (new.wait_s - old.wait_s) / seconds,
             new.bad_images,
             f" ({bad})" if bad else "",
+            new.oddities(),
             f", {new.cache_hits} of {opened} shards were cached" if opened else "",
         )
         self._began, self._then = now, dataclasses.replace(new)

@@ -101,7 +101,8 @@ def _resolve(given: Any, rows: np.ndarray, number_of: Callable[[Any], int]) -> t
     _refuse(given)
     if isinstance(given, Subset) and type(given).__getitem__ is Subset.__getitem__:
         _refuse(given.dataset)
-        chosen, length = np.asarray(given.indices, np.int64).reshape(-1)[rows], len(given.dataset)  # type: ignore[arg-type]
+        inner: Any = given.dataset
+        chosen, length = np.asarray(given.indices, np.int64).reshape(-1)[rows], len(inner)
         outside = (chosen < -length) | (chosen >= length)
         if outside.any():
             raise ValueError(

@@ -16,8 +16,11 @@ from patchnpack.loaders.datasets.adapter import Picture
 from patchnpack.loaders.datasets.items import Items
 from patchnpack.loaders.datasets.labels import ItemLabels
 from patchnpack.loaders.datasets.pictures import load
+from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.formats import PIXELS
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
+from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
+from patchnpack.loaders.imaging.warnings import Warn
 
 # M images in the batch
 
@@ -28,10 +31,12 @@ class DatasetContext(IndexedBatchContext):
 
     Attributes:
         items: the images.
+        pages: what is done about files of several pages.
         labels: the label of each item.
     """
 
     items: Items
+    pages: Pages
     labels: ItemLabels
 
     def samples(self, rows: np.ndarray) -> DatasetSamples:
@@ -46,10 +51,12 @@ class DatasetSamples(IndexedSamples):
         super().__init__(context, rows)
         if context.labels.is_read:
             self.labels = None
-        items = context.items
+        items, index = context.items, context.index
         self._of, self._row_list = context, rows.tolist()
         self._places = tuples(items.adapter[rows], items.row[rows], items.number[rows])
+        self._is_known = (index.format[rows] != PIXELS).tolist()
         self._members: list[Mapping[str, Any]] = [{}] * len(rows)
+        self._headers: dict[int, Header] = {}  # those that are read with the image
 
     def read(self, i: int) -> Any:
         """Read item i and compare its image with the index.
@@ -66,23 +73,25 @@ class DatasetSamples(IndexedSamples):
         except (OSError, RuntimeError, ValueError) as error:
             error.add_note(f"raised for {self._of.items.describe(self._row_list[i])}")
             raise
-        width, height, _, format = self._headers[i]
-        if isinstance(image, bytes) and format != PIXELS:
+        if self._is_known[i] and isinstance(image, bytes):
             if xxhash.xxh3_64_intdigest(image) != self._bytes[i][3]:
                 raise OSError(
-                    f"the bytes of the image with key {self.keys[i]!r} of the {self._of.items.name} have changed since "
-                    "its size was read: make the loader again and, if sizes are cached, give another fingerprint="
+                    f"the bytes of {self._of.items.describe(self._row_list[i])} have changed since its size was read: "
+                    "make the loader again and, if sizes are cached, give another fingerprint="
                 )
             return image
         header = self._header(image)
+        width, height = self._sizes[i]
         if (header.width, header.height) != (width, height):
             raise ValueError(
-                f"the image with key {self.keys[i]!r} of the {self._of.items.name} has {header.width}x{header.height} "
-                f"pixels, and the plan was made for {width}x{height}: the items must not change, so remove random "
-                "crops and resizing from the data set, and give the loader transform= or a resolution; if sizes are "
-                "given or cached, correct sizes= or change fingerprint="
+                f"{self._of.items.describe(self._row_list[i])} has {header.width}x{header.height} pixels, and the plan "
+                f"was made for {width}x{height}: the items must not change, so remove random crops and resizing from "
+                "the data set, and give the loader transform= or a resolution; if sizes are given or cached, correct "
+                "sizes= or change fingerprint="
             )
-        self._headers[i] = tuple(header)
+        if self._of.pages == "error" and header.pages != 1:
+            raise BadImage(refusal_of_pages(header.pages))
+        self._headers[i] = header
         if isinstance(image, Image.Image):
             load(image)
         return image
@@ -96,6 +105,15 @@ class DatasetSamples(IndexedSamples):
             if self._of.user_decode is None:
                 raise
             return error.header
+
+    def decode(
+        self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool, warn: Warn
+    ) -> np.ndarray:
+        """Decode image i upright and resize its `box` to `size`; `warn` gets what is odd. Raises BadImage."""
+        header = self._headers.get(i)
+        if header is None:
+            return super().decode(i, data, size, box, strict, warn)
+        return self._of.pixels(self.keys[i], data, header, size, box, strict, warn)
 
     def label(self, i: int) -> Any:
         """Return the label of image i, `absent` where it has none. Raises BadImage."""

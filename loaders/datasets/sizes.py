@@ -146,6 +146,7 @@ class _Columns:
         self.nbytes, self.digest = np.zeros(n, np.int64), np.zeros(n, np.uint64)
         self.width, self.height = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self.orientation, self.format = np.ones(n, np.uint8), np.zeros(n, np.uint8)
+        self.pages = np.ones(n, np.int32)
         self.reasons: dict[int, str] = {}
 
     def fill(self, i: int, items: Items) -> None:
@@ -162,7 +163,7 @@ class _Columns:
             header, self.reasons[i] = error.header, str(error)
         except BadImage as error:
             self.reasons[i] = str(error)
-        self.width[i], self.height[i], self.orientation[i], self.format[i] = header
+        self.width[i], self.height[i], self.orientation[i], self.format[i], self.pages[i] = header
 
     def index(self, items: Items) -> Index:
         """Return the index with these columns."""
@@ -179,11 +180,15 @@ class _Columns:
             height=self.height,
             orientation=self.orientation,
             format=self.format,
+            pages=self.pages,
             digest=self.digest,
             reasons=Texts.of(map(self.reasons.get, range(n))),
             cls=Texts.of([None] * n),
             members={},
             without_image=np.zeros(1, np.int64),
+            unused_members=np.zeros(1, np.int64),
+            examples=((),),
+            outside=np.zeros(1, np.uint64),
         )
 
 

@@ -14,16 +14,22 @@ import pyarrow.parquet as pq
 
 from patchnpack.loaders.imaging.formats import FORMATS
 from patchnpack.loaders.index.table import Index, Texts
-from patchnpack.loaders.remote.addresses import redact
+from patchnpack.loaders.remote.addresses import check_not_file, redact
 from patchnpack.loaders.shards.parquet import INDEX_KEY
-from patchnpack.packer.files import atomic_write
+from patchnpack.packer.files import absent, atomic_write
 
 # n rows, s shards
 
-VERSION = 3
+VERSION = 5
 _KEY = INDEX_KEY
 _MEMBER = "member."
-_BY_SHARD = ("starts", "shard_bytes", "without_image")
+_BY_SHARD = {
+    "starts": np.int64,
+    "shard_bytes": np.int64,
+    "without_image": np.int64,
+    "unused_members": np.int64,
+    "outside": np.uint64,
+}
 _COLUMNS: dict[str, pa.DataType] = {
     "keys": pa.large_string(),
     "offset": pa.int64(),
@@ -32,6 +38,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "height": pa.int32(),
     "orientation": pa.uint8(),
     "format": pa.uint8(),
+    "pages": pa.int32(),
     "digest": pa.uint64(),
     "reasons": pa.large_string(),
     "cls": pa.large_string(),
@@ -87,7 +94,10 @@ def load_index(path: str | os.PathLike[str]) -> Index:
     path = Path(path)
     check_suffix(path)
     if not path.exists():
-        raise FileNotFoundError(f"index {str(path)!r} does not exist; make it with: patchnpack index SHARDS -o {path}")
+        check_not_file(os.fspath(path))
+        raise FileNotFoundError(
+            f"index {str(path)!r} {absent(str(path))}; make it with: patchnpack index SHARDS -o {path}"
+        )
     return read_index(str(path), str(path), path.suffix, path.parent)
 
 
@@ -162,6 +172,7 @@ def index_table(index: Index, shards: Sequence[str]) -> pa.Table:
         "formats": FORMATS,
         "shards": list(shards),
         "versions": index.versions,
+        "examples": index.examples,
         "cls_member": index.cls_member,
         "kinds": index.kinds,
         **{name: getattr(index, name).tolist() for name in _BY_SHARD},
@@ -201,8 +212,11 @@ def index_of_table(table: pa.Table, about: dict[str, Any], shards: Sequence[str]
         name: Texts(column(name)) if pa.types.is_large_string(kind) else numbers(name)
         for name, kind in _COLUMNS.items()
     }
-    by_shard: dict[str, Any] = {name: np.array(about[name], np.int64) for name in _BY_SHARD}
-    about = {name: about[name] for name in ("image", "cls_member", "kinds")} | {"versions": tuple(about["versions"])}
+    by_shard: dict[str, Any] = {name: np.array(about[name], kind) for name, kind in _BY_SHARD.items()}
+    about = {name: about[name] for name in ("image", "cls_member", "kinds")} | {
+        "versions": tuple(about["versions"]),
+        "examples": tuple(map(tuple, about["examples"])),
+    }
     return Index(shards=tuple(shards), members=members, **about, **columns, **by_shard)
 
 

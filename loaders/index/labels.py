@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+import math
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.index.classes import Classes as Classes
+from patchnpack.loaders.index.classes import class_table
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.remote.addresses import redact
+from patchnpack.packer.checks import shown
 
 # D values in a target
 
 NO_LABEL = -100
+_WHOLE = re.compile(r"([+-]?)0*([0-9]+)")
+_INT64 = np.iinfo(np.int64)
 
 Label = str | Callable[[dict[str, bytes]], Any] | None
-Classes = Sequence[str] | Mapping[str, int] | str | os.PathLike[str] | None
 
 
 class LabelKind:
@@ -76,8 +80,9 @@ class LabelRule:
     """
 
     def __init__(self, label: Label, classes: Classes) -> None:
+        _check_label(label)
         self._label = label
-        self.classes = _class_table(classes)
+        self.classes = class_table(classes)
         self._numbers = set() if self.classes is None else set(self.classes.values())
         self.member, self._field = "", ""
         if isinstance(label, str):
@@ -117,35 +122,45 @@ class LabelRule:
         if self._field:
             try:
                 record = json.loads(data) if isinstance(data, bytes | str) else data
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # brackets nested thousands deep
                 raise BadImage(f"its .json member cannot be read: {error}", "label") from error
             return self._field_of(record)
         if isinstance(data, bytes | str):
             return self.number((data.decode("utf-8", "replace") if isinstance(data, bytes) else data).strip())
-        label = as_label(data)
-        return self.number(str(label)) if isinstance(label, int) else label
+        return self._of_value(data)
 
     def _field_of(self, record: Any) -> int | np.ndarray | None:
         if not isinstance(record, dict):
             raise ValueError(
                 f"the .json member holds {type(record).__name__}; {self._label!r} asks for a field of an object"
             )
-        value = record.get(self._field)
-        return as_label(value) if value is None or isinstance(value, bool | list) else self.number(str(value))
+        value = _at(record, self._field)
+        if isinstance(value, bool | list):
+            return self._of_value(value)
+        is_absent = value is None or (isinstance(value, float) and math.isnan(value))
+        return None if is_absent else self.number(str(value).strip())
+
+    def _of_value(self, value: Any) -> int | np.ndarray | None:
+        label = as_label(value)
+        return self.number(str(label)) if isinstance(label, int) else label
 
     def number(self, text: str) -> int:
-        """Return the class that a text names: by its name, or as a whole number."""
+        """Return the class that a text names: by its name, or as a whole number of int64 in decimal digits."""
         if self.classes is not None and text in self.classes:
             return self.classes[text]
-        try:
-            number = int(text)
-        except ValueError:
+        number = whole_number(text)
+        if number is None:
             remedy = "give classes=, a list of their names"
             if self.classes is not None:
                 remedy = f"classes has {len(self.classes)} others"
             raise ValueError(
                 f"label {_short(text)} (of {self._label!r}) is neither a whole number nor a known class; {remedy}"
-            ) from None
+            )
+        if not _INT64.min <= number <= _INT64.max:
+            raise ValueError(
+                f"label {_short(text)} (of {self._label!r}) does not fit in int64; labels are {_INT64.min} to "
+                f"{_INT64.max}: number the classes from 0, or give classes=, a list of their names"
+            )
         if self.classes is not None and number not in self._numbers:
             raise ValueError(f"label {number} is not among the {len(self.classes)} classes; name them all in classes=")
         return number
@@ -156,8 +171,9 @@ class Labels(LabelKind):
 
     Args:
         index: says which members each sample has.
-        label: None; "EXT", the text of the member .EXT; "json:FIELD", a field of the .json member; or a callable from
-            a sample's members (extension to bytes) to an int or an array.
+        label: None; "EXT", the text of the member .EXT; "json:FIELD", a field of the .json member, where FIELD may be
+            a path such as annotation.class; or a callable from a sample's members (extension to bytes) to an int or an
+            array.
         classes: names of the classes, as a list, a file with one name per line, or a mapping from name to index. They
             map texts that are not whole numbers.
         read: returns the bytes of one member (row, extension), None where the sample lacks it.
@@ -239,6 +255,18 @@ class Labels(LabelKind):
         shard = redact(self._index.shards[int(self._index.shard_of(row))])
         return f"the sample with key {self._index.keys[row]!r} in {shard!r}"
 
+    def _fields(self) -> str:
+        """Return what the first JSON record says of the fields that a label may name; "" where it says nothing."""
+        for row in range(len(self._index)):
+            try:
+                record = json.loads(self._read(row, "json") or b"null")
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                names = [name if not isinstance(value, dict) else f"{name}.FIELD" for name, value in record.items()]
+                return f", whose .json members have the fields {shown(', '.join(names)).strip(chr(39))}"
+        return ""
+
     def _probe(self) -> tuple[int, ...]:
         """Return the shape of the first label."""
         reason = ""
@@ -256,9 +284,31 @@ class Labels(LabelKind):
                     return np.shape(value)
         found = ", ".join("." + extension for extension in sorted(self._index.members))
         raise ValueError(
-            f"label {self._label!r} is absent from all {len(self._index)} samples{reason}; their members are {found}: "
-            "name one of them, or give label=None"
+            f"label {self._label!r} is absent from all {len(self._index)} samples{reason}"
+            f"{self._fields() if self._member == 'json' and not reason else ''}; their members are {found}: name one "
+            "of them, or give label=None"
         )
+
+
+def _check_label(label: object) -> None:
+    """Raise ValueError if a label is neither None nor a text nor callable."""
+    if label is None or callable(label) or (isinstance(label, str) and label):
+        return
+    one = f", for example {label[0]!r}" if isinstance(label, tuple | list) and label else ""
+    raise ValueError(
+        f"label is {shown(label)}; it must name one member such as 'cls' or 'json:FIELD'{one}, or be a function of a "
+        "sample's members, or None"
+    )
+
+
+def _at(record: Mapping[str, Any], path: str) -> Any:
+    """Return the value of a field, or of a field below others: "a.b" is the field b of a, unless "a.b" is a field."""
+    if path in record or "." not in path:
+        return record.get(path)
+    value: Any = record
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def count_absent(labels: np.ndarray) -> int:
@@ -266,39 +316,52 @@ def count_absent(labels: np.ndarray) -> int:
     return int((np.isnan(labels).all(-1) if labels.ndim == 2 else labels == NO_LABEL).sum())
 
 
+def whole_number(text: str) -> int | None:
+    """Return the number that a text of a sign and decimal digits stands for, None for any other text.
+
+    Texts that only Python takes for numbers, such as "1_0" and digits of other scripts, are not numbers. A number of
+    more than 19 digits stands for one that no int64 holds.
+
+    >>> whole_number("-07"), whole_number("1_0"), whole_number("3.0")
+    (-7, None, None)
+    """
+    match = _WHOLE.fullmatch(text)
+    if match is None:
+        return None
+    sign, digits = match.groups()
+    return int(
+        sign + (digits if len(digits) <= 19 else "1" + "0" * 19)
+    )  # Python refuses to convert thousands of digits
+
+
 def as_label(value: Any) -> int | np.ndarray | None:
-    """Convert a value to an int (a class) or a float32 array (a target); None gives None.
+    """Convert a value to an int (a class) or a float32 array (a target); None and NaN give None.
 
     Raises:
-        ValueError: the value is neither a whole number nor a list of numbers.
+        ValueError: the value is neither a whole number of int64 nor a list of numbers of float32.
     """
     if value is None:
         return None
     array = np.asarray(value)
-    if array.ndim == 0 and array.dtype.kind in "biu":
+    if array.ndim == 0 and array.dtype.kind in "biu" and int(array) <= _INT64.max:
         return int(array)
+    if array.ndim == 0 and array.dtype.kind == "f" and np.isnan(array):
+        return None
     if array.ndim == 1 and array.dtype.kind in "biuf":
-        return array.astype(np.float32)
+        with np.errstate(over="ignore"):
+            target = array.astype(np.float32)
+        if (np.isinf(target) <= np.isinf(array)).all():
+            return target
     raise ValueError(
-        f"a label is {value!r}; it must be a whole number (a class) or a list of numbers (a target; of one, write [x])"
+        f"a label is {_short(value)}; it must be a whole number of int64 (a class) or a list of numbers of float32 (a "
+        "target; of one, write [x])"
     )
 
 
-def _class_table(classes: Classes) -> Mapping[str, int] | None:
-    if classes is None or isinstance(classes, Mapping):
-        return classes
-    if isinstance(classes, str | os.PathLike):
-        path = Path(classes)
-        if not path.exists():
-            raise FileNotFoundError(
-                f"classes file {str(path)!r} does not exist; give a file with one class name per line"
-            )
-        classes = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    table = {name: i for i, name in enumerate(classes)}
-    if len(table) < len(classes):
-        raise ValueError(f"classes repeats {len(classes) - len(table)} names; each class needs a name of its own")
-    return table
-
-
-def _short(text: str, limit: int = 60) -> str:
-    return repr(text) if len(text) <= limit else f"{text[:limit]!r}... ({len(text)} characters)"
+def _short(value: Any, limit: int = 60) -> str:
+    """A value for a message, cut where it is long."""
+    if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to convert thousands of digits
+        return f"a number of {value.bit_length()} bits"
+    text = str(value)
+    shown = repr(value) if len(text) <= limit else repr(text[:limit])
+    return shown if len(text) <= limit else f"{shown}... ({len(text)} characters)"

@@ -10,10 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from patchnpack.loaders.imaging.header import Header
+from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.opener import ShardOpener
+from patchnpack.loaders.shards.outside import Outside
 from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.loaders.shards.tar import IMAGE as IMAGE
 from patchnpack.packer import Rows
+from patchnpack.packer.text import counted
 
 # n rows, s shards
 
@@ -77,7 +80,7 @@ class Texts(Sequence[T]):
         return Texts(self.column.take(pa.array(which)))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Index:
     """The metadata of a source's n images. Row i of every column is the same image; rows are ordered by shard.
 
@@ -91,12 +94,19 @@ class Index:
         width, height: int32 (n,), pixels, after EXIF orientation; 0 where the header is unreadable.
         orientation: uint8 (n,), EXIF orientation, 1 to 8.
         format: uint8 (n,), position in `patchnpack.loaders.imaging.formats.FORMATS`.
+        pages: int32 (n,), pages or frames of the image; -1 where its header does not count them, as in a JPEG XL
+            animation.
         digest: uint64 (n,), XXH3 of the encoded bytes.
         reasons: why each image cannot be used, None if it can. A row with a reason and a width is an image that only a
             `decode` function can read.
         cls: text of each sample's `cls_member`, None if absent.
         members: for each extension, int64 (n, 2), offset and nbytes of that member; (-1, -1) if absent.
         without_image: int64 (s,), samples per shard without an image, which have no row.
+        unused_members: int64 (s,), members per shard that belong to no row. All members of a tar are either among
+            these or, for the row of their sample, in `members`.
+        examples: for each shard, names of members of samples without an image, one for each extension, at most 10.
+        outside: uint64 (s,), XXH3 of each shard's bytes outside the images of its rows: labels, other members and, in
+            a tar, headers.
         image: extensions of images, as given to `scan`.
         cls_member: "cls" or, in parquet shards without it, "label".
         kinds: "txt" or "json", the encoding of members whose name does not imply one.
@@ -113,17 +123,42 @@ class Index:
     height: np.ndarray
     orientation: np.ndarray
     format: np.ndarray
+    pages: np.ndarray
     digest: np.ndarray
     reasons: Texts[str | None]
     cls: Texts[str | None]
     members: dict[str, np.ndarray]
     without_image: np.ndarray
+    unused_members: np.ndarray
+    examples: tuple[tuple[str, ...], ...]
+    outside: np.ndarray
     image: str = IMAGE
     cls_member: str = "cls"
     kinds: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def __repr__(self) -> str:
+        """A few lines: shards, sizes, members, and what cannot be used."""
+        bad, without = int(self.reasons.column.is_valid().sum().as_py() or 0), int(self.without_image.sum())
+        return (
+            f"Index of {counted(len(self), 'image')} in {shards_shown(self.shards)}\n"
+            f"  sizes: {self._sizes_shown()}\n"
+            f"  members: {', '.join(sorted(self.members)) or 'none'}\n"
+            f"  {counted(bad, 'bad image')}, {counted(without, 'sample')} without an image"
+        )
+
+    def _sizes_shown(self) -> str:
+        known = self.width > 0
+        if not known.any():
+            return "unknown"
+        sides = np.sort(np.maximum(self.width[known], self.height[known]))
+        pixels = self.width[known].astype(np.int64) * self.height[known] / 1e6
+        return (
+            f"longer side {sides[0]:,} to {sides[-1]:,} pixels, median {sides[len(sides) // 2]:,}; "
+            f"{pixels.mean():.2g} megapixels on average"
+        )
 
     @property
     def bad(self) -> dict[int, str]:
@@ -155,12 +190,24 @@ class Index:
 
     def headers(self, which: np.ndarray) -> list[Header]:
         """The headers of rows `which` (int64)."""
-        columns = (self.width, self.height, self.orientation, self.format)
+        columns = (self.width, self.height, self.orientation, self.format, self.pages)
         return list(map(Header._make, zip(*(column[which].tolist() for column in columns), strict=True)))
 
     def reader(self, opener: ShardOpener | None = None) -> ShardReader:
         """A reader of the shards' bytes; remote shards go through the opener's cache."""
-        return ShardReader(self.shards, self.shard_bytes.tolist(), self.versions, opener or ShardOpener())
+        return ShardReader(
+            self.shards,
+            self.shard_bytes.tolist(),
+            self.versions,
+            opener or ShardOpener(),
+            outside=Outside(self.starts, self.offset, self.nbytes, self.outside),
+        )
+
+    @property
+    def other_images(self) -> int:
+        """The number of members with an extension of `image` beside the one that is the image of their row."""
+        members = (self.members[name] for name in self.image.split(";") if name in self.members)
+        return int(sum(((where[:, 0] >= 0) & (where[:, 0] != self.offset)).sum() for where in members))
 
     def select(self, shards: Sequence[int]) -> Index:
         """The index of these shards, given by number, in this order."""
@@ -178,6 +225,7 @@ class Index:
         columns["members"] = {extension: ranges for extension, ranges in members.items() if (ranges >= 0).any()}
         columns["shards"] = tuple(self.shards[i] for i in which)
         columns["versions"] = tuple(self.versions[i] for i in which)
+        columns["examples"] = tuple(self.examples[i] for i in which)
         columns["starts"] = np.concatenate([[0], np.cumsum(np.diff(self.starts)[which])]).astype(np.int64)
         return Index(**columns)
 
@@ -215,6 +263,7 @@ class Index:
             **joined,
             shards=tuple(shard for part in parts for shard in part.shards),
             versions=tuple(version for part in parts for version in part.versions),
+            examples=tuple(names for part in parts for names in part.examples),
             members=members,
             image=parts[0].image,
             cls_member=next((part.cls_member for part in parts if part.cls_member in part.members), "cls"),
@@ -222,4 +271,10 @@ class Index:
         )
 
 
-_BY_SHARD = ("shard_bytes", "without_image")
+def shards_shown(shards: Sequence[str]) -> str:
+    """Return the number of shards and the names of the first and the last, without secrets."""
+    ends = shards if len(shards) < 3 else (shards[0], shards[-1])
+    return f"{counted(len(shards), 'shard')}, {' to '.join(repr(redact(shard)) for shard in ends)}"
+
+
+_BY_SHARD = ("shard_bytes", "without_image", "unused_members", "outside")

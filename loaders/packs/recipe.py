@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.shards.patterns import PACKED_FOLDER_FILES
 from patchnpack.packer import Packing, PatchSizes, ScheduledDrop, ScheduledResolution
 from patchnpack.packer.binpacking.pricing.prices import Prices
@@ -14,7 +15,7 @@ from patchnpack.packer.config import RESOLUTIONS, TOKEN_DROPS
 
 StoreKind = Literal["images", "patches"]
 
-SCHEMA = 1  # of the folder and of all files in it
+SCHEMA = 2  # of the folder and of all files in it
 RECIPE, MANIFEST = PACKED_FOLDER_FILES
 ROWS = "rows.arrow"
 PARTS, MARKERS, PLANS = "parts", "done", "plans"  # folders
@@ -61,7 +62,9 @@ class Recipe:
         classes: index of each class name; None where labels are numbers.
         extras: members that batches return.
         max_pixels, max_bytes, truncated: as for `ErrorPolicy`; they decide which images are bad.
-        source: names of the shards, number of images, and a digest of everything that the index says of them.
+        pages: as for `PackedImageLoader`; it decides, too.
+        source: names of the shards, number of images, a digest of everything that the index says of them, and a digest
+            of the shards' bytes outside the images: labels and other members.
         decoders: decoder builds that a patch store's pixels depend on; "" for an image store.
     """
 
@@ -82,6 +85,7 @@ class Recipe:
     max_pixels: int
     max_bytes: int
     truncated: Literal["skip", "keep"]
+    pages: Pages
     source: dict[str, Any]
     decoders: str
 

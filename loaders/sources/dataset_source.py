@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, KeysView, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from patchnpack.loaders.assembly.buffers import BufferPool
+from patchnpack.loaders.assembly.transform import watched
 from patchnpack.loaders.datasets.items import Items, is_iterable_only, items_of
 from patchnpack.loaders.datasets.labels import ItemLabels, check_extras
 from patchnpack.loaders.datasets.samples import DatasetContext
 from patchnpack.loaders.datasets.sizes import fingerprint_of, index_of
 from patchnpack.loaders.imaging.formats import PIXELS
+from patchnpack.loaders.imaging.readers.heif import has_heif
 from patchnpack.loaders.index.table import IMAGE, Index
+from patchnpack.loaders.order.mixture import Mixture
 from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.process import cpu_share
@@ -44,16 +47,15 @@ class DatasetSource(ShardSource):
         """Return whether `given` is a data set; iterable ones and dicts of splits too, which `open` refuses."""
         if isinstance(given, str | bytes | os.PathLike | Index):
             return False
-        if isinstance(given, Sequence | np.ndarray):  # lists of shards are sequences, too
-            return len(given) > 0 and not isinstance(given[0], str | os.PathLike)
-        if isinstance(given, Mapping) or hasattr(given, "__getitem__") or is_iterable_only(given):
+        if isinstance(given, Mapping):  # of splits, unless it holds shards or a mixture
+            return any(not _names_shards(value) for value in given.values())
+        if isinstance(given, Sequence | np.ndarray):
+            return len(given) > 0 and not _names_shards(given[0])
+        if hasattr(given, "__getitem__") or is_iterable_only(given):
             return True
         # A DataLoader, for example; names of shards may come from a generator or a set.
-        return (
-            hasattr(given, "__iter__")
-            and hasattr(given, "__len__")
-            and not isinstance(given, Iterator | set | frozenset)
-        )
+        is_plain = isinstance(given, Iterator | set | frozenset | ValuesView | KeysView)
+        return hasattr(given, "__iter__") and hasattr(given, "__len__") and not is_plain
 
     @classmethod
     def open(cls, given: Any, options: LoaderOptions) -> Self:
@@ -79,7 +81,7 @@ class DatasetSource(ShardSource):
             folder=opener.folder / "indexes",
             num_threads=options.num_threads or cpu_share(),
         )
-        rows = RowFilter.of(index, options.where, options.policy, options.decode)
+        rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
         packing = rows.decide(index, options.packing or Packing(), options.seed)
         return cls(
             options=options.settled(),
@@ -92,7 +94,13 @@ class DatasetSource(ShardSource):
             data=(data or "") if (index.format == PIXELS).any() else "",
         )
 
-    def labels(self, reader: ShardReader) -> ItemLabels:  # type: ignore[override]  # the labels of items, not of members
+    @property
+    def name(self) -> str:
+        """The kind of the data set."""
+        return f"a {self.items.name}"
+
+    # The labels of items, not of members.
+    def labels(self, reader: ShardReader) -> ItemLabels:  # type: ignore[override]
         """Return labels that come with the items."""
         return self.item_labels
 
@@ -105,14 +113,27 @@ class DatasetSource(ShardSource):
             packing=self.packing,
             labels=self.item_labels,
             extras=options.extras,
-            transform=options.transform,
+            transform=watched(options.transform),
             seed=options.seed,
             buffers=buffers,
             errors=options.policy,
             user_decode=options.decode,
             items=self.items,
+            pages=options.pages,
         )
 
     def fingerprint(self, order: Order) -> dict[str, str]:
         """Return what the order depends on, with the fingerprint of data whose images have no digest."""
         return {**super().fingerprint(order), "data": self.data}
+
+
+def _names_shards(item: Any) -> bool:
+    """Return whether an item of a sequence or mapping is a shard, a source, or shards with a weight."""
+    if isinstance(item, tuple | list):
+        first = item[0] if len(item) > 1 else ""
+        if isinstance(first, str | os.PathLike):  # of (path, label), the path is that of an image
+            return not first or os.fspath(first).endswith((".tar", ".parquet"))
+        return isinstance(first, tuple | list | Index | Mixture) and _names_shards(first)
+    if isinstance(item, str | os.PathLike):
+        return True
+    return item is None or isinstance(item, bool | int | float | Index | Mixture)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from patchnpack.loaders.imaging.readers.heif import has_heif
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.mixture import Mixed, Mixture
 from patchnpack.loaders.order.order import Order
@@ -12,6 +13,7 @@ from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.loaders.sources.shard_source import ShardSource, shard_index, shard_opener
 from patchnpack.packer import Packing
+from patchnpack.packer.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +39,16 @@ class MixtureSource(ShardSource):
         opener = shard_opener(options)
         parts = [shard_index(shards, options, opener) for shards, _ in given.sources.values()]
         index = parts[0] if len(parts) == 1 else Index.concatenate(parts)
-        rows = RowFilter.of(index, options.where, options.policy, options.decode)
+        rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
         mixed = Mixed.of(given, parts, rows.mask)
         packing = rows.decide(index, options.packing or Packing(), options.seed, mixed.frequency(index, rows.mask))
         return cls(options=options.settled(), index=index, rows=rows, packing=packing, opener=opener, mixed=mixed)
+
+    @property
+    def name(self) -> str:
+        """The names of the sources and the images that an epoch takes from each."""
+        shares = zip(self.mixed.names, self.mixed.images, strict=True)
+        return "a mixture of " + ", ".join(f"{name} ({counted(images, 'image')})" for name, images in shares)
 
     def order(self, block: int) -> Order:
         """Return the order of packs, whose rows are drawn from all sources."""

@@ -20,20 +20,14 @@ class StreamOutcomes(Outcomes):
     Args:
         stats: the totals of the stream.
         monitor: judges the images.
-        is_judged: whether the monitor judges a bad row; rows that it does not judge are still counted.
         on_bad: called with the rows that have been counted as bad, and the step of the last batch.
     """
 
     def __init__(
-        self,
-        stats: Stats,
-        monitor: ErrorMonitor,
-        is_judged: Callable[[BadRow], bool],
-        on_bad: Callable[[Sequence[int], int], None] | None = None,
+        self, stats: Stats, monitor: ErrorMonitor, on_bad: Callable[[Sequence[int], int], None] | None = None
     ) -> None:
         super().__init__(stats, monitor)
-        self._is_judged, self._on_bad = is_judged, on_bad
-        self._step = -1
+        self._on_bad, self._step = on_bad, -1
         self._known: dict[int, BadRow | bool] = {}
         self._next = 0
 
@@ -55,8 +49,7 @@ class StreamOutcomes(Outcomes):
                 self.add_bad(outcome, 0)
                 if self._on_bad is not None:
                     self._on_bad([outcome.row], self._step)
-                if self._is_judged(outcome):
-                    self.monitor.record(1, [(0, outcome)])
+                self.monitor.record(1, [(0, outcome)])
             elif outcome:
                 self.monitor.record(1, [])
 

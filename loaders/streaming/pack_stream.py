@@ -6,17 +6,19 @@ import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from patchnpack.loaders.assembly.context import Transform, check_transform
 from patchnpack.loaders.assembly.stats import Stats
+from patchnpack.loaders.assembly.transform import Transform, check_transform, watched
 from patchnpack.loaders.error_policy import ErrorPolicy
+from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
 from patchnpack.loaders.index.labels import Classes, Label
+from patchnpack.loaders.members import check_extensions, checked_extras
 from patchnpack.loaders.shards.tar import IMAGE
 from patchnpack.loaders.streaming.progress import Progress, has_state
 from patchnpack.loaders.streaming.samples import SampleReader
 from patchnpack.loaders.streaming.stream import Stream
 from patchnpack.packer import PackedBatch, Packing
-from patchnpack.packer.checks import check_whole
+from patchnpack.packer.checks import check_flag, check_whole, kind_of, shown
 
 # B packs in a batch
 
@@ -32,6 +34,7 @@ def pack_stream(
     extras: Sequence[str] = (),
     transform: Transform | None = None,
     decode: Decode | None = None,
+    pages: Pages = "first",
     seed: int = 0,
     drop_last: bool = False,
     num_threads: int | None = None,
@@ -53,19 +56,21 @@ def pack_stream(
 
     Args:
         samples: dicts from member to value, as webdataset yields them, or (image, label) pairs. An image is encoded
-            bytes, a PIL image (its EXIF orientation is applied), a uint8 array (height, width, C) or a dict of bytes
+            bytes, a PIL image (turned upright by its EXIF or XMP), a uint8 array (height, width, C) or a dict of bytes
             and path, as Hugging Face's `Image(decode=False)` gives it.
         packing: what a sequence looks like; `Packing()` by default. The first `lookahead` images decide the algorithm
             that "auto" stands for. `balance` has no effect, since it would delay 256 packs. For schedules, each stream
             multiplies its own image count by ranks x workers.
         batch_size: B, packs in a batch.
-        image: members that hold the image, separated by ";". If a sample has several, the first one listed is used.
+        image: members that hold the image, separated by ";". If a sample has several, the first one listed is used. A
+            member that is None is absent, and the case of names does not matter, here and below.
         label: None, "cls" (or any member that holds text or a number), "json:FIELD", or a callable from a sample's dict
             to an int or an array. The second item of a pair is its label: a number, a text, an array or None.
         classes: names of the classes as a list, a file with one name per line, or a mapping from name to index.
-        extras: members for `batch.extras`: txt as str, json as object, others as bytes, decoded values unchanged; None
-            where a sample lacks the member.
+        extras: members for `batch.extras`, by their names in lower case: txt as str, json as object, others as bytes,
+            decoded values unchanged; None where a sample lacks the member.
         decode: called with the bytes of each encoded image, as in `PackedImageLoader`; PIL images and arrays skip it.
+        pages: "first" or "error": what becomes of files with several pages or frames, as in `PackedImageLoader`.
         transform: called as `transform(image, rng)`, as in `PackedImageLoader`.
         seed: seeds every draw. Draws differ between ranks and workers but not between calls: change it each epoch.
         drop_last: leave out an incomplete last batch; otherwise empty packs fill it.
@@ -92,18 +97,23 @@ def pack_stream(
     >>> [batch.labels[batch.image_mask].tolist() for batch in stream]
     [[0, 1, 2, 3], [4]]
     """
-    _check_options(samples, batch_size, prefetch, num_threads, extras)
+    _check_options(samples, packing, errors, batch_size, prefetch, num_threads)
+    check_extensions(image)
+    extras = checked_extras(extras)
+    check_whole("seed", seed, least=-(1 << 63))
+    check_flag("drop_last", drop_last)
     check_decode(decode)
+    check_pages(pages)
     check_transform(transform)
     stats, policy = Stats(), errors if errors is not None else ErrorPolicy()
     progress = Progress(samples) if has_state(samples) else None
     stream = Stream(
         samples=samples,
-        reader=SampleReader(image, label, classes, extras, policy, any_kind=decode is not None),
+        reader=SampleReader(image, label, classes, extras, policy, any_kind=decode is not None, pages=pages),
         packing=packing if packing is not None else Packing(),
         batch_size=batch_size,
         decode=decode,
-        transform=transform,
+        transform=watched(transform),
         seed=seed,
         drop_last=drop_last,
         num_threads=num_threads,
@@ -118,22 +128,31 @@ def pack_stream(
 
 
 def _check_options(
-    samples: Iterable[Any], batch_size: int, prefetch: int, num_threads: int | None, extras: Sequence[str]
+    samples: Iterable[Any],
+    packing: object,
+    errors: object,
+    batch_size: int,
+    prefetch: int,
+    num_threads: int | None,
 ) -> None:
     # Objects that have only `__getitem__`, such as torch's data sets, are iterable, too.
-    if isinstance(samples, str | bytes | os.PathLike | Mapping) or not (
+    if isinstance(samples, str | bytes | os.PathLike | Mapping | type) or not (
         hasattr(samples, "__iter__") or hasattr(samples, "__getitem__")
     ):
+        what = f"the class {samples.__name__}" if isinstance(samples, type) else f"a {kind_of(samples)}"
+        called = " Call it, and give what it returns" if callable(samples) else ""
         raise ValueError(
-            f"samples is a {type(samples).__name__}; it must be an iterable of samples, such as a webdataset pipeline. "
-            "To load shards by name, use PackedImageLoader"
+            f"samples is {what}; it must be an iterable of samples, such as a webdataset pipeline."
+            f"{called or ' To load shards by name, use PackedImageLoader'}"
         )
+    if packing is not None and not isinstance(packing, Packing):
+        raise ValueError(f"packing is {shown(packing)}; give Packing(seq_len=...)")
+    if errors is not None and not isinstance(errors, ErrorPolicy):
+        raise ValueError(f"errors is {shown(errors)}; give ErrorPolicy(on_error=...)")
     check_whole("batch_size", batch_size)
     check_whole("prefetch", prefetch)
     if num_threads is not None:
         check_whole("num_threads", num_threads, least=0)
-    if isinstance(extras, str):
-        raise ValueError(f"extras is {extras!r}; give a list of members: [{extras!r}]")
 
 
 class PackedStream(Iterator[PackedBatch]):
@@ -144,6 +163,10 @@ class PackedStream(Iterator[PackedBatch]):
 
     def __next__(self) -> PackedBatch:
         return next(self._batches)
+
+    def __repr__(self) -> str:
+        stats = self._stats.report()
+        return f"PackedStream, so far {stats['batches']:,} batches of {stats['images']:,} images"
 
     def __getattr__(self, name: str) -> Any:
         # Not methods: whoever asks whether the stream has a state must learn that it has none.
@@ -161,8 +184,8 @@ class PackedStream(Iterator[PackedBatch]):
     def stats(self) -> dict[str, Any]:
         """Return the totals so far, as `PackedImageLoader.stats` does.
 
-        Once the stream has ended, images + bad_images + skipped equals the number of samples that arrived. Samples that
-        the plan leaves out are counted with the next batch.
+        Once the stream has ended, images + bad_images + skipped + without_image equals the number of samples that
+        arrived. Samples that are in no batch are counted with the next batch.
         """
         return self._stats.report()
 

@@ -12,16 +12,16 @@ from torch.utils.data import get_worker_info
 
 from patchnpack.loaders.assembly.batch_builder import BatchBuilder, DecodedBatchBuilder
 from patchnpack.loaders.assembly.buffers import BufferPool
-from patchnpack.loaders.assembly.context import Transform
 from patchnpack.loaders.assembly.prefetch_loop import run_batches
 from patchnpack.loaders.assembly.stats import Stats
+from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.process import cpu_share, process_rank
 from patchnpack.loaders.streaming.outcomes import StreamOutcomes
 from patchnpack.loaders.streaming.progress import Progress
-from patchnpack.loaders.streaming.samples import Sample, SampleReader, StreamBatchContext, rows_of
+from patchnpack.loaders.streaming.samples import NoImage, Sample, SampleReader, StreamBatchContext, rows_of
 from patchnpack.packer import Images, Native, PackedBatch, Packing, Plan, Planner, Rows, ScheduledResolution
 from patchnpack.packer.plan import images_per_pack
 
@@ -60,13 +60,8 @@ class Stream:
         self._decode, self._transform, self._seed, self._drop_last = decode, transform, seed, drop_last
         self._num_threads, self._prefetch = num_threads, prefetch
         self._errors, self._progress = errors, progress
-
-        def is_judged(bad: BadRow) -> bool:
-            # Before any sample had an image, `image` may name the wrong members, which the reader reports.
-            return bad.stage != "sample" or reader.has_seen_image
-
         on_bad = None if progress is None else progress.use
-        self._outcomes = StreamOutcomes(stats, ErrorMonitor(errors), is_judged, on_bad)
+        self._outcomes = StreamOutcomes(stats, ErrorMonitor(errors), on_bad)
         self._buffers = BufferPool(keep=prefetch + 2)
         self._waiting: dict[int, Sample] = {}
         self._step = self._position = 0  # batches and packs before the next one
@@ -87,8 +82,9 @@ class Stream:
         yield from run_batches(self._builders(), self._outcomes, num_threads=num_threads, prefetch=self._prefetch)
         total = self._outcomes.stats
         _log.info(
-            "the stream ended: %d images in %d packs, %d bad; left out: %d oversize, %d at the end",
+            "the stream ended: %d images in %d packs, %d bad; left out: %d oversize, %d at the end, %d without image%s",
             *(total.images, total.packs, total.bad_images, total.skipped["oversize"], total.skipped["tail"]),
+            *(total.without_image, total.oddities()),
         )
 
     def _builders(self) -> Iterator[BatchBuilder]:
@@ -200,6 +196,11 @@ class Stream:
         for sample in self._samples if progress is None else progress.samples((self._number, self._count)):
             read = self._reader.read(sample)
             if progress is not None and not progress.arrive(read):  # it was used before the state was saved
+                self._outcomes.record(read.row, False)
+                continue
+            if isinstance(read, NoImage):
+                self._outcomes.left_out.without_image += 1
+                self._use([read.row])
                 self._outcomes.record(read.row, False)
                 continue
             if isinstance(read, BadRow):

@@ -19,6 +19,9 @@ Shards = Annotated[
     typer.Argument(help="Shards as paths, globs or ranges such as 'train-{000000..000009}.tar'; or an index file."),
 ]
 Images = Annotated[str, typer.Option("--image", help="Extensions of image files, separated by semicolons.")]
+Pages = Annotated[
+    str, typer.Option(help="Files of several pages or frames: first uses the first one, error makes them bad images.")
+]
 Seed = Annotated[int, whole_flag("Random seed of shuffles and draws.")]
 Label = Annotated[str | None, typer.Option(help="Member that holds the label, such as cls or json:FIELD.")]
 Classes = Annotated[str | None, typer.Option(help="File with one class name per line.")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, Classes, Images, Label, Seed, Shards, Storage, open_shards
+from patchnpack.cli.arguments import IMAGES, Classes, Images, Label, Pages, Seed, Shards, Storage, open_shards
 from patchnpack.cli.options import takes_packing, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
@@ -45,7 +45,7 @@ def shard(
     """
     from patchnpack.loaders import write_shards
     from patchnpack.loaders.shards.writer import CLASSES
-    from patchnpack.report.text import counted
+    from patchnpack.packer.text import counted
 
     with progress_bar("writing shards") as progress:
         written = write_shards(
@@ -88,7 +88,7 @@ def make_index(
     from patchnpack.loaders.remote.addresses import is_remote
     from patchnpack.loaders.shards.opener import ShardOpener
     from patchnpack.packer.files import make_folder_of
-    from patchnpack.report.text import counted
+    from patchnpack.packer.text import counted
 
     if out is not None and not is_remote(out):
         make_folder_of(out)
@@ -113,6 +113,7 @@ def show(
     width: Annotated[int, whole_flag("Width of the picture in pixels.")] = 1600,
     shuffle: Annotated[bool, typer.Option(help="Shuffle the images before packing.")] = True,
     image: Images = IMAGES,
+    pages: Pages = "first",
     label: Label = None,
     classes: Classes = None,
     seed: Seed = 0,
@@ -137,6 +138,7 @@ def show(
         seed=seed,
         label=label,
         classes=classes,
+        pages=pages,  # type: ignore[arg-type]  # the loader checks it
         prefetch=1,
         storage_options=parse_storage_options(storage_options or []),
     )

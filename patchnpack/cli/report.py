@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, BatchSize, Images, Seed, Storage, open_shards
+from patchnpack.cli.arguments import IMAGES, BatchSize, Images, Pages, Seed, Storage, open_shards
 from patchnpack.cli.options import ALGORITHMS, takes_packing, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
@@ -31,6 +31,7 @@ class _Source:
         packing: the configuration they are planned with.
         seed: key of the random draws.
         bad: number of images that cannot be used, and are not in `rows`.
+        without_image: number of samples that have no image.
         made: the plan of a packed folder.
         loader: makes a loader whose first batch is drawn; None where there are no pixels.
     """
@@ -40,6 +41,7 @@ class _Source:
     packing: Packing
     seed: int
     bad: int
+    without_image: int = 0
     made: Plan | None = None
     loader: Callable[[], PackedImageLoader] | None = None
 
@@ -56,6 +58,7 @@ def report(
     *,
     packing: Packing,
     image: Images = IMAGES,
+    pages: Pages = "first",
     seed: Seed = 0,
     shuffle: Annotated[
         bool, typer.Option("--shuffle", help="Plan in the order of a loader that shuffles; shuffle a table.")
@@ -112,7 +115,7 @@ def report(
         from patchnpack.report.page import check_page, picture_of, write_page
 
         check_page(html)
-    source = _source(shards, packing, image, batch_size, shuffle, seed, storage_options)
+    source = _source(shards, packing, image, pages, batch_size, shuffle, seed, storage_options)
     seed, made = source.seed, source.made
     found = make_report(
         source.rows, source.packing, seed=seed, batch_size=batch_size, ranks=ranks, width=width, made=made
@@ -126,7 +129,8 @@ def report(
         advice = advise(swept)
         if html is not None:
             drawn = picture_of(source.loader()) if picture and source.loader is not None else None
-            write_page(html, found, swept, advice, title=source.name, picture=drawn, bad_images=source.bad)
+            left_out = {"bad_images": source.bad, "without_image": source.without_image}
+            write_page(html, found, swept, advice, title=source.name, picture=drawn, **left_out)
     if as_json:
         _print_json(source, found, swept, advice)
     elif as_csv:
@@ -141,6 +145,7 @@ def _source(
     shards: list[str],
     packing: Packing,
     image: str,
+    pages: str,
     batch_size: int,
     shuffle: bool,
     seed: int,
@@ -165,24 +170,41 @@ def _source(
             packing=loader.packing,
             seed=loader.steps().order.planning_order().seed,
             bad=len(loader.index.bad),
+            without_image=int(loader.index.without_image.sum()),
             made=planned_before(loader),
             loader=lambda: loader,
         )
     index = open_shards(shards, image, storage_options)
-    rows, planned = _rows(index, packing, batch_size=batch_size, shuffle=shuffle, seed=seed)
+    rows, planned, bad = _rows(index, packing, pages, batch_size=batch_size, shuffle=shuffle, seed=seed)
 
     def drawn() -> PackedImageLoader:
         from patchnpack.loaders import PackedImageLoader  # imports torch, which only the picture needs
 
-        return PackedImageLoader(index, planned, batch_size=2, seed=seed, prefetch=1, storage_options=storage)
+        return PackedImageLoader(
+            index,
+            planned,
+            batch_size=2,
+            seed=seed,
+            pages=pages,  # type: ignore[arg-type]  # `_rows` has checked it
+            prefetch=1,
+            storage_options=storage,
+        )
 
-    return _Source(name=name, rows=rows, packing=planned, seed=seed, bad=len(index.bad), loader=drawn)
+    return _Source(
+        name=name,
+        rows=rows,
+        packing=planned,
+        seed=seed,
+        bad=bad,
+        without_image=int(index.without_image.sum()),
+        loader=drawn,
+    )
 
 
 def _print_json(source: _Source, found: PackingReport, swept: Sweep | None, advice: Advice | None) -> None:
     from patchnpack.report.fields import report_fields, sweep_fields
 
-    fields = report_fields(found, bad_images=source.bad, source=source.name)
+    fields = report_fields(found, bad_images=source.bad, without_image=source.without_image, source=source.name)
     if swept is not None and advice is not None:
         fields["sweep"] = sweep_fields(swept, advice)
     typer.echo(json.dumps(fields, indent=2))
@@ -201,7 +223,7 @@ def _print_tables(source: _Source, found: PackingReport, swept: Sweep | None, ad
     from patchnpack.report.table import print_report, print_sweep
 
     console = Console(highlight=False)
-    print_report(found, console, bad=source.bad, source=source.name)
+    print_report(found, console, bad=source.bad, without_image=source.without_image, source=source.name)
     if swept is not None and advice is not None:
         console.print()
         print_sweep(swept, advice, console)
@@ -226,17 +248,35 @@ def _packed_folder(
     return loader
 
 
-def _rows(index: Index, packing: Packing, *, batch_size: int, shuffle: bool, seed: int) -> tuple[Rows, Packing]:
-    """The usable rows in the order of a loader, and the packing it would plan them with."""
+def _rows(
+    index: Index, packing: Packing, pages: str, *, batch_size: int, shuffle: bool, seed: int
+) -> tuple[Rows, Packing, int]:
+    """The usable rows in the order of a loader, the packing it would plan them with, and the number of bad rows."""
     if not shuffle:
         import numpy as np
 
-        return index.rows(np.setdiff1d(np.arange(len(index)), list(index.bad))), packing
+        from patchnpack.loaders.error_policy import ErrorPolicy
+        from patchnpack.loaders.imaging.pages import check_pages
+        from patchnpack.loaders.imaging.readers.heif import has_heif
+        from patchnpack.loaders.order.row_filter import RowFilter
+
+        check_pages(pages)
+        usable = RowFilter.of(index, None, ErrorPolicy(), None, pages, has_heif())  # type: ignore[arg-type]
+        if not usable.mask.any():
+            raise usable.none_usable(index)
+        return index.rows(np.flatnonzero(usable.mask)), packing, len(usable.bad)
     from patchnpack.loaders import PackedImageLoader
     from patchnpack.loaders.plan_report import planned_rows
 
-    loader = PackedImageLoader(index, packing, batch_size=batch_size, shuffle=True, seed=seed)
-    return planned_rows(loader), loader.packing
+    loader = PackedImageLoader(
+        index,
+        packing,
+        batch_size=batch_size,
+        shuffle=True,
+        seed=seed,
+        pages=pages,  # type: ignore[arg-type]  # the loader checks it
+    )
+    return planned_rows(loader), loader.packing, len(loader.source.rows.bad)
 
 
 def _whole_numbers(flag: str, text: str) -> list[int]:

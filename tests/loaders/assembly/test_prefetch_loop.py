@@ -53,7 +53,8 @@ class Builder:
     ) -> None:
         self.num_parts, self.num_images = 3, num_images
         self.bad: list[tuple[int, BadRow]] = []
-        self.without_label = self.truncated = 0
+        self.without_label = self.truncated = self.multi_page = 0
+        self.warnings: list[str] = []
         self.step, self.threads = step, set[str]()
         self._gate, self._stall_s = gate, stall_s
         self._left, self._lock, self._done = 3, threading.Lock(), threading.Event()

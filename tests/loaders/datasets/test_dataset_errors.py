@@ -91,7 +91,7 @@ def items(item: Any) -> Items:
         (lambda: Pairs(PHOTOS), {"sizes": np.zeros((6, 2))}, r"sizes is float64 \(6, 2\); it must hold whole numbers"),
         (lambda: Pairs(PHOTOS), {"sizes": [(8, 0)] * 6}, r"sizes\[0\] is \[8, 0\]; width and height must be from 1"),
         (lambda: Pairs(PHOTOS), {"fingerprint": lambda given: 3}, r"fingerprint is 3; it must be a text"),
-        (lambda: Pairs(PHOTOS), {"thread_safe": "yes"}, r"thread_safe is 'yes'; it must be True, False or None"),
+        (lambda: Pairs(PHOTOS), {"thread_safe": "yes"}, r"thread_safe is 'yes'; it must be True or False"),
         (lambda: Pairs(PHOTOS), {"index": "index.parquet"}, r"index= is the index of shards; .* give sizes="),
         (list, {}, r"the source is an empty list"),
     ],
@@ -169,9 +169,7 @@ def test_items_that_change_their_size_are_an_error_that_names_the_row() -> None:
     loader = load(Items(6, lambda i: (draw_image(*sizes[i]), 0)))
     list(loader)
     sizes[3] = (20, 25)
-    with pytest.raises(
-        ValueError, match=r"key '3' of the data set Items has 20x25 pixels, .* made for 20x24: .*random"
-    ):
+    with pytest.raises(ValueError, match=r"key '3' of data set Items has 20x25 pixels, .* made for 20x24: .*random"):
         list(loader)
 
 
@@ -179,7 +177,7 @@ def test_sizes_that_are_wrong_are_an_error_that_names_the_row() -> None:
     sizes = [PHOTOS.pixels(i).shape[1::-1] for i in range(6)]
     sizes[2] = (sizes[2][0] + 1, sizes[2][1])
     for dataset in (PHOTOS.hugging_face(), Pairs(PHOTOS)):
-        with pytest.raises(ValueError, match=r"key '2' of the data set .* correct sizes="):
+        with pytest.raises(ValueError, match=r"key '2' of data set .* correct sizes="):
             list(load(dataset, sizes=sizes))
 
 

@@ -84,7 +84,7 @@ def test_sizes_of_a_folder_are_cached_until_a_file_changes(photos: Photos, tmp_p
     loader = load(folder)
     assert "using the cached sizes" in caplog.text
     Path(folder.samples[3][0]).write_bytes(photos.data[4])
-    with pytest.raises(OSError, match="the image with key '3' of the data set ImageFolder have changed since"):
+    with pytest.raises(OSError, match="the image with key '3' of data set ImageFolder have changed since"):
         list(loader)
     caplog.clear()
     assert load(folder).index.width[3] == photos.pixels(4).shape[1]
