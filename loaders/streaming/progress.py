@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from patchnpack.loaders.errors import BadRow
-from patchnpack.loaders.streaming.samples import Sample
+from patchnpack.loaders.streaming.samples import NoImage, Sample
 
 VERSION = 1
 _EVERY = 64  # samples between two states of the iterable: a resumed stream reads up to so many again
@@ -77,7 +77,7 @@ class Progress:
             if self._arrived - self._checkpoints[-1][0] >= _EVERY:  # now all that arrived has been noted
                 self._checkpoints.append((self._arrived, self._samples.state_dict()))
 
-    def arrive(self, read: Sample | BadRow) -> bool:
+    def arrive(self, read: Sample | BadRow | NoImage) -> bool:
         """Note the next sample; return whether it is new, and not one that was used before the state was saved."""
         identity = _identity(read)
         self._arrived = read.row + 1
@@ -177,9 +177,9 @@ class Progress:
         self.seen = row + len(replayed)
 
 
-def _identity(read: Sample | BadRow) -> int:
+def _identity(read: Sample | BadRow | NoImage) -> int:
     """Return a number by which a sample is recognized when it arrives again: of its image and its label."""
-    if isinstance(read, BadRow):
+    if not isinstance(read, Sample):
         return 0
     image = read.image
     pixels: Any = image if isinstance(image, bytes) else b""

@@ -219,7 +219,7 @@ def test_16_bit_images_of_a_data_set_are_read_by_a_decode_function(photos: Photo
 @pytest.mark.parametrize("how", ["opened", "loaded", "closed", "draft"])
 def test_jpeg_that_pil_has_only_opened_is_read_as_bytes(photos: Photos, how: str) -> None:
     def item(i: int) -> Image.Image:
-        image: Any = Image.open(io.BytesIO(photos.data[3 * i]))  # a JPEG
+        image = Image.open(io.BytesIO(photos.data[3 * i]))  # a JPEG
         if how == "loaded":
             image.load()
         if how == "closed":

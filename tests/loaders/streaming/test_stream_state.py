@@ -32,8 +32,10 @@ def drawn(i: int) -> dict[str, Any]:
 class Samples:
     """Drawn samples, in order, with the state of an iterable; counts how many were read."""
 
-    def __init__(self, count: int = COUNT, *, bad: tuple[int, ...] = (), kind: str = "bytes") -> None:
-        self._count, self._bad, self._kind = count, bad, kind
+    def __init__(
+        self, count: int = COUNT, *, bad: tuple[int, ...] = (), without: tuple[int, ...] = (), kind: str = "bytes"
+    ) -> None:
+        self._count, self._bad, self._without, self._kind = count, bad, without, kind
         self._at = self._begin = self.read = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -41,6 +43,9 @@ class Samples:
         for i in range(begin, self._count):
             self._at = i + 1
             self.read += 1
+            if i in self._without:
+                yield {"cls": i, "__key__": str(i)}
+                continue
             yield {"png": b"no image" if i in self._bad else drawn(i % COUNT)[self._kind], "cls": i, "__key__": str(i)}
 
     def state_dict(self) -> dict[str, int]:
@@ -123,12 +128,14 @@ def test_decoded_samples_are_recognized(kind: str) -> None:
 
 def test_bad_samples_are_counted_by_the_run_that_meets_them_first() -> None:
     bad = (3, 20, 130, 131, 399)
-    one = stream(Samples(bad=bad), errors=ErrorPolicy())
+    without = (5, 21, 22, 129, 395)
+    one = stream(Samples(bad=bad, without=without), errors=ErrorPolicy())
     used, state = saved(one, 9)
-    again = stream(Samples(bad=bad), errors=ErrorPolicy())
+    again = stream(Samples(bad=bad, without=without), errors=ErrorPolicy())
     again.load_state_dict(state)
     rest = keys_of(list(again))
-    assert sorted(map(int, used + rest)) == [i for i in range(COUNT) if i not in bad]
+    assert sorted(map(int, used + rest)) == [i for i in range(COUNT) if i not in bad + without]
+    assert sum(made.stats()["without_image"] for made in (one, again)) == 5
     counts = [made.stats()["bad_images"] for made in (one, again)]
     assert sum(counts) == 5
     assert {b["row"] for made in (one, again) for b in made.stats()["bad"]} == set(bad)
@@ -155,7 +162,7 @@ def _photos(*, shuffled: bool = False, decode: bool = False) -> datasets.Iterabl
 
 @pytest.mark.parametrize("decode", [False, True])
 def test_iterable_data_set_of_hugging_face_resumes(decode: bool) -> None:
-    options = {"image": "image", "label": "label"}
+    options: dict[str, Any] = {"image": "image", "label": "label"}
     whole = list(stream(_photos(decode=decode), **options))
     labels = sorted(label for batch in whole for _, label in _labels(batch))
     assert labels == list(range(200))
@@ -169,7 +176,7 @@ def test_iterable_data_set_of_hugging_face_resumes(decode: bool) -> None:
 
 
 def test_shuffle_buffer_loses_and_repeats_only_what_its_own_state_does_and_warns() -> None:
-    options = {"image": "image", "label": "label", "packing": PACKING.replace(lookahead=16)}
+    options: dict[str, Any] = {"image": "image", "label": "label", "packing": PACKING.replace(lookahead=16)}
     order = [row["label"] for row in _photos(shuffled=True)]
     one = stream(_photos(shuffled=True), **options)
     used = [label for _ in range(20) for _, label in _labels(next(one))]
