@@ -264,12 +264,15 @@ class PackedImageLoader:
         attention_spread (standard deviation over mean of the packs' attention cost), bad_images, bad_by_stage and the
         first bad images in `bad` (row, key, shard, offset, stage, reason), truncated (JPEGs that end early and were
         kept), skipped (by "oversize", "where", "tail"), sources (images per source of a `Mixture`), oversize,
-        without_label, cache_hits and cache_misses (of shards opened in the cache), wait_s (seconds that the training
+        without_label, without_image (this rank's share of the samples that have no image, and so no row; the same in
+        every epoch), cache_hits and cache_misses (of shards opened in the cache), wait_s (seconds that the training
         loop waited), images_per_s, tokens_per_s.
 
         The totals include worker processes of `as_dataset`, except `bad`, `bad_by_stage`, `sources` and wait_s, which
         stay in the workers. The logger "patchnpack" reports the totals every minute, at level INFO.
         """
+        (rank, world_size), total = self.rank(), int(self.index.without_image.sum())
+        self._stats.without_image = len(range(rank, total, world_size))  # no rank reads them, so each counts a share
         return self._stats.plus(torch.cat([torch.zeros(0, Stats.NUMBERS), *self._totals])).report()
 
     def as_dataset(self) -> PackedDataset:

@@ -18,18 +18,20 @@ class LeftOut:
 
     Attributes:
         oversize: images that were shrunk or lost tokens because they exceed a pack.
+        without_image: samples of a stream without an image.
         skipped: rows left out, by reason: "oversize", "where" or "tail".
         bad: rows that cannot be used, each with the epoch.
     """
 
     oversize: int = 0
+    without_image: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     bad: list[tuple[int, BadRow]] = field(default_factory=list)
 
     def take(self) -> LeftOut:
         """Return the rows so far and start again from nothing."""
-        taken = LeftOut(self.oversize, self.skipped, self.bad)
-        self.oversize, self.skipped, self.bad = 0, Counter(), []
+        taken = LeftOut(self.oversize, self.without_image, self.skipped, self.bad)
+        self.oversize, self.without_image, self.skipped, self.bad = 0, 0, Counter(), []
         return taken
 
 
@@ -80,6 +82,7 @@ class Outcomes:
     def count_left_out(self, left_out: LeftOut) -> None:
         """Count rows that are in no batch."""
         self.stats.oversize += left_out.oversize
+        self.stats.without_image += left_out.without_image
         for reason, count in left_out.skipped.items():
             self.stats.skipped[reason] += count
         for epoch, bad in left_out.bad:

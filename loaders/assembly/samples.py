@@ -170,5 +170,5 @@ def extra(extension: str, kind: str, data: bytes | None) -> Any:
         if kind == "json":
             return json.loads(data)
         return data.decode("utf-8") if kind == "txt" else data
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # brackets nested thousands deep
         raise BadImage(f"its .{extension} member cannot be read: {error}", "extras") from error

@@ -85,7 +85,8 @@ _COUNTED = tuple(field.name for field in dataclasses.fields(BatchCounts))
 class Stats:
     """Running totals of one rank. Rank row % world_size counts a row that no rank decodes.
 
-    Summed over ranks, images + bad_images + skipped equals the rows of all completed epochs.
+    Summed over ranks, images + bad_images + skipped equals the rows of all completed epochs. `without_image` counts
+    samples that have no row: of a loader's source, once for all epochs, and of those that arrived in a stream.
     """
 
     batches: int = 0
@@ -102,6 +103,7 @@ class Stats:
     without_label: int = 0
     truncated: int = 0
     oversize: int = 0
+    without_image: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
     skipped: dict[str, int] = field(default_factory=lambda: {"oversize": 0, "where": 0, "tail": 0})

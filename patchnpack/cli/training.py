@@ -200,7 +200,8 @@ def _excluded(loader: PackedImageLoader) -> str:
     from patchnpack.report.text import counted
 
     stats = loader.stats()
-    return f"{counted(stats['bad_images'], 'bad image')}, {sum(stats['skipped'].values())} skipped"
+    without = f", {counted(stats['without_image'], 'sample')} without an image" if stats["without_image"] else ""
+    return f"{counted(stats['bad_images'], 'bad image')}, {sum(stats['skipped'].values())} skipped{without}"
 
 
 @takes_evaluation
