@@ -66,7 +66,7 @@ _NAMES = st.builds(
     "/".join,
     st.lists(st.text("ab.", min_size=1, max_size=3).filter(lambda name: set(name) != {"."}), max_size=2).flatmap(
         lambda folders: st.builds(
-            lambda stem, extension: [*(f"{folder}_" for folder in folders), stem + extension],
+            lambda stem, extension: [*(f"{folder}-" for folder in folders), stem + extension],
             st.text("ab._", min_size=1, max_size=4),
             st.sampled_from([".jpg", ".png", ".JPG", ".txt", ".seg.png", ".md", ""]),
         )
