@@ -16,6 +16,7 @@ from PIL import Image
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadDataError, BadRow
+from patchnpack.loaders.shards.tar import IMAGE
 from patchnpack.loaders.streaming.outcomes import StreamOutcomes
 from patchnpack.loaders.streaming.pack_stream import pack_stream
 from patchnpack.packer import (
@@ -53,7 +54,7 @@ def test_bad_images_are_logged_counted_and_left_out(
     lines.remove(without)
     assert without == (
         f"sample {drawn.keys[17]!r} in {drawn.shards[0]} has no image (its members are cls, txt, and image="
-        "'jpg;jpeg;png;webp') and is left out; stats()['without_image'] counts such samples"
+        f"{IMAGE!r}) and is left out; stats()['without_image'] counts such samples"
     )
     assert lines[1] == (
         f"bad image 's0i003' in {drawn.shards[0]} (header): it begins with b'no image'; only JPEG, PNG, WebP, GIF, "
