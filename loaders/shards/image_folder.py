@@ -10,6 +10,7 @@ from pathlib import Path
 
 from patchnpack.loaders.imaging.formats import EXTENSIONS
 from patchnpack.loaders.shards.keys import escape_key
+from patchnpack.packer.files import absent
 
 _HIDDEN = ("__MACOSX",)  # beside names with a leading dot
 NO_EXTENSION = "no extension"
@@ -92,7 +93,7 @@ def read_image_folder(
     if not folder.is_dir():
         if folder.exists():
             raise ValueError(f"{str(folder)!r} is a file; name the folder that holds the images")
-        raise FileNotFoundError(f"folder {str(folder)!r} does not exist; name the folder that holds the images")
+        raise FileNotFoundError(f"folder {str(folder)!r} {absent(str(folder))}; name the folder that holds the images")
     found, taken = ImageFolder(), dict[str, Path]()
     for parent, names in _walk(folder, found, without):
         group = parent.relative_to(folder).parts[:1]
@@ -206,7 +207,6 @@ def _check_links(files: Sequence[os.DirEntry[str]]) -> None:
             continue
         if entry.is_symlink() and not os.path.exists(entry):
             raise FileNotFoundError(
-                f"{entry.path!r} is a link to {os.readlink(entry)!r}, which does not exist; restore that file or "
-                "folder, or delete the link"
+                f"{entry.path!r} {absent(entry.path)}; restore that file or folder, or delete the link"
             )
         raise ValueError(f"{entry.path!r} is neither a file nor a folder, but a pipe, socket or device; delete it")
