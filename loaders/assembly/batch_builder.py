@@ -291,6 +291,7 @@ class DecodedBatchBuilder:
             step=self._step,
             epoch=self._epoch,
             position=self._position,
+            scaled_decode=self._context.packing.scaled_decode,
         )
         self.without_label = count_absent(self._labels) - (len(self._labels) - len(keys))  # empty columns have none
         self.truncated = len(self._truncated - failed)

@@ -28,10 +28,13 @@ _SUMS = (
     "without_label",
     "truncated",
     "oversize",
+    "undersize",
     "bad_images",
     "cache_hits",
     "cache_misses",
 )
+
+_SKIPPED = ("oversize", "undersize", "where", "tail")
 
 # Sums that `report` needs for means and spreads only.
 _MOMENTS = ("drop_rates", "attention_squares")
@@ -102,9 +105,10 @@ class Stats:
     without_label: int = 0
     truncated: int = 0
     oversize: int = 0
+    undersize: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
-    skipped: dict[str, int] = field(default_factory=lambda: {"oversize": 0, "where": 0, "tail": 0})
+    skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_SKIPPED, 0))
     sources: dict[str, int] = field(default_factory=dict)
     bad_images: int = 0
     bad_by_stage: dict[str, int] = field(default_factory=dict)
@@ -122,7 +126,7 @@ class Stats:
         self.without_label += without_label
         self.truncated += truncated
 
-    NUMBERS: ClassVar[int] = len(_SUMS) + 3 + len(_MOMENTS) + 1  # the length of `numbers`
+    NUMBERS: ClassVar[int] = len(_SUMS) + len(_SKIPPED) + len(_MOMENTS) + 1  # the length of `numbers`
 
     def numbers(self) -> torch.Tensor:
         """Return every total that processes can add up, float64 (NUMBERS,)."""

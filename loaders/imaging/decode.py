@@ -14,6 +14,7 @@ from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.decode_buffers import DecodeBuffers
 from patchnpack.loaders.imaging.formats import plugin_of
 from patchnpack.loaders.imaging.header import BAD_DATA, Header, bad_image, decode_errors_as_bad_image
+from patchnpack.loaders.imaging.resize import declares_alpha, resize
 from patchnpack.packer import _kernels
 from patchnpack.packer.config import ImageMode, Interpolation
 
@@ -179,7 +180,7 @@ def _decode_with_pil(
             image = image.convert(mode)
     corners = (left, top, left + width, top + height)
     if target != (width, height):
-        image = image.resize(target, Image.Resampling[interpolation.upper()], corners)
+        image = resize(image, target, corners, interpolation, alpha=mode == "RGBA" and declares_alpha(data))
     elif target != stored:
         image = image.crop(corners)
     return np.frombuffer(image.tobytes(), np.uint8).reshape(target[1], target[0], len(mode)).copy()
@@ -198,6 +199,10 @@ def _resize_array(
     if target == (width, height) and pixels.shape[2] == len(mode):
         return pixels[top : top + height, left : left + width].copy()
     image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+    if pixels.shape[2] == len(mode) == 4:  # an array says of none of its bands that it is alpha
+        corners = (left, top, left + width, top + height)
+        image = resize(image, target, corners, interpolation, alpha=declares_alpha(data))
+        return np.frombuffer(image.tobytes(), np.uint8).reshape(target[1], target[0], 4).copy()
     return _decode_with_pil(image, stored, region, target, mode, interpolation)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from patchnpack.loaders.imaging.avif_boxes import avif_orientation, is_avif
 from patchnpack.loaders.imaging.formats import is_jpeg, is_png, is_tiff, is_webp
 
-_ORIENTATION, _XMP = 0x0112, 700  # TIFF tags
+_ORIENTATION, _EXTRA, _XMP = 0x0112, 338, 700  # TIFF tags
 # TIFF field types: how one value is unpacked. Bytes (1), text (2) and undefined data (7) hold no number for PIL.
 _NUMBERS = {3: "H", 4: "I", 5: "II", 6: "b", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d", 13: "I", 16: "Q"}
 _BYTES = {1, 2, 7}
@@ -60,7 +60,7 @@ def orientation(data: bytes) -> int:
     return 1
 
 
-def info_orientation(info: Mapping[str, Any]) -> int:
+def info_orientation(info: Mapping[Any, Any]) -> int:
     """The orientation that `PIL.Image.Image.info` tells, 1 to 8; 1 if it is absent or unreadable."""
     exif, xmp = info.get("exif"), info.get("XML:com.adobe.xmp") or info.get("xmp")
     with suppress(*_DAMAGED):
@@ -84,11 +84,17 @@ def tiff_numbers(data: bytes) -> dict[int, int]:
     }
 
 
+def tiff_declares_alpha(data: bytes) -> bool:
+    """Whether a TIFF says that its extra channel is alpha (TIFF 6.0, section 18, ExtraSamples)."""
+    order = _byte_order(data)
+    return any(tag == _EXTRA and _first(kind, values, order) in (1, 2) for tag, kind, values in _directory(data))
+
+
 def _of(metadata: _Metadata) -> int:
     value = None if metadata.exif is None else _exif_orientation(metadata.exif)
     if value is None and metadata.xmp and (match := _XMP_ORIENTATION.search(metadata.xmp)):
         value = int(match[1])
-    return int(value) if value in range(1, 9) else 1
+    return int(value) if value is not None and value in range(1, 9) else 1
 
 
 def _exif_orientation(block: bytes) -> float | None:

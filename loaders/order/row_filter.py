@@ -76,11 +76,10 @@ class RowFilter:
             for size in sizes:
                 chunk = index.rows(rows)
                 with naming_first_invalid_row(index, chunk, packing, seed=seed, epoch=0):
-                    measured, over = measure(chunk, packing, seed=seed, epoch=0, patch_size=size)
-                tokens.append(measured.keep)
-                if packing.oversize == "skip":
-                    times[over] = 0
-            fits = times > 0  # skipped images have more than L tokens
+                    measured = measure(chunk, packing, seed=seed, epoch=0, patch_size=size)
+                tokens.append(measured.images.keep)
+                times[measured.skipped(packing)] = 0
+            fits = times > 0  # skipped images may have more than L tokens
             found += int(np.count_nonzero(fits))
             ends = passed + np.cumsum(times)
             chosen = np.repeat(np.arange(len(rows)), np.diff(ends // step, prepend=passed // step))
@@ -92,8 +91,8 @@ class RowFilter:
         if not found:
             raise ValueError(
                 f"none of the {len(index)} images can be used: {len(self.bad)} are bad, "
-                f"{int(self.filtered.sum())} filtered out by where, the others oversize; correct the shards, where or "
-                "packing"
+                f"{int(self.filtered.sum())} filtered out by where, the others oversize or undersize; correct the "
+                "shards, where or packing"
             )
         keys = counter_hash(Purpose.ROW_ORDER, seed, 0, index.row_id(np.concatenate(sampled)))
         mixed = np.argsort(keys, kind="stable")
