@@ -71,6 +71,9 @@ def make_index(path: Path, shards: int, images: int) -> None:
         cls=nothing,
         members={},
         without_image=np.zeros(shards, np.int64),
+        unused_members=np.zeros(shards, np.int64),
+        examples=((),) * shards,
+        outside=np.zeros(shards, np.uint64),
     )
     save_index(index, path)
 

@@ -19,6 +19,7 @@ from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.index.labels import Classes, Label
 from patchnpack.loaders.index.table import IMAGE, Index
+from patchnpack.loaders.order.extremes import Extreme, label_range, largest_grids
 from patchnpack.loaders.order.mixture import Mixture
 from patchnpack.loaders.order.rank_steps import Even, Steps
 from patchnpack.loaders.order.row_filter import Where
@@ -264,12 +265,15 @@ class PackedImageLoader:
         attention_spread (standard deviation over mean of the packs' attention cost), bad_images, bad_by_stage and the
         first bad images in `bad` (row, key, shard, offset, stage, reason), truncated (JPEGs that end early and were
         kept), skipped (by "oversize", "undersize", "where", "tail"), sources (images per source of a `Mixture`),
-        oversize, undersize, without_label, cache_hits and cache_misses (of shards opened in the cache), wait_s (seconds
+        oversize, undersize, without_label, without_image (this rank's share of the samples that have no image, and so
+        no row; the same in every epoch), cache_hits and cache_misses (of shards opened in the cache), wait_s (seconds
         that the training loop waited), images_per_s, tokens_per_s.
 
         The totals include worker processes of `as_dataset`, except `bad`, `bad_by_stage`, `sources` and wait_s, which
         stay in the workers. The logger "patchnpack" reports the totals every minute, at level INFO.
         """
+        (rank, world_size), total = self.rank(), int(self.index.without_image.sum())
+        self._stats.without_image = len(range(rank, total, world_size))  # no rank reads them, so each counts a share
         return self._stats.plus(torch.cat([torch.zeros(0, Stats.NUMBERS), *self._totals])).report()
 
     def as_dataset(self) -> PackedDataset:
@@ -306,6 +310,14 @@ class PackedImageLoader:
                 "number itself"
             )
         return count
+
+    def largest_grids(self) -> dict[int, Extreme]:
+        """Return the most patches per side at each patch size in epoch 0 and at the start of each stage."""
+        return largest_grids(self.steps().order)
+
+    def label_range(self) -> tuple[Extreme, Extreme] | None:
+        """Return the lowest and the highest class; None where the index does not hold the labels."""
+        return label_range(self.steps().order, self._context.labels)
 
     def _publish(self) -> None:
         for dataset in self._datasets:

@@ -8,7 +8,15 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from patchnpack.packer._memory import LINE, call_memcpy, copy_bytes, fence, prefetch, stream_bytes
+from patchnpack.packer._memory import (
+    LINE,
+    call_memcpy,
+    copy_bytes,
+    fence,
+    prefetch,
+    stream_bytes,
+    stream_rows_of_48,
+)
 
 # P patch size, C channels
 
@@ -71,23 +79,27 @@ def fill_columns(
     grids: np.ndarray,
     image_sizes: np.ndarray,
     column: np.ndarray,
+    segment: np.ndarray,
     first: np.ndarray,
+    starts: np.ndarray,
     used: np.ndarray,
 ) -> None:
     """Write what is known of M images into the columns of their packs; pack b holds the next `counts[b]` images.
 
     Reads row, grid, keep, width and height, (M,) each. Writes `rows` (B, K), `grids` and `image_sizes` (B, K, 2), the
-    image's position in the flattened (B*K) columns and in the flattened (B*L) slots, (M,) each, and the slots that
-    each pack uses (B,).
+    image's position in the flattened (B*K) columns, its number in its pack and its position in the flattened (B*L)
+    slots, (M,) each, the tokens before each image and in total, `starts` (M + 1,), and the slots that each pack uses
+    (B,).
     """
-    i = 0
+    i, starts[0] = 0, 0
     for b in range(len(counts)):
         tokens = 0
         for j in range(counts[b]):
             rows[b, j] = row[i]
             grids[b, j, 0], grids[b, j, 1] = grid[i, 0], grid[i, 1]
             image_sizes[b, j, 0], image_sizes[b, j, 1] = width[i], height[i]
-            column[i], first[i] = b * rows.shape[1] + j, b * seq_len + tokens
+            column[i], segment[i], first[i] = b * rows.shape[1] + j, j + 1, b * seq_len + tokens
+            starts[i + 1] = starts[i] + keep[i]
             tokens += keep[i]
             i += 1
         used[b] = tokens
@@ -102,13 +114,15 @@ def lay_out(
     first: np.ndarray,
     segment_ids: np.ndarray,
     coords: np.ndarray,
+    token_index: np.ndarray,
 ) -> None:
     """Write the segment number and the grid position of every kept token of M images; the other slots become 0.
 
     `key`, `grid` and `keep` are those of `Images`. `segment` (M,) are the images' numbers in their packs, and `first`
-    (M,) their first slots, ascending, in `segment_ids` (n,) and `coords` (n, 2).
+    (M,) their first slots, ascending, in `segment_ids` (n,) and `coords` (n, 2). `token_index`, as long as all `keep`
+    together, becomes the slot of each kept token.
     """
-    slot = 0
+    slot, tokens = 0, 0
     flat = coords.reshape(-1)  # compilers vectorise loops over one dimension
     for i in range(len(key)):
         segment_ids[slot : first[i]] = 0
@@ -116,6 +130,9 @@ def lay_out(
         slot = first[i]
         width, height = grid[i, 0], grid[i, 1]
         segment_ids[slot : slot + keep[i]] = segment[i]
+        for token in range(keep[i]):
+            token_index[tokens + token] = slot + token
+        tokens += keep[i]
         if keep[i] == width * height:
             for y in range(height):
                 row = flat[2 * slot : 2 * (slot + width)]
@@ -150,27 +167,38 @@ def place_image(
     height, width, channels = pixels.shape
     source, target = pixels.reshape(-1), patches.reshape(-1)
     top, left = max(0, height - grid_h * patch) // 2, max(0, width - grid_w * patch) // 2
-    row_bytes, token_bytes = patch * channels, patch * patch * channels
+    stride, row_bytes, token_bytes = width * channels, patch * channels, patch * patch * channels
     # Each token is assembled here, in the nearest cache, and then moved. Its cache lines hold nothing else: malloc may
     # put the tokens of two threads side by side, and writing to a shared line takes as long as cutting the patches.
     memory = np.empty(token_bytes + 2 * LINE, np.uint8)
     begin = -memory.ctypes.data % LINE
     token = memory[begin : begin + token_bytes]
     stream = target.ctypes.data % LINE == 0 and token_bytes % LINE == 0
+    # A whole RGB patch of 16 pixels is assembled in registers: a line that is loaded right after its parts were stored
+    # waits for these stores.
+    in_registers = stream and row_bytes == 48 and patch % 4 == 0
     for slot in range(first, first + keep):
         first_row, first_column = top + coords[slot, 1] * patch, left + coords[slot, 0] * patch
         rows, columns = max(0, min(patch, height - first_row)), max(0, min(patch, width - first_column))
-        start = (first_row * width + first_column) * channels
-        if rows < patch or columns < patch:
+        start, to = first_row * stride + first_column * channels, slot * token_bytes
+        whole = rows == patch and columns == patch
+        if whole and in_registers:
+            for row in range(0, patch, 4):
+                for ahead in range(4):
+                    prefetch(source, start + ahead * stride + _AHEAD)
+                stream_rows_of_48(target, to + row * row_bytes, source, start, stride)
+                start += 4 * stride
+            continue
+        if not whole:
             token[:] = 0
         for row in range(rows):
             prefetch(source, start + _AHEAD)
             copy_bytes(token, row * row_bytes, source, start, columns * channels)
-            start += width * channels
+            start += stride
         if stream:
-            stream_bytes(target, slot * token_bytes, token, 0, token_bytes)
+            stream_bytes(target, to, token, 0, token_bytes)
         else:
-            call_memcpy(target, slot * token_bytes, token, 0, token_bytes)
+            call_memcpy(target, to, token, 0, token_bytes)
     fence()
 
 

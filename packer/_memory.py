@@ -73,6 +73,37 @@ def stream_bytes(typingctx: Any, target: Any, to: Any, source: Any, start: Any, 
 
 
 @intrinsic
+def stream_rows_of_48(typingctx: Any, target: Any, to: Any, source: Any, start: Any, stride: Any) -> Any:
+    """Copy four rows of 48 bytes, `stride` bytes apart, into three cache lines of a flat uint8 array, past the caches.
+
+    The target address is a multiple of 64.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte, word = ir.IntType(8), LINE // 4
+        target, source = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
+        in_order = [ir.Constant(ir.VectorType(ir.IntType(32), size), list(range(size))) for size in (2 * word, LINE)]
+        nontemporal = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        words, row = [], args[3]
+        for _ in range(4):
+            for offset in range(0, 48, word):
+                address = builder.gep(source, [builder.add(row, ir.Constant(row.type, offset))])
+                words.append(builder.load(builder.bitcast(address, ir.VectorType(byte, word).as_pointer())))
+                words[-1].align = 1
+            row = builder.add(row, args[4])
+        for line in range(3):
+            halves = [builder.shuffle_vector(words[i], words[i + 1], in_order[0]) for i in (4 * line, 4 * line + 2)]
+            address = builder.gep(target, [builder.add(args[1], ir.Constant(args[1].type, LINE * line))])
+            address = builder.bitcast(address, ir.VectorType(byte, LINE).as_pointer())
+            store = builder.store(builder.shuffle_vector(*halves, in_order[1]), address)
+            store.align = LINE
+            store.set_metadata("nontemporal", nontemporal)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, source, types.intp, types.intp), codegen
+
+
+@intrinsic
 def prefetch(typingctx: Any, source: Any, at: Any) -> Any:
     """Prefetch the cache line of byte `at` of a flat array; beyond its end nothing is read."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from itertools import accumulate, count, pairwise
+from itertools import accumulate, chain, count, pairwise
+from threading import get_ident
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,7 +67,9 @@ class DecodedBatchBuilder:
 
     Each image is a part, and the last part clears the padding of all packs. No two parts write the same byte, so
     writing takes no lock. The first part to run lays out the batch and the last one completes it: when the training
-    loop's thread did both, the decoding threads waited for the GIL.
+    loop's thread did both, the decoding threads waited for the GIL. Everything that is known without a pixel is made
+    by the thread that plans: between two images, a decoding thread has no Python left in its caches, and the same
+    lines take several times as long there.
 
     Args:
         context: how the images are made.
@@ -102,6 +105,7 @@ class DecodedBatchBuilder:
         self._lock, self._running = threading.Lock(), threading.Lock()
         self._running.acquire()  # until the last part has ended; an Event costs several times as much
         self._batch: PackedBatch | None = None
+        self._fields: dict[str, Any] = {}  # of the batch, as far as they are known
         self._error: tuple[int, BaseException] | None = None  # the part that raised it, first
 
         self._samples = samples = context.samples(images.row)
@@ -113,6 +117,7 @@ class DecodedBatchBuilder:
         self._boxes = None if whole.all() else tuples(*images.box.T)
         if context.transform is not None:
             self._transform_keys = counter_hash(Purpose.TRANSFORM, context.seed, epoch, images.key)
+        self._fill_fields()
 
     def _fill_columns(self) -> None:
         """Write what is known of each image into its column."""
@@ -120,9 +125,9 @@ class DecodedBatchBuilder:
         B, K = len(self._counts), packing.max_images
         self._rows = np.full((B, K), -1, np.int64)
         self._grids, self._sizes = np.zeros((B, K, 2), np.int32), np.zeros((B, K, 2), np.int32)
-        # Where each image goes: its column among all columns, and its first slot among all slots.
-        self._column, self._first = np.empty((2, self.num_images), np.int64)
-        self._used = np.empty(B, np.int64)
+        # Where each image goes: its column among all columns, its number, and its first slot among all slots.
+        self._column, self._segment, self._first = np.empty((3, self.num_images), np.int64)
+        self._starts, self._used = np.empty(self.num_images + 1, np.int32), np.empty(B, np.int64)
         _kernels.fill_columns(
             np.array(self._counts, np.int64),
             packing.seq_len,
@@ -135,27 +140,60 @@ class DecodedBatchBuilder:
             self._grids,
             self._sizes,
             self._column,
+            self._segment,
             self._first,
+            self._starts,
             self._used,
         )
         self._labels = np.full((B * K, *labels.shape), labels.absent, labels.dtype)
         if samples.labels is not None:
             self._labels[self._column] = samples.labels
 
+    def _fill_fields(self) -> None:
+        """Make the fields of the batch that need no pixels, and count it, as if no image were bad."""
+        mask, samples = self._rows >= 0, self._samples
+        self._fields = {
+            "grids": torch.from_numpy(self._grids),
+            "image_sizes": torch.from_numpy(self._sizes),
+            "image_mask": torch.from_numpy(mask),
+            "labels": torch.from_numpy(self._by_pack(self._labels)),
+            "rows": torch.from_numpy(self._rows),
+            "keys": self._listed(samples.keys, self._counts),
+            "patch_size": self._patch_size,
+            "step": self._step,
+            "epoch": self._epoch,
+            "position": self._position,
+            "scaled_decode": self._context.packing.scaled_decode,
+            "cu_seqlens": torch.from_numpy(self._starts),
+            "lengths": self._images.keep.tolist(),
+        }
+        slots = len(self._counts) * self._context.packing.seq_len
+        self.counts = BatchCounts.of_columns(mask, self._grids, self._sizes, self._starts, self._patch_size, slots)
+        if samples.labels is not None:
+            self.without_label = self._count_without_label(self.num_images)
+
     def _lay_out(self) -> None:
         packing, images = self._context.packing, self._images
         slots = len(self._counts) * packing.seq_len
         self._patches = self._context.buffers.acquire((slots, packing.token_bytes(self._patch_size)))
         self._segment_ids, self._coords = np.empty(slots, np.int32), np.empty((slots, 2), np.int32)
+        token_index = np.empty(self.counts.tokens, np.int64)
         _kernels.lay_out(
             images.key,
             images.grid,
             images.keep,
-            self._column % packing.max_images + 1,
+            self._segment,
             self._first,
             self._segment_ids,
             self._coords,
+            token_index,
         )
+        self._fields |= {
+            "patches": torch.from_numpy(self._by_pack(self._patches)),
+            "segment_ids": torch.from_numpy(self._by_pack(self._segment_ids)),
+            "coords": torch.from_numpy(self._by_pack(self._coords)),
+            "token_index": torch.from_numpy(token_index),
+        }
 
     def run(self, part: int) -> None:
         """Read, decode and write one image, or clear the padding; `finish` raises what this raises."""
@@ -195,7 +233,7 @@ class DecodedBatchBuilder:
         # multiple of what it costs in a loop of its own, so this path has few.
         context, samples, stages = self._context, self._samples, self._stages
         first, keep, gw, gh, size = self._places[i]
-        self._threads[i] = threading.get_ident()
+        self._threads[i] = get_ident()
         stages[i] = "read"
         data = samples.read(i)
         stages[i] = "decode"
@@ -266,37 +304,44 @@ class DecodedBatchBuilder:
         )
 
     def _complete(self) -> PackedBatch:
+        if self.bad:
+            return self._complete_without_bad()
+        if self._samples.labels is None:
+            self.without_label = self._count_without_label(self.num_images)
+        self.truncated = len(self._truncated)
+        extras = {name: self._listed(values, self._counts) for name, values in self._extras.items()}
+        return PackedBatch.from_dict(self._fields | {"extras": extras})
+
+    def _complete_without_bad(self) -> PackedBatch:
         self.bad.sort(key=lambda bad: bad[0])
         failed = {i for i, _ in self.bad}
-        edges = list(pairwise(accumulate(self._counts, initial=0)))
-        keys, extras = self._samples.keys, self._extras
-        if failed:
-            good = [[i for i in range(low, high) if i not in failed] for low, high in edges]
-            self._close_ranks(failed, good)
-            edges = list(pairwise(accumulate(map(len, good), initial=0)))
-            keys = [keys[i] for pack in good for i in pack]
-            extras = {name: [values[i] for pack in good for i in pack] for name, values in extras.items()}
+        edges = pairwise(accumulate(self._counts, initial=0))
+        good = [[i for i in range(low, high) if i not in failed] for low, high in edges]
+        self._close_ranks(failed, good)
+        counts, kept = list(map(len, good)), list(chain.from_iterable(good))
+        derived = {"cu_seqlens", "token_index", "lengths"}  # `PackedBatch` finds them itself
         batch = PackedBatch(
-            patches=torch.from_numpy(self._by_pack(self._patches)),
-            segment_ids=torch.from_numpy(self._by_pack(self._segment_ids)),
-            coords=torch.from_numpy(self._by_pack(self._coords)),
-            grids=torch.from_numpy(self._grids),
-            image_sizes=torch.from_numpy(self._sizes),
-            image_mask=torch.from_numpy(self._rows >= 0),
-            labels=torch.from_numpy(self._by_pack(self._labels)),
-            rows=torch.from_numpy(self._rows),
-            keys=[keys[low:high] for low, high in edges],
-            extras={name: [values[low:high] for low, high in edges] for name, values in extras.items()},
-            patch_size=self._patch_size,
-            step=self._step,
-            epoch=self._epoch,
-            position=self._position,
-            scaled_decode=self._context.packing.scaled_decode,
+            **{name: value for name, value in self._fields.items() if name not in derived}
+            | {
+                "image_mask": torch.from_numpy(self._rows >= 0),
+                "keys": self._listed([self._samples.keys[i] for i in kept], counts),
+                "extras": {
+                    name: self._listed([values[i] for i in kept], counts) for name, values in self._extras.items()
+                },
+            }
         )
-        self.without_label = count_absent(self._labels) - (len(self._labels) - len(keys))  # empty columns have none
+        self.without_label = self._count_without_label(len(kept))
         self.truncated = len(self._truncated - failed)
         self.counts = BatchCounts.of(batch)
         return batch
+
+    def _count_without_label(self, images: int) -> int:
+        return count_absent(self._labels) - (len(self._labels) - images)  # empty columns have none
+
+    @staticmethod
+    def _listed(values: list[Any], counts: Sequence[int]) -> list[list[Any]]:
+        """Return the values of the images as one list per pack."""
+        return [values[low:high] for low, high in pairwise(accumulate(counts, initial=0))]
 
     def _by_pack(self, flat: np.ndarray) -> np.ndarray:
         """Return an array of all slots, or of all columns, as one row per pack."""

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from patchnpack.loaders.errors import BadRow
@@ -59,22 +60,38 @@ class BatchCounts:
 
     @classmethod
     def of(cls, batch: PackedBatch) -> BatchCounts:
-        """Count a batch. Decoding threads do this, so that the training loop's thread only adds up."""
-        packs, native, before, drop_rates, attention, squares = _kernels.count_tokens(
+        """Count a batch that is built."""
+        return cls.of_columns(
             batch.image_mask.numpy(),
             batch.grids.numpy(),
             batch.image_sizes.numpy(),
             batch.cu_seqlens.numpy(),
             batch.patch_size,
+            batch.segment_ids.numel(),
+        )
+
+    @classmethod
+    def of_columns(
+        cls,
+        image_mask: np.ndarray,
+        grids: np.ndarray,
+        image_sizes: np.ndarray,
+        starts: np.ndarray,
+        patch_size: int,
+        slots: int,
+    ) -> BatchCounts:
+        """Count a batch of `slots` token slots by the columns of `PackedBatch`; `starts` are its `cu_seqlens`."""
+        packs, native, before, drop_rates, attention, squares = _kernels.count_tokens(
+            image_mask, grids, image_sizes, starts, patch_size
         )
         return cls(
             packs=packs,
-            empty_packs=len(batch.keys) - packs,
-            images=batch.num_images,
+            empty_packs=len(image_mask) - packs,
+            images=len(starts) - 1,
             tokens_native=native,
             tokens_before_drop=before,
-            tokens=batch.num_tokens,
-            slots=batch.segment_ids.numel(),
+            tokens=int(starts[-1]),
+            slots=slots,
             attention_cost=attention,
             drop_rates=drop_rates,
             attention_squares=squares,
@@ -88,7 +105,8 @@ _COUNTED = tuple(field.name for field in dataclasses.fields(BatchCounts))
 class Stats:
     """Running totals of one rank. Rank row % world_size counts a row that no rank decodes.
 
-    Summed over ranks, images + bad_images + skipped equals the rows of all completed epochs.
+    Summed over ranks, images + bad_images + skipped equals the rows of all completed epochs. `without_image` counts
+    samples that have no row: of a loader's source, once for all epochs, and of those that arrived in a stream.
     """
 
     batches: int = 0
@@ -106,6 +124,7 @@ class Stats:
     truncated: int = 0
     oversize: int = 0
     undersize: int = 0
+    without_image: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
     skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_SKIPPED, 0))

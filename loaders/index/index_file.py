@@ -20,10 +20,16 @@ from patchnpack.packer.files import atomic_write
 
 # n rows, s shards
 
-VERSION = 3
+VERSION = 4
 _KEY = INDEX_KEY
 _MEMBER = "member."
-_BY_SHARD = ("starts", "shard_bytes", "without_image")
+_BY_SHARD = {
+    "starts": np.int64,
+    "shard_bytes": np.int64,
+    "without_image": np.int64,
+    "unused_members": np.int64,
+    "outside": np.uint64,
+}
 _COLUMNS: dict[str, pa.DataType] = {
     "keys": pa.large_string(),
     "offset": pa.int64(),
@@ -162,6 +168,7 @@ def index_table(index: Index, shards: Sequence[str]) -> pa.Table:
         "formats": FORMATS,
         "shards": list(shards),
         "versions": index.versions,
+        "examples": index.examples,
         "cls_member": index.cls_member,
         "kinds": index.kinds,
         **{name: getattr(index, name).tolist() for name in _BY_SHARD},
@@ -201,8 +208,11 @@ def index_of_table(table: pa.Table, about: dict[str, Any], shards: Sequence[str]
         name: Texts(column(name)) if pa.types.is_large_string(kind) else numbers(name)
         for name, kind in _COLUMNS.items()
     }
-    by_shard: dict[str, Any] = {name: np.array(about[name], np.int64) for name in _BY_SHARD}
-    about = {name: about[name] for name in ("image", "cls_member", "kinds")} | {"versions": tuple(about["versions"])}
+    by_shard: dict[str, Any] = {name: np.array(about[name], kind) for name, kind in _BY_SHARD.items()}
+    about = {name: about[name] for name in ("image", "cls_member", "kinds")} | {
+        "versions": tuple(about["versions"]),
+        "examples": tuple(map(tuple, about["examples"])),
+    }
     return Index(shards=tuple(shards), members=members, **about, **columns, **by_shard)
 
 

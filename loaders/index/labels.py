@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from patchnpack.loaders.remote.addresses import redact
 # D values in a target
 
 NO_LABEL = -100
+_WHOLE = re.compile(r"([+-]?)0*([0-9]+)")
+_INT64 = np.iinfo(np.int64)
 
 Label = str | Callable[[dict[str, bytes]], Any] | None
 Classes = Sequence[str] | Mapping[str, int] | str | os.PathLike[str] | None
@@ -117,13 +121,12 @@ class LabelRule:
         if self._field:
             try:
                 record = json.loads(data) if isinstance(data, bytes | str) else data
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # brackets nested thousands deep
                 raise BadImage(f"its .json member cannot be read: {error}", "label") from error
             return self._field_of(record)
         if isinstance(data, bytes | str):
             return self.number((data.decode("utf-8", "replace") if isinstance(data, bytes) else data).strip())
-        label = as_label(data)
-        return self.number(str(label)) if isinstance(label, int) else label
+        return self._of_value(data)
 
     def _field_of(self, record: Any) -> int | np.ndarray | None:
         if not isinstance(record, dict):
@@ -131,21 +134,32 @@ class LabelRule:
                 f"the .json member holds {type(record).__name__}; {self._label!r} asks for a field of an object"
             )
         value = record.get(self._field)
-        return as_label(value) if value is None or isinstance(value, bool | list) else self.number(str(value))
+        if isinstance(value, bool | list):
+            return self._of_value(value)
+        is_absent = value is None or (isinstance(value, float) and math.isnan(value))
+        return None if is_absent else self.number(str(value).strip())
+
+    def _of_value(self, value: Any) -> int | np.ndarray | None:
+        label = as_label(value)
+        return self.number(str(label)) if isinstance(label, int) else label
 
     def number(self, text: str) -> int:
-        """Return the class that a text names: by its name, or as a whole number."""
+        """Return the class that a text names: by its name, or as a whole number of int64 in decimal digits."""
         if self.classes is not None and text in self.classes:
             return self.classes[text]
-        try:
-            number = int(text)
-        except ValueError:
+        number = whole_number(text)
+        if number is None:
             remedy = "give classes=, a list of their names"
             if self.classes is not None:
                 remedy = f"classes has {len(self.classes)} others"
             raise ValueError(
                 f"label {_short(text)} (of {self._label!r}) is neither a whole number nor a known class; {remedy}"
-            ) from None
+            )
+        if not _INT64.min <= number <= _INT64.max:
+            raise ValueError(
+                f"label {_short(text)} (of {self._label!r}) does not fit in int64; labels are {_INT64.min} to "
+                f"{_INT64.max}: number the classes from 0, or give classes=, a list of their names"
+            )
         if self.classes is not None and number not in self._numbers:
             raise ValueError(f"label {number} is not among the {len(self.classes)} classes; name them all in classes=")
         return number
@@ -266,39 +280,75 @@ def count_absent(labels: np.ndarray) -> int:
     return int((np.isnan(labels).all(-1) if labels.ndim == 2 else labels == NO_LABEL).sum())
 
 
+def whole_number(text: str) -> int | None:
+    """Return the number that a text of a sign and decimal digits stands for, None for any other text.
+
+    Texts that only Python takes for numbers, such as "1_0" and digits of other scripts, are not numbers. A number of
+    more than 19 digits stands for one that no int64 holds.
+
+    >>> whole_number("-07"), whole_number("1_0"), whole_number("3.0")
+    (-7, None, None)
+    """
+    match = _WHOLE.fullmatch(text)
+    if match is None:
+        return None
+    sign, digits = match.groups()
+    return int(
+        sign + (digits if len(digits) <= 19 else "1" + "0" * 19)
+    )  # Python refuses to convert thousands of digits
+
+
 def as_label(value: Any) -> int | np.ndarray | None:
-    """Convert a value to an int (a class) or a float32 array (a target); None gives None.
+    """Convert a value to an int (a class) or a float32 array (a target); None and NaN give None.
 
     Raises:
-        ValueError: the value is neither a whole number nor a list of numbers.
+        ValueError: the value is neither a whole number of int64 nor a list of numbers of float32.
     """
     if value is None:
         return None
     array = np.asarray(value)
-    if array.ndim == 0 and array.dtype.kind in "biu":
+    if array.ndim == 0 and array.dtype.kind in "biu" and int(array) <= _INT64.max:
         return int(array)
+    if array.ndim == 0 and array.dtype.kind == "f" and np.isnan(array):
+        return None
     if array.ndim == 1 and array.dtype.kind in "biuf":
-        return array.astype(np.float32)
+        with np.errstate(over="ignore"):
+            target = array.astype(np.float32)
+        if (np.isinf(target) <= np.isinf(array)).all():
+            return target
     raise ValueError(
-        f"a label is {value!r}; it must be a whole number (a class) or a list of numbers (a target; of one, write [x])"
+        f"a label is {_short(value)}; it must be a whole number of int64 (a class) or a list of numbers of float32 (a "
+        "target; of one, write [x])"
     )
 
 
 def _class_table(classes: Classes) -> Mapping[str, int] | None:
-    if classes is None or isinstance(classes, Mapping):
-        return classes
+    if classes is None:
+        return None
+    if isinstance(classes, Mapping):
+        numbers: Mapping[str, Any] = classes
+        for name, number in numbers.items():
+            if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number <= _INT64.max:
+                raise ValueError(f"classes gives {name!r} the number {number!r}; give a whole number of at least 0")
+        return {str(name): int(number) for name, number in classes.items()}
     if isinstance(classes, str | os.PathLike):
         path = Path(classes)
         if not path.exists():
             raise FileNotFoundError(
                 f"classes file {str(path)!r} does not exist; give a file with one class name per line"
             )
-        classes = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    table = {name: i for i, name in enumerate(classes)}
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        classes = [line.strip() for line in lines if line.strip()]
+    table = {str(name): i for i, name in enumerate(classes)}
     if len(table) < len(classes):
         raise ValueError(f"classes repeats {len(classes) - len(table)} names; each class needs a name of its own")
     return table
 
 
-def _short(text: str, limit: int = 60) -> str:
-    return repr(text) if len(text) <= limit else f"{text[:limit]!r}... ({len(text)} characters)"
+def _short(value: Any, limit: int = 60) -> str:
+    """A value for a message, cut where it is long."""
+    if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to convert thousands of digits
+        return f"a number of {value.bit_length()} bits"
+    text = str(value)
+    shown = repr(value) if len(text) <= limit else repr(text[:limit])
+    return shown if len(text) <= limit else f"{shown}... ({len(text)} characters)"

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,10 +20,14 @@ from patchnpack.loaders.index.remote_index import (
 )
 from patchnpack.loaders.index.scanner import changed_shards, extensions_of, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
+from patchnpack.loaders.index.without_image import warn_without_image
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
 from patchnpack.loaders.remote.errors import RemoteNotFound
-from patchnpack.loaders.shards.opener import ShardOpener
+from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
+from patchnpack.loaders.shards.outside import Outside
 from patchnpack.loaders.shards.patterns import INDEX_NAMES, ShardNames, expand
+
+_CHECK_THREADS = 16  # shards compared at a time
 
 _log = logging.getLogger("patchnpack")
 
@@ -57,8 +62,22 @@ def open_index(
         OSError: a shard differs from its entry in the index.
     """
     opener = opener or ShardOpener()
+    found = _opened(source, index, image, opener, may_scan, num_threads, progress)
+    warn_without_image(found, _title(found))
+    return found
+
+
+def _opened(
+    source: ShardNames | Index,
+    index: str | os.PathLike[str] | Index | None,
+    image: str,
+    opener: ShardOpener,
+    may_scan: bool,
+    num_threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Index:
     if isinstance(source, Index):
-        return source
+        return checked(source, "the index", opener, may_lack_shards=True)
     if isinstance(source, str) and is_remote(source) and names_index(source):
         return checked(load_remote_index(source, opener), f"index {redact(source)!r}", opener)
     if isinstance(source, str | os.PathLike) and os.path.isfile(source) and is_index(os.fspath(source)):
@@ -136,22 +155,33 @@ def update_index(
     return path, index, read
 
 
-def checked(index: Index, name: str, opener: ShardOpener) -> Index:
-    """Return the index after checking that its local shards exist and have the sizes in it.
+def checked(index: Index, name: str, opener: ShardOpener, *, may_lack_shards: bool = False) -> Index:
+    """Return the index after checking that its local shards exist and are the files that were indexed.
 
-    The mtime is not checked, because a copy of a shard has another one; each image's bytes are compared with their
-    digest when they are read. A remote shard is checked when it is fetched.
+    A shard with the size and the mtime in the index is. A copy has another mtime: of such a tar, the bytes outside the
+    images are compared with their digest, and the cache remembers the result. The bytes of each image are compared with
+    their digest when they are read. A parquet shard with another mtime is compared when its rows are first read, a
+    remote shard when it is fetched.
+
+    Args:
+        index: the index.
+        name: its name, for messages.
+        opener: holds the cache.
+        may_lack_shards: accept shards that do not exist, since planning does not need them.
 
     Raises:
         FileNotFoundError: a shard does not exist.
-        OSError: a shard has another size.
+        OSError: a shard has another size, or was modified.
     """
-    for shard, nbytes in zip(index.shards, index.shard_bytes.tolist(), strict=True):
+    copies: dict[int, tuple[int, str]] = {}  # size and version of each tar with another mtime, by number
+    for i, (shard, nbytes) in enumerate(zip(index.shards, index.shard_bytes.tolist(), strict=True)):
         if is_remote(shard):
             continue
         try:
-            size = opener.stat(shard)[0]
+            size, version = opener.stat(shard)
         except FileNotFoundError:
+            if may_lack_shards:
+                continue
             raise FileNotFoundError(
                 f"shard {shard!r} of {name} does not exist; name the shards that do, or make the index again: "
                 f"patchnpack index SHARDS -o {_file_of(name)}"
@@ -161,7 +191,43 @@ def checked(index: Index, name: str, opener: ShardOpener) -> Index:
                 f"shard {shard!r} has {size} bytes but had {nbytes} when {name} was made; bring the index up to date: "
                 f"patchnpack index SHARDS -o {_file_of(name)} (only changed shards are read)"
             )
+        if version != index.versions[i] and not is_parquet(shard):
+            copies[i] = size, version
+    if copies:
+        _check_copies(index, copies, name, opener)
     return index
+
+
+def _check_copies(index: Index, copies: dict[int, tuple[int, str]], name: str, opener: ShardOpener) -> None:
+    """Raise OSError if a tar is no copy of the shard that was indexed. The cache remembers copies."""
+    text = "\n".join(
+        f"{os.path.realpath(index.shards[i])} {size} {version} {index.outside[i]}"
+        for i, (size, version) in copies.items()
+    )
+    done = opener.folder / "copies" / hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    if done.exists():
+        return
+    outside = Outside(index.starts, index.offset, index.nbytes, index.outside)
+
+    def is_copy(i: int) -> bool:
+        fd = opener.open(index.shards[i], *copies[i])
+        try:
+            return outside.is_unchanged(i, fd)
+        finally:
+            os.close(fd)
+
+    with ThreadPoolExecutor(_CHECK_THREADS) as pool:
+        modified = [i for i, same in zip(copies, pool.map(is_copy, copies), strict=True) if not same]
+    if modified:
+        count = f" ({len(modified)} of {len(index.shards)} shards were)" if len(index.shards) > 1 else ""
+        raise OSError(
+            f"shard {index.shards[modified[0]]!r} was modified after {name} was made{count}: bytes outside its images, "
+            f"such as labels, differ; bring the index up to date: patchnpack index SHARDS -o {_file_of(name)} (only "
+            "changed shards are read)"
+        )
+    with suppress(OSError):
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.touch()
 
 
 def _file_of(name: str) -> str:
@@ -179,6 +245,12 @@ def _select(index: Index, paths: list[str], name: str) -> Index:
             f"them: patchnpack index SHARDS -o {_file_of(name)}"
         )
     return index if which == list(range(len(index.shards))) else index.select(which)
+
+
+def _title(index: Index) -> str:
+    """The name of a source for a warning: its first and last shards."""
+    first, last = redact(index.shards[0]), name_of(index.shards[-1])
+    return first if len(index.shards) == 1 else f"{first} to {last} ({len(index.shards):,} shards)"
 
 
 def _real(shard: str) -> str:

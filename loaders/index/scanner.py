@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import numpy as np
 import xxhash
@@ -12,11 +13,13 @@ import xxhash
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, read_header
 from patchnpack.loaders.index.table import IMAGE, Index, Texts
+from patchnpack.loaders.index.without_image import WithoutImage, listed, printable
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards import parquet
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
+from patchnpack.loaders.shards.outside import digest_outside
 from patchnpack.loaders.shards.patterns import ShardNames, expand
-from patchnpack.loaders.shards.tar import TarSample, read_samples
+from patchnpack.loaders.shards.tar import TarSample, read_tar
 
 # n rows, s shards
 
@@ -85,8 +88,15 @@ def scan(
 
 
 def extensions_of(image: str) -> list[str]:
-    """The extensions in `image`, in order of preference."""
-    return [extension.strip().lstrip(".").lower() for extension in image.split(";")]
+    """The extensions in `image`, in order of preference.
+
+    Raises:
+        ValueError: there are none.
+    """
+    extensions = [extension.strip().lstrip(".").lower() for extension in image.split(";")]
+    if not any(extensions):
+        raise ValueError(f"image is {image!r}; name the extensions of images, such as {IMAGE!r}")
+    return list(filter(None, extensions))
 
 
 def changed_shards(meta: Mapping[str, tuple[int, str]], known: Index | None) -> list[str]:
@@ -103,54 +113,54 @@ def stat_shards(shards: Sequence[str], opener: ShardOpener) -> dict[str, tuple[i
         return dict(zip(shards, pool.map(opener.stat, shards), strict=True))
 
 
-def _read_samples(
-    shard: str, nbytes: int, version: str, opener: ShardOpener
-) -> Iterator[tuple[TarSample, Callable[[str], bytes]]]:
-    """Each sample of a shard, and a function from a member's name to its bytes."""
-    fd = opener.open_raw(shard, nbytes, version)
-    try:
-        if is_parquet(shard):
-            for sample, data in parquet.read_samples(fd, shard):
-                yield sample, data.__getitem__
-            return
-        for sample in read_samples(f"/dev/fd/{fd}", redact(shard)):
+def _read_samples(fd: int, shard: str) -> Iterator[tuple[TarSample, Callable[[str], bytes]]]:
+    """Each sample of a shard, and a function from a member's name to its bytes; of a tar, the unnamed files last."""
+    if is_parquet(shard):
+        for sample, data in parquet.read_samples(fd, shard):
+            yield sample, data.__getitem__
+        return
+    tar = read_tar(f"/dev/fd/{fd}", redact(shard))
+    for sample in chain(tar.samples, tar.unnamed):
 
-            def get(extension: str, sample: TarSample = sample) -> bytes:
-                offset, size = sample.members[extension]
-                return os.pread(fd, size, offset)
+        def get(extension: str, sample: TarSample = sample) -> bytes:
+            offset, size = sample.members[extension]
+            return os.pread(fd, size, offset)
 
-            yield sample, get
-    finally:
-        os.close(fd)
-
-
-def _read_columns(shard: str, nbytes: int, version: str, images: Sequence[str], opener: ShardOpener) -> parquet.Columns:
-    fd = opener.open_raw(shard, nbytes, version)
-    try:
-        return parquet.read_columns(fd, shard, images)
-    finally:
-        os.close(fd)
+        yield sample, get
 
 
 def _scan_shard(shard: str, meta: tuple[int, str], images: Sequence[str], opener: ShardOpener) -> Index:
+    fd = opener.open_raw(shard, *meta)
+    try:
+        return _scan_file(fd, shard, meta, images)
+    finally:
+        os.close(fd)
+
+
+def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]) -> Index:
     columns, cls_member = parquet.Columns("", {}), "cls"
     if is_parquet(shard):
-        columns = _read_columns(shard, *meta, images, opener)
+        columns = parquet.read_columns(fd, shard, images)
         cls_member = next((name for name in ("cls", "label") if columns.kinds.get(name) == "txt"), "cls")
     extensions: set[str] = set()
+    without = WithoutImage()
     rows: list[TarSample] = []
     ranges: list[tuple[int, int]] = []  # offset and size of each image
     headers: list[Header] = []
     reasons: list[str | None] = []
     digests: list[int] = []
     texts: list[str | None] = []
-    samples = 0
-    for sample, get in _read_samples(shard, *meta, opener):
-        samples += 1
+    outside = xxhash.xxh3_64()  # of a parquet file, whose rows no file holds yet
+    for sample, get in _read_samples(fd, shard):
         extensions |= sample.members.keys()
         wanted = [columns.image] if columns.image else images
         extension = next((e for e in wanted if e in sample.members), None)
+        if columns.image:
+            for other in sample.members:
+                if other != extension:
+                    outside.update(get(other))
         if extension is None:
+            without.add(sample)
             continue
         rows.append(sample)
         ranges.append(sample.members[extension])
@@ -167,16 +177,17 @@ def _scan_shard(shard: str, meta: tuple[int, str], images: Sequence[str], opener
         has_text = cls_member in sample.members
         texts.append(get(cls_member).decode("utf-8", "replace").strip() if has_text else None)
     if not rows:
-        _refuse_empty(shard, columns.image, samples, extensions, images)
+        _refuse_empty(shard, columns.image, without.samples, extensions, images)
     width, height, orientation, format = np.array(headers, np.int32).reshape(len(rows), 4).T
+    offset, nbytes = np.array(ranges, np.int64).reshape(len(rows), 2).T
     return Index(
         shards=(shard,),
         shard_bytes=np.array([meta[0]]),
         versions=(meta[1],),
         starts=np.array([0, len(rows)]),
-        keys=Texts.of(sample.key.encode("utf-8", "backslashreplace").decode() for sample in rows),
-        offset=np.array([offset for offset, _ in ranges], np.int64),
-        nbytes=np.array([size for _, size in ranges], np.int64),
+        keys=Texts.of(printable(sample.key) for sample in rows),
+        offset=offset.copy(),
+        nbytes=nbytes.copy(),
         width=width,
         height=height,
         orientation=orientation.astype(np.uint8),
@@ -185,7 +196,10 @@ def _scan_shard(shard: str, meta: tuple[int, str], images: Sequence[str], opener
         reasons=Texts.of(reasons),
         cls=Texts.of(texts),
         members=_member_columns(rows),
-        without_image=np.array([samples - len(rows)]),
+        without_image=np.array([without.samples]),
+        unused_members=np.array([without.members]),
+        examples=(tuple(without.names.values()),),
+        outside=np.array([outside.intdigest() if columns.image else digest_outside(fd, offset, nbytes)], np.uint64),
         image=";".join(images),
         cls_member=cls_member,
         kinds=columns.kinds,
@@ -197,9 +211,10 @@ def _member_columns(rows: Sequence[TarSample]) -> dict[str, np.ndarray]:
     members: dict[str, np.ndarray] = {}
     for i, sample in enumerate(rows):
         for extension, place in sample.members.items():
-            if extension not in members:
-                members[extension] = np.full((len(rows), 2), -1, np.int64)
-            members[extension][i] = place
+            name = printable(extension)
+            if name not in members:
+                members[name] = np.full((len(rows), 2), -1, np.int64)
+            members[name][i] = place
     return members
 
 
@@ -212,12 +227,6 @@ def _refuse_empty(shard: str, column: str, samples: int, extensions: set[str], i
         )
     if extensions:
         raise ValueError(
-            f"shard {redact(shard)!r} has no image: its members end in {_listed(extensions)} and "
-            f"image={';'.join(images)!r} asks for {_listed(images)}; name one of its extensions, or leave the shard out"
+            f"shard {redact(shard)!r} has no image: its members end in {listed(extensions)} and "
+            f"image={';'.join(images)!r} asks for {listed(images)}; name one of its extensions, or leave the shard out"
         )
-
-
-def _listed(extensions: Sequence[str] | set[str], limit: int = 10) -> str:
-    # Names with several dots make many extensions: a shard may have thousands.
-    text = ", ".join("." + extension for extension in sorted(extensions)[:limit])
-    return text if len(extensions) <= limit else f"{text} and {len(extensions) - limit} more"

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.shards.opener import ShardOpener
+from patchnpack.loaders.shards.outside import Outside
 from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.loaders.shards.tar import IMAGE as IMAGE
 from patchnpack.packer import Rows
@@ -97,6 +98,11 @@ class Index:
         cls: text of each sample's `cls_member`, None if absent.
         members: for each extension, int64 (n, 2), offset and nbytes of that member; (-1, -1) if absent.
         without_image: int64 (s,), samples per shard without an image, which have no row.
+        unused_members: int64 (s,), members per shard that belong to no row. All members of a tar are either among
+            these or, for the row of their sample, in `members`.
+        examples: for each shard, names of members of samples without an image, one for each extension, at most 10.
+        outside: uint64 (s,), XXH3 of each shard's bytes outside the images of its rows: labels, other members and, in
+            a tar, headers.
         image: extensions of images, as given to `scan`.
         cls_member: "cls" or, in parquet shards without it, "label".
         kinds: "txt" or "json", the encoding of members whose name does not imply one.
@@ -118,6 +124,9 @@ class Index:
     cls: Texts[str | None]
     members: dict[str, np.ndarray]
     without_image: np.ndarray
+    unused_members: np.ndarray
+    examples: tuple[tuple[str, ...], ...]
+    outside: np.ndarray
     image: str = IMAGE
     cls_member: str = "cls"
     kinds: dict[str, str] = field(default_factory=dict)
@@ -160,7 +169,19 @@ class Index:
 
     def reader(self, opener: ShardOpener | None = None) -> ShardReader:
         """A reader of the shards' bytes; remote shards go through the opener's cache."""
-        return ShardReader(self.shards, self.shard_bytes.tolist(), self.versions, opener or ShardOpener())
+        return ShardReader(
+            self.shards,
+            self.shard_bytes.tolist(),
+            self.versions,
+            opener or ShardOpener(),
+            outside=Outside(self.starts, self.offset, self.nbytes, self.outside),
+        )
+
+    @property
+    def other_images(self) -> int:
+        """The number of members with an extension of `image` beside the one that is the image of their row."""
+        members = (self.members[name] for name in self.image.split(";") if name in self.members)
+        return int(sum(((where[:, 0] >= 0) & (where[:, 0] != self.offset)).sum() for where in members))
 
     def select(self, shards: Sequence[int]) -> Index:
         """The index of these shards, given by number, in this order."""
@@ -178,6 +199,7 @@ class Index:
         columns["members"] = {extension: ranges for extension, ranges in members.items() if (ranges >= 0).any()}
         columns["shards"] = tuple(self.shards[i] for i in which)
         columns["versions"] = tuple(self.versions[i] for i in which)
+        columns["examples"] = tuple(self.examples[i] for i in which)
         columns["starts"] = np.concatenate([[0], np.cumsum(np.diff(self.starts)[which])]).astype(np.int64)
         return Index(**columns)
 
@@ -215,6 +237,7 @@ class Index:
             **joined,
             shards=tuple(shard for part in parts for shard in part.shards),
             versions=tuple(version for part in parts for version in part.versions),
+            examples=tuple(names for part in parts for names in part.examples),
             members=members,
             image=parts[0].image,
             cls_member=next((part.cls_member for part in parts if part.cls_member in part.members), "cls"),
@@ -222,4 +245,4 @@ class Index:
         )
 
 
-_BY_SHARD = ("shard_bytes", "without_image")
+_BY_SHARD = ("shard_bytes", "without_image", "unused_members", "outside")

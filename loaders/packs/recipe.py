@@ -14,7 +14,7 @@ from patchnpack.packer.config import RESOLUTIONS, TOKEN_DROPS
 
 StoreKind = Literal["images", "patches"]
 
-SCHEMA = 1  # of the folder and of all files in it
+SCHEMA = 2  # of the folder and of all files in it
 RECIPE, MANIFEST = PACKED_FOLDER_FILES
 ROWS = "rows.arrow"
 PARTS, MARKERS, PLANS = "parts", "done", "plans"  # folders
@@ -61,7 +61,8 @@ class Recipe:
         classes: index of each class name; None where labels are numbers.
         extras: members that batches return.
         max_pixels, max_bytes, truncated: as for `ErrorPolicy`; they decide which images are bad.
-        source: names of the shards, number of images, and a digest of everything that the index says of them.
+        source: names of the shards, number of images, a digest of everything that the index says of them, and a digest
+            of the shards' bytes outside the images: labels and other members.
         decoders: decoder builds that a patch store's pixels depend on; "" for an image store.
     """
 

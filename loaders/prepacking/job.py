@@ -22,6 +22,7 @@ from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.index.labels import Classes
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.packed_loader import PackedImageLoader
+from patchnpack.loaders.packs.arrow_file import digest_of
 from patchnpack.loaders.packs.manifest import check_recipe
 from patchnpack.loaders.packs.pack_store import PackStore, store_of
 from patchnpack.loaders.packs.recipe import (
@@ -181,7 +182,12 @@ class Job:
             max_pixels=self.errors.max_pixels,
             max_bytes=self.errors.max_bytes,
             truncated=self.errors.truncated,
-            source={"shards": names, "images": len(self.index), "digest": loader.source.digest},
+            source={
+                "shards": names,
+                "images": len(self.index),
+                "digest": loader.source.digest,
+                "outside": digest_of(self.index.outside),
+            },
             decoders=self._store.decoders(),
         )
 

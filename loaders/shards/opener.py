@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,16 @@ from typing import Any
 from patchnpack.loaders.remote import download as remote
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
 from patchnpack.loaders.remote.download import RemoteFile
+from patchnpack.loaders.remote.errors import RemoteError
 from patchnpack.loaders.remote.prefetch import Prefetcher, Shard
 from patchnpack.loaders.remote.retry import take_retry
 from patchnpack.loaders.remote.shard_cache import ShardCache, default_folder
 from patchnpack.loaders.shards import parquet
 
+_ASK_S = 10.0  # seconds that the store has to answer before cached shards are used as they are
 _AHEAD = 8  # remote shards fetched ahead of their use
+
+_log = logging.getLogger("patchnpack")
 
 
 def is_parquet(shard: str) -> bool:
@@ -33,12 +39,16 @@ class _CacheState:
         acquired: shards acquired from the cache.
         made: shards made for the cache.
         versions: versions asked for, of shards whose index has none.
+        fresh: remote shards downloaded by this process, which are those that the store has.
+        is_offline: whether the store did not answer when it was asked for a version.
     """
 
     acquired = made = 0
+    is_offline = False
 
     def __init__(self) -> None:
         self.versions: dict[str, str] = {}
+        self.fresh: set[str] = set()
 
 
 class ShardOpener:
@@ -127,6 +137,22 @@ class ShardOpener:
         """Whether a local shard has another version now; remote shards are compared when they are fetched."""
         return not is_remote(shard) and self.stat(shard)[1] != version
 
+    def is_outdated(self, shard: str, nbytes: int, version: str) -> bool:
+        """Whether the store has another version of a remote shard than the cache; takes one request per cached shard.
+
+        False if the store does not answer: cached shards can be used offline.
+        """
+        if shard in self._state.fresh or self._state.is_offline:
+            return False
+        policy = replace(self._retry, attempts=1, deadline_s=min(self._retry.deadline_s, _ASK_S))
+        try:
+            file = remote.stat(shard, self._options, policy=policy)
+        except RemoteError as error:
+            self._state.is_offline = True
+            _log.info("cached shards are used without asking the store for their versions: %s", error)
+            return False
+        return (file.nbytes, file.version) != (nbytes, version)
+
     def prefetching(self, shards: Iterable[tuple[str, int, str]], behind: int, at_start: bool) -> ShardOpener:
         """An opener that fetches the remote ones of these shards (name, bytes, version) ahead; see `Prefetcher`."""
         return self._prefetching(ShardOpener(self.folder, self.limit, self._given), shards, behind, at_start)
@@ -183,7 +209,7 @@ class ShardOpener:
     def _raw(self, shard: str, nbytes: int, version: str) -> Shard:
         version = self._version(shard, nbytes, version)
         found = remote.shard(RemoteFile(shard, nbytes, version), self._options, policy=self._retry)
-        return Shard(found.name, self._counted(found.make), found.nbytes)
+        return Shard(found.name, self._counted(found.make, shard), found.nbytes)
 
     def _shard(self, shard: str, nbytes: int, version: str) -> Shard:
         """What the cache keeps of a shard: the file itself or, for a parquet file, the bytes of its rows."""
@@ -201,9 +227,10 @@ class ShardOpener:
         key = hashlib.sha256("\0".join([shard, version, str(nbytes), parquet.LAYOUT]).encode()).hexdigest()[:32]
         return Shard(f"{key}-{Path(name_of(shard)).stem[-60:]}.rows", self._counted(make))
 
-    def _counted(self, make: Any) -> Any:
+    def _counted(self, make: Any, shard: str = "") -> Any:
         def counted(to: Path, stop: threading.Event) -> None:
             self._state.made += 1
             make(to, stop)
+            self._state.fresh.add(shard)
 
         return counted

@@ -9,7 +9,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 from patchnpack.loaders.remote.addresses import is_remote, redact
-from patchnpack.loaders.shards.opener import ShardOpener
+from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
+from patchnpack.loaders.shards.outside import Outside
 
 
 class _File:
@@ -34,8 +35,10 @@ class ShardReader:
         versions: version of each shard, as in the index.
         opener: opens the shards, and holds the cache of remote ones.
         max_open: number of files to keep open.
+        outside: digests of what lies outside the images. A shard whose version in the index says nothing about the file
+            that was opened is compared with its digest.
 
-    Reading raises OSError that names the shard if its size has changed since it was indexed.
+    Reading raises OSError that names the shard if it has changed since it was indexed.
     """
 
     def __init__(
@@ -45,8 +48,11 @@ class ShardReader:
         versions: Sequence[str],
         opener: ShardOpener,
         max_open: int = 64,
+        outside: Outside | None = None,
     ) -> None:
         self._shards, self._sizes, self._versions, self._max_open = shards, sizes, versions, max_open
+        self._outside = outside
+        self._checked: set[int] = set()
         self.opener = opener
         self._reset()
         _readers.add(self)
@@ -56,7 +62,7 @@ class ShardReader:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[object, ...]]:
-        return ShardReader, (self._shards, self._sizes, self._versions, self.opener, self._max_open)
+        return ShardReader, (self._shards, self._sizes, self._versions, self.opener, self._max_open, self._outside)
 
     @property
     def is_remote(self) -> bool:
@@ -68,7 +74,7 @@ class ShardReader:
         opener = self.opener.prefetching(
             ((self._shards[i], self._sizes[i], self._versions[i]) for i in order), behind, at_start
         )
-        return ShardReader(self._shards, self._sizes, self._versions, opener, self._max_open)
+        return ShardReader(self._shards, self._sizes, self._versions, opener, self._max_open, self._outside)
 
     def read(self, shard: int, offset: int, nbytes: int) -> bytes:
         """Read `nbytes` bytes of a shard from `offset`."""
@@ -97,6 +103,20 @@ class ShardReader:
         """Whether the shard was written to since it was indexed."""
         return self.opener.has_changed(self._shards[shard], self._versions[shard])
 
+    def _was_modified(self, shard: int, fd: int, outside: Outside) -> bool:
+        """Whether the open file of a shard is not the one that was indexed, or the store has another one by now.
+
+        A tar was compared when its index was opened, and downloads are compared with the version in the index.
+        """
+        path, nbytes, version = self._shards[shard], self._sizes[shard], self._versions[shard]
+        if is_remote(path) and version:
+            return self.opener.is_outdated(path, nbytes, version)
+        # A remote shard has no version if its index was made from a local copy. A copy of a parquet file has another
+        # mtime, and what is compared are its rows in the cache.
+        if is_remote(path) or (is_parquet(path) and self.opener.has_changed(path, version)):
+            return not outside.is_unchanged(shard, fd)
+        return False
+
     def _open(self, shard: int) -> _File:
         with self._lock:
             file = self._files.get(shard)
@@ -106,6 +126,13 @@ class ShardReader:
         # Outside the lock: fetching a remote shard must not block reads of other shards.
         path = self._shards[shard]
         file = _File(self.opener.open(path, self._sizes[shard], self._versions[shard]), self.opener.is_cached(path))
+        if self._outside is not None and shard not in self._checked:
+            if self._was_modified(shard, file.fd, self._outside):
+                raise OSError(
+                    f"shard {redact(path)!r} was modified after it was indexed: bytes outside its images, such as "
+                    "labels, may differ; bring its index up to date: patchnpack index SHARDS -o INDEX"
+                )
+            self._checked.add(shard)
         with self._lock:
             file = self._files.setdefault(shard, file)
             # An evicted file occupies its disk space until it is closed, so open files obey the cache limit, too.

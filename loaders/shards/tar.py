@@ -12,11 +12,23 @@ from dataclasses import dataclass, field
 
 from patchnpack.loaders.imaging.formats import is_image
 
-_NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
-_META = re.compile(r"__[^/]*__($|/)")
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+_META = re.compile(r"__[^/]*__(/|\Z)")
 _BLOCK = 512
 IMAGE = "jpg;jpeg;png;webp"  # the default extensions of images
 _MAX_PADDING = 1 << 20  # bytes of zeros at the end; writers round a tar up to 10 KiB or to another record size
+_LABEL, _DUMP = b"V", b"D"  # GNU tar's name of the archive, and its list of a folder's files
+_KINDS = {
+    tarfile.CHRTYPE: "a character device",
+    tarfile.BLKTYPE: "a block device",
+    tarfile.FIFOTYPE: "a FIFO",
+}
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ\x00": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+}
 
 
 @dataclass(slots=True)
@@ -32,34 +44,66 @@ class TarSample:
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def read_samples(file: str, shard: str | None = None) -> list[TarSample]:
-    """Read the samples of a tar shard from its headers, in the order of their first members.
+@dataclass(frozen=True, slots=True)
+class TarShard:
+    """The regular files of a tar shard; each is a member of exactly one of these samples.
 
-    Folders, links, webdataset's own `__name__` files and names without an extension are skipped.
+    Attributes:
+        samples: the samples, in the order of their first members.
+        unnamed: files whose names give no key and extension: hidden files, files without an extension, and files that
+            webdataset reserves. Each is a sample of its own, with its whole name as key and "" as extension.
+    """
+
+    samples: list[TarSample]
+    unnamed: list[TarSample]
+
+
+def is_reserved(name: str) -> bool:
+    """Whether webdataset reserves a member's name: `__NAME__`, or a path below such a folder.
+
+    >>> is_reserved("__index__"), is_reserved("__index.jpg")
+    (True, False)
+    """
+    return _META.match(name) is not None
+
+
+def read_samples(file: str, shard: str | None = None) -> list[TarSample]:
+    """Read the samples of a tar shard; see `read_tar`."""
+    return read_tar(file, shard).samples
+
+
+def read_tar(file: str, shard: str | None = None) -> TarShard:
+    """Read which samples a tar shard holds, from its headers.
+
+    A hard link is the earlier file that it names. Folders are skipped.
 
     Args:
         file: path of the tar.
         shard: the name for error messages, if not `file`.
 
     Raises:
-        ValueError: the file is not an uncompressed tar, is truncated, or holds a duplicate or sparse member.
+        ValueError: the file is not an uncompressed tar, is truncated, or holds a duplicate member, a sparse file, a
+            symbolic link, a device, or a hard link to something else than an earlier file.
     """
     samples: dict[str, TarSample] = {}
+    unnamed: list[TarSample] = []
     path = file if shard is None else shard
     try:
         with tarfile.open(file, "r:") as tar:
+            places: dict[str, tuple[int, int]] = {}  # of the files so far, for hard links to them
             for member in tar:
-                if member.size < 0 or member.issparse():
-                    kind = "a sparse file" if member.issparse() else f"a file of {member.size} bytes"
-                    raise ValueError(f"shard {path!r} holds {member.name!r} as {kind}; write it as a plain file")
-                match = _NAME.match(member.name)
-                if not member.isreg() or match is None or _META.match(member.name):
+                if member.isdir() or member.type in (_LABEL, _DUMP):
+                    continue
+                place = places[os.path.normpath(member.name)] = _place(member, places, path)
+                match = _NAME.fullmatch(member.name)
+                if match is None or is_reserved(member.name):
+                    unnamed.append(TarSample(member.name, {"": place}))
                     continue
                 key, extension = match[1], match[2].lower()
                 sample = samples.setdefault(key, TarSample(key))
-                if extension in sample.members:
+                # `tar -cf a.tar folder folder/a.jpg` stores the second a.jpg as a link to the first.
+                if sample.members.setdefault(extension, place) != place:
                     raise ValueError(f"shard {path!r} holds {member.name!r} twice; give each member its own name")
-                sample.members[extension] = (member.offset_data, member.size)
             end = tar.offset
     except tarfile.TarError as error:
         raise ValueError(
@@ -67,15 +111,40 @@ def read_samples(file: str, shard: str | None = None) -> list[TarSample]:
             or f"shard {path!r} cannot be read as an uncompressed tar: {error}; unpack or write it again"
         ) from error
     _check_end(file, path, end)
-    return list(samples.values())
+    return TarShard(list(samples.values()), unnamed)
+
+
+def _place(member: tarfile.TarInfo, places: dict[str, tuple[int, int]], path: str) -> tuple[int, int]:
+    """The (offset, nbytes) of a member; of a hard link, those of the earlier file.
+
+    Raises:
+        ValueError: the member is not a file with bytes of its own.
+    """
+    what, remedy = _KINDS.get(member.type, f"a member of type {member.type!r}"), "leave it out"
+    if member.size < 0 or member.issparse():
+        what = "a sparse file" if member.issparse() else f"a file of {member.size} bytes"
+        remedy = "write it as a plain file"
+    elif member.isreg():
+        return member.offset_data, member.size
+    elif member.islnk():
+        # Some writers put "./" before only one of the two names.
+        if (place := places.get(os.path.normpath(member.linkname))) is not None:
+            return place
+        what = f"a hard link to {member.linkname!r}, which is no earlier file of this shard"
+        remedy = "write the tar again with `tar --hard-dereference`"
+    elif member.issym():
+        what = f"a symbolic link to {member.linkname!r}"
+        remedy = "write the tar again with `tar --dereference --hard-dereference`"
+    raise ValueError(f"shard {path!r} holds {member.name!r} as {what}; {remedy}")
 
 
 def _describe_other(file: str, path: str) -> str | None:
-    """The error message for a file of a common kind that is not a tar: gzip, an image, or zip. Otherwise None."""
+    """The error message for a common kind of file that is not a tar: compressed, an image, or zip. Otherwise None."""
     with open(file, "rb") as opened:
         head = opened.read(_BLOCK)
-    if head.startswith(b"\x1f\x8b"):
-        return f"shard {path!r} is compressed with gzip, which allows no random access; gunzip it"
+    for magic, (kind, command) in _COMPRESSED.items():
+        if head.startswith(magic):
+            return f"shard {path!r} is compressed with {kind}, which allows no random access; {command} it"
     if head[257:262] == b"ustar":  # a damaged tar, whose first member's name may look like another format
         return None
     if is_image(head):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from patchnpack.loaders.assembly.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.outcomes import Outcomes
 from patchnpack.loaders.assembly.stats import Stats
@@ -20,12 +18,10 @@ class StreamOutcomes(Outcomes):
     Args:
         stats: the totals of the stream.
         monitor: judges the images.
-        is_judged: whether the monitor judges a bad row; rows that it does not judge are still counted.
     """
 
-    def __init__(self, stats: Stats, monitor: ErrorMonitor, is_judged: Callable[[BadRow], bool]) -> None:
+    def __init__(self, stats: Stats, monitor: ErrorMonitor) -> None:
         super().__init__(stats, monitor)
-        self._is_judged = is_judged
         self._known: dict[int, BadRow | bool] = {}
         self._next = 0
 
@@ -41,8 +37,7 @@ class StreamOutcomes(Outcomes):
             self._next += 1
             if isinstance(outcome, BadRow):
                 self.add_bad(outcome, 0)
-                if self._is_judged(outcome):
-                    self.monitor.record(1, [(0, outcome)])
+                self.monitor.record(1, [(0, outcome)])
             elif outcome:
                 self.monitor.record(1, [])
 

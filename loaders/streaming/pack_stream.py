@@ -56,12 +56,13 @@ def pack_stream(
             that "auto" stands for. `balance` has no effect, since it would delay 256 packs. For schedules, each stream
             multiplies its own image count by ranks x workers.
         batch_size: B, packs in a batch.
-        image: members that hold the image, separated by ";". If a sample has several, the first one listed is used.
+        image: members that hold the image, separated by ";". If a sample has several, the first one listed is used. A
+            member that is None is absent, and the case of names does not matter, here and below.
         label: None, "cls" (or any member that holds text or a number), "json:FIELD", or a callable from a sample's dict
             to an int or an array. The second item of a pair is its label: a number, a text, an array or None.
         classes: names of the classes as a list, a file with one name per line, or a mapping from name to index.
-        extras: members for `batch.extras`: txt as str, json as object, others as bytes, decoded values unchanged; None
-            where a sample lacks the member.
+        extras: members for `batch.extras`, by their names in lower case: txt as str, json as object, others as bytes,
+            decoded values unchanged; None where a sample lacks the member.
         decode: called with the bytes of each encoded image, as in `PackedImageLoader`; PIL images and arrays skip it.
         transform: called as `transform(image, rng)`, as in `PackedImageLoader`.
         seed: seeds every draw. Draws differ between ranks and workers but not between calls: change it each epoch.
@@ -145,7 +146,7 @@ class PackedStream(Iterator[PackedBatch]):
     def stats(self) -> dict[str, Any]:
         """Return the totals so far, as `PackedImageLoader.stats` does.
 
-        Once the stream has ended, images + bad_images + skipped equals the number of samples that arrived. Samples that
-        the plan leaves out are counted with the next batch.
+        Once the stream has ended, images + bad_images + skipped + without_image equals the number of samples that
+        arrived. Samples that are in no batch are counted with the next batch.
         """
         return self._stats.report()

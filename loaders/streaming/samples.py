@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,13 @@ from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.index.labels import Classes, Label, LabelKind, LabelRule
+from patchnpack.loaders.index.scanner import extensions_of
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.packer import Rows
 
 # M images
+
+_log = logging.getLogger("patchnpack")
 
 PROBE = 1000  # samples among which each member that was asked for must occur
 _STREAM = "the stream"  # the shard of a sample that names none
@@ -51,6 +55,13 @@ class Sample:
         return _bad_row(self.row, self.key, self.shard, stage, reason)
 
 
+@dataclass(frozen=True, slots=True)
+class NoImage:
+    """A sample without an image; `row` is its number in order of arrival."""
+
+    row: int
+
+
 class SampleReader:
     """Reads samples as they arrive: dicts of members or (image, label) pairs.
 
@@ -69,15 +80,17 @@ class SampleReader:
         any_kind: bool = False,
     ) -> None:
         self._errors, self._any_kind = errors, any_kind
-        self.extras = [name.lstrip(".") for name in extras]
-        self._images = [name.strip().lstrip(".") for name in image.split(";")]
+        self._asked = [name.lstrip(".") for name in extras]
+        self.extras = [name.lower() for name in self._asked]
+        extensions_of(image)  # refuses an image without extensions
+        self._images = [name for each in image.split(";") if (name := each.strip().lstrip("."))]
         self._label, self._rule = label, LabelRule(label, classes)
         self._kind: LabelKind | None = None  # known from the first label on
-        self._arrived, self._members = 0, ""
-        self._unseen = {"image", *self.extras} | ({"label"} if label is not None else set())
+        self._arrived, self._members, self._warned = 0, "", False
+        self._unseen = {"image", *self._asked} | ({"label"} if label is not None else set())
 
-    def read(self, sample: Any) -> Sample | BadRow:
-        """Read the next sample; return it, or the record of an image that cannot be used.
+    def read(self, sample: Any) -> Sample | BadRow | NoImage:
+        """Read the next sample; return it, or the record of an image that cannot be used or that it does not have.
 
         Raises:
             ValueError: the sample is neither a dict nor a pair, its image has an unsupported type, or its label is
@@ -111,11 +124,6 @@ class SampleReader:
             self._kind = LabelKind(())
         return self._kind
 
-    @property
-    def has_seen_image(self) -> bool:
-        """Whether a sample with an image has arrived."""
-        return "image" not in self._unseen
-
     def _refuse(self) -> None:
         if "image" in self._unseen:
             self._unseen = {"image"}  # samples without an image are not searched for other members
@@ -126,31 +134,44 @@ class SampleReader:
             f"{self._members}: name one of them, or leave the option out"
         )
 
-    def _read_dict(self, row: int, sample: Mapping[str, Any]) -> Sample | BadRow:
+    def _read_dict(self, row: int, sample: Mapping[str, Any]) -> Sample | BadRow | NoImage:
         key, shard = str(sample.get("__key__", row)), str(sample.get("__url__", _STREAM))
         if not row:
             self._members = _listed(sample)
-        name = next((name for name in self._images if name in sample), None)
-        if name is None:
-            reason = f"none of its members ({_listed(sample)}) is an image ({', '.join(self._images)})"
-            return _bad_row(row, key, shard, "sample", reason)
+        image = next((image for name in self._images if (image := _member(sample, name)) is not None), None)
+        if image is None:
+            return self._no_image(row, key, shard, f"its members are {_listed(sample) or 'all None'}, and image=")
         self._unseen.discard("image")
         return self._sample(
             row,
             key,
             shard,
-            sample[name],
-            lambda: tuple(self._extra(sample, name) for name in self.extras),
-            sample.get,
+            image,
+            lambda: tuple(self._extra(sample, name) for name in self._asked),
+            lambda name: _member(sample, name),
             lambda: dict(sample),
         )
 
-    def _read_pair(self, row: int, image: Any, label: Any) -> Sample | BadRow:
+    def _no_image(self, row: int, key: str, shard: str, why: str) -> NoImage:
+        """Log the first sample without an image."""
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "sample %r in %s has no image (%s%r) and is left out; stats()['without_image'] counts such samples",
+                *(key, redact(shard), why, ";".join(self._images)),
+            )
+        return NoImage(row)
+
+    def _read_pair(self, row: int, image: Any, label: Any) -> Sample | BadRow | NoImage:
         if self._label is not None or self.extras:
             raise ValueError(
                 f"sample {row} of the stream is a pair, whose second item is its label; label={self._label!r} and "
                 f"extras={self.extras!r} name members of a dict: leave them out, or pass dicts"
             )
+        if not row:
+            self._members = "those of a pair whose image is None" if image is None else ""
+        if image is None:
+            return self._no_image(row, str(row), _STREAM, "the first item of its pair is None, and image=")
         self._unseen.clear()
         return self._sample(row, str(row), _STREAM, image, lambda: (), lambda _: label, dict)
 
@@ -187,10 +208,10 @@ class SampleReader:
         return image, header
 
     def _extra(self, sample: Mapping[str, Any], name: str) -> Any:
-        data = sample.get(name)
+        data = _member(sample, name)
         if data is not None:
             self._unseen.discard(name)
-        return extra(name, name, data) if isinstance(data, bytes) else data
+        return extra(name, name.lower(), data) if isinstance(data, bytes) else data
 
 
 def rows_of(samples: Sequence[Sample], stream: int) -> Rows:
@@ -285,7 +306,26 @@ def _bad_row(row: int, key: str, shard: str, stage: str, reason: str) -> BadRow:
     return BadRow(row=row, key=key, shard=shard, offset=-1, stage=stage, reason=reason)
 
 
+def _member(sample: Mapping[str, Any], name: str) -> Any:
+    """Return a member of a sample: of this name, else of this name in another case. None if it is absent or None.
+
+    Raises:
+        ValueError: several members have this name in other cases.
+    """
+    if (value := sample.get(name)) is not None:
+        return value
+    lower = name.lower()
+    found = [other for other in sample if str(other).lower() == lower]
+    found = [other for other in found if sample[other] is not None]
+    if len(found) > 1:
+        raise ValueError(
+            f"the sample with key {sample.get('__key__')!r} has no {name!r} but {' and '.join(map(repr, found))}; name "
+            "one of them"
+        )
+    return sample[found[0]] if found else None
+
+
 def _listed(sample: Mapping[str, Any], limit: int = 10) -> str:
-    names = [str(name) for name in sample if not str(name).startswith("__")]
+    names = [str(name) for name, value in sample.items() if value is not None and not str(name).startswith("__")]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

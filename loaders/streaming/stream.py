@@ -20,7 +20,7 @@ from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.process import cpu_share, process_rank
 from patchnpack.loaders.streaming.outcomes import StreamOutcomes
-from patchnpack.loaders.streaming.samples import Sample, SampleReader, StreamBatchContext, rows_of
+from patchnpack.loaders.streaming.samples import NoImage, Sample, SampleReader, StreamBatchContext, rows_of
 from patchnpack.packer import Images, PackedBatch, Packing, Plan, Planner, Rows
 from patchnpack.packer.plan import images_per_pack
 
@@ -58,12 +58,7 @@ class Stream:
         self._decode, self._transform, self._seed, self._drop_last = decode, transform, seed, drop_last
         self._num_threads, self._prefetch = num_threads, prefetch
         self._errors = errors
-
-        def is_judged(bad: BadRow) -> bool:
-            # Before any sample had an image, `image` may name the wrong members, which the reader reports.
-            return bad.stage != "sample" or reader.has_seen_image
-
-        self._outcomes = StreamOutcomes(stats, ErrorMonitor(errors), is_judged)
+        self._outcomes = StreamOutcomes(stats, ErrorMonitor(errors))
         self._buffers = BufferPool(keep=prefetch + 2)
         self._waiting: dict[int, Sample] = {}
         self._number, self._count = 0, 1  # which of how many streams that train together this is
@@ -79,9 +74,11 @@ class Stream:
         yield from run_batches(self._builders(), self._outcomes, num_threads=num_threads, prefetch=self._prefetch)
         total = self._outcomes.stats
         _log.info(
-            "the stream ended: %d images in %d packs, %d bad; left out: %d oversize, %d undersize, %d at the end",
+            "the stream ended: %d images in %d packs, %d bad; left out: %d oversize, %d undersize, %d at the end, %d "
+            "without image",
             *(total.images, total.packs, total.bad_images),
             *(total.skipped[reason] for reason in ("oversize", "undersize", "tail")),
+            total.without_image,
         )
 
     def _builders(self) -> Iterator[BatchBuilder]:
@@ -165,6 +162,10 @@ class Stream:
         wanted = self._packing.lookahead
         for sample in self._samples:
             read = self._reader.read(sample)
+            if isinstance(read, NoImage):
+                self._outcomes.left_out.without_image += 1
+                self._outcomes.record(read.row, False)
+                continue
             if isinstance(read, BadRow):
                 self._outcomes.record(read.row, read)
                 continue

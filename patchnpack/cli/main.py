@@ -27,7 +27,7 @@ def run() -> None:
     """Run the command; an error the user can fix is one line that names the flag, without a traceback."""
     try:
         app()
-    except (ValueError, OSError, BadDataError) as error:
+    except (ValueError, OSError, FloatingPointError, BadDataError) as error:
         if "--traceback" in sys.argv:
             raise
         from rich.console import Console

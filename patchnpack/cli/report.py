@@ -31,6 +31,7 @@ class _Source:
         packing: the configuration they are planned with.
         seed: key of the random draws.
         bad: number of images that cannot be used, and are not in `rows`.
+        without_image: number of samples that have no image.
         made: the plan of a packed folder.
         loader: makes a loader whose first batch is drawn; None where there are no pixels.
     """
@@ -40,6 +41,7 @@ class _Source:
     packing: Packing
     seed: int
     bad: int
+    without_image: int = 0
     made: Plan | None = None
     loader: Callable[[], PackedImageLoader] | None = None
 
@@ -126,7 +128,8 @@ def report(
         advice = advise(swept)
         if html is not None:
             drawn = picture_of(source.loader()) if picture and source.loader is not None else None
-            write_page(html, found, swept, advice, title=source.name, picture=drawn, bad_images=source.bad)
+            left_out = {"bad_images": source.bad, "without_image": source.without_image}
+            write_page(html, found, swept, advice, title=source.name, picture=drawn, **left_out)
     if as_json:
         _print_json(source, found, swept, advice)
     elif as_csv:
@@ -165,6 +168,7 @@ def _source(
             packing=loader.packing,
             seed=loader.steps().order.planning_order().seed,
             bad=len(loader.index.bad),
+            without_image=int(loader.index.without_image.sum()),
             made=planned_before(loader),
             loader=lambda: loader,
         )
@@ -176,13 +180,21 @@ def _source(
 
         return PackedImageLoader(index, planned, batch_size=2, seed=seed, prefetch=1, storage_options=storage)
 
-    return _Source(name=name, rows=rows, packing=planned, seed=seed, bad=len(index.bad), loader=drawn)
+    return _Source(
+        name=name,
+        rows=rows,
+        packing=planned,
+        seed=seed,
+        bad=len(index.bad),
+        without_image=int(index.without_image.sum()),
+        loader=drawn,
+    )
 
 
 def _print_json(source: _Source, found: PackingReport, swept: Sweep | None, advice: Advice | None) -> None:
     from patchnpack.report.fields import report_fields, sweep_fields
 
-    fields = report_fields(found, bad_images=source.bad, source=source.name)
+    fields = report_fields(found, bad_images=source.bad, without_image=source.without_image, source=source.name)
     if swept is not None and advice is not None:
         fields["sweep"] = sweep_fields(swept, advice)
     typer.echo(json.dumps(fields, indent=2))
@@ -201,7 +213,7 @@ def _print_tables(source: _Source, found: PackingReport, swept: Sweep | None, ad
     from patchnpack.report.table import print_report, print_sweep
 
     console = Console(highlight=False)
-    print_report(found, console, bad=source.bad, source=source.name)
+    print_report(found, console, bad=source.bad, without_image=source.without_image, source=source.name)
     if swept is not None and advice is not None:
         console.print()
         print_sweep(swept, advice, console)

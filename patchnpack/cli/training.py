@@ -155,6 +155,8 @@ def train(
     if first:
         for name, value in result.metrics.items():
             typer.echo(f"{name}: {value:.4f}" if name == "accuracy" else f"{name}: {value:.4g}")
+        if result.skipped_steps:
+            typer.echo(f"skipped steps: {result.skipped_steps}")
         typer.echo(f"wrote {result.checkpoint}")
 
 
@@ -200,7 +202,8 @@ def _excluded(loader: PackedImageLoader) -> str:
     from patchnpack.report.text import counted
 
     stats = loader.stats()
-    return f"{counted(stats['bad_images'], 'bad image')}, {sum(stats['skipped'].values())} skipped"
+    without = f", {counted(stats['without_image'], 'sample')} without an image" if stats["without_image"] else ""
+    return f"{counted(stats['bad_images'], 'bad image')}, {sum(stats['skipped'].values())} skipped{without}"
 
 
 @takes_evaluation
@@ -236,7 +239,7 @@ def evaluate_checkpoint(
         (x, y) for x, y in zip(*(table[c].to_pylist() for c in ("label", "prediction")), strict=True) if x is not None
     ]
     if pairs:
-        hits = sum(x[y] == max(x) if isinstance(x, list) else x == y for x, y in pairs)
+        hits = sum(y is not None and (x[y] == max(x) if isinstance(x, list) else x == y) for x, y in pairs)
         typer.echo(f"accuracy: {hits / len(pairs):.4f} on {counted(len(pairs), 'labelled image')}")
     typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {_excluded(loader)}")
 

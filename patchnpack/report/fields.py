@@ -31,12 +31,15 @@ SHARED_WITH_STATS = (
 )
 
 
-def report_fields(report: PackingReport, *, bad_images: int = 0, source: str = "") -> dict[str, Any]:
+def report_fields(
+    report: PackingReport, *, bad_images: int = 0, without_image: int = 0, source: str = ""
+) -> dict[str, Any]:
     """Convert a report to a JSON-serialisable dict.
 
     Args:
         report: the report of one configuration.
         bad_images: number of bad images that the report leaves out.
+        without_image: number of samples of the source that have no image.
         source: what the images are from, such as the names of the shards or of a table of sizes.
     """
     packing = report.packing
@@ -48,6 +51,7 @@ def report_fields(report: PackingReport, *, bad_images: int = 0, source: str = "
         "patch_sizes": list(packing.patch_sizes),
         "images": report.images,
         "bad_images": bad_images,
+        "without_image": without_image,
         "tokens_native": report.tokens_native,
         "tokens_before_drop": report.tokens_before_drop,
         "tokens": report.tokens,

@@ -75,6 +75,7 @@ def render_page(
     title: str,
     picture: Picture | None = None,
     bad_images: int = 0,
+    without_image: int = 0,
 ) -> str:
     """Render the page as HTML.
 
@@ -85,6 +86,7 @@ def render_page(
         title: the title of the page, such as the names of the shards.
         picture: a picture of packs, or None.
         bad_images: number of bad images that the report leaves out.
+        without_image: number of samples of the source that have no image.
     """
     # The two imports below need the extra `report`, which the terminal tables do without.
     from jinja2 import Environment, StrictUndefined
@@ -96,7 +98,7 @@ def render_page(
     return environment.from_string(template).render(
         title=title,
         report=report,
-        facts=facts(report, bad=bad_images),
+        facts=facts(report, bad=bad_images, without_image=without_image),
         sweep=sweep,
         advice=advice,
         charts={chart.name: chart for chart in charts(report, sweep)},
@@ -114,18 +116,21 @@ def write_page(
     title: str,
     picture: Picture | None = None,
     bad_images: int = 0,
+    without_image: int = 0,
 ) -> None:
     """Write the page of `render_page` to a file atomically.
 
     Args:
         path: the file to write.
-        report, sweep, advice, title, picture, bad_images: as in `render_page`.
+        report, sweep, advice, title, picture, bad_images, without_image: as in `render_page`.
 
     Raises:
         ValueError: the extra `report` is not installed, or the folder cannot be written.
     """
     check_page(path)
-    page = render_page(report, sweep, advice, title=title, picture=picture, bad_images=bad_images)
+    page = render_page(
+        report, sweep, advice, title=title, picture=picture, bad_images=bad_images, without_image=without_image
+    )
     atomic_write(path, lambda file: file.write(page.encode()))
 
 

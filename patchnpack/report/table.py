@@ -15,12 +15,13 @@ from patchnpack.packer.analysis.setting import Setting, Sweep
 from patchnpack.report.text import counted
 
 
-def facts(report: PackingReport, *, bad: int = 0, source: str = "") -> list[tuple[str, str]]:
+def facts(report: PackingReport, *, bad: int = 0, without_image: int = 0, source: str = "") -> list[tuple[str, str]]:
     """List the facts of one configuration as (name, text) pairs; an empty name continues the line above.
 
     Args:
         report: the report of the configuration.
         bad: number of bad images that the report leaves out.
+        without_image: number of samples of the source that have no image.
         source: what the images are from, such as the names of the shards; "" leaves the line out.
     """
     packing, drops_tokens = report.packing, report.tokens != report.tokens_before_drop
@@ -49,6 +50,8 @@ def facts(report: PackingReport, *, bad: int = 0, source: str = "") -> list[tupl
         lines.append(("undersize", f"{counted(report.undersize, 'image')} smaller than a patch, {fate}"))
     if bad:
         lines.append(("bad images", f"{bad:,}, left out because their headers or sizes are unusable"))
+    if without_image:
+        lines.append(("without image", f"{counted(without_image, 'sample')}, left out"))
     return [
         *lines,
         ("attention per pack", f"{min_cost:,} to {max_cost:,} pairs of tokens,"),
@@ -75,12 +78,14 @@ def _pricing(pricing: Pricing | None) -> list[tuple[str, str]]:
     return [("prices", f"{counted(pricing.token_counts, 'token count')}{grouped}, {pricing.seconds:.2f} s")]
 
 
-def print_report(report: PackingReport, console: Console, *, bad: int = 0, source: str = "") -> None:
+def print_report(
+    report: PackingReport, console: Console, *, bad: int = 0, without_image: int = 0, source: str = ""
+) -> None:
     """Print the facts of a configuration, then the cost of the baselines; fits 80 columns."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column()
     grid.add_column(overflow="fold")  # a long path must not end in dots
-    for name, value in facts(report, bad=bad, source=source):
+    for name, value in facts(report, bad=bad, without_image=without_image, source=source):
         grid.add_row(name, escape(value))
     console.print(grid)
     console.print()

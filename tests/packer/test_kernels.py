@@ -128,7 +128,10 @@ def test_layout_numbers_and_locates_the_kept_tokens_and_clears_every_other_slot(
     first = np.cumsum(keep + gaps) - keep
     slots = int((keep + gaps).sum()) + padding
     segment_ids, coords = np.full(slots, _GUARD, np.int32), np.full((slots, 2), _GUARD, np.int32)
-    _kernels.lay_out(key, grid, keep, segment, first, segment_ids, coords)
+    token_index = np.full(int(keep.sum()), -1)
+    _kernels.lay_out(key, grid, keep, segment, first, segment_ids, coords, token_index)
+    slots_of = [np.arange(begin, begin + n) for begin, n in zip(first, keep, strict=True)]
+    assert token_index.tolist() == [slot for slots in slots_of for slot in slots.tolist()]
     for i, (gw, gh) in enumerate(grids):
         here = slice(first[i], first[i] + keep[i])
         kept = _kernels.kept_tokens(key[i], gw * gh, keep[i])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
+from patchnpack.loaders.assembly.stats import BatchCounts
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.index.labels import Labels
 from patchnpack.loaders.index.scanner import scan
@@ -169,6 +171,27 @@ def test_unreadable_extra_makes_its_image_bad(make_drawn: Callable[..., Any], ch
     assert batch.num_images == 5
     assert [(row.key, row.stage) for _, row in builder.bad] == [("s0i002", "extras")]
     assert "its .txt member cannot be read: 'utf-8' codec" in builder.bad[0][1].reason
+
+
+@pytest.mark.parametrize("bad", [[], ["s0i001", "s0i004"]])
+def test_what_is_counted_before_decoding_equals_what_the_finished_batch_holds(
+    bad: list[str], make_drawn: Callable[..., Any]
+) -> None:
+    drawn = make_drawn([9])
+    packing = PACKING.replace(token_drop=ConstantDrop(0.3))
+    packs: list[Images | None] = [None, *packs_of(context_of(drawn.shards, packing=packing)), None]
+    corrupt(drawn, bad)
+    builder = builder_of(context_of(drawn.shards, packing=packing), packs)
+    batch = finished(builder)
+    assert len(builder.bad) == len(bad)
+    assert builder.counts == BatchCounts.of(batch)
+    given = {field.name for field in fields(PackedBatch) if field.init}
+    found = PackedBatch(**{name: value for name, value in batch.to_dict().items() if name in given})
+    assert batch.lengths == found.lengths
+    for name in ("cu_seqlens", "token_index"):
+        ours, theirs = getattr(batch, name), getattr(found, name)
+        assert ours.dtype == theirs.dtype
+        assert ours.tolist() == theirs.tolist()
 
 
 def test_finish_waits_for_the_last_image(drawn: Any) -> None:

@@ -167,6 +167,7 @@ def test_unknown_class_in_the_last_cls_member_is_found_at_once(make_labels: Make
     ("text", "message"),
     [
         ("{", "Expecting property name"),
+        ('{"n": ' + "[" * 100_000, "recursion"),
         ("[1]", "holds list; 'json:n' asks for a field of an object"),
         ('{"n": 1.5}', "label '1.5'"),
         ('{"n": [[1]]}', r"a label is \[\[1\]\]; it must be a whole number"),
@@ -182,6 +183,81 @@ def test_json_without_a_label_is_refused_with_the_sample(text: str, message: str
 def test_json_number_outside_the_classes_is_refused(make_labels: Make) -> None:
     with pytest.raises(ValueError, match="label 9 is not among the 2 classes"):
         make_labels([{"json": '{"n": 9}'}], "json:n", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "text", ["1_0", "\u0663", "\u00b2", "1e3", "3.0", "0x1", "1 0", "+-1", "nan", "inf", "True", "", "+"]
+)
+@pytest.mark.parametrize("member", ["cls", "txt", "json:n"])
+def test_text_that_is_no_decimal_number_is_refused(text: str, member: str, make_labels: Make) -> None:
+    """Python takes some of these for whole numbers."""
+    name = member.partition(":")[0]
+    with pytest.raises(ValueError, match="is neither a whole number nor a known class; give classes=") as caught:
+        make_labels([{name: json.dumps({"n": text}) if name == "json" else text}], member)
+    assert "key 'k0' in" in notes(caught.value)
+    assert "a.tar" in notes(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("+7", 7),
+        ("-3", -3),
+        ("007", 7),
+        (" 3\n", 3),
+        (f"{2**63 - 1}", 2**63 - 1),
+        (f"-{2**63}", -(2**63)),
+        ("0" * 5000, 0),
+    ],
+)
+def test_sign_zeros_and_space_are_part_of_a_number(text: str, number: int, make_labels: Make) -> None:
+    for member, data in (("cls", text), ("txt", text), ("json:n", json.dumps({"n": text}))):
+        assert make_labels([{member.partition(":")[0]: data}], member).of(0) == number
+
+
+@pytest.mark.parametrize("text", [f"{2**63}", f"-{2**63 + 1}", "99999999999999999999", "-1" + "0" * 5000, f"{10**19}"])
+def test_number_beyond_int64_is_refused_with_its_sample(text: str, make_labels: Make) -> None:
+    for member, data in (("cls", text), ("txt", text), ("json:n", json.dumps({"n": text}))):
+        with pytest.raises(ValueError, match=r"label '.*(characters\))? \(of '.*'\) does not fit in int64") as caught:
+            make_labels([{member.partition(":")[0]: data}], member)
+        assert "key 'k0' in" in notes(caught.value)
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**70), np.uint64(2**63), pytest.param(10**5000, id="huge")])
+def test_value_beyond_int64_is_refused(value: Any, make_labels: Make) -> None:
+    with pytest.raises(ValueError, match=r"int64") as caught:
+        make_labels([{}], lambda members: value)
+    assert "key 'k0' in" in notes(caught.value)
+
+
+def test_json_values_of_other_types_are_read_by_their_type(make_labels: Make) -> None:
+    values = ["true", "false", "null", "NaN", "12", "-0"]
+    labels = make_labels([{"json": f'{{"n": {value}}}'} for value in values], "json:n")
+    assert all_of(labels, 6) == [1, 0, NO_LABEL, NO_LABEL, 12, 0]
+    for value in ("1e3", "3.0", "Infinity", "1" + "0" * 30):
+        with pytest.raises(ValueError, match="label '"):
+            make_labels([{"json": f'{{"n": {value}}}'}], "json:n")
+    with pytest.raises(ValueError, match="label 1 is not among the 1 classes"):
+        make_labels([{"json": '{"n": true}'}], "json:n", ["a"])
+
+
+def test_target_beyond_float32_is_refused(make_labels: Make) -> None:
+    labels = make_labels([{"json": '{"t": [1, -Infinity, NaN, 3e38]}'}], "json:t")
+    assert labels.of(0).tolist()[1] == -np.inf
+    for number in ("1e39", "-1e300"):
+        with pytest.raises(ValueError, match="a list of numbers of float32"):
+            make_labels([{"json": f'{{"t": [1, {number}]}}'}], "json:t")
+
+
+@pytest.mark.parametrize("number", [True, 1.0, "1", -1, 2**63, None])
+def test_mapping_of_classes_to_anything_but_numbers_is_refused(number: Any, make_labels: Make) -> None:
+    with pytest.raises(ValueError, match=r"classes gives 'cat' the number .*; give a whole number of at least 0"):
+        make_labels([{"cls": "cat"}], "cls", {"dog": 0, "cat": number})
+
+
+def test_classes_file_may_begin_with_a_byte_order_mark(make_labels: Make, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes("\ufeffcat\r\ndog\r\n".encode())
+    assert all_of(make_labels([{"cls": "cat"}, {"cls": "dog"}], "cls", tmp_path / "names.txt"), 2) == [0, 1]
 
 
 @pytest.mark.parametrize("value", [0.5, 3.0, np.float32(2), "cat", [[1.0]], object()])

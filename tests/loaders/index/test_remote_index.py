@@ -19,6 +19,7 @@ from patchnpack.loaders.index import remote_index
 from patchnpack.loaders.remote.errors import RemoteError
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.packer import Packing
+from tests.images import rewrite_tar
 
 PACKING = Packing(seq_len=64, patch_size=8)
 QUICK = {"retry": {"attempts": 2, "pause_s": 0.01, "deadline_s": 20}}
@@ -41,7 +42,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def send_head(self) -> Any:
         self.server.asked.append(f"{self.command} {self.path.partition('?')[0]}")
-        if "index" in self.path and self.server.status:
+        if ("index" in self.path or self.server.status == 500) and self.server.status:
             self.send_error(self.server.status)
             return None
         return super().send_head()
@@ -128,6 +129,54 @@ def test_index_of_local_shards_serves_uploaded_copies(server: Server, tmp_path: 
     local = PackedImageLoader(sorted(map(str, tmp_path.glob("drawn-*.tar"))), PACKING, batch_size=1)
     assert [batch.keys for batch in alone] == [batch.keys for batch in local]
     assert alone.stats()["bad_images"] == 0
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+@pytest.mark.parametrize("made_from", ["local shards", "remote shards"])
+def test_corrected_label_of_a_remote_shard_is_an_error(
+    made_from: str, is_cached: bool, server: Server, tmp_path: Path
+) -> None:
+    """By its ETag, or by its digest where the index was made from local copies and holds no ETag."""
+    local, opener = sorted(map(str, tmp_path.glob("drawn-*.tar"))), ShardOpener(tmp_path / "a", storage_options=QUICK)
+    if made_from == "local shards":
+        update_index(local)
+    else:
+        update_index(shards(server), f"{server.address}/index.parquet", opener=opener)
+
+    def loader() -> PackedImageLoader:
+        return PackedImageLoader(
+            shards(server), PACKING, batch_size=1, label="cls", cache_dir=tmp_path / "b", storage_options=QUICK
+        )
+
+    if is_cached:
+        assert sum(batch.num_images for batch in loader()) == 12
+        server.asked.clear()
+        assert sum(batch.num_images for batch in loader()) == 12
+        assert not any("GET /drawn" in request for request in server.asked)
+    size = os.stat(local[1]).st_size
+    rewrite_tar(local[1], {"s1i001.cls": b"17"})
+    assert os.stat(local[1]).st_size == size
+    os.utime(local[1], ns=(0, 10**18))
+    by_download = made_from == "remote shards" and not is_cached
+    expected = "has changed" if by_download else "drawn-001.tar' was modified after it was indexed"
+    with pytest.raises(OSError, match=expected):
+        list(loader())
+
+
+def test_cached_shards_are_used_while_the_store_is_unreachable(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, opener = f"{server.address}/index.parquet", ShardOpener(tmp_path / "a", storage_options=QUICK)
+    index = update_index(shards(server), url, opener=opener)[1]
+
+    def loader() -> PackedImageLoader:
+        return PackedImageLoader(index, PACKING, batch_size=1, cache_dir=tmp_path / "b", storage_options=QUICK)
+
+    first = [batch.keys for batch in loader()]
+    server.status = 500
+    with caplog.at_level(logging.INFO, "patchnpack"):
+        assert [batch.keys for batch in loader()] == first
+    assert "cached shards are used without asking" in caplog.text
 
 
 def test_uploaded_shard_of_another_size_is_an_error(server: Server, tmp_path: Path) -> None:

@@ -8,12 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import patchnpack.loaders.index.scanner as scanner
 from patchnpack.loaders import PackedImageLoader, load_index, open_index, save_index, scan, update_index
 from patchnpack.loaders.shards.opener import ShardOpener
+from patchnpack.loaders.shards.outside import Outside
 from patchnpack.packer import Packing
+from tests.images import rewrite_tar
 
 PACKING = Packing(seq_len=64, patch_size=8)
 
@@ -133,6 +137,113 @@ def test_copied_shards_with_other_mtimes_are_accepted(shards: list[str], tmp_pat
         touch(shard)
     loader = PackedImageLoader(str(path), PACKING, batch_size=1)
     assert sorted(key for batch in loader for keys in batch.keys for key in keys) == sorted(index.keys)
+
+
+def correct(shard: str, member: str, data: bytes) -> None:
+    """Write a member again, as a new tar of the same size."""
+    size = os.stat(shard).st_size
+    rewrite_tar(shard, {member: data})
+    assert os.stat(shard).st_size == size
+    touch(shard)
+
+
+@pytest.mark.parametrize("label", [b"7", b"17"])
+def test_corrected_label_makes_an_index_stale(label: bytes, shards: list[str], tmp_path: Path) -> None:
+    path, index, _ = update_index(shards)
+    correct(shards[1], "s1i001.cls", label)
+    expected = (
+        rf"shard '{shards[1]}' was modified after .* was made \(1 of 3 shards were\): bytes outside its images, such "
+        "as labels, differ; bring the index up to date: patchnpack index SHARDS -o "
+    )
+    for source, options in ((shards, {}), (shards, {"index": path}), (shards, {"index": index}), (index, {})):
+        with pytest.raises(OSError, match=expected):
+            PackedImageLoader(source, PACKING, batch_size=1, label="cls", **options)
+    with pytest.raises(OSError, match=expected):
+        PackedImageLoader(str(path), PACKING, batch_size=1)
+    assert PackedImageLoader(shards[:1], PACKING, batch_size=1).index.keys[0] == "s0i000"
+    assert update_index(shards)[2] == 1
+    loader = PackedImageLoader(shards, PACKING, batch_size=1, label="cls")
+    found = {
+        key: value for batch in loader for key, value in zip(batch.keys[0], batch.labels[0].tolist(), strict=False)
+    }
+    assert found["s1i001"] == int(label)
+
+
+@pytest.mark.parametrize("change", ["rename", "other member", "without image"])
+def test_any_other_byte_outside_the_images_makes_an_index_stale(
+    change: str, tmp_path: Path, write_tar: Any, draw_image: Any, encode_image: Any
+) -> None:
+    data = encode_image(draw_image(8, 8))
+    members = {"a.jpg": data, "a.json": b"{}", "b.bmp": data}
+    path = write_tar(tmp_path / "a.tar", list(members.items()))
+    index = update_index(path)[1]
+    if change == "rename":
+        members = {{"b.bmp": "b.jpg"}.get(name, name): value for name, value in members.items()}
+    elif change == "other member":
+        members["a.json"] = b"[]"
+    else:
+        members["b.bmp"] = data[:-1] + b"!"
+    write_tar(path, list(members.items()))
+    touch(path)
+    with pytest.raises(OSError, match="was modified after"):
+        PackedImageLoader(index, PACKING, batch_size=1)
+
+
+def test_copies_are_compared_once(shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = update_index(shards)[1]
+    calls: list[int] = []
+    is_unchanged = Outside.is_unchanged
+
+    def noted(self: Outside, shard: int, fd: int) -> bool:
+        calls.append(shard)
+        return is_unchanged(self, shard, fd)
+
+    monkeypatch.setattr(Outside, "is_unchanged", noted)
+
+    def opened() -> list[int]:
+        calls.clear()
+        open_index(shards, opener=ShardOpener(tmp_path / "cache"))
+        return sorted(calls)
+
+    assert opened() == []  # the mtimes are those of the index
+    for shard in shards[1:]:
+        touch(shard)
+    assert opened() == [1, 2]
+    assert opened() == []
+    touch(shards[2])
+    assert opened() == [1, 2]
+    (tmp_path / "cache" / "copies").chmod(0o500)
+    assert list(open_index(shards, opener=ShardOpener(tmp_path / "cache")).keys) == list(index.keys)
+
+
+def test_index_in_memory_serves_plans_without_its_shards(shards: list[str]) -> None:
+    index = scan(shards)
+    for shard in shards:
+        os.remove(shard)
+    assert open_index(index) is index
+
+
+def test_corrected_label_of_a_parquet_shard_is_found_when_it_is_read(
+    tmp_path: Path, draw_image: Any, encode_image: Any
+) -> None:
+    path, copy = str(tmp_path / "a.parquet"), str(tmp_path / "copy.parquet")
+    images = [encode_image(draw_image(8, 8, seed=i)) for i in range(4)]
+
+    def write(to: str, labels: list[int]) -> None:
+        table = pa.table({"image": images, "label": labels})
+        pq.write_table(table, to, compression="none", use_dictionary=False)
+
+    write(path, [1, 2, 3, 4])
+    index = update_index(path, tmp_path / "index.parquet")[1]
+    touch(path)
+    assert sum(batch.num_images for batch in PackedImageLoader(index, PACKING, batch_size=1, label="label")) == 4
+    write(copy, [1, 2, 9, 4])
+    assert os.stat(copy).st_size == os.stat(path).st_size
+    os.replace(copy, path)
+    touch(path)
+    loader = PackedImageLoader(path, PACKING, batch_size=1, label="label", index=index)
+    with pytest.raises(OSError, match=r"a.parquet' was modified after it was indexed: bytes outside its images"):
+        list(loader)
 
 
 def test_shard_of_another_size_is_an_error_with_the_command_to_run(shards: list[str]) -> None:

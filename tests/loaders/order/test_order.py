@@ -41,6 +41,9 @@ def index_of(counts: tuple[int, ...], seed: int = 0) -> Index:
         cls=Texts.of([None] * n),
         members={},
         without_image=np.zeros(len(counts), np.int64),
+        unused_members=np.zeros(len(counts), np.int64),
+        examples=((),) * len(counts),
+        outside=np.zeros(len(counts), np.uint64),
     )
 
 

@@ -287,6 +287,15 @@ def test_folder_of_other_packs_is_refused_and_left_unchanged(drawn: Any, index: 
     assert written(packed) == before
 
 
+def test_corrected_label_is_another_recipe(make_drawn: MakeDrawn, tmp_path: Path) -> None:
+    drawn = make_drawn([6, 6])
+    given: dict[str, Any] = {"out": str(tmp_path / "out"), "packing": PACKING, "label": "cls"}
+    assert Job(index=scan(drawn.shards), **given).run()
+    drawn.rewrite({"s1i002.cls": b"17"})
+    with pytest.raises(ValueError, match=r"source.outside is '.*' here and '.*' there"):
+        Job(index=scan(drawn.shards), **given)
+
+
 @pytest.mark.parametrize(
     "packing", [PACKING, PACKING.replace(algorithm="priced"), *CHANGING.values()], ids=["plain", "priced", *CHANGING]
 )

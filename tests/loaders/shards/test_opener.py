@@ -303,7 +303,7 @@ def test_parquet_changed_after_indexing_is_refused(drawn: Any, tmp_path: Path) -
     index = scan(shards)
     table = pq.read_table(shards[0]).slice(1)
     pq.write_table(table, shards[0])
-    with pytest.raises(OSError, match=r"part-0.parquet' has \d+ bytes but had \d+ when it was indexed"):
+    with pytest.raises(OSError, match=r"part-0.parquet' has \d+ bytes but had \d+ when the index was made"):
         list(packed(index, label=None, cache_dir=tmp_path / "cache"))
 
 

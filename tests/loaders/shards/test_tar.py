@@ -1,19 +1,27 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
+import os
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from patchnpack.loaders.shards.tar import TarSample, read_samples
+from patchnpack.loaders.shards.tar import TarSample, read_samples, read_tar
 
 WriteTar = Callable[..., str]
 
@@ -91,17 +99,110 @@ def test_members_of_a_sample_need_not_be_adjacent(tmp_path: Path, write_tar: Wri
     ]
 
 
-def test_folders_and_links_are_skipped(tmp_path: Path) -> None:
-    path = str(tmp_path / "a.tar")
-    with tarfile.open(path, "w") as tar:
-        for name, kind in (("x.d", tarfile.DIRTYPE), ("b.jpg", tarfile.SYMTYPE), ("c.jpg", tarfile.LNKTYPE)):
+def write_members(path: Path, *members: tuple[str, bytes | tuple[bytes, str]], format: int = tarfile.GNU_FORMAT) -> str:
+    """Write a tar of files (name, bytes) and of other members (name, (type, linkname))."""
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, what in members:
             info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "a.jpg"
-            tar.addfile(info)
-        info = tarfile.TarInfo("a.jpg")
-        info.size = 3
-        tar.addfile(info, io.BytesIO(b"abc"))
+            if isinstance(what, bytes):
+                info.size = len(what)
+                tar.addfile(info, io.BytesIO(what))
+            else:
+                info.type, info.linkname = what
+                tar.addfile(info)
+    return str(path)
+
+
+LINK, SYMLINK = tarfile.LNKTYPE, tarfile.SYMTYPE
+
+
+def test_folders_and_names_of_archives_are_skipped(tmp_path: Path) -> None:
+    members: list[Any] = [("x.d", (tarfile.DIRTYPE, "")), ("label", (b"V", "")), ("x.e", (b"D", "")), ("a.jpg", b"abc")]
+    path = write_members(tmp_path / "a.tar", *members)
     assert contents(path, read_samples(path)) == [("a", {"jpg": b"abc"})]
+    assert read_tar(path).unnamed == []
+
+
+def test_hard_links_of_tar_are_the_files_that_they_name(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (folder / "0.cls").write_text("3")
+    (folder / "0.jpg").write_bytes(b"image")
+    for name in ("1.cls", "2.cls"):
+        os.link(folder / "0.cls", folder / name)
+    for name in ("1.jpg", "2.jpg"):
+        os.link(folder / "0.jpg", folder / name)
+    path = str(tmp_path / "h.tar")
+    subprocess.run(["tar", "-cf", path, "-C", str(folder), "."], check=True)
+    with tarfile.open(path) as tar:
+        assert sum(member.islnk() for member in tar) == 4
+    samples = {"cls": b"3", "jpg": b"image"}
+    assert sorted(contents(path, read_samples(path))) == [(f"./{i}", samples) for i in range(3)]
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_hard_link_may_name_any_earlier_file(format: int, tmp_path: Path) -> None:
+    long = "n" * 200
+    path = write_members(
+        tmp_path / "a.tar",
+        *(("./blob", b"abc"), ("a.jpg", (LINK, "blob")), ("b.jpg", (LINK, "./a.jpg")), ("c.jpg", (LINK, "b.jpg"))),
+        *((f"{long}.jpg", b"long"), ("d.jpg", (LINK, f"{long}.jpg")), ("d.jpg", (LINK, "d.jpg"))),
+        format=format,
+    )
+    found = [(key, members["jpg"]) for key, members in contents(path, read_samples(path))]
+    assert found == [("a", b"abc"), ("b", b"abc"), ("c", b"abc"), (long, b"long"), ("d", b"long")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "message"),
+    [
+        (LINK, "z.jpg", r"a hard link to 'z.jpg', which is no earlier file of this shard; .* `tar --hard-dereference`"),
+        (LINK, "c.jpg", "a hard link to 'c.jpg', which is no earlier file"),  # a later one
+        (LINK, "folder", "a hard link to 'folder', which is no earlier file"),
+        (SYMLINK, "a.jpg", r"a symbolic link to 'a.jpg'; .* `tar --dereference --hard-dereference`"),
+        (tarfile.CHRTYPE, "", "a character device; leave it out"),
+        (tarfile.BLKTYPE, "", "a block device; leave it out"),
+        (tarfile.FIFOTYPE, "", "a FIFO; leave it out"),
+        (b"M", "", "a member of type b'M'; leave it out"),
+    ],
+)
+@pytest.mark.parametrize("name", ["b.jpg", "README", "__meta__"])
+def test_member_without_bytes_of_its_own_is_refused_by_name(
+    name: str, kind: bytes, target: str, message: str, tmp_path: Path
+) -> None:
+    before = ("a.jpg", b"abc"), ("folder", (tarfile.DIRTYPE, ""))
+    path = write_members(tmp_path / "a.tar", *before, (name, (kind, target)), ("c.jpg", b"c"))
+    with pytest.raises(ValueError, match=rf"shard '.*a.tar' holds '{name}' as {message}"):
+        read_samples(path)
+
+
+@given(
+    names=st.lists(
+        st.builds(
+            "".join,
+            st.lists(st.sampled_from(["a", "b", ".", "/", "jpg", "__", "\n", "..", " ", "é"]), min_size=1, max_size=6),
+        ),
+        unique=True,
+        max_size=8,
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_every_file_is_a_member_of_one_sample(names: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Under webdataset's rule where it has one, else by itself."""
+    names = [name for name in names if not name.endswith("/")]
+    path = write_members(tmp_path_factory.mktemp("t") / "a.tar", *((name, name.encode()) for name in names))
+    try:
+        shard = read_tar(path)
+    except ValueError:  # "a.jpg" and "a.JPG"
+        return
+    found = [data for _, members in contents(path, [*shard.samples, *shard.unnamed]) for data in members.values()]
+    assert sorted(found) == sorted(name.encode() for name in names)
+    assert {f"{sample.key}.{extension}" for sample in shard.samples for extension in sample.members} <= set(names)
+
+
+def test_newline_in_a_folder_is_part_of_the_key(tmp_path: Path) -> None:
+    path = write_members(tmp_path / "a.tar", ("x\ny/a.jpg", b"1"), ("x\ny/a.cls", b"2"))
+    assert contents(path, read_samples(path)) == [("x\ny/a", {"jpg": b"1", "cls": b"2"})]
 
 
 @pytest.mark.parametrize("names", [["a.jpg", "a.jpg"], ["a.jpg", "b.jpg", "a.jpg"], ["a.jpg", "a.JPG"]])
@@ -155,10 +256,21 @@ def test_damaged_tar_is_named_as_a_tar_whatever_its_first_member(tmp_path: Path,
         read_samples(str(path))
 
 
-def test_compressed_tar_is_refused(tmp_path: Path, write_tar: WriteTar) -> None:
+@pytest.mark.parametrize(
+    ("kind", "command", "compress"),
+    [
+        ("gzip", "gunzip", gzip.compress),
+        ("bzip2", "bunzip2", bz2.compress),
+        ("xz", "unxz", lzma.compress),
+        ("zstd", "unzstd", lambda data: pa.compress(data, codec="zstd", asbytes=True)),
+    ],
+)
+def test_compressed_tar_is_refused(
+    kind: str, command: str, compress: Callable[[bytes], bytes], tmp_path: Path, write_tar: WriteTar
+) -> None:
     path = Path(write_tar(tmp_path / "a.tar", [("a.jpg", b"x" * 1000)]))
-    path.write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"a.tar' is compressed with gzip, .*; gunzip it"):
+    path.write_bytes(compress(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"a.tar' is compressed with {kind}, .*; {command} it"):
         read_samples(str(path))
 
 
@@ -189,6 +301,19 @@ def test_sparse_member_is_refused(tmp_path: Path) -> None:
     path.write_bytes(bytes(header) + bytes(10 * BLOCK))
     with pytest.raises(ValueError, match=r"'a.jpg' as a sparse file"):
         read_samples(str(path))
+
+
+@pytest.mark.parametrize("version", ["0.0", "0.1", "1.0"])
+def test_sparse_file_of_gnu_tar_is_refused(version: str, tmp_path: Path) -> None:
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.truncate(1 << 20)
+        file.seek(1 << 19)
+        file.write(b"x")
+    options = ["--sparse", "--format=pax", f"--sparse-version={version}"]
+    path = str(tmp_path / "a.tar")
+    subprocess.run(["tar", *options, "-cf", path, "-C", str(tmp_path), "a.jpg"], check=True)
+    with pytest.raises(ValueError, match=r"'a.jpg' as a sparse file; write it as a plain file"):
+        read_samples(path)
 
 
 def test_member_of_negative_size_is_refused(tmp_path: Path) -> None:

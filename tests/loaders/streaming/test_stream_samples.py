@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from patchnpack.loaders import PackedImageLoader
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.streaming.pack_stream import pack_stream
 from patchnpack.packer import (
@@ -129,6 +132,61 @@ def test_first_listed_member_is_the_image_and_the_others_are_ignored() -> None:
         assert batch.labels[batch.image_mask].tolist() == [-100, -100]
 
 
+def test_null_member_is_absent(encode_image: Encode, draw_image: Draw, caplog: pytest.LogCaptureFixture) -> None:
+    jpg, png = encode_image(draw_image(8, 8), "JPEG"), encode_image(draw_image(16, 8), "PNG")
+    samples = [
+        {"__key__": "a", "jpg": jpg, "png": None, "cls": b"1"},
+        {"__key__": "b", "jpg": None, "png": png, "cls": None},
+        {"__key__": "c", "jpg": None, "png": None, "cls": b"3"},
+        {"__key__": "d", "cls": b"4"},
+    ]
+    stream = pack_stream(samples, PACKING, batch_size=1, label="cls")
+    (batch,) = stream
+    assert batch.keys == [["a", "b"]]
+    assert batch.labels[batch.image_mask].tolist() == [1, -100]
+    stats = stream.stats()
+    assert (stats["images"], stats["bad_images"], stats["without_image"]) == (2, 0, 2)
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        "sample 'c' in the stream has no image (its members are cls, and image='jpg;jpeg;png;webp') and is left out; "
+        "stats()['without_image'] counts such samples"
+    ]
+    pairs = pack_stream([(None, 1), (flat(8, 8), 2), (None, None)], PACKING, batch_size=1)
+    assert [batch.labels[batch.image_mask].tolist() for batch in pairs] == [[2]]
+    assert pairs.stats()["without_image"] == 2
+
+
+@pytest.mark.parametrize("sample", [{"jpg": None, "cls": b"1"}, (None, 1)])
+def test_stream_without_any_image_is_refused(sample: Any) -> None:
+    with pytest.raises(ValueError, match=r"none of the first 3 samples has what image='jpg;jpeg;png;webp' asks for"):
+        list(pack_stream([sample] * 3, PACKING, batch_size=1))
+
+
+def test_case_of_names_does_not_matter_as_in_the_loader(
+    tmp_path: Path, encode_image: Encode, draw_image: Draw, write_tar: Any
+) -> None:
+    data = encode_image(draw_image(8, 8), "PNG")
+    members = [("a.PNG", data), ("a.Cls", b"1"), ("a.TXT", b"one"), ("b.png", data), ("b.CLS", b"2"), ("b.txt", b"two")]
+    path = write_tar(tmp_path / "a.tar", members)
+    samples = [{"PNG": data, "Cls": b"1", "TXT": b"one"}, {"png": data, "CLS": b"2", "txt": b"two"}]
+    for image, label, extra in (("png", "cls", "txt"), ("PNG", "CLS", "TXT"), (".Png", ".cLs", ".tXt")):
+        options: dict[str, Any] = {"batch_size": 1, "image": image, "label": label, "extras": [extra]}
+        for batches in (pack_stream(samples, PACKING, **options), PackedImageLoader(path, PACKING, **options)):
+            (batch,) = batches
+            assert batch.labels[batch.image_mask].tolist() == [1, 2]
+            assert batch.extras == {"txt": [["one", "two"]]}
+
+
+def test_exact_name_comes_before_another_case() -> None:
+    sample = {"__key__": "k", "png": flat(8, 8), "label": 1, "Label": 2, "LABEL": 3}
+    for label, value in (("label", 1), ("Label", 2), ("LABEL", 3)):
+        (batch,) = pack_stream([sample], PACKING, batch_size=1, label=label)
+        assert batch.labels[batch.image_mask].tolist() == [value]
+    with pytest.raises(
+        ValueError, match="key 'k' has no 'lABEL' but 'label' and 'Label' and 'LABEL'; name one of them"
+    ):
+        list(pack_stream([sample], PACKING, batch_size=1, label="lABEL"))
+
+
 def test_extras_are_decoded_by_name_or_passed_unchanged() -> None:
     thing = object()
     samples = [
@@ -156,7 +214,6 @@ def test_extras_are_decoded_by_name_or_passed_unchanged() -> None:
         ((flat(8, 8)[None], 1), r"an image is a uint8 array \(1, 8, 8, 3\)"),
         ((torch.zeros(8, 8, 3), 1), "the image of sample '0' is a torch.Tensor; it must be encoded bytes"),
         ({"__key__": "k", "jpg": "path.jpg"}, "the image of sample 'k' is a builtins.str"),
-        ({"__key__": "k", "jpg": None}, "the image of sample 'k' is a builtins.NoneType"),
         ((flat(8, 8), "cat"), "label 'cat' .* is neither a whole number nor a known class; give classes="),
         ((flat(8, 8), 0.5), "a label is 0.5"),
     ],

@@ -68,7 +68,8 @@ def test_images_planned_and_placed_come_back_pixel_for_pixel(mode: Any, edge: An
     for b in range(B):
         pack = packs.pack(b)
         first = np.cumsum(pack.keep) - pack.keep
-        _kernels.lay_out(pack.key, pack.grid, pack.keep, np.arange(len(pack)) + 1, first, segment_ids[b], coords[b])
+        segment, token_index = np.arange(len(pack)) + 1, np.empty(int(pack.keep.sum()), np.int64)
+        _kernels.lay_out(pack.key, pack.grid, pack.keep, segment, first, segment_ids[b], coords[b], token_index)
         for j in range(len(pack)):
             image, (gw, gh) = pixels[pack.row[j]], pack.grid[j].tolist()
             _kernels.place_image(image, 8, gw, gh, coords[b], patches[b], int(first[j]), int(pack.keep[j]))

@@ -16,6 +16,7 @@ from patchnpack import PackedImageLoader, Packing
 from patchnpack.cli import main as cli
 from patchnpack.cli.main import app
 from patchnpack.loaders import open_index
+from tests.images import draw_image, encode_image, write_tar
 
 Shards = Callable[..., str]
 CLOTHING = Path(__file__).resolve().parents[4] / "shared" / "data" / "clothing"
@@ -29,6 +30,22 @@ def test_sweep_prints_a_table_within_80_columns_and_the_advice(shards: Shards) -
     assert "*" in result.output
     assert "=" in result.output
     assert "--algorithm" in result.output
+
+
+def test_report_counts_samples_without_an_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = encode_image(draw_image(32, 24))
+    members = [("a.jpg", data), ("b.jpg", data), ("c.bmp", data), ("d.v2.jpg", data), ("README", b"text")]
+    path = write_tar(tmp_path / "a.tar", members)
+    result = run(app, ["report", path, "--seq-len", "64", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["images"], found["bad_images"], found["without_image"]) == (2, 0, 3)
+    assert "3 of 5 samples have no image" in caplog.text
+    assert re.search(r"without image +3 samples, left out", run(app, ["report", path, "--seq-len", "64"]).stdout)
+    packed = str(tmp_path / "packed")
+    assert run(app, ["pack", path, "-o", packed, "--workers", "1", "--seq-len", "64"]).exit_code == 0
+    assert json.loads(run(app, ["report", packed, "--json"]).stdout)["without_image"] == 3
+    assert PackedImageLoader(packed, batch_size=1).stats()["without_image"] == 3
 
 
 def test_sweep_flags_choose_the_settings(shards: Shards) -> None:

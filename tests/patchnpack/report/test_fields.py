@@ -44,9 +44,9 @@ def plain(value: Any) -> Any:
 
 def test_fields_are_plain_json_types_and_cover_the_report() -> None:
     found = report(ROWS, PACKING)
-    fields = report_fields(found, bad_images=4)
+    fields = report_fields(found, bad_images=4, without_image=5)
     assert repr(json.loads(json.dumps(fields, allow_nan=False))) == repr(plain(fields))
-    assert fields["bad_images"] == 4
+    assert (fields["bad_images"], fields["without_image"]) == (4, 5)
     assert fields["padding_in_packs"] == found.padding
     assert fields["baselines"][0]["slots"] == found.packs * 512
     assert {field.name for field in dataclasses.fields(found)} <= fields.keys()

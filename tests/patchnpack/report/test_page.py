@@ -30,7 +30,9 @@ def page(packing: Packing | None = None, images: int = 300, **settings: Any) -> 
     rows = Rows.of_sizes(*np.random.default_rng(3).integers(48, 385, (2, images)))
     swept = sweep(rows, packing, **settings)
     picture = Picture(image=Image.new("RGB", (640, 200), (200, 30, 30)), keys=[[HOSTILE, "b"], ["c"]])
-    return render_page(report(rows, packing), swept, advise(swept), title=HOSTILE, picture=picture, bad_images=3)
+    return render_page(
+        report(rows, packing), swept, advise(swept), title=HOSTILE, picture=picture, bad_images=3, without_image=5
+    )
 
 
 class _Elements(HTMLParser):
@@ -51,6 +53,12 @@ class _Elements(HTMLParser):
 @pytest.fixture(scope="module")
 def written() -> str:
     return page(patch_sizes=[16, 24])
+
+
+def test_page_counts_what_is_left_out(written: str) -> None:
+    text = " ".join(re.sub("<[^>]*>", " ", written).split())
+    assert "bad images 3, left out" in text
+    assert "without image 5 samples, left out" in text
 
 
 def test_every_chart_has_a_title_and_a_description(written: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from patchnpack.packer.analysis.sweep import sweep
 from patchnpack.report.table import print_report, print_sweep
 
 
-def _printed(packing: Packing, width: int = 80, bad: int = 0) -> str:
+def _printed(packing: Packing, width: int = 80, **left_out: Any) -> str:
     rows = Rows.of_sizes(*np.random.default_rng(3).integers(48, 385, (2, 300)))
     out = io.StringIO()
-    print_report(report(rows, packing), Console(file=out, width=width, highlight=False), bad=bad)
+    print_report(report(rows, packing), Console(file=out, width=width, highlight=False), **left_out)
     return out.getvalue()
 
 
@@ -37,8 +38,12 @@ def test_table_fits_80_columns_and_names_every_method() -> None:
 
 
 def test_table_reports_bad_images_oversize_images_and_token_drop() -> None:
-    text = " ".join(_printed(Packing(seq_len=128, token_drop=ConstantDrop(0.5), oversize="skip"), bad=3).split())
+    text = " ".join(
+        _printed(Packing(seq_len=128, token_drop=ConstantDrop(0.5), oversize="skip"), bad=3, without_image=5).split()
+    )
     assert re.search(r"bad images +3\b", text)
+    assert "without image 5 samples, left out" in text
+    assert "without image" not in _printed(Packing(seq_len=128))
     assert re.search(r"oversize .* more than 128 tokens, skipped", text)
     assert "before dropping" in text
 
