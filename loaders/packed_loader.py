@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 import torch
 
 from patchnpack.loaders.assembly.buffers import BufferPool
-from patchnpack.loaders.assembly.context import Transform
 from patchnpack.loaders.assembly.pipeline import Pipeline, WorkerShard
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.stats import Stats
+from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.dataset import MAX_WORKERS, PackedDataset
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.imaging.user_decode import Decode
@@ -30,6 +30,8 @@ from patchnpack.loaders.sources.open_source import open_source
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.loaders.sources.source import Source
 from patchnpack.packer import PackedBatch, Packing
+from patchnpack.packer.checks import check_whole, shown
+from patchnpack.packer.text import counted
 
 # B packs in a batch, W ranks, S streams
 
@@ -167,6 +169,22 @@ class PackedImageLoader:
         first = next((self._context.bad_row(row, *why) for row, why in rows.bad.items()), None)
         self._monitor.before_start(len(rows.bad), len(rows.bad) + int(rows.mask.sum()), first)
 
+    def __repr__(self) -> str:
+        """A few lines: source, packing and position. Nothing is planned and no process group is asked."""
+        given, rows, cursor = self._options, self._source.rows, self._cursor or self._next
+        unused = (
+            f"; {len(rows.bad):,} bad, {int(rows.filtered.sum()):,} left out by where" if not rows.mask.all() else ""
+        )
+        order = f"shuffled with seed {given.seed}" if given.shuffle else f"in order, seed {given.seed}"
+        label = getattr(given.label, "__name__", given.label)
+        return (
+            f"PackedImageLoader of {counted(int(rows.mask.sum()), 'image')} in {self._source.name}{unused}\n"
+            f"  packing: {self.packing.summary()}\n"
+            f"  batches: {counted(self.batch_size, 'pack')} each, {order}; "
+            f"label: {label}; extras: {', '.join(given.extras) or 'none'}\n"
+            f"  epoch {cursor.epoch}, {cursor.position:,} packs used"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_datasets": None, "_totals": []}  # in another process it serves one dataset only
 
@@ -200,6 +218,7 @@ class PackedImageLoader:
 
     def total_steps(self, epochs: int) -> int:
         """Return the number of batches in the first `epochs` epochs together, for a learning-rate schedule."""
+        check_whole("epochs", epochs, least=0)
         return sum(self.steps().count(Cursor(epoch, 0)) for epoch in range(epochs))
 
     def set_epoch(self, epoch: int) -> None:
@@ -207,8 +226,7 @@ class PackedImageLoader:
 
         The setting also reaches the worker processes of `as_dataset`.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch is {epoch}; it must be at least 0")
+        check_whole("epoch", epoch, least=0)
         if epoch != self._next.epoch:
             self._next = self._cursor = Cursor(epoch, 0)
         self._publish()
@@ -221,6 +239,8 @@ class PackedImageLoader:
         Raises:
             ValueError: no batch is given, and the batches come from `as_dataset`.
         """
+        if after is not None and not isinstance(after, PackedBatch):
+            raise ValueError(f"after is {shown(after)}; give the last PackedBatch that was used")
         cursor = self._cursor if after is None else Cursor(after.epoch, after.position)
         if cursor is None:
             raise ValueError(

@@ -72,6 +72,9 @@ def train_on_shards(
     """
     if text is not None:
         _check_image_text(training, num_classes=num_classes, teacher=teacher)
+        if text.lstrip(".").lower() not in shards.members:
+            found = ", ".join(sorted(shards.members))
+            raise ValueError(f"text is {text!r}, which no sample has; their members are {found}: name one of them")
     teacher_model = None if teacher is None else load_checkpoint(teacher).model
     needs_labels = text is None and (teacher_model is None or training.task_weight or training.mixup or training.cutmix)
     transforms: list[Any] = [step for step in (mirror_half if flip else None, augment) if step is not None]

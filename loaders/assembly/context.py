@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from patchnpack.loaders.assembly.buffers import BufferPool
+from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.decode import decode
@@ -20,35 +20,6 @@ from patchnpack.loaders.index.labels import LabelKind
 from patchnpack.packer import Packing
 
 # M images in the batch
-
-Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-
-
-def check_transform(transform: object) -> None:
-    """Check that `transform` is None or callable with two arguments.
-
-    A callable without a signature, as some written in C are, passes.
-
-    Raises:
-        ValueError: it is not callable, or not with two positional arguments.
-    """
-    if transform is None:
-        return
-    wanted = "transform takes (image, rng), a uint8 array (height, width, C) and a numpy Generator"
-    if not callable(transform):
-        raise ValueError(f"{wanted}; {transform!r} is not a function")
-    try:
-        signature = inspect.signature(transform)
-    except (TypeError, ValueError):  # some functions written in C have none
-        return
-    try:
-        signature.bind(None, None)
-    except TypeError as error:
-        name = getattr(transform, "__name__", type(transform).__name__)
-        raise ValueError(
-            f"{wanted}; {name}{signature} does not accept these arguments ({error}): wrap it, for example "
-            "lambda image, rng: f(image)"
-        ) from error
 
 
 class Samples(Protocol):

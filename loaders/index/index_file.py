@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from patchnpack.loaders.imaging.formats import FORMATS
 from patchnpack.loaders.index.table import Index, Texts
-from patchnpack.loaders.remote.addresses import redact
+from patchnpack.loaders.remote.addresses import check_not_file, redact
 from patchnpack.loaders.shards.parquet import INDEX_KEY
-from patchnpack.packer.files import atomic_write
+from patchnpack.packer.files import absent, atomic_write
 
 # n rows, s shards
 
@@ -93,7 +93,10 @@ def load_index(path: str | os.PathLike[str]) -> Index:
     path = Path(path)
     check_suffix(path)
     if not path.exists():
-        raise FileNotFoundError(f"index {str(path)!r} does not exist; make it with: patchnpack index SHARDS -o {path}")
+        check_not_file(os.fspath(path))
+        raise FileNotFoundError(
+            f"index {str(path)!r} {absent(str(path))}; make it with: patchnpack index SHARDS -o {path}"
+        )
     return read_index(str(path), str(path), path.suffix, path.parent)
 
 

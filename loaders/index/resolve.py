@@ -26,6 +26,7 @@ from patchnpack.loaders.remote.errors import RemoteNotFound
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
 from patchnpack.loaders.shards.outside import Outside
 from patchnpack.loaders.shards.patterns import INDEX_NAMES, ShardNames, expand
+from patchnpack.packer.files import absent
 
 _CHECK_THREADS = 16  # shards compared at a time
 
@@ -183,7 +184,7 @@ def checked(index: Index, name: str, opener: ShardOpener, *, may_lack_shards: bo
             if may_lack_shards:
                 continue
             raise FileNotFoundError(
-                f"shard {shard!r} of {name} does not exist; name the shards that do, or make the index again: "
+                f"shard {shard!r} of {name} {absent(shard)}; name the shards that do, or make the index again: "
                 f"patchnpack index SHARDS -o {_file_of(name)}"
             ) from None
         if size != nbytes:

@@ -83,7 +83,9 @@ def scan(
                 kept.append(numbers[path])
         index = Index.concatenate([*parts, *([known.select(kept)] if known is not None and kept else [])])
     if not len(index):
-        raise ValueError(f"the {len(paths)} shards, from {paths[0]!r} on, hold no sample; give shards that hold images")
+        first = redact(paths[0])
+        which = f"shard {first!r} holds" if len(paths) == 1 else f"the {len(paths)} shards, from {first!r} on, hold"
+        raise ValueError(f"{which} no sample; give shards that hold images")
     return index
 
 

@@ -17,7 +17,7 @@ from webdataset import TarWriter
 from patchnpack.loaders.process import cpu_share
 from patchnpack.loaders.shards.tar import IMAGE, read_samples
 from patchnpack.packer.checks import check_whole
-from patchnpack.packer.files import atomic_write
+from patchnpack.packer.files import absent, atomic_write
 
 Folders = Literal["auto", "classes", "none"]
 CLASSES = "classes.txt"
@@ -110,7 +110,10 @@ def write_shards(
     if folders not in get_args(Folders):
         raise ValueError(f"folders is {folders!r}; it must be one of {', '.join(map(repr, get_args(Folders)))}")
     folder, out = Path(folder), Path(out)
+    if out.is_file():
+        raise ValueError(f"out is {str(out)!r}, a file; name a folder for the shards")
     samples = _find_samples(folder, image.split(";"), members)
+    _check_links(samples)
     names = _assign_classes(samples, folders, classes)
     if seed is not None:
         samples = [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))]
@@ -159,7 +162,9 @@ def _write_all(
 def _find_samples(folder: Path, image: Sequence[str], members: Sequence[str]) -> list[_Sample]:
     """The images below a folder in the order of their paths, each with its further members."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"folder {str(folder)!r} does not exist; name the folder that holds the images")
+        if folder.exists():
+            raise ValueError(f"{str(folder)!r} is a file; name the folder that holds the images")
+        raise FileNotFoundError(f"folder {str(folder)!r} {absent(str(folder))}; name the folder that holds the images")
     samples: dict[str, _Sample] = {}
     seen: Counter[str] = Counter()
     for parent, below, names in os.walk(folder):
@@ -182,12 +187,21 @@ def _find_samples(folder: Path, image: Sequence[str], members: Sequence[str]) ->
             others = {name: siblings[path.stem, name] for name in members if (path.stem, name) in siblings}
             samples[key] = _Sample(key, group, {extension: path, **others})
     if not samples:
-        found = ", ".join(f"{count} of {name}" for name, count in seen.most_common(3)) or "no file"
+        if not seen:
+            raise ValueError(f"{str(folder)!r} holds no file, nor do its sub-folders; name the folder of the images")
+        found = ", ".join(f"{count} of {name}" for name, count in seen.most_common(3))
         raise ValueError(
             f"no image (extensions {';'.join(image)}) was found below {str(folder)!r}, but {found}; name another "
             "folder, or the extensions with image="
         )
     return list(samples.values())
+
+
+def _check_links(samples: Sequence[_Sample]) -> None:
+    """Raise ValueError if a file is a dangling link: named now, not after most shards are written."""
+    for path in (path for sample in samples for path in sample.members.values()):
+        if not path.exists():
+            raise ValueError(f"{str(path)!r} {absent(str(path))}; delete the link, or restore the file")
 
 
 def _key(path: Path) -> str:

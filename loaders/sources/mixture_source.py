@@ -12,6 +12,7 @@ from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.loaders.sources.shard_source import ShardSource, shard_index, shard_opener
 from patchnpack.packer import Packing
+from patchnpack.packer.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,12 @@ class MixtureSource(ShardSource):
         mixed = Mixed.of(given, parts, rows.mask)
         packing = rows.decide(index, options.packing or Packing(), options.seed, mixed.frequency(index, rows.mask))
         return cls(options=options.settled(), index=index, rows=rows, packing=packing, opener=opener, mixed=mixed)
+
+    @property
+    def name(self) -> str:
+        """The names of the sources and the images that an epoch takes from each."""
+        shares = zip(self.mixed.names, self.mixed.images, strict=True)
+        return "a mixture of " + ", ".join(f"{name} ({counted(images, 'image')})" for name, images in shares)
 
     def order(self, block: int) -> Order:
         """Return the order of packs, whose rows are drawn from all sources."""

@@ -73,6 +73,11 @@ class PackedSource:
         return self.folder.recipe.packing
 
     @property
+    def name(self) -> str:
+        """The packed folder."""
+        return f"the packed folder {self.folder.name!r}"
+
+    @property
     def digest(self) -> str:
         """A digest of everything that was packed."""
         return self.folder.digest

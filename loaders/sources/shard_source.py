@@ -10,7 +10,7 @@ from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
 from patchnpack.loaders.index.labels import Labels
 from patchnpack.loaders.index.resolve import open_index
-from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.index.table import Index, shards_shown
 from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.order.state import fingerprint, rows_digest
@@ -51,6 +51,11 @@ class ShardSource:
         # Decided once, from all rows: every epoch and every stream is packed alike.
         packing = rows.decide(index, options.packing or Packing(), options.seed)
         return cls(options=options.settled(), index=index, rows=rows, packing=packing, opener=opener)
+
+    @property
+    def name(self) -> str:
+        """The shards: their number, the first and the last."""
+        return shards_shown(self.index.shards)
 
     @cached_property
     def digest(self) -> str:

@@ -6,16 +6,17 @@ import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from patchnpack.loaders.assembly.context import Transform, check_transform
 from patchnpack.loaders.assembly.stats import Stats
+from patchnpack.loaders.assembly.transform import Transform, check_transform, watched
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
 from patchnpack.loaders.index.labels import Classes, Label
+from patchnpack.loaders.members import check_extensions, checked_extras
 from patchnpack.loaders.shards.tar import IMAGE
 from patchnpack.loaders.streaming.samples import SampleReader
 from patchnpack.loaders.streaming.stream import Stream
 from patchnpack.packer import PackedBatch, Packing
-from patchnpack.packer.checks import check_whole
+from patchnpack.packer.checks import check_flag, check_whole, kind_of, shown
 
 # B packs in a batch
 
@@ -90,7 +91,11 @@ def pack_stream(
     >>> [batch.labels[batch.image_mask].tolist() for batch in stream]
     [[0, 1, 2, 3], [4]]
     """
-    _check_options(samples, batch_size, prefetch, num_threads, extras)
+    _check_options(samples, packing, errors, batch_size, prefetch, num_threads)
+    check_extensions(image)
+    extras = checked_extras(extras)
+    check_whole("seed", seed, least=-(1 << 63))
+    check_flag("drop_last", drop_last)
     check_decode(decode)
     check_transform(transform)
     stats, policy = Stats(), errors if errors is not None else ErrorPolicy()
@@ -100,7 +105,7 @@ def pack_stream(
         packing=packing if packing is not None else Packing(),
         batch_size=batch_size,
         decode=decode,
-        transform=transform,
+        transform=watched(transform),
         seed=seed,
         drop_last=drop_last,
         num_threads=num_threads,
@@ -112,22 +117,31 @@ def pack_stream(
 
 
 def _check_options(
-    samples: Iterable[Any], batch_size: int, prefetch: int, num_threads: int | None, extras: Sequence[str]
+    samples: Iterable[Any],
+    packing: object,
+    errors: object,
+    batch_size: int,
+    prefetch: int,
+    num_threads: int | None,
 ) -> None:
     # Objects that have only `__getitem__`, such as torch's data sets, are iterable, too.
-    if isinstance(samples, str | bytes | os.PathLike | Mapping) or not (
+    if isinstance(samples, str | bytes | os.PathLike | Mapping | type) or not (
         hasattr(samples, "__iter__") or hasattr(samples, "__getitem__")
     ):
+        what = f"the class {samples.__name__}" if isinstance(samples, type) else f"a {kind_of(samples)}"
+        called = " Call it, and give what it returns" if callable(samples) else ""
         raise ValueError(
-            f"samples is a {type(samples).__name__}; it must be an iterable of samples, such as a webdataset pipeline. "
-            "To load shards by name, use PackedImageLoader"
+            f"samples is {what}; it must be an iterable of samples, such as a webdataset pipeline."
+            f"{called or ' To load shards by name, use PackedImageLoader'}"
         )
+    if packing is not None and not isinstance(packing, Packing):
+        raise ValueError(f"packing is {shown(packing)}; give Packing(seq_len=...)")
+    if errors is not None and not isinstance(errors, ErrorPolicy):
+        raise ValueError(f"errors is {shown(errors)}; give ErrorPolicy(on_error=...)")
     check_whole("batch_size", batch_size)
     check_whole("prefetch", prefetch)
     if num_threads is not None:
         check_whole("num_threads", num_threads, least=0)
-    if isinstance(extras, str):
-        raise ValueError(f"extras is {extras!r}; give a list of members: [{extras!r}]")
 
 
 class PackedStream(Iterator[PackedBatch]):
@@ -138,6 +152,10 @@ class PackedStream(Iterator[PackedBatch]):
 
     def __next__(self) -> PackedBatch:
         return next(self._batches)
+
+    def __repr__(self) -> str:
+        stats = self._stats.report()
+        return f"PackedStream, so far {stats['batches']:,} batches of {stats['images']:,} images"
 
     def close(self) -> None:
         """End the stream: wait for the images that are being decoded and drop the rest."""

@@ -12,9 +12,9 @@ from torch.utils.data import get_worker_info
 
 from patchnpack.loaders.assembly.batch_builder import BatchBuilder, DecodedBatchBuilder
 from patchnpack.loaders.assembly.buffers import BufferPool
-from patchnpack.loaders.assembly.context import Transform
 from patchnpack.loaders.assembly.prefetch_loop import run_batches
 from patchnpack.loaders.assembly.stats import Stats
+from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.user_decode import Decode

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchnpack.packer.checks import check_whole
+from patchnpack.packer.checks import check_real, check_whole
 from patchnpack.packer.policies import _draws
 
 # n images; a drop rate is the share of an image's tokens that is dropped, in [0, 1)
@@ -85,6 +85,7 @@ class ConstantDrop(TokenDrop):
     rate: float
 
     def __post_init__(self) -> None:
+        check_real("rate", self.rate, "the share of tokens to drop, at least 0 and below 1")
         if not 0 <= self.rate < 1:
             raise ValueError(f"rate is {self.rate}; the share of tokens to drop must be at least 0 and below 1")
 
@@ -119,6 +120,8 @@ class BetaDrop(TokenDrop):
     max: float
 
     def __post_init__(self) -> None:
+        for name in ("mean", "max"):
+            check_real(name, getattr(self, name), "a drop rate above 0 and below 1")
         if not 0 < self.mean < self.max < 1:
             raise ValueError(
                 f"mean is {self.mean} and max is {self.max}; it must be 0 < mean < max < 1 (one rate for all images is "
@@ -163,6 +166,8 @@ class ResolutionDrop(TokenDrop):
     std: float = 0.02
 
     def __post_init__(self) -> None:
+        for name in ("low", "high", "std"):
+            check_real(name, getattr(self, name), "a share from 0 to 1")
         for name in ("low", "high"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; a mean rate must be at least 0 and below 1")
@@ -252,6 +257,8 @@ class ScheduledDrop(TokenDrop):
             raise ValueError(
                 f"drop is {self.drop!r}; it must be one of {', '.join(t.__name__ + '(...)' for t in kinds)}"
             )
+        for name in ("start", "end", "midpoint", "tau"):
+            check_real(name, getattr(self, name))
         for name in ("start", "end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; a factor of the drop's rates must be from 0 to 1")

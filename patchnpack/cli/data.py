@@ -45,7 +45,7 @@ def shard(
     """
     from patchnpack.loaders import write_shards
     from patchnpack.loaders.shards.writer import CLASSES
-    from patchnpack.report.text import counted
+    from patchnpack.packer.text import counted
 
     with progress_bar("writing shards") as progress:
         written = write_shards(
@@ -88,7 +88,7 @@ def make_index(
     from patchnpack.loaders.remote.addresses import is_remote
     from patchnpack.loaders.shards.opener import ShardOpener
     from patchnpack.packer.files import make_folder_of
-    from patchnpack.report.text import counted
+    from patchnpack.packer.text import counted
 
     if out is not None and not is_remote(out):
         make_folder_of(out)

@@ -129,7 +129,7 @@ def verify(packs: Packs, *, storage_options: Storage = None) -> None:
     patchnpack verify packed
     """
     from patchnpack.loaders.prepacking.verify import verify as verify_packs
-    from patchnpack.report.text import counted
+    from patchnpack.packer.text import counted
 
     with progress_bar("reading bytes") as bar:
         verdict = verify_packs(packs, parse_storage_options(storage_options or []), bar)
@@ -156,7 +156,7 @@ def unpack(
     """
     from patchnpack.loaders.prepacking.unpack import unpack as unpack_images
     from patchnpack.loaders.shards.patterns import is_packed_folder
-    from patchnpack.report.text import counted
+    from patchnpack.packer.text import counted
 
     if not is_packed_folder(packs):
         raise ValueError(f"{packs!r} is not a packed folder; make one with: patchnpack pack SHARDS -o {packs}")
@@ -182,7 +182,7 @@ def _check_tasks(
 
 def _summary(manifest: Manifest) -> str:
     from patchnpack.loaders.packs.pack_store import store_of
-    from patchnpack.report.text import counted
+    from patchnpack.packer.text import counted
 
     recipe, counts = manifest.recipe, manifest.counts
     labels = f"labels of {recipe.label!r}" if recipe.label is not None else "without labels"

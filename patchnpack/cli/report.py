@@ -243,7 +243,13 @@ def _rows(index: Index, packing: Packing, *, batch_size: int, shuffle: bool, see
     if not shuffle:
         import numpy as np
 
-        return index.rows(np.setdiff1d(np.arange(len(index)), list(index.bad))), packing
+        good = np.setdiff1d(np.arange(len(index)), list(index.bad))
+        if not len(good):
+            from patchnpack.loaders.error_policy import ErrorPolicy
+            from patchnpack.loaders.order.row_filter import RowFilter
+
+            raise RowFilter.of(index, None, ErrorPolicy(), None).none_usable(index)
+        return index.rows(good), packing
     from patchnpack.loaders import PackedImageLoader
     from patchnpack.loaders.plan_report import planned_rows
 

@@ -199,7 +199,7 @@ def _check_output(flag: str, path: Path, suffix: str) -> None:
 
 
 def _excluded(loader: PackedImageLoader) -> str:
-    from patchnpack.report.text import counted
+    from patchnpack.packer.text import counted
 
     stats = loader.stats()
     without = f", {counted(stats['without_image'], 'sample')} without an image" if stats["without_image"] else ""
@@ -225,8 +225,8 @@ def evaluate_checkpoint(
 
     patchnpack eval runs/first/checkpoint.pt validation-000000.tar -o predictions.parquet
     """
+    from patchnpack.packer.text import counted
     from patchnpack.predict import predict, write_table
-    from patchnpack.report.text import counted
 
     _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)
@@ -261,8 +261,8 @@ def write_features(
 
     patchnpack features runs/first/checkpoint.pt train-000000.tar -o features.parquet
     """
+    from patchnpack.packer.text import counted
     from patchnpack.predict import features, write_table
-    from patchnpack.report.text import counted
 
     _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)

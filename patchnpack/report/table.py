@@ -12,7 +12,7 @@ from patchnpack.packer import Packing
 from patchnpack.packer.analysis.advice import Advice
 from patchnpack.packer.analysis.report import PackingReport, Pricing
 from patchnpack.packer.analysis.setting import Setting, Sweep
-from patchnpack.report.text import counted
+from patchnpack.packer.text import counted
 
 
 def facts(report: PackingReport, *, bad: int = 0, without_image: int = 0, source: str = "") -> list[tuple[str, str]]:

@@ -184,3 +184,9 @@ def test_an_image_without_pixels_is_bad_and_not_tiny() -> None:
     stream = pack_stream([(bytes(empty), 0), (np.zeros((0, 5, 3), np.uint8), 1)], PACKING, batch_size=1)
     assert list(stream) == []
     assert (stream.stats()["bad_images"], stream.stats()["undersize"]) == (2, 0)
+
+
+def test_a_source_of_tiny_images_only_says_so(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "s.tar", [(f"k{i}.png", encode_image(draw_image(8, 8), "PNG")) for i in range(3)])
+    with pytest.raises(ValueError, match=r"3 are smaller than a patch and undersize is 'skip'. .*undersize='pad'"):
+        PackedImageLoader(shard, PACKING.replace(undersize="skip"), batch_size=1)

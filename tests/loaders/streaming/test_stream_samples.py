@@ -273,7 +273,7 @@ def test_image_under_oversize_error_is_named() -> None:
         ({"prefetch": 0}, "prefetch is 0; it must be at least 1"),
         ({"num_threads": -1}, "num_threads is -1; it must be at least 0"),
         ({"num_threads": 1.5}, "num_threads is 1.5; it must be a whole number"),
-        ({"extras": "txt"}, r"extras is 'txt'; give a list of members: \['txt'\]"),
+        ({"extras": "txt"}, r"extras is 'txt'; give a list of extensions: \['txt'\]"),
         ({"label": "json"}, "label is 'json'; name the field"),
         ({"label": "txt:x"}, "only a .json member has fields"),
     ],
