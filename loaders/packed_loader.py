@@ -98,7 +98,7 @@ class PackedImageLoader:
 
     Raises:
         FileNotFoundError: a shard does not exist.
-        ValueError: the source has no images, no sample has the label, an image is smaller than a patch, or an option is
+        ValueError: the source has no images, no sample has the label, `packing` refuses an image, or an option is
             out of range or contradicts the packed folder.
 
     `for batch in loader` is one epoch; the next loop is the next epoch.
@@ -305,10 +305,10 @@ class PackedImageLoader:
         attention_spread (standard deviation over mean of the packs' attention cost), bad_images, bad_by_stage and the
         first bad images in `bad` (row, key, shard, offset, stage, reason), truncated (JPEGs that end early and were
         kept), multi_page (files of which only the first page was used), warnings (of decoders, by kind: odd files
-        whose pixels are all there), skipped (by "oversize", "where", "tail"), sources (images per source of a
-        `Mixture`), oversize, without_label, without_image (this rank's share of the samples that have no image, and so
-        no row; the same in every epoch), cache_hits and cache_misses (of shards opened in the cache), wait_s (seconds
-        that the training loop waited), images_per_s, tokens_per_s.
+        whose pixels are all there), skipped (by "oversize", "undersize", "where", "tail"), sources (images per source
+        of a `Mixture`), oversize, undersize, without_label, without_image (this rank's share of the samples that have
+        no image, and so no row; the same in every epoch), cache_hits and cache_misses (of shards opened in the cache),
+        wait_s (seconds that the training loop waited), images_per_s, tokens_per_s.
 
         The totals include worker processes of `as_dataset`, except `bad`, `bad_by_stage`, `sources` and wait_s, which
         stay in the workers. The logger "patchnpack" reports the totals every minute, at level INFO.

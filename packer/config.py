@@ -32,12 +32,14 @@ _PRICED_BY = ("algorithm", "seq_len", "patch_size")
 
 Fill = Literal["none", "undrop", "trim", "rescale"]
 Oversize = Literal["shrink", "drop", "skip", "error"]
+Undersize = Literal["pad", "skip", "error"]
 ImageMode = Literal["L", "RGB", "RGBA"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 _WHOLE = {"seq_len": 1, "lookahead": 1, "max_images": 1, "grid_multiple": 1, "balance": 0}  # the least of each
 _CHOICES: dict[str, tuple[str, ...]] = {
     "oversize": get_args(Oversize),
+    "undersize": get_args(Undersize),
     "algorithm": get_args(Algorithm),
     "fill": get_args(Fill),
     "image_mode": get_args(ImageMode),
@@ -57,6 +59,10 @@ class Packing:
             `Square` or `ScheduledResolution`.
         oversize: treatment of an image that has more than L tokens after token drop: shrink it ("shrink"), drop more of
             its tokens ("drop"), skip and count it ("skip"), or raise ValueError ("error").
+        undersize: treatment of an image smaller than a patch, both sides shorter than P x `grid_multiple` pixels (with
+            `Native(edge="crop")`, either side): give it one patch, as `resolution` does with a single short side
+            ("pad"; policies that resize enlarge it), skip and count it ("skip"), or raise ValueError ("error"). With
+            `PatchSizes`, the largest size decides.
         token_drop: policy for how many tokens each image loses: `NoDrop`, `ConstantDrop`, `BetaDrop`, `ResolutionDrop`,
             `DropToTokens` or `ScheduledDrop`.
         algorithm: packing algorithm: "next_fit", "first_fit", "best_fit", "first_fit_decreasing",
@@ -90,6 +96,7 @@ class Packing:
     patch_size: int | PatchSizes = 16
     resolution: Resolution = field(default_factory=Native)
     oversize: Oversize = "shrink"
+    undersize: Undersize = "pad"
     token_drop: TokenDrop = field(default_factory=NoDrop)
     algorithm: Algorithm = "auto"
     lookahead: int = 256

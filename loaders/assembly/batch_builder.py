@@ -168,6 +168,7 @@ class DecodedBatchBuilder:
             "step": self._step,
             "epoch": self._epoch,
             "position": self._position,
+            "scaled_decode": self._context.packing.scaled_decode,
             "cu_seqlens": torch.from_numpy(self._starts),
             "lengths": self._images.keep.tolist(),
         }

@@ -32,10 +32,13 @@ _SUMS = (
     "truncated",
     "multi_page",
     "oversize",
+    "undersize",
     "bad_images",
     "cache_hits",
     "cache_misses",
 )
+
+_SKIPPED = ("oversize", "undersize", "where", "tail")
 
 # Sums that `report` needs for means and spreads only.
 _MOMENTS = ("drop_rates", "attention_squares")
@@ -124,10 +127,11 @@ class Stats:
     truncated: int = 0
     multi_page: int = 0
     oversize: int = 0
+    undersize: int = 0
     without_image: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
-    skipped: dict[str, int] = field(default_factory=lambda: {"oversize": 0, "where": 0, "tail": 0})
+    skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_SKIPPED, 0))
     sources: dict[str, int] = field(default_factory=dict)
     warnings: dict[str, int] = field(default_factory=dict)
     bad_images: int = 0
@@ -159,7 +163,7 @@ class Stats:
         for kind in warnings:
             self.warnings[kind] = self.warnings.get(kind, 0) + 1
 
-    NUMBERS: ClassVar[int] = len(_SUMS) + 3 + len(WARNINGS) + len(_MOMENTS) + 1  # the length of `numbers`
+    NUMBERS: ClassVar[int] = len(_SUMS) + len(_SKIPPED) + len(WARNINGS) + len(_MOMENTS) + 1  # the length of `numbers`
 
     def numbers(self) -> torch.Tensor:
         """Return every total that processes can add up, float64 (NUMBERS,)."""

@@ -16,6 +16,7 @@ from patchnpack.loaders.imaging.formats import PIL, reader_of
 from patchnpack.loaders.imaging.header import BAD_DATA, Header, bad_image, decode_errors_as_bad_image
 from patchnpack.loaders.imaging.readers import by_pil, jpeg
 from patchnpack.loaders.imaging.readers.codecs import take_messages
+from patchnpack.loaders.imaging.resize import declares_alpha, resize
 from patchnpack.loaders.imaging.warnings import MESSAGE, SECOND_DECODER, Warn, ignore
 from patchnpack.packer import _kernels
 from patchnpack.packer.config import ImageMode, Interpolation
@@ -195,7 +196,7 @@ def _decode_other(
             image = image.convert(mode)
     corners = (left, top, left + width, top + height)
     if target != (width, height):
-        image = image.resize(target, Image.Resampling[interpolation.upper()], corners)
+        image = resize(image, target, corners, interpolation, alpha=mode == "RGBA" and declares_alpha(data))
     elif target != stored:
         image = image.crop(corners)
     return np.frombuffer(image.tobytes(), np.uint8).reshape(target[1], target[0], len(mode)).copy()
@@ -245,6 +246,10 @@ def _resize_array(
     if target == (width, height) and pixels.shape[2] == len(mode):
         return pixels[top : top + height, left : left + width].copy()
     image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+    if pixels.shape[2] == len(mode) == 4:  # an array says of none of its bands that it is alpha
+        corners = (left, top, left + width, top + height)
+        image = resize(image, target, corners, interpolation, alpha=declares_alpha(data))
+        return np.frombuffer(image.tobytes(), np.uint8).reshape(target[1], target[0], 4).copy()
     return _decode_other(image, stored, region, target, mode, interpolation)
 
 

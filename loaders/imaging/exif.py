@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from patchnpack.loaders.imaging.signatures import is_jpeg, is_png, is_tiff, is_webp
 
-_ORIENTATION, _XMP = 0x0112, 700  # TIFF tags
+_ORIENTATION, _EXTRA, _XMP = 0x0112, 338, 700  # TIFF tags
 # TIFF field types: how one value is unpacked. Bytes (1), text (2) and undefined data (7) hold no number for PIL.
 _NUMBERS = {3: "H", 4: "I", 5: "II", 6: "b", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d", 13: "I", 16: "Q"}
 _BYTES = {1, 2, 7}
@@ -56,7 +56,7 @@ def orientation(data: bytes) -> int:
     return 1
 
 
-def info_orientation(info: Mapping[str, Any]) -> int:
+def info_orientation(info: Mapping[Any, Any]) -> int:
     """The orientation that `PIL.Image.Image.info` tells, 1 to 8; 1 if it is absent or unreadable."""
     exif, xmp = info.get("exif"), info.get("XML:com.adobe.xmp") or info.get("xmp")
     with suppress(*_DAMAGED):
@@ -65,6 +65,12 @@ def info_orientation(info: Mapping[str, Any]) -> int:
         xmp = xmp.encode() if isinstance(xmp, str) else xmp
         return _of(_Metadata(exif if isinstance(exif, bytes) else None, xmp if isinstance(xmp, bytes) else None))
     return 1
+
+
+def tiff_declares_alpha(data: bytes) -> bool:
+    """Whether a TIFF says that its extra channel is alpha (TIFF 6.0, section 18, ExtraSamples)."""
+    order = _byte_order(data)
+    return any(tag == _EXTRA and _first(kind, values, order) in (1, 2) for tag, kind, values in _directory(data))
 
 
 def _of(metadata: _Metadata) -> int:

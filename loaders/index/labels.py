@@ -16,6 +16,7 @@ from patchnpack.loaders.index.classes import Classes as Classes
 from patchnpack.loaders.index.classes import class_table
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.remote.addresses import redact
+from patchnpack.loaders.shards.member_names import find_member
 from patchnpack.packer.checks import shown
 
 # D values in a target
@@ -187,7 +188,7 @@ class Labels(LabelKind):
     def __init__(self, index: Index, label: Label, classes: Classes, read: Callable[[int, str], bytes | None]) -> None:
         self._index, self._label, self._read = index, label, read
         self._rule = LabelRule(label, classes)
-        self._member = self._rule.member.lower()
+        self._member = find_member(self._rule.member, index.members) or self._rule.member.lower()
         if self._member in index.image.split(";"):
             others = ", ".join("." + extension for extension in sorted(index.members) if extension != self._member)
             raise ValueError(f"label {label!r} names the image; the other members are {others or 'none'}: name one")
@@ -245,8 +246,16 @@ class Labels(LabelKind):
 
     def _value(self, row: int) -> int | np.ndarray | None:
         return self._rule.of_sample(
-            lambda _: self._read(row, self._member), lambda: self._members(row), lambda: self._describe(row)
+            lambda _: self._read_value(row), lambda: self._members(row), lambda: self._describe(row)
         )
+
+    def _read_value(self, row: int) -> Any:
+        """Return what the label's member of a row holds: its bytes, or the value in a column of lists."""
+        data = self._read(row, self._member)
+        has_field = ":" in str(self._label)  # whose rule reads the JSON itself
+        if data is None or has_field or self._index.kinds.get(self._member) != "json":
+            return data
+        return json.loads(data)
 
     def _members(self, row: int) -> dict[str, bytes]:
         return {e: data for e in self._index.members if (data := self._read(row, e)) is not None}

@@ -18,7 +18,7 @@ from patchnpack.loaders.index.remote_index import (
     names_index,
     save_remote_index,
 )
-from patchnpack.loaders.index.scanner import changed_shards, extensions_of, scan, stat_shards
+from patchnpack.loaders.index.scanner import changed_shards, extensions_of, is_made_for, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.index.without_image import warn_without_image
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
@@ -87,7 +87,7 @@ def _opened(
     if index is not None:
         name = "the index" if isinstance(index, Index) else f"index {redact(os.fspath(index))!r}"
         found = index if isinstance(index, Index) else _load(index, opener)
-        if extensions_of(found.image) != extensions_of(image):
+        if not is_made_for(found, image):
             raise ValueError(
                 f"{name} was made with image={found.image!r}, but this loader has image={image!r}; give the same "
                 f"extensions, or make the index again: patchnpack index SHARDS --image '{image}' -o INDEX"
@@ -144,7 +144,7 @@ def update_index(
             raise FileNotFoundError(f"the folder of {str(path)!r} does not exist; create it first")
         known = load_index(path) if path.exists() else None
     named = set(map(_real, paths))
-    others = [] if known is None or extensions_of(known.image) != extensions_of(image) else known.shards
+    others = [] if known is None or not is_made_for(known, image) else known.shards
     paths = [*(p for p in others if (is_remote(p) or os.path.exists(p)) and _real(p) not in named), *paths]
     read = len(changed_shards(stat_shards(paths, opener), known))
     index = scan(paths, image=image, num_threads=num_threads, known=known, opener=opener, progress=progress)
@@ -269,7 +269,7 @@ def _beside(paths: list[str], image: str, opener: ShardOpener) -> Index | None:
         candidates = [(path, load_index(path)) for path in files if os.path.exists(path) and is_index(path)]
     for path, found in candidates:
         indexed = set(map(_real, found.shards))
-        if extensions_of(found.image) == extensions_of(image) and indexed.issuperset(map(_real, paths)):
+        if is_made_for(found, image) and indexed.issuperset(map(_real, paths)):
             name = f"index {redact(path)!r}"
             _log.info("using %s", name)
             return checked(_select(found, paths, name), name, opener)

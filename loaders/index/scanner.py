@@ -16,6 +16,7 @@ from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.index.without_image import WithoutImage, listed, printable
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards import parquet
+from patchnpack.loaders.shards.member_names import find_member
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
 from patchnpack.loaders.shards.outside import digest_outside
 from patchnpack.loaders.shards.patterns import ShardNames, expand
@@ -50,11 +51,11 @@ def scan(
         FileNotFoundError: a shard does not exist.
         ValueError: a shard cannot be read, or none of its samples has an image.
     """
-    images = extensions_of(image)
+    images = names_of(image)
     opener = opener or ShardOpener()
     paths = expand(source, opener)
     meta = stat_shards(paths, opener)
-    if known is not None and extensions_of(known.image) != images:
+    if known is not None and not is_made_for(known, image):
         known = None
     numbers = {} if known is None else {path: i for i, path in enumerate(known.shards)}
     changed = changed_shards(meta, known)
@@ -89,16 +90,28 @@ def scan(
     return index
 
 
+def names_of(image: str) -> list[str]:
+    """The names in `image`, in order of preference: extensions or columns, spelled as they are given."""
+    names = [name.strip().lstrip(".") for name in image.split(";")]
+    if not any(names):
+        raise ValueError(f"image is {image!r}; name the extensions of images, such as {IMAGE!r}")
+    return list(filter(None, names))
+
+
 def extensions_of(image: str) -> list[str]:
     """The extensions in `image`, in order of preference.
 
     Raises:
         ValueError: there are none.
     """
-    extensions = [extension.strip().lstrip(".").lower() for extension in image.split(";")]
-    if not any(extensions):
-        raise ValueError(f"image is {image!r}; name the extensions of images, such as {IMAGE!r}")
-    return list(filter(None, extensions))
+    return [name.lower() for name in names_of(image)]
+
+
+def is_made_for(index: Index, image: str) -> bool:
+    """Whether `image` names the images of an index. Columns of a table may differ in case only."""
+    names = [names_of(image), names_of(index.image)]
+    wanted, found = ([find_member(name, index.members) or name.lower() for name in given] for given in names)
+    return wanted == found
 
 
 def changed_shards(meta: Mapping[str, tuple[int, str]], known: Index | None) -> list[str]:
@@ -141,8 +154,10 @@ def _scan_shard(shard: str, meta: tuple[int, str], images: Sequence[str], opener
 
 def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]) -> Index:
     columns, cls_member = parquet.Columns("", {}), "cls"
+    given, images = images, [name.lower() for name in images]
     if is_parquet(shard):
-        columns = parquet.read_columns(fd, shard, images)
+        columns = parquet.read_columns(fd, shard, given)
+        images = [columns.image if name == columns.image.lower() else name for name in images]
         cls_member = next((name for name in ("cls", "label") if columns.kinds.get(name) == "txt"), "cls")
     extensions: set[str] = set()
     without = WithoutImage()

@@ -40,11 +40,11 @@ def largest_grids(order: Order) -> dict[int, Extreme]:
         for patch_size in packing.patch_sizes:
             for seen in stages:
                 chunk, images_seen = order.index.rows(rows), np.full(len(rows), seen)
-                images, over = measure(
+                measured = measure(
                     chunk, packing, seed=order.seed, epoch=0, images_seen=images_seen, patch_size=patch_size
                 )
-                used = ~over if packing.oversize == "skip" else slice(None)
-                see(patch_size, images.grid.max(1)[used], rows[used])
+                used = ~measured.skipped(packing)
+                see(patch_size, measured.images.grid.max(1)[used], rows[used])
     return {size: Extreme(largest[size], _describe(order.index, row[size])) for size in row}
 
 

@@ -85,7 +85,7 @@ class RowFilter:
         counts = np.zeros((len(sizes), seq_len + 1), np.int64)
         sample: list[list[np.ndarray]] = [[] for _ in sizes]
         sampled: list[np.ndarray] = []
-        found = passed = 0
+        found = passed = undersize = 0
         total = sum(int(_times(rows, frequency).sum()) for rows in chunks(self.mask))
         step = max(1, total // sample_size(packing.lookahead))
         for rows in chunks(self.mask):
@@ -93,11 +93,11 @@ class RowFilter:
             for size in sizes:
                 chunk = index.rows(rows)
                 with naming_first_invalid_row(index, chunk, packing, seed=seed, epoch=0):
-                    measured, over = measure(chunk, packing, seed=seed, epoch=0, patch_size=size)
-                tokens.append(measured.keep)
-                if packing.oversize == "skip":
-                    times[over] = 0
-            fits = times > 0  # skipped images have more than L tokens
+                    measured = measure(chunk, packing, seed=seed, epoch=0, patch_size=size)
+                tokens.append(measured.images.keep)
+                times[measured.skipped(packing)] = 0
+            undersize += int(np.count_nonzero(measured.undersize)) if packing.undersize == "skip" else 0
+            fits = times > 0  # skipped images may have more than L tokens
             found += int(np.count_nonzero(fits))
             ends = passed + np.cumsum(times)
             chosen = np.repeat(np.arange(len(rows)), np.diff(ends // step, prepend=passed // step))
@@ -107,17 +107,18 @@ class RowFilter:
                 np.add.at(counts[number], keep[fits], times[fits])
                 sample[number].append(keep[chosen])
         if not found:
-            raise self.none_usable(index, oversize=packing)
+            raise self.none_usable(index, packing, undersize)
         keys = counter_hash(Purpose.ROW_ORDER, seed, 0, index.row_id(np.concatenate(sampled)))
         mixed = np.argsort(keys, kind="stable")
         return decide(packing, [np.concatenate(parts)[mixed] for parts in sample], list(counts))
 
-    def none_usable(self, index: Index, *, oversize: Packing | None = None) -> ValueError:
+    def none_usable(self, index: Index, packing: Packing | None = None, undersize: int = 0) -> ValueError:
         """Return the error for an index without a usable image: how many are lost to what, and the first of them.
 
         Args:
             index: of the rows.
-            oversize: the packing that leaves out all rows that are not bad; None if there is no such row.
+            packing: leaves out all rows that are not bad; None if there is no such row.
+            undersize: rows that it leaves out as smaller than a patch; the others are oversize.
         """
         bad, filtered = len(self.bad), int(self.filtered.sum())
         left_out = len(index) - bad - filtered
@@ -125,8 +126,13 @@ class RowFilter:
         remedies = [_remedy(self.bad[row][0], intact=int(index.width[row]) > 0) for row in list(self.bad)[:1]]
         if filtered:
             remedies.append("let where keep some rows")
-        if left_out and oversize is not None:
-            lost.insert(0, f"{left_out} have more than seq_len {oversize.seq_len} tokens and oversize is 'skip'")
+        if undersize:
+            lost.insert(0, f"{undersize} are smaller than a patch and undersize is 'skip'")
+            remedies.append("choose undersize='pad'")
+        if left_out > undersize and packing is not None:
+            lost.insert(
+                0, f"{left_out - undersize} have more than seq_len {packing.seq_len} tokens and oversize is 'skip'"
+            )
             remedies.append("raise seq_len, or choose oversize='shrink'")
         return ValueError(
             f"none of the {len(index)} images can be used: {'; '.join(lost)}. To use some, {', or '.join(remedies)}"

@@ -20,6 +20,7 @@ from patchnpack.loaders.packs.patch_part import patch_part
 from patchnpack.loaders.packs.recipe import Recipe
 from patchnpack.loaders.packs.stored_batch import StoredBatchContext
 from patchnpack.loaders.packs.stored_index import Places
+from patchnpack.loaders.shards.member_names import find_member
 from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.packer import Packing, Plan
 
@@ -72,7 +73,7 @@ class PatchStore:
                     f"{name} is {value!r}, and the packs in {where!r} hold the labels of {recipe.label!r}; leave it "
                     "out, or pack again with it"
                 )
-        if missing := [name for name in extras if name.lstrip(".").lower() not in recipe.extras]:
+        if missing := [name for name in extras if find_member(name.lstrip("."), recipe.extras) is None]:
             raise ValueError(
                 f"extras asks for {missing[0]!r}, and the packs in {where!r} hold {list(recipe.extras)}; pack again "
                 "with it"

@@ -168,6 +168,7 @@ class StoredBatchBuilder:
             step=self._step,
             epoch=self._epoch,
             position=self._position,
+            scaled_decode=self._context.packing.scaled_decode,
         )
 
     def _run_of(self, found: Sequence[tuple[Record, int] | None]) -> tuple[Record, slice] | None:

@@ -19,9 +19,12 @@ from patchnpack.loaders.packs.patch_part import encode_extra
 from patchnpack.loaders.packs.recipe import PARTS, as_json
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.storage import Folder, check_writable, open_folder
+from patchnpack.loaders.shards.keys import escape_extension, escape_key, unused
+from patchnpack.loaders.shards.tar import KEY_HEADER, MEMBER_HEADER
 from patchnpack.packer.checks import check_whole
 
 _NOTE = "unpacked.json"
+_SHARD_BYTES = 1 << 30  # a shard ends once it holds so many: it is made in memory
 
 Members = list[tuple[str, bytes]]  # extension and content of each member of a sample
 
@@ -38,12 +41,13 @@ def unpack(
 
     From an image store come the encoded images, byte for byte, with all members of their samples. From a patch store
     come pixels as PNG, at the size that the packing gave them and with dropped patches black, labels, and extras. Each
-    shard is whole or absent; a second run writes the missing ones.
+    shard is whole or absent; a second run writes the missing ones. A loader reads the keys of the source from them,
+    even keys that cannot be names of files (see `escape_key`).
 
     Args:
         source: the packed folder, a local path or an address.
         out: the folder for the shards images-000000.tar and so on, a local path or an address.
-        images_per_shard: maximum images per shard; a repeated key starts a new shard.
+        images_per_shard: maximum images per shard; a repeated key starts a new shard, and so does 1 GiB.
         storage_options: options for addresses.
         progress: called with (images written, total images).
 
@@ -129,22 +133,33 @@ def _pixels(
 
 def _shards(samples: Iterator[tuple[str, Members]], limit: int) -> Iterator[list[tuple[str, Members]]]:
     shard: dict[str, Members] = {}
+    nbytes = 0
     for key, members in samples:
-        if len(shard) == limit or key in shard:
+        if len(shard) == limit or key in shard or nbytes >= _SHARD_BYTES:
             yield list(shard.items())
-            shard = {}
+            shard, nbytes = {}, 0
         shard[key] = members
+        nbytes += sum(len(data) for _, data in members)
     if shard:
         yield list(shard.items())
 
 
 def _tar(samples: list[tuple[str, Members]]) -> bytes:
-    """Return a tar of the samples, with no bytes that depend on time or user."""
-    file = io.BytesIO()
+    """Return a tar of the samples, with no bytes that depend on time or user.
+
+    A key or a member's name that webdataset would not read back, or that does not unpack safely, is escaped in the name
+    of the file, and stands as it is in a PAX header, where `read_samples` finds it.
+    """
+    file, stems = io.BytesIO(), set[str]()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for key, members in samples:
-            for extension, data in members:
-                info = tarfile.TarInfo(f"{key}.{extension}")
+            stems.add(stem := unused(escape_key(key), stems))
+            extensions = set[str]()  # in lower case, as tars are read
+            for name, data in members:
+                extensions.add(extension := unused(escape_extension(name).lower(), extensions))
+                info = tarfile.TarInfo(f"{stem}.{extension}")
                 info.size = len(data)
+                originals = {KEY_HEADER: key} if stem != key else {}
+                info.pax_headers = originals | ({MEMBER_HEADER: name} if extension != name else {})
                 tar.addfile(info, io.BytesIO(data))
     return file.getvalue()

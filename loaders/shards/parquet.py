@@ -6,30 +6,34 @@ of the cache. The index's offsets count in that file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchnpack.loaders.remote.addresses import name_of
+from patchnpack.loaders.remote.addresses import name_of, redact
+from patchnpack.loaders.shards.arrow_values import (
+    can_hold_images,
+    encode,
+    encoding_of,
+    holds_lists_of_images,
+    plain_type,
+)
+from patchnpack.loaders.shards.member_names import find_member, member_names
 from patchnpack.loaders.shards.tar import IMAGE, TarSample
 
 INDEX_KEY = b"patchnpack.index"  # metadata key of an index, which is a parquet file, too
-LAYOUT = "1"  # version of the layout that `spill` writes
+LAYOUT = "2"  # version of the layout that `spill` writes
 _KEY = "__key__"
-_BYTES = (pa.types.is_binary, pa.types.is_large_binary)
-_TEXTS = (pa.types.is_string, pa.types.is_large_string)
-_SCALARS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-_ROWS = 256  # rows converted to bytes at a time
+_ROWS, _BYTES = 64, 8 << 20  # rows read at a time: at most so many, and about so many bytes
+_BUFFER = 1 << 20  # bytes read ahead per column, where Arrow would hold all bytes of a row group
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The roles of a parquet shard's columns, named in lower case.
+    """The roles of a parquet shard's columns, by the names that `member_names` gives them.
 
     Attributes:
         image: the column of images.
@@ -44,18 +48,17 @@ def read_columns(fd: int, shard: str, images: Sequence[str]) -> Columns:
     """Find the column of images: one of the names in `images`, else the only column that can hold images.
 
     Raises:
-        ValueError: the file is not parquet or is an index, or not exactly one column qualifies.
+        ValueError: the file is not parquet or is an index, two columns have one name, or not exactly one column
+            qualifies.
     """
     with _opened(fd, shard) as file:
         schema = file.schema_arrow
     if INDEX_KEY in (schema.metadata or {}):
         raise ValueError(f"{shard!r} is an index, not a shard; name shards, or the index as the only source")
-    kinds = {
-        field.name.lower(): "txt" if any(test(field.type) for test in (*_TEXTS, *_SCALARS)) else "json"
-        for field in schema
-        if field.name != _KEY and not _can_hold_images(field.type)
-    }
-    return Columns(_image_column(schema, images, shard).lower(), kinds)
+    names = _member_names(schema, shard)
+    kinds = {member: encoding_of(schema.field(name).type) for name, member in names.items()}
+    image = names[_image_column(schema, list(names), images, redact(shard))]
+    return Columns(image, {member: kind for member, kind in kinds.items() if kind})
 
 
 def read_samples(fd: int, shard: str) -> Iterator[tuple[TarSample, dict[str, bytes]]]:
@@ -69,9 +72,9 @@ def read_samples(fd: int, shard: str) -> Iterator[tuple[TarSample, dict[str, byt
         for row, (key, members) in enumerate(_rows(file, shard)):
             sample = TarSample(key if key is not None else f"{stem}/{row:08d}")
             for name, data in members:
-                sample.members[name.lower()] = (offset, len(data))
+                sample.members[name] = (offset, len(data))
                 offset += len(data)
-            yield sample, {name.lower(): data for name, data in members}
+            yield sample, dict(members)
 
 
 def spill(fd: int, shard: str, to: Path) -> None:
@@ -91,9 +94,11 @@ class _opened:
 
     def __init__(self, fd: int, shard: str) -> None:
         try:
-            self._file = pq.ParquetFile(pa.OSFile(f"/dev/fd/{fd}"))
+            self._file = pq.ParquetFile(pa.OSFile(f"/dev/fd/{fd}"), buffer_size=_BUFFER, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"shard {shard!r} cannot be read as parquet: {error}; copy or write it again") from error
+            raise ValueError(
+                f"shard {redact(shard)!r} cannot be read as parquet: {error}; copy or write it again"
+            ) from error
 
     def __enter__(self) -> pq.ParquetFile:
         return self._file
@@ -102,55 +107,101 @@ class _opened:
         self._file.close(force=True)
 
 
+def _member_names(schema: pa.Schema, shard: str) -> dict[str, str]:
+    """The member name of each column except the keys; ValueError if two columns have one name."""
+    if repeated := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise ValueError(
+            f"shard {redact(shard)!r} has {schema.names.count(repeated[0])} columns named {repeated[0]!r}; rename or "
+            "leave out all but one"
+        )
+    return member_names([name for name in schema.names if name != _KEY])
+
+
 def _rows(file: pq.ParquetFile, shard: str) -> Iterator[tuple[str | None, list[tuple[str, bytes]]]]:
-    """The key (None without a key column) and the non-null members of each row, in column order."""
+    """The key (None without one) and the members of each row, in column order; null and NaN are no member."""
+    members = _member_names(file.schema_arrow, shard)
     try:
         for group in range(file.num_row_groups):
-            for batch in file.iter_batches(_ROWS, row_groups=[group], use_threads=False):
-                names = [name for name in batch.schema.names if name != _KEY]
-                columns = [_as_bytes(batch.column(name)) for name in names]
-                keys = batch.column(_KEY).to_pylist() if _KEY in batch.schema.names else [None] * len(batch)
+            for batch in _batches(file, group, shard):
+                columns = [encode(batch.column(name)) for name in members]
+                keys = encode(batch.column(_KEY)) if _KEY in batch.schema.names else [None] * len(batch)
                 for key, *values in zip(keys, *columns, strict=True):
                     yield (
-                        None if key is None else str(key),
-                        [(name, data) for name, data in zip(names, values, strict=True) if data is not None],
+                        None if key is None else key.decode("utf-8", "backslashreplace"),
+                        [(name, data) for name, data in zip(members.values(), values, strict=True) if data is not None],
                     )
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"shard {shard!r} cannot be read to its end: {error}; copy or write it again") from error
+        raise ValueError(
+            f"shard {redact(shard)!r} cannot be read to its end: {error}; copy or write it again"
+        ) from error
 
 
-def _as_bytes(column: pa.Array) -> list[bytes | None]:
-    kind = column.type
-    if pa.types.is_struct(kind) and _can_hold_images(kind):
-        return [None if value is None else value["bytes"] for value in column.to_pylist()]
-    values: list[Any] = column.to_pylist()
-    if any(test(kind) for test in _BYTES):
-        return values
-    if any(test(kind) for test in _TEXTS):
-        return [None if value is None else value.encode() for value in values]
-    if any(test(kind) for test in _SCALARS):
-        return [None if value is None else str(value).encode() for value in values]
-    return [None if value is None else json.dumps(value, default=str).encode() for value in values]
+def _batches(file: pq.ParquetFile, group: int, shard: str) -> Iterator[pa.RecordBatch]:
+    """The rows of a row group, so many at a time that they take about `_BYTES`.
+
+    Arrow cannot hold more than 2 GiB of bytes of a column in lists or structs at a time. Where rows are heavier than
+    the mean of their group says, the rows that are left are read again, fewer at a time.
+    """
+    about = file.metadata.row_group(group)
+    rows = max(1, min(_ROWS, _BYTES * about.num_rows // max(1, about.total_byte_size)))
+    done = 0
+    while True:
+        first = 0
+        try:
+            for batch in file.iter_batches(rows, row_groups=[group], use_threads=False):
+                if first + len(batch) > done:
+                    yield batch.slice(max(0, done - first))
+                    done = first + len(batch)
+                first += len(batch)
+            return
+        except (pa.ArrowNotImplementedError, pa.ArrowCapacityError) as error:
+            if isinstance(error, pa.ArrowNotImplementedError) and "chunked array" not in str(error):
+                raise
+            if rows == 1:
+                raise ValueError(
+                    f"shard {redact(shard)!r} has more than 2 GiB in one column of row {done} of row group {group}, "
+                    "which is more than can be read at once; write its images as several rows"
+                ) from error
+            rows = max(1, rows // 8)
 
 
-def _can_hold_images(kind: pa.DataType) -> bool:
-    """Whether a column of this type can hold encoded images: bytes, or a struct with a field `bytes`."""
-    if pa.types.is_struct(kind):
-        i = kind.get_field_index("bytes")
-        return i >= 0 and any(test(kind.field(i).type) for test in _BYTES)
-    return any(test(kind) for test in _BYTES)
-
-
-def _image_column(schema: pa.Schema, images: Sequence[str], shard: str) -> str:
-    candidates: list[str] = [field.name for field in schema if _can_hold_images(field.type)]
-    named = [name for wanted in images for name in candidates if name.lower() == wanted]
-    if named or (len(candidates) == 1 and ";".join(images) == IMAGE):
-        return (named or candidates)[0]
-    structs = [name for name in candidates if pa.types.is_struct(schema.field(name).type)]
-    if len(structs) == 1 and ";".join(images) == IMAGE:
-        return structs[0]
-    columns = ", ".join(schema.names)
+def _image_column(schema: pa.Schema, names: Sequence[str], images: Sequence[str], shard: str) -> str:
+    """The name of the column of images among the columns `names`."""
+    kinds = {name: schema.field(name).type for name in names}
+    candidates = [name for name in names if can_hold_images(kinds[name])]
+    unfit: list[str] = []  # columns that were asked for
+    for wanted in images:
+        try:
+            name = find_member(wanted, names)
+        except ValueError as error:
+            raise ValueError(f"shard {shard!r}: image={';'.join(images)!r}: {error}") from None
+        if name is not None and can_hold_images(kinds[name], fixed=True):
+            return name
+        unfit += [] if name is None else [name]
+    if ";".join(images) == IMAGE:
+        structs = [name for name in candidates if pa.types.is_struct(plain_type(kinds[name]))]
+        if len(candidates) == 1 or len(structs) == 1:
+            return (structs if len(structs) == 1 else candidates)[0]
+    lists = [name for name in unfit or names if holds_lists_of_images(kinds[name])]
+    if lists and (unfit or not candidates):
+        raise ValueError(
+            f"column {lists[0]!r} of shard {shard!r} holds several images per row ({kinds[lists[0]]}), and a row must "
+            f"hold one: write one row per image, in pandas with table.explode({lists[0]!r}); see 'Lists of images' in "
+            "docs/loading.md"
+        )
+    if unfit:
+        raise ValueError(
+            f"column {unfit[0]!r} of shard {shard!r} holds {kinds[unfit[0]]}, which cannot be encoded images; "
+            + (
+                f"image= can name {', '.join(map(repr, candidates))}"
+                if candidates
+                else "write the bytes of the image files into it, or make tars of the files: patchnpack shard FOLDER"
+            )
+        )
+    remedy = "name the column of images: image='COLUMN'"
+    if not candidates:
+        remedy = "write the bytes of the image files into a column, plain or as a struct with a field `bytes`"
     raise ValueError(
         f"shard {shard!r} has {len(candidates)} columns that can hold images ({', '.join(candidates) or 'none'}; its "
-        f"columns are {columns}) and image={';'.join(images)!r}; name the column of images: image='COLUMN'"
+        f"columns are {', '.join(schema.names)}) and image={';'.join(images)!r}; {remedy}"
     )

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from patchnpack.loaders.imaging.formats import EXTENSIONS
 from patchnpack.loaders.remote.addresses import expand_braces, is_remote, name_of, redact
 from patchnpack.loaders.shards.names import check_name, names_of
 from patchnpack.loaders.shards.opener import ShardOpener
@@ -17,7 +18,6 @@ ShardNames = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 PACKED_FOLDER_FILES = ("recipe.json", "manifest.json")  # a folder that holds one of them is a packed folder
 INDEX_NAMES = ("index.parquet", "index.arrow")  # names of an index beside its shards
-_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 def is_packed_folder(source: object) -> bool:
@@ -120,7 +120,7 @@ def _refuse_folder(path: str) -> None:
             raise ValueError(f"{path!r} is a folder of {shards} shards; name the shards: {pattern!r}")
     if not inside:
         raise ValueError(f"{path!r} is an empty folder; name shards, such as 'train-{{000000..000009}}.tar'")
-    images = sum(os.path.splitext(name)[1].lower() in _IMAGES for name in inside)
+    images = sum(os.path.splitext(name)[1][1:].lower() in EXTENSIONS for name in inside)
     raise ValueError(
         f"{path!r} is a folder with {images} image files at its top, not a shard; make shards of it first: "
         f"patchnpack shard {shlex.quote(path)} -o {shlex.quote(path.rstrip(os.sep) + '-shards')}"

@@ -10,12 +10,15 @@ import re
 import tarfile
 from dataclasses import dataclass, field
 
-from patchnpack.loaders.imaging.formats import is_image
+from patchnpack.loaders.imaging.formats import EXTENSIONS, is_image
 
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _META = re.compile(r"__[^/]*__(/|\Z)")
 _BLOCK = 512
-IMAGE = "jpg;jpeg;png;webp"  # the default extensions of images
+IMAGE = ";".join(EXTENSIONS)  # the default extensions of images
+# PAX headers with the key of a sample and the name of its member, where the file's name cannot hold them as they are:
+# `unpack` writes them.
+KEY_HEADER, MEMBER_HEADER = "patchnpack.key", "patchnpack.member"
 _MAX_PADDING = 1 << 20  # bytes of zeros at the end; writers round a tar up to 10 KiB or to another record size
 _LABEL, _DUMP = b"V", b"D"  # GNU tar's name of the archive, and its list of a folder's files
 _KINDS = {
@@ -99,8 +102,8 @@ def read_tar(file: str, shard: str | None = None) -> TarShard:
                 if match is None or is_reserved(member.name):
                     unnamed.append(TarSample(member.name, {"": place}))
                     continue
-                key, extension = match[1], match[2].lower()
-                sample = samples.setdefault(key, TarSample(key))
+                key, extension = match[1], member.pax_headers.get(MEMBER_HEADER, match[2].lower())
+                sample = samples.setdefault(key, TarSample(member.pax_headers.get(KEY_HEADER, key)))
                 # `tar -cf a.tar folder folder/a.jpg` stores the second a.jpg as a link to the first.
                 if sample.members.setdefault(extension, place) != place:
                     raise ValueError(f"shard {path!r} holds {member.name!r} twice; give each member its own name")

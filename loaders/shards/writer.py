@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +13,10 @@ import numpy as np
 from webdataset import TarWriter
 
 from patchnpack.loaders.process import cpu_share
+from patchnpack.loaders.shards.image_folder import ImageFolder, folders_that_are_no_classes, read_image_folder
 from patchnpack.loaders.shards.tar import IMAGE, read_samples
 from patchnpack.packer.checks import check_whole
-from patchnpack.packer.files import absent, atomic_write
+from patchnpack.packer.files import atomic_write
 
 Folders = Literal["auto", "classes", "none"]
 CLASSES = "classes.txt"
@@ -34,6 +33,10 @@ class Written:
         validation: number of images in the validation shards.
         classes: class names in the order of their numbers; empty if folders are not classes.
         kept: number of shards that an earlier call had finished.
+        members: number of files that are written as members of images, by extension.
+        left_out: number of files that are neither an image nor a member of one, by extension (".md", "no extension").
+        hidden: number of hidden files and folders; none is looked into.
+        loops: number of links to a folder that they lie in; none is followed.
     """
 
     shards: list[str]
@@ -41,13 +44,16 @@ class Written:
     validation: int
     classes: list[str]
     kept: int
+    members: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    hidden: int = 0
+    loops: int = 0
 
 
 @dataclass(slots=True)
 class _Sample:
     key: str
-    group: str | None  # the first folder below the root
-    members: dict[str, Path] = field(default_factory=dict)
+    members: dict[str, Path]
     label: bytes | None = None
 
     def sizes(self) -> dict[str, int]:
@@ -71,30 +77,33 @@ def write_shards(
 ) -> Written:
     """Write the image files below `folder` as shards `train-000000.tar` ... into `out`.
 
-    A sample is an image and the members beside it with the same stem. Its key is the path below `folder` without
-    extension, with underscores for dots, because webdataset ends keys at the first dot. Each shard is whole or absent.
-    The same folder gives the same bytes, and a repeated call skips finished shards.
+    A sample is an image and the members beside it: `a.jpg`, `a.txt`, `a.seg.png`. Its key is the path below `folder`
+    without extension, with underscores for dots, because webdataset ends keys at the first dot. Each shard is whole or
+    absent. The same folder gives the same bytes, and a repeated call skips finished shards.
 
     Args:
-        folder: the images, in sub-folders of any depth. Hidden files are skipped.
+        folder: the images, in sub-folders of any depth. Links are followed. Hidden files and folders are skipped.
         out: folder of the shards; created if absent.
         images_per_shard: maximum number of images per shard.
         validation: share of the images, drawn at random, that goes into `validation-000000.tar` ... instead.
         folders: "classes": the first folder below `folder` is the image's class. Its number becomes the member `.cls`,
-            and `classes.txt` lists the names. "none": folders are not classes. "auto": "classes" if every image is in a
-            sub-folder and none has a `.cls` member, else "none".
+            and `classes.txt` lists the names. Numbers follow the sorted names, as torchvision's `ImageFolder` counts
+            them: "10" comes before "9". "none": folders are not classes. "auto": "classes" if every image is in a
+            sub-folder and none has a `.cls` member, else "none"; folders called images and masks, or train and val, are
+            an error.
         classes: a file with one class name per line, such as another call's `classes.txt`, that sets the numbers.
-        image: extensions of images, separated by ";".
-        members: extensions of further members.
+        image: extensions of images, separated by ";"; by default those of all formats that a loader reads.
+        members: extensions of further members. Images whose names add to an image's name, such as `a.seg.png` beside
+            `a.jpg`, are members, too.
         seed: seeds the order and the choice of validation images; None keeps the order of paths. Keep the order random
             for any loader that shuffles within a window: paths sorted by class would give it poor batches.
         num_threads: threads that write one shard each; None is the CPU count of this process.
         progress: called with (images written, total images).
 
     Raises:
-        FileNotFoundError: the folder does not exist.
-        ValueError: the folder holds no image; with "classes", an image has no class or `classes` lacks it; or `out`
-            holds shards of other images.
+        FileNotFoundError: the folder does not exist, or a link in it leads nowhere.
+        ValueError: `folder` or `out` is a file; the folder holds no image; with "classes", an image has no class,
+            `classes` lacks it, or a class has no image; or `out` holds shards of other images.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -110,11 +119,8 @@ def write_shards(
     if folders not in get_args(Folders):
         raise ValueError(f"folders is {folders!r}; it must be one of {', '.join(map(repr, get_args(Folders)))}")
     folder, out = Path(folder), Path(out)
-    if out.is_file():
-        raise ValueError(f"out is {str(out)!r}, a file; name a folder for the shards")
-    samples = _find_samples(folder, image.split(";"), members)
-    _check_links(samples)
-    names = _assign_classes(samples, folders, classes)
+    found = _find_images(folder, image, members, out)
+    samples, names = _assign_classes(found, folders, classes)
     if seed is not None:
         samples = [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))]
     held_out = round(validation * len(samples))
@@ -130,6 +136,10 @@ def write_shards(
         validation=held_out,
         classes=names,
         kept=len(finished),
+        members=dict(Counter(f".{name}" for image in found.images for name in image.members)),
+        left_out=dict(found.left_out),
+        hidden=len(found.hidden),
+        loops=len(found.loops),
     )
 
 
@@ -159,86 +169,72 @@ def _write_all(
                 progress(done, total)
 
 
-def _find_samples(folder: Path, image: Sequence[str], members: Sequence[str]) -> list[_Sample]:
-    """The images below a folder in the order of their paths, each with its further members."""
-    if not folder.is_dir():
-        if folder.exists():
-            raise ValueError(f"{str(folder)!r} is a file; name the folder that holds the images")
-        raise FileNotFoundError(f"folder {str(folder)!r} {absent(str(folder))}; name the folder that holds the images")
-    samples: dict[str, _Sample] = {}
-    seen: Counter[str] = Counter()
-    for parent, below, names in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        paths = {name: Path(parent, name) for name in sorted(names) if not name.startswith(".")}
-        siblings = {(path.stem, path.suffix[1:].lower()): path for path in paths.values()}
-        for path in paths.values():
-            extension = path.suffix[1:].lower()
-            seen[path.suffix.lower() or "no extension"] += 1
-            if extension not in image:
-                continue
-            relative = path.relative_to(folder)
-            key, group = _key(relative), relative.parts[0] if len(relative.parts) > 1 else None
-            if key in samples:  # a.jpg beside a.png
-                key = f"{key}_{extension}"
-            if key in samples:
-                raise ValueError(
-                    f"{str(path)!r} would get the key {key!r} of {str(_first(samples[key]))!r}; rename one of them"
-                )
-            others = {name: siblings[path.stem, name] for name in members if (path.stem, name) in siblings}
-            samples[key] = _Sample(key, group, {extension: path, **others})
-    if not samples:
-        if not seen:
-            raise ValueError(f"{str(folder)!r} holds no file, nor do its sub-folders; name the folder of the images")
-        found = ", ".join(f"{count} of {name}" for name, count in seen.most_common(3))
+def _find_images(folder: Path, image: str, members: Sequence[str], out: Path) -> ImageFolder:
+    """The images below a folder; ValueError if there is none, or if `out` is a file."""
+    if out.is_file():
+        raise ValueError(f"out is {str(out)!r}, a file; name a folder for the shards")
+    extensions = [extension.strip().lstrip(".").lower() for extension in image.split(";")]
+    found = read_image_folder(folder, extensions, [name.strip().lstrip(".").lower() for name in members], out)
+    if not found.images and not found.left_out:
+        raise ValueError(f"{str(folder)!r} holds no file, nor do its sub-folders; name the folder of the images")
+    if not found.images:
         raise ValueError(
-            f"no image (extensions {';'.join(image)}) was found below {str(folder)!r}, but {found}; name another "
-            "folder, or the extensions with image="
+            f"no image (extensions {';'.join(extensions)}) was found below {str(folder)!r}, but "
+            f"{count_by_extension(found.left_out)}; name another folder, or the extensions with image="
         )
-    return list(samples.values())
+    return found
 
 
-def _check_links(samples: Sequence[_Sample]) -> None:
-    """Raise ValueError if a file is a dangling link: named now, not after most shards are written."""
-    for path in (path for sample in samples for path in sample.members.values()):
-        if not path.exists():
-            raise ValueError(f"{str(path)!r} {absent(str(path))}; delete the link, or restore the file")
+def count_by_extension(counts: Mapping[str, int], limit: int = 5) -> str:
+    """List how many files there are of each extension, most frequent first.
+
+    >>> count_by_extension({".md": 1, "no extension": 2})
+    '2 of no extension, 1 of .md'
+    """
+    listed = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    text = ", ".join(f"{count} of {name}" for name, count in listed[:limit])
+    return text if len(listed) <= limit else f"{text}, {sum(count for _, count in listed[limit:])} of others"
 
 
-def _key(path: Path) -> str:
-    key = path.with_name(path.stem.replace(".", "_")).as_posix()
-    return re.sub(r"__(?=/)", "_", key)  # webdataset skips folders called __NAME__
-
-
-def _first(sample: _Sample) -> Path:
-    return next(iter(sample.members.values()))
-
-
-def _assign_classes(samples: list[_Sample], folders: Folders, classes: str | Path | None) -> list[str]:
-    """Label each sample with the number of its folder if folders are classes; returns the class names."""
-    outside = [sample for sample in samples if sample.group is None]
-    labelled = [sample for sample in samples if "cls" in sample.members]
+def _assign_classes(
+    found: ImageFolder, folders: Folders, classes: str | Path | None
+) -> tuple[list[_Sample], list[str]]:
+    """The samples, with the number of their folder as label if folders are classes, and the names of the classes."""
+    samples = [_Sample(image.key, {image.extension: image.path, **image.members}) for image in found.images]
+    outside = [image for image in found.images if image.folder is None]
+    labelled = [image for image in found.images if "cls" in image.members]
+    if folders == "auto" and (reason := folders_that_are_no_classes(found)) and (found.pairs or not outside):
+        raise ValueError(f"{reason}; if they are classes, give folders='classes', if all are images, folders='none'")
     if folders == "none" or (folders == "auto" and (outside or labelled)):
         if classes is not None:
             raise ValueError(
                 f"classes is {str(classes)!r}, but folders are not classes here; give folders='classes', or no classes"
             )
-        return []
+        return samples, []
     if outside or labelled:
         reason = "is in no sub-folder" if outside else "has a .cls file beside it"
         raise ValueError(
-            f"folders='classes', but {str(_first((outside or labelled)[0]))!r} {reason} "
+            f"folders='classes', but {str((outside or labelled)[0].path)!r} {reason} "
             f"({len(outside or labelled)} in total); move them, or give folders='none'"
         )
-    own = {str(sample.group) for sample in samples}
+    own = {str(image.folder) for image in found.images}
+    for name, files in found.folders.items():
+        if name not in own:
+            raise ValueError(
+                f"the folder {name!r} is a class without an image: it holds {count_by_extension(files) or 'no file'}; "
+                "add the extension of its images with image=, move it elsewhere, or give folders='none'"
+            )
+    if broken := sorted(name for name in own if name.splitlines() != [name]):
+        raise ValueError(f"the folder {broken[0]!r} has a line break in its name, and {CLASSES} lists lines; rename it")
     names = sorted(own) if classes is None else Path(classes).read_text("utf-8").splitlines()
     if unknown := sorted(own - set(names)):
         raise ValueError(
             f"{str(classes)!r} lacks the class {unknown[0]!r}, which is a folder here; add it, or rename one of them"
         )
     numbers = {name: str(number).encode() for number, name in enumerate(names)}
-    for sample in samples:
-        sample.label = numbers[str(sample.group)]
-    return names
+    for sample, image in zip(samples, found.images, strict=True):
+        sample.label = numbers[str(image.folder)]
+    return samples, names
 
 
 def _find_finished(out: Path, shards: dict[Path, list[_Sample]], classes: list[str]) -> set[Path]:

@@ -17,6 +17,7 @@ from patchnpack.loaders.index.labels import KnownLabels, Labels
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.order.row_filter import RowFilter
+from patchnpack.loaders.shards.member_names import find_member
 from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.packer import Packing
@@ -99,11 +100,13 @@ def indexed_context(source: Source, buffers: BufferPool) -> IndexedBatchContext:
     """
     options, index, reader = source.options, source.index, source.reader()
     labels = source.labels(reader)
-    extras = [extension.lstrip(".").lower() for extension in options.extras]
-    for extension in extras:
-        if extension not in index.members:
+    extras: list[str] = []
+    for name in options.extras:
+        member = find_member(name.lstrip("."), index.members)
+        if member is None:
             found = ", ".join(sorted(index.members))
-            raise ValueError(f"extras asks for {extension!r}, which no sample has; their members are {found}")
+            raise ValueError(f"extras asks for {name!r}, which no sample has; their members are {found}")
+        extras.append(member)
     return IndexedBatchContext(
         index=index,
         reader=reader,

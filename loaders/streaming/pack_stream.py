@@ -87,9 +87,9 @@ def pack_stream(
     Raises:
         ValueError: an option is out of range. While iterating: a sample or image has an unsupported type, a label is
             neither a number nor a known class, or none of the first 1,000 samples has an image, a label or a member
-            that was asked for.
+            that was asked for. Also an image that `packing` refuses: `oversize="error"` or `undersize="error"`.
 
-    An image that cannot be read or is smaller than a patch is logged, counted and left out; `stats()` lists it.
+    An image that cannot be read is logged, counted and left out; `stats()` lists it.
 
     >>> import numpy as np
     >>> pairs = [(np.zeros((32, 48, 3), np.uint8), label) for label in range(5)]

@@ -22,7 +22,7 @@ from patchnpack.loaders.process import cpu_share, process_rank
 from patchnpack.loaders.streaming.outcomes import StreamOutcomes
 from patchnpack.loaders.streaming.progress import Progress
 from patchnpack.loaders.streaming.samples import NoImage, Sample, SampleReader, StreamBatchContext, rows_of
-from patchnpack.packer import Images, Native, PackedBatch, Packing, Plan, Planner, Rows, ScheduledResolution
+from patchnpack.packer import Images, PackedBatch, Packing, Plan, Planner, Rows
 from patchnpack.packer.plan import images_per_pack
 
 # B packs in a batch
@@ -82,8 +82,10 @@ class Stream:
         yield from run_batches(self._builders(), self._outcomes, num_threads=num_threads, prefetch=self._prefetch)
         total = self._outcomes.stats
         _log.info(
-            "the stream ended: %d images in %d packs, %d bad; left out: %d oversize, %d at the end, %d without image%s",
-            *(total.images, total.packs, total.bad_images, total.skipped["oversize"], total.skipped["tail"]),
+            "the stream ended: %d images in %d packs, %d bad; left out: %d oversize, %d undersize, %d at the end, %d "
+            "without image%s",
+            *(total.images, total.packs, total.bad_images),
+            *(total.skipped[reason] for reason in ("oversize", "undersize", "tail")),
             *(total.without_image, total.oddities()),
         )
 
@@ -142,10 +144,7 @@ class Stream:
     def _packs(self) -> Iterator[tuple[int, Images]]:
         """Yield the patch size and the images of each pack as soon as no later sample can change it."""
         planner = None
-        for arrived in self._arrivals():
-            rows = self._large_enough(arrived)
-            if not len(rows):
-                continue
+        for rows in self._arrivals():
             with self._naming_samples(rows):
                 if planner is None:
                     planner = self._planner(rows)
@@ -154,24 +153,11 @@ class Stream:
         if planner is not None:
             yield from self._planned(planner.finish())
 
-    def _large_enough(self, rows: Rows) -> Rows:
-        """Return the rows that are large enough for the packing; the others are recorded as bad images."""
-        try:
-            _check_sizes(rows, self._packing)
-            return rows
-        except ValueError:
-            fits = np.ones(len(rows), np.bool_)
-            for i, row in enumerate(rows.row.tolist()):
-                try:
-                    _check_sizes(rows.take(slice(i, i + 1)), self._packing)
-                except ValueError as error:
-                    fits[i] = False
-                    self._outcomes.record(row, self._waiting.pop(row).bad_row("size", str(error)))
-            return rows.take(fits)
-
     def _planned(self, plan: Plan) -> Iterator[tuple[int, Images]]:
         self._outcomes.left_out.oversize += len(plan.oversize)
-        self._leave_out(plan.skipped, "oversize")
+        self._outcomes.left_out.undersize += len(plan.undersize)
+        for reason, rows in plan.skipped_by_reason().items():
+            self._leave_out(rows, reason)
         for number, patch_size in enumerate(plan.patch_size.tolist()):
             yield patch_size, plan.pack(number)
 
@@ -230,12 +216,3 @@ class Stream:
                 f"{first.key!r}) and {last.row} (key {last.key!r})"
             )
             raise
-
-
-def _check_sizes(rows: Rows, packing: Packing) -> None:
-    """Raise ValueError if an image is too small for one of the packing's patch sizes."""
-    policy = packing.resolution
-    for stage in [policy for _, policy in policy.stages] if isinstance(policy, ScheduledResolution) else [policy]:
-        if isinstance(stage, Native):  # the other policies enlarge small images
-            for size in packing.patch_sizes:
-                stage.sizes(rows.width, rows.height, size, packing.grid_multiple)

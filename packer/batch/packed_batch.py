@@ -45,6 +45,7 @@ class PackedBatch:
         step: number of batches before this one in the epoch.
         epoch: number of the epoch.
         position: packs of the epoch consumed, over all ranks, once this batch has been used.
+        scaled_decode: whether JPEGs that shrink at least twofold were decoded at a lower scale.
         cu_seqlens: int32 (N + 1,), start of each image in the flat order of valid tokens.
         token_index: int64 (T,), position of each valid token in the flattened (B*L) slots.
         lengths: tokens of each of the N images, as Python ints.
@@ -64,6 +65,7 @@ class PackedBatch:
     step: int = 0
     epoch: int = 0
     position: int = 0
+    scaled_decode: bool = False
     cu_seqlens: torch.Tensor = field(init=False, repr=False)
     token_index: torch.Tensor = field(init=False, repr=False)
     lengths: list[int] = field(init=False, repr=False)

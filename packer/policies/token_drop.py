@@ -31,6 +31,14 @@ class TokenDrop(ABC):
             images_seen: int64 (n,), images seen in training before each; 0 by default.
         """
 
+    @property
+    def cap(self) -> int | None:
+        """The most tokens that an image may keep, by the policy's own words; None where it names no number.
+
+        `Packing.fill` gives no token back beyond it.
+        """
+        return None
+
     def keep(
         self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
     ) -> np.ndarray:
@@ -180,6 +188,8 @@ class ResolutionDrop(TokenDrop):
 class DropToTokens(TokenDrop):
     """Keep at most s0 tokens of each image: the keep rate is min(1, s0 / s).
 
+    `Packing.fill` gives none of the others back.
+
     ```
     4 tokens      |012| keeps all 3, |.1.3.56.| keeps 4 of 8
     ```
@@ -196,6 +206,11 @@ class DropToTokens(TokenDrop):
 
     def __post_init__(self) -> None:
         check_whole("tokens", self.tokens)
+
+    @property
+    def cap(self) -> int:
+        """s0."""
+        return self.tokens
 
     def rates(
         self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
@@ -251,6 +266,11 @@ class ScheduledDrop(TokenDrop):
             raise ValueError(f"midpoint is {self.midpoint}; it must be a number of images, at least 0")
         if not 0 < self.tau < float("inf"):
             raise ValueError(f"tau is {self.tau}; it must be a number of images above 0")
+
+    @property
+    def cap(self) -> int | None:
+        """That of the drop. Where the factor lets an image keep more, its own count is the cap."""
+        return self.drop.cap
 
     def factors(self, images_seen: np.ndarray) -> np.ndarray:
         """The factor after `images_seen` (n,) images, float64 (n,)."""

@@ -34,7 +34,8 @@ Storage = Annotated[
         help="Option for remote shards, such as anon=true, endpoint_url=URL or retry.attempts=3; may be repeated.",
     ),
 ]
-IMAGES = "jpg;jpeg;png;webp"  # the default of `--image`: IMAGE of loaders/shards/tar.py, which imports PIL
+# The default of `--image`: IMAGE of loaders/shards/tar.py, which imports PIL.
+IMAGES = "jpg;jpeg;jpe;jfif;png;apng;webp;gif;bmp;dib;tif;tiff;avif;avifs;jxl;jp2;j2k;j2c;jpc;jpf;jpx;heic;heif;hif"
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:

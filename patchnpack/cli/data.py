@@ -44,7 +44,7 @@ def shard(
     patchnpack shard photos -o shards --validation 0.1
     """
     from patchnpack.loaders import write_shards
-    from patchnpack.loaders.shards.writer import CLASSES
+    from patchnpack.loaders.shards.writer import CLASSES, count_by_extension
     from patchnpack.packer.text import counted
 
     with progress_bar("writing shards") as progress:
@@ -66,6 +66,13 @@ def shard(
     if written.classes:
         names = ", ".join(written.classes[:5]) + (" ..." if len(written.classes) > 5 else "")
         typer.echo(f"{out / CLASSES}: {len(written.classes)} classes: {names}")
+    if written.members:
+        typer.echo(f"{out}: members of the images: {count_by_extension(written.members)}")
+    left_out = [count_by_extension(written.left_out)] if written.left_out else []
+    left_out += [f"{written.hidden} hidden"] if written.hidden else []
+    left_out += [f"{written.loops} links to a folder that they lie in"] if written.loops else []
+    if left_out:
+        typer.echo(f"{out}: left out: {', '.join(left_out)}")
 
 
 def make_index(

@@ -129,6 +129,7 @@ PACKING_FLAGS = {
         parse=parse_resolution,
     ),
     "oversize": FieldFlag("shrink", "Policy for images with more than --seq-len tokens: shrink, drop, skip or error."),
+    "undersize": FieldFlag("pad", "Policy for images smaller than a patch: pad, skip or error."),
     "token_drop": FieldFlag(
         "0",
         f"Share of each image's tokens to drop: {TOKEN_DROPS}; append @FIRST:LAST:MIDPOINT:TAU for a schedule.",
@@ -156,6 +157,7 @@ _OF_EVALUATION = (
     "patch_size",
     "resolution",
     "oversize",
+    "undersize",
     "max_images",
     "grid_multiple",
     "image_mode",

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from patchnpack.loaders.errors import MAX_PIXELS
 from patchnpack.loaders.index.index_file import is_index
+from patchnpack.loaders.shards.arrow_values import can_hold_images, holds_lists_of_images, plain_type, plain_values
 from patchnpack.packer import Rows
 
 # n rows of a table
@@ -25,7 +26,8 @@ from patchnpack.packer import Rows
 PAIRS = (("width", "height"), ("w", "h"), ("image_width", "image_height"), ("original_width", "original_height"))
 COUNT = "count"
 _CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-_TEXTS = (pa.types.is_string, pa.types.is_large_string)
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
 _MAX_IMAGES = 200_000_000  # a report of so many takes about 20 GB
 
 
@@ -109,8 +111,10 @@ def _is_table(name: str) -> bool:
         schema = pq.read_schema(name)
     except (pa.ArrowException, OSError):
         return False  # a damaged shard: reading the shards says so
-    shards_have = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct)
-    return _has_pair(schema.names) and not any(test(field.type) for test in shards_have for field in schema)
+    return _has_pair(schema.names) and not any(
+        can_hold_images(field.type) or holds_lists_of_images(field.type) or pa.types.is_struct(field.type)
+        for field in schema
+    )
 
 
 def _names(path: str) -> list[str]:
@@ -183,9 +187,10 @@ def _columns(names: Sequence[str], path: str) -> tuple[list[str], list[str]]:
 
 def _whole(table: pa.Table, name: str, path: str) -> np.ndarray:
     """A column as int64 (n,), each a whole number of at least 1."""
-    column = table[name].combine_chunks()
+    column = pa.chunked_array([plain_values(chunk) for chunk in table[name].chunks], plain_type(table[name].type))
+    column = column.combine_chunks()
     kind = column.type
-    if not any(test(kind) for test in (pa.types.is_integer, pa.types.is_floating, *_TEXTS)):
+    if not any(test(kind) for test in (*_NUMBERS, *_TEXTS)):
         raise ValueError(f"column {name!r} of table {path!r} holds {kind}; it must hold whole numbers")
     text = pc.utf8_trim_whitespace(column.cast(pa.string()))
     # Tools that know missing values write whole numbers as 640.0.

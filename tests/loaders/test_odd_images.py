@@ -16,7 +16,7 @@ from patchnpack.loaders import ErrorPolicy, Job, PackedImageLoader, pack_stream,
 from patchnpack.loaders.imaging.readers import heif
 from patchnpack.loaders.sources import shard_source
 from patchnpack.packer import PackedBatch, Packing
-from tests.images import draw_image, encode_image, write_png, write_tar
+from tests.images import draw_image, encode_image, write_tar
 from tests.loaders.imaging.odd_jpegs import between_segments, zero_se
 
 PACKING = Packing(seq_len=64, patch_size=16)

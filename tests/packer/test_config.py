@@ -23,6 +23,7 @@ def test_defaults_are_those_of_the_documented_contract() -> None:
         "patch_size": 16,
         "resolution": {"max_tokens": None, "edge": "pad"},
         "oversize": "shrink",
+        "undersize": "pad",
         "token_drop": {},
         "algorithm": "auto",
         "lookahead": 256,

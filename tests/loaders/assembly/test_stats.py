@@ -18,7 +18,7 @@ def bad(row: int) -> BadRow:
 
 def test_new_stats_are_zero_without_dividing_by_zero() -> None:
     report = Stats().report()
-    assert report["skipped"] == {"oversize": 0, "where": 0, "tail": 0}
+    assert report["skipped"] == {"oversize": 0, "undersize": 0, "where": 0, "tail": 0}
     assert report["bad"] == []
     assert all(
         value == 0

@@ -5,17 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
-import io
-import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -321,32 +316,6 @@ def test_remote_parquet_gives_the_local_batches(
     finally:
         for i in range(6):
             (drawn.folder / f"part-{i}.parquet").unlink()
-
-
-def test_memory_is_bounded_by_a_row_group(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    path = tmp_path / "a.parquet"
-    file = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (600, 600, 3), np.uint8)).save(file, "PNG")
-    schema = pa.schema([("image", pa.binary())])
-    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
-        for _ in range(40):
-            writer.write_table(pa.table({"image": [file.getvalue()] * 8}, schema=schema), row_group_size=8)
-    code = f"""
-import json, resource
-from patchnpack.loaders import scan
-def peak(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
-from patchnpack.loaders.shards.opener import ShardOpener
-import pyarrow.parquet, pyarrow.dataset
-before = peak()
-index = scan({str(path)!r})
-index.reader(ShardOpener({str(tmp_path / "cache")!r})).read(0, 0, 100)
-print(json.dumps([len(index), peak() - before]))
-"""
-    images, grown = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
-    assert images == 320
-    assert path.stat().st_size > 300 << 20
-    assert grown < 120 << 20
 
 
 def test_glob_of_parquet_shards_skips_their_index(drawn: Any, tmp_path: Path) -> None:

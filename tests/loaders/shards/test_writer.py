@@ -98,7 +98,7 @@ def test_interrupted_call_is_completed_to_the_same_bytes(
     def fail_on_the_third(path: Path, samples: list[writer_module._Sample]) -> int:
         calls.append(path)
         if len(calls) == 3:
-            samples = [*samples[:1], writer_module._Sample("gone", None, {"jpg": tmp_path / "gone.jpg"})]
+            samples = [*samples[:1], writer_module._Sample("gone", {"jpg": tmp_path / "gone.jpg"})]
         return write(path, samples)
 
     monkeypatch.setattr(writer_module, "_write", fail_on_the_third)

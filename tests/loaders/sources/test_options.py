@@ -41,7 +41,11 @@ MakeDrawn = Callable[..., Any]
         ({"label": "class"}, "label 'class' is absent from all 60 samples; their members are .cls, .jpg, .png, .txt"),
         ({"label": "json:class"}, "label 'json:class' is absent from all 60 samples"),
         ({"label": "cls", "classes": ["a", "b"]}, "is not among the 2 classes"),
-        ({"packing": Packing(patch_size=64)}, r"is smaller than a patch of 64x64 .* use a smaller patch_size"),
+        (
+            {"packing": Packing(patch_size=64, undersize="error")},
+            r"is smaller than a patch of 64x64 .* use a smaller patch_size, or choose undersize='pad' or 'skip'; the "
+            r"first is 's\d+i\d+' in shard",
+        ),
         ({"packing": PACKING.replace(seq_len=8, oversize="error")}, "more than seq_len 8"),
     ],
 )

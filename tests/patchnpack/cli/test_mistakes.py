@@ -70,7 +70,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("index a.tar -o dead/index.parquet", "'dead/index.parquet' cannot be written: "),
         (
             "shard linked -o out",
-            "'linked/1.jpg' is a link to '/absent/1.jpg', which does not exist; delete the link, or re",
+            "'linked/1.jpg' is a link to '/absent/1.jpg', which does not exist; restore that file or folder",
         ),
         ("shard dead -o out", "folder 'dead' is a link to '/absent', which does not exist; name the folder that holds"),
         ("shard a.tar -o out", "'a.tar' is a file; name the folder that holds the images"),

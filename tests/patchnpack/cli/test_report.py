@@ -34,7 +34,7 @@ def test_sweep_prints_a_table_within_80_columns_and_the_advice(shards: Shards) -
 
 def test_report_counts_samples_without_an_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = encode_image(draw_image(32, 24))
-    members = [("a.jpg", data), ("b.jpg", data), ("c.bmp", data), ("d.v2.jpg", data), ("README", b"text")]
+    members = [("a.jpg", data), ("b.jpg", data), ("c.svg", data), ("d.v2.jpg", data), ("README", b"text")]
     path = write_tar(tmp_path / "a.tar", members)
     result = run(app, ["report", path, "--seq-len", "64", "--json"])
     assert result.exit_code == 0, result.output

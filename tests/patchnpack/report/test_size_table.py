@@ -117,3 +117,34 @@ def test_a_missing_or_remote_table_is_an_error(tmp_path: Path) -> None:
         read_size_tables(["none.csv"])
     with pytest.raises(ValueError, match=r"table 's3://bucket/a\.csv' is remote; copy it to this machine"):
         read_size_tables(["s3://bucket/a.csv"])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([640, 5]).dictionary_encode(),
+        pa.array(["640", "5"]).dictionary_encode(),
+        pa.array(["640", "5"], pa.string_view()),
+        pa.array([640, 5], pa.decimal128(10, 2)),
+        pa.array([640, 5], pa.float32()),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_sizes_of_any_type_that_holds_whole_numbers_are_read(column: pa.Array, tmp_path: Path) -> None:
+    tables = _parquet(tmp_path, width=column, height=[480, 7])
+    assert are_size_tables(tables)
+    assert read_size_tables(tables).width.tolist() == [640, 5]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        pa.array([b"x"], pa.binary_view()),
+        pa.array([b"x"]).dictionary_encode(),
+        pa.array([[b"x"]]),
+        pa.array([{"bytes": b"x", "path": ""}]),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_table_with_sizes_and_images_is_a_shard(image: pa.Array, tmp_path: Path) -> None:
+    assert not are_size_tables(_parquet(tmp_path, width=[640], height=[480], image=image))
