@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -38,23 +38,27 @@ from patchnpack.packer.text import counted
 
 
 class PackedImageLoader:
-    """Loads batches of packed images, at native resolution, from shards, a packed folder or a mixture.
+    """Loads batches of packed images, at native resolution, from shards, a data set, a packed folder or a mixture.
 
     Sizes come from headers, so the whole order is planned from integers; threads decode each image once, straight into
     its batch. The sequence of batches is a function of the source, `packing`, `seed` and the epoch: it is identical for
     any number of threads and any `prefetch`.
 
     Args:
-        source: shards by brace range, glob or list; an index file; an `Index`; a `Mixture` of several of these; or a
-            folder that `patchnpack pack` wrote.
+        source: shards by brace range, glob or list; an index file; an `Index`; a `Mixture` of several of these; a
+            folder that `patchnpack pack` wrote; or a data set: of Hugging Face, of torchvision, or any object with
+            `__len__` and `__getitem__` that returns (image, label), a dict or an image. An image is encoded bytes, a
+            PIL image, a uint8 array or the path of a file.
         packing: what a sequence looks like; None is `Packing()`, or the packing of the packed folder.
         batch_size: B, packs per batch of this rank.
         shuffle: whether to shuffle shards and, inside windows of `shuffle_window` shards, rows, differently each epoch.
         seed: seeds every shuffle and draw.
         repeat: whether `iter` continues with the next epoch without end; such a loader has no length.
-        image: extensions of image files, separated by ";".
+        image: extensions of image files, separated by ";". Of a data set, the column or member that holds the images;
+            by default, the only one.
         label: None, "cls" (or any member with a text), "json:FIELD", or a callable from a sample's members (extension
-            to bytes) to an int or an array.
+            to bytes) to an int or an array. Of a data set, a column or member, or a callable from a dict of them; pairs
+            and torchvision's data sets need none.
         classes: names of classes as a list, a file with one name per line, or a mapping to indices; without them,
             labels are whole numbers.
         extras: extensions of members to return in `batch.extras`: txt as str, json as object, others as bytes; None
@@ -70,6 +74,12 @@ class PackedImageLoader:
         where: maps an `Index` to a bool array, the rows to use; the others are counted as skipped.
         index: an index file of the shards, its address, or an `Index`. None looks beside the shards, then in the cache,
             and scans what it does not find.
+        sizes: of a data set, whole numbers (n, 2): width and height in pixels, after EXIF orientation, of each of its n
+            images. None reads the headers of all images once and caches the sizes.
+        thread_safe: of a data set, whether several threads may call its `__getitem__` at the same time. None is no,
+            with a lock; Hugging Face's data sets and torchvision's folders are read without it.
+        fingerprint: of a data set, a text that changes with its data, or a function from the data set to such a text:
+            the key of its cached sizes. None is the data set's own; sizes of a data set without one are not cached.
         storage_options: options for remote shards, as fsspec or obstore name them; `retry`, a dict of attempts,
             deadline_s, stall_s, pause_s and max_pause_s, sets how long to retry.
         cache_dir: cache of indexes, remote shards and the images of parquet files; None is $PATCHNPACK_CACHE, or
@@ -96,7 +106,7 @@ class PackedImageLoader:
 
     def __init__(
         self,
-        source: ShardNames | Index | Mixture,
+        source: ShardNames | Index | Mixture | Any,
         packing: Packing | None = None,
         *,
         batch_size: int,
@@ -112,6 +122,9 @@ class PackedImageLoader:
         pages: Pages = "first",
         where: Where | None = None,
         index: Index | str | os.PathLike[str] | None = None,
+        sizes: Any = None,
+        thread_safe: bool | None = None,
+        fingerprint: str | Callable[[Any], str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_limit: int | None = None,
@@ -140,6 +153,9 @@ class PackedImageLoader:
             pages=pages,
             where=where,
             index=index,
+            sizes=sizes,
+            thread_safe=thread_safe,
+            fingerprint=fingerprint,
             storage_options=storage_options,
             cache_dir=cache_dir,
             cache_limit=cache_limit,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
@@ -52,6 +52,9 @@ class LoaderOptions:
     pages: Pages
     where: Where | None
     index: Index | str | os.PathLike[str] | None = field(repr=False)
+    sizes: Any = field(repr=False)
+    thread_safe: bool | None
+    fingerprint: str | Callable[[Any], str] | None
     storage_options: Mapping[str, Any] | None = field(repr=False)  # may hold secrets
     cache_dir: str | os.PathLike[str] | None
     cache_limit: int | None
@@ -71,6 +74,8 @@ class LoaderOptions:
         for name in ("block", "num_threads", "world_size"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name))
+        if self.thread_safe is not None:
+            check_flag("thread_safe", self.thread_safe, "with True, threads call __getitem__ at the same time")
         check_flag("shuffle", self.shuffle, "shuffle_window is how many shards are shuffled together")
         check_flag("repeat", self.repeat, "with True, epochs follow each other without end")
         check_choice("even", self.even, get_args(Even))
@@ -122,4 +127,4 @@ class LoaderOptions:
 
         What is left goes to worker processes, where `where` may not be picklable and `index` would be a second copy.
         """
-        return replace(self, **{"where": None, "index": None} | changes)
+        return replace(self, **{"where": None, "index": None, "sizes": None, "fingerprint": None} | changes)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.assembly.samples import extra
+from patchnpack.loaders.datasets.pictures import is_stored, stored_bytes
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
@@ -116,6 +117,10 @@ class SampleReader:
             self._refuse()
         return read
 
+    def begin(self, row: int) -> None:
+        """Set the row of the next sample, for a stream that resumes."""
+        self._arrived = row
+
     def end(self) -> None:
         """Mark the end of the stream. Raises ValueError if no sample had a member that was asked for."""
         if self._unseen and self._arrived:
@@ -139,7 +144,7 @@ class SampleReader:
 
     def _read_dict(self, row: int, sample: Mapping[str, Any]) -> Sample | BadRow | NoImage:
         key, shard = str(sample.get("__key__", row)), str(sample.get("__url__", _STREAM))
-        if not row:
+        if not self._members:
             self._members = _listed(sample)
         image = next((image for name in self._images if (image := _member(sample, name)) is not None), None)
         if image is None:
@@ -204,6 +209,8 @@ class SampleReader:
         return Sample(row, key, shard, image, header, label, extras)
 
     def _checked_image(self, image: Any, key: str) -> tuple[bytes | Image.Image | np.ndarray, Header]:
+        if is_stored(image):  # as Hugging Face's Image(decode=False) gives it
+            image = stored_bytes(image["bytes"], image["path"], f"sample {key!r}")
         image, header = _header_of(image, key, self._any_kind)
         nbytes = len(image) if isinstance(image, bytes) else 0
         if (reason := self._errors.beyond(header.width * header.height, nbytes)) is not None:
