@@ -66,6 +66,7 @@ def make_index(path: Path, shards: int, images: int) -> None:
         height=height,
         orientation=np.ones(n, np.uint8),
         format=np.zeros(n, np.uint8),
+        pages=np.ones(n, np.int32),
         digest=np.zeros(n, np.uint64),
         reasons=nothing,
         cls=nothing,

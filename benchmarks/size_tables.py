@@ -52,5 +52,5 @@ def _resample(rows: Rows, images: int) -> Rows:
 
 def token_counts(rows: Rows, seq_len: int) -> np.ndarray:
     """Tokens of each image at native size and patch 16, int64 (n,); an image above L is shrunk to at most L."""
-    images, _ = measure(rows, Packing(seq_len=seq_len), seed=0, epoch=0)
+    images = measure(rows, Packing(seq_len=seq_len), seed=0, epoch=0).images
     return images.keep.astype(np.int64)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from patchnpack.loaders.plan_report import report_of
     from patchnpack.loaders.prepacking.job import Job
     from patchnpack.loaders.shards.writer import Written, write_shards
-    from patchnpack.loaders.streaming.pack_stream import PackedStream, pack_stream
+    from patchnpack.loaders.streaming.pack_stream import PackedStream, ResumableStream, pack_stream
 
 __all__ = [
     "BadDataError",
@@ -32,6 +32,7 @@ __all__ = [
     "PackedDataset",
     "PackedImageLoader",
     "PackedStream",
+    "ResumableStream",
     "StallError",
     "Written",
     "load_index",
@@ -63,6 +64,6 @@ if not TYPE_CHECKING:  # an index needs no torch, which takes more than a second
             "plan_report": ("report_of",),
             "prepacking.job": ("Job",),
             "shards.writer": ("Written", "write_shards"),
-            "streaming.pack_stream": ("PackedStream", "pack_stream"),
+            "streaming.pack_stream": ("PackedStream", "ResumableStream", "pack_stream"),
         },
     )

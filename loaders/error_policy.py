@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from patchnpack.loaders.errors import MAX_PIXELS, BadDataError, BadRow
+from patchnpack.packer.checks import check_choice, check_real, check_whole, shown
 
 _WINDOW = 10_000  # images over which `max_rate` is measured
 _JUDGED_FROM = 1_000  # images before `max_rate` is first checked
@@ -65,25 +67,24 @@ class ErrorPolicy:
         )
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("on_error", self.on_error, ("skip", "raise")),
-            ("truncated", self.truncated, ("skip", "keep")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} is {value!r}; it must be {known[0]!r} or {known[1]!r}")
+        check_choice("on_error", self.on_error, ("skip", "raise"))
+        check_choice("truncated", self.truncated, ("skip", "keep"))
+        share = "from 0 to 1, the share of images that may be bad"
+        check_real("max_rate", self.max_rate, share)
         if not 0 <= self.max_rate <= 1:
-            raise ValueError(
-                f"max_rate is {self.max_rate}; it must be from 0 to 1, the share of images that may be bad"
-            )
+            raise ValueError(f"max_rate is {self.max_rate}; it must be {share}")
         for name in ("max_consecutive", "max_pixels", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            if getattr(self, name) != math.inf:  # no limit
+                check_whole(name, getattr(self, name))
         if self.max_pixels > MAX_PIXELS:
             raise ValueError(
                 f"max_pixels is {self.max_pixels}; it must be at most {MAX_PIXELS}, the most that PIL decodes"
             )
+        check_real("stall_s", self.stall_s, "a number of seconds above 0")
         if not self.stall_s > 0:
             raise ValueError(f"stall_s is {self.stall_s}; it must be above 0 seconds")
+        if self.quarantine is not None and not isinstance(self.quarantine, str | os.PathLike):
+            raise ValueError(f"quarantine is {shown(self.quarantine)}; give the path of a file, or None for no file")
         if self.quarantine is not None and Path(self.quarantine).is_dir():
             raise ValueError(f"quarantine is {str(self.quarantine)!r}, which is a folder; name a file in it")
         if self.quarantine is not None and not Path(self.quarantine).resolve().parent.is_dir():

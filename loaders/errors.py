@@ -34,7 +34,7 @@ class BadRow:
         shard: the shard that holds it, without credentials.
         offset: its first byte in the shard; -1 in a stream.
         stage: "header" (found when the index was made), "limit", "read", "decode", "label" (a .json member that is not
-            JSON) or "extras". In a stream also "size" (it is smaller than a patch).
+            JSON) or "extras".
         reason: why it could not be used.
     """
 

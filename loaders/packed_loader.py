@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 
 from patchnpack.loaders.assembly.buffers import BufferPool
-from patchnpack.loaders.assembly.context import Transform
 from patchnpack.loaders.assembly.pipeline import Pipeline, WorkerShard
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.stats import Stats
+from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.dataset import MAX_WORKERS, PackedDataset
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
+from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.index.labels import Classes, Label
 from patchnpack.loaders.index.table import IMAGE, Index
+from patchnpack.loaders.order.extremes import Extreme, label_range, largest_grids
 from patchnpack.loaders.order.mixture import Mixture
 from patchnpack.loaders.order.rank_steps import Even, Steps
 from patchnpack.loaders.order.row_filter import Where
@@ -29,12 +31,14 @@ from patchnpack.loaders.sources.open_source import open_source
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.loaders.sources.source import Source
 from patchnpack.packer import PackedBatch, Packing
+from patchnpack.packer.checks import check_whole, shown
+from patchnpack.packer.text import counted
 
 # B packs in a batch, W ranks, S streams
 
 
 class PackedImageLoader:
-    """Loads batches of packed images, at native resolution, from shards, a packed folder or a mixture.
+    """Loads batches of packed images, at native resolution, from shards, a data set, a packed folder or a mixture.
 
     Sizes come from headers, so the whole order is planned from integers; threads decode each image once, straight into
     its batch. The sequence of batches is a function of the source, `packing`, `seed` and the epoch: it is identical for
@@ -42,26 +46,31 @@ class PackedImageLoader:
 
     Args:
         source: a folder of images; a table of paths (CSV, TSV, JSONL or, with `path`, parquet); shards by brace range,
-            glob or list; an index file; an `Index`; a `Mixture` of several of these; or a folder that `patchnpack pack`
-            wrote.
+            glob or list; an index file; an `Index`; a `Mixture` of several of these; a folder that `patchnpack pack`
+            wrote; or a data set: of Hugging Face, of torchvision, or any object with `__len__` and `__getitem__` that
+            returns (image, label), a dict or an image. An image is encoded bytes, a PIL image, a uint8 array or the
+            path of a file.
         packing: what a sequence looks like; None is `Packing()`, or the packing of the packed folder.
         batch_size: B, packs per batch of this rank.
         shuffle: whether to shuffle shards and, inside windows of `shuffle_window` shards, rows, differently each epoch.
         seed: seeds every shuffle and draw.
         repeat: whether `iter` continues with the next epoch without end; such a loader has no length.
-        image: extensions of image files, separated by ";".
+        image: extensions of image files, separated by ";". Of a data set, the column or member that holds the images;
+            by default, the only one.
         label: None, "cls" (or any member with a text), "json:FIELD", or a callable from a sample's members (extension
             to bytes) to an int or an array. In a folder of images, "folder" is the first folder of each path; in a
-            table, a column is a member.
+            table, a column is a member. Of a data set, a column or member, or a callable from a dict of them; pairs and
+            torchvision's data sets need none.
         classes: names of classes as a list, a file with one name per line, or a mapping to indices; without them,
             labels are whole numbers, and the names of folders and in tables get the numbers of their sorted order.
         extras: extensions of members to return in `batch.extras`: txt as str, json as object, others as bytes; None
             where a sample has none. An undecodable member marks its image as bad.
         decode: called as `decode(data)` with the encoded bytes of an image. Returns uint8 (H, W, C) with the height and
-            width that the file states (before EXIF orientation, which the loader applies; TIFF as PIL turns it) and the
-            channels of `image_mode`, or None to leave the image to the loader. It makes 16-bit, float and multispectral
-            images and files of several pages usable. `BadImage` from it marks the image as bad; other errors are
-            raised.
+            width that the file states (before EXIF orientation, which the loader applies; TIFF, HEIC and JPEG XL
+            upright) and the channels of `image_mode`, or None to leave the image to the loader. It makes 16-bit, float
+            and multispectral images usable. `BadImage` from it marks the image as bad; other errors are raised.
+        pages: what becomes of a file with several pages or frames, such as a TIFF or an animated GIF: "first" uses the
+            first one and counts the file in `stats()["multi_page"]`; "error" makes it a bad image.
         transform: called as `transform(image, rng)` with a uint8 (H, W, C) array and a Generator keyed by (seed, epoch,
             row); returns an array of the same shape and type. Runs in the decoding threads.
         where: maps an `Index` to a bool array, the rows to use; the others are counted as skipped.
@@ -69,6 +78,12 @@ class PackedImageLoader:
             and scans what it does not find.
         path: the column of paths in a table; None is the only one with a usual name, such as "path" or "file_name".
         root: the folder from which the paths in a table count; None is the table's own.
+        sizes: of a data set, whole numbers (n, 2): width and height in pixels, after EXIF orientation, of each of its n
+            images. None reads the headers of all images once and caches the sizes.
+        thread_safe: of a data set, whether several threads may call its `__getitem__` at the same time. None is no,
+            with a lock; Hugging Face's data sets and torchvision's folders are read without it.
+        fingerprint: of a data set, a text that changes with its data, or a function from the data set to such a text:
+            the key of its cached sizes. None is the data set's own; sizes of a data set without one are not cached.
         storage_options: options for remote shards, as fsspec or obstore name them; `retry`, a dict of attempts,
             deadline_s, stall_s, pause_s and max_pause_s, sets how long to retry.
         cache_dir: cache of indexes, remote shards and the images of parquet files; None is $PATCHNPACK_CACHE, or
@@ -87,7 +102,7 @@ class PackedImageLoader:
 
     Raises:
         FileNotFoundError: a shard does not exist.
-        ValueError: the source has no images, no sample has the label, an image is smaller than a patch, or an option is
+        ValueError: the source has no images, no sample has the label, `packing` refuses an image, or an option is
             out of range or contradicts the packed folder.
 
     `for batch in loader` is one epoch; the next loop is the next epoch.
@@ -95,7 +110,7 @@ class PackedImageLoader:
 
     def __init__(
         self,
-        source: ShardNames | Index | Mixture,
+        source: ShardNames | Index | Mixture | Any,
         packing: Packing | None = None,
         *,
         batch_size: int,
@@ -108,10 +123,14 @@ class PackedImageLoader:
         extras: Sequence[str] = (),
         transform: Transform | None = None,
         decode: Decode | None = None,
+        pages: Pages = "first",
         where: Where | None = None,
         index: Index | str | os.PathLike[str] | None = None,
         path: str | None = None,
         root: str | os.PathLike[str] | None = None,
+        sizes: Any = None,
+        thread_safe: bool | None = None,
+        fingerprint: str | Callable[[Any], str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_limit: int | None = None,
@@ -137,10 +156,14 @@ class PackedImageLoader:
             extras=extras,
             transform=transform,
             decode=decode,
+            pages=pages,
             where=where,
             index=index,
             path=path,
             root=root,
+            sizes=sizes,
+            thread_safe=thread_safe,
+            fingerprint=fingerprint,
             storage_options=storage_options,
             cache_dir=cache_dir,
             cache_limit=cache_limit,
@@ -173,6 +196,22 @@ class PackedImageLoader:
         rows = self._source.rows
         first = next((self._context.bad_row(row, *why) for row, why in rows.bad.items()), None)
         self._monitor.before_start(len(rows.bad), len(rows.bad) + int(rows.mask.sum()), first)
+
+    def __repr__(self) -> str:
+        """A few lines: source, packing and position. Nothing is planned and no process group is asked."""
+        given, rows, cursor = self._options, self._source.rows, self._cursor or self._next
+        unused = (
+            f"; {len(rows.bad):,} bad, {int(rows.filtered.sum()):,} left out by where" if not rows.mask.all() else ""
+        )
+        order = f"shuffled with seed {given.seed}" if given.shuffle else f"in order, seed {given.seed}"
+        label = getattr(given.label, "__name__", given.label)
+        return (
+            f"PackedImageLoader of {counted(int(rows.mask.sum()), 'image')} in {self._source.name}{unused}\n"
+            f"  packing: {self.packing.summary()}\n"
+            f"  batches: {counted(self.batch_size, 'pack')} each, {order}; "
+            f"label: {label}; extras: {', '.join(given.extras) or 'none'}\n"
+            f"  epoch {cursor.epoch}, {cursor.position:,} packs used"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_datasets": None, "_totals": []}  # in another process it serves one dataset only
@@ -207,6 +246,7 @@ class PackedImageLoader:
 
     def total_steps(self, epochs: int) -> int:
         """Return the number of batches in the first `epochs` epochs together, for a learning-rate schedule."""
+        check_whole("epochs", epochs, least=0)
         return sum(self.steps().count(Cursor(epoch, 0)) for epoch in range(epochs))
 
     def set_epoch(self, epoch: int) -> None:
@@ -214,8 +254,7 @@ class PackedImageLoader:
 
         The setting also reaches the worker processes of `as_dataset`.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch is {epoch}; it must be at least 0")
+        check_whole("epoch", epoch, least=0)
         if epoch != self._next.epoch:
             self._next = self._cursor = Cursor(epoch, 0)
         self._publish()
@@ -228,6 +267,8 @@ class PackedImageLoader:
         Raises:
             ValueError: no batch is given, and the batches come from `as_dataset`.
         """
+        if after is not None and not isinstance(after, PackedBatch):
+            raise ValueError(f"after is {shown(after)}; give the last PackedBatch that was used")
         cursor = self._cursor if after is None else Cursor(after.epoch, after.position)
         if cursor is None:
             raise ValueError(
@@ -271,10 +312,11 @@ class PackedImageLoader:
         padding_in_packs (without empty packs), images_per_pack, drop_rate, attention_cost (sum of squared lengths),
         attention_spread (standard deviation over mean of the packs' attention cost), bad_images, bad_by_stage and the
         first bad images in `bad` (row, key, shard, offset, stage, reason), truncated (JPEGs that end early and were
-        kept), skipped (by "oversize", "where", "tail"), sources (images per source of a `Mixture`), oversize,
-        without_label, without_image (this rank's share of the samples that have no image, and so no row; the same in
-        every epoch), cache_hits and cache_misses (of shards opened in the cache), wait_s (seconds that the training
-        loop waited), images_per_s, tokens_per_s.
+        kept), multi_page (files of which only the first page was used), warnings (of decoders, by kind: odd files
+        whose pixels are all there), skipped (by "oversize", "undersize", "where", "tail"), sources (images per source
+        of a `Mixture`), oversize, undersize, without_label, without_image (this rank's share of the samples that have
+        no image, and so no row; the same in every epoch), cache_hits and cache_misses (of shards opened in the cache),
+        wait_s (seconds that the training loop waited), images_per_s, tokens_per_s.
 
         The totals include worker processes of `as_dataset`, except `bad`, `bad_by_stage`, `sources` and wait_s, which
         stay in the workers. The logger "patchnpack" reports the totals every minute, at level INFO.
@@ -323,6 +365,14 @@ class PackedImageLoader:
                 "number itself"
             )
         return count
+
+    def largest_grids(self) -> dict[int, Extreme]:
+        """Return the most patches per side at each patch size in epoch 0 and at the start of each stage."""
+        return largest_grids(self.steps().order)
+
+    def label_range(self) -> tuple[Extreme, Extreme] | None:
+        """Return the lowest and the highest class; None where the index does not hold the labels."""
+        return label_range(self.steps().order, self._context.labels)
 
     def _publish(self) -> None:
         for dataset in self._datasets:

@@ -17,6 +17,7 @@ _CHOICES = {
     "pooling": POOLINGS,
     "gelu": GELUS,
     "last_norm": ("tokens", "pooled", "none"),
+    "block_norm": ("pre", "res_post"),
 }
 
 
@@ -40,11 +41,19 @@ class NaViTConfig:
         position_combine: combination of columns and rows in `FactorizedPosEmbed`: "add", "stack" or "product". "auto"
             is "stack" for "sinusoidal", where the others could not distinguish columns from rows, and "add" otherwise.
         max_grid: patches per side in the tables of "absolute".
-        position_grid: rows per side in the tables of "fractional", "grid" and "learned_grid".
-        position_resize: interpolation of "grid": "bilinear" or "bicubic", both with antialias.
+        position_grid: entries per side in the tables of "fractional", "grid" and "learned_grid", or (rows, columns).
+        position_resize: interpolation of "grid": "bilinear" or "bicubic".
+        position_antialias: whether resizing the table of "grid" to fewer entries averages over those that a patch
+            covers.
+        position_align_corners: whether the corner entries of "grid" lie on the corner patches, as in
+            `F.interpolate(align_corners=True)`; requires `position_antialias=False`.
+        position_keep_aspect: whether positions relative to the sides are taken in a square around the image, anchored
+            at its upper left corner; "absolute" and "rope" are not relative. Requires a square `position_grid`.
         rope_base: base of the frequencies of "rope".
         registers: learned extra tokens per image, discarded at the end (arXiv 2309.16588).
         pooling: reduction of tokens to one vector: "attention", "mean", "max", or "cls", which adds a class token.
+        block_norm: "pre" normalises the input of each branch of a block; "res_post" normalises its output (Swin V2,
+            arXiv 2111.09883, section 3.2).
         last_norm: input of the last norm: "tokens", the "pooled" vector ("fc_norm" in timm), or "none".
         bias: whether linear layers and norms have biases; the patch embedding and the head always do.
         qkv_bias: whether queries, keys and values have biases; None follows `bias`.
@@ -74,11 +83,15 @@ class NaViTConfig:
     position: str = "absolute"
     position_combine: str = "auto"
     max_grid: int = 128
-    position_grid: int = 16
+    position_grid: int | tuple[int, int] = 16
     position_resize: str = "bilinear"
+    position_antialias: bool = True
+    position_align_corners: bool = False
+    position_keep_aspect: bool = False
     rope_base: float = 10_000.0
     registers: int = 0
     pooling: str = "attention"
+    block_norm: str = "pre"
     last_norm: str = "tokens"
     bias: bool = False
     qkv_bias: bool | None = None
@@ -92,9 +105,10 @@ class NaViTConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "patch_size", "channels", "max_grid", "position_grid"):
+        for name in ("width", "depth", "heads", "patch_size", "channels", "max_grid"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        self._check_positions()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
@@ -142,6 +156,30 @@ class NaViTConfig:
             raise ValueError(f"std is {self.std}; every value must be above 0")
         if self.backend not in ("varlen", "flash"):  # these depend on the device of the tensors
             attention_backend("cpu", backend=self.backend)
+
+    def _check_positions(self) -> None:
+        grid = self.position_grid if isinstance(self.position_grid, int) else tuple(self.position_grid)
+        rows, columns = shape = (grid, grid) if isinstance(grid, int) else (*grid, 0)[:2]
+        if (not isinstance(grid, int) and len(grid) != 2) or min(shape) < 1:
+            raise ValueError(f"position_grid is {grid}; give one number, or (rows, columns), each at least 1")
+        object.__setattr__(self, "position_grid", rows if rows == columns else shape)  # one spelling of a square
+        if self.position_align_corners and (self.position_antialias or self.position != "grid"):
+            raise ValueError(
+                f"position_align_corners is set with position {self.position!r} and position_antialias "
+                f"{self.position_antialias}; it needs position 'grid' and position_antialias=False, since torch's own "
+                "antialiased resize with align_corners misplaces rows"
+            )
+        if self.position_keep_aspect and (self.position in ("absolute", "rope") or rows != columns):
+            raise ValueError(
+                f"position_keep_aspect is set with position {self.position!r} and position_grid {grid}; it needs "
+                "positions relative to the sides and a square table: choose 'grid' or 'fractional', and one number"
+            )
+
+    @property
+    def position_shape(self) -> tuple[int, int]:
+        """Rows and columns of the position table."""
+        grid = self.position_grid
+        return (grid, grid) if isinstance(grid, int) else grid
 
     @property
     def combine(self) -> str:

@@ -25,7 +25,12 @@ Rope = tuple[torch.Tensor, torch.Tensor]
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block on a stream, (T, D) -> (T, D).
+    """A transformer block on a stream, (T, D) -> (T, D).
+
+    ```
+    pre         x + branch(norm(x))         as in ViT
+    res_post    x + norm(branch(x))
+    ```
 
     By default queries and keys are normalised and biases omitted, as in NaViT (arXiv 2307.06304, section 3).
     """
@@ -35,6 +40,7 @@ class Block(nn.Module):
         D, E, hidden = config.width, config.width // config.heads, int(config.mlp_ratio * config.width)
         bias, eps = config.bias, config.norm_eps
         self.heads, self.drop_path, self.gelu = config.heads, drop_path, GELUS[config.gelu]
+        self.norm_first = config.block_norm == "pre"
         self.norm1 = nn.LayerNorm(D, eps, bias=bias)
         self.qkv = nn.Linear(D, 3 * D, bias=bias if config.qkv_bias is None else config.qkv_bias)
         self.q_norm = nn.LayerNorm(E, eps, bias=bias) if config.qk_norm else nn.Identity()
@@ -48,17 +54,21 @@ class Block(nn.Module):
             self.scale2 = nn.Parameter(torch.full((D,), config.layer_scale))
 
     def forward(self, x: torch.Tensor, stream: Stream, rope: Rope | None) -> torch.Tensor:
-        q_THE, k_THE, v_THE = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        q_THE, k_THE, v_THE = (
+            self.qkv(self.norm1(x) if self.norm_first else x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        )
         q_THE, k_THE = self.q_norm(q_THE), self.k_norm(k_THE)
         if rope is not None:
             q_THE, k_THE = rotate(q_THE, rope), rotate(k_THE, rope)
         # On CUDA, autocast normalises in float32.
         mixed_THE = stream.attend(q_THE.to(v_THE.dtype), k_THE.to(v_THE.dtype), v_THE)
-        x = x + self._branch(self.out(mixed_THE.flatten(1)), "scale1", stream)
-        hidden = F.gelu(self.up(self.norm2(x)), approximate=self.gelu)
-        return x + self._branch(self.down(hidden), "scale2", stream)
+        x = x + self._branch(self.out(mixed_THE.flatten(1)), self.norm1, "scale1", stream)
+        hidden = F.gelu(self.up(self.norm2(x) if self.norm_first else x), approximate=self.gelu)
+        return x + self._branch(self.down(hidden), self.norm2, "scale2", stream)
 
-    def _branch(self, branch: torch.Tensor, scale: str, stream: Stream) -> torch.Tensor:
+    def _branch(self, branch: torch.Tensor, norm: nn.Module, scale: str, stream: Stream) -> torch.Tensor:
+        if not self.norm_first:
+            branch = norm(branch)
         if hasattr(self, scale):
             branch = branch * getattr(self, scale)
         if not self.training or self.drop_path == 0:
@@ -91,9 +101,11 @@ class NaViT(nn.Module):
             config.position,
             width=D,
             max_grid=config.max_grid,
-            side=config.position_grid,
+            shape=config.position_shape,
             combine=config.combine,
             resize=config.position_resize,
+            antialias=config.position_antialias,
+            align_corners=config.position_align_corners,
         )
         if R := config.registers + (config.pooling == "cls"):  # the class token is the first
             self.prefix = nn.Parameter(torch.randn(R, D) * 0.02)
@@ -125,11 +137,13 @@ class NaViT(nn.Module):
                 f"set NaViTConfig(channels={channels}), or another Packing(image_mode=...)"
             )
         if config.position == "absolute" and batch.grids.device.type == "cpu":
-            largest = int(F.pad(batch.grids.flatten(), (0, 1)).max())
-            if largest > config.max_grid:
+            sides = F.pad(batch.grids.amax(-1).flatten(), (0, 1))
+            if int(sides.max()) > config.max_grid:
+                image = _keys(batch)[int(batch.image_mask.flatten()[: int(sides.argmax())].sum())]
                 raise ValueError(
-                    f"an image has {largest} patches per side, but the position tables end at max_grid "
-                    f"{config.max_grid}; raise max_grid, use smaller images or larger patches, or another position"
+                    f"image {image!r} has {int(sides.max())} patches per side, but the position tables end at max_grid "
+                    f"{config.max_grid}; raise max_grid to at least {int(sides.max())}, give position='fractional', or "
+                    "use smaller images or larger patches"
                 )
         if labels:
             self._check_labels(batch)
@@ -152,11 +166,12 @@ class NaViT(nn.Module):
                     "set label=, such as label='cls'?",
                     stacklevel=4,
                 )
-            wrong = labels[(labels != NO_LABEL) & ((labels < 0) | (labels >= classes))]
+            wrong = ((labels != NO_LABEL) & ((labels < 0) | (labels >= classes))).nonzero()
             if len(wrong):
+                i = int(wrong[0])
                 raise ValueError(
-                    f"label {int(wrong[0])} is not a class from 0 to {classes - 1}; set num_classes to the number of "
-                    "classes, or check `label` and `classes` of the loader"
+                    f"label {int(labels[i])} is not a class from 0 to {classes - 1} (image {_keys(batch)[i]!r}); set "
+                    "num_classes to the number of classes, or check `label` and `classes` of the loader"
                 )
 
     def encode(
@@ -176,8 +191,11 @@ class NaViT(nn.Module):
         x = self.patch_embed(patches.flatten(0, 1)[stream.slots])
         if self.pos_embed is not None:
             grids = F.pad(grids.flatten(0, 1)[stream.columns].clamp(min=1), (0, 0, 0, 1), value=1)
+            if config.position_keep_aspect:
+                grids = grids.amax(1, keepdim=True).expand_as(grids)
+            residual = torch.promote_types(x.dtype, self.patch_embed.weight.dtype)
             with torch.autocast(x.device.type, enabled=False):
-                x = x + self.pos_embed(coords, grids[stream.image]).to(self.patch_embed.weight.dtype)
+                x = (x + self.pos_embed(coords, grids[stream.image])).to(residual)  # rounded once, after the sum
         rope = axial_rope(coords, config.width // config.heads, config.rope_base) if config.position == "rope" else None
         inner, old, new = stream, None, None
         if hasattr(self, "prefix"):
@@ -280,6 +298,10 @@ class DenseNaViT(nn.Module):
         stream = Stream.dense(segment_ids, grids.shape[1])
         _, pooled = self.model.encode(patches, coords, grids, stream)
         return in_columns(self.model.head(pooled), stream, grids[..., 0] > 0)
+
+
+def _keys(batch: PackedBatch) -> list[str]:
+    return [key for keys in batch.keys for key in keys]
 
 
 def in_columns(values: torch.Tensor, stream: Stream, image_mask: torch.Tensor) -> torch.Tensor:

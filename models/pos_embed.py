@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# T tokens, G rows of a table, D width, W features of one axis, E width of an attention head
+# T tokens, G rows or columns of a table, D width, W features of one axis, E width of an attention head
 
 AXIAL = ("absolute", "fractional", "sinusoidal", "fourier")
 POSITIONS = (*AXIAL, "grid", "learned_grid", "mlp", "rope")
@@ -17,26 +17,59 @@ COMBINES = ("auto", "add", "stack", "product")
 _OCTAVES = 128  # patches per side at which the shortest sinusoid resolves single patches
 
 
-def resampling(index: torch.Tensor, sides: torch.Tensor, G: int, mode: str) -> torch.Tensor:
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which positions are computed for weights of `dtype`: at least float32.
+
+    In bfloat16 or float16, neighbouring patches of a large grid would get equal positions.
+    """
+    return torch.promote_types(dtype, torch.float32)
+
+
+def resampling(
+    index: torch.Tensor,
+    sides: torch.Tensor,
+    G: int,
+    mode: str = "bilinear",
+    *,
+    antialias: bool = True,
+    align_corners: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
     """Weights (T, G) of row `index` (T,) of a table of G rows resampled to `sides` (T,) rows.
 
-    Equal to `F.interpolate(..., align_corners=False)` from G to each side: "linear" without antialias, "bilinear" and
-    "bicubic" with antialias. Computed on the device for all sides at once.
+    Equal to `F.interpolate` from G rows to each side with the same arguments; `mode` is "bilinear" or "bicubic".
+    `align_corners` is supported without antialias only. Computed on the device for all sides at once.
 
-    >>> resampling(torch.tensor([0, 1, 3]), torch.tensor([4, 4, 4]), 2, "linear").tolist()
+    >>> resampling(torch.tensor([0, 1, 3]), torch.tensor([4, 4, 4]), 2, antialias=False).tolist()
     [[1.0, 0.0], [0.75, 0.25], [0.0, 1.0]]
     """
-    scale = G / sides[:, None].float()
-    centre = (index[:, None] + 0.5) * scale - 0.5
+    assert not (antialias and align_corners)
+    index, sides = index[:, None].to(dtype), sides[:, None].to(dtype)
+    if G == 1:
+        return torch.ones_like(index)
+    scale = (G - 1) / (sides - 1).clamp(min=1) if align_corners else G / sides
+    centre = index * scale if align_corners else (index + 0.5) * scale - 0.5
+    if mode == "bicubic" and not antialias:  # four rows, of which those beyond an edge repeat the row at the edge
+        away = (torch.arange(-2, G + 2, device=index.device) - centre).abs()
+        weights = _cubic(away, -0.75)
+        first, last = (part.sum(1, keepdim=True) for part in (weights[:, :3], weights[:, -3:]))
+        return torch.cat([first, weights[:, 3:-3], last], 1)
     away = (torch.arange(G, device=index.device) - centre).abs()
-    if mode != "linear":  # antialias: where table rows are denser than patches, average the rows that a patch covers
+    if antialias:  # where table rows are denser than patches, average the rows that a patch covers
         away = away / scale.clamp(min=1)
-    if mode == "bicubic":  # Keys' cubic with a = -0.5
-        near, far = (1.5 * away - 2.5) * away**2 + 1, ((-0.5 * away + 2.5) * away - 4) * away + 2
-        weights = torch.where(away < 1, near, torch.where(away < 2, far, 0))
-    else:
-        weights = (1 - away).clamp(min=0)
+    weights = _cubic(away, -0.5) if mode == "bicubic" else (1 - away).clamp(min=0)
     return weights / weights.sum(1, keepdim=True)
+
+
+def _cubic(away: torch.Tensor, a: float) -> torch.Tensor:
+    """Keys' cubic convolution kernel at distances of 0 or more."""
+    near, far = ((a + 2) * away - (a + 3)) * away**2 + 1, ((a * away - 5 * a) * away + 8 * a) * away - 4 * a
+    return torch.where(away < 1, near, torch.where(away < 2, far, 0))
+
+
+def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """Apply a linear layer in the dtype of `x`, whatever that of its weights."""
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
 
 class FourierFeatures(nn.Module):
@@ -48,8 +81,8 @@ class FourierFeatures(nn.Module):
         self.out = nn.Linear(2 * (width // 2), width, bias=False)
 
     def forward(self, r: torch.Tensor) -> torch.Tensor:
-        angles = 2 * math.pi * r[:, None] * self.frequencies
-        return self.out(torch.cat([angles.cos(), angles.sin()], 1))
+        angles = 2 * math.pi * r[:, None] * self.frequencies.to(r.dtype)
+        return F.linear(torch.cat([angles.cos(), angles.sin()], 1), self.out.weight.to(r.dtype))
 
 
 def sinusoids(r: torch.Tensor, width: int) -> torch.Tensor:
@@ -57,8 +90,8 @@ def sinusoids(r: torch.Tensor, width: int) -> torch.Tensor:
 
     Sines and cosines with geometric wavelengths from 2 to 2 / 128.
     """
-    frequencies = math.pi * torch.logspace(0, math.log2(_OCTAVES), width // 2, 2.0, device=r.device)
-    angles = r[:, None].float() * frequencies
+    exponents = torch.linspace(0, math.log2(_OCTAVES), width // 2, dtype=r.dtype, device=r.device)
+    angles = r[:, None] * (math.pi * 2**exponents)
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
@@ -69,24 +102,27 @@ class FactorizedPosEmbed(nn.Module):
     the width each) or multiplied. `kind` chooses them:
 
     absolute     learned tables indexed by patch number; a grid beyond `max_grid` is refused
-    fractional   learned tables of G rows over the whole side, interpolated linearly at r = (i + 1/2) / side
+    fractional   learned tables over the whole side, interpolated linearly at r = (i + 1/2) / side
     sinusoidal   fixed sines and cosines of r
     fourier      learned Fourier features of r
 
-    >>> embed = FactorizedPosEmbed(128, 8)
+    Args:
+        rows: entries of the tables of rows and of columns, (rows, columns).
+
+    >>> embed = FactorizedPosEmbed((128, 128), 8)
     >>> embed(torch.tensor([[0, 0], [1, 0]]), torch.tensor([[2, 1], [2, 1]])).shape
     torch.Size([2, 8])
     """
 
-    def __init__(self, rows: int, width: int, kind: str = "absolute", combine: str = "add") -> None:
+    def __init__(self, rows: tuple[int, int], width: int, kind: str = "absolute", combine: str = "add") -> None:
         super().__init__()
-        self.kind, self.combine, self.rows = kind, combine, rows
+        self.kind, self.combine = kind, combine
         self.width = width // 2 if combine == "stack" else width
         self.x: Any
         self.y: Any
         if kind in ("absolute", "fractional"):
-            self.x = nn.Parameter(torch.empty(rows, self.width))
-            self.y = nn.Parameter(torch.empty(rows, self.width))
+            self.x = nn.Parameter(torch.empty(rows[1], self.width))
+            self.y = nn.Parameter(torch.empty(rows[0], self.width))
             # Patch embeddings have a std of about 0.5, and positions must be of that order: the sum of two tables has a
             # std of 0.28, and so must their product.
             for table in (self.x, self.y):
@@ -97,13 +133,15 @@ class FactorizedPosEmbed(nn.Module):
     def _axis(self, axis: int, coords: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         index, sides = coords[:, axis], grids[:, axis]
         if self.kind == "sinusoidal":
-            return sinusoids((index + 0.5) / sides, self.width)
+            dtype = wide(torch.get_default_dtype())
+            return sinusoids((index.to(dtype) + 0.5) / sides, self.width)
         embed = self.y if axis else self.x
+        if self.kind == "fourier":
+            return embed((index.to(wide(embed.frequencies.dtype)) + 0.5) / sides)
+        table = embed.to(wide(embed.dtype))
         if self.kind == "absolute":
-            return F.embedding(index, embed)
-        if self.kind == "fractional":
-            return resampling(index, sides, self.rows, "linear").to(embed.dtype) @ embed
-        return embed(((index + 0.5) / sides).to(embed.frequencies.dtype))
+            return F.embedding(index, table)
+        return resampling(index, sides, len(table), antialias=False, dtype=table.dtype) @ table
 
     def forward(self, coords: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         """Embed coords (T, 2), (x, y), and grids (T, 2), (gw, gh), of any integer dtype as (T, D)."""
@@ -114,55 +152,79 @@ class FactorizedPosEmbed(nn.Module):
 
 
 class GridPosEmbed(nn.Module):
-    """A learned G x G table, resized with antialias to each image's grid.
+    """A learned table of rows x columns, resized to each image's grid.
 
     See ViT, arXiv 2010.11929, and SigLIP 2, arXiv 2502.14786.
 
     The resize is separable, so the value at (x, y) is Wy[y] table Wx[x] with the matrices of `resampling`: the outer
     product of two rows of weights times the flat table. One matrix product serves images of all shapes; it costs as
-    much as embedding patches of G*G values.
+    much as embedding patches of as many values as the table has entries.
 
-    >>> GridPosEmbed(16, 8)(torch.tensor([[0, 0], [4, 29]]), torch.tensor([[5, 3], [7, 30]])).shape
+    Args:
+        shape: (rows, columns) of the table.
+        resize, antialias, align_corners: as in `resampling`.
+
+    >>> GridPosEmbed((16, 16), 8)(torch.tensor([[0, 0], [4, 29]]), torch.tensor([[5, 3], [7, 30]])).shape
     torch.Size([2, 8])
     """
 
-    def __init__(self, side: int, width: int, resize: str = "bilinear") -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        width: int,
+        resize: str = "bilinear",
+        *,
+        antialias: bool = True,
+        align_corners: bool = False,
+    ) -> None:
         super().__init__()
-        self.side, self.resize = side, resize
-        self.table = nn.Parameter(torch.empty(side, side, width))  # [y, x]
+        self.resize, self.antialias, self.align_corners = resize, antialias, align_corners
+        self.table = nn.Parameter(torch.empty(*shape, width))  # [y, x]
         nn.init.trunc_normal_(self.table, std=0.2)
 
     def forward(self, coords: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
-        x_TG, y_TG = (resampling(coords[:, i], grids[:, i], self.side, self.resize) for i in (0, 1))
+        table = self.table.to(wide(self.table.dtype))
+        how: dict[str, Any] = {"antialias": self.antialias, "align_corners": self.align_corners, "dtype": table.dtype}
+        x_TG, y_TG = (
+            resampling(coords[:, axis], grids[:, axis], table.shape[1 - axis], self.resize, **how) for axis in (0, 1)
+        )
         weights_TGG = y_TG[:, :, None] * x_TG[:, None]
-        return weights_TGG.flatten(1).to(self.table.dtype) @ self.table.flatten(0, 1)
+        return weights_TGG.flatten(1) @ table.flatten(0, 1)
 
 
 class LearnedGridPosEmbed(nn.Module):
-    """A learned G x G table with learned interpolation.
+    """A learned table of rows x columns with learned interpolation.
 
     A token lies between four entries of the table, at (dx, dy) in [0, 1] from the upper left one. An MLP of (dx, dy)
     and a softmax give the weights of the four entries.
 
-    >>> LearnedGridPosEmbed(16, 8)(torch.tensor([[0, 0], [4, 29]]), torch.tensor([[5, 3], [7, 30]])).shape
+    >>> LearnedGridPosEmbed((16, 16), 8)(torch.tensor([[0, 0], [4, 29]]), torch.tensor([[5, 3], [7, 30]])).shape
     torch.Size([2, 8])
     """
 
-    def __init__(self, side: int, width: int, hidden: int = 16) -> None:
+    def __init__(self, shape: tuple[int, int], width: int, hidden: int = 16) -> None:
         super().__init__()
-        self.side = side
-        self.table = nn.Parameter(torch.empty(side, side, width))  # [y, x]
+        self.table = nn.Parameter(torch.empty(*shape, width))  # [y, x]
         nn.init.trunc_normal_(self.table, std=0.2)
         self.weights = nn.Sequential(nn.Linear(2, hidden), nn.GELU(), nn.Linear(hidden, 4))
 
     def forward(self, coords: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
-        G = self.side
-        place = ((coords + 0.5) * (G / grids) - 0.5).clamp(0, G - 1)
-        low = place.floor().long()
-        x, y = torch.stack([low, (low + 1).clamp(max=G - 1)]).unbind(-1)  # each (2, T)
-        neighbours = (y[:, None] * G + x[None]).flatten(0, 1)  # (4, T)
-        weights = self.weights((place - low).to(self.table.dtype)).softmax(-1).T
-        return (weights[..., None] * F.embedding(neighbours, self.table.flatten(0, 1))).sum(0)
+        table, (rows, columns, _) = self.table.to(wide(self.table.dtype)), self.table.shape
+        place = [
+            ((coords[:, axis].to(table.dtype) + 0.5) * (side / grids[:, axis]) - 0.5).clamp(0, side - 1)
+            for axis, side in enumerate((columns, rows))
+        ]
+        low = [each.floor().long() for each in place]
+        x, y = (
+            torch.stack([each, (each + 1).clamp(max=side - 1)]) for each, side in zip(low, (columns, rows), strict=True)
+        )  # each (2, T)
+        neighbours = (y[:, None] * columns + x[None]).flatten(0, 1)  # (4, T)
+        offsets = torch.stack([each - first for each, first in zip(place, low, strict=True)], -1)
+        up, gelu, down = self.weights
+        assert isinstance(up, nn.Linear)
+        assert isinstance(down, nn.Linear)
+        weights = _linear(down, gelu(_linear(up, offsets))).softmax(-1).T
+        return (weights[..., None] * F.embedding(neighbours, table.flatten(0, 1))).sum(0)
 
 
 class CoordinateMLP(nn.Module):
@@ -177,8 +239,8 @@ class CoordinateMLP(nn.Module):
         self.up, self.down = nn.Linear(2, width), nn.Linear(width, width)
 
     def forward(self, coords: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
-        c = (coords / grids).flip(-1)
-        return self.down(F.gelu(self.up(c.to(self.up.weight.dtype))))
+        c = (coords.to(wide(self.up.weight.dtype)) / grids).flip(-1)
+        return _linear(self.down, F.gelu(_linear(self.up, c)))
 
 
 def axial_rope(coords: torch.Tensor, head_width: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,7 +255,8 @@ def axial_rope(coords: torch.Tensor, head_width: int, base: float) -> tuple[torc
     >>> [round(angle, 3) for angle in torch.atan2(sin, cos).flatten().tolist()]
     [3.0, 0.3, 2.0, 0.2]
     """
-    bands = base ** -(torch.arange(head_width // 4, device=coords.device) / (head_width // 4))
+    quarter, dtype = head_width // 4, wide(torch.get_default_dtype())
+    bands = base ** -(torch.arange(quarter, device=coords.device).to(dtype) / quarter)
     angles = (coords.flip(-1)[..., None] * bands).flatten(1)[:, None]
     return angles.cos(), angles.sin()
 
@@ -209,13 +272,21 @@ def rotate(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Te
 
 
 def make_pos_embed(
-    position: str, *, width: int, max_grid: int, side: int, combine: str, resize: str
+    position: str,
+    *,
+    width: int,
+    max_grid: int,
+    shape: tuple[int, int],
+    combine: str,
+    resize: str,
+    antialias: bool,
+    align_corners: bool,
 ) -> nn.Module | None:
-    """Make the module that embeds coords (T, 2) and grids (T, 2); None for "rope"."""
+    """Make the module that embeds coords (T, 2) and grids (T, 2), in at least float32; None for "rope"."""
     if position in AXIAL:
-        return FactorizedPosEmbed(max_grid if position == "absolute" else side, width, position, combine)
+        return FactorizedPosEmbed((max_grid, max_grid) if position == "absolute" else shape, width, position, combine)
     if position == "grid":
-        return GridPosEmbed(side, width, resize)
+        return GridPosEmbed(shape, width, resize, antialias=antialias, align_corners=align_corners)
     if position == "learned_grid":
-        return LearnedGridPosEmbed(side, width)
+        return LearnedGridPosEmbed(shape, width)
     return CoordinateMLP(width) if position == "mlp" else None

@@ -24,7 +24,8 @@ from patchnpack.packer.policies.token_drop import (
 )
 
 if TYPE_CHECKING:
-    from patchnpack.packer.batch.packed_batch import PackedBatch, PackedImage
+    from patchnpack.packer.batch.packed_batch import PackedBatch
+    from patchnpack.packer.batch.packed_image import PackedImage
 
 __all__ = [
     "Advice",
@@ -58,4 +59,6 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # these two import torch, which takes more than a second
-    __getattr__, __dir__ = lazy_names(__name__, {"batch.packed_batch": ("PackedBatch", "PackedImage")})
+    __getattr__, __dir__ = lazy_names(
+        __name__, {"batch.packed_batch": ("PackedBatch",), "batch.packed_image": ("PackedImage",)}
+    )

@@ -11,7 +11,7 @@ import numpy as np
 
 from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
 from patchnpack.packer.binpacking.pricing.prices import Prices
-from patchnpack.packer.checks import check_whole
+from patchnpack.packer.checks import check_choice, check_flag, check_real, check_whole, shown
 from patchnpack.packer.policies.patch_sizes import PatchSizes
 from patchnpack.packer.policies.resolution import FitTokens, Native, Resolution, Square
 from patchnpack.packer.policies.sampled_resolution import RandomResizedCrop, SampleSide, ScheduledResolution
@@ -32,8 +32,20 @@ _PRICED_BY = ("algorithm", "seq_len", "patch_size")
 
 Fill = Literal["none", "undrop", "trim", "rescale"]
 Oversize = Literal["shrink", "drop", "skip", "error"]
+Undersize = Literal["pad", "skip", "error"]
 ImageMode = Literal["L", "RGB", "RGBA"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
+_WHOLE = {"seq_len": 1, "lookahead": 1, "max_images": 1, "grid_multiple": 1, "balance": 0}  # the least of each
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "oversize": get_args(Oversize),
+    "undersize": get_args(Undersize),
+    "algorithm": get_args(Algorithm),
+    "fill": get_args(Fill),
+    "image_mode": get_args(ImageMode),
+    "interpolation": get_args(Interpolation),
+}
+_SHARE = "a share above 0 and at most 0.5"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +59,10 @@ class Packing:
             `Square` or `ScheduledResolution`.
         oversize: treatment of an image that has more than L tokens after token drop: shrink it ("shrink"), drop more of
             its tokens ("drop"), skip and count it ("skip"), or raise ValueError ("error").
+        undersize: treatment of an image smaller than a patch, both sides shorter than P x `grid_multiple` pixels (with
+            `Native(edge="crop")`, either side): give it one patch, as `resolution` does with a single short side
+            ("pad"; policies that resize enlarge it), skip and count it ("skip"), or raise ValueError ("error"). With
+            `PatchSizes`, the largest size decides.
         token_drop: policy for how many tokens each image loses: `NoDrop`, `ConstantDrop`, `BetaDrop`, `ResolutionDrop`,
             `DropToTokens` or `ScheduledDrop`.
         algorithm: packing algorithm: "next_fit", "first_fit", "best_fit", "first_fit_decreasing",
@@ -80,6 +96,7 @@ class Packing:
     patch_size: int | PatchSizes = 16
     resolution: Resolution = field(default_factory=Native)
     oversize: Oversize = "shrink"
+    undersize: Undersize = "pad"
     token_drop: TokenDrop = field(default_factory=NoDrop)
     algorithm: Algorithm = "auto"
     lookahead: int = 256
@@ -95,33 +112,7 @@ class Packing:
     prices: tuple[Prices, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "lookahead", "max_images", "grid_multiple"):
-            check_whole(name, getattr(self, name))
-        given: object = self.patch_size
-        if isinstance(given, tuple | list) and len(given) > 1:
-            raise ValueError(f"patch_size is {given}; for several patch sizes use PatchSizes({given})")
-        if not isinstance(self.patch_size, PatchSizes):
-            check_whole("patch_size", self.patch_size)
-        check_whole("balance", self.balance, least=0)
-        for name, choices in (
-            ("oversize", get_args(Oversize)),
-            ("algorithm", get_args(Algorithm)),
-            ("fill", get_args(Fill)),
-            ("image_mode", get_args(ImageMode)),
-            ("interpolation", get_args(Interpolation)),
-        ):
-            if (value := getattr(self, name)) not in choices:
-                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
-        kinds: tuple[tuple[str, tuple[type, ...]], ...] = (("resolution", RESOLUTIONS), ("token_drop", TOKEN_DROPS))
-        for name, types in kinds:
-            if not isinstance(value := getattr(self, name), types):
-                raise ValueError(
-                    f"{name} is {value!r}; it must be one of {', '.join(t.__name__ + '(...)' for t in types)}"
-                )
-        for name in ("max_trim", "max_scale"):
-            value = getattr(self, name)
-            if not isinstance(value, float) or not 0 < value <= 0.5:
-                raise ValueError(f"{name} is {value!r}; it must be a share above 0 and at most 0.5")
+        self._check_types()
         if self.fill in ("trim", "rescale") and self.algorithm not in ("auto", *CHOICES):
             raise ValueError(
                 f"fill is {self.fill!r} and algorithm is {self.algorithm!r}, which does not choose among waiting "
@@ -142,6 +133,33 @@ class Packing:
         for patch_size in self.patch_sizes:
             for _, policy in stages:
                 self._check_smallest(policy, patch_size)
+
+    def _check_types(self) -> None:
+        """Check each field by itself, and store numpy's numbers as Python's, so that equal settings look equal."""
+        for name, least in _WHOLE.items():
+            check_whole(name, getattr(self, name), least)
+            object.__setattr__(self, name, int(getattr(self, name)))
+        if not isinstance(self.patch_size, PatchSizes):
+            object.__setattr__(self, "patch_size", _checked_patch_size(self.patch_size))
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        for name, types, meant in (
+            ("resolution", RESOLUTIONS, _meant_resolution),
+            ("token_drop", TOKEN_DROPS, _meant_token_drop),
+        ):
+            if not isinstance(value := getattr(self, name), types):
+                raise ValueError(
+                    f"{name} is {shown(value)}; it must be one of {', '.join(t.__name__ + '(...)' for t in types)}"
+                    f"{meant(value)}"
+                )
+        for name in ("max_trim", "max_scale"):
+            value = getattr(self, name)
+            check_real(name, value, _SHARE)
+            if not 0 < value <= 0.5:
+                raise ValueError(f"{name} is {value!r}; it must be {_SHARE}")
+            object.__setattr__(self, name, float(value))
+        check_flag("scaled_decode", self.scaled_decode)
+        object.__setattr__(self, "scaled_decode", bool(self.scaled_decode))
 
     def _check_prices(self) -> None:
         prices: object = self.prices
@@ -198,6 +216,20 @@ class Packing:
         """Bytes per token at a patch size, P*P*C."""
         return patch_size**2 * self.channels
 
+    def summary(self) -> str:
+        """The sequence length, the patch size and whatever differs from the defaults, without prices.
+
+        >>> Packing(seq_len=256, max_images=32).summary()
+        'seq_len=256, patch_size=16, max_images=32'
+        """
+        default = Packing()
+        shown_always = ("seq_len", "patch_size")
+        return ", ".join(
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if f.name != "prices" and (f.name in shown_always or getattr(self, f.name) != getattr(default, f.name))
+        )
+
     def replace(self, **changes: Any) -> Packing:
         """A copy with the given fields changed and validated.
 
@@ -207,3 +239,44 @@ class Packing:
         if any(name in changes and changes[name] != getattr(self, name) for name in _PRICED_BY):
             changes = {"prices": None} | changes
         return dataclasses.replace(self, **changes)
+
+
+def _checked_patch_size(given: object) -> int:
+    """Return a single patch size as an int; ValueError, with what was probably meant, for anything else."""
+    sizes = given.tolist() if isinstance(given, np.ndarray) else given
+    if isinstance(sizes, tuple | list | set | range):
+        several = tuple(dict.fromkeys(sizes))
+        if len(several) == 1:
+            raise ValueError(f"patch_size is {shown(given)}; patches are square: give the side, {several[0]}")
+        raise ValueError(
+            f"patch_size is {shown(given)}; patches are square: give one side, such as 16. To draw one of several "
+            f"sizes for each block of packs, give PatchSizes({several})"
+        )
+    if isinstance(given, type) and issubclass(given, PatchSizes):
+        raise ValueError("patch_size is the class PatchSizes; call it, for example PatchSizes((8, 16, 32))")
+    check_whole("patch_size", given)
+    return int(given)  # type: ignore[call-overload, no-any-return]  # check_whole has checked it
+
+
+def _meant_resolution(value: object) -> str:
+    """Return a suggestion for a wrong `resolution`, "" where there is none."""
+    if isinstance(value, type):
+        return f": call the class, {value.__name__}(...)" if issubclass(value, RESOLUTIONS) else ""
+    if isinstance(value, tuple | list) and len(value) == 2 and value[0] == value[1]:
+        value = value[0]
+    if isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0:
+        return f": for squares of {value} pixels give Square({value})"
+    name = value.partition(":")[0] if isinstance(value, str) else "native" if value is None else ""
+    known = {"native": "Native()", "fit": "FitTokens(max_tokens)", "naflex": "FitTokens(max_tokens, upsample=True)"}
+    return f": give {known[name]}" if name in known else ""
+
+
+def _meant_token_drop(value: object) -> str:
+    """Return a suggestion for a wrong `token_drop`, "" where there is none."""
+    if isinstance(value, type):
+        return f": call the class, {value.__name__}(...)" if issubclass(value, TOKEN_DROPS) else ""
+    if value is None or (isinstance(value, int | float) and value == 0):
+        return ": to keep all tokens give NoDrop()"
+    if isinstance(value, float) and 0 < value < 1:
+        return f": to drop this share of each image's tokens give ConstantDrop({value})"
+    return ""

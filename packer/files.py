@@ -1,4 +1,4 @@
-"""Atomic file writes: a file is complete or absent."""
+"""Files: atomic writes, in which a file is complete or absent, and why a path cannot be read or written."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ def make_folder_of(path: str | Path) -> None:
         raise ValueError(
             f"{str(path)!r} cannot be written: {str(folder)!r} is not a folder; give another path"
         ) from error
+
+
+def absent(path: str) -> str:
+    """Return "does not exist", or where a dangling link points.
+
+    >>> absent("train-000.tar")
+    'does not exist'
+    """
+    for part in (path, *map(str, Path(path).parents)):
+        if os.path.islink(part) and not os.path.exists(part):
+            its = "is a link" if part == path else f"is below {part!r}, a link"
+            return f"{its} to {os.readlink(part)!r}, which does not exist"
+    return "does not exist"
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], object], *, private: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -92,6 +93,29 @@ class Images:
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
 
+class Measured(NamedTuple):
+    """n rows measured at one patch size.
+
+    Attributes:
+        images: the image of each row, whether it is skipped or not.
+        oversize: bool (n,), rows of more than `seq_len` tokens, except those skipped as undersize.
+        undersize: bool (n,), rows smaller than a patch of the packing's largest size.
+    """
+
+    images: Images
+    oversize: np.ndarray
+    undersize: np.ndarray
+
+    def skipped(self, packing: Packing) -> np.ndarray:
+        """Which rows the packing skips, bool (n,)."""
+        skipped = np.zeros(len(self.images), np.bool_)
+        if packing.oversize == "skip":
+            skipped |= self.oversize
+        if packing.undersize == "skip":
+            skipped |= self.undersize
+        return skipped
+
+
 def measure(
     rows: Rows,
     packing: Packing,
@@ -100,10 +124,10 @@ def measure(
     epoch: int,
     images_seen: np.ndarray | None = None,
     patch_size: int | None = None,
-) -> tuple[Images, np.ndarray]:
-    """Measure each row at one patch size: its image, and whether it is oversize, bool (n,).
+) -> Measured:
+    """Measure each row at one patch size: its image, and whether it is too large or too small.
 
-    Each row's result depends on that row alone. With `oversize="skip"` oversize rows are included, with all their
+    Each row's result depends on that row alone. Rows that are skipped are included, an oversize one with all its
     tokens.
 
     Args:
@@ -114,11 +138,14 @@ def measure(
         patch_size: P, one of the packing's sizes; None takes the only one.
 
     Raises:
-        ValueError: an image smaller than a patch, or an oversize one under `oversize="error"`.
+        ValueError: an oversize image under `oversize="error"`, or an undersize one under `undersize="error"`.
     """
     if patch_size is None:
         (patch_size,) = packing.patch_sizes
     limit, policy, drop = packing.seq_len, packing.resolution, packing.token_drop
+    undersize = policy.undersize(rows.width, rows.height, max(packing.patch_sizes) * packing.grid_multiple)
+    if packing.undersize == "error" and undersize.any():
+        _refuse_undersize(rows, undersize, packing)
     draws = counter_hash(Purpose.RESOLUTION, seed, epoch, rows.row_id) if policy.draws else None
     rate_key = counter_hash(Purpose.DROP_RATE, seed, epoch, rows.row_id)
 
@@ -137,6 +164,8 @@ def measure(
 
     sizes, keep = sized(slice(None), None)
     over = keep > limit
+    if packing.undersize == "skip":
+        over &= ~undersize
     if over.any() and packing.oversize == "error":
         i = int(over.argmax())
         raise ValueError(
@@ -165,4 +194,16 @@ def measure(
         grid=sizes.grid,
         keep=keep.astype(np.int32),
     )
-    return images, over
+    return Measured(images, over, undersize)
+
+
+def _refuse_undersize(rows: Rows, undersize: np.ndarray, packing: Packing) -> None:
+    """Raise ValueError for the first undersize row."""
+    i, multiple = int(undersize.argmax()), packing.grid_multiple
+    unit = max(packing.patch_sizes) * multiple
+    what = "a patch" if multiple == 1 else f"grid_multiple {multiple} x {multiple} patches"
+    raise ValueError(
+        f"row {rows.row[i]} of {rows.width[i]}x{rows.height[i]} pixels is smaller than {what} of "
+        f"{unit}x{unit} ({int(undersize.sum())} of {len(rows)} rows are); use a smaller patch_size, or choose "
+        "undersize='pad' or 'skip'"
+    )

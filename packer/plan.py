@@ -14,7 +14,7 @@ from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Packing
 from patchnpack.packer.decision import Decision
 from patchnpack.packer.fill import fewest_tokens, fill_packs
-from patchnpack.packer.images import Images, Rows, measure
+from patchnpack.packer.images import Images, Measured, Rows, measure
 from patchnpack.packer.policies.patch_sizes import PatchSizes
 
 # M images in the plan's packs, N packs
@@ -28,8 +28,9 @@ class Plan:
         offsets: int64 (N + 1,), offset of each pack's first image.
         patch_size: int32 (N,), P of each pack, in pixels.
         images: the images of all packs, pack by pack, in segment order.
-        skipped: int64, rows left out because they were oversize.
+        skipped: int64, rows left out because they were oversize or undersize.
         oversize: int64, rows of more than `seq_len` tokens (at any of the patch sizes), however they were treated.
+        undersize: int64, rows smaller than a patch (of the largest size), however they were treated.
         algorithm: the packing algorithm; "auto" only where too few rows had arrived to decide.
     """
 
@@ -38,6 +39,7 @@ class Plan:
     images: Images
     skipped: np.ndarray
     oversize: np.ndarray
+    undersize: np.ndarray
     algorithm: Algorithm
 
     def __len__(self) -> int:
@@ -56,8 +58,14 @@ class Plan:
             images=self.images.take(slice(offsets[0], offsets[-1])),
             skipped=none,
             oversize=none,
+            undersize=none,
             algorithm=self.algorithm,
         )
+
+    def skipped_by_reason(self) -> dict[str, np.ndarray]:
+        """The skipped rows, int64, by reason: "oversize" and "undersize"."""
+        over = np.isin(self.skipped, self.oversize)
+        return {"oversize": self.skipped[over], "undersize": self.skipped[~over]}
 
     @classmethod
     def concatenate(cls, plans: Sequence[Plan]) -> Plan:
@@ -71,6 +79,7 @@ class Plan:
             images=Images.concatenate([plan.images for plan in plans]),
             skipped=np.concatenate([plan.skipped for plan in plans]),
             oversize=np.concatenate([plan.oversize for plan in plans]),
+            undersize=np.concatenate([plan.undersize for plan in plans]),
             algorithm=plans[-1].algorithm,
         )
 
@@ -105,8 +114,8 @@ def images_per_pack(rows: Rows, packing: Packing, *, seed: int) -> tuple[float, 
     if not isinstance(packing.patch_size, PatchSizes) or not len(rows):
         return (0.0,) * len(packing.patch_sizes)
     first, free = rows.take(slice(SAMPLE)), packing.replace(oversize="drop")
-    tokens = [measure(first, free, seed=seed, epoch=0, patch_size=size)[0].keep.mean() for size in packing.patch_sizes]
-    return tuple(packing.seq_len / float(mean) for mean in tokens)
+    measured = [measure(first, free, seed=seed, epoch=0, patch_size=size) for size in packing.patch_sizes]
+    return tuple(packing.seq_len / float(at_size.images.keep.mean()) for at_size in measured)
 
 
 class Planner:
@@ -161,14 +170,14 @@ class Planner:
     def _add(self, rows: Rows) -> Plan:
         images_seen = self._start + self._stream + self._num_streams * (self._arrived + np.arange(len(rows)))
         self._arrived += len(rows)
-        packing, arrived, over = self._packing, [], np.zeros(len(rows), np.bool_)
-        for size in packing.patch_sizes:
-            images, too_large = measure(
-                rows, packing, seed=self._seed, epoch=self._epoch, images_seen=images_seen, patch_size=size
-            )
-            arrived.append(images)
-            over |= too_large
-        skipped = over if packing.oversize == "skip" else np.zeros_like(over)
+        packing = self._packing
+        measured = [
+            measure(rows, packing, seed=self._seed, epoch=self._epoch, images_seen=images_seen, patch_size=size)
+            for size in packing.patch_sizes
+        ]
+        arrived, under = [at_size.images for at_size in measured], measured[0].undersize
+        over = np.any([at_size.oversize for at_size in measured], axis=0)
+        skipped = Measured(arrived[0], over, under).skipped(packing)
         if skipped.any():
             arrived = [images.take(~skipped) for images in arrived]
         if self._decision is not None:
@@ -176,7 +185,7 @@ class Planner:
         if self._waiting:
             arrived = [Images.concatenate(parts) for parts in zip(self._waiting, arrived, strict=True)]
         self._waiting = arrived
-        return self._plan(flush=False, skipped=rows.row[skipped], oversize=rows.row[over])
+        return self._plan(flush=False, skipped=rows.row[skipped], oversize=rows.row[over], undersize=rows.row[under])
 
     def finish(self) -> Plan:
         """Pack the images that still wait."""
@@ -185,9 +194,9 @@ class Planner:
             self._add(Rows.of_sizes(none, none))
         if self._decision is not None and is_undecided(self._packing.algorithm, self._packing.prices):
             self._packing = self._decision.decide(None)
-        return self._plan(flush=True, skipped=none, oversize=none)
+        return self._plan(flush=True, skipped=none, oversize=none, undersize=none)
 
-    def _plan(self, *, flush: bool, skipped: np.ndarray, oversize: np.ndarray) -> Plan:
+    def _plan(self, *, flush: bool, skipped: np.ndarray, oversize: np.ndarray, undersize: np.ndarray) -> Plan:
         packing, waiting = self._packing, self._waiting
         stays = np.ones(len(waiting[0]), np.bool_)
         images, offsets, patch_size = [waiting[0].take(slice(0))], [np.zeros(1, np.int64)], [np.empty(0, np.int32)]
@@ -206,6 +215,7 @@ class Planner:
             images=images[1] if len(images) == 2 else Images.concatenate(images),
             skipped=skipped,
             oversize=oversize,
+            undersize=undersize,
             algorithm=packing.algorithm,
         )
 
@@ -307,7 +317,7 @@ def plan(
         The packs, in the order in which they are emitted. Each row is in exactly one pack, or in `skipped`.
 
     Raises:
-        ValueError: an image is smaller than a patch, or oversize with `oversize="error"`.
+        ValueError: an image is oversize with `oversize="error"`, or undersize with `undersize="error"`.
 
     >>> rows = Rows.of_sizes([64, 32, 32, 64], [64, 64, 32, 32])
     >>> packs = plan(rows, Packing(seq_len=24, patch_size=16))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from patchnpack.models import NaViT
 from patchnpack.packer import NoDrop, PackedBatch, Packing, PatchSizes
 from patchnpack.packer.files import atomic_write
 from patchnpack.trainer import autocast, evaluate
+from patchnpack.trainer.loader_check import check_loader
+
+_log = logging.getLogger(__name__)
 
 # N images, C classes, D width
 
@@ -50,13 +54,28 @@ def evaluation_packing(model: NaViT, fields: dict[str, Any]) -> Packing:
 
 
 def _run(model: NaViT, loader: Iterable[PackedBatch], precision: str) -> Iterator[tuple[PackedBatch, torch.Tensor]]:
-    """Yield each batch with the outputs for its images, float32 (N, C or D) on the CPU."""
-    device = next(model.parameters()).device
+    """Yield each batch with the outputs for its images, float32 (N, C or D) on the CPU.
+
+    Images whose outputs are not finite are logged as a warning at the end.
+    """
+    device, images, broken = next(model.parameters()).device, 0, list[str]()
+    check_loader(model, loader, labels=False)
     for batch in loader:
         model.check(batch)
         with torch.no_grad(), autocast(device, precision):
-            out = model(batch.to(device, non_blocking=True))
-        yield batch, out.float().cpu()[batch.image_mask]
+            out = model(batch.to(device, non_blocking=True)).float().cpu()[batch.image_mask]
+        keys = [key for keys in batch.keys for key in keys]
+        broken += [keys[i] for i in (~out.isfinite().all(-1)).nonzero().flatten().tolist()]
+        images += len(out)
+        yield batch, out
+    if broken:
+        _log.warning(
+            "%s of %d images have outputs that are not finite, such as %r; try precision 'float32', or another "
+            "checkpoint",
+            len(broken),
+            images,
+            broken[0],
+        )
 
 
 def _table(columns: dict[str, list[Any]]) -> pa.Table:
@@ -73,7 +92,8 @@ def predict(model: NaViT, loader: Iterable[PackedBatch], *, precision: str = "au
     """Predict the class of every image.
 
     Returns:
-        One row per image, sorted by `row`: key, row, label (null if there is none), prediction, logits (float32, C).
+        One row per image, sorted by `row`: key, row, label (null if there is none), prediction (null if a logit is not
+        finite), logits (float32, C). Such images are counted in a warning.
 
     Raises:
         ValueError: the model has no head.
@@ -87,7 +107,10 @@ def predict(model: NaViT, loader: Iterable[PackedBatch], *, precision: str = "au
         columns["label"] += [None if no else label for label, no in zip(labels.tolist(), absent.tolist(), strict=True)]
         columns["key"] += [key for keys in batch.keys for key in keys]
         columns["row"] += batch.rows[batch.image_mask].tolist()
-        columns["prediction"] += logits.argmax(-1).tolist()
+        finite = logits.isfinite().all(-1).tolist()
+        columns["prediction"] += [
+            best if ok else None for best, ok in zip(logits.argmax(-1).tolist(), finite, strict=True)
+        ]
         columns["logits"].append(logits)
     return _table(columns)
 

@@ -41,6 +41,7 @@ def train_on_shards(
     init: Path | None = None,
     teacher: Path | None = None,
     text: str | None = None,
+    pages: str = "first",
     resume: bool | None = None,
     started: Callable[[], None] | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -67,6 +68,7 @@ def train_on_shards(
         init: checkpoint to start from; its head is replaced if the number of classes differs.
         teacher: checkpoint of the teacher for distillation.
         text: member with the texts for image-text training, which reads no labels.
+        pages: "first" or "error": what becomes of files with several pages, as in `PackedImageLoader`.
         resume, started: as in `train`.
         storage_options: options for remote shards.
 
@@ -75,6 +77,9 @@ def train_on_shards(
     """
     if text is not None:
         _check_image_text(training, num_classes=num_classes, teacher=teacher)
+        if text.lstrip(".").lower() not in shards.members:
+            found = ", ".join(sorted(shards.members))
+            raise ValueError(f"text is {text!r}, which no sample has; their members are {found}: name one of them")
     teacher_model = None if teacher is None else load_checkpoint(teacher).model
     needs_labels = text is None and (teacher_model is None or training.task_weight or training.mixup or training.cutmix)
     transforms: list[Any] = [step for step in (mirror_half if flip else None, augment) if step is not None]
@@ -83,6 +88,7 @@ def train_on_shards(
         "label": label if needs_labels or (text is None and validation is not None) else None,
         "classes": classes if text is None else None,
         "extras": [text] if text else [],
+        "pages": pages,
         "storage_options": storage_options,
     }
     if shared["label"] is None:

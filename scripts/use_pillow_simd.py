@@ -5,6 +5,9 @@ pip treats them as unrelated projects. With pillow-simd alone, `pip check` repor
 next install that requires it writes Pillow over pillow-simd. Therefore the swap also installs a stand-in: an empty
 `pillow` package with the version of pillow-simd.
 
+A build supports the formats whose headers are installed, and PNG and JPEG at least. patchnpack reads the other formats
+without PIL, so it loses none.
+
 Pillow is removed only after a new build has passed a trial, so a failure leaves it unchanged.
 """
 
@@ -29,8 +32,6 @@ HEADERS = {
     "zlib.h": "apt install zlib1g-dev",
     "jpeglib.h": "apt install libjpeg-dev",
 }
-# Formats that Pillow's own wheels support, and that a build without the headers does not.
-OPTIONAL = {"webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000", "libtiff": "compressed TIFF"}
 
 # Runs in a separate process with only the new build: a build for another CPU dies of an illegal instruction.
 TRIAL = """
@@ -149,13 +150,6 @@ def swap(*, fresh: bool) -> str | None:
     return None
 
 
-def unread() -> list[str]:
-    """Return the formats that Pillow's own wheels read and the PIL of a new process does not."""
-    code = f"from PIL import features\nprint(*(k for k in {list(OPTIONAL)} if not features.check(k)))"
-    names = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    return [OPTIONAL[name] for name in names]
-
-
 def main() -> None:
     """Swap or restore, and print one line with the result."""
     parser = argparse.ArgumentParser(description="Replace Pillow by pillow-simd.")
@@ -175,8 +169,6 @@ def main() -> None:
     line = f"PIL is {name} {version}"
     if reason:
         line += f": {reason}"
-    elif missing := unread():
-        line += f", built without {', '.join(missing)}; install their headers and run `make simd` to add them"
     print(line)
 
 

@@ -66,6 +66,8 @@ class Display:
         )
         if "val_loss" in row:
             text += f"  validation loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.3f}"
+        if row.get("skipped_steps"):
+            text += f"  skipped steps {row['skipped_steps']:.0f}"
         self.bar.update(self.task, completed=progress, description=text)
         if keep or self.bar.disable:
             self.say(f"{progress:4.0%}  {text}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import xxhash
 
 from patchnpack.models.navit import NaViT
 from patchnpack.packer.batch.packed_batch import PackedBatch
+from patchnpack.trainer.loader_check import check_loader
 from patchnpack.trainer.losses import Classification, Outcome
 
 # N images of a batch, T tokens of all of them, P patch size, C channels
@@ -114,6 +116,12 @@ class Distillation(Classification):
         seen = batch if batch.patch_size == patch_size else repatchify(batch, patch_size)
         teacher.check(seen)
         return batch, seen
+
+    def check_loader(self, model: NaViT, loader: Any) -> None:
+        """Check what the student and the teacher need; labels only if the loss or mixing reads them."""
+        (teacher,) = self._teacher
+        check_loader(model, loader, labels=bool(self.task_weight or self.mixing))
+        check_loader(teacher, loader, labels=False, patch_size=teacher.config.patch_size)
 
     def count(self, batch: PackedBatch) -> int:
         """Number of images."""

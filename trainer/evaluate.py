@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,9 @@ import torch
 from patchnpack.models.navit import NaViT
 from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.trainer.losses import Classification, Objective, Outcome
-from patchnpack.trainer.ranks import over_ranks
+from patchnpack.trainer.ranks import over_ranks, rank_and_size
+
+_log = logging.getLogger(__name__)
 
 
 class Batches(Protocol):
@@ -63,8 +66,10 @@ class Meter:
 
     SUMS: ClassVar = ("loss", "hits", "labelled", "images", "tokens", "slots")
 
-    def add(self, batch: PackedBatch, outcome: Outcome) -> None:
-        """Add one batch."""
+    def add(self, batch: PackedBatch, outcome: Outcome, good: torch.Tensor | None = None) -> None:
+        """Add one batch; loss and hits count only if `good`, 0-d bool, is True or None."""
+        if good is not None:
+            outcome = Outcome(*(torch.where(good, each, torch.zeros_like(each)) for each in outcome))
         self.loss += outcome.total.detach()
         self.hits += outcome.hits
         self.labelled += outcome.images
@@ -115,8 +120,9 @@ def evaluate(
         objective: the objective to measure, on the same device; None means `Classification()`.
 
     Returns:
-        loss, accuracy, images (number of labelled images; others do not count), unlabelled, seconds. An image with
-        float targets is a hit if the class with the highest logit has the highest target.
+        loss, accuracy, images (number of labelled images; others do not count), unlabelled, seconds. The loss is NaN or
+        infinite if that of a batch is, which is logged as a warning. An image with float targets is a hit if the class
+        with the highest logit has the highest target.
 
     Raises:
         ValueError: the loader has no length or no labelled image, or a batch does not fit the model.
@@ -126,14 +132,25 @@ def evaluate(
     except TypeError as error:
         raise ValueError("evaluation needs a loader with a length, which ends; use repeat=False") from error
     objective = Classification() if objective is None else objective.for_evaluation()
+    objective.check_loader(model, loader)
     device, was_training, meter = next(model.parameters()).device, model.training, Meter()
+    batches = torch.zeros(2, device=device)  # those whose loss is not finite, and all
     model.eval()
     for batch in loader:
         moved = [part.to(device, non_blocking=True) for part in objective.prepare(model, batch)]
         with torch.no_grad(), autocast(device, precision):
-            meter.add(batch, objective(model, *moved))
+            outcome = objective(model, *moved)
+        meter.add(batch, outcome)
+        batches += torch.stack([~outcome.total.isfinite(), torch.ones_like(outcome.total)])
     model.train(was_training)
     meter = meter.over_ranks(device)
+    bad, every = map(int, over_ranks(batches, device).tolist())
+    if bad and rank_and_size()[0] == 0:
+        _log.warning(
+            "the loss of %d of %d evaluated batches is not finite; try precision 'float32', or another checkpoint",
+            bad,
+            every,
+        )
     labelled = int(meter.labelled)
     if labelled == 0:
         raise ValueError(

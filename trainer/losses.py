@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from patchnpack.models.navit import NaViT, classification_loss
 from patchnpack.packer.batch.packed_batch import PackedBatch
+from patchnpack.trainer.loader_check import check_loader
 from patchnpack.trainer.mixing import mix
 
 # B packs, K maximum images per pack, C classes
@@ -55,6 +56,10 @@ class Objective(nn.Module):
     @abstractmethod
     def forward(self, model: NaViT, *batches: PackedBatch) -> Outcome:
         """Compute the outcome for the batches of `prepare`, on the model's device."""
+
+    def check_loader(self, model: NaViT, loader: Any) -> None:
+        """Raise ValueError if model, objective and loader do not match, as far as the loader's index knows."""
+        check_loader(model, loader, labels=False)
 
     def for_evaluation(self) -> Objective:
         """The objective that evaluation measures."""
@@ -107,6 +112,10 @@ class Classification(Objective):
         if not mixing or rng is None:
             return (batch,)
         return (mix(batch, rng, num_classes=model.config.num_classes, mixup=self.mixup, cutmix=self.cutmix),)
+
+    def check_loader(self, model: NaViT, loader: Any) -> None:
+        """Check channels, grids and labels; see `check_loader`."""
+        check_loader(model, loader, labels=True)
 
     def count(self, batch: PackedBatch) -> int:
         """Number of images with a label."""

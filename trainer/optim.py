@@ -72,8 +72,11 @@ class Average:
         self.model, self.decay = copy.deepcopy(model).eval().requires_grad_(False), decay
 
     @torch.no_grad()
-    def update(self, model: NaViT, step: int) -> None:
-        """Move towards `model` by 1 - decay, or more in the first steps, when there is little to average."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+    def update(self, model: NaViT, step: int, good: torch.Tensor) -> None:
+        """Move towards `model` by 1 - decay, or more in the first steps, when there is little to average.
+
+        Unless `good`, 0-d bool on the model's device, nothing moves.
+        """
+        share = good * (1 - min(self.decay, (1 + step) / (10 + step)))
         for average, new in zip(self.model.parameters(), model.parameters(), strict=True):
-            average.lerp_(new, 1 - decay)
+            average.lerp_(new, share.to(average.dtype))

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -18,9 +19,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from patchnpack.models.config import NaViTConfig
 from patchnpack.models.navit import NaViT
 from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.packer.files import atomic_write
+from patchnpack.trainer.bad_steps import BadSteps
 from patchnpack.trainer.checkpoint import read_checkpoint, save_checkpoint
 from patchnpack.trainer.evaluate import Batches, Meter, autocast
 from patchnpack.trainer.losses import Objective, Outcome
@@ -59,9 +62,10 @@ class Run:
         self.average = Average(model, config.ema) if config.ema else None
         self.step, self.epoch, self.batches = 0, 0, 0  # batches: number of batches of this epoch used so far
         self.meter, self.metrics, self.history = Meter(), dict[str, float](), list[dict[str, float]]()
-        self.losses: list[torch.Tensor] = []  # this rank's share of each step's loss
-        self.old_losses = torch.zeros(0)  # losses over all ranks of the steps before `losses`
+        self.losses: list[torch.Tensor] = []  # loss over all ranks of each step
+        self.old_losses = torch.zeros(0)  # losses of the steps before `losses`
         self.norm = torch.zeros(())
+        self.bad = BadSteps(config)
         self.anchor = (0.0, 0, 0)  # progress, step, and steps left at that step
         self.loader_state: dict[str, Any] = {}
         self.began, self.saved_step, self.saved_minutes = time.perf_counter(), 0, 0.0
@@ -109,8 +113,10 @@ class Run:
         last, batches = None, iter(batches)
         while group := list(itertools.islice(batches, self.config.accumulate)):
             if last is not None and self.save_due():  # the epoch continues; at its end, end_epoch saves
+                self.check_finite()
                 self.save()
             self._take(group)
+            self.bad.judge(self._kept(), wait=False)
             last = group[-1]
             if hasattr(loader, "state_dict"):
                 self.loader_state = loader.state_dict(after=last)
@@ -133,8 +139,8 @@ class Run:
         progress = self.progress if config.minutes else self._progress_at(self.step + 0.5)
         set_learning_rate(self.optimizer, learning_rate(progress, config))
         self.optimizer.zero_grad()
-        total = torch.zeros((), device=self.device)
-        for i, (batch, parts, rng) in enumerate(zip(group, prepared, rngs, strict=True), 1):
+        total, outcomes = torch.zeros((), device=self.device), list[Outcome]()
+        for i, (parts, rng) in enumerate(zip(prepared, rngs, strict=True), 1):
             moved = [part.to(self.device, non_blocking=True) for part in parts]
             torch.manual_seed(int(rng.integers(2**63)))
             accumulating = self.size > 1 and i < len(group)
@@ -143,26 +149,74 @@ class Run:
                     outcome: Outcome = self.module(*moved)
                 # DDP divides the sum of gradients by the number of ranks; divide by the images of all ranks instead.
                 (outcome.total * self.size / images).backward()
-            self.meter.add(batch, outcome)
+            outcomes.append(outcome._replace(total=outcome.total.detach()))
             total += outcome.total.detach()
-        self.norm = nn.utils.clip_grad_norm_(self.module.parameters(), config.clip)
-        self.optimizer.step()
-        self.step, self.batches = self.step + 1, self.batches + len(group)
-        if self.average:
-            self.average.update(self.model, self.step)
-        self.losses.append(total / images)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), config.clip)
+        self._update(torch.stack([total / images, norm.float()]), group, outcomes)
         if config.minutes:
             self.clock = self.minutes()
 
+    def _update(self, seen: torch.Tensor, group: list[PackedBatch], outcomes: list[Outcome]) -> None:
+        """Update the weights if this rank's share of the loss and the gradient norm, (2,), are finite on all ranks.
+
+        The device decides, so that the host need not wait for the step: with `found_inf`, as `GradScaler` sets it, the
+        optimizer changes neither weights nor moments.
+        """
+        seen = over_ranks(seen, self.device)
+        seen[1] /= self.size  # all ranks have the same norm
+        good = seen.isfinite().all()
+        self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.step, self.batches = self.step + 1, self.batches + len(group)
+        if self.average:
+            self.average.update(self.model, self.step, good)
+        for batch, outcome in zip(group, outcomes, strict=True):
+            self.meter.add(batch, outcome, good)
+        self.losses.append(seen[0])
+        self.norm = seen[1]
+        self.bad.add(self.step, seen, group[0])
+
+    def check_finite(self) -> None:
+        """Raise FloatingPointError if the state is not worth saving. Every rank must call it.
+
+        Weights and moments must be finite. If there is a folder, the loss of the newest good batch must be, too: it
+        shows weights that are finite but so large that no step succeeds.
+        """
+        self.bad.judge(self._kept(), wait=True)
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        averages = self.average.model.parameters() if self.average else ()
+        finite = [each.isfinite().all().to(self.device) for each in (*self.module.parameters(), *moments, *averages)]
+        loss = torch.zeros((), device=self.device)
+        if self.folder is not None and self.bad.good_batch is not None:
+            self.model.eval()
+            moved = [part.to(self.device) for part in self.objective.prepare(self.model, self.bad.good_batch)]
+            with torch.no_grad(), autocast(self.device, self.config.precision):
+                loss = self.objective(self.model, *moved).total.float()
+            self.model.train()
+        bad = (~torch.stack(finite).all()).float()
+        bad_ranks, total = over_ranks(torch.stack([bad, loss]), self.device).tolist()
+        if bad_ranks or not math.isfinite(total):
+            left = "weights that are not finite" if bad_ranks else f"weights with which the loss is {total:g}"
+            raise FloatingPointError(
+                f"step {self.step} left {left}, so they are not saved; {self._kept()}; try an lr below {self.config.lr}"
+            )
+
+    def _kept(self) -> str:
+        if self.folder is None or not self.saved_step:
+            return "no checkpoint has been written"
+        return f"the checkpoint of step {self.saved_step} is unchanged"
+
     def scalars(self, loader: Batches) -> dict[str, float]:
         """Scalars of the last step, of the epoch so far and of all loaders. Every rank must call it."""
+        self.bad.judge(self._kept(), wait=True)
         row = self.meter.over_ranks(self.device).row()
         scalars = {
-            "train/loss": float(over_ranks(self.losses[-1], self.device)),
+            "train/loss": float(self.losses[-1]),
             "train/accuracy": row["accuracy"],
             "train/lr": self.optimizer.param_groups[0]["lr"],
             "train/gradient_norm": float(self.norm),
             "train/epoch": float(self.epoch),
+            "train/skipped_steps": float(self.bad.skipped),
         }
         stats = loader.stats() if hasattr(loader, "stats") else {}
         flat = {name: value for name, value in stats.items() if isinstance(value, int | float)}
@@ -174,10 +228,9 @@ class Run:
         return scalars
 
     def all_losses(self) -> torch.Tensor:
-        """The loss of every step, float32 (step,). Every rank must call it."""
+        """The loss of every step, also of the skipped ones, float32 (step,)."""
         if self.losses:
-            new = over_ranks(torch.stack(self.losses), self.device).cpu()
-            self.old_losses, self.losses = torch.cat([self.old_losses, new]), []
+            self.old_losses, self.losses = torch.cat([self.old_losses, torch.stack(self.losses).cpu()]), []
         return self.old_losses
 
     def stopped(self) -> str:
@@ -202,12 +255,12 @@ class Run:
         return bool(config.save_minutes and self.minutes() - self.saved_minutes >= config.save_minutes)
 
     def end_epoch(self) -> None:
-        """Advance to the next epoch, and save."""
+        """Advance to the next epoch, and save. Call `check_finite` first."""
         self.epoch, self.batches, self.meter = self.epoch + 1, 0, Meter()
         self.save()
 
     def save(self) -> None:
-        """Write the checkpoint and the history, on rank 0. Every rank must call it."""
+        """Write the checkpoint and the history, on rank 0. Every rank must call it, after `check_finite`."""
         losses, meter = self.all_losses(), self.meter.over_ranks(self.device)
         before, self.saved_step, self.saved_minutes = self.saved_step, self.step, self.minutes()
         if self.folder is None or self.rank:
@@ -232,6 +285,7 @@ class Run:
             "meter": meter.state(),
             "history": self.history,
             "losses": losses,
+            "skipped": [self.bad.skipped, self.bad.in_row],
         }
         save_checkpoint(
             path,
@@ -277,6 +331,7 @@ class Run:
         self.step, self.epoch, self.batches = content["step"], state["epoch"], state["batches"]
         self.metrics, self.history, self.old_losses = content["metrics"], state["history"], state["losses"]
         self.anchor, self.clock = tuple(state["anchor"]), state["minutes"]
+        self.bad.skipped, self.bad.in_row = state.get("skipped", (0, 0))
         self.saved_step, self.saved_minutes = self.step, self.clock
         self.began = time.perf_counter() - 60 * self.clock
         if self.batches and self.rank == 0:  # the saved sums are those of all ranks
@@ -290,7 +345,9 @@ class Run:
         return len(loader) - self.batches if self.batches and self.config.epochs else None
 
     def _check_same(self, path: Path, content: dict[str, Any]) -> None:
-        saved = {**content["model_config"], **content["train_config"]}
+        # Through the classes, so that fields added since have their defaults.
+        saved = dataclasses.asdict(NaViTConfig(**content["model_config"]))
+        saved |= dataclasses.asdict(TrainConfig(**content["train_config"]))
         given = {**dataclasses.asdict(self.model.config), **dataclasses.asdict(self.config)}
         objective = content["state"]["objective"]
         saved["objective"], given["objective"] = objective["name"], type(self.objective).__name__

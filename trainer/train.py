@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,10 @@ class TrainResult:
         model: the trained model, or its moving average, in evaluation mode.
         metrics: metrics of the last evaluation, or without validation of the last epoch's training.
         history: one row per evaluation: step, epoch, minutes, the loss, accuracy, images_per_second, tokens_per_second
-            and padding of the epoch's training, and with validation val_loss, val_accuracy and val_images.
-        losses: loss of every step, including the steps before the run was resumed.
+            and padding of the epoch's training, skipped_steps of the run so far, and with validation val_loss,
+            val_accuracy and val_images.
+        losses: loss of every step, including the steps before the run was resumed; NaN or infinite for skipped ones.
+        skipped_steps: number of steps skipped because their loss or gradient was not finite.
         checkpoint: path of the checkpoint; None without `out`.
     """
 
@@ -40,6 +41,7 @@ class TrainResult:
     metrics: dict[str, float]
     history: list[dict[str, float]]
     losses: list[float]
+    skipped_steps: int
     checkpoint: Path | None
 
 
@@ -77,8 +79,10 @@ def train(
         started: called on rank 0 after all checks, before the first step.
 
     Raises:
-        ValueError: a batch does not fit the model, a loader is empty, or the checkpoint belongs to another run.
-        FloatingPointError: the loss is NaN or infinite.
+        ValueError: images or labels of a loader do not fit the model, a loader is empty, the model is frozen, or the
+            checkpoint belongs to another run. What the index knows is checked before the first step.
+        FloatingPointError: the loss or the gradient is NaN or infinite in more than `config.skip_bad_steps` steps in a
+            row, or a step left weights that are. Such weights are never saved, so the checkpoint remains usable.
     """
     rank, _ = rank_and_size()
     device, folder = find_device(config.device), None if out is None else Path(out)
@@ -93,6 +97,10 @@ def train(
         if objective is None:
             mixing = {name: getattr(config, name) for name in ("loss", "label_smoothing", "mixup", "cutmix")}
             objective = Classification(**mixing)
+        _check_trainable(model, objective)
+        objective.check_loader(model, loader)
+        if validation is not None:
+            objective.for_evaluation().check_loader(model, validation)
         run = Run(model, objective.to(device), config, device, folder)
         batches_left = run.restore(loader, resume)
         if validation is not None and run.progress < 1:
@@ -116,8 +124,20 @@ def train(
         metrics=run.metrics,
         history=run.history,
         losses=run.all_losses().tolist(),
+        skipped_steps=run.bad.skipped,
         checkpoint=folder and folder / CHECKPOINT,
     )
+
+
+def _check_trainable(model: NaViT, objective: Objective) -> None:
+    if not torch.is_grad_enabled():
+        raise ValueError("gradients are disabled here; call train outside torch.no_grad() and torch.inference_mode()")
+    if not any(parameter.requires_grad for module in (model, objective) for parameter in module.parameters()):
+        raise ValueError(
+            "no parameter of the model requires a gradient, so training would change nothing; call "
+            "model.requires_grad_(True), or for some layers such as model.head.requires_grad_(True). The teacher of a "
+            "Distillation is frozen: train a copy of it"
+        )
 
 
 def _train_epochs(
@@ -135,7 +155,8 @@ def _train_epochs(
                 for one in logs:
                     one(run.step, scalars)
             if display.due():
-                display.show(run.progress, {"epoch": run.epoch, **_finite(run.meter.row(), config)})
+                display.show(run.progress, {"epoch": run.epoch, **run.meter.row()})
+        run.check_finite()
         if run.progress < 1 and (run.epoch + 1) % config.eval_every:
             run.end_epoch()
             continue
@@ -148,7 +169,7 @@ def _train_epochs(
 def _evaluate_epoch(run: Run, validation: Batches | None, logs: Sequence[Log]) -> dict[str, float]:
     """Compute the history row of an epoch and set `run.metrics`."""
     row = {"step": run.step, "epoch": run.epoch, "minutes": run.minutes()}
-    row |= _finite(run.meter.over_ranks(run.device).row(), run.config)
+    row |= run.meter.over_ranks(run.device).row() | {"skipped_steps": run.bad.skipped}
     run.metrics = {"loss": row["loss"], "accuracy": row["accuracy"]}
     if validation is not None:
         if hasattr(validation, "set_epoch"):
@@ -157,10 +178,4 @@ def _evaluate_epoch(run: Run, validation: Batches | None, logs: Sequence[Log]) -
         row |= {f"val_{name}": run.metrics[name] for name in ("loss", "accuracy", "images")}
         for one in logs:
             one(run.step, {f"validation/{name}": value for name, value in run.metrics.items()})
-    return row
-
-
-def _finite(row: dict[str, float], config: TrainConfig) -> dict[str, float]:
-    if not math.isfinite(row["loss"]):
-        raise FloatingPointError(f"the loss is {row['loss']}; try an lr below {config.lr}, or precision 'float32'")
     return row

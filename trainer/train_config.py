@@ -25,6 +25,8 @@ class TrainConfig:
         weight_decay: weight decay of matrices; norms, biases, position tables and the pooling query have none.
         betas: betas of AdamW.
         clip: maximum norm of the gradient over all parameters.
+        skip_bad_steps: maximum number of consecutive steps to skip because the loss or the gradient is NaN or infinite;
+            one more ends the run. A skipped step counts as a step but changes no weight.
         ema: decay of the moving average of the weights, which is evaluated and returned; 0 disables it. At step n the
             decay is at most (1 + n) / (10 + n).
         loss: "softmax", "sigmoid" (independent classes), or "auto": softmax for classes, sigmoid for float targets.
@@ -58,6 +60,7 @@ class TrainConfig:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0
+    skip_bad_steps: int = 0
     ema: float = 0.0
     loss: str = "auto"
     label_smoothing: float = 0.1
@@ -76,9 +79,10 @@ class TrainConfig:
     device: str = "auto"
     precision: str = "auto"
 
-    # Settings that may change when a run is resumed, since they change no loss.
+    # Settings that may change when a run is resumed, since they change no finite loss.
     FREE: ClassVar[frozenset[str]] = frozenset(
         {"eval_every", "save_every", "save_minutes", "keep", "log_steps", "log_every", "tensorboard", "device"}
+        | {"skip_bad_steps"}
     )
 
     def __post_init__(self) -> None:
@@ -93,7 +97,7 @@ class TrainConfig:
         for name in ("warmup", "label_smoothing", "ema", "cooldown"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a share, at least 0 and below 1")
-        for name in ("weight_decay", "mixup", "cutmix", "task_weight"):
+        for name in ("weight_decay", "mixup", "cutmix", "task_weight", "skip_bad_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.layer_decay > 1:

@@ -32,6 +32,8 @@ class BatchBuilder(Protocol):
         bad: the bad images, each with its number in the batch, ascending; complete once `finish` has returned.
         without_label: images without a label; set once `finish` has returned.
         truncated: JPEGs that end early and were kept; set once `finish` has returned.
+        multi_page: images with further pages, which are left out; set once `finish` has returned.
+        warnings: kind of each warning of a decoder; complete once `finish` has returned.
         counts: what the batch holds; set once `finish` has returned.
     """
 
@@ -40,6 +42,8 @@ class BatchBuilder(Protocol):
     bad: list[tuple[int, BadRow]]
     without_label: int
     truncated: int
+    multi_page: int
+    warnings: list[str]
     counts: BatchCounts
 
     def run(self, part: int) -> None:
@@ -93,7 +97,8 @@ class DecodedBatchBuilder:
         self.num_images = len(images)
         self.num_parts = self.num_images + 1
         self.bad: list[tuple[int, BadRow]] = []
-        self.without_label = self.truncated = 0
+        self.without_label = self.truncated = self.multi_page = 0
+        self.warnings: list[str] = []
         self._truncated: set[int] = set()
         self._context, self._epoch, self._step, self._position = context, epoch, step, position
         self._images, self._counts, self._patch_size = images, counts, patch_size
@@ -163,6 +168,7 @@ class DecodedBatchBuilder:
             "step": self._step,
             "epoch": self._epoch,
             "position": self._position,
+            "scaled_decode": self._context.packing.scaled_decode,
             "cu_seqlens": torch.from_numpy(self._starts),
             "lengths": self._images.keep.tolist(),
         }
@@ -238,11 +244,11 @@ class DecodedBatchBuilder:
         stages[i] = "decode"
         box = None if self._boxes is None else self._boxes[i]
         try:
-            pixels = samples.decode(i, data, size, box, True)
+            pixels = samples.decode(i, data, size, box, True, self.warnings.append)
         except BadImage as error:
             if not error.truncated or context.errors.truncated == "skip":
                 raise
-            pixels = samples.decode(i, data, size, box, False)
+            pixels = samples.decode(i, data, size, box, False, self.warnings.append)
             self._truncated.add(i)
         if context.transform is not None:
             stages[i] = "transform"
@@ -331,6 +337,7 @@ class DecodedBatchBuilder:
         )
         self.without_label = self._count_without_label(len(kept))
         self.truncated = len(self._truncated - failed)
+        self.multi_page = len(set(np.flatnonzero(self._samples.pages != 1).tolist()) - failed)
         self.counts = BatchCounts.of(batch)
         return batch
 

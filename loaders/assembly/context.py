@@ -2,53 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from patchnpack.loaders.assembly.buffers import BufferPool
+from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.decode import decode
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.user_decode import Decode, user_pixels
+from patchnpack.loaders.imaging.warnings import Warn
 from patchnpack.loaders.index.labels import LabelKind
 from patchnpack.packer import Packing
 
 # M images in the batch
-
-Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-
-
-def check_transform(transform: object) -> None:
-    """Check that `transform` is None or callable with two arguments.
-
-    A callable without a signature, as some written in C are, passes.
-
-    Raises:
-        ValueError: it is not callable, or not with two positional arguments.
-    """
-    if transform is None:
-        return
-    wanted = "transform takes (image, rng), a uint8 array (height, width, C) and a numpy Generator"
-    if not callable(transform):
-        raise ValueError(f"{wanted}; {transform!r} is not a function")
-    try:
-        signature = inspect.signature(transform)
-    except (TypeError, ValueError):  # some functions written in C have none
-        return
-    try:
-        signature.bind(None, None)
-    except TypeError as error:
-        name = getattr(transform, "__name__", type(transform).__name__)
-        raise ValueError(
-            f"{wanted}; {name}{signature} does not accept these arguments ({error}): wrap it, for example "
-            "lambda image, rng: f(image)"
-        ) from error
 
 
 class Samples(Protocol):
@@ -57,11 +29,13 @@ class Samples(Protocol):
     Attributes:
         keys: the key of each sample.
         width, height: int32 (M,), upright size in pixels.
+        pages: int32 (M,), pages or frames of each image; -1 where its header does not count them.
         labels: the labels, (M,) or (M, D), where they are known before anything is read; None where `label` reads each.
     """
 
     keys: list[str]
     labels: np.ndarray | None
+    pages: np.ndarray
     width: np.ndarray
     height: np.ndarray
 
@@ -73,8 +47,10 @@ class Samples(Protocol):
         """Return the data that `decode` takes. Raises BadImage."""
         ...
 
-    def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
-        """Decode image i upright and resize its `box` to `size`. Raises BadImage."""
+    def decode(
+        self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool, warn: Warn
+    ) -> np.ndarray:
+        """Decode image i upright and resize its `box` to `size`; `warn` gets what is odd. Raises BadImage."""
         ...
 
     def label(self, i: int) -> Any:
@@ -119,7 +95,14 @@ class BatchContext(ABC):
         """Return the samples of these rows, int64 (M,). Any thread calls this, once per batch."""
 
     def pixels(
-        self, key: str, data: Any, header: Header, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool
+        self,
+        key: str,
+        data: Any,
+        header: Header,
+        size: tuple[int, int],
+        box: tuple[int, ...] | None,
+        strict: bool,
+        warn: Warn,
     ) -> np.ndarray:
         """Decode an image (encoded, PIL or array) upright and resize its `box` to `size`.
 
@@ -138,4 +121,5 @@ class BatchContext(ABC):
             interpolation=packing.interpolation,
             scaled=packing.scaled_decode,
             strict=strict,
+            warn=warn,
         )

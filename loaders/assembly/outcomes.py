@@ -17,21 +17,23 @@ class LeftOut:
     """Rows that are in no batch. They wait here until the next batch is handed out and are counted with it.
 
     Attributes:
-        oversize: images that were shrunk or lost tokens because they exceed a pack.
+        oversize: images of more tokens than a pack has slots, however they were treated.
+        undersize: images smaller than a patch, however they were treated.
         without_image: samples of a stream without an image.
-        skipped: rows left out, by reason: "oversize", "where" or "tail".
+        skipped: rows left out, by reason: "oversize", "undersize", "where" or "tail".
         bad: rows that cannot be used, each with the epoch.
     """
 
     oversize: int = 0
+    undersize: int = 0
     without_image: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     bad: list[tuple[int, BadRow]] = field(default_factory=list)
 
     def take(self) -> LeftOut:
         """Return the rows so far and start again from nothing."""
-        taken = LeftOut(self.oversize, self.without_image, self.skipped, self.bad)
-        self.oversize, self.without_image, self.skipped, self.bad = 0, 0, Counter(), []
+        taken = LeftOut(self.oversize, self.undersize, self.without_image, self.skipped, self.bad)
+        self.oversize, self.undersize, self.without_image, self.skipped, self.bad = 0, 0, 0, Counter(), []
         return taken
 
 
@@ -63,6 +65,8 @@ class Outcomes:
             builder.counts,
             without_label=builder.without_label,
             truncated=builder.truncated,
+            multi_page=builder.multi_page,
+            warnings=builder.warnings,
             waited=waited,
             ran=ran,
         )
@@ -82,6 +86,7 @@ class Outcomes:
     def count_left_out(self, left_out: LeftOut) -> None:
         """Count rows that are in no batch."""
         self.stats.oversize += left_out.oversize
+        self.stats.undersize += left_out.undersize
         self.stats.without_image += left_out.without_image
         for reason, count in left_out.skipped.items():
             self.stats.skipped[reason] += count

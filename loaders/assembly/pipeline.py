@@ -131,7 +131,9 @@ class Pipeline:
 
         def note(plan: Plan) -> None:
             left_out.oversize += of_rank(plan.oversize)
-            left_out.skipped["oversize"] += of_rank(plan.skipped)
+            left_out.undersize += of_rank(plan.undersize)
+            for reason, rows in plan.skipped_by_reason().items():
+                left_out.skipped[reason] += of_rank(rows)
 
         def note_tail(pack: Pack) -> None:
             if pack.images is not None:

@@ -17,6 +17,7 @@ from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.decode import decode_whole_jpeg
 from patchnpack.loaders.imaging.formats import JPEG
 from patchnpack.loaders.imaging.header import Header
+from patchnpack.loaders.imaging.warnings import Warn
 from patchnpack.loaders.index.labels import KnownLabels, Labels
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.order import Pack
@@ -107,7 +108,7 @@ class IndexedSamples:
     def __init__(self, context: IndexedBatchContext, rows: np.ndarray) -> None:
         index = context.index
         shard = index.shard_of(rows)
-        self.width, self.height = index.width[rows], index.height[rows]
+        self.width, self.height, self.pages = index.width[rows], index.height[rows], index.pages[rows]
         # Python integers: reading them from arrays one by one would cost more than everything else here.
         self._context, self._rows = context, rows
         self._bytes = tuples(shard, index.offset[rows], index.nbytes[rows], index.digest[rows])
@@ -136,14 +137,16 @@ class IndexedSamples:
             raise BadImage("its bytes differ from the indexed ones: the digest differs", "read")
         return data
 
-    def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
-        """Decode image i upright and resize its `box` to `size`. Raises BadImage."""
+    def decode(
+        self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool, warn: Warn
+    ) -> np.ndarray:
+        """Decode image i upright and resize its `box` to `size`; `warn` gets what is odd. Raises BadImage."""
         context = self._context
         if size == self._sizes[i] and self._upright_jpeg[i] and box is None and context.user_decode is None:
-            return decode_whole_jpeg(data, size, context.packing.image_mode, strict)
+            return decode_whole_jpeg(data, size, context.packing.image_mode, strict, warn)
         index, row, (width, height) = context.index, self._rows[i], self._sizes[i]
         header = Header(width, height, int(index.orientation[row]), int(index.format[row]))
-        return context.pixels(self.keys[i], data, header, size, box, strict)
+        return context.pixels(self.keys[i], data, header, size, box, strict, warn)
 
     def label(self, i: int) -> Any:
         """Return the label of image i, `absent` where it has none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from patchnpack.loaders.errors import BadRow
+from patchnpack.loaders.imaging.warnings import WARNINGS
 from patchnpack.packer import PackedBatch, _kernels
 
 LISTED = 1000  # bad images that `stats` lists at most; all are counted and logged
@@ -28,11 +30,15 @@ _SUMS = (
     "attention_cost",
     "without_label",
     "truncated",
+    "multi_page",
     "oversize",
+    "undersize",
     "bad_images",
     "cache_hits",
     "cache_misses",
 )
+
+_SKIPPED = ("oversize", "undersize", "where", "tail")
 
 # Sums that `report` needs for means and spreads only.
 _MOMENTS = ("drop_rates", "attention_squares")
@@ -119,19 +125,32 @@ class Stats:
     attention_squares: float = 0.0
     without_label: int = 0
     truncated: int = 0
+    multi_page: int = 0
     oversize: int = 0
+    undersize: int = 0
     without_image: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
-    skipped: dict[str, int] = field(default_factory=lambda: {"oversize": 0, "where": 0, "tail": 0})
+    skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_SKIPPED, 0))
     sources: dict[str, int] = field(default_factory=dict)
+    warnings: dict[str, int] = field(default_factory=dict)
     bad_images: int = 0
     bad_by_stage: dict[str, int] = field(default_factory=dict)
     bad: list[BadRow] = field(default_factory=list)
     wait_s: float = 0.0
     run_s: float = 0.0
 
-    def add_batch(self, counts: BatchCounts, *, without_label: int, truncated: int, waited: float, ran: float) -> None:
+    def add_batch(
+        self,
+        counts: BatchCounts,
+        *,
+        without_label: int = 0,
+        truncated: int = 0,
+        multi_page: int = 0,
+        warnings: Sequence[str] = (),
+        waited: float = 0.0,
+        ran: float = 0.0,
+    ) -> None:
         """Count a batch, the seconds that the loop waited for it, and the seconds since the batch before it."""
         for name in _COUNTED:
             setattr(self, name, getattr(self, name) + getattr(counts, name))
@@ -140,22 +159,29 @@ class Stats:
         self.run_s += ran
         self.without_label += without_label
         self.truncated += truncated
+        self.multi_page += multi_page
+        for kind in warnings:
+            self.warnings[kind] = self.warnings.get(kind, 0) + 1
 
-    NUMBERS: ClassVar[int] = len(_SUMS) + 3 + len(_MOMENTS) + 1  # the length of `numbers`
+    NUMBERS: ClassVar[int] = len(_SUMS) + len(_SKIPPED) + len(WARNINGS) + len(_MOMENTS) + 1  # the length of `numbers`
 
     def numbers(self) -> torch.Tensor:
         """Return every total that processes can add up, float64 (NUMBERS,)."""
         sums, moments = ([getattr(self, name) for name in names] for names in (_SUMS, _MOMENTS))
-        return torch.tensor([*sums, *self.skipped.values(), *moments, self.run_s], dtype=torch.float64)
+        warnings = [self.warnings.get(kind, 0) for kind in WARNINGS]
+        return torch.tensor([*sums, *self.skipped.values(), *warnings, *moments, self.run_s], dtype=torch.float64)
 
     def plus(self, others: torch.Tensor) -> Stats:
         """Return these totals plus those of processes that ran in parallel, float64 (n, NUMBERS)."""
-        both = dataclasses.replace(self, skipped=dict(self.skipped))
+        both = dataclasses.replace(self, skipped=dict(self.skipped), warnings=dict(self.warnings))
         *sums, _ = others.sum(0).tolist() if len(others) else [0] * self.NUMBERS
         for name, more in zip(_SUMS, sums, strict=False):
             setattr(both, name, getattr(both, name) + int(more))
         for reason, more in zip(both.skipped, sums[len(_SUMS) :], strict=False):
             both.skipped[reason] += int(more)
+        for kind, more in zip(WARNINGS, sums[len(_SUMS) + len(self.skipped) :], strict=False):
+            if more:
+                both.warnings[kind] = both.warnings.get(kind, 0) + int(more)
         for name, more in zip(_MOMENTS, sums[-len(_MOMENTS) :], strict=True):
             setattr(both, name, getattr(both, name) + more)
         if len(others):
@@ -169,6 +195,11 @@ class Stats:
         if len(self.bad) < LISTED:
             self.bad.append(row)
         _log.warning("bad image %s", row)
+
+    def oddities(self) -> str:
+        """Describe, for a log line, the images that are used although something is odd; empty if there are none."""
+        pages = f", {self.multi_page} with further pages" if self.multi_page else ""
+        return f"{pages}, {sum(self.warnings.values())} warnings of decoders" if self.warnings else pages
 
     def report(self) -> dict[str, Any]:
         """Return the totals as a plain dict, with the rates and shares that follow from them."""
@@ -207,7 +238,7 @@ class Ticker:
         opened = new.cache_hits + new.cache_misses
         _log.info(
             "%.0f images/s, %.0f tokens/s, %.1f%% padding, %d of %d batches ready, the loop waited %.1f%% of the time, "
-            "%d bad images in total%s%s",
+            "%d bad images in total%s%s%s",
             images / seconds,
             tokens / seconds,
             100 * (1 - tokens / slots) if slots else 0.0,
@@ -216,6 +247,7 @@ class Ticker:
             100 * (new.wait_s - old.wait_s) / seconds,
             new.bad_images,
             f" ({bad})" if bad else "",
+            new.oddities(),
             f", {new.cache_hits} of {opened} shards were cached" if opened else "",
         )
         self._began, self._then = now, dataclasses.replace(new)

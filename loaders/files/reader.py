@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+
 import xxhash
 
 from patchnpack.loaders.files.table import FileTable

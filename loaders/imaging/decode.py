@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import threading
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -12,8 +12,12 @@ from PIL import Image
 
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.decode_buffers import DecodeBuffers
-from patchnpack.loaders.imaging.formats import plugin_of
+from patchnpack.loaders.imaging.formats import PIL, reader_of
 from patchnpack.loaders.imaging.header import BAD_DATA, Header, bad_image, decode_errors_as_bad_image
+from patchnpack.loaders.imaging.readers import by_pil, jpeg
+from patchnpack.loaders.imaging.readers.codecs import take_messages
+from patchnpack.loaders.imaging.resize import declares_alpha, resize
+from patchnpack.loaders.imaging.warnings import MESSAGE, SECOND_DECODER, Warn, ignore
 from patchnpack.packer import _kernels
 from patchnpack.packer.config import ImageMode, Interpolation
 
@@ -43,6 +47,7 @@ def decode(
     interpolation: Interpolation = "bicubic",
     scaled: bool = True,
     strict: bool = True,
+    warn: Warn = ignore,
 ) -> np.ndarray:
     """Decode an image upright and resize it to `size`: a contiguous uint8 array (height, width, C).
 
@@ -55,6 +60,7 @@ def decode(
         interpolation: PIL's name of the resizing filter.
         scaled: decode a JPEG at a lower scale if it shrinks at least twofold.
         strict: refuse a truncated JPEG. Otherwise its missing part is grey.
+        warn: called with the kind of each warning, one of `WARNINGS`, about an image that is decoded all the same.
 
     Raises:
         BadImage: the data cannot be decoded, or do not match the header.
@@ -64,11 +70,11 @@ def decode(
     region = (0, 0, *stored) if box is None else _stored_region(box, header)
     target = size[::-1] if swapped else size
     if header.direct and isinstance(data, bytes):
-        pixels = _decode_jpeg(data, stored, region, target, mode, interpolation, scaled, strict)
+        pixels = _decode_jpeg(data, stored, region, target, mode, interpolation, scaled, strict, warn)
     elif isinstance(data, np.ndarray):
         pixels = _resize_array(data, stored, region, target, mode, interpolation)
     else:
-        pixels = _decode_with_pil(data, stored, region, target, mode, interpolation)
+        pixels = _decode_other(data, stored, region, target, mode, interpolation, warn)
     return pixels if header.orientation == 1 else _kernels.orient(pixels, header.orientation)
 
 
@@ -82,7 +88,7 @@ def _stored_region(box: tuple[int, ...], header: Header) -> tuple[int, int, int,
     return (left, top, width, height) if header.orientation < 5 else (top, left, height, width)
 
 
-def decode_whole_jpeg(data: bytes, stored: tuple[int, int], mode: ImageMode, strict: bool) -> np.ndarray:
+def decode_whole_jpeg(data: bytes, stored: tuple[int, int], mode: ImageMode, strict: bool, warn: Warn) -> np.ndarray:
     """Decode a JPEG as it is stored: what `decode` does with a JPEG that it neither turns, cuts nor resizes.
 
     The most frequent case: a training run of photographs spends its time here.
@@ -92,14 +98,32 @@ def decode_whole_jpeg(data: bytes, stored: tuple[int, int], mode: ImageMode, str
     try:
         # A buffer of the stored size refuses a larger image by itself, which saves reading the header first.
         native: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], buffer=pixels, strict=strict)
+    except ValueError as error:
+        with decode_errors_as_bad_image():
+            _check_size(jpeg.size_and_color(data)[0], stored)
+            native = _decode_again(data, error, strict, warn, colorspace=_JPEG_COLORS[mode], buffer=pixels)
     except BAD_DATA as error:
-        if isinstance(error, ValueError):
-            with decode_errors_as_bad_image():
-                _check_size(_jpeg_size(data), stored)
         raise bad_image(error) from error
     if native.shape != shape:
         _check_size((native.shape[1], native.shape[0]), stored)
     return native
+
+
+def _simplejpeg(data: bytes, strict: bool, warn: Warn, **options: Any) -> np.ndarray:
+    """What `simplejpeg.decode_jpeg` returns, also for a JPEG that libjpeg only warns of."""
+    try:
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, strict=strict, **options)
+        return pixels
+    except ValueError as error:
+        return _decode_again(data, error, strict, warn, **options)
+
+
+def _decode_again(data: bytes, error: ValueError, strict: bool, warn: Warn, **options: Any) -> np.ndarray:
+    def decode(mended: bytes, strict: bool) -> np.ndarray:
+        pixels: np.ndarray = simplejpeg.decode_jpeg(mended, strict=strict, **options)
+        return pixels
+
+    return jpeg.decode_with_warnings(decode, data, error, strict, warn)
 
 
 def _decode_jpeg(
@@ -111,15 +135,16 @@ def _decode_jpeg(
     interpolation: Interpolation,
     scaled: bool,
     strict: bool,
+    warn: Warn,
 ) -> np.ndarray:
     left, top, width, height = region
     if target == stored and region == (0, 0, *stored):
-        return decode_whole_jpeg(data, stored, mode, strict)
+        return decode_whole_jpeg(data, stored, mode, strict, warn)
     with decode_errors_as_bad_image():
-        _check_size(_jpeg_size(data), stored)
+        _check_size(jpeg.size_and_color(data)[0], stored)
         if target == (width, height):
             pixels = _buffers.acquire((stored[1], stored[0], len(mode)))
-            native: np.ndarray = simplejpeg.decode_jpeg(data, _JPEG_COLORS[mode], buffer=pixels, strict=strict)
+            native = _simplejpeg(data, strict, warn, colorspace=_JPEG_COLORS[mode], buffer=pixels)
             return np.ascontiguousarray(native[top : top + height, left : left + width])
         color, pil_mode = _JPEG_RESIZE_COLORS[mode]
         # libjpeg-turbo takes its smallest scale, of 1/2 and below, at which the region is at least as large as the
@@ -129,14 +154,15 @@ def _decode_jpeg(
             min_shape = (-(-stored[1] * target[1] // height), -(-stored[0] * target[0] // width))
         fits_half = min_shape[0] <= half_shape[0] and min_shape[1] <= half_shape[1]
         max_shape = half_shape if fits_half else stored[::-1]
-        pixels = simplejpeg.decode_jpeg(
+        pixels = _simplejpeg(
             data,
-            color,
+            strict,
+            warn,
+            colorspace=color,
             min_height=min_shape[0],
             min_width=min_shape[1],
             min_factor=2,
             buffer=_buffers.acquire((*max_shape, len(pil_mode))),
-            strict=strict,
         )
     size = (pixels.shape[1], pixels.shape[0])
     image = Image.frombuffer(pil_mode, size, pixels, "raw", pil_mode, 0, 1)
@@ -147,31 +173,22 @@ def _decode_jpeg(
     return np.frombuffer(raw, np.uint8).reshape(target[1], target[0], len(mode)).copy()
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    return width, height
-
-
-def _decode_with_pil(
+def _decode_other(
     data: bytes | Image.Image,
     stored: tuple[int, int],
     region: tuple[int, int, int, int],
     target: tuple[int, int],
     mode: ImageMode,
     interpolation: Interpolation,
+    warn: Warn = ignore,
 ) -> np.ndarray:
     left, top, width, height = region
-    if isinstance(data, Image.Image):
-        with _load_lock, decode_errors_as_bad_image():
-            data.load()
-            _check_size(data.size, stored)
-        image = data
-    else:
-        plugin = plugin_of(data)
-        with decode_errors_as_bad_image():
-            image = plugin(io.BytesIO(data))
-            _check_size(image.size, stored)
-            image.load()
+    image = _loaded(data, stored) if isinstance(data, Image.Image) else _read_pixels(data, stored, warn)
+    if isinstance(image, np.ndarray):
+        channels = image.shape[2] if image.ndim == 3 else 1
+        if target == (width, height) and channels == len(mode):
+            return np.ascontiguousarray(image[top : top + height, left : left + width]).reshape(height, width, channels)
+        image = Image.fromarray(np.ascontiguousarray(image))
     with decode_errors_as_bad_image():
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
@@ -179,10 +196,41 @@ def _decode_with_pil(
             image = image.convert(mode)
     corners = (left, top, left + width, top + height)
     if target != (width, height):
-        image = image.resize(target, Image.Resampling[interpolation.upper()], corners)
+        image = resize(image, target, corners, interpolation, alpha=mode == "RGBA" and declares_alpha(data))
     elif target != stored:
         image = image.crop(corners)
     return np.frombuffer(image.tobytes(), np.uint8).reshape(target[1], target[0], len(mode)).copy()
+
+
+def _loaded(image: Image.Image, stored: tuple[int, int]) -> Image.Image:
+    with _load_lock, decode_errors_as_bad_image():
+        image.load()
+        _check_size(image.size, stored)
+    return image
+
+
+def _read_pixels(data: bytes, stored: tuple[int, int], warn: Warn) -> np.ndarray | Image.Image:
+    """The first page of an encoded image, by the format's own decoder or else by PIL."""
+    reader = reader_of(data)
+    with decode_errors_as_bad_image():
+        if reader.decoder != PIL:  # which says the size before it decodes
+            facts = reader.header(data)
+            _check_size((facts.width, facts.height), stored)
+        take_messages()
+        try:
+            pixels = reader.decode(data)
+            if take_messages():
+                warn(MESSAGE)
+        except BAD_DATA as error:
+            if reader.second is None:
+                raise
+            try:
+                pixels = by_pil.decode(reader.second, data)
+            except BAD_DATA:
+                raise error from None
+            warn(SECOND_DECODER)
+    _check_size(pixels.shape[1::-1] if isinstance(pixels, np.ndarray) else pixels.size, stored)
+    return pixels
 
 
 def _resize_array(
@@ -198,7 +246,11 @@ def _resize_array(
     if target == (width, height) and pixels.shape[2] == len(mode):
         return pixels[top : top + height, left : left + width].copy()
     image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
-    return _decode_with_pil(image, stored, region, target, mode, interpolation)
+    if pixels.shape[2] == len(mode) == 4:  # an array says of none of its bands that it is alpha
+        corners = (left, top, left + width, top + height)
+        image = resize(image, target, corners, interpolation, alpha=declares_alpha(data))
+        return np.frombuffer(image.tobytes(), np.uint8).reshape(target[1], target[0], 4).copy()
+    return _decode_other(image, stored, region, target, mode, interpolation)
 
 
 def _check_size(decoded: tuple[int, ...], stored: tuple[int, int]) -> None:

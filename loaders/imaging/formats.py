@@ -1,78 +1,120 @@
-"""The image formats that are read: their first bytes, their numbers in an index, and their PIL plugins."""
+"""The image formats that are read: how they begin, their numbers in an index, and the reader of each."""
 
 from __future__ import annotations
 
-import PIL
-from PIL import ImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import SUPPORTED as WEBP_SUPPORTED
-from PIL.WebPImagePlugin import WebPImageFile
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
 
 from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.imaging import signatures
+from patchnpack.loaders.imaging.readers import bmp, gif, heif, jpeg, jpeg2000, jpegxl, png, tiff, webp
+from patchnpack.loaders.imaging.readers.facts import Facts
 
 # An index stores positions in this tuple, so the order is fixed. "jpeg" is JPEG in a colour space that libjpeg-turbo
-# converts to RGB itself. "pixels" is an image that the caller has already decoded. PIL decodes all others.
-FORMATS = ("jpeg", "cmyk-jpeg", "png", "webp", "gif", "bmp", "tiff", "pixels")
-JPEG, PIXELS = 0, 7
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "jpe", "jfif", "gif", "bmp", "tif", "tiff")  # of the formats that are read
-PLUGIN_FORMATS: dict[type[ImageFile.ImageFile], int] = {
-    JpegImageFile: 1,
-    PngImageFile: 2,
-    WebPImageFile: 3,
-    GifImageFile: 4,
-    BmpImageFile: 5,
-    TiffImageFile: 6,
-}
-_JPEG_START, _PNG_START = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
-_PLUGINS: dict[bytes, type[ImageFile.ImageFile]] = {
-    _JPEG_START: JpegImageFile,
-    _PNG_START: PngImageFile,
-    b"GIF8": GifImageFile,
-    b"BM": BmpImageFile,
-    b"II*\x00": TiffImageFile,
-    b"MM\x00*": TiffImageFile,
-}
+# converts to RGB itself, "other-jpeg" any other. "pixels" is an image that the caller has already decoded.
+FORMATS = (
+    *("jpeg", "other-jpeg", "png", "webp", "gif", "bmp", "tiff", "pixels"),
+    *("avif", "jpeg-xl", "jpeg-2000", "heic"),
+)
+JPEG, OTHER_JPEG, PIXELS, HEIC = 0, 1, 7, 11
+PIL = "PIL"  # the decoder of formats that nothing else decodes
 
 
-def is_jpeg(data: bytes) -> bool:
-    """Whether the data begin like a JPEG."""
-    return data.startswith(_JPEG_START)
+class Reader(NamedTuple):
+    """How a format is read.
+
+    Attributes:
+        format: its position in `FORMATS`.
+        name: its usual name.
+        extensions: the usual endings of its files.
+        begins: whether data begin like the format.
+        header: what the header says, from the encoded image; raises what decoders raise on bad data.
+        decode: the first page, as an array (height, width) or (height, width, C) or as a PIL image.
+        decoder: the library behind `decode`.
+        second: the PIL plugin that is asked where `decode` fails; None where there is none.
+    """
+
+    format: int
+    name: str
+    extensions: tuple[str, ...]
+    begins: Callable[[bytes], bool]
+    header: Callable[[bytes], Facts]
+    decode: Callable[[bytes], np.ndarray | Image.Image]
+    decoder: str
+    second: str | None = None
 
 
-def is_png(data: bytes) -> bool:
-    """Whether the data begin like a PNG."""
-    return data.startswith(_PNG_START)
+READERS = (
+    Reader(
+        OTHER_JPEG,
+        "JPEG",
+        ("jpg", "jpeg", "jpe", "jfif"),
+        signatures.is_jpeg,
+        lambda data: jpeg.header(data)[0],
+        jpeg.decode,
+        "simplejpeg",
+    ),
+    Reader(2, "PNG", ("png", "apng"), signatures.is_png, png.header, png.decode, "imagecodecs", "Png"),
+    Reader(3, "WebP", ("webp",), signatures.is_webp, webp.header, webp.decode, "imagecodecs", "WebP"),
+    Reader(4, "GIF", ("gif",), signatures.is_gif, gif.header, gif.decode, PIL),
+    Reader(5, "BMP", ("bmp", "dib"), signatures.is_bmp, bmp.header, bmp.decode, PIL),
+    Reader(6, "TIFF", ("tif", "tiff"), signatures.is_tiff, tiff.header, tiff.decode, "imagecodecs", "Tiff"),
+    Reader(
+        8,
+        "AVIF",
+        ("avif", "avifs"),
+        signatures.is_avif,
+        heif.avif_header,
+        heif.decode_avif,
+        "imagecodecs",
+        "Avif",
+    ),
+    Reader(9, "JPEG XL", ("jxl",), signatures.is_jpegxl, jpegxl.header, jpegxl.decode, "imagecodecs"),
+    Reader(
+        10,
+        "JPEG 2000",
+        ("jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
+        signatures.is_jpeg2000,
+        jpeg2000.header,
+        jpeg2000.decode,
+        "imagecodecs",
+        "Jpeg2K",
+    ),
+    Reader(
+        HEIC,
+        "HEIC",
+        ("heic", "heif", "hif"),
+        signatures.is_heic,
+        heif.heic_header,
+        heif.decode_heic,
+        "pillow-heif",
+    ),
+)
+# Every extension of a format that is read, without its dot.
+EXTENSIONS = tuple(extension for reader in READERS for extension in reader.extensions)
+_NAMES = ", ".join(reader.name for reader in READERS[:-1]) + f" and {READERS[-1].name}"
 
 
-def is_webp(data: bytes) -> bool:
-    """Whether the data begin like a WebP."""
-    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+def find_reader(data: bytes) -> Reader | None:
+    """The reader of an encoded image, by its first bytes; None if no format that is read begins so."""
+    return next((reader for reader in READERS if reader.begins(data)), None)
+
+
+def reader_of(data: bytes) -> Reader:
+    """The reader of an encoded image.
+
+    Raises:
+        BadImage: the data begin like no image of a format that is read.
+    """
+    reader = find_reader(data)
+    if reader is None:
+        raise BadImage(f"it begins with {data[:8]!r}; only {_NAMES} are read")
+    return reader
 
 
 def is_image(data: bytes) -> bool:
     """Whether the data begin like an image of a format that is read."""
-    return is_webp(data) or data.startswith(tuple(_PLUGINS))
-
-
-def plugin_of(data: bytes) -> type[ImageFile.ImageFile]:
-    """The PIL plugin for an encoded image. `PIL.Image.open` would try every plugin, and some run other programs.
-
-    Raises:
-        BadImage: the data begin like no image of a format that is read.
-        ValueError: the image is a WebP, and this PIL was built without WebP support.
-    """
-    if is_webp(data):
-        if not WEBP_SUPPORTED:
-            raise ValueError(
-                f"WebP images cannot be read: this PIL {PIL.__version__} was built without WebP; in a checkout: make "
-                "setup SIMD=0, else: pip install --force-reinstall pillow; or leave .webp out of image="
-            )
-        return WebPImageFile
-    for start, plugin in _PLUGINS.items():
-        if data.startswith(start):
-            return plugin
-    raise BadImage(f"it begins with {data[:8]!r}; only JPEG, PNG, WebP, GIF, BMP and TIFF are read")
+    return find_reader(data) is not None

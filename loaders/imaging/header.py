@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -10,29 +9,18 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
-from PIL import Image, ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
+from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from patchnpack.loaders.errors import MAX_PIXELS, BadImage
-from patchnpack.loaders.imaging.exif import block_orientation, tiff_numbers
-from patchnpack.loaders.imaging.exif import orientation as exif_orientation
-from patchnpack.loaders.imaging.formats import (
-    JPEG,
-    PIXELS,
-    PLUGIN_FORMATS,
-    is_jpeg,
-    plugin_of,
-)
+from patchnpack.loaders.imaging.exif import info_orientation, orientation
+from patchnpack.loaders.imaging.formats import JPEG, OTHER_JPEG, PIXELS, reader_of
+from patchnpack.loaders.imaging.readers import jpeg
+from patchnpack.loaders.imaging.readers.by_pil import unsupported_mode
 
 # Sizes are (width, height) in pixels: "stored" as in the file, "upright" after EXIF orientation is applied.
 
-_WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _ORIENTATION, _SAMPLES_PER_PIXEL = 256, 257, 258, 274, 277  # TIFF tags
-_MAX_CHANNELS = 4
-_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}  # at most 8 bits; PIL converts them
-_DIRECT_COLORS = {"Gray", "YCbCr", "RGB"}  # JPEG colour spaces that libjpeg-turbo converts to RGB
+_ORIENTATION = 274  # a TIFF tag
 
 # What decoders raise on bad data. Any other exception is a bug, in a decoder or here, and propagates.
 BAD_DATA = (
@@ -56,12 +44,14 @@ class Header(NamedTuple):
         width, height: size in pixels, upright.
         orientation: EXIF orientation, 1 to 8.
         format: position in `FORMATS`.
+        pages: number of pages or frames; `SEVERAL` where only decoding would count them.
     """
 
     width: int
     height: int
     orientation: int
     format: int
+    pages: int = 1
 
     @property
     def direct(self) -> bool:
@@ -96,27 +86,25 @@ def bad_image(error: Exception) -> BadImage:
 
 
 def read_header(data: bytes) -> Header:
-    """Read size, orientation and format of an encoded image.
+    """Read size, orientation, format and page count of an encoded image.
 
     Raises:
-        UnsupportedImage: the image has more than 8 bits per channel, more than 4 channels, a colour space that PIL
-            does not convert, or several pages.
+        UnsupportedImage: the image has more than 8 bits per channel, more than 4 channels, or a colour space that PIL
+            does not convert.
         BadImage: the data are no image, or the image is too large.
-        ValueError: the image is a WebP, and this PIL was built without WebP support.
     """
-    unsupported = None
-    if is_jpeg(data):
-        with decode_errors_as_bad_image():
-            height, width, color, _ = simplejpeg.decode_jpeg_header(data)
-        format = JPEG if color in _DIRECT_COLORS else PLUGIN_FORMATS[JpegImageFile]
-    else:
-        plugin = plugin_of(data)
-        with decode_errors_as_bad_image():
-            (width, height), unsupported = _open_header(plugin, data)
-        format = PLUGIN_FORMATS[plugin]
-    header = _header(width, height, exif_orientation(data), format)
-    if unsupported is not None:
-        raise UnsupportedImage(unsupported, header)
+    reader = reader_of(data)
+    format = reader.format
+    with decode_errors_as_bad_image():
+        if format == OTHER_JPEG:
+            facts, is_direct = jpeg.header(data)
+            format = JPEG if is_direct else OTHER_JPEG
+        else:
+            facts = reader.header(data)
+    turn = orientation(data) if facts.orientation is None else facts.orientation
+    header = _header(facts.width, facts.height, turn, format, facts.pages)
+    if facts.unsupported is not None:
+        raise UnsupportedImage(facts.unsupported, header)
     return header
 
 
@@ -134,57 +122,29 @@ def image_header(image: Image.Image | np.ndarray) -> Header:
                 "channels: pass the encoded bytes, or pixels that were not scaled, normalised or transposed"
             )
         return _header(image.shape[1], image.shape[0], 1, PIXELS)
-    with decode_errors_as_bad_image():
-        unsupported = _unsupported_mode(image)
-    if unsupported is not None:
+    if (unsupported := unsupported_mode(image.mode)) is not None:
         raise BadImage(unsupported)
-    exif = image.info.get("exif")
-    return _header(*image.size, block_orientation(exif) if isinstance(exif, bytes) else 1, PIXELS)
+    with decode_errors_as_bad_image():
+        return _held_header(image)._replace(pages=getattr(image, "n_frames", 1))
 
 
-def _header(width: int, height: int, orientation: int, format: int) -> Header:
+def _held_header(image: Image.Image) -> Header:
+    """The header of a PIL image of a supported mode."""
+    width, height = image.size
+    turned = info_orientation({str(name): value for name, value in image.info.items()})
+    if not isinstance(image, TiffImageFile):
+        return _header(width, height, turned, PIXELS)
+    # PIL turns a TIFF upright as it loads it; before, its size is upright only if the tag says so, not by XMP.
+    if turned >= 5 and image._im is None and _ORIENTATION not in image.tag_v2:
+        width, height = height, width
+    return _header(width, height, 1, PIXELS)
+
+
+def _header(width: int, height: int, orientation: int, format: int, pages: int = 1) -> Header:
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise BadImage(
             f"its header says {width}x{height} pixels; an image must have at least 1 and at most {MAX_PIXELS} pixels"
         )
     if orientation >= 5:
         width, height = height, width
-    return Header(width, height, orientation, format)
-
-
-def _open_header(plugin: type[ImageFile.ImageFile], data: bytes) -> tuple[tuple[int, int], str | None]:
-    """The size as PIL decodes the image, and why the image is unsupported, None if it is supported."""
-    if plugin is TiffImageFile and (unsupported := _unsupported_tiff(data)) is not None:
-        return unsupported
-    image = plugin(io.BytesIO(data))
-    # PIL reads 16-bit colour as 8-bit without a warning, so the depth comes from the file's own header.
-    bits = data[24] if isinstance(image, PngImageFile) else 8
-    if isinstance(image, TiffImageFile):
-        bits = max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
-    return image.size, _too_deep(bits) if bits > 8 else _unsupported_mode(image)
-
-
-def _unsupported_tiff(data: bytes) -> tuple[tuple[int, int], str] | None:
-    """Size and reason of a TIFF with too many or too deep channels; PIL cannot open all of these."""
-    tags = tiff_numbers(data)
-    width, height = tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0)
-    channels, bits = tags.get(_SAMPLES_PER_PIXEL, 1), tags.get(_BITS_PER_SAMPLE, 1)  # bits of the first channel
-    if not (width and height) or (channels <= _MAX_CHANNELS and bits <= 8):
-        return None
-    if tags.get(_ORIENTATION, 1) in (5, 6, 7, 8):  # PIL reports the TIFFs that it opens upright, too
-        width, height = height, width
-    if channels > _MAX_CHANNELS:
-        return (width, height), f"it has {channels} channels; only up to {_MAX_CHANNELS} are read"
-    return (width, height), _too_deep(bits)
-
-
-def _too_deep(bits: int) -> str:
-    return f"it has {bits} bits per channel; only 8-bit channels are read"
-
-
-def _unsupported_mode(image: Image.Image) -> str | None:
-    if image.mode not in _MODES:
-        return f"its pixels are of PIL mode {image.mode!r}; only {', '.join(sorted(_MODES))} are read"
-    if getattr(image, "is_animated", False):
-        return "it has several pages or frames; only single images are read"
-    return None
+    return Header(width, height, orientation, format, pages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,21 @@ Decode = Callable[[bytes], np.ndarray | None]
 
 
 def check_decode(decode: object) -> None:
-    """Raise ValueError if `decode` is neither None nor callable."""
-    if decode is not None and not callable(decode):
-        raise ValueError(f"decode is {decode!r}; it must be a function from encoded bytes to an array, or None")
+    """Raise ValueError if `decode` is neither None nor callable with one argument."""
+    if decode is None:
+        return
+    wanted = "it must be a function from encoded bytes to an array, or None"
+    if not callable(decode):
+        raise ValueError(f"decode is {decode!r}; {wanted}")
+    try:
+        signature = inspect.signature(decode)
+    except (TypeError, ValueError):  # some functions written in C have none
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        name = getattr(decode, "__name__", type(decode).__name__)
+        raise ValueError(f"decode is {name}{signature}; {wanted} ({error})") from error
 
 
 def user_pixels(decode: Decode, data: bytes, header: Header, channels: int, key: str) -> bytes | np.ndarray:

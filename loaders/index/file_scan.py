@@ -16,14 +16,14 @@ from patchnpack.loaders.files.table import FileTable
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, read_header
 from patchnpack.loaders.index.table import Index, Texts
 from patchnpack.loaders.process import cpu_share
-from patchnpack.loaders.remote.addresses import is_remote, redact
+from patchnpack.loaders.remote.addresses import is_remote
 from patchnpack.loaders.shards.opener import ShardOpener
 
 # n rows, f files
 
 _BLOCK = 64  # files that a thread reads before it takes others
 _REMOTE_THREADS = 32
-_NO_HEADER = Header(0, 0, 1, 0)
+_NO_HEADER = Header(0, 0, 1, 0, 1)
 
 Progress = Callable[[int, int], None]
 
@@ -97,6 +97,7 @@ class _Columns:
         self.digest = np.zeros(f, np.uint64)
         self.width, self.height = np.zeros(f, np.int32), np.zeros(f, np.int32)
         self.orientation, self.format = np.ones(f, np.uint8), np.zeros(f, np.uint8)
+        self.pages = np.ones(f, np.int32)
         self.reasons: dict[int, str] = {}
         self._is_image = np.zeros(f, np.bool_)
         self._is_image[listing.number] = True
@@ -123,7 +124,7 @@ class _Columns:
         row_of[known.offset] = np.arange(len(known))
         rows = row_of[old[here]]
         here, rows = here[rows >= 0], rows[rows >= 0]
-        for name in ("width", "height", "orientation", "format"):
+        for name in Header._fields:
             getattr(self, name)[here] = getattr(known, name)[rows]
         for i in np.flatnonzero(known.reasons.take(rows).column.is_valid().to_numpy(zero_copy_only=False)).tolist():
             self.reasons[int(here[i])] = str(known.reasons[int(rows[i])])
@@ -157,9 +158,8 @@ class _Columns:
             header, self.reasons[number] = error.header, str(error)
         except BadImage as error:
             self.reasons[number] = str(error)
-        except ValueError as error:
-            raise ValueError(f"image {redact(self._table.file(number))!r}: {error}") from None
-        self.width[number], self.height[number], self.orientation[number], self.format[number] = header
+        for name, value in zip(Header._fields, header, strict=True):
+            getattr(self, name)[number] = value
 
     def index(self) -> Index:
         """Return the index with these columns."""
@@ -178,6 +178,7 @@ class _Columns:
             height=self.height[number],
             orientation=self.orientation[number],
             format=self.format[number],
+            pages=self.pages[number],
             digest=self.digest[number],
             reasons=Texts.of(map(reasons.get, range(n))),
             cls=self._cls(),

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from patchnpack.loaders.imaging.formats import FORMATS
 from patchnpack.loaders.index.file_columns import file_columns, tables_of
 from patchnpack.loaders.index.table import Index, Texts
-from patchnpack.loaders.remote.addresses import redact
+from patchnpack.loaders.remote.addresses import check_not_file, redact
 from patchnpack.loaders.shards.parquet import INDEX_KEY
-from patchnpack.packer.files import atomic_write
+from patchnpack.packer.files import absent, atomic_write
 
 # n rows, s shards
 
-VERSION = 4
+VERSION = 5
 _KEY = INDEX_KEY
 _MEMBER = "member."
 _BY_SHARD = {
@@ -39,6 +39,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "height": pa.int32(),
     "orientation": pa.uint8(),
     "format": pa.uint8(),
+    "pages": pa.int32(),
     "digest": pa.uint64(),
     "reasons": pa.large_string(),
     "cls": pa.large_string(),
@@ -95,7 +96,10 @@ def load_index(path: str | os.PathLike[str]) -> Index:
     path = Path(path)
     check_suffix(path)
     if not path.exists():
-        raise FileNotFoundError(f"index {str(path)!r} does not exist; make it with: patchnpack index SHARDS -o {path}")
+        check_not_file(os.fspath(path))
+        raise FileNotFoundError(
+            f"index {str(path)!r} {absent(str(path))}; make it with: patchnpack index SHARDS -o {path}"
+        )
     return read_index(str(path), str(path), path.suffix, path.parent)
 
 

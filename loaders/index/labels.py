@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.index.classes import Classes as Classes
+from patchnpack.loaders.index.classes import class_table
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.member_names import find_member
+from patchnpack.packer.checks import shown
 
 # D values in a target
 
@@ -25,7 +26,6 @@ _WHOLE = re.compile(r"([+-]?)0*([0-9]+)")
 _INT64 = np.iinfo(np.int64)
 
 Label = str | Callable[[dict[str, bytes]], Any] | None
-Classes = Sequence[str] | Mapping[str, int] | str | os.PathLike[str] | None
 
 
 class LabelKind:
@@ -81,8 +81,9 @@ class LabelRule:
     """
 
     def __init__(self, label: Label, classes: Classes) -> None:
+        _check_label(label)
         self._label = label
-        self.classes = _class_table(classes)
+        self.classes = class_table(classes)
         self._numbers = set() if self.classes is None else set(self.classes.values())
         self.member, self._field = "", ""
         if isinstance(label, str):
@@ -134,7 +135,7 @@ class LabelRule:
             raise ValueError(
                 f"the .json member holds {type(record).__name__}; {self._label!r} asks for a field of an object"
             )
-        value = record.get(self._field)
+        value = _at(record, self._field)
         if isinstance(value, bool | list):
             return self._of_value(value)
         is_absent = value is None or (isinstance(value, float) and math.isnan(value))
@@ -171,8 +172,9 @@ class Labels(LabelKind):
 
     Args:
         index: says which members each sample has.
-        label: None; "EXT", the text of the member .EXT; "json:FIELD", a field of the .json member; or a callable from
-            a sample's members (extension to bytes) to an int or an array.
+        label: None; "EXT", the text of the member .EXT; "json:FIELD", a field of the .json member, where FIELD may be
+            a path such as annotation.class; or a callable from a sample's members (extension to bytes) to an int or an
+            array.
         classes: names of the classes, as a list, a file with one name per line, or a mapping from name to index. They
             map texts that are not whole numbers.
         read: returns the bytes of one member (row, extension), None where the sample lacks it.
@@ -262,6 +264,18 @@ class Labels(LabelKind):
         shard = redact(self._index.place(row)[0])
         return f"the sample with key {self._index.keys[row]!r} in {shard!r}"
 
+    def _fields(self) -> str:
+        """Return what the first JSON record says of the fields that a label may name; "" where it says nothing."""
+        for row in range(len(self._index)):
+            try:
+                record = json.loads(self._read(row, "json") or b"null")
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                names = [name if not isinstance(value, dict) else f"{name}.FIELD" for name, value in record.items()]
+                return f", whose .json members have the fields {shown(', '.join(names)).strip(chr(39))}"
+        return ""
+
     def _probe(self) -> tuple[int, ...]:
         """Return the shape of the first label."""
         reason = ""
@@ -279,9 +293,31 @@ class Labels(LabelKind):
                     return np.shape(value)
         found = ", ".join("." + extension for extension in sorted(self._index.members))
         raise ValueError(
-            f"label {self._label!r} is absent from all {len(self._index)} samples{reason}; their members are {found}: "
-            "name one of them, or give label=None"
+            f"label {self._label!r} is absent from all {len(self._index)} samples{reason}"
+            f"{self._fields() if self._member == 'json' and not reason else ''}; their members are {found}: name one "
+            "of them, or give label=None"
         )
+
+
+def _check_label(label: object) -> None:
+    """Raise ValueError if a label is neither None nor a text nor callable."""
+    if label is None or callable(label) or (isinstance(label, str) and label):
+        return
+    one = f", for example {label[0]!r}" if isinstance(label, tuple | list) and label else ""
+    raise ValueError(
+        f"label is {shown(label)}; it must name one member such as 'cls' or 'json:FIELD'{one}, or be a function of a "
+        "sample's members, or None"
+    )
+
+
+def _at(record: Mapping[str, Any], path: str) -> Any:
+    """Return the value of a field, or of a field below others: "a.b" is the field b of a, unless "a.b" is a field."""
+    if path in record or "." not in path:
+        return record.get(path)
+    value: Any = record
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def count_absent(labels: np.ndarray) -> int:
@@ -329,29 +365,6 @@ def as_label(value: Any) -> int | np.ndarray | None:
         f"a label is {_short(value)}; it must be a whole number of int64 (a class) or a list of numbers of float32 (a "
         "target; of one, write [x])"
     )
-
-
-def _class_table(classes: Classes) -> Mapping[str, int] | None:
-    if classes is None:
-        return None
-    if isinstance(classes, Mapping):
-        numbers: Mapping[str, Any] = classes
-        for name, number in numbers.items():
-            if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number <= _INT64.max:
-                raise ValueError(f"classes gives {name!r} the number {number!r}; give a whole number of at least 0")
-        return {str(name): int(number) for name, number in classes.items()}
-    if isinstance(classes, str | os.PathLike):
-        path = Path(classes)
-        if not path.exists():
-            raise FileNotFoundError(
-                f"classes file {str(path)!r} does not exist; give a file with one class name per line"
-            )
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-        classes = [line.strip() for line in lines if line.strip()]
-    table = {str(name): i for i, name in enumerate(classes)}
-    if len(table) < len(classes):
-        raise ValueError(f"classes repeats {len(classes) - len(table)} names; each class needs a name of its own")
-    return table
 
 
 def _short(value: Any, limit: int = 60) -> str:

@@ -27,9 +27,11 @@ from patchnpack.loaders.index.scanner import changed_shards, extensions_of, is_m
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.index.without_image import warn_without_image
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
+from patchnpack.loaders.shards.names import names_of
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
 from patchnpack.loaders.shards.outside import Outside
 from patchnpack.loaders.shards.patterns import INDEX_NAMES, ShardNames, expand
+from patchnpack.packer.files import absent
 
 _CHECK_THREADS = 16  # shards compared at a time
 
@@ -96,7 +98,7 @@ def _opened(
     if isinstance(source, str | os.PathLike) and os.path.isfile(source) and is_index(os.fspath(source)):
         given.check_unused("an index")
         return checked(load_index(source), f"index {os.fspath(source)!r}", opener)
-    names = [source] if isinstance(source, str | os.PathLike) else list(source)
+    names = names_of(source)
     has_files = any(is_file_source(name, given.path) for name in names)
     if not has_files:
         given.check_unused("a shard")
@@ -194,7 +196,7 @@ def checked(index: Index, name: str, opener: ShardOpener, *, may_lack_shards: bo
             if may_lack_shards:
                 continue
             raise FileNotFoundError(
-                f"shard {shard!r} of {name} does not exist; name the shards that do, or make the index again: "
+                f"shard {shard!r} of {name} {absent(shard)}; name the shards that do, or make the index again: "
                 f"patchnpack index SHARDS -o {_file_of(name)}"
             ) from None
         if size != nbytes:

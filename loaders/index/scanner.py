@@ -84,16 +84,14 @@ def scan(
                 kept.append(numbers[path])
         index = Index.concatenate([*parts, *([known.select(kept)] if known is not None and kept else [])])
     if not len(index):
-        raise ValueError(f"the {len(paths)} shards, from {paths[0]!r} on, hold no sample; give shards that hold images")
+        first = redact(paths[0])
+        which = f"shard {first!r} holds" if len(paths) == 1 else f"the {len(paths)} shards, from {first!r} on, hold"
+        raise ValueError(f"{which} no sample; give shards that hold images")
     return index
 
 
 def names_of(image: str) -> list[str]:
-    """The names in `image`, in order of preference: extensions or columns, spelled as they are given.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """The names in `image`, in order of preference: extensions or columns, spelled as they are given."""
     names = [name.strip().lstrip(".") for name in image.split(";")]
     if not any(names):
         raise ValueError(f"image is {image!r}; name the extensions of images, such as {IMAGE!r}")
@@ -101,7 +99,11 @@ def names_of(image: str) -> list[str]:
 
 
 def extensions_of(image: str) -> list[str]:
-    """The extensions in `image`, in order of preference."""
+    """The extensions in `image`, in order of preference.
+
+    Raises:
+        ValueError: there are none.
+    """
     return [name.lower() for name in names_of(image)]
 
 
@@ -184,8 +186,6 @@ def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]
         try:
             headers.append(read_header(data))
             reasons.append(None)
-        except ValueError as error:
-            raise ValueError(f"image {sample.key!r} in shard {redact(shard)!r}: {error}") from None
         except BadImage as error:
             headers.append(error.header if isinstance(error, UnsupportedImage) else _NO_HEADER)
             reasons.append(str(error))
@@ -193,7 +193,7 @@ def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]
         texts.append(get(cls_member).decode("utf-8", "replace").strip() if has_text else None)
     if not rows:
         _refuse_empty(shard, columns.image, without.samples, extensions, images)
-    width, height, orientation, format = np.array(headers, np.int32).reshape(len(rows), 4).T
+    width, height, orientation, format, pages = np.array(headers, np.int32).reshape(len(rows), 5).T
     offset, nbytes = np.array(ranges, np.int64).reshape(len(rows), 2).T
     return Index(
         shards=(shard,),
@@ -207,6 +207,7 @@ def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]
         height=height,
         orientation=orientation.astype(np.uint8),
         format=format.astype(np.uint8),
+        pages=pages,
         digest=np.array(digests, np.uint64),
         reasons=Texts.of(reasons),
         cls=Texts.of(texts),

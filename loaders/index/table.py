@@ -13,16 +13,18 @@ from patchnpack.loaders.files.reader import FileReader
 from patchnpack.loaders.files.table import FileTable
 from patchnpack.loaders.files.texts import Texts as Texts
 from patchnpack.loaders.imaging.header import Header
+from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.outside import Outside
 from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.loaders.shards.tar import IMAGE as IMAGE
 from patchnpack.packer import Rows
+from patchnpack.packer.text import counted
 
 # n rows, s shards
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Index:
     """The metadata of a source's n images. Row i of every column is the same image; rows are ordered by shard.
 
@@ -36,6 +38,8 @@ class Index:
         width, height: int32 (n,), pixels, after EXIF orientation; 0 where the header is unreadable.
         orientation: uint8 (n,), EXIF orientation, 1 to 8.
         format: uint8 (n,), position in `patchnpack.loaders.imaging.formats.FORMATS`.
+        pages: int32 (n,), pages or frames of the image; -1 where its header does not count them, as in a JPEG XL
+            animation.
         digest: uint64 (n,), XXH3 of the encoded bytes.
         reasons: why each image cannot be used, None if it can. A row with a reason and a width is an image that only a
             `decode` function can read.
@@ -65,6 +69,7 @@ class Index:
     height: np.ndarray
     orientation: np.ndarray
     format: np.ndarray
+    pages: np.ndarray
     digest: np.ndarray
     reasons: Texts[str | None]
     cls: Texts[str | None]
@@ -80,6 +85,27 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def __repr__(self) -> str:
+        """A few lines: shards, sizes, members, and what cannot be used."""
+        bad, without = int(self.reasons.column.is_valid().sum().as_py() or 0), int(self.without_image.sum())
+        return (
+            f"Index of {counted(len(self), 'image')} in {shards_shown(self.shards)}\n"
+            f"  sizes: {self._sizes_shown()}\n"
+            f"  members: {', '.join(sorted(self.members)) or 'none'}\n"
+            f"  {counted(bad, 'bad image')}, {counted(without, 'sample')} without an image"
+        )
+
+    def _sizes_shown(self) -> str:
+        known = self.width > 0
+        if not known.any():
+            return "unknown"
+        sides = np.sort(np.maximum(self.width[known], self.height[known]))
+        pixels = self.width[known].astype(np.int64) * self.height[known] / 1e6
+        return (
+            f"longer side {sides[0]:,} to {sides[-1]:,} pixels, median {sides[len(sides) // 2]:,}; "
+            f"{pixels.mean():.2g} megapixels on average"
+        )
 
     @property
     def bad(self) -> dict[int, str]:
@@ -111,7 +137,7 @@ class Index:
 
     def headers(self, which: np.ndarray) -> list[Header]:
         """The headers of rows `which` (int64)."""
-        columns = (self.width, self.height, self.orientation, self.format)
+        columns = (self.width, self.height, self.orientation, self.format, self.pages)
         return list(map(Header._make, zip(*(column[which].tolist() for column in columns), strict=True)))
 
     def reader(self, opener: ShardOpener | None = None) -> ShardReader:
@@ -201,6 +227,12 @@ class Index:
             cls_member=next((part.cls_member for part in parts if part.cls_member in part.members), "cls"),
             kinds=kinds,
         )
+
+
+def shards_shown(shards: Sequence[str]) -> str:
+    """Return the number of shards and the names of the first and the last, without secrets."""
+    ends = shards if len(shards) < 3 else (shards[0], shards[-1])
+    return f"{counted(len(shards), 'shard')}, {' to '.join(repr(redact(shard)) for shard in ends)}"
 
 
 _BY_SHARD = ("shard_bytes", "without_image", "unused_members", "outside")

@@ -22,6 +22,7 @@ from patchnpack.loaders.index.scanner import changed_shards, is_made_for, scan, 
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
 from patchnpack.loaders.remote.errors import RemoteNotFound
+from patchnpack.loaders.shards.names import names_of
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.patterns import INDEX_NAMES, ShardNames, expand
 
@@ -57,7 +58,7 @@ def update_index(
     """
     opener = opener or ShardOpener()
     given = TableOptions(column, root)
-    names = [source] if isinstance(source, str | os.PathLike) else list(source)
+    names = names_of(source)
     if any(is_file_source(name, column) for name in names):
         return _update_files(names, path, image, given, opener, num_threads, progress)
     given.check_unused("a shard")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.shard_shuffle import ShardShuffle
 from patchnpack.loaders.shards.patterns import ShardNames
 from patchnpack.packer import Rows
+from patchnpack.packer.checks import check_real, check_whole, shown
 from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # k sources, N images in an epoch
@@ -34,7 +36,7 @@ class Mixture:
         images_per_epoch: N; None is the number of images of all sources.
 
     Raises:
-        ValueError: there is no source, a weight is not above 0, or N is below 1.
+        ValueError: there is no source, a source is not a pair, a weight is not above 0, or N is below 1.
 
     >>> Mixture({"web": ("web-{000..099}.tar", 3), "books": ("books-{000..009}.tar", -1)})
     Traceback (most recent call last):
@@ -46,15 +48,24 @@ class Mixture:
     images_per_epoch: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sources, Mapping):
+            raise ValueError(f"sources is {shown(self.sources)}; give a dict {{name: (shards, weight)}}")
         if not self.sources:
             raise ValueError("the mixture has no source; give {name: (shards, weight)}")
-        for name, pair in self.sources.items():
-            if len(pair) != 2:
-                raise ValueError(f"source {name!r} is {pair!r}; give (shards, weight)")
-            if not 0 < pair[1] < float("inf"):
-                raise ValueError(f"the weight of {name!r} is {pair[1]}; it must be above 0, or leave the source out")
-        if self.images_per_epoch is not None and self.images_per_epoch < 1:
-            raise ValueError(f"images_per_epoch is {self.images_per_epoch}; it must be at least 1, or None")
+        given: Mapping[str, Any] = self.sources
+        for name, pair in given.items():
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise ValueError(f"source {name!r} is {shown(pair)}; give (shards, weight)")
+            shards, weight = pair
+            if isinstance(shards, Mixture):
+                raise ValueError(
+                    f"source {name!r} is a Mixture; name the sources inside it, with weights, in one Mixture"
+                )
+            check_real(f"the weight of {name!r}", weight, "a number above 0, in (shards, weight)")
+            if not 0 < weight < float("inf"):
+                raise ValueError(f"the weight of {name!r} is {weight}; it must be above 0, or leave the source out")
+        if self.images_per_epoch is not None:
+            check_whole("images_per_epoch", self.images_per_epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +99,12 @@ class Mixed:
         held = [int(usable[low:high].sum()) for low, high in pairwise(ends)]
         total, weights = mixture.images_per_epoch or sum(held), [weight for _, weight in mixture.sources.values()]
         images = [round(weight / sum(weights) * total) for weight in weights]
-        for name, num_usable, num_images in zip(mixture.sources, held, images, strict=True):
+        for name, part, num_usable, num_images in zip(mixture.sources, parts, held, images, strict=True):
             if not num_usable:
-                raise ValueError(f"none of the images of source {name!r} can be used; leave it out of the mixture")
+                first = next((f": the first is bad, {part.keys[row]!r}: {why}" for row, why in part.bad.items()), "")
+                raise ValueError(
+                    f"none of the images of source {name!r} can be used{first}; leave it out of the mixture"
+                )
             if not num_images:
                 raise ValueError(
                     f"source {name!r} gets 0 of {total} images per epoch; raise its weight, or images_per_epoch"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from patchnpack.loaders.error_policy import ErrorPolicy
+from patchnpack.loaders.imaging.formats import HEIC
+from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
+from patchnpack.loaders.imaging.readers.heif import MISSING as MISSING_HEIF
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.first_invalid_row import naming_first_invalid_row
 from patchnpack.loaders.order.order import chunks
+from patchnpack.loaders.remote.addresses import redact
 from patchnpack.packer import Packing
 from patchnpack.packer.binpacking.pack_lengths import sample_size
 from patchnpack.packer.decision import decide
@@ -37,14 +43,25 @@ class RowFilter:
     bad: dict[int, tuple[str, str]]
 
     @classmethod
-    def of(cls, index: Index, where: Where | None, limits: ErrorPolicy, decode: Decode | None) -> RowFilter:
+    def of(
+        cls,
+        index: Index,
+        where: Where | None,
+        limits: ErrorPolicy,
+        decode: Decode | None,
+        pages: Pages = "first",
+        heic: bool = True,
+    ) -> RowFilter:
         """Return the filter of the rows that `where` keeps, without those that have bad headers or exceed the limits.
+
+        Also without files of several pages, if `pages` is "error", and HEIC images, unless `heic` is set or a `decode`
+        function may read them.
 
         Raises:
             ValueError: `where` does not return one bool per row.
         """
         mask = _kept(where, index)
-        bad = {row: why for row, why in _bad_rows(index, limits, decode).items() if mask[row]}
+        bad = {row: why for row, why in _bad_rows(index, limits, decode, pages, heic).items() if mask[row]}
         filtered = ~mask
         mask[list(bad)] = False
         return cls(mask, filtered, bad)
@@ -68,7 +85,7 @@ class RowFilter:
         counts = np.zeros((len(sizes), seq_len + 1), np.int64)
         sample: list[list[np.ndarray]] = [[] for _ in sizes]
         sampled: list[np.ndarray] = []
-        found = passed = 0
+        found = passed = undersize = 0
         total = sum(int(_times(rows, frequency).sum()) for rows in chunks(self.mask))
         step = max(1, total // sample_size(packing.lookahead))
         for rows in chunks(self.mask):
@@ -76,11 +93,11 @@ class RowFilter:
             for size in sizes:
                 chunk = index.rows(rows)
                 with naming_first_invalid_row(index, chunk, packing, seed=seed, epoch=0):
-                    measured, over = measure(chunk, packing, seed=seed, epoch=0, patch_size=size)
-                tokens.append(measured.keep)
-                if packing.oversize == "skip":
-                    times[over] = 0
-            fits = times > 0  # skipped images have more than L tokens
+                    measured = measure(chunk, packing, seed=seed, epoch=0, patch_size=size)
+                tokens.append(measured.images.keep)
+                times[measured.skipped(packing)] = 0
+            undersize += int(np.count_nonzero(measured.undersize)) if packing.undersize == "skip" else 0
+            fits = times > 0  # skipped images may have more than L tokens
             found += int(np.count_nonzero(fits))
             ends = passed + np.cumsum(times)
             chosen = np.repeat(np.arange(len(rows)), np.diff(ends // step, prepend=passed // step))
@@ -90,23 +107,78 @@ class RowFilter:
                 np.add.at(counts[number], keep[fits], times[fits])
                 sample[number].append(keep[chosen])
         if not found:
-            raise ValueError(
-                f"none of the {len(index)} images can be used: {len(self.bad)} are bad, "
-                f"{int(self.filtered.sum())} filtered out by where, the others oversize; correct the shards, where or "
-                "packing"
-            )
+            raise self.none_usable(index, packing, undersize)
         keys = counter_hash(Purpose.ROW_ORDER, seed, 0, index.row_id(np.concatenate(sampled)))
         mixed = np.argsort(keys, kind="stable")
         return decide(packing, [np.concatenate(parts)[mixed] for parts in sample], list(counts))
+
+    def none_usable(self, index: Index, packing: Packing | None = None, undersize: int = 0) -> ValueError:
+        """Return the error for an index without a usable image: how many are lost to what, and the first of them.
+
+        Args:
+            index: of the rows.
+            packing: leaves out all rows that are not bad; None if there is no such row.
+            undersize: rows that it leaves out as smaller than a patch; the others are oversize.
+        """
+        bad, filtered = len(self.bad), int(self.filtered.sum())
+        left_out = len(index) - bad - filtered
+        lost = [f"{bad} are bad, {filtered} filtered out by where", *self._reasons(index)] if bad or filtered else []
+        remedies = [_remedy(self.bad[row][0], intact=int(index.width[row]) > 0) for row in list(self.bad)[:1]]
+        if filtered:
+            remedies.append("let where keep some rows")
+        if undersize:
+            lost.insert(0, f"{undersize} are smaller than a patch and undersize is 'skip'")
+            remedies.append("choose undersize='pad'")
+        if left_out > undersize and packing is not None:
+            lost.insert(
+                0, f"{left_out - undersize} have more than seq_len {packing.seq_len} tokens and oversize is 'skip'"
+            )
+            remedies.append("raise seq_len, or choose oversize='shrink'")
+        return ValueError(
+            f"none of the {len(index)} images can be used: {'; '.join(lost)}. To use some, {', or '.join(remedies)}"
+        )
+
+    def _reasons(self, index: Index, most: int = 3) -> list[str]:
+        """Return the most frequent reasons for which images are bad, each with the first such image."""
+        # Numbers and quoted bytes differ from image to image.
+        kinds = {row: re.sub(r"b'[^']*'|\d+", "", reason) for row, (_, reason) in self.bad.items()}
+        first = {kind: row for row, kind in reversed(kinds.items())}
+        described = []
+        for kind, count in Counter(kinds.values()).most_common(most):
+            row = first[kind]
+            shard = redact(index.place(row)[0])
+            such = "the first is" if len(first) == 1 else f"{count} such as"
+            described.append(f"{such} {index.keys[row]!r} in {shard!r}: {self.bad[row][1]}")
+        return described
+
+
+def _remedy(stage: str, *, intact: bool) -> str:
+    """Return what a user can do about an image that is bad at a stage; an intact one only needs another decoder."""
+    if stage == "header" and intact:
+        return (
+            "convert the images to 8 bits and one page, or in Python give decode=, a function from encoded bytes to "
+            "uint8 (height, width, C)"
+        )
+    if stage == "limit":
+        return "raise max_pixels or max_bytes of ErrorPolicy, or make the images smaller"
+    return "rewrite the shards, or name with image= the extension of the members that are images"
 
 
 def _times(rows: np.ndarray, frequency: Frequency | None) -> np.ndarray:
     return np.ones(len(rows), np.int64) if frequency is None else frequency(rows)
 
 
-def _bad_rows(index: Index, policy: ErrorPolicy, decode: Decode | None) -> dict[int, tuple[str, str]]:
-    """Return (stage, reason) of each row that has a bad header or exceeds the policy's limits."""
+def _bad_rows(
+    index: Index, policy: ErrorPolicy, decode: Decode | None, pages: Pages, heic: bool
+) -> dict[int, tuple[str, str]]:
+    """Return (stage, reason) of each row that has a bad header, exceeds the policy's limits or has several pages."""
     bad = {row: ("header", reason) for row, reason in index.bad_rows(decode=decode is not None).items()}
+    if pages == "error":
+        for row in np.flatnonzero(index.pages != 1).tolist():
+            bad.setdefault(row, ("header", refusal_of_pages(int(index.pages[row]))))
+    if decode is None and not heic:
+        for row in np.flatnonzero(index.format == HEIC).tolist():
+            bad.setdefault(row, ("decode", MISSING_HEIF))
     for rows in chunks(np.ones(len(index), np.bool_)):
         pixels, nbytes = index.width[rows].astype(np.int64) * index.height[rows], index.nbytes[rows]
         for i in np.flatnonzero((pixels > policy.max_pixels) | (nbytes > policy.max_bytes)).tolist():

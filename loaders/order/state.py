@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -87,7 +89,11 @@ def _difference(name: str, saved: str | None, current: str | None) -> str:
     counts = {"shards": "{} shards", "images": "{} images in its index", "used": "{} images used of those in its index"}
     if name not in counts:
         return f"{name} = {saved}, this loader has {current}"
-    why = "; where=, decode=, bad headers and the limits of ErrorPolicy decide which are used" if name == "used" else ""
+    why = (
+        "; where=, decode=, pages=, bad headers and the limits of ErrorPolicy decide which are used"
+        if name == "used"
+        else ""
+    )
     return f"{counts[name].format(saved)}, this loader has {current}{why}"
 
 
@@ -100,7 +106,12 @@ def _source(order: Order) -> str:
 
 def decoders() -> str:
     """Return the builds that decoded pixels depend on, to the last bit."""
-    return f"simplejpeg {simplejpeg.__version__}, Pillow {PIL.__version__}"
+    return f"simplejpeg {simplejpeg.__version__}, imagecodecs {_imagecodecs()}, Pillow {PIL.__version__}"
+
+
+@functools.cache
+def _imagecodecs() -> str:
+    return metadata.version("imagecodecs")  # without importing it
 
 
 def to_dict(cursor: Cursor, order: Order, current: dict[str, str]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from patchnpack.loaders.assembly.context import Transform
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
+from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.index.labels import Classes, Label, Labels
 from patchnpack.loaders.index.table import Index

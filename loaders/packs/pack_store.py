@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from patchnpack.loaders.assembly.context import Transform
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
+from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.index.labels import Classes, KnownLabels, Label, Labels
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.packs.arrow_file import Codec

@@ -74,6 +74,7 @@ def _record(
     bad = [json.dumps([[number, bad_entry(row)] for number, row in builder.bad]) for builder in builders]
     columns["bad"] = pa.array(bad, pa.string())
     columns["truncated"] = pa.array([builder.truncated for builder in builders], pa.int32())
+    columns["warnings"] = pa.array([sorted(builder.warnings) for builder in builders], pa.list_(pa.string()))
     metadata = {b"patchnpack": b'{"schema": %d, "store": "patches"}' % SCHEMA}
     return pa.RecordBatch.from_arrays(list(columns.values()), list(columns)).replace_schema_metadata(metadata)
 

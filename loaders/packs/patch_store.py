@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from patchnpack.loaders.assembly.context import Transform
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
+from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.index.labels import Classes, KnownLabels, Label
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.state import decoders

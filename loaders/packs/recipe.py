@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.shards.patterns import PACKED_FOLDER_FILES
 from patchnpack.packer import Packing, PatchSizes, ScheduledDrop, ScheduledResolution
 from patchnpack.packer.binpacking.pricing.prices import Prices
@@ -61,6 +62,7 @@ class Recipe:
         classes: index of each class name; None where labels are numbers.
         extras: members that batches return.
         max_pixels, max_bytes, truncated: as for `ErrorPolicy`; they decide which images are bad.
+        pages: as for `PackedImageLoader`; it decides, too.
         source: names of the shards, number of images, a digest of everything that the index says of them, and a digest
             of the shards' bytes outside the images: labels and other members.
         decoders: decoder builds that a patch store's pixels depend on; "" for an image store.
@@ -83,6 +85,7 @@ class Recipe:
     max_pixels: int
     max_bytes: int
     truncated: Literal["skip", "keep"]
+    pages: Pages
     source: dict[str, Any]
     decoders: str
 

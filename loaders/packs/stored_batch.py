@@ -87,7 +87,8 @@ class StoredBatchBuilder:
     ) -> None:
         self.num_parts, self.num_images = 1, sum(map(_count, packs))
         self.bad: list[tuple[int, BadRow]] = []
-        self.without_label = self.truncated = 0
+        self.without_label = self.truncated = self.multi_page = 0
+        self.warnings: list[str] = []
         self._context, self._packs, self._patch_size = context, packs, patch_size
         self._epoch, self._step, self._position = epoch, step, position
         self._done = threading.Event()
@@ -155,6 +156,7 @@ class StoredBatchBuilder:
                         array[b] = stored[0].fixed[name][stored[1]].reshape(shape[1:])
         mask = arrays["rows"] >= 0
         self.without_label = count_absent(arrays["labels"][mask])
+        self.multi_page = int((context.index.pages[arrays["rows"][mask]] != 1).sum())
         keys, extras = self._keys_and_extras(found)
         return PackedBatch(
             patches=torch.from_numpy(patches),
@@ -166,6 +168,7 @@ class StoredBatchBuilder:
             step=self._step,
             epoch=self._epoch,
             position=self._position,
+            scaled_decode=self._context.packing.scaled_decode,
         )
 
     def _run_of(self, found: Sequence[tuple[Record, int] | None]) -> tuple[Record, slice] | None:
@@ -199,6 +202,7 @@ class StoredBatchBuilder:
             if (bad := batch.column("bad")[row].as_py()) != "[]":
                 self.bad += [(before + number, BadRow(**about)) for number, about in json.loads(bad)]
             self.truncated += batch.column("truncated")[row].as_py()
+            self.warnings += batch.column("warnings")[row].as_py()
             before += _count(pack)
         return keys, extras
 

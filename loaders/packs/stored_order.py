@@ -111,6 +111,7 @@ class StoredOrder(Order):
             images=images,
             skipped=arrays["skipped"] if first else none,
             oversize=arrays["oversize"] if first else none,
+            undersize=arrays.get("undersize", none) if first else none,
             algorithm=self.packing.algorithm,
             epoch=self.planned_epoch(epoch),
             stream=stream,

@@ -23,7 +23,7 @@ from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.storage import Folder
 
 _LISTED = 1000  # bad images that the manifest lists; it counts all
-_COUNTS = ("packs", "images", "tokens", "slots", "bad", "oversize", "skipped", "without_label")
+_COUNTS = ("packs", "images", "tokens", "slots", "bad", "oversize", "undersize", "skipped", "without_label")
 
 
 class Finisher:
@@ -108,7 +108,7 @@ class Finisher:
             for stream in range(self._recipe.num_streams):
                 arrays = plan_arrays(self._order.stream_plans(epoch, stream))
                 packs[-1].append(len(arrays["patch_size"]))
-                for what in ("oversize", "skipped"):
+                for what in ("oversize", "undersize", "skipped"):
                     self._counts[what] += len(arrays[what])
                 self._counts["images"] += len(arrays["row"])
                 self._counts["tokens"] += int(arrays["keep"].sum(dtype=np.int64))

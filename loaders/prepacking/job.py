@@ -19,6 +19,7 @@ from typing import Any
 
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadRow
+from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.index.labels import Classes
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.packed_loader import PackedImageLoader
@@ -65,6 +66,7 @@ class Job:
         compression: of a patch store: None, "lz4" or "zstd". Compressed packs are copied when they are read.
         label, classes, extras: as for `PackedImageLoader`, except functions. A patch store keeps only these; an image
             store keeps all members, and these are the defaults of its loaders.
+        pages: "first" or "error": what becomes of files with several pages, as for `PackedImageLoader`.
         errors: what to do about bad images. A patch store decodes all images when it is written, and `max_rate` applies
             to all of them together.
         storage_options: options for the folder and for remote shards.
@@ -94,6 +96,7 @@ class Job:
     label: str | None = None
     classes: Classes = None
     extras: Sequence[str] = ()
+    pages: Pages = "first"
     errors: ErrorPolicy = field(default_factory=ErrorPolicy)
     storage_options: Mapping[str, Any] | None = None
     cache_dir: str | os.PathLike[str] | None = None
@@ -154,6 +157,7 @@ class Job:
             num_streams=self.num_streams,
             block=self.block or self.num_streams,
             num_threads=1,
+            pages=self.pages,
             errors=self.errors,
             rank=0,
             world_size=1,
@@ -182,6 +186,7 @@ class Job:
             max_pixels=self.errors.max_pixels,
             max_bytes=self.errors.max_bytes,
             truncated=self.errors.truncated,
+            pages=self.pages,
             source={
                 "shards": names,
                 "images": len(self.index),

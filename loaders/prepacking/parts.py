@@ -60,6 +60,7 @@ def plan_arrays(plans: Iterable[Plan]) -> dict[str, np.ndarray]:
         "keep": images.keep,
         "skipped": plan.skipped,
         "oversize": plan.oversize,
+        "undersize": plan.undersize,
     }
 
 
@@ -86,5 +87,6 @@ def _one_per_pack(rows: np.ndarray) -> Plan:
         images=images,
         skipped=none,
         oversize=none,
+        undersize=none,
         algorithm="auto",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 from braceexpand import braceexpand
 
@@ -75,6 +76,23 @@ def expand_braces(pattern: str) -> list[str]:
     return expanded
 
 
+def check_not_file(address: str) -> None:
+    """Raise ValueError, with the path to give instead, for a file: address.
+
+    >>> check_not_file("file:///data/a%20b.tar")
+    Traceback (most recent call last):
+        ...
+    ValueError: 'file:///data/a%20b.tar' is the address of a local file; give its path: '/data/a b.tar'
+    """
+    scheme, _, path = address.partition(":")
+    if scheme.lower() != "file":
+        return
+    if path.startswith("//"):
+        host, slash, rest = path[2:].partition("/")
+        path = slash + rest if host in ("", "localhost") else host + slash + rest
+    raise ValueError(f"{address!r} is the address of a local file; give its path: {unquote(path)!r}")
+
+
 def check_address(url: str) -> None:
     """Raise ValueError if `url` is not the address of a file, or of a pattern of files."""
     scheme = url.partition("://")[0]
@@ -82,8 +100,7 @@ def check_address(url: str) -> None:
         raise ValueError(
             f"{redact(url)!r} is not the address of a file; write one as https://host/path or s3://bucket/path"
         )
-    if scheme.lower() == "file":
-        raise ValueError(f"{redact(url)!r} is a local file; give its path without file://")
+    check_not_file(url)
     path = without_query(url)[len(scheme) + 3 :]
     if path.endswith("/") or "/" not in path:
         raise ValueError(f"{redact(url)!r} names no file; name one, or several with a brace range or a *")

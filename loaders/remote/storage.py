@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from patchnpack.loaders.remote import download as remote
-from patchnpack.loaders.remote.addresses import is_http, is_remote, name_of, redact
+from patchnpack.loaders.remote.addresses import check_not_file, is_http, is_remote, name_of, redact
 from patchnpack.loaders.remote.errors import RemoteNotFound
 from patchnpack.loaders.remote.retry import take_retry
 from patchnpack.packer.files import atomic_write
@@ -49,6 +49,7 @@ def open_folder(address: str | os.PathLike[str], storage_options: Mapping[str, A
     text = os.fspath(address).rstrip("/")
     if not text:
         raise ValueError(f"the folder is {os.fspath(address)!r}; name a folder, such as packed/train")
+    check_not_file(text)
     return RemoteFolder(text, storage_options) if is_remote(text) else LocalFolder(os.path.expanduser(text))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from patchnpack.loaders.imaging.formats import EXTENSIONS
 from patchnpack.loaders.shards.keys import escape_key
+from patchnpack.packer.files import absent
 
 _HIDDEN = ("__MACOSX",)  # beside names with a leading dot
 NO_EXTENSION = "no extension"
@@ -281,7 +282,6 @@ def _check_links(files: Sequence[os.DirEntry[str]]) -> None:
             continue
         if entry.is_symlink() and not os.path.exists(entry):
             raise FileNotFoundError(
-                f"{entry.path!r} is a link to {os.readlink(entry)!r}, which does not exist; restore that file or "
-                "folder, or delete the link"
+                f"{entry.path!r} {absent(entry.path)}; restore that file or folder, or delete the link"
             )
         raise ValueError(f"{entry.path!r} is neither a file nor a folder, but a pipe, socket or device; delete it")

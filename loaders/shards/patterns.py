@@ -12,7 +12,9 @@ from typing import Any
 from patchnpack.loaders.imaging.formats import EXTENSIONS
 from patchnpack.loaders.remote.addresses import expand_braces, is_http, is_remote, name_of, redact
 from patchnpack.loaders.remote.storage import open_folder
+from patchnpack.loaders.shards.names import check_name, names_of
 from patchnpack.loaders.shards.opener import ShardOpener
+from patchnpack.packer.files import absent
 
 ShardNames = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -47,7 +49,8 @@ def expand(source: ShardNames, opener: ShardOpener | None = None) -> list[str]:
     """The shards that `source` names, in order.
 
     Raises:
-        ValueError: nothing is named, a shard is named twice, braces name nothing, or the source is a folder.
+        ValueError: nothing is named, a shard is named twice, braces name nothing, or the source is a folder or no name
+            at all, such as a data set.
         FileNotFoundError: a shard does not exist, or nothing matches a glob.
 
     >>> expand("train-{000..001}.tar")
@@ -55,9 +58,8 @@ def expand(source: ShardNames, opener: ShardOpener | None = None) -> list[str]:
         ...
     FileNotFoundError: shard 'train-000.tar' does not exist (2 of the 2 shards in 'train-{000..001}.tar' are missing...
     """
-    patterns = [source] if isinstance(source, str | os.PathLike) else list(source)
     opener = opener or ShardOpener()
-    paths = [path for pattern in patterns for path in _expand_one(os.fspath(pattern), opener)]
+    paths = [path for pattern in names_of(source) for path in _expand_one(pattern, opener)]
     if not paths:
         raise ValueError("the source is an empty list; give at least one shard, such as 'train-{000000..000009}.tar'")
     seen: set[str] = set()
@@ -71,6 +73,7 @@ def expand(source: ShardNames, opener: ShardOpener | None = None) -> list[str]:
 def _expand_one(pattern: str, opener: ShardOpener) -> list[str]:
     if not pattern:
         raise ValueError("the source is an empty string; give at least one shard, such as 'train-{000000..000009}.tar'")
+    check_name(pattern)
     if is_remote(pattern):
         return opener.expand(pattern)
     if pattern.startswith("pipe:"):
@@ -88,7 +91,7 @@ def _expand_one(pattern: str, opener: ShardOpener) -> list[str]:
                 f"{path!r} is an index by its name, and an index must be the only source; name shards, and give "
                 f"index={path!r}"
                 if os.path.exists(path) or len(paths) > 1
-                else f"index {path!r} does not exist; make it with: patchnpack index SHARDS -o {path}"
+                else f"index {path!r} {absent(path)}; make it with: patchnpack index SHARDS -o {path}"
             )
         if os.path.exists(path):
             found.append(path)
@@ -97,14 +100,15 @@ def _expand_one(pattern: str, opener: ShardOpener) -> list[str]:
             matches = sorted(match for match in glob.glob(path) if os.path.basename(match) not in INDEX_NAMES)
             if not matches:
                 raise FileNotFoundError(f"no file in {Path.cwd()} matches {path!r}; name shards that exist")
+            missing += [match for match in matches if not os.path.exists(match)]  # dangling links
             found += matches
         else:
             missing.append(path)
     if missing:
         count = f"{len(missing)} of the {len(paths)} shards in {pattern!r} are missing; " if len(paths) > 1 else ""
         raise FileNotFoundError(
-            f"shard {missing[0]!r} does not exist ({count}the working directory is {Path.cwd()}); correct the path or "
-            "the range"
+            f"shard {missing[0]!r} {absent(missing[0])} ({count}the working directory is {Path.cwd()}); correct the "
+            "path or the range"
         )
     for path in found:
         _refuse_folder(path)
@@ -125,6 +129,8 @@ def _refuse_folder(path: str) -> None:
         if shards := sum(name.endswith("." + suffix) for name in inside):
             pattern = os.path.join(path, "*." + suffix)
             raise ValueError(f"{path!r} is a folder of {shards} shards; name the shards: {pattern!r}")
+    if not inside:
+        raise ValueError(f"{path!r} is an empty folder; name shards, such as 'train-{{000000..000009}}.tar'")
     images = sum(os.path.splitext(name)[1][1:].lower() in EXTENSIONS for name in inside)
     raise ValueError(
         f"{path!r} is a folder with {images} image files at its top, not a shard; make shards of it first: "

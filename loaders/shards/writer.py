@@ -124,8 +124,6 @@ def write_shards(
     if folders not in get_args(Folders):
         raise ValueError(f"folders is {folders!r}; it must be one of {', '.join(map(repr, get_args(Folders)))}")
     folder, out = Path(folder), Path(out)
-    if out.is_file():
-        raise ValueError(f"out is {str(out)!r}, a file; name a folder for the shards")
     found = _find_images(folder, image, members, out)
     samples, names = _assign_classes(found, folders, classes)
     if seed is not None:
@@ -177,7 +175,9 @@ def _write_all(
 
 
 def _find_images(folder: Path, image: str, members: Sequence[str], out: Path) -> ImageFolder:
-    """The images below a folder; ValueError if there is none."""
+    """The images below a folder; ValueError if there is none, or if `out` is a file."""
+    if out.is_file():
+        raise ValueError(f"out is {str(out)!r}, a file; name a folder for the shards")
     extensions = [extension.strip().lstrip(".").lower() for extension in image.split(";")]
     found = read_image_folder(folder, extensions, [name.strip().lstrip(".").lower() for name in members], out)
     if not found.images and not found.left_out:

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
-from patchnpack.loaders.assembly.context import Transform, check_transform
+from patchnpack.loaders.assembly.transform import Transform, check_transform
 from patchnpack.loaders.error_policy import ErrorPolicy
+from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
-from patchnpack.loaders.index.labels import Classes, Label
+from patchnpack.loaders.index.classes import Classes, listed_classes
+from patchnpack.loaders.index.labels import Label
 from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.members import check_extensions, checked_extras
 from patchnpack.loaders.order.rank_steps import Even
 from patchnpack.loaders.order.row_filter import Where
 from patchnpack.loaders.process import checked_rank, process_rank
 from patchnpack.packer import Packing
-from patchnpack.packer.checks import check_whole
+from patchnpack.packer.checks import check_choice, check_flag, check_whole, shown
+
+_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "packing": (Packing, "Packing(seq_len=...)"),
+    "errors": (ErrorPolicy, "ErrorPolicy(on_error=...)"),
+    "index": ((Index, str, os.PathLike), "the path or address of an index file, or an Index"),
+    "storage_options": (Mapping, "a dict, for example {'anon': True}"),
+    "cache_dir": ((str, os.PathLike), "the path of a folder"),
+    "path": (str, "the name of a column of paths: 'file_name'"),
+    "root": ((str, os.PathLike), "the folder from which the paths count"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +51,14 @@ class LoaderOptions:
     extras: Sequence[str]
     transform: Transform | None
     decode: Decode | None
+    pages: Pages
     where: Where | None
     index: Index | str | os.PathLike[str] | None = field(repr=False)
     path: str | None
     root: str | os.PathLike[str] | None
+    sizes: Any = field(repr=False)
+    thread_safe: bool | None
+    fingerprint: str | Callable[[Any], str] | None
     storage_options: Mapping[str, Any] | None = field(repr=False)  # may hold secrets
     cache_dir: str | os.PathLike[str] | None
     cache_limit: int | None
@@ -56,39 +73,43 @@ class LoaderOptions:
     world_size: int | None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "shuffle_window", "num_streams", "block", "num_threads", "prefetch", "world_size"):
+        for name in ("batch_size", "shuffle_window", "num_streams", "prefetch"):
+            check_whole(name, getattr(self, name))
+        for name in ("block", "num_threads", "world_size"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name))
-        if self.even not in ("pad", "drop"):
-            raise ValueError(f"even is {self.even!r}; it must be 'pad' or 'drop'")
+        if self.thread_safe is not None:
+            check_flag("thread_safe", self.thread_safe, "with True, threads call __getitem__ at the same time")
+        check_flag("shuffle", self.shuffle, "shuffle_window is how many shards are shuffled together")
+        check_flag("repeat", self.repeat, "with True, epochs follow each other without end")
+        check_choice("even", self.even, get_args(Even))
         if (self.rank is None) != (self.world_size is None):
             raise ValueError(f"rank is {self.rank} and world_size is {self.world_size}; give both or neither")
-        typed: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
-            ("packing", Packing, "Packing(seq_len=...)"),
-            ("errors", ErrorPolicy, "ErrorPolicy(on_error=...)"),
-            ("image", str, "extensions as one text: 'jpg;png'"),
-            ("path", str, "the name of a column of paths: 'file_name'"),
-            ("root", (str, os.PathLike), "the folder from which the paths count"),
-        )
-        for name, kind, remedy in typed:
+        for name, (kinds, remedy) in _TYPES.items():
             value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
-                raise ValueError(f"{name} is {value!r}; give {remedy}")
+            if value is not None and not isinstance(value, kinds):
+                raise ValueError(f"{name} is {shown(value)}; give {remedy}")
+        check_extensions(self.image)
         check_decode(self.decode)
+        check_pages(self.pages)
         check_transform(self.transform)
+        if self.where is not None and not callable(self.where):
+            raise ValueError(
+                f"where is {shown(self.where)}; it must be a function from an Index to one bool per row, for example "
+                "lambda index: index.width >= 224"
+            )
         check_whole("seed", self.seed, least=-(1 << 63))
         if self.cache_limit is not None:
             check_whole("cache_limit", self.cache_limit)
-        if isinstance(self.extras, str):
-            raise ValueError(f"extras is {self.extras!r}; give a list of extensions: [{self.extras!r}]")
         if self.block is not None and self.block % self.num_streams:
             raise ValueError(f"block is {self.block}; it must be a multiple of num_streams, {self.num_streams}")
         if self.rank is not None and self.world_size is not None:
+            check_whole("rank", self.rank, least=0)
             checked_rank(self.rank, self.world_size)
         # Plain copies: worker processes get the options, and generators and views of dicts cannot be pickled.
-        object.__setattr__(self, "extras", tuple(self.extras))
+        object.__setattr__(self, "extras", checked_extras(self.extras))
         if not (self.classes is None or isinstance(self.classes, str | os.PathLike | Mapping)):
-            object.__setattr__(self, "classes", list(self.classes))
+            object.__setattr__(self, "classes", listed_classes(self.classes))
 
     @property
     def policy(self) -> ErrorPolicy:
@@ -110,4 +131,4 @@ class LoaderOptions:
 
         What is left goes to worker processes, where `where` may not be picklable and `index` would be a second copy.
         """
-        return replace(self, **{"where": None, "index": None} | changes)
+        return replace(self, **{"where": None, "index": None, "sizes": None, "fingerprint": None} | changes)

@@ -60,7 +60,8 @@ class PackedSource:
         recipe = folder.recipe
         # The rows that the plan left out, whatever limits the loader has.
         limits = ErrorPolicy(max_pixels=recipe.max_pixels, max_bytes=recipe.max_bytes)
-        return cls(options=settled, rows=RowFilter.of(folder.index, None, limits, options.decode), folder=folder)
+        rows = RowFilter.of(folder.index, None, limits, options.decode, recipe.pages)
+        return cls(options=settled, rows=rows, folder=folder)
 
     @property
     def index(self) -> Index:
@@ -71,6 +72,11 @@ class PackedSource:
     def packing(self) -> Packing:
         """The packing that the folder was written with."""
         return self.folder.recipe.packing
+
+    @property
+    def name(self) -> str:
+        """The packed folder."""
+        return f"the packed folder {self.folder.name!r}"
 
     @property
     def digest(self) -> str:

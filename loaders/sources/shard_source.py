@@ -8,9 +8,10 @@ from typing import Any, Self
 
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
+from patchnpack.loaders.imaging.readers.heif import has_heif
 from patchnpack.loaders.index.labels import Labels
 from patchnpack.loaders.index.resolve import open_index
-from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.index.table import Index, shards_shown
 from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.order.state import fingerprint, rows_digest
@@ -48,10 +49,15 @@ class ShardSource:
         """Find or make the index of the shards."""
         opener = shard_opener(options)
         index, options = settle_names(shard_index(given, options, opener), options)
-        rows = RowFilter.of(index, options.where, options.policy, options.decode)
+        rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
         # Decided once, from all rows: every epoch and every stream is packed alike.
         packing = rows.decide(index, options.packing or Packing(), options.seed)
         return cls(options=options.settled(), index=index, rows=rows, packing=packing, opener=opener)
+
+    @property
+    def name(self) -> str:
+        """The shards: their number, the first and the last."""
+        return shards_shown(self.index.shards)
 
     @cached_property
     def digest(self) -> str:

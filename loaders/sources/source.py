@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self
 
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
+from patchnpack.loaders.assembly.transform import watched
 from patchnpack.loaders.index.labels import KnownLabels, Labels
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.order import Order
@@ -54,6 +55,11 @@ class Source(Protocol):
             FileNotFoundError: a file does not exist.
             ValueError: no image can be used, or an option contradicts what the source has decided.
         """
+        ...
+
+    @property
+    def name(self) -> str:
+        """What the source is, for people, without secrets."""
         ...
 
     @property
@@ -107,7 +113,7 @@ def indexed_context(source: Source, buffers: BufferPool) -> IndexedBatchContext:
         packing=source.packing,
         labels=labels,
         extras=extras,
-        transform=options.transform,
+        transform=watched(options.transform),
         seed=options.seed,
         buffers=buffers,
         errors=options.policy,

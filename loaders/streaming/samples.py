@@ -12,9 +12,12 @@ from PIL import Image
 
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.assembly.samples import extra
+from patchnpack.loaders.datasets.pictures import is_stored, stored_bytes
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
+from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
+from patchnpack.loaders.imaging.warnings import Warn
 from patchnpack.loaders.index.labels import Classes, Label, LabelKind, LabelRule
 from patchnpack.loaders.index.scanner import extensions_of
 from patchnpack.loaders.remote.addresses import redact
@@ -66,7 +69,7 @@ class SampleReader:
     """Reads samples as they arrive: dicts of members or (image, label) pairs.
 
     Args:
-        image, label, classes, extras, errors: those of `pack_stream`.
+        image, label, classes, extras, errors, pages: those of `pack_stream`.
         any_kind: accept encoded images of every kind, since a `decode` function will get them.
     """
 
@@ -78,8 +81,9 @@ class SampleReader:
         extras: Sequence[str],
         errors: ErrorPolicy,
         any_kind: bool = False,
+        pages: Pages = "first",
     ) -> None:
-        self._errors, self._any_kind = errors, any_kind
+        self._errors, self._any_kind, self._pages = errors, any_kind, pages
         self._asked = [name.lstrip(".") for name in extras]
         self.extras = [name.lower() for name in self._asked]
         extensions_of(image)  # refuses an image without extensions
@@ -113,6 +117,10 @@ class SampleReader:
             self._refuse()
         return read
 
+    def begin(self, row: int) -> None:
+        """Set the row of the next sample, for a stream that resumes."""
+        self._arrived = row
+
     def end(self) -> None:
         """Mark the end of the stream. Raises ValueError if no sample had a member that was asked for."""
         if self._unseen and self._arrived:
@@ -136,7 +144,7 @@ class SampleReader:
 
     def _read_dict(self, row: int, sample: Mapping[str, Any]) -> Sample | BadRow | NoImage:
         key, shard = str(sample.get("__key__", row)), str(sample.get("__url__", _STREAM))
-        if not row:
+        if not self._members:
             self._members = _listed(sample)
         image = next((image for name in self._images if (image := _member(sample, name)) is not None), None)
         if image is None:
@@ -201,10 +209,14 @@ class SampleReader:
         return Sample(row, key, shard, image, header, label, extras)
 
     def _checked_image(self, image: Any, key: str) -> tuple[bytes | Image.Image | np.ndarray, Header]:
+        if is_stored(image):  # as Hugging Face's Image(decode=False) gives it
+            image = stored_bytes(image["bytes"], image["path"], f"sample {key!r}")
         image, header = _header_of(image, key, self._any_kind)
         nbytes = len(image) if isinstance(image, bytes) else 0
         if (reason := self._errors.beyond(header.width * header.height, nbytes)) is not None:
             raise BadImage(reason, "limit")
+        if self._pages == "error" and header.pages != 1:
+            raise BadImage(refusal_of_pages(header.pages))
         return image, header
 
     def _extra(self, sample: Mapping[str, Any], name: str) -> Any:
@@ -251,6 +263,7 @@ class StreamBatch:
         self.width, self.height = rows.width, rows.height
         self.keys = [sample.key for sample in context.batch_samples]
         self.labels: np.ndarray | None = None
+        self.pages = np.array([sample.header.pages for sample in context.batch_samples], np.int32)
         self._batch_samples, self._context = context.batch_samples, context
 
     def shard(self, i: int) -> str:
@@ -261,9 +274,11 @@ class StreamBatch:
         """Return image i as it arrived."""
         return self._batch_samples[i].image
 
-    def decode(self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool) -> np.ndarray:
-        """Decode image i upright and resize its `box` to `size`. Raises BadImage."""
-        return self._context.pixels(self.keys[i], data, self._batch_samples[i].header, size, box, strict)
+    def decode(
+        self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool, warn: Warn
+    ) -> np.ndarray:
+        """Decode image i upright and resize its `box` to `size`; `warn` gets what is odd. Raises BadImage."""
+        return self._context.pixels(self.keys[i], data, self._batch_samples[i].header, size, box, strict, warn)
 
     def label(self, i: int) -> Any:
         """Return the label of image i, `absent` where it has none."""
@@ -288,8 +303,6 @@ def _header_of(image: Any, key: str, any_kind: bool) -> tuple[bytes | Image.Imag
             if not any_kind:
                 raise
             return data, error.header
-        except ValueError as error:
-            raise ValueError(f"the image of sample {key!r}: {error}") from None
     if not isinstance(image, Image.Image | np.ndarray):
         raise ValueError(
             f"the image of sample {key!r} is a {type(image).__module__}.{type(image).__qualname__}; it must be encoded "

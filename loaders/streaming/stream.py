@@ -12,16 +12,17 @@ from torch.utils.data import get_worker_info
 
 from patchnpack.loaders.assembly.batch_builder import BatchBuilder, DecodedBatchBuilder
 from patchnpack.loaders.assembly.buffers import BufferPool
-from patchnpack.loaders.assembly.context import Transform
 from patchnpack.loaders.assembly.prefetch_loop import run_batches
 from patchnpack.loaders.assembly.stats import Stats
+from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.process import cpu_share, process_rank
 from patchnpack.loaders.streaming.outcomes import StreamOutcomes
+from patchnpack.loaders.streaming.progress import Progress
 from patchnpack.loaders.streaming.samples import NoImage, Sample, SampleReader, StreamBatchContext, rows_of
-from patchnpack.packer import Images, Native, PackedBatch, Packing, Plan, Planner, Rows, ScheduledResolution
+from patchnpack.packer import Images, PackedBatch, Packing, Plan, Planner, Rows
 from patchnpack.packer.plan import images_per_pack
 
 # B packs in a batch
@@ -53,14 +54,17 @@ class Stream:
         prefetch: int,
         stats: Stats,
         errors: ErrorPolicy,
+        progress: Progress | None,
     ) -> None:
         self._samples, self._reader, self._packing, self._batch_size = samples, reader, packing, batch_size
         self._decode, self._transform, self._seed, self._drop_last = decode, transform, seed, drop_last
         self._num_threads, self._prefetch = num_threads, prefetch
-        self._errors = errors
-        self._outcomes = StreamOutcomes(stats, ErrorMonitor(errors))
+        self._errors, self._progress = errors, progress
+        on_bad = None if progress is None else progress.use
+        self._outcomes = StreamOutcomes(stats, ErrorMonitor(errors), on_bad)
         self._buffers = BufferPool(keep=prefetch + 2)
         self._waiting: dict[int, Sample] = {}
+        self._step = self._position = 0  # batches and packs before the next one
         self._number, self._count = 0, 1  # which of how many streams that train together this is
 
     def batches(self) -> Generator[PackedBatch, None, None]:
@@ -68,32 +72,38 @@ class Stream:
         worker, (rank, world_size) = get_worker_info(), process_rank()
         worker_id, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         self._number, self._count = rank * num_workers + worker_id, world_size * num_workers
+        if self._progress is not None:
+            self._reader.begin(self._progress.row)
+            self._outcomes.begin(self._progress.row, self._progress.step)
+            self._step, self._position = self._progress.step, self._progress.position
         num_threads = self._num_threads
         if num_threads is None:
             num_threads = cpu_share() if worker is None else 0
         yield from run_batches(self._builders(), self._outcomes, num_threads=num_threads, prefetch=self._prefetch)
         total = self._outcomes.stats
         _log.info(
-            "the stream ended: %d images in %d packs, %d bad; left out: %d oversize, %d at the end, %d without image",
-            *(total.images, total.packs, total.bad_images, total.skipped["oversize"], total.skipped["tail"]),
-            total.without_image,
+            "the stream ended: %d images in %d packs, %d bad; left out: %d oversize, %d undersize, %d at the end, %d "
+            "without image%s",
+            *(total.images, total.packs, total.bad_images),
+            *(total.skipped[reason] for reason in ("oversize", "undersize", "tail")),
+            *(total.without_image, total.oddities()),
         )
 
     def _builders(self) -> Iterator[BatchBuilder]:
         """Yield the builder of each batch; with `PatchSizes`, all packs of a batch have one patch size."""
         group: list[Images] = []
-        step, patch_size = 0, 0
+        patch_size = 0
         for patch_size, pack in self._packs():
             group.append(pack)
             if len(group) == self._batch_size:
-                yield self._builder(group, patch_size, step)
-                group, step = [], step + 1
+                yield self._builder(group, patch_size)
+                group = []
         if group and not self._drop_last:
-            yield self._builder(group, patch_size, step)
+            yield self._builder(group, patch_size)
         elif group:
             self._leave_out(np.concatenate([pack.row for pack in group]), "tail")
 
-    def _builder(self, group: Sequence[Images], patch_size: int, step: int) -> BatchBuilder:
+    def _builder(self, group: Sequence[Images], patch_size: int) -> BatchBuilder:
         context = StreamBatchContext(
             packing=self._packing,
             labels=self._reader.labels(),
@@ -105,6 +115,9 @@ class Stream:
             user_decode=self._decode,
             batch_samples=[self._waiting.pop(row) for pack in group for row in pack.row.tolist()],
         )
+        self._use(sample.row for sample in context.batch_samples)
+        step, self._step = self._step, self._step + 1
+        self._position += self._batch_size
         counts = [*map(len, group), *[0] * (self._batch_size - len(group))]
         return DecodedBatchBuilder(
             context,
@@ -113,11 +126,17 @@ class Stream:
             patch_size,
             epoch=0,
             step=step,
-            position=(step + 1) * self._batch_size,
+            position=self._position,
         )
+
+    def _use(self, rows: Iterable[int]) -> None:
+        """Note rows that the next batch uses, or that are left out before it."""
+        if self._progress is not None:
+            self._progress.use(rows, self._step)
 
     def _leave_out(self, rows: np.ndarray, reason: str) -> None:
         self._outcomes.left_out.skipped[reason] += len(rows)
+        self._use(rows.tolist())
         for row in rows.tolist():
             del self._waiting[row]
             self._outcomes.record(row, False)
@@ -125,10 +144,7 @@ class Stream:
     def _packs(self) -> Iterator[tuple[int, Images]]:
         """Yield the patch size and the images of each pack as soon as no later sample can change it."""
         planner = None
-        for arrived in self._arrivals():
-            rows = self._large_enough(arrived)
-            if not len(rows):
-                continue
+        for rows in self._arrivals():
             with self._naming_samples(rows):
                 if planner is None:
                     planner = self._planner(rows)
@@ -137,24 +153,11 @@ class Stream:
         if planner is not None:
             yield from self._planned(planner.finish())
 
-    def _large_enough(self, rows: Rows) -> Rows:
-        """Return the rows that are large enough for the packing; the others are recorded as bad images."""
-        try:
-            _check_sizes(rows, self._packing)
-            return rows
-        except ValueError:
-            fits = np.ones(len(rows), np.bool_)
-            for i, row in enumerate(rows.row.tolist()):
-                try:
-                    _check_sizes(rows.take(slice(i, i + 1)), self._packing)
-                except ValueError as error:
-                    fits[i] = False
-                    self._outcomes.record(row, self._waiting.pop(row).bad_row("size", str(error)))
-            return rows.take(fits)
-
     def _planned(self, plan: Plan) -> Iterator[tuple[int, Images]]:
         self._outcomes.left_out.oversize += len(plan.oversize)
-        self._leave_out(plan.skipped, "oversize")
+        self._outcomes.left_out.undersize += len(plan.undersize)
+        for reason, rows in plan.skipped_by_reason().items():
+            self._leave_out(rows, reason)
         for number, patch_size in enumerate(plan.patch_size.tolist()):
             yield patch_size, plan.pack(number)
 
@@ -163,6 +166,7 @@ class Stream:
         return Planner(
             self._packing,
             seed=self._seed,
+            start=0 if self._progress is None else self._count * self._progress.seen,
             stream=self._number,
             num_streams=self._count,
             share=self._batch_size,
@@ -174,10 +178,15 @@ class Stream:
         """Yield the rows to plan next: first `lookahead` samples, which the packers wait for, then a few at a time."""
         arrived: list[Sample] = []
         wanted = self._packing.lookahead
-        for sample in self._samples:
+        progress = self._progress
+        for sample in self._samples if progress is None else progress.samples((self._number, self._count)):
             read = self._reader.read(sample)
+            if progress is not None and not progress.arrive(read):  # it was used before the state was saved
+                self._outcomes.record(read.row, False)
+                continue
             if isinstance(read, NoImage):
                 self._outcomes.left_out.without_image += 1
+                self._use([read.row])
                 self._outcomes.record(read.row, False)
                 continue
             if isinstance(read, BadRow):
@@ -207,12 +216,3 @@ class Stream:
                 f"{first.key!r}) and {last.row} (key {last.key!r})"
             )
             raise
-
-
-def _check_sizes(rows: Rows, packing: Packing) -> None:
-    """Raise ValueError if an image is too small for one of the packing's patch sizes."""
-    policy = packing.resolution
-    for stage in [policy for _, policy in policy.stages] if isinstance(policy, ScheduledResolution) else [policy]:
-        if isinstance(stage, Native):  # the other policies enlarge small images
-            for size in packing.patch_sizes:
-                stage.sizes(rows.width, rows.height, size, packing.grid_multiple)

@@ -79,7 +79,8 @@ class PackingReport:
         packs: number of packs of `packing.seq_len` slots.
         images_per_pack: smallest, mean and largest number of images.
         oversize: images of more than `seq_len` tokens, treated as `packing.oversize` says.
-        skipped: images skipped as oversize.
+        undersize: images smaller than a patch, treated as `packing.undersize` says.
+        skipped: images skipped, by reason: "oversize" and "undersize".
         attention_cost: sum of the images' squared token counts.
         attention_per_pack: attention cost of a pack: smallest, mean and largest.
         attention_spread: standard deviation of a pack's attention cost over its mean; 0 is even.
@@ -108,7 +109,8 @@ class PackingReport:
     packs: int
     images_per_pack: tuple[int, float, int]
     oversize: int
-    skipped: int
+    undersize: int
+    skipped: dict[str, int]
     attention_cost: int
     attention_per_pack: tuple[int, float, int]
     attention_spread: float
@@ -169,11 +171,12 @@ def report(
     check_whole("width", width)
     step = batch_size * ranks
     made = plan(rows, packing, seed=seed, epoch=epoch, block=step) if made is None else made
-    images = made.images
+    images, skipped = made.images, {reason: len(left) for reason, left in made.skipped_by_reason().items()}
     if not len(images):
         raise ValueError(
-            f"none of the {len(rows)} images is left to pack: {len(made.skipped)} were skipped as oversize; raise "
-            "seq_len, or choose oversize='shrink' or 'drop'"
+            f"none of the {len(rows)} images is left to pack: {skipped['oversize']} were skipped as oversize and "
+            f"{skipped['undersize']} as undersize; raise seq_len, or choose oversize='shrink' or 'drop', or "
+            "undersize='pad'"
         )
     keep, before = images.keep.astype(np.int64), images.grid.prod(1, dtype=np.int64)
     counts, attention, source = np.diff(made.offsets), made.attention_cost(), row_positions(images, rows)
@@ -191,7 +194,8 @@ def report(
         packs=len(made),
         images_per_pack=(int(counts.min()), float(counts.mean()), int(counts.max())),
         oversize=len(made.oversize),
-        skipped=len(made.skipped),
+        undersize=len(made.undersize),
+        skipped=skipped,
         attention_cost=int(attention.sum()),
         attention_per_pack=(int(attention.min()), float(attention.mean()), int(attention.max())),
         attention_spread=float(attention.std() / attention.mean()),

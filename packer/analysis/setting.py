@@ -24,7 +24,8 @@ class Setting:
         fill: use of leftover slots: the packing's own, or "undrop" where the algorithm cannot trim or rescale.
         images: images in packs.
         oversize: images of more than L tokens.
-        skipped: oversize images that were skipped.
+        undersize: images smaller than a patch.
+        skipped: images that were skipped, as oversize or undersize.
         lost: share of the tokens that the limit L removes, by shrinking, dropping or skipping, compared with no limit.
         packs: number of packs of L slots.
         tokens: slots that hold a token.
@@ -47,6 +48,7 @@ class Setting:
     fill: Fill
     images: int
     oversize: int
+    undersize: int
     skipped: int
     lost: float
     packs: int

@@ -20,7 +20,7 @@ from patchnpack.packer.binpacking.pack_lengths import is_undecided, pack_ready, 
 from patchnpack.packer.binpacking.pricing.cutting_stock import GROUPS
 from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.config import Fill, Packing
-from patchnpack.packer.fill import fewest_tokens, fill_packs
+from patchnpack.packer.fill import fewest_tokens, fill_packs, most_tokens
 from patchnpack.packer.images import Images, Rows, measure
 
 # n rows, M images, N packs
@@ -30,7 +30,7 @@ _SEARCH_GROUPS = 64  # distinct lengths that are priced in a search: a tenth of 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
+class MeasuredImages:
     """The images at one patch size and sequence length.
 
     `least` and `images` are set only where `fill` needs them.
@@ -41,10 +41,11 @@ class Measured:
     least: np.ndarray | None
     images: Images | None
     oversize: int
+    undersize: int
     skipped: int
 
 
-def measure_rows(rows: Rows, packing: Packing, seed: int, images_seen: np.ndarray | None = None) -> Measured:
+def measure_rows(rows: Rows, packing: Packing, seed: int, images_seen: np.ndarray | None = None) -> MeasuredImages:
     """Measure the rows in chunks, since `measure` needs several times the memory of its result.
 
     `images_seen` (n,) is the number of images seen in training before each; by default the rows are the first.
@@ -52,27 +53,36 @@ def measure_rows(rows: Rows, packing: Packing, seed: int, images_seen: np.ndarra
     seen = np.arange(len(rows)) if images_seen is None else images_seen
     (patch_size,) = packing.patch_sizes
     cuts = packing.fill in ("trim", "rescale")
-    parts, over, skipped = [], 0, 0
+    parts, over, under, skipped = [], 0, 0, 0
     keep, before = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
     end = 0
     for first in range(0, len(rows), _CHUNK):
         chunk = slice(first, first + _CHUNK)
-        images, large = measure(rows.take(chunk), packing, seed=seed, epoch=0, images_seen=seen[chunk])
-        over += int(large.sum())
-        if packing.oversize == "skip" and large.any():
-            skipped += int(large.sum())
-            images = images.take(~large)
+        measured = measure(rows.take(chunk), packing, seed=seed, epoch=0, images_seen=seen[chunk])
+        images, leaves = measured.images, measured.skipped(packing)
+        over, under = over + int(measured.oversize.sum()), under + int(measured.undersize.sum())
+        if leaves.any():
+            skipped += int(leaves.sum())
+            images = images.take(~leaves)
         begin, end = end, end + len(images)
         keep[begin:end], before[begin:end] = images.keep, images.grid.prod(1, dtype=np.int64)
         if cuts:
             parts.append(images)
     held = Images.concatenate(parts) if cuts else None
     least = None if held is None else fewest_tokens(held, packing, patch_size)
-    return Measured(keep=keep[:end], before=before[:end], least=least, images=held, oversize=over, skipped=skipped)
+    return MeasuredImages(
+        keep=keep[:end],
+        before=before[:end],
+        least=least,
+        images=held,
+        oversize=over,
+        undersize=under,
+        skipped=skipped,
+    )
 
 
 def try_packing(
-    measured: Measured, packing: Packing, algorithms: Sequence[Algorithm], lookaheads: Sequence[int]
+    measured: MeasuredImages, packing: Packing, algorithms: Sequence[Algorithm], lookaheads: Sequence[int]
 ) -> Trial:
     """Pack with every algorithm and lookahead, and return the packs of the one that pads least."""
     packs, tokens = 0, 0
@@ -96,7 +106,7 @@ def try_packing(
 
 
 def settings_of(
-    measured: Measured,
+    measured: MeasuredImages,
     packing: Packing,
     algorithms: Sequence[Algorithm],
     lookaheads: Sequence[int],
@@ -139,6 +149,7 @@ def settings_of(
                 fill=_fill_with(packing, algorithm),
                 images=len(keep),
                 oversize=measured.oversize,
+                undersize=measured.undersize,
                 skipped=measured.skipped,
                 lost=max(0.0, 1 - int(measured.keep.sum()) / all_tokens),
                 packs=len(tokens),
@@ -159,7 +170,7 @@ def settings_of(
     return found
 
 
-def _prices(measured: Measured, packing: Packing, algorithms: Sequence[Algorithm], groups: int) -> Prices | None:
+def _prices(measured: MeasuredImages, packing: Packing, algorithms: Sequence[Algorithm], groups: int) -> Prices | None:
     """Prices of the token counts, in so many groups; None if no algorithm uses them."""
     if not any(is_undecided(algorithm, None) for algorithm in algorithms):
         return None
@@ -167,7 +178,7 @@ def _prices(measured: Measured, packing: Packing, algorithms: Sequence[Algorithm
 
 
 def _tried(
-    measured: Measured,
+    measured: MeasuredImages,
     packing: Packing,
     algorithms: Sequence[Algorithm],
     lookaheads: Sequence[int],
@@ -187,7 +198,7 @@ def _rank(algorithms: Sequence[Algorithm], algorithm: Algorithm) -> int:
     return algorithms.index(algorithm) if algorithm in algorithms else len(algorithms)
 
 
-def _resolved(measured: Measured, packing: Packing, algorithm: Algorithm, prices: Prices | None) -> Algorithm:
+def _resolved(measured: MeasuredImages, packing: Packing, algorithm: Algorithm, prices: Prices | None) -> Algorithm:
     limits = {"max_items": packing.max_images, "lookahead": packing.lookahead}
     return resolve_algorithm(algorithm, measured.keep, packing.seq_len, **limits, prices=prices)[0]
 
@@ -198,7 +209,7 @@ def _fill_with(packing: Packing, algorithm: Algorithm) -> Fill:
 
 
 def _packed(
-    measured: Measured, packing: Packing, algorithm: Algorithm, lookahead: int, prices: Prices | None
+    measured: MeasuredImages, packing: Packing, algorithm: Algorithm, lookahead: int, prices: Prices | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pack the images with one setting.
 
@@ -223,5 +234,5 @@ def _packed(
         return offsets, images.keep.astype(np.int64)
     keep = measured.keep[order]
     if fill != "none":
-        _fill.undrop(measured.before[order], keep, offsets, packing.seq_len)
+        _fill.undrop(most_tokens(measured.before[order], keep, packing), keep, offsets, packing.seq_len)
     return offsets, keep

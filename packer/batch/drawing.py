@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+import io
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import islice
+from typing import Protocol
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont, features
 
-from patchnpack.packer.batch.packed_batch import PackedBatch, PackedImage
+from patchnpack.packer.batch.packed_image import PackedImage
+from patchnpack.packer.text import counted, floor_percent
 
 # L token slots per pack, P patch size, C channels, n slots per line, s width of a slot in pixels
 
@@ -23,8 +29,24 @@ _MIN_SLOT, _MAX_SLOT, _MAX_STRIP = 7, 32, 420
 _THUMBS, _FRAME, _CAPTION, _CARD_GAP = (240, 200, 160, 120), 4, 132, 20
 
 
+class Drawable(Protocol):
+    """What drawing needs of a `PackedBatch`."""
+
+    patches: torch.Tensor
+    segment_ids: torch.Tensor
+    image_mask: torch.Tensor
+    keys: list[list[str]]
+    patch_size: int
+
+    @property
+    def num_images(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+    def images(self) -> Iterator[PackedImage]: ...
+
+
 def draw_packs(
-    batch: PackedBatch, *, max_packs: int = 8, width: int = 1600, classes: Sequence[str] | None = None
+    batch: Drawable, *, max_packs: int = 8, width: int = 1600, classes: Sequence[str] | None = None
 ) -> Image.Image:
     """Draw the first `max_packs` packs of a batch and their images as an RGB picture.
 
@@ -47,6 +69,7 @@ def draw_packs(
     With one build of PIL, the same batch gives the same picture. No plotting library is needed.
 
     >>> import torch
+    >>> from patchnpack import PackedBatch
     >>> batch = PackedBatch(
     ...     patches=torch.zeros(1, 4, 2 * 2 * 3, dtype=torch.uint8),
     ...     segment_ids=torch.tensor([[1, 1, 0, 0]]),
@@ -85,6 +108,27 @@ def draw_packs(
     if left := len(batch.keys) - len(packs):
         panels.append(_line([(f"and {left} more {'pack' if left == 1 else 'packs'}", 17, _FAINT)], room))
     return _stack(panels, width)
+
+
+def draw_html(batch: Drawable, *, max_packs: int = 2) -> str:
+    """Draw the first packs of a batch as HTML that needs no other file, as `PackedBatch` does in a notebook.
+
+    Args:
+        batch: as for `draw_packs`; one with other channels is described by its text alone.
+        max_packs: number of packs to draw.
+    """
+    title, _, text = html.escape(repr(batch)).partition("\n")
+    channels = batch.patches.shape[-1] // batch.patch_size**2
+    if channels not in (1, 3, 4):
+        return f"<pre>{title}\n{text}</pre>"
+    file = io.BytesIO()
+    # JPEG: a PNG of photographs is several times as large, and a notebook stores it with every run.
+    draw_packs(batch, max_packs=max_packs, width=960).save(file, "JPEG", quality=80)
+    picture = b64encode(file.getvalue()).decode()
+    return (
+        f'<details open><summary>{title}</summary><pre style="margin:4px 0">{text}</pre>'
+        f'<img alt="{title}" src="data:image/jpeg;base64,{picture}" style="max-width:100%"></details>'
+    )
 
 
 def _strip(patches: np.ndarray, segments: np.ndarray, room: int) -> Image.Image:
@@ -242,7 +286,7 @@ def _thumb_scale(packs: list[list[PackedImage]], P: int, room: int) -> float:
     return scale
 
 
-def _header(batch: PackedBatch, room: int, dropped: bool) -> Image.Image:
+def _header(batch: Drawable, room: int, dropped: bool) -> Image.Image:
     P, (B, L) = batch.patch_size, batch.segment_ids.shape
     picture = Image.new("RGB", (room, 62), _PAPER)
     draw = ImageDraw.Draw(picture)
@@ -260,10 +304,8 @@ def _header(batch: PackedBatch, room: int, dropped: bool) -> Image.Image:
 
 def _title(b: int, pack: list[PackedImage], L: int, room: int) -> Image.Image:
     tokens = sum(len(image.coords) for image in pack)
-    # Rounded down, so that only a pack without padding shows 100 %.
-    fill = 1000 * tokens // L / 10
-    images = f"{len(pack)} {'image' if len(pack) == 1 else 'images'}"
-    words = [images, f"{tokens} of {L} tokens", f"{fill:g} % full"] if pack else ["empty"]
+    images, full = counted(len(pack), "image"), f"{floor_percent(tokens, L)} full"
+    words = [images, f"{tokens} of {L} tokens", full] if pack else ["empty"]
     return _line([(f"Pack {b + 1}", 21, _INK), *((word, 17, _FAINT) for word in words)], room, rule=True)
 
 

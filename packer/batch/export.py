@@ -3,10 +3,15 @@
 Each export returns a dict of tensors on the batch's device, with the names that the model's processor uses. Images are
 in the order of `batch.labels[batch.image_mask]`: pack by pack, column by column. All of these models derive positions
 from the size of an image's grid. An image with dropped tokens would get wrong positions, so it raises ValueError.
+
+The models' own processors decode an image at full size and then resize it, as `Packing(scaled_decode=False)` does. Of
+other batches, the first with an image that shrinks at least twofold warns.
 """
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,9 +38,11 @@ class ExportableBatch(Protocol):
     patches: torch.Tensor
     coords: torch.Tensor
     grids: torch.Tensor
+    image_sizes: torch.Tensor
     image_mask: torch.Tensor
     keys: list[list[str]]
     patch_size: int
+    scaled_decode: bool
     token_index: torch.Tensor
     lengths: list[int]
 
@@ -89,6 +96,10 @@ def _tokens(batch: ExportableBatch, model: str) -> _Tokens:
             f"images have dropped tokens); {model} takes complete images only, since it derives positions from the "
             "grid's size. Use Packing(token_drop=NoDrop()) without oversize='drop' and fill='trim'"
         )
+    if batch.scaled_decode:
+        source = batch.image_sizes[batch.image_mask].cpu().numpy()
+        if (source >= 2 * batch.patch_size * sizes).all(1).any():
+            _warn_of_scaled_decode()
     image = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
     start = torch.from_numpy(np.cumsum(lengths) - lengths)
     return _Tokens(
@@ -98,6 +109,15 @@ def _tokens(batch: ExportableBatch, model: str) -> _Tokens:
         coords=batch.coords.flatten(0, 1)[batch.token_index].long(),
         grids=grids,
         sizes=sizes,
+    )
+
+
+@functools.cache  # once per process
+def _warn_of_scaled_decode() -> None:
+    warnings.warn(
+        "scaled_decode is True: JPEGs that shrink at least twofold are decoded at a lower scale, so their pixels "
+        "differ from those of the model's own processor; use Packing(scaled_decode=False) for the same pixels",
+        stacklevel=5,
     )
 
 

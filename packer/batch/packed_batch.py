@@ -13,41 +13,14 @@ import torch
 from patchnpack.packer import _kernels
 from patchnpack.packer.batch import export
 from patchnpack.packer.batch.normalize import normalize
+from patchnpack.packer.batch.packed_image import PackedImage
+from patchnpack.packer.text import counted, floor_percent
 
 # B packs in the batch, L token slots per pack, K maximum images per pack,
 # P patch size, C channels, T valid tokens of the whole batch, N images of the whole batch
 
 
-@dataclass(eq=False, frozen=True, slots=True)
-class PackedImage:
-    """One image extracted from a pack.
-
-    Attributes:
-        key: the sample's name in its shard.
-        label: int, or a float32 tensor (D,) for soft targets; -100 or NaN without a label.
-        grid: (gw, gh), patches across and down, before any token was dropped.
-        coords: int32 (n, 2), the (x, y) of each kept token in the grid.
-        patches: uint8 (n, P*P*C), the kept tokens' pixels in row, column, channel order.
-        patch_size: P, in pixels.
-    """
-
-    key: str
-    label: int | torch.Tensor
-    grid: tuple[int, int]
-    coords: torch.Tensor
-    patches: torch.Tensor
-    patch_size: int
-
-    def pixels(self) -> np.ndarray:
-        """The image as uint8 (gh*P, gw*P, C), assembled from its patches; dropped patches are black."""
-        P, (gw, gh) = self.patch_size, self.grid
-        canvas = np.zeros((gh, gw, P, P, self.patches.shape[1] // (P * P)), np.uint8)
-        x, y = self.coords.cpu().numpy().T
-        canvas[y, x] = self.patches.cpu().numpy().reshape(len(x), P, P, -1)
-        return canvas.transpose(0, 2, 1, 3, 4).reshape(gh * P, gw * P, -1)
-
-
-@dataclass(eq=False, kw_only=True, slots=True)
+@dataclass(eq=False, kw_only=True, slots=True, repr=False)
 class PackedBatch:
     """B packs of L token slots, each holding at most K images (NaViT, arXiv 2307.06304, section 2.1).
 
@@ -72,6 +45,7 @@ class PackedBatch:
         step: number of batches before this one in the epoch.
         epoch: number of the epoch.
         position: packs of the epoch consumed, over all ranks, once this batch has been used.
+        scaled_decode: whether JPEGs that shrink at least twofold were decoded at a lower scale.
         cu_seqlens: int32 (N + 1,), start of each image in the flat order of valid tokens.
         token_index: int64 (T,), position of each valid token in the flattened (B*L) slots.
         lengths: tokens of each of the N images, as Python ints.
@@ -91,6 +65,7 @@ class PackedBatch:
     step: int = 0
     epoch: int = 0
     position: int = 0
+    scaled_decode: bool = False
     cu_seqlens: torch.Tensor = field(init=False, repr=False)
     token_index: torch.Tensor = field(init=False, repr=False)
     lengths: list[int] = field(init=False, repr=False)
@@ -105,6 +80,26 @@ class PackedBatch:
         self.lengths = np.diff(cu_seqlens).tolist()
         self.cu_seqlens = torch.from_numpy(cu_seqlens)
         self.token_index = torch.from_numpy(token_index[:tokens])
+
+    def __repr__(self) -> str:
+        """A few lines: shapes, fill, images and position, without waiting for a device."""
+        (B, L), device, labels = self.segment_ids.shape, self.patches.device, self.labels
+        ends = sorted({min(self.lengths), max(self.lengths)}) if self.lengths else []
+        lengths = f", {' to '.join(map(str, ends))} tokens each" if ends else ""
+        dtype = {name: str(getattr(self, name).dtype).removeprefix("torch.") for name in ("patches", "labels")}
+        return (
+            f"PackedBatch of {counted(B, 'pack')} with {L} token slots, {floor_percent(self.num_tokens, B * L)} full\n"
+            f"  images: {self.num_images:,}{lengths}\n"
+            f"  patches: {dtype['patches']} {tuple(self.patches.shape)} on {device}, patch size {self.patch_size}\n"
+            f"  labels: {dtype['labels']} {tuple(labels.shape)}; extras: {', '.join(self.extras) or 'none'}\n"
+            f"  epoch {self.epoch}, step {self.step}, position {self.position}"
+        )
+
+    def _repr_html_(self) -> str:
+        """The first packs as a picture, for notebooks."""
+        from patchnpack.packer.batch.drawing import draw_html
+
+        return draw_html(self)
 
     @property
     def num_images(self) -> int:

@@ -17,7 +17,7 @@ _OPTIONS = 512  # maximum number of candidate sizes per image
 
 @njit(nogil=True, cache=True)
 def undrop(tokens, keep, offsets, capacity):  # type: ignore[no-untyped-def]
-    """See `reference_fill.undrop`; changes `keep` in place, pack by pack."""
+    """See `reference_fill.undrop`; `tokens` (M,) are the most that each image may hold. Changes `keep` in place."""
     for p in range(len(offsets) - 1):
         start, end = offsets[p], offsets[p + 1]
         left, dropped = np.int64(capacity), np.int64(0)
@@ -55,7 +55,7 @@ def trim(least, keep, offsets, capacity):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _option(found, count, w, h, gw, gh, keep, width, height, columns, rows, limit):  # type: ignore[no-untyped-def]
+def _option(found, count, w, h, gw, gh, keep, width, height, columns, rows, limit, cap):  # type: ignore[no-untyped-def]
     """Add a size to the options; returns their number.
 
     A size is left out if one of as many tokens changes the image less.
@@ -63,7 +63,7 @@ def _option(found, count, w, h, gw, gh, keep, width, height, columns, rows, limi
     tokens = columns * rows
     if columns < 1 or rows < 1 or tokens > limit:
         return count
-    kept = max(1, min(tokens, (2 * keep * tokens + gw * gh) // (2 * gw * gh)))
+    kept = max(1, min(tokens, max(keep, cap), (2 * keep * tokens + gw * gh) // (2 * gw * gh)))
     change = max(abs(width - w) * 1_000_000 // w, abs(height - h) * 1_000_000 // h)
     at = count
     for j in range(count):
@@ -79,15 +79,15 @@ def _option(found, count, w, h, gw, gh, keep, width, height, columns, rows, limi
 
 
 @njit(nogil=True, cache=True)
-def options(size, grid, keep, patch, multiple, edge, max_scale, max_tokens, found):  # type: ignore[no-untyped-def]
+def options(size, grid, keep, patch, multiple, edge, max_scale, max_tokens, cap, found):  # type: ignore[no-untyped-def]
     """See `reference_fill.options`.
 
     Writes (keep, width, height, gw, gh, change) rows to `found` (`_OPTIONS`, 6).
     """
     w, h, gw, gh = np.int64(size[0]), np.int64(size[1]), np.int64(grid[0]), np.int64(grid[1])
     kept, unit = np.int64(keep), np.int64(patch * multiple)
-    limit = max(np.int64(max_tokens), gw * gh)
-    count = _option(found, 0, w, h, gw, gh, kept, w, h, gw, gh, limit)
+    limit, cap = max(np.int64(max_tokens), gw * gh), np.int64(cap)
+    count = _option(found, 0, w, h, gw, gh, kept, w, h, gw, gh, limit, cap)
     if edge == RESIZE:
         across, down = gw // multiple, gh // multiple
         max_dx, max_dy = np.int64(across * max_scale), np.int64(down * max_scale)
@@ -95,8 +95,8 @@ def options(size, grid, keep, patch, multiple, edge, max_scale, max_tokens, foun
             for dy in range(-max_dy, max_dy + 1):
                 if dx * dy >= 0:
                     columns, rows = (across + dx) * multiple, (down + dy) * multiple
-                    width, height = columns * patch, rows * patch
-                    count = _option(found, count, w, h, gw, gh, kept, width, height, columns, rows, limit)
+                    width, height = w + dx * unit, h + dy * unit
+                    count = _option(found, count, w, h, gw, gh, kept, width, height, columns, rows, limit, cap)
         return count
     max_dx, max_dy = np.int64(w * max_scale), np.int64(h * max_scale)
     for along in range(2):  # sizes at which the number of columns changes, then the number of rows
@@ -112,23 +112,23 @@ def options(size, grid, keep, patch, multiple, edge, max_scale, max_tokens, foun
                     columns, rows = -(-width // unit) * multiple, -(-height // unit) * multiple
                 else:
                     columns, rows = width // unit * multiple, height // unit * multiple
-                count = _option(found, count, w, h, gw, gh, kept, width, height, columns, rows, limit)
+                count = _option(found, count, w, h, gw, gh, kept, width, height, columns, rows, limit, cap)
     return count
 
 
 @njit(nogil=True, cache=True)
-def fewest(size, grid, keep, patch, multiple, edge, max_scale, max_tokens, least):  # type: ignore[no-untyped-def]
+def fewest(size, grid, keep, patch, multiple, edge, max_scale, max_tokens, cap, least):  # type: ignore[no-untyped-def]
     """The fewest tokens that any option of each image keeps, to `least` (M,)."""
     found = np.empty((_OPTIONS, 6), np.int64)
     for i in range(len(keep)):
-        count = options(size[i], grid[i], keep[i], patch, multiple, edge, max_scale, max_tokens, found)
+        count = options(size[i], grid[i], keep[i], patch, multiple, edge, max_scale, max_tokens, cap, found)
         least[i] = keep[i]
         for j in range(count):
             least[i] = min(least[i], found[j, 0])
 
 
 @njit(nogil=True, cache=True)
-def rescale(size, grid, keep, offsets, capacity, patch, multiple, edge, max_scale, max_tokens):  # type: ignore[no-untyped-def]
+def rescale(size, grid, keep, offsets, capacity, patch, multiple, edge, max_scale, max_tokens, cap):  # type: ignore[no-untyped-def]
     """See `reference_fill.rescale`; changes `size`, `grid` and `keep` in place, pack by pack."""
     largest = 0
     for p in range(len(offsets) - 1):
@@ -147,7 +147,7 @@ def rescale(size, grid, keep, offsets, capacity, patch, multiple, edge, max_scal
         for i in range(start, end):
             before, after = reach[i - start], reach[i - start + 1]
             after[:] = 0
-            count = options(size[i], grid[i], keep[i], patch, multiple, edge, max_scale, max_tokens, found)
+            count = options(size[i], grid[i], keep[i], patch, multiple, edge, max_scale, max_tokens, cap, found)
             for j in range(count):
                 whole, bits = found[j, 0] >> 6, np.uint64(found[j, 0] & 63)
                 for word in range(whole, words):
@@ -161,7 +161,7 @@ def rescale(size, grid, keep, offsets, capacity, patch, multiple, edge, max_scal
             target -= 1
         for i in range(end - 1, start - 1, -1):
             before = reach[i - start]
-            count = options(size[i], grid[i], keep[i], patch, multiple, edge, max_scale, max_tokens, found)
+            count = options(size[i], grid[i], keep[i], patch, multiple, edge, max_scale, max_tokens, cap, found)
             best = -1
             for j in range(count):
                 rest = target - found[j, 0]

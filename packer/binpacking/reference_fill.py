@@ -8,7 +8,8 @@ import itertools
 def undrop(tokens: list[int], keep: list[int], capacity: int) -> list[int]:
     """Give a pack's leftover slots back to its images, in proportion to their dropped tokens.
 
-    Shares are rounded up while slots remain.
+    `tokens` are the most that each image may hold: all its tokens, or the cap of a drop that names one. Shares are
+    rounded up while slots remain.
 
     ```
     tokens 8 6, keep 4 3, L = 10      |1111222...|  3 slots left, 4 and 3 dropped
@@ -57,13 +58,15 @@ def options(
     edge: str,
     max_scale: float,
     max_tokens: int,
+    cap: int,
 ) -> list[Option]:
     """Candidate sizes near an image's own: (keep, width, height, gw, gh, change in millionths).
 
     Of the sizes with equal `keep`, only the nearest is listed. No side changes by more than `max_scale`, and no grid
     grows beyond `max_tokens`. Where the policy rounds sides to whole patches ("resize"), both sides change by whole
     patches, both up or both down; otherwise the aspect is kept to the pixel, and the candidates are the sizes at which
-    the number of columns or rows changes. The share of kept tokens stays the same.
+    the number of columns or rows changes. The share of kept tokens stays the same, but an image keeps at most `cap`
+    tokens, or `keep` where that is more.
     """
     (w, h), (gw, gh), unit = size, grid, patch * multiple
     max_dx, max_dy = int(w * max_scale), int(h * max_scale)
@@ -96,7 +99,7 @@ def options(
         tokens = columns * rows
         if tokens < 1 or tokens > max(max_tokens, gw * gh):
             continue
-        kept = max(1, min(tokens, (2 * keep * tokens + gw * gh) // (2 * gw * gh)))
+        kept = max(1, min(tokens, max(keep, cap), (2 * keep * tokens + gw * gh) // (2 * gw * gh)))
         change = max(abs(width - w) * 1_000_000 // w, abs(height - h) * 1_000_000 // h)
         if kept not in found or change < found[kept][5]:
             found[kept] = (kept, width, height, columns, rows, change)

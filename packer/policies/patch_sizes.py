@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchnpack.packer.checks import check_whole
+from patchnpack.packer.checks import check_whole, shown
 from patchnpack.packer.policies import _draws
 from patchnpack.packer.policies.random import Purpose, counter_hash
 
@@ -45,25 +45,30 @@ class PatchSizes:
     images: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sizes, tuple | list) or not self.sizes or len(set(self.sizes)) < len(self.sizes):
-            raise ValueError(
-                f"sizes is {self.sizes!r}; it must be different patch sizes in pixels, such as (8, 16, 32)"
-            )
-        for size in self.sizes:
+        given: object = self.sizes
+        sizes = list(given) if isinstance(given, tuple | list | range | np.ndarray) else []
+        for size in sizes:
             check_whole("sizes", size)
+        if not sizes or len(set(sizes)) < len(sizes):
+            raise ValueError(
+                f"sizes is {shown(given)}; it must be different patch sizes in pixels, such as (8, 16, 32)"
+            )
         # As tuples of Python numbers, so that equal settings compare and hash equal.
-        object.__setattr__(self, "sizes", tuple(int(size) for size in self.sizes))
+        object.__setattr__(self, "sizes", tuple(int(size) for size in sizes))
         for name in ("weights", "end_weights"):
             if (given := getattr(self, name)) is not None:
-                weights = tuple(float(weight) for weight in given)
+                try:
+                    weights = tuple(float(weight) for weight in given)
+                except (TypeError, ValueError):
+                    weights = ()
                 if (
                     len(weights) != len(self.sizes)
                     or not all(0 <= w < float("inf") for w in weights)
                     or not sum(weights)
                 ):
                     raise ValueError(
-                        f"{name} is {given!r}; it must be {len(self.sizes)} numbers, one per patch size, none below 0 "
-                        "and at least one above 0"
+                        f"{name} is {shown(given)}; it must be {len(self.sizes)} numbers, one per patch size, none "
+                        "below 0 and at least one above 0"
                     )
                 object.__setattr__(self, name, weights)
         if (self.end_weights is None) != (self.images is None):

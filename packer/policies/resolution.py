@@ -83,6 +83,18 @@ class Resolution(ABC):
         images_seen = np.zeros(len(width), np.int64) if images_seen is None else images_seen
         return self._sizes(SizeRequest(width, height, patch, multiple, keys, images_seen, limit))
 
+    def undersize(self, width: np.ndarray, height: np.ndarray, unit: int) -> np.ndarray:
+        """Which images are smaller than a patch, bool (n,): both sides are shorter than `unit` pixels.
+
+        `sizes` pads or enlarges such an image, or a crop of one, to one grid cell, as it does with a single short side.
+
+        Args:
+            width, height: (n,), in pixels, upright.
+            unit: P times `grid_multiple`, in pixels.
+        """
+        small: np.ndarray = np.maximum(width, height) < unit
+        return small
+
     @property
     def draws(self) -> bool:
         """Whether sizes are drawn at random and so differ between epochs."""
@@ -155,7 +167,8 @@ def shrink_above(
         sizes.size[over], sizes.grid[over] = fitted.size, fitted.grid
 
 
-def _lesser(max_tokens: int | None, limit: np.ndarray | None) -> int | np.ndarray | None:
+def lesser(max_tokens: int | None, limit: np.ndarray | None) -> int | np.ndarray | None:
+    """The stricter of a policy's own limit and that of a request, in tokens; None is no limit."""
     if max_tokens is None or limit is None:
         return limit if max_tokens is None else max_tokens
     lesser: np.ndarray = np.minimum(max_tokens, limit)
@@ -171,12 +184,13 @@ class Native(Resolution):
     multiple.
 
     ```
-    a side of 40 pixels, P = 16     pad       |................|................|........00000000|     3 patches
-                                    crop  ....|................|................|....                  2 patches
+    a side of 42 pixels, P = 16     pad       |................|................|..........000000|     3 patches
+                                    crop .....|................|................|.....                 2 patches
                                     resize    |................|................|................|     3 patches
     ```
 
-    An image smaller than a patch (with "crop": with either side shorter than a patch) is a ValueError.
+    A side shorter than a patch becomes one patch: "pad" and "crop" fill it with 0, "resize" stretches. "resize" rounds
+    ties to even, as the processors of Qwen2-VL do.
 
     Attributes:
         max_tokens: larger images are shrunk, aspect kept, to the largest size whose grid fits; None means no limit.
@@ -198,33 +212,25 @@ class Native(Resolution):
     def _sizes(self, request: SizeRequest) -> Sizes:
         width, height, patch, multiple, unit = *request[:4], request.unit
         native = np.stack([width, height], 1).astype(np.int64)
-        self._check_patch(native, patch, multiple)
         if self.edge == "pad":
             grid = -(-native // unit)
             size = native
         elif self.edge == "crop":
-            grid = native // unit
+            grid = np.maximum(1, native // unit)
             size = native
         else:
-            grid = np.maximum(1, (2 * native + unit) // (2 * unit))
+            grid = np.maximum(1, np.rint(native / unit)).astype(np.int64)  # a tie is exact in float64
             size = grid * unit
         sizes = Sizes(size.astype(np.int32), (grid * multiple).astype(np.int32))
-        limit = _lesser(self.max_tokens, request.limit)
+        limit = lesser(self.max_tokens, request.limit)
         if limit is not None:
             shrink_above(sizes, width, height, patch, multiple, limit, pad=self.edge == "pad")
         return sizes
 
-    def _check_patch(self, native: np.ndarray, patch: int, multiple: int) -> None:
-        unit = patch * multiple
-        small = native.min(1) < unit if self.edge == "crop" else native.max(1) < unit
-        if small.any():
-            w, h = native[small.argmax()]
-            what = "a patch" if multiple == 1 else f"grid_multiple {multiple} x {multiple} patches"
-            pad = ", edge='pad'" if self.edge == "crop" else ""
-            raise ValueError(
-                f"an image of {w}x{h} pixels is smaller than {what} of {unit}x{unit} ({int(small.sum())} of "
-                f"{len(small)} images are); use a smaller patch_size{pad}, or filter such images out"
-            )
+    def undersize(self, width: np.ndarray, height: np.ndarray, unit: int) -> np.ndarray:
+        """See `Resolution.undersize`. With "crop", either side is shorter: no whole patch can be cut."""
+        small: np.ndarray = (np.minimum if self.edge == "crop" else np.maximum)(width, height) < unit
+        return small
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +264,7 @@ class FitTokens(Resolution):
         check_edge(self.edge, ("pad", "resize"))
 
     def _sizes(self, request: SizeRequest) -> Sizes:
-        limit = _lesser(self.max_tokens, request.limit)
+        limit = lesser(self.max_tokens, request.limit)
         assert limit is not None
         return fit_tokens(*request[:4], limit, upsample=self.upsample, pad=self.edge == "pad")
 

@@ -20,6 +20,7 @@ from patchnpack.packer.policies.resolution import (
     Square,
     check_edge,
     fit_tokens,
+    lesser,
     shrink_above,
 )
 
@@ -105,14 +106,15 @@ class RandomResizedCrop(Resolution):
     """A random crop of each image: the usual augmentation, without the resize to a square.
 
     The part's area is a uniform share of the image's, its aspect uniform in the logarithm, its place uniform (Szegedy
-    et al. 2015, arXiv 1409.4842, section 6). It keeps its own resolution, both sides rounded up to whole patches,
-    unless that makes it more than `max_tokens`.
+    et al. 2015, arXiv 1409.4842, section 6). It keeps its own resolution: each side of the part is rounded to whole
+    patches, within the image, so no pixel is resampled and no patch is partly empty. A part of more than `max_tokens`
+    patches is shrunk instead, both sides rounded up to whole patches.
 
     ```
     640 x 480 pixels      +---------------+
-                          |    +-------+  |     a part of 272 x 359 pixels, at P = 16 a grid of 17 x 23;
-                          |    |       |  |     with max_tokens=100 it is shrunk to 144 x 176 pixels, 9 x 11
-                          +----+-------+--+
+                          |    +-------+  |     a part of 272 x 359 pixels is drawn: at P = 16 a grid of 17 x 22 of
+                          |    |       |  |     272 x 352 pixels; with max_tokens=100 the part is shrunk to
+                          +----+-------+--+     144 x 176 pixels, 9 x 11
     ```
 
     Attributes:
@@ -163,15 +165,35 @@ class RandomResizedCrop(Resolution):
             np.array(self.ratio, np.float64),
             box,
         )
-        shape = (box[:, 2], box[:, 3], request.patch, request.multiple)
-        # Without a limit, a crop may keep its own number of patches.
-        limit = (-(-box[:, 2:].astype(np.int64) // request.unit)).prod(1) * request.multiple**2
-        if self.max_tokens is not None:
-            limit = np.full(len(box), self.max_tokens)
-        if request.limit is not None:
-            limit = np.minimum(limit, request.limit)
-        fitted = fit_tokens(*shape, limit, upsample=self.upsample, pad=False)
-        return fitted._replace(box=box)
+        if self.upsample:
+            limit = lesser(self.max_tokens, request.limit)
+            assert limit is not None
+            return fit_tokens(*_shape(box, request), limit, upsample=True, pad=False)._replace(box=box)
+        whole = _whole_patches(box, request)
+        grid = np.maximum(1, whole[:, 2:] // request.unit) * np.int32(request.multiple)
+        limit = lesser(self.max_tokens, request.limit)
+        shrunk = np.zeros(len(box), np.bool_) if limit is None else grid.prod(1, dtype=np.int64) > limit
+        sizes = Sizes(whole[:, 2:].copy(), grid, np.where(shrunk[:, None], box, whole))
+        if limit is not None:
+            shrink_above(sizes, *_shape(box, request), limit, pad=False)
+        return sizes
+
+
+def _shape(box: np.ndarray, request: SizeRequest) -> tuple[np.ndarray, np.ndarray, int, int]:
+    return box[:, 2], box[:, 3], request.patch, request.multiple
+
+
+def _whole_patches(box: np.ndarray, request: SizeRequest) -> np.ndarray:
+    """The boxes with both sides rounded to whole grid cells, around the same centres, int32 (n, 4).
+
+    A box stays within its image. Where the image is shorter than a cell, the side stays as it is.
+    """
+    image = np.stack([request.width, request.height], 1).astype(np.int64)
+    start, side, unit = box[:, :2].astype(np.int64), box[:, 2:].astype(np.int64), request.unit
+    rounded = np.clip(np.rint(side / unit).astype(np.int64), 1, np.maximum(1, image // unit)) * unit
+    rounded = np.where(image < unit, side, rounded)
+    start = np.clip(start + (side - rounded) // 2, 0, image - rounded)
+    return np.concatenate([start, rounded], 1).astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +228,11 @@ class ScheduledResolution(Resolution):
     def draws(self) -> bool:
         """Whether any stage draws sizes."""
         return any(policy.draws for _, policy in self.stages)
+
+    def undersize(self, width: np.ndarray, height: np.ndarray, unit: int) -> np.ndarray:
+        """See `Resolution.undersize`: by the rule of any stage, so that the answer is the same all through training."""
+        small: np.ndarray = np.any([policy.undersize(width, height, unit) for _, policy in self.stages], axis=0)
+        return small
 
     def _sizes(self, request: SizeRequest) -> Sizes:
         starts = [start for start, _ in self.stages]

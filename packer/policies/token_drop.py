@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchnpack.packer.checks import check_whole
+from patchnpack.packer.checks import check_real, check_whole
 from patchnpack.packer.policies import _draws
 
 # n images; a drop rate is the share of an image's tokens that is dropped, in [0, 1)
@@ -30,6 +30,14 @@ class TokenDrop(ABC):
             seq_len: L, token slots per pack.
             images_seen: int64 (n,), images seen in training before each; 0 by default.
         """
+
+    @property
+    def cap(self) -> int | None:
+        """The most tokens that an image may keep, by the policy's own words; None where it names no number.
+
+        `Packing.fill` gives no token back beyond it.
+        """
+        return None
 
     def keep(
         self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
@@ -77,6 +85,7 @@ class ConstantDrop(TokenDrop):
     rate: float
 
     def __post_init__(self) -> None:
+        check_real("rate", self.rate, "the share of tokens to drop, at least 0 and below 1")
         if not 0 <= self.rate < 1:
             raise ValueError(f"rate is {self.rate}; the share of tokens to drop must be at least 0 and below 1")
 
@@ -111,6 +120,8 @@ class BetaDrop(TokenDrop):
     max: float
 
     def __post_init__(self) -> None:
+        for name in ("mean", "max"):
+            check_real(name, getattr(self, name), "a drop rate above 0 and below 1")
         if not 0 < self.mean < self.max < 1:
             raise ValueError(
                 f"mean is {self.mean} and max is {self.max}; it must be 0 < mean < max < 1 (one rate for all images is "
@@ -155,6 +166,8 @@ class ResolutionDrop(TokenDrop):
     std: float = 0.02
 
     def __post_init__(self) -> None:
+        for name in ("low", "high", "std"):
+            check_real(name, getattr(self, name), "a share from 0 to 1")
         for name in ("low", "high"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; a mean rate must be at least 0 and below 1")
@@ -175,6 +188,8 @@ class ResolutionDrop(TokenDrop):
 class DropToTokens(TokenDrop):
     """Keep at most s0 tokens of each image: the keep rate is min(1, s0 / s).
 
+    `Packing.fill` gives none of the others back.
+
     ```
     4 tokens      |012| keeps all 3, |.1.3.56.| keeps 4 of 8
     ```
@@ -191,6 +206,11 @@ class DropToTokens(TokenDrop):
 
     def __post_init__(self) -> None:
         check_whole("tokens", self.tokens)
+
+    @property
+    def cap(self) -> int:
+        """s0."""
+        return self.tokens
 
     def rates(
         self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
@@ -237,6 +257,8 @@ class ScheduledDrop(TokenDrop):
             raise ValueError(
                 f"drop is {self.drop!r}; it must be one of {', '.join(t.__name__ + '(...)' for t in kinds)}"
             )
+        for name in ("start", "end", "midpoint", "tau"):
+            check_real(name, getattr(self, name))
         for name in ("start", "end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; a factor of the drop's rates must be from 0 to 1")
@@ -244,6 +266,11 @@ class ScheduledDrop(TokenDrop):
             raise ValueError(f"midpoint is {self.midpoint}; it must be a number of images, at least 0")
         if not 0 < self.tau < float("inf"):
             raise ValueError(f"tau is {self.tau}; it must be a number of images above 0")
+
+    @property
+    def cap(self) -> int | None:
+        """That of the drop. Where the factor lets an image keep more, its own count is the cap."""
+        return self.drop.cap
 
     def factors(self, images_seen: np.ndarray) -> np.ndarray:
         """The factor after `images_seen` (n,) images, float64 (n,)."""

@@ -22,6 +22,9 @@ Shards = Annotated[
     ),
 ]
 Images = Annotated[str, typer.Option("--image", help="Extensions of image files, separated by semicolons.")]
+Pages = Annotated[
+    str, typer.Option(help="Files of several pages or frames: first uses the first one, error makes them bad images.")
+]
 Seed = Annotated[int, whole_flag("Random seed of shuffles and draws.")]
 Label = Annotated[
     str | None,
@@ -49,7 +52,7 @@ Storage = Annotated[
     ),
 ]
 # The default of `--image`: IMAGE of loaders/shards/tar.py, which imports PIL.
-IMAGES = "jpg;jpeg;png;webp;jpe;jfif;gif;bmp;tif;tiff"
+IMAGES = "jpg;jpeg;jpe;jfif;png;apng;webp;gif;bmp;dib;tif;tiff;avif;avifs;jxl;jp2;j2k;j2c;jpc;jpf;jpx;heic;heif;hif"
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:

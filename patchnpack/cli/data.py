@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, Classes, Images, Label, Root, Seed, Shards, Storage, TablePath, open_shards
+from patchnpack.cli.arguments import (
+    IMAGES,
+    Classes,
+    Images,
+    Label,
+    Pages,
+    Root,
+    Seed,
+    Shards,
+    Storage,
+    TablePath,
+    open_shards,
+)
 from patchnpack.cli.options import takes_packing, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
@@ -46,7 +58,7 @@ def shard(
     from patchnpack.loaders import write_shards
     from patchnpack.loaders.shards.image_folder import count_by_extension
     from patchnpack.loaders.shards.writer import CLASSES
-    from patchnpack.report.text import counted
+    from patchnpack.packer.text import counted
 
     with progress_bar("writing shards") as progress:
         written = write_shards(
@@ -100,7 +112,7 @@ def make_index(
     from patchnpack.loaders.remote.addresses import is_remote
     from patchnpack.loaders.shards.opener import ShardOpener
     from patchnpack.packer.files import make_folder_of
-    from patchnpack.report.text import counted
+    from patchnpack.packer.text import counted
 
     if out is not None and not is_remote(out):
         make_folder_of(out)
@@ -137,6 +149,7 @@ def show(
     image: Images = IMAGES,
     path: TablePath = None,
     root: Root = None,
+    pages: Pages = "first",
     label: Label = None,
     classes: Classes = None,
     seed: Seed = 0,
@@ -161,6 +174,7 @@ def show(
         seed=seed,
         label=label,
         classes=classes,
+        pages=pages,  # type: ignore[arg-type]  # the loader checks it
         prefetch=1,
         storage_options=parse_storage_options(storage_options or []),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,13 +15,12 @@ import simplejpeg
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from PIL import features
 
+from patchnpack.loaders.imaging.formats import HEIC, READERS
+from patchnpack.loaders.imaging.readers.heif import has_heif
 from patchnpack.models.attention import attention_backend
 
-_LIBRARIES = ("torch", "numpy", "numba", "pyarrow", "webdataset", "simplejpeg")
-# Formats of images in shards besides JPEG: PIL's name of the feature and the format's usual name.
-_FORMATS = {"zlib": "PNG", "webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000", "libtiff": "compressed TIFF"}
+_LIBRARIES = ("torch", "numpy", "numba", "pyarrow", "webdataset", "simplejpeg", "imagecodecs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,9 +32,9 @@ class Diagnosis:
         pil: the package that provides PIL, "Pillow" or "pillow-simd".
         pil_version: the version of that package.
         pil_written_over: the version of pillow-simd whose files Pillow has overwritten, or None.
-        pil_cannot_read: formats that this build of PIL does not support.
-        jpeg_decoder: the library that decodes JPEG.
-        libjpeg_turbo: the version of libjpeg-turbo in that library, or None if unknown.
+        formats: the image formats that are read, by the library that decodes them.
+        formats_missing: the formats that are not read, by the library that would decode them.
+        libjpeg_turbo: the version of libjpeg-turbo in simplejpeg, or None if unknown.
         cpus: number of CPUs that this process may use.
         cpus_in_machine: number of CPUs in the machine.
         cuda: name of each CUDA device.
@@ -47,8 +47,8 @@ class Diagnosis:
     pil: str
     pil_version: str
     pil_written_over: str | None
-    pil_cannot_read: tuple[str, ...]
-    jpeg_decoder: str
+    formats: dict[str, tuple[str, ...]]
+    formats_missing: dict[str, tuple[str, ...]]
     libjpeg_turbo: str | None
     cpus: int
     cpus_in_machine: int
@@ -76,8 +76,8 @@ def diagnose() -> Diagnosis:
         pil="pillow-simd" if simd == PIL.__version__ else "Pillow",
         pil_version=PIL.__version__,
         pil_written_over=None if simd == PIL.__version__ else simd,
-        pil_cannot_read=tuple(name for feature, name in _FORMATS.items() if not features.check(feature)),
-        jpeg_decoder="simplejpeg",
+        formats=_formats(lambda format: format != HEIC or has_heif()),
+        formats_missing=_formats(lambda format: format == HEIC and not has_heif()),
         libjpeg_turbo=_turbo_version(),
         cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine,
         cpus_in_machine=machine,
@@ -112,10 +112,7 @@ def missing_by_extra(requires: list[str]) -> dict[str, tuple[str, ...]]:
 def findings(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     """Format a diagnosis as (subject, finding) pairs with remedies; an empty subject continues the line above."""
     d = diagnosis
-    pil = f"{d.pil} {d.pil_version}"
-    if d.pil_cannot_read:
-        pil += f"; cannot read {', '.join(d.pil_cannot_read)}"
-    lines = [*d.versions.items(), ("PIL", pil)]
+    lines = [*d.versions.items(), ("PIL", f"{d.pil} {d.pil_version}")]
     if d.pil_written_over:
         text = (
             f"Pillow has overwritten pillow-simd {d.pil_written_over}, which pip still lists; run `make simd` in a "
@@ -125,7 +122,12 @@ def findings(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     elif d.pil == "Pillow":
         lines.append(("", "pillow-simd resizes faster; run `make simd` in a checkout, or see CONTRIBUTING.md"))
     turbo = f"libjpeg-turbo {d.libjpeg_turbo}" if d.libjpeg_turbo else "libjpeg-turbo of unknown version"
-    lines.append(("JPEG decoder", f"{d.jpeg_decoder}, {turbo}"))
+    for decoder, names in d.formats.items():
+        detail = f" ({turbo})" if decoder == "simplejpeg" else ""
+        lines.append(("formats", f"{', '.join(names)} by {decoder}{detail}"))
+    for decoder, names in d.formats_missing.items():
+        text = f"{', '.join(names)} not read: {decoder} is missing; run: pip install 'patchnpack[heif]'"
+        lines.append(("formats", text))
     lines.append(("CPUs", f"{d.cpus} of {d.cpus_in_machine} available to this process"))
     if d.cuda:
         lines.append(("CUDA", f"{d.cuda_built}: {', '.join(d.cuda)}"))
@@ -137,6 +139,15 @@ def findings(diagnosis: Diagnosis) -> list[tuple[str, str]]:
         text = f"missing {', '.join(missing)}; run: pip install 'patchnpack[{extra}]'" if missing else "complete"
         lines.append((f"extra {extra}", text))
     return lines
+
+
+def _formats(wanted: Callable[[int], bool]) -> dict[str, tuple[str, ...]]:
+    """The names of these formats, by the library that decodes them."""
+    found: dict[str, tuple[str, ...]] = {}
+    for reader in READERS:
+        if wanted(reader.format):
+            found[reader.decoder] = (*found.get(reader.decoder, ()), reader.name)
+    return found
 
 
 def _installed(distribution: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -34,6 +35,31 @@ class Flag(NamedTuple):
     off: str = ""
     default: Any = None
     numeric: bool = False
+
+
+def message_of(error: Exception) -> str:
+    """Return what an exception says; a bare error of the operating system names its file and the reason in words.
+
+    >>> message_of(FileNotFoundError(2, "No such file or directory", "a.pt"))
+    "'a.pt' does not exist; correct the path"
+    """
+    name = error.filename if isinstance(error, OSError) else None
+    if name is None or not isinstance(error, OSError) or not str(error).startswith("[Errno"):
+        return str(error)
+    path = os.fsdecode(name) if isinstance(name, str | bytes) else str(name)
+    if isinstance(error, FileNotFoundError):
+        from patchnpack.packer.files import absent
+
+        return f"{path!r} {absent(path)}; correct the path"
+    if isinstance(error, FileExistsError):
+        return f"{path!r} exists already, as a file; name another path"
+    if isinstance(error, IsADirectoryError):
+        return f"{path!r} is a folder; name a file"
+    if isinstance(error, NotADirectoryError):
+        return f"{path!r} is below a file, not a folder; correct the path"
+    if isinstance(error, PermissionError):
+        return f"{path!r} cannot be opened: permission denied; change its permissions, or name another path"
+    return f"{path!r}: {error.strerror}"
 
 
 def flags_of(parameters: Iterable[Any]) -> dict[str, Flag]:

@@ -12,7 +12,7 @@ import typer
 
 from patchnpack.cli.arguments import set_verbosity
 from patchnpack.cli.data import make_index, shard, show
-from patchnpack.cli.errors import flags_of, in_flags
+from patchnpack.cli.errors import flags_of, in_flags, message_of
 from patchnpack.cli.prepack import add_prepack_commands
 from patchnpack.cli.report import report
 from patchnpack.cli.training import add_training_commands
@@ -27,13 +27,13 @@ def run() -> None:
     """Run the command; an error the user can fix is one line that names the flag, without a traceback."""
     try:
         app()
-    except (ValueError, OSError, BadDataError) as error:
+    except (ValueError, OSError, FloatingPointError, BadDataError) as error:
         if "--traceback" in sys.argv:
             raise
         from rich.console import Console
 
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-        console.print(f"error: {in_flags(str(error), flags_of(_parameters(sys.argv[1:])))}")
+        console.print(f"error: {in_flags(message_of(error), flags_of(_parameters(sys.argv[1:])))}")
         sys.exit(2)
 
 

@@ -129,6 +129,7 @@ PACKING_FLAGS = {
         parse=parse_resolution,
     ),
     "oversize": FieldFlag("shrink", "Policy for images with more than --seq-len tokens: shrink, drop, skip or error."),
+    "undersize": FieldFlag("pad", "Policy for images smaller than a patch: pad, skip or error."),
     "token_drop": FieldFlag(
         "0",
         f"Share of each image's tokens to drop: {TOKEN_DROPS}; append @FIRST:LAST:MIDPOINT:TAU for a schedule.",
@@ -156,6 +157,7 @@ _OF_EVALUATION = (
     "patch_size",
     "resolution",
     "oversize",
+    "undersize",
     "max_images",
     "grid_multiple",
     "image_mode",
@@ -177,6 +179,12 @@ MODEL_FLAGS = {
     "width": FieldFlag(192, "Features per token."),
     "depth": FieldFlag(6, "Number of transformer blocks."),
     "heads": FieldFlag(3, "Number of attention heads."),
+    "position": FieldFlag(
+        "absolute",
+        "Position embedding: absolute (tables of --max-grid), fractional, sinusoidal, fourier, grid, learned_grid, mlp "
+        "or rope, which take any grid.",
+    ),
+    "max_grid": FieldFlag(128, "Most patches per side of an image, for the tables of --position absolute."),
     "drop_path": FieldFlag(0.0, "Probability of skipping a branch in the last block (stochastic depth)."),
 }
 
@@ -196,6 +204,9 @@ TRAINING_FLAGS = {
     "layer_decay": FieldFlag(1.0, "Learning rate of a block relative to the next block."),
     "weight_decay": FieldFlag(0.05, "Weight decay of AdamW, for matrices only."),
     "clip": FieldFlag(1.0, "Maximum gradient norm."),
+    "skip_bad_steps": FieldFlag(
+        0, "Maximum number of consecutive steps to skip because the loss or the gradient is NaN or infinite."
+    ),
     "ema": FieldFlag(0.0, "Decay of the moving average of the weights; 0 turns it off."),
     "loss": FieldFlag("auto", "softmax, sigmoid or auto, which is softmax for classes."),
     "label_smoothing": FieldFlag(0.1, "Share of the target that is spread over all classes."),

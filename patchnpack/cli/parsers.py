@@ -61,7 +61,8 @@ def _resolution(text: str, flag: str) -> Resolution:
     }
     make, counts = kinds.get(name, (Square, ()))
     if len(values) not in counts or not all(value.isdecimal() for value in values):
-        raise ValueError(f"{flag} is {text!r}; it must be {RESOLUTIONS}")
+        meant = f"; for squares of {text} pixels give square:{text}" if text.isdecimal() else ""
+        raise ValueError(f"{flag} is {text!r}; it must be {RESOLUTIONS}{meant}")
     return make(*map(int, values))
 
 
@@ -120,7 +121,12 @@ def parse_patch_size(text: str, flag: str = "--patch-size") -> int | PatchSizes:
     sizes = text.split(",")
     if not all(size.strip().isdecimal() for size in sizes):
         raise ValueError(f"{flag} is {text!r}; it must be a number of pixels, or several such as 8,16,32")
-    return int(text) if len(sizes) == 1 else PatchSizes(tuple(map(int, sizes)))
+    if len(sizes) == 1:
+        return int(text)
+    try:
+        return PatchSizes(tuple(map(int, sizes)))
+    except ValueError as error:
+        raise ValueError(f"{flag} is {text!r}: {error}") from None
 
 
 def parse_storage_options(texts: Sequence[str]) -> dict[str, Any]:

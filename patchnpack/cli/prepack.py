@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, Images, Label, Root, Seed, Shards, Storage, TablePath, open_shards
+from patchnpack.cli.arguments import IMAGES, Images, Label, Pages, Root, Seed, Shards, Storage, TablePath, open_shards
 from patchnpack.cli.options import takes_packing_but_lookahead, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
@@ -58,6 +58,7 @@ def pack(
     image: Images = IMAGES,
     path: TablePath = None,
     root: Root = None,
+    pages: Pages = "first",
     max_rate: Annotated[float, typer.Option(help="Maximum share of bad images.")] = 0.01,
     seed: Seed = 0,
     workers: Annotated[int | None, whole_flag("Processes on this machine; by default one per CPU.")] = None,
@@ -101,6 +102,7 @@ def pack(
         label=label,
         classes=classes,
         extras=extra or [],
+        pages=pages,  # type: ignore[arg-type]  # the loader checks it
         errors=ErrorPolicy(max_rate=max_rate),
         storage_options=options,
     )
@@ -131,7 +133,7 @@ def verify(packs: Packs, *, storage_options: Storage = None) -> None:
     patchnpack verify packed
     """
     from patchnpack.loaders.prepacking.verify import verify as verify_packs
-    from patchnpack.report.text import counted
+    from patchnpack.packer.text import counted
 
     with progress_bar("reading bytes") as bar:
         verdict = verify_packs(packs, parse_storage_options(storage_options or []), bar)
@@ -158,7 +160,7 @@ def unpack(
     """
     from patchnpack.loaders.prepacking.unpack import unpack as unpack_images
     from patchnpack.loaders.shards.patterns import is_packed_folder
-    from patchnpack.report.text import counted
+    from patchnpack.packer.text import counted
 
     if not is_packed_folder(packs):
         raise ValueError(f"{packs!r} is not a packed folder; make one with: patchnpack pack SHARDS -o {packs}")
@@ -184,7 +186,7 @@ def _check_tasks(
 
 def _summary(manifest: Manifest) -> str:
     from patchnpack.loaders.packs.pack_store import store_of
-    from patchnpack.report.text import counted
+    from patchnpack.packer.text import counted
 
     recipe, counts = manifest.recipe, manifest.counts
     labels = f"labels of {recipe.label!r}" if recipe.label is not None else "without labels"

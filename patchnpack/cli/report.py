@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, BatchSize, Images, Root, Seed, Storage, TablePath, open_shards
+from patchnpack.cli.arguments import IMAGES, BatchSize, Images, Pages, Root, Seed, Storage, TablePath, open_shards
 from patchnpack.cli.options import ALGORITHMS, takes_packing, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
@@ -61,6 +61,7 @@ def report(
     image: Images = IMAGES,
     path: TablePath = None,
     root: Root = None,
+    pages: Pages = "first",
     seed: Seed = 0,
     shuffle: Annotated[
         bool, typer.Option("--shuffle", help="Plan in the order of a loader that shuffles; shuffle a table.")
@@ -117,7 +118,7 @@ def report(
         from patchnpack.report.page import check_page, picture_of, write_page
 
         check_page(html)
-    source = _source(shards, packing, image, (path, root), batch_size, shuffle, seed, storage_options)
+    source = _source(shards, packing, image, (path, root), pages, batch_size, shuffle, seed, storage_options)
     seed, made = source.seed, source.made
     found = make_report(
         source.rows, source.packing, seed=seed, batch_size=batch_size, ranks=ranks, width=width, made=made
@@ -148,6 +149,7 @@ def _source(
     packing: Packing,
     image: str,
     table: tuple[str | None, str | None],
+    pages: str,
     batch_size: int,
     shuffle: bool,
     seed: int,
@@ -177,19 +179,27 @@ def _source(
             loader=lambda: loader,
         )
     index = open_shards(shards, image, storage_options, *table)
-    rows, planned = _rows(index, packing, batch_size=batch_size, shuffle=shuffle, seed=seed)
+    rows, planned, bad = _rows(index, packing, pages, batch_size=batch_size, shuffle=shuffle, seed=seed)
 
     def drawn() -> PackedImageLoader:
         from patchnpack.loaders import PackedImageLoader  # imports torch, which only the picture needs
 
-        return PackedImageLoader(index, planned, batch_size=2, seed=seed, prefetch=1, storage_options=storage)
+        return PackedImageLoader(
+            index,
+            planned,
+            batch_size=2,
+            seed=seed,
+            pages=pages,  # type: ignore[arg-type]  # `_rows` has checked it
+            prefetch=1,
+            storage_options=storage,
+        )
 
     return _Source(
         name=name,
         rows=rows,
         packing=planned,
         seed=seed,
-        bad=len(index.bad),
+        bad=bad,
         without_image=int(index.without_image.sum()),
         loader=drawn,
     )
@@ -242,17 +252,35 @@ def _packed_folder(
     return loader
 
 
-def _rows(index: Index, packing: Packing, *, batch_size: int, shuffle: bool, seed: int) -> tuple[Rows, Packing]:
-    """The usable rows in the order of a loader, and the packing it would plan them with."""
+def _rows(
+    index: Index, packing: Packing, pages: str, *, batch_size: int, shuffle: bool, seed: int
+) -> tuple[Rows, Packing, int]:
+    """The usable rows in the order of a loader, the packing it would plan them with, and the number of bad rows."""
     if not shuffle:
         import numpy as np
 
-        return index.rows(np.setdiff1d(np.arange(len(index)), list(index.bad))), packing
+        from patchnpack.loaders.error_policy import ErrorPolicy
+        from patchnpack.loaders.imaging.pages import check_pages
+        from patchnpack.loaders.imaging.readers.heif import has_heif
+        from patchnpack.loaders.order.row_filter import RowFilter
+
+        check_pages(pages)
+        usable = RowFilter.of(index, None, ErrorPolicy(), None, pages, has_heif())  # type: ignore[arg-type]
+        if not usable.mask.any():
+            raise usable.none_usable(index)
+        return index.rows(np.flatnonzero(usable.mask)), packing, len(usable.bad)
     from patchnpack.loaders import PackedImageLoader
     from patchnpack.loaders.plan_report import planned_rows
 
-    loader = PackedImageLoader(index, packing, batch_size=batch_size, shuffle=True, seed=seed)
-    return planned_rows(loader), loader.packing
+    loader = PackedImageLoader(
+        index,
+        packing,
+        batch_size=batch_size,
+        shuffle=True,
+        seed=seed,
+        pages=pages,  # type: ignore[arg-type]  # the loader checks it
+    )
+    return planned_rows(loader), loader.packing, len(loader.source.rows.bad)
 
 
 def _whole_numbers(flag: str, text: str) -> list[int]:

@@ -16,6 +16,7 @@ from patchnpack.cli.arguments import (
     Classes,
     Images,
     Label,
+    Pages,
     Root,
     Shards,
     Storage,
@@ -127,6 +128,7 @@ def train(
     image: Images = IMAGES,
     path: TablePath = None,
     root: Root = None,
+    pages: Pages = "first",
     storage_options: Storage = None,
 ) -> None:
     """Train a NaViT on the images in SHARDS, with labels, a teacher or texts.
@@ -161,6 +163,7 @@ def train(
             init=init,
             teacher=teacher,
             text=text,
+            pages=pages,
             resume=resume,
             storage_options=parse_storage_options(storage_options or []),
             started=lambda: _write_run(context, out),
@@ -168,6 +171,8 @@ def train(
     if first:
         for name, value in result.metrics.items():
             typer.echo(f"{name}: {value:.4f}" if name == "accuracy" else f"{name}: {value:.4g}")
+        if result.skipped_steps:
+            typer.echo(f"skipped steps: {result.skipped_steps}")
         typer.echo(f"wrote {result.checkpoint}")
 
 
@@ -218,11 +223,14 @@ def _check_output(flag: str, path: Path, suffix: str) -> None:
 
 
 def _excluded(loader: PackedImageLoader) -> str:
-    from patchnpack.report.text import counted
+    from patchnpack.packer.text import counted
 
     stats = loader.stats()
     without = f", {counted(stats['without_image'], 'sample')} without an image" if stats["without_image"] else ""
-    return f"{counted(stats['bad_images'], 'bad image')}, {sum(stats['skipped'].values())} skipped{without}"
+    pages = f", {stats['multi_page']} with further pages" if stats["multi_page"] else ""
+    warnings = f", {counted(sum(stats['warnings'].values()), 'warning')} of decoders" if stats["warnings"] else ""
+    left_out = f"{counted(stats['bad_images'], 'bad image')}, {sum(stats['skipped'].values())} skipped{without}"
+    return left_out + pages + warnings
 
 
 @takes_evaluation
@@ -240,20 +248,25 @@ def evaluate_checkpoint(
     image: Images = IMAGES,
     path: TablePath = None,
     root: Root = None,
+    pages: Pages = "first",
     storage_options: Storage = None,
 ) -> None:
     """Write the prediction of a trained model for each image in SHARDS: key, row, label, prediction and logits.
 
     patchnpack eval runs/first/checkpoint.pt validation-000000.tar -o predictions.parquet
     """
+    from patchnpack.packer.text import counted
     from patchnpack.predict import predict, write_table
-    from patchnpack.report.text import counted
 
     _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)
     index = open_shards(shards, image, storage_options, path, root)
     loader = _evaluation_loader(
-        *(model, index, packing, storage_options), batch_size=batch_size, label=label or None, classes=classes
+        *(model, index, packing, storage_options),
+        batch_size=batch_size,
+        label=label or None,
+        classes=classes,
+        pages=pages,
     )
     table = predict(model, loader, precision=precision)
     write_table(out, table)
@@ -261,7 +274,7 @@ def evaluate_checkpoint(
         (x, y) for x, y in zip(*(table[c].to_pylist() for c in ("label", "prediction")), strict=True) if x is not None
     ]
     if pairs:
-        hits = sum(x[y] == max(x) if isinstance(x, list) else x == y for x, y in pairs)
+        hits = sum(y is not None and (x[y] == max(x) if isinstance(x, list) else x == y) for x, y in pairs)
         typer.echo(f"accuracy: {hits / len(pairs):.4f} on {counted(len(pairs), 'labelled image')}")
     typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {_excluded(loader)}")
 
@@ -279,19 +292,20 @@ def write_features(
     image: Images = IMAGES,
     path: TablePath = None,
     root: Root = None,
+    pages: Pages = "first",
     storage_options: Storage = None,
 ) -> None:
     """Write the feature vector of each image in SHARDS: key, row and feature.
 
     patchnpack features runs/first/checkpoint.pt train-000000.tar -o features.parquet
     """
+    from patchnpack.packer.text import counted
     from patchnpack.predict import features, write_table
-    from patchnpack.report.text import counted
 
     _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)
     index = open_shards(shards, image, storage_options, path, root)
-    loader = _evaluation_loader(model, index, packing, storage_options, batch_size=batch_size)
+    loader = _evaluation_loader(model, index, packing, storage_options, batch_size=batch_size, pages=pages)
     table = features(model, loader, precision=precision)
     write_table(out, table)
     typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {_excluded(loader)}")
@@ -319,6 +333,7 @@ def sweep_checkpoint(
     image: Images = IMAGES,
     path: TablePath = None,
     root: Root = None,
+    pages: Pages = "first",
     storage_options: Storage = None,
 ) -> None:
     """Evaluate a model at several patch sizes and resolutions: accuracy over tokens per image.
@@ -352,6 +367,7 @@ def sweep_checkpoint(
         batch_size=batch_size,
         label=label,
         classes=classes,
+        pages=pages,
         storage_options=parse_storage_options(storage_options or []),
     )
     table = Table("patch size", "resolution", "tokens per image", "accuracy", "loss", "images/s", box=None)

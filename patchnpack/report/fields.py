@@ -25,6 +25,7 @@ SHARED_WITH_STATS = (
     "padding_in_packs",
     "images_per_pack",
     "oversize",
+    "undersize",
     "attention_cost",
     "attention_spread",
 )
@@ -63,7 +64,9 @@ def report_fields(
         "images_per_pack_max": max_images,
         "oversize": report.oversize,
         "oversize_policy": packing.oversize,
-        "skipped": {"oversize": report.skipped},
+        "undersize": report.undersize,
+        "undersize_policy": packing.undersize,
+        "skipped": dict(report.skipped),
         "attention_cost": report.attention_cost,
         "attention_per_pack": dict(zip(("min", "mean", "max"), report.attention_per_pack, strict=True)),
         "attention_spread": report.attention_spread,

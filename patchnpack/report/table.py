@@ -12,7 +12,7 @@ from patchnpack.packer import Packing
 from patchnpack.packer.analysis.advice import Advice
 from patchnpack.packer.analysis.report import PackingReport, Pricing
 from patchnpack.packer.analysis.setting import Setting, Sweep
-from patchnpack.report.text import counted
+from patchnpack.packer.text import counted
 
 
 def facts(report: PackingReport, *, bad: int = 0, without_image: int = 0, source: str = "") -> list[tuple[str, str]]:
@@ -45,6 +45,9 @@ def facts(report: PackingReport, *, bad: int = 0, without_image: int = 0, source
         ("images per pack", f"{min_images} to {max_images}, mean {mean_images:.2f}"),
         ("oversize", f"{counted(report.oversize, 'image')} with more than {packing.seq_len} tokens" + _fate(report)),
     ]
+    if report.undersize:
+        fate = {"pad": "padded or enlarged to one", "skip": "skipped", "error": ""}[packing.undersize]
+        lines.append(("undersize", f"{counted(report.undersize, 'image')} smaller than a patch, {fate}"))
     if bad:
         lines.append(("bad images", f"{bad:,}, left out because their headers or sizes are unusable"))
     if without_image:

@@ -49,6 +49,7 @@ def from_big_vision(
     source: Source,
     *,
     pooling: str | None = None,
+    grid: tuple[int, int] | None = None,
     sincos_grid: int | None = None,
     gelu: str = "tanh",
     mean: tuple[float, ...] = (0.5,),
@@ -68,6 +69,7 @@ def from_big_vision(
             "opt/target/" and "img/" are removed if all names start with them.
         pooling: None infers it: attention (`pool_type="map"`) with a `MAPHead_0`, cls ("tok") with a `cls`, else mean
             ("gap"). `naflex_vit` also has "max".
+        grid: (rows, columns) of the position table of a `vit`; None assumes a square. `naflex_vit` stores it.
         sincos_grid: patches per side at which a model with `posemb="sincos2d"` was trained. The file of such a model
             holds no positions; they are computed and become an ordinary table.
         gelu: "tanh", the default of `flax.linen.gelu`.
@@ -126,7 +128,7 @@ def from_big_vision(
         channels=channels,
         mlp_ratio=mlp_ratio(hidden.shape[1], D),
         position="grid",
-        position_grid=_fold_class_position(theirs, naflex),
+        position_grid=_fold_class_position(theirs, naflex, grid),
         pooling=pooling,
         bias=True,
         gelu=gelu,
@@ -168,10 +170,14 @@ def to_big_vision(model: NaViT, kind: Literal["vit", "naflex"] = "vit") -> dict[
         "gelu": ("tanh",),
         "norm_eps": (_NORM_EPS,),
         "last_norm": ("tokens",),
+        "block_norm": ("pre",),
         "qk_norm": (False,),
         "registers": (0,),
         "layer_scale": (None,),
         **({"position_resize": ("bilinear",), "channels": (3,)} if kind == "naflex" else {}),
+        "position_antialias": (True,),
+        "position_align_corners": (False,),
+        "position_keep_aspect": (False,),
     }
     differs = [
         f"{name} is {getattr(config, name)!r} and must be {' or '.join(map(repr, values))}"
@@ -231,16 +237,25 @@ def _sincos(side: int, width: int) -> torch.Tensor:
     return torch.cat([axis.repeat(side, 1), axis.repeat_interleave(side, 0)], 1).float()
 
 
-def _fold_class_position(theirs: Weights, naflex: bool) -> int:
-    """Return the side of the position table; in old checkpoints, add the class token's position to the token."""
+def _fold_class_position(theirs: Weights, naflex: bool, grid: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the shape of the position table; in old checkpoints, add the class token's position to the token."""
     table = require(theirs, "pos_embedding", (3,), "the position table, (G, G, D) in NaFlex, else (1, G*G, D)")
-    rows = table.shape[:2].numel()
-    side = side_of(rows)
-    if side is None and "cls" in theirs and not naflex:
-        side = side_of(rows - 1)
-        theirs["cls"], theirs["pos_embedding"] = theirs["cls"] + table[:, :1], table[:, 1:]
-    if side is None or (naflex and table.shape[0] != side):
-        raise ValueError(
-            f"pos_embedding has shape {tuple(table.shape)}, which is not a square grid; only square grids map"
-        )
-    return side
+    shape = tuple(table.shape)
+    if naflex:
+        if grid not in (None, shape[:2]):
+            raise ValueError(f"grid is {grid}, but pos_embedding has shape {shape}; leave grid out")
+        return shape[0], shape[1]
+    rows = shape[1] if shape[0] == 1 else 0
+    tokens = 1 if "cls" in theirs else 0
+    for extra in dict.fromkeys((0, tokens)):
+        side = side_of(rows - extra)
+        found = grid or (side and (side, side))
+        if found and found[0] * found[1] == rows - extra:
+            if extra:
+                theirs["cls"], theirs["pos_embedding"] = theirs["cls"] + table[:, :1], table[:, 1:]
+            return found
+    wanted = "which is not a square grid" if grid is None else f"which is not a grid of {grid[0]}x{grid[1]}"
+    raise ValueError(
+        f"pos_embedding has shape {shape}, {wanted}; give grid=(rows, columns), the image size divided by the patch "
+        "size"
+    )

@@ -79,7 +79,7 @@ def take_in(theirs: Mapping[str, torch.Tensor], config: NaViTConfig) -> Weights:
         parts = [theirs[part].reshape(*inputs, -1) for part in names]
         ours[name] = torch.cat([part.T if part.ndim == 2 else part for part in parts])
     ours["patch_embed.weight"] = theirs["embedding/kernel"].reshape(-1, D).T
-    ours["pos_embed.table"] = theirs["pos_embedding"].reshape(config.position_grid, config.position_grid, D)
+    ours["pos_embed.table"] = theirs["pos_embedding"].reshape(*config.position_shape, D)
     if "cls" in theirs:
         ours["prefix"] = theirs["cls"][0]
     if f"{POOL}/probe" in theirs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from patchnpack.weights.state_dicts import (
     side_of,
     with_biases,
 )
+from patchnpack.weights.timm_config import timm_options
 from patchnpack.weights.timm_layout import NO_PLACE, Kind, Layout, lay_out, layout_of, prefix_tokens, take_in
 
 # P patch size, C channels, D width, H heads, E width of a head, G side of a position table, R prefix tokens
@@ -35,24 +37,30 @@ def from_timm(
     *,
     heads: int | None = None,
     pooling: str | None = None,
+    grid: tuple[int, int] | None = None,
     rope_base: float | None = None,
-    position_resize: str = "bicubic",
+    position_resize: str | None = None,
+    position_antialias: bool | None = None,
+    position_align_corners: bool | None = None,
+    position_keep_aspect: bool | None = None,
     patch_resize: str = "bicubic",
-    gelu: str = "erf",
+    block_norm: str | None = None,
+    gelu: str | None = None,
     norm_eps: float = 1e-6,
     channels: int = 3,
-    mean: tuple[float, ...] = (0.5,),
-    std: tuple[float, ...] = (0.5,),
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     num_classes: int | None = None,
     drop_path: float = 0.0,
     backend: str = "auto",
     prefix: str = "",
+    timm_config: Mapping[str, Any] | str | Path | None = None,
 ) -> NaViT:
     """Load weights of timm's `VisionTransformer` or `NaFlexVit` into a `NaViT` with the same outputs.
 
     Width, depth, patch size, position table, class token, registers, biases, QK-norm, LayerScale, the last norm and the
     head follow from names and shapes. The other arguments must match the options of the timm model, because a state
-    dict does not hold them.
+    dict does not hold them. Arguments that are None are read from timm's config.json, if there is one.
 
     Args:
         source: a mapping of tensors or numpy arrays, or a file: .safetensors (needs the package of that name), .npz, or
@@ -60,24 +68,34 @@ def from_timm(
         heads: attention heads; required unless the model has QK-norm. Most timm models have 64 features per head.
         pooling: "attention" (timm's "map"), "mean" ("avg"), "max" or "cls" ("token"). None infers it: attention with
             `attn_pool` weights, mean with `fc_norm`, cls with a class token, else mean.
+        grid: (rows, columns) of the position table of a `VisionTransformer`: the image size divided by the patch size.
+            None takes it from the config if the number of positions agrees, and else assumes a square.
         rope_base: `rope_temperature` of a `NaFlexVit(rope_type="axial")`, 10,000 in timm; None means no rope.
-        position_resize: `pos_embed_interp_mode`, "bicubic" or "bilinear" (SigLIP 2); factorised tables are linear.
+        position_resize: `pos_embed_interp_mode`, "bicubic" (None) or "bilinear" (SigLIP 2); factorised tables are
+            linear.
+        position_antialias, position_align_corners, position_keep_aspect: `pos_embed_antialias` (None: True),
+            `pos_embed_align_corners` and `pos_embed_ar_preserving` (None: False) of a `NaFlexVit`. For
+            `pos_embed_use_grid_sample=True` give `position_antialias=False`.
         patch_resize: how to embed patches of other sizes; the default matches `resample_patch_embed`.
-        gelu: "erf", or "tanh" for `act_layer="gelu_tanh"` (SigLIP 2 in NaFlexVit).
+        block_norm: "pre" (None), or "res_post" for `block_fn=ResPostBlock`.
+        gelu: "erf" (None), or "tanh" for `act_layer="gelu_tanh"` (SigLIP 2 in NaFlexVit).
         norm_eps: epsilon of every norm.
         channels: channels per pixel, if the patch embedding is a matrix.
-        mean, std: normalisation from `pretrained_cfg`: 0.5 for most of Google's ViTs, SigLIP and NaFlexVit; DeiT,
-            DINOv2 and CLIP use other values.
+        mean, std: normalisation from `pretrained_cfg`; None is 0.5 without a config, right for most of Google's ViTs,
+            SigLIP and NaFlexVit; DeiT, DINOv2 and CLIP use other values.
         num_classes: number of outputs of a new head; None keeps the head in `source`.
         drop_path, backend: as in `NaViTConfig`.
         prefix: read only the names that start with it, such as "visual.trunk.".
+        timm_config: the content of a config.json that timm wrote, with `architecture` and `model_args`, or its path.
+            None looks beside the file of weights; {} ignores it. Arguments of this function take precedence.
 
     Returns:
         The model in evaluation mode, in float32. Positions of the class token and the registers are added to the
         tokens, and the latent query of attention pooling is projected, because neither depends on the image.
 
     Raises:
-        ValueError: a name has no counterpart, a name is missing, a shape does not fit, or an argument is missing.
+        ValueError: a name has no counterpart, a name is missing, a shape does not fit, an argument is missing, or the
+            config has an option that does not map.
 
     >>> model = NaViT(NaViTConfig(num_classes=7, width=48, depth=1, position="grid", pooling="cls"))
     >>> weights = to_timm(model)
@@ -87,9 +105,13 @@ def from_timm(
     Traceback (most recent call last):
     ValueError: the state dict does not fit: norm.bias is missing
     """
-    theirs = read_weights(source, prefix)
+    theirs, found = read_weights(source, prefix), timm_options(source, timm_config)
     refuse(theirs, NO_PLACE)
-    layout = layout_of(theirs)
+
+    def option(name: str, given: Any, default: Any = None) -> Any:
+        return found.get(name, default) if given is None else given
+
+    layout = layout_of(theirs, grid := grid or _grid_of(theirs, found.get("image")))
     meaning = "the patch embedding, (D, C, P, P), or in NaFlexVit (D, P*P*C)"
     stem = require(theirs, f"{layout.stem}.weight", (4,) if layout.conv else (2,), meaning)
     hidden = require(theirs, "blocks.0.mlp.fc1.weight", (2,), "an MLP's first matrix, (hidden, D)")
@@ -102,6 +124,7 @@ def from_timm(
             f"{layout.stem}.weight has shape {tuple(stem.shape)}, which does not hold square patches of {channels} "
             "channels; give channels, or weights with square patches"
         )
+    pooling = option("pooling", pooling)
     if pooling is None:
         from_class = layout.class_token and not has(theirs, "fc_norm.")
         pooling = "attention" if has(theirs, "attn_pool.") else "cls" if from_class else "mean"
@@ -112,25 +135,29 @@ def from_timm(
         num_classes=0 if head is False else len(head),
         width=width,
         depth=depth_of(theirs, r"blocks\.(\d+)\."),
-        heads=_heads(theirs, width, heads),
+        heads=_heads(theirs, width, option("heads", heads)),
         patch_size=patch_size,
         patch_resize=patch_resize,
         channels=channels,
         mlp_ratio=mlp_ratio(len(hidden), width),
-        **_position(theirs, layout, rope_base),
-        position_resize=position_resize,
+        **_position(theirs, layout, option("rope_base", rope_base), grid),
+        position_resize=option("position_resize", position_resize, "bicubic"),
+        position_antialias=option("position_antialias", position_antialias, True),
+        position_align_corners=option("position_align_corners", position_align_corners, False),
+        position_keep_aspect=option("position_keep_aspect", position_keep_aspect, False),
         registers=prefix_tokens(theirs, layout) - (pooling == "cls"),
         pooling=pooling,
+        block_norm=option("block_norm", block_norm, "pre"),
         last_norm=_last_norm(theirs),
         bias=True,
         qkv_bias=any(re.fullmatch(r"blocks\.\d+\.attn\.qkv\.bias", name) for name in theirs),
         layer_scale=1e-5 if any(name.endswith(".ls1.gamma") for name in theirs) else None,
-        gelu=gelu,
+        gelu=option("gelu", gelu, "erf"),
         norm_eps=norm_eps,
         qk_norm=any(".q_norm." in name for name in theirs if name.startswith("blocks.")),
         drop_path=drop_path,
-        mean=mean,
-        std=std,
+        mean=option("mean", mean, (0.5,)),
+        std=option("std", std, (0.5,)),
         backend=backend,
     )
     check_fit(theirs, lay_out(outline(config), config, layout))
@@ -174,13 +201,19 @@ def to_timm(model: NaViT, kind: Kind = "vit", *, like: Source | None = None) -> 
         )
     else:
         original = read_weights(like)
-        layout = layout_of(original)
+        layout = layout_of(original, config.position_shape if "pos_embed" in original else None)
     supported = {"grid"} if layout.kind == "vit" else {"grid", "fractional", "rope"}
     if config.position not in supported or (config.position == "fractional" and config.combine != "add"):
         raise ValueError(
             f"position is {config.position!r} ({config.combine!r}), which timm's {layout.kind} does not have; it has "
             f"{', '.join(sorted(supported))}" + (" (fractional only added)" if "fractional" in supported else "")
         )
+    plain = {"position_antialias": True, "position_align_corners": False, "position_keep_aspect": False}
+    for name, value in plain.items() if layout.kind == "vit" else ():
+        if getattr(config, name) != value:
+            raise ValueError(f"{name} is {not value}, which timm's VisionTransformer does not have; use 'naflexvit'")
+    if config.block_norm == "res_post" and config.layer_scale is not None:
+        raise ValueError("block_norm is 'res_post' with layer_scale, which timm's ResPostBlock does not have")
     theirs = lay_out(with_biases(model), config, layout)
     if like is not None:
         check_fit(original, theirs)
@@ -205,9 +238,23 @@ def _split_sums(theirs: Weights, original: Weights, layout: Layout) -> None:
         theirs["attn_pool.q.bias"] = (query - projected).to(theirs["attn_pool.q.bias"])
 
 
-def _position(theirs: Mapping[str, torch.Tensor], layout: Layout, rope_base: float | None) -> dict[str, Any]:
+def _grid_of(theirs: Mapping[str, torch.Tensor], image: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Rows and columns of positions for images of (h, w) pixels; None if the table has another number."""
+    table, stem = theirs.get("pos_embed"), theirs.get("patch_embed.proj.weight")
+    if image is None or table is None or stem is None or table.ndim != 3 or stem.ndim != 4:
+        return None
+    grid = image[0] // stem.shape[2], image[1] // stem.shape[3]
+    layout = layout_of({name: value for name, value in theirs.items() if name != "pos_embed"})
+    return grid if table.shape[1] - grid[0] * grid[1] in (0, prefix_tokens(theirs, layout)) else None
+
+
+def _position(
+    theirs: Mapping[str, torch.Tensor], layout: Layout, rope_base: float | None, grid: tuple[int, int] | None
+) -> dict[str, Any]:
     table, column, row = (f"{layout.token}pos_embed{axis}" for axis in ("", "_x", "_y"))
     learned = [name for name in (table, column, row) if name in theirs]
+    if grid is not None and "pos_embed" not in theirs:
+        raise ValueError(f"grid is {grid}, but only pos_embed of a VisionTransformer needs it; leave grid out")
     if rope_base is not None:
         if learned or layout.kind == "vit":
             reason = f"has {learned[0]}" if learned else "is of a VisionTransformer, which has no rope"
@@ -215,19 +262,22 @@ def _position(theirs: Mapping[str, torch.Tensor], layout: Layout, rope_base: flo
         return {"position": "rope", "rope_base": rope_base}
     if table in theirs:
         shape = tuple(require(theirs, table, (3,) if layout.kind == "vit" else (4,), "the position table").shape)
-        tokens = prefix_tokens(theirs, layout) if layout.prefix_positions else 0
-        side = side_of(shape[1] - tokens) if layout.kind == "vit" else shape[1] if shape[1] == shape[2] else None
-        if side is None:
+        if layout.kind == "naflexvit":
+            return {"position": "grid", "position_grid": shape[1:3]}
+        rows = shape[1] - (prefix_tokens(theirs, layout) if layout.prefix_positions else 0)
+        side = side_of(rows)
+        if grid is None and side is None:
             raise ValueError(
-                f"{table} has shape {shape}, which is not a square grid of positions; only square grids map"
+                f"{table} has shape {shape}, which is not a square grid of positions; give grid=(rows, columns), the "
+                "image size divided by the patch size"
             )
-        return {"position": "grid", "position_grid": side}
+        return {"position": "grid", "position_grid": grid or side}
     if learned:
         meaning = "a position table of one axis, (1, G, D)"
-        lengths = [require(theirs, name, (3,), meaning).shape[1] for name in (row, column)]
-        if lengths[0] != lengths[1]:
-            raise ValueError(f"{row} and {column} have {lengths[0]} and {lengths[1]} rows; the numbers must be equal")
-        return {"position": "fractional", "position_grid": lengths[0]}
+        return {
+            "position": "fractional",
+            "position_grid": tuple(require(theirs, name, (3,), meaning).shape[1] for name in (row, column)),
+        }
     raise ValueError(
         f"{table}, {row} and {column} are missing; for NaFlexVit(rope_type='axial') give rope_base, 10000.0 in timm. "
         "Models without positions do not map"

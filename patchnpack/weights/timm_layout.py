@@ -68,8 +68,11 @@ class Layout:
         return "" if self.kind == "vit" else "embeds."
 
 
-def layout_of(theirs: Mapping[str, torch.Tensor]) -> Layout:
-    """Infer the layout of a state dict from its names and shapes."""
+def layout_of(theirs: Mapping[str, torch.Tensor], grid: tuple[int, int] | None = None) -> Layout:
+    """Infer the layout of a state dict from its names and shapes.
+
+    `grid` is the (rows, columns) of `pos_embed`; None assumes a square.
+    """
     kind: Kind = "naflexvit" if has(theirs, "embeds.") else "vit"
     layout = Layout(
         kind=kind,
@@ -78,14 +81,24 @@ def layout_of(theirs: Mapping[str, torch.Tensor]) -> Layout:
         prefix_positions=False,
     )
     tokens = prefix_tokens(theirs, layout)
-    if kind == "naflexvit" or "pos_embed" not in theirs or not tokens:
+    if kind == "naflexvit" or "pos_embed" not in theirs:
         return layout
     rows = require(theirs, "pos_embed", (3,), "the position table, (1, rows, D)").shape[1]
+    if grid is not None:
+        extra = rows - grid[0] * grid[1]
+        if extra not in (0, tokens):
+            raise ValueError(
+                f"pos_embed has {rows} rows, but a grid of {grid[0]}x{grid[1]} has {grid[0] * grid[1]} positions, or "
+                f"{grid[0] * grid[1] + tokens} with those of {tokens} tokens; give grid=(rows, columns) of the table"
+            )
+        return replace(layout, prefix_positions=extra > 0)
+    if not tokens:
+        return layout
     alone, with_tokens = side_of(rows), side_of(rows - tokens) if rows > tokens else None
     if alone and with_tokens:
         raise ValueError(
             f"pos_embed has {rows} rows, which may be {alone}x{alone} patches, or {tokens} tokens and "
-            f"{with_tokens}x{with_tokens} patches; remove the rows of the tokens, or add them to the tokens first"
+            f"{with_tokens}x{with_tokens} patches; give grid=(rows, columns)"
         )
     return replace(layout, prefix_positions=with_tokens is not None)
 
@@ -162,7 +175,7 @@ def take_in(theirs: Mapping[str, torch.Tensor], config: NaViTConfig, layout: Lay
             prefix, table = prefix + table[:, : prefix.shape[1]], table[:, prefix.shape[1] :]
         ours["prefix"] = prefix[0]
     if table is not None:
-        ours["pos_embed.table"] = table.reshape(config.position_grid, config.position_grid, -1)
+        ours["pos_embed.table"] = table.reshape(*config.position_shape, -1)
     for axis in "xy":
         if (name := f"{layout.token}pos_embed_{axis}") in theirs:
             ours[f"pos_embed.{axis}"] = theirs[name][0]

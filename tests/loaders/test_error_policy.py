@@ -50,8 +50,8 @@ def keys_of(loader: PackedImageLoader) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"on_error": "warn"}, "on_error is 'warn'; it must be 'skip' or 'raise'"),
-        ({"truncated": "use"}, "truncated is 'use'; it must be 'skip' or 'keep'"),
+        ({"on_error": "warn"}, "on_error is 'warn'; it must be one of 'skip', 'raise'"),
+        ({"truncated": "use"}, "truncated is 'use'; it must be one of 'skip', 'keep'"),
         ({"max_rate": -0.1}, "max_rate is -0.1; it must be from 0 to 1"),
         ({"max_consecutive": 0}, "max_consecutive is 0; it must be at least 1"),
         ({"max_pixels": 0}, "max_pixels is 0; it must be at least 1"),

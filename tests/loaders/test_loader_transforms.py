@@ -12,7 +12,7 @@ from PIL import Image
 
 from patchnpack.loaders import Index, PackedImageLoader, pack_stream
 from patchnpack.packer import PackedBatch, Square
-from tests.loaders.loading import PACKING
+from tests.loaders.loading import PACKING, noisy
 
 Check = Callable[..., None]
 Contents = Callable[[PackedBatch], tuple[object, ...]]
@@ -49,6 +49,26 @@ def test_transform_may_return_a_non_contiguous_view(index: Index, drawn: Any) ->
             assert np.array_equal(image.pixels()[:height, :width], drawn.pixels[image.key][::-1, ::-1])
 
 
+class Layer(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class OfTorchvision:
+    """Like a transform of torchvision.transforms.v2, which takes any number of inputs."""
+
+    __module__ = "torchvision.transforms.v2"
+
+    def __call__(self, *inputs: Any) -> Any:
+        return inputs
+
+    def forward(self, *inputs: Any) -> Any:
+        return inputs
+
+
+OfTorchvision.forward.__module__ = "torchvision.transforms.v2"
+
+
 class OneArgument:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         return image
@@ -57,11 +77,22 @@ class OneArgument:
 @pytest.mark.parametrize(
     ("transform", "says"),
     [
-        (lambda image: image, r"<lambda>\(image\) does not accept these arguments \(too many positional .*\): wrap it"),
+        (
+            lambda image: image,
+            r"<lambda>\(image\) does not accept these .* \(too many .*\): .* give .*from_pil\(f\), for one of an array",
+        ),
         (OneArgument(), r"OneArgument\(image: .*\) -> .* does not accept these arguments \(too many"),
         (lambda image, rng, more: image, r"\(missing a required argument: 'more'\)"),
         (lambda image, *, rng: image, r"<lambda>\(image, \*, rng\) does not accept these arguments"),
         ("flip", r"'flip' is not a function"),
+        ([noisy, noisy], r"\[.*\] is a list: give patchnpack.augment.Compose of it"),
+        (OneArgument, r"OneArgument is a class: call it, for example OneArgument\(\)"),
+        (Layer(), r"Layer\(x: .*\) -> .* does not accept these arguments"),
+        (
+            OfTorchvision(),
+            r"torchvision.transforms.v2.OfTorchvision takes a PIL image .*: give .*from_pil\(transform\), witho",
+        ),
+        (OfTorchvision().forward, r"torchvision.transforms.v2.OfTorchvision.forward takes a PIL image"),
     ],
 )
 def test_transform_without_two_arguments_is_refused_before_reading(transform: Any, says: str) -> None:

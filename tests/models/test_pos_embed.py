@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from patchnpack.models.pos_embed import FactorizedPosEmbed, GridPosEmbed, resampling
+from patchnpack.models import NaViT, NaViTConfig
+from patchnpack.models.pos_embed import AXIAL, POSITIONS, FactorizedPosEmbed, GridPosEmbed, axial_rope, resampling
+from patchnpack.models.stream import Stream
 from tests.closeness import assert_near
 
 SIDES = [1, 2, 3, 5, 8, 9, 15, 16, 17, 24, 40, 97]
@@ -19,7 +23,7 @@ def raster(gw: int, gh: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("combine", ["add", "stack", "product"])
 def test_the_embedding_of_a_token_is_its_columns_and_its_rows_combined(combine: str) -> None:
-    embed = FactorizedPosEmbed(4, 8, "absolute", combine)
+    embed = FactorizedPosEmbed((4, 4), 8, "absolute", combine)
     coords = torch.tensor([[0, 0], [3, 1], [1, 3]], dtype=torch.int32)
     combined: dict[str, Callable[[int, int], torch.Tensor]] = {
         "add": lambda x, y: embed.x[x] + embed.y[y],
@@ -32,28 +36,135 @@ def test_the_embedding_of_a_token_is_its_columns_and_its_rows_combined(combine: 
     assert out.shape == (3, 8)
 
 
-@pytest.mark.parametrize("mode", ["linear", "bilinear", "bicubic"])
-@pytest.mark.parametrize("G", [2, 7, 16])
-def test_resampling_weights_equal_those_of_torch_at_every_side(mode: str, G: int) -> None:
+def interpolated(G: int, side: int, mode: str, **how: bool) -> torch.Tensor:
+    """The weights (side, G) with which torch resizes a column of G rows."""
+    image = torch.eye(G, dtype=torch.float64)[None, :, :, None].expand(1, G, G, 2)  # resized along rows only
+    return F.interpolate(image, size=(side, 2), mode=mode, **how)[0, ..., 0].T
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("G", [1, 2, 7, 16])
+def test_resampling_weights_equal_those_of_torch_at_every_side(mode: str, G: int, antialias: bool) -> None:
     for side in SIDES:
-        weights = resampling(torch.arange(side), torch.full((side,), side), G, mode)
-        table = torch.eye(G, dtype=torch.float64)
-        if mode == "linear":
-            expected = F.interpolate(table.T[None], size=side, mode="linear")[0].T
-        else:
-            image = table[None, :, :, None].expand(1, G, G, 2)  # resized along rows only
-            expected = F.interpolate(image, size=(side, 2), mode=mode, antialias=True)[0, ..., 0].T
-        assert_near(weights, expected, 1e-5)  # a float32 coordinate of up to 16 is off by up to 1e-6
+        weights = resampling(torch.arange(side), torch.full((side,), side), G, mode, antialias=antialias)
+        # a float32 coordinate of up to 16 is off by up to 1e-6
+        assert_near(weights, interpolated(G, side, mode, antialias=antialias), 1e-5)
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("G", [1, 2, 7, 16])
+def test_resampling_weights_with_aligned_corners_equal_those_of_torch(mode: str, G: int) -> None:
+    for side in SIDES:
+        weights = resampling(
+            torch.arange(side), torch.full((side,), side), G, mode, antialias=False, align_corners=True
+        )
+        assert_near(weights, interpolated(G, side, mode, align_corners=True), 1e-5)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("shape", [(8, 8), (4, 16), (5, 2)])
 @pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
-def test_a_grid_of_positions_is_the_table_resized_to_each_images_grid(resize: str) -> None:
-    embed = GridPosEmbed(8, 6, resize)
-    shapes = [(5, 7), (8, 8), (14, 3), (1, 30), (40, 9)]
+def test_a_grid_of_positions_is_the_table_resized_to_each_images_grid(
+    resize: str, shape: tuple[int, int], antialias: bool
+) -> None:
+    embed = GridPosEmbed(shape, 6, resize, antialias=antialias)
+    shapes = [(5, 7), (8, 8), (14, 3), (1, 30), (40, 9), (16, 4)]
     coords, grids = (torch.cat(each) for each in zip(*(raster(gw, gh) for gw, gh in shapes), strict=True))
     together = embed(coords, grids).split([gw * gh for gw, gh in shapes])
     for (gw, gh), ours in zip(shapes, together, strict=True):
         # rows first, then columns: at a width of 1, torch 2.13 gives wrong values for both at once
-        rows = F.interpolate(embed.table.permute(2, 0, 1)[None], size=(gh, 8), mode=resize, antialias=True)
-        expected = F.interpolate(rows, size=(gh, gw), mode=resize, antialias=True)[0].flatten(1).T
+        how = {"mode": resize, "antialias": antialias}
+        rows = F.interpolate(embed.table.permute(2, 0, 1)[None], size=(gh, shape[1]), **how)  # type: ignore[arg-type]
+        expected = F.interpolate(rows, size=(gh, gw), **how)[0].flatten(1).T  # type: ignore[arg-type]
         assert_near(ours, expected, 1e-5)
+
+
+ALL = [(position, combine) for position in AXIAL for combine in ("add", "stack", "product")]
+ALL = [pair for pair in ALL if pair[0] != "sinusoidal" or pair[1] == "stack"]
+ALL += [(position, "auto") for position in POSITIONS if position not in AXIAL]
+NEVER_FLAT = ("absolute", "sinusoidal", "fourier", "mlp")  # a table is flat beyond its outermost entries
+
+
+def built(position: str, combine: str, **changes: Any) -> NaViT:
+    torch.manual_seed(0)
+    fields: dict[str, Any] = {"num_classes": 2, "width": 48, "depth": 1, "max_grid": 512, "position_grid": (6, 9)}
+    config = NaViTConfig(**fields | {"position": position, "position_combine": combine} | changes)
+    return NaViT(config).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("position", "combine"), ALL)
+def test_positions_of_a_model_in_half_precision_are_computed_in_float32(
+    position: str, combine: str, dtype: torch.dtype
+) -> None:
+    coords, grids = (torch.cat([a, b]) for a, b in zip(raster(256, 1), raster(19, 23), strict=True))
+    model = built(position, combine).to(dtype)
+    if model.pos_embed is None:  # rope: independent of the dtype that new tensors have
+        expected = axial_rope(coords, 16, 10_000.0)
+        torch.set_default_dtype(dtype)
+        try:
+            angles = axial_rope(coords, 16, 10_000.0)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert [each.dtype for each in angles] == [torch.float32] * 2
+        assert_near(list(angles), list(expected), 1e-7)
+        return
+    positions, same_weights = model.pos_embed(coords, grids), copy.deepcopy(model.pos_embed).double()
+    assert positions.dtype == torch.float32
+    torch.set_default_dtype(torch.float64)
+    try:
+        expected_positions = same_weights(coords, grids)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_near(positions, expected_positions, 1e-4 if position in ("fourier", "sinusoidal") else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("position", "combine"), [pair for pair in ALL if pair[0] in NEVER_FLAT])
+def test_every_column_of_a_wide_image_gets_its_own_position_in_half_precision(
+    position: str, combine: str, dtype: torch.dtype
+) -> None:
+    model, seen = built(position, combine).to(dtype), list[torch.Tensor]()
+    model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    coords, grids = raster(256, 1)
+    segment_ids = torch.ones(1, 256, dtype=torch.int32)
+    with torch.no_grad():
+        patches = torch.zeros(1, 256, 16 * 16 * 3, dtype=torch.uint8)
+        model.encode(patches, coords[None], grids[None, :1], Stream.dense(segment_ids, 1))
+    assert seen[0].dtype == dtype
+    assert len(seen[0].unique(dim=0)) == 256
+
+
+@pytest.mark.parametrize("position", ["grid", "fractional", "sinusoidal", "fourier", "learned_grid", "mlp"])
+def test_positions_that_keep_the_aspect_are_those_of_a_square_around_the_image(position: str) -> None:
+    model = built(position, "auto", position_grid=6, position_keep_aspect=True)
+    seen = list[torch.Tensor]()
+    model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for gw, gh in ((7, 3), (7, 7)):
+        coords, grids = raster(gw, gh)
+        patches = torch.zeros(1, gw * gh, 16 * 16 * 3, dtype=torch.uint8)
+        with torch.no_grad():
+            stream = Stream.dense(torch.ones(1, gw * gh, dtype=torch.int32), 1)
+            model.encode(patches, coords[None], grids[None, :1], stream)
+    assert torch.equal(seen[0], seen[1][: 7 * 3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"position_grid": (4, 4, 4)}, r"position_grid is \(4, 4, 4\); give one number, or \(rows, columns\)"),
+        ({"position_grid": (0, 4)}, r"position_grid is \(0, 4\)"),
+        ({"position_align_corners": True}, "needs position 'grid' and position_antialias=False"),
+        ({"position_keep_aspect": True, "position_grid": (4, 16)}, "square table"),
+        ({"position_keep_aspect": True, "position": "rope"}, "positions relative to the sides"),
+        ({"block_norm": "post"}, "block_norm is 'post'; choose one of pre, res_post"),
+    ],
+)
+def test_an_impossible_position_table_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NaViTConfig(num_classes=2, **({"position": "grid"} | changes))
+
+
+def test_a_square_table_has_one_spelling() -> None:
+    assert NaViTConfig(num_classes=2, position="grid", position_grid=(8, 8)).position_grid == 8

@@ -36,12 +36,13 @@ def joined(parts: list[Plan]) -> Plan:
         images=Images.concatenate([part.images for part in parts]),
         skipped=np.concatenate([part.skipped for part in parts]),
         oversize=np.concatenate([part.oversize for part in parts]),
+        undersize=np.concatenate([part.undersize for part in parts]),
         algorithm=parts[-1].algorithm,
     )
 
 
 def assert_same_plan(one: Plan, other: Plan) -> None:
-    for name in ("offsets", "patch_size", "skipped", "oversize"):
+    for name in ("offsets", "patch_size", "skipped", "oversize", "undersize"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     for f in fields(Images):
         np.testing.assert_array_equal(getattr(one.images, f.name), getattr(other.images, f.name))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchnpack.packer import ConstantDrop, FitTokens, Native, NoDrop, Packing, Square
+from patchnpack.packer import ConstantDrop, FitTokens, Native, NoDrop, Packing, PatchSizes, Square
+from patchnpack.packer.checks import shown
 
 
 def _exactly(message: str) -> str:
@@ -22,6 +23,7 @@ def test_defaults_are_those_of_the_documented_contract() -> None:
         "patch_size": 16,
         "resolution": {"max_tokens": None, "edge": "pad"},
         "oversize": "shrink",
+        "undersize": "pad",
         "token_drop": {},
         "algorithm": "auto",
         "lookahead": 256,
@@ -85,9 +87,10 @@ def test_a_count_below_one_is_an_error_that_names_it(name: str, value: Any) -> N
 
 
 @pytest.mark.parametrize("name", _WHOLE)
-@pytest.mark.parametrize("value", [16.0, 16.5, "16", None, True, [16]])
+@pytest.mark.parametrize("value", [16.0, 16.5, "16", None, True, {"a": 16}])
 def test_a_count_that_is_not_a_whole_number_is_an_error_that_names_it(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=_exactly(f"{name} is {value!r}; it must be a whole number")):
+    meant = {"16.0": ": 16", "'16'": ": 16"}.get(repr(value), "")
+    with pytest.raises(ValueError, match=_exactly(f"{name} is {value!r}; it must be a whole number{meant}")):
         Packing(**{name: value})
 
 
@@ -115,7 +118,7 @@ def test_a_count_that_is_not_a_whole_number_is_an_error_that_names_it(name: str,
 def test_an_unknown_choice_is_an_error_that_names_the_value_and_every_choice(
     name: str, value: Any, choices: str
 ) -> None:
-    with pytest.raises(ValueError, match=_exactly(f"{name} is {value!r}; it must be one of {choices}")):
+    with pytest.raises(ValueError, match="^" + re.escape(f"{name} is {shown(value)}; it must be one of {choices}")):
         Packing(**{name: value})
 
 
@@ -136,7 +139,7 @@ _DROPS = "NoDrop(...), ConstantDrop(...), BetaDrop(...), ResolutionDrop(...), Dr
 def test_a_policy_of_another_type_is_an_error_that_names_the_value_and_the_policies(
     name: str, value: Any, choices: str
 ) -> None:
-    with pytest.raises(ValueError, match=_exactly(f"{name} is {value!r}; it must be one of {choices}")):
+    with pytest.raises(ValueError, match="^" + re.escape(f"{name} is {shown(value)}; it must be one of {choices}")):
         Packing(**{name: value})
 
 
@@ -179,7 +182,71 @@ def test_a_patch_larger_than_any_photograph_is_a_valid_configuration() -> None:
 
 def test_several_plain_patch_sizes_are_an_error_that_names_the_class() -> None:
     for sizes in ((8, 16), [8, 16]):
-        with pytest.raises(
-            ValueError, match=_exactly(f"patch_size is {sizes}; for several patch sizes use PatchSizes({sizes})")
-        ):
+        says = (
+            f"patch_size is {sizes}; patches are square: give one side, such as 16. To draw one of several sizes for "
+            "each block of packs, give PatchSizes((8, 16))"
+        )
+        with pytest.raises(ValueError, match=_exactly(says)):
             Packing(patch_size=sizes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        (
+            "patch_size",
+            (16, 4),
+            "patches are square: give one side, such as 16. To draw one of several sizes for each block",
+        ),
+        ("patch_size", (16, 16), "patch_size is (16, 16); patches are square: give the side, 16"),
+        ("patch_size", [14], "patch_size is [14]; patches are square: give the side, 14"),
+        ("patch_size", np.array([8, 16]), "for each block of packs, give PatchSizes((8, 16))"),
+        ("patch_size", PatchSizes, "patch_size is the class PatchSizes; call it, for example PatchSizes((8, 16, 32))"),
+        ("patch_size", "16", "patch_size is '16'; it must be a whole number: 16"),
+        ("patch_size", True, "patch_size is True; it must be a whole number"),
+        ("resolution", 224, ": for squares of 224 pixels give Square(224)"),
+        ("resolution", (224, 224), ": for squares of 224 pixels give Square(224)"),
+        ("resolution", "fit:256", ": give FitTokens(max_tokens)"),
+        ("resolution", None, ": give Native()"),
+        ("resolution", FitTokens, "resolution is the class FitTokens; it must be one of "),
+        ("resolution", Native, ": call the class, Native(...)"),
+        ("token_drop", 0.5, ": to drop this share of each image's tokens give ConstantDrop(0.5)"),
+        ("token_drop", 0, ": to keep all tokens give NoDrop()"),
+        ("token_drop", None, ": to keep all tokens give NoDrop()"),
+        ("token_drop", NoDrop, ": call the class, NoDrop(...)"),
+        ("algorithm", "sub_set_sum", ": did you mean 'subset_sum'?"),
+        ("image_mode", "rgb", ": did you mean 'RGB'?"),
+        ("interpolation", "BICUBIC", ": did you mean 'bicubic'?"),
+        ("oversize", "Shrink", ": did you mean 'shrink'?"),
+        ("fill", True, "fill is True; it must be one of 'none', 'undrop', 'trim', 'rescale'"),
+        ("max_trim", "0.1", "max_trim is '0.1'; it must be a share above 0 and at most 0.5"),
+        ("max_scale", None, "max_scale is None; it must be a share above 0 and at most 0.5"),
+        ("max_trim", float("nan"), "max_trim is nan; it must be a share above 0 and at most 0.5"),
+        ("scaled_decode", "no", "scaled_decode is 'no'; it must be True or False"),
+        ("balance", True, "balance is True; it must be a whole number"),
+        ("grid_multiple", (2, 2), "grid_multiple is (2, 2); it must be a whole number"),
+    ],
+)
+def test_a_wrong_value_names_what_was_probably_meant(field: str, value: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        Packing(**{field: value})
+    assert str(caught.value).startswith(f"{field} is {shown(value)}; ")
+
+
+def test_numbers_of_numpy_are_stored_as_python_numbers() -> None:
+    # A state compares settings by their text, and `can_follow_patterns` asks for an int.
+    numbers: dict[str, Any] = {
+        "seq_len": np.int32(64),
+        "patch_size": np.int64(8),
+        "max_trim": np.float64(0.25),
+        "scaled_decode": np.bool_(False),
+    }
+    given = Packing(**numbers)
+    plain = Packing(seq_len=64, patch_size=8, max_trim=0.25, scaled_decode=False)
+    assert repr(given) == repr(plain)
+    assert given.can_follow_patterns
+
+
+def test_a_summary_names_lengths_patches_and_what_is_not_a_default() -> None:
+    assert Packing().summary() == "seq_len=1024, patch_size=16"
+    assert Packing(fill="trim", patch_size=14).summary() == "seq_len=1024, patch_size=14, fill='trim'"

@@ -8,6 +8,7 @@ import pytest
 from patchnpack.packer import (
     BetaDrop,
     ConstantDrop,
+    DropToTokens,
     FitTokens,
     Images,
     Native,
@@ -17,6 +18,7 @@ from patchnpack.packer import (
     RandomResizedCrop,
     Rows,
     SampleSide,
+    ScheduledDrop,
     ScheduledResolution,
     Square,
     plan,
@@ -112,3 +114,34 @@ def test_fill_does_not_depend_on_how_rows_are_split_into_calls(resolution: Any, 
 def test_an_invalid_fill_is_a_value_error(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Packing(**options)
+
+
+@pytest.mark.parametrize("fill", ["none", "undrop", "trim", "rescale"])
+@pytest.mark.parametrize("resolution", [Native(), Native(edge="crop"), Native(edge="resize")], ids=str)
+def test_no_fill_gives_an_image_more_tokens_than_the_cap_of_its_drop(fill: Any, resolution: Any) -> None:
+    rows = _rows(500)
+    for algorithm in ("auto", "next_fit") if fill in ("none", "undrop") else ("auto",):
+        packing = Packing(
+            seq_len=1000, resolution=resolution, algorithm=algorithm, fill=fill, token_drop=DropToTokens(80)
+        )
+        images = plan(rows, packing).images
+        assert images.keep.max() <= 80
+        assert (images.keep == 80).mean() > 0.5 or fill in ("trim", "rescale")
+        whole = images.grid.prod(1) <= 80
+        if fill in ("none", "undrop"):
+            assert (images.keep[whole] == images.grid.prod(1)[whole]).all()
+
+
+def test_a_scheduled_cap_is_the_count_that_the_schedule_gives() -> None:
+    drop = ScheduledDrop(drop=DropToTokens(80), start=0.5, end=0.5, midpoint=10, tau=5)
+    rows, packing = _rows(300), Packing(seq_len=2000, token_drop=drop)
+    drawn = _by_row(plan(rows, packing.replace(fill="none")).images, "keep")
+    assert drawn.max() > 80
+    assert (_by_row(plan(rows, packing).images, "keep") == drawn).all()
+
+
+def test_slots_are_still_given_back_where_no_number_was_named() -> None:
+    rows, packing = _rows(300), Packing(seq_len=2000, token_drop=ConstantDrop(0.5))
+    drawn = _by_row(plan(rows, packing.replace(fill="none")).images, "keep")
+    assert (_by_row(plan(rows, packing).images, "keep") >= drawn).all()
+    assert (_by_row(plan(rows, packing).images, "keep") > drawn).any()

@@ -74,6 +74,7 @@ PUBLIC: dict[str, list[str]] = {
         "PackedDataset",
         "PackedImageLoader",
         "PackedStream",
+        "ResumableStream",
         "StallError",
         "Written",
         "load_index",

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from patchnpack.packer.batch.packed_batch import PackedBatch, PackedImage
+from patchnpack.packer.batch.packed_batch import PackedBatch
+from patchnpack.packer.batch.packed_image import PackedImage
 from patchnpack.trainer import mix
 
 Draw = Callable[..., Any]

@@ -68,7 +68,7 @@ def test_the_average_follows_its_formula(config: NaViTConfig) -> None:
     for step in range(1, 60):
         with torch.no_grad():
             bias.add_(step)
-        average.update(model, step)
+        average.update(model, step, torch.tensor(True))
         decay = min(0.8, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * bias.detach()
     torch.testing.assert_close(average.model.get_parameter("head.bias"), expected)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,10 +14,12 @@ import pytest
 import torch
 from webdataset import ShardWriter
 
+from patchnpack.trainer import load_checkpoint
 from patchnpack.trainer.ranks import rank_and_size
 from tests.closeness import assert_near
 from tests.images import encode_image
 
+BAD = str(Path(__file__).with_name("bad_on_one_rank.py"))
 SCRIPT = str(Path(__file__).with_name("ranks_agree.py"))
 
 
@@ -44,6 +48,21 @@ def start(out: Path, shard: str, *, ranks: int, batch_size: int, accumulate: int
     )
     assert (done.returncode == 0) != bool(die), done.stderr
     return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(0 if die else ranks)]
+
+
+def start_bad(out: Path, *arguments: int) -> list[Any]:
+    """Run bad_on_one_rank.py on two ranks; returns the results of each."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, "-P", *torchrun, BAD, str(out), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def close(one: Any, other: Any) -> None:
@@ -75,6 +94,22 @@ def test_two_ranks_resume_bit_for_bit_after_one_is_killed(die: int, tmp_path: Pa
     for rank in range(2):
         assert resumed[rank]["losses"] == whole[rank]["losses"]
         assert torch.equal(resumed[rank]["weights"], whole[rank]["weights"])
+
+
+def test_all_ranks_skip_a_step_that_is_bad_on_one_of_them(tmp_path: Path) -> None:
+    first, second = start_bad(tmp_path / "skips", 1, 2, 4)
+    assert first["skipped"] == second["skipped"] == 2
+    assert [math.isfinite(loss) for loss in first["losses"]] == [True, False, True, False, True, True]
+    assert first["losses"] == second["losses"]
+    assert torch.equal(first["weights"], second["weights"])
+
+
+def test_all_ranks_stop_at_a_step_that_is_bad_on_one_of_them(tmp_path: Path) -> None:
+    first, second = start_bad(tmp_path / "stops", 0, 3)
+    assert first["error"] == second["error"]
+    assert re.search(r"the loss is inf .* in step 3, .* the checkpoint of step 2 is unchanged", first["error"])
+    assert torch.equal(first["weights"], second["weights"])
+    assert load_checkpoint(tmp_path / "stops" / "checkpoint.pt").step == 2
 
 
 def test_ranks_without_a_process_group_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

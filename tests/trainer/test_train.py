@@ -130,7 +130,7 @@ def test_out_receives_the_checkpoint_and_one_row_per_evaluation(
     assert [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()] == result.history
     assert set(result.history[0]) == {
         *("step", "epoch", "minutes", "loss", "accuracy", "images_per_second", "tokens_per_second", "padding"),
-        *("val_loss", "val_accuracy", "val_images"),
+        *("val_loss", "val_accuracy", "val_images", "skipped_steps"),
     }
     assert result.history[-1]["val_images"] == result.metrics["images"] == 8
     assert result.checkpoint == out / "checkpoint.pt"
@@ -187,7 +187,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(batches: list[Any], small: NaVi
     model = build(small)
     with torch.no_grad():
         model.head.weight.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match=r"the loss is nan; try an lr below 0.003"):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan .* in step 1.*try an lr below 0.003"):
         train(model, batches, config=settings())
 
 

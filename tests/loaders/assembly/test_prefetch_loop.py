@@ -53,7 +53,8 @@ class Builder:
     ) -> None:
         self.num_parts, self.num_images = 3, num_images
         self.bad: list[tuple[int, BadRow]] = []
-        self.without_label = self.truncated = 0
+        self.without_label = self.truncated = self.multi_page = 0
+        self.warnings: list[str] = []
         self.step, self.threads = step, set[str]()
         self._gate, self._stall_s = gate, stall_s
         self._left, self._lock, self._done = 3, threading.Lock(), threading.Event()
@@ -139,7 +140,7 @@ def test_rows_left_out_are_counted_with_the_next_batch_and_the_last_ones_with_th
     counted = [(stats.skipped["oversize"], stats.bad_images, stats.skipped["tail"]) for _ in batches]
     # Without threads nothing is planned ahead, so the tail is unknown until the iterator ends.
     assert counted == [(1, 1, 0), (2, 2, 0), (3, 3, 0), (4, 4, 5 if num_threads else 0)]
-    assert stats.skipped == {"oversize": 4, "where": 0, "tail": 5}
+    assert stats.skipped == {"oversize": 4, "undersize": 0, "where": 0, "tail": 5}
 
 
 def test_rows_left_out_are_counted_without_any_batch() -> None:

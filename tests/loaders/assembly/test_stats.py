@@ -18,10 +18,12 @@ def bad(row: int) -> BadRow:
 
 def test_new_stats_are_zero_without_dividing_by_zero() -> None:
     report = Stats().report()
-    assert report["skipped"] == {"oversize": 0, "where": 0, "tail": 0}
+    assert report["skipped"] == {"oversize": 0, "undersize": 0, "where": 0, "tail": 0}
     assert report["bad"] == []
     assert all(
-        value == 0 for name, value in report.items() if name not in ("skipped", "bad", "bad_by_stage", "sources")
+        value == 0
+        for name, value in report.items()
+        if name not in ("skipped", "bad", "bad_by_stage", "sources", "warnings")
     )
 
 

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image, features
 
 from patchnpack.loaders.errors import MAX_PIXELS, BadImage
-from patchnpack.loaders.imaging import formats
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, read_header
 from tests.images import resize_jpeg_header, write_png
 
@@ -31,10 +30,16 @@ needs_webp = pytest.mark.skipif(not features.check("webp"), reason="this PIL was
         (b"no image at all", "begins with b'no image'"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "only JPEG, PNG"),
         (b"P6 1 1 255 abc", "only JPEG, PNG"),
-        (b"\x89PNG\r\n\x1a\n", "SyntaxError"),
+        (b"\x89PNG\r\n\x1a\n", "ValueError: the PNG begins with"),
         (b"GIF89a", "Error"),
         (b"BM", "Error"),
-        (b"II*\0", "Error"),
+        (b"II*\0", "error: "),
+        (b"II+\0", "error: "),
+        (b"RIFF\x24\0\0\0WEBPVP8 ", "ValueError: the WebP"),
+        (b"\0\0\0\x0cftypavif", "ValueError: the file has no image item"),
+        (b"\0\0\0\x0cftypheic", "ValueError: the file has no image item"),
+        (b"\xff\x0a", "ValueError: the JPEG XL ends in its header"),
+        (b"\xff\x4f\xff\x51", "error: "),
     ],
 )
 def test_other_data_is_refused_with_its_first_bytes_or_the_decoders_reason(data: bytes, reason: str) -> None:
@@ -112,14 +117,6 @@ def test_truncated_tiff_is_never_reported_with_a_wrong_size() -> None:
             assert caught.value.header[:2] == (7, 4)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", pytest.param("WEBP", marks=needs_webp)])
-def test_several_pages_or_frames_are_refused(kind: str, draw_image: Draw, encode_image: Encode) -> None:
-    first, second = draw_image(9, 9, seed=1), draw_image(9, 9, seed=2)
-    data = encode_image(first, kind, save_all=True, append_images=[second])
-    with pytest.raises(BadImage, match="several pages or frames"):
-        read_header(data)
-
-
 def test_too_many_pixels_are_refused_without_decoding(draw_image: Draw, encode_image: Encode) -> None:
     side = 14_000
     assert side * side > MAX_PIXELS
@@ -156,9 +153,3 @@ def test_reason_of_a_bad_image_is_deterministic() -> None:
             read_header(b"not an image")
         reasons.add(str(caught.value))
     assert len(reasons) == 1
-
-
-def test_webp_without_support_is_a_value_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "WEBP_SUPPORTED", False)
-    with pytest.raises(ValueError, match="built without WebP; in a checkout: make setup SIMD=0"):
-        read_header(b"RIFF\x24\0\0\0WEBPVP8 " + bytes(24))

@@ -31,7 +31,7 @@ def test_oversize_image_is_named_with_its_shard(shards: list[str]) -> None:
 
 
 def test_image_smaller_than_a_patch_is_named_with_its_shard(shards: list[str]) -> None:
-    packing = Packing(seq_len=16, patch_size=16, resolution=Native(edge="crop"))
+    packing = Packing(seq_len=16, patch_size=16, resolution=Native(edge="crop"), undersize="error")
     with pytest.raises(ValueError, match=r"24x8 pixels is smaller .*; the first is 'a1' in shard '.*a.tar', row 1"):
         PackedImageLoader(shards, packing, batch_size=1)
 

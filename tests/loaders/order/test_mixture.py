@@ -93,10 +93,11 @@ def test_image_that_repeats_within_an_epoch_gets_new_draws(parts: dict[str, Inde
         return image
 
     loader = mixed(parts, {"a": 1}, 17 * 4, packing=packing, transform=note)
-    tokens: dict[str, list[tuple[int, ...]]] = {}
+    tokens: dict[str, list[tuple[object, ...]]] = {}
     for batch in loader:
         for image in batch.images():
-            tokens.setdefault(image.key, []).append((*image.grid, len(image.coords), *image.coords.ravel().tolist()))
+            drawn_image = (*image.grid, *image.coords.ravel().tolist(), image.patches.numpy().tobytes())
+            tokens.setdefault(image.key, []).append(drawn_image)
     assert all(len(draws) == 4 for draws in tokens.values())
     assert sum(len(set(draws)) == 4 for draws in tokens.values()) > 12
     assert len(set(drawn)) == len(drawn) == 68

@@ -36,6 +36,7 @@ def index_of(counts: tuple[int, ...], seed: int = 0) -> Index:
         height=rng.integers(8, 100, n).astype(np.int32),
         orientation=np.ones(n, np.uint8),
         format=np.zeros(n, np.uint8),
+        pages=np.ones(n, np.int32),
         digest=np.zeros(n, np.uint64),
         reasons=Texts.of([None] * n),
         cls=Texts.of([None] * n),

@@ -34,7 +34,7 @@ def test_auto_and_prices_are_decided_and_other_algorithms_stay(index: Index) -> 
 
 def test_prices_come_from_every_row_that_is_used_as_often_as_it_comes(index: Index) -> None:
     priced = PACKING.replace(algorithm="priced", oversize="skip", seq_len=30)
-    images, over = measure(index.rows(np.arange(len(index))), priced, seed=0, epoch=0)
+    images, over, _ = measure(index.rows(np.arange(len(index))), priced, seed=0, epoch=0)
     assert 0 < over.sum() < 30
     rows = RowFilter.of(index, None, ErrorPolicy(), None)
     assert rows.decide(index, priced, 0).prices == (Prices.of_counts(np.bincount(images.keep[~over]), 30),)
@@ -59,7 +59,7 @@ def test_where_chooses_rows_by_what_the_index_knows(index: Index) -> None:
     )
     expected = [key for key in index.keys if key.endswith("3")]
     assert sorted(key for batch in loader for keys in batch.keys for key in keys) == expected
-    assert loader.stats()["skipped"] == {"oversize": 0, "where": 60 - len(expected), "tail": 0}
+    assert loader.stats()["skipped"] == {"oversize": 0, "undersize": 0, "where": 60 - len(expected), "tail": 0}
 
 
 @pytest.mark.parametrize("result", [[0, 1, 2], np.ones(60), np.ones(59, np.bool_), True])

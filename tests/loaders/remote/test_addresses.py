@@ -53,7 +53,7 @@ def test_brace_ranges_expand_without_a_request() -> None:
         ("s3://bucket", "names no file"),
         ("s3://bucket/folder/", "names no file"),
         ("https://host/?key=1", "names no file"),
-        ("file:///data/a.tar", "give its path without file://"),
+        ("file:///data/a.tar", "is the address of a local file; give its path: '/data/a.tar'"),
         ("simplecache::s3://bucket/a.tar", "is not the address of a file"),
     ],
 )

@@ -28,7 +28,7 @@ MakeDrawn = Callable[..., Any]
         ({"shuffle_window": 0}, "shuffle_window is 0"),
         ({"num_streams": 0}, "num_streams is 0"),
         ({"num_streams": 4, "block": 6}, "block is 6; it must be a multiple of num_streams, 4"),
-        ({"even": "fill"}, "even is 'fill'; it must be 'pad' or 'drop'"),
+        ({"even": "fill"}, "even is 'fill'; it must be one of 'pad', 'drop'"),
         ({"rank": 0}, "rank is 0 and world_size is None; give both or neither"),
         ({"world_size": 2}, "rank is None and world_size is 2; give both or neither"),
         ({"rank": 2, "world_size": 2}, "rank is 2; it must be from 0 to world_size - 1 = 1"),
@@ -41,7 +41,11 @@ MakeDrawn = Callable[..., Any]
         ({"label": "class"}, "label 'class' is absent from all 60 samples; their members are .cls, .jpg, .png, .txt"),
         ({"label": "json:class"}, "label 'json:class' is absent from all 60 samples"),
         ({"label": "cls", "classes": ["a", "b"]}, "is not among the 2 classes"),
-        ({"packing": Packing(patch_size=64)}, r"is smaller than a patch of 64x64 .* use a smaller patch_size"),
+        (
+            {"packing": Packing(patch_size=64, undersize="error")},
+            r"is smaller than a patch of 64x64 .* use a smaller patch_size, or choose undersize='pad' or 'skip'; the "
+            r"first is 's\d+i\d+' in shard",
+        ),
         ({"packing": PACKING.replace(seq_len=8, oversize="error")}, "more than seq_len 8"),
     ],
 )

@@ -16,6 +16,7 @@ from PIL import Image
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadDataError, BadRow
+from patchnpack.loaders.shards.tar import IMAGE
 from patchnpack.loaders.streaming.outcomes import StreamOutcomes
 from patchnpack.loaders.streaming.pack_stream import pack_stream
 from patchnpack.packer import (
@@ -53,15 +54,16 @@ def test_bad_images_are_logged_counted_and_left_out(
     lines.remove(without)
     assert without == (
         f"sample {drawn.keys[17]!r} in {drawn.shards[0]} has no image (its members are cls, txt, and image="
-        "'jpg;jpeg;png;webp') and is left out; stats()['without_image'] counts such samples"
+        f"{IMAGE!r}) and is left out; stats()['without_image'] counts such samples"
     )
     assert lines[1] == (
-        f"bad image 's0i003' in {drawn.shards[0]} (header): it begins with b'no image'; only JPEG, PNG, WebP, GIF, BMP "
-        "and TIFF are read"
+        f"bad image 's0i003' in {drawn.shards[0]} (header): it begins with b'no image'; only JPEG, PNG, WebP, GIF, "
+        "BMP, TIFF, AVIF, JPEG XL, JPEG 2000 and HEIC are read"
     )
     packs = stats["packs"]
     assert caplog.messages[-1] == (
-        f"the stream ended: 23 images in {packs} packs, 6 bad; left out: 0 oversize, 0 at the end, 1 without image"
+        f"the stream ended: 23 images in {packs} packs, 6 bad; left out: 0 oversize, 0 undersize, 0 at the end, 1 "
+        "without image"
     )
 
 
@@ -81,18 +83,24 @@ def test_unreadable_pil_image_is_bad(draw_image: Draw, encode_image: Encode) -> 
     assert "0x5 pixels" in bad[2]["reason"]
 
 
-def test_image_smaller_than_a_patch_is_bad() -> None:
+def test_image_smaller_than_a_patch_is_padded_left_out_or_refused() -> None:
     sizes = [(4, 7), (16, 16), (4, 16), (8, 8), (7, 7)]
     scheduled = ScheduledResolution(((0, FitTokens(9)), (100, Native(edge="crop"))))
     for resolution, left in ((Native(), [1, 2, 3]), (Native(edge="crop"), [1, 3]), (scheduled, [1, 3])):
         for lookahead in (1, 2, 256):
             packing = PACKING.replace(resolution=resolution, lookahead=lookahead)
-            stream = pack_stream([(flat(*size), 0) for size in sizes], packing, batch_size=1)
+            pairs = [(flat(*size), 0) for size in sizes]
+            stream = pack_stream(pairs, packing, batch_size=1)
+            assert sorted(rows_in(stream)) == [0, 1, 2, 3, 4]
+            assert (stream.stats()["undersize"], stream.stats()["bad_images"]) == (5 - len(left), 0)
+            stream = pack_stream(pairs, packing.replace(undersize="skip"), batch_size=1)
             assert sorted(rows_in(stream)) == left
-            bad = stream.stats()["bad"]
-            assert [(row["row"], row["stage"]) for row in bad] == [(r, "size") for r in range(5) if r not in left]
-            assert "an image of 4x7 pixels is smaller than a patch of 8x8" in bad[0]["reason"]
-    assert list(pack_stream([(flat(4, 4), 0)] * 20, PACKING.replace(lookahead=5), batch_size=1)) == []
+            assert stream.stats()["skipped"]["undersize"] == stream.stats()["undersize"] == 5 - len(left)
+            with pytest.raises(ValueError, match="row 0 of 4x7 pixels is smaller than a patch of 8x8") as caught:
+                list(pack_stream(pairs, packing.replace(undersize="error"), batch_size=1))
+            assert "rows number the samples in order of arrival" in caught.value.__notes__[0]
+    few = PACKING.replace(lookahead=5, undersize="skip")
+    assert list(pack_stream([(flat(4, 4), 0)] * 20, few, batch_size=1)) == []
 
 
 def test_stream_of_only_bad_images_ends_without_a_batch() -> None:

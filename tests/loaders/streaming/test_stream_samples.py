@@ -15,6 +15,7 @@ from PIL import Image
 
 from patchnpack.loaders import PackedImageLoader
 from patchnpack.loaders.error_policy import ErrorPolicy
+from patchnpack.loaders.shards.tar import IMAGE
 from patchnpack.loaders.streaming.pack_stream import pack_stream
 from patchnpack.packer import (
     FitTokens,
@@ -147,7 +148,7 @@ def test_null_member_is_absent(encode_image: Encode, draw_image: Draw, caplog: p
     stats = stream.stats()
     assert (stats["images"], stats["bad_images"], stats["without_image"]) == (2, 0, 2)
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-        "sample 'c' in the stream has no image (its members are cls, and image='jpg;jpeg;png;webp') and is left out; "
+        f"sample 'c' in the stream has no image (its members are cls, and image={IMAGE!r}) and is left out; "
         "stats()['without_image'] counts such samples"
     ]
     pairs = pack_stream([(None, 1), (flat(8, 8), 2), (None, None)], PACKING, batch_size=1)
@@ -157,7 +158,7 @@ def test_null_member_is_absent(encode_image: Encode, draw_image: Draw, caplog: p
 
 @pytest.mark.parametrize("sample", [{"jpg": None, "cls": b"1"}, (None, 1)])
 def test_stream_without_any_image_is_refused(sample: Any) -> None:
-    with pytest.raises(ValueError, match=r"none of the first 3 samples has what image='jpg;jpeg;png;webp' asks for"):
+    with pytest.raises(ValueError, match=f"none of the first 3 samples has what image={IMAGE!r} asks for"):
         list(pack_stream([sample] * 3, PACKING, batch_size=1))
 
 
@@ -273,7 +274,7 @@ def test_image_under_oversize_error_is_named() -> None:
         ({"prefetch": 0}, "prefetch is 0; it must be at least 1"),
         ({"num_threads": -1}, "num_threads is -1; it must be at least 0"),
         ({"num_threads": 1.5}, "num_threads is 1.5; it must be a whole number"),
-        ({"extras": "txt"}, r"extras is 'txt'; give a list of members: \['txt'\]"),
+        ({"extras": "txt"}, r"extras is 'txt'; give a list of extensions: \['txt'\]"),
         ({"label": "json"}, "label is 'json'; name the field"),
         ({"label": "txt:x"}, "only a .json member has fields"),
     ],

@@ -12,6 +12,7 @@ from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Native, Packing
 from patchnpack.packer.analysis.baselines import buckets
 from patchnpack.packer.analysis.report import pack_bytes, report
 from patchnpack.packer.images import measure
+from patchnpack.report.fields import report_fields
 from patchnpack.report.table import facts
 
 module = importlib.import_module("patchnpack.packer.analysis.report")
@@ -130,8 +131,19 @@ def test_steps_share_all_packs_and_empty_packs_fill_the_last() -> None:
 def test_oversize_and_skipped_are_counted() -> None:
     rows = Rows.of_sizes([64, 640], [64, 640])
     shrunk, skipped = (report(rows, Packing(seq_len=256, oversize=how)) for how in ("shrink", "skip"))
-    assert (shrunk.images, shrunk.oversize, shrunk.skipped) == (2, 1, 0)
-    assert (skipped.images, skipped.oversize, skipped.skipped) == (1, 1, 1)
+    assert (shrunk.images, shrunk.oversize, shrunk.skipped) == (2, 1, {"oversize": 0, "undersize": 0})
+    assert (skipped.images, skipped.oversize, skipped.skipped) == (1, 1, {"oversize": 1, "undersize": 0})
+
+
+def test_undersize_images_are_counted_and_skipped_by_reason() -> None:
+    rows = Rows.of_sizes([64, 640, 8, 15, 15], [64, 640, 8, 15, 40])
+    padded = report(rows, Packing(seq_len=256))
+    assert (padded.images, padded.undersize, padded.oversize) == (5, 2, 1)
+    skipped = report(rows, Packing(seq_len=256, oversize="skip", undersize="skip"))
+    assert (skipped.images, skipped.undersize) == (2, 2)
+    assert skipped.skipped == report_fields(skipped)["skipped"] == {"oversize": 1, "undersize": 2}
+    assert ("undersize", "2 images smaller than a patch, skipped") in facts(skipped)
+    assert ("undersize", "2 images smaller than a patch, padded or enlarged to one") in facts(padded)
 
 
 def test_nothing_left_to_pack_is_an_error_that_says_why() -> None:

@@ -1,5 +1,8 @@
 """`draw_packs` shows every patch in its slot and every image rebuilt, with dropped patches hatched."""
 
+import base64
+import io
+import re
 import subprocess
 import sys
 from typing import Any
@@ -13,7 +16,7 @@ from PIL import Image, features
 
 from patchnpack.packer import PackedBatch
 from patchnpack.packer.batch import drawing
-from patchnpack.packer.batch.drawing import draw_packs
+from patchnpack.packer.batch.drawing import draw_html, draw_packs
 from tests.images import cut_patches
 
 P = 16
@@ -237,3 +240,22 @@ def test_any_key_can_be_written_with_and_without_freetype(
 def test_drawing_imports_no_plotting_library() -> None:
     code = "import sys, patchnpack.packer.batch.drawing; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_notebook_shows_the_first_packs_as_a_picture_beside_the_text() -> None:
+    batch = batch_of([[noise(4, 4)], [noise(3, 4)], [noise(2, 2)]], 16, keys="<b>&")
+    page = batch._repr_html_()
+    found = re.search(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert found is not None
+    picture = Image.open(io.BytesIO(base64.b64decode(found[1])))
+    expected = draw_packs(batch, max_packs=2, width=960)
+    assert picture.size == expected.size
+    difference = np.asarray(picture, np.int16) - np.asarray(expected.convert("RGB"), np.int16)
+    assert np.abs(difference).mean() < 12
+    assert "PackedBatch of 3 packs with 16 token slots, 66.6 % full" in page
+    assert "src" not in page.replace(found[0], "")  # nothing else is loaded
+
+
+def test_a_notebook_shows_text_alone_for_channels_that_cannot_be_drawn() -> None:
+    batch = batch_of([[noise(2, 2, channels=2)]], 4)
+    assert draw_html(batch).startswith("<pre>PackedBatch of 1 pack with 4 token slots, 100 % full\n")

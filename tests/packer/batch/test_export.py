@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from patchnpack import ConstantDrop, Native, PackedBatch, Packing, pack_stream
-from patchnpack.packer.batch.export import CLIP_MEAN, CLIP_STD
+from patchnpack import ConstantDrop, FitTokens, Native, PackedBatch, Packing, pack_stream
+from patchnpack.packer.batch.export import CLIP_MEAN, CLIP_STD, _warn_of_scaled_decode
 from tests.images import encode_image
 
 # N images of the batch, M token slots of a row, P patch size, C channels, gw x gh patches of an image
@@ -260,3 +261,33 @@ def test_an_export_on_a_gpu_stays_there_and_holds_the_same(export: str) -> None:
     for name in here:
         assert there[name].is_cuda
         torch.testing.assert_close(there[name].cpu(), here[name])
+
+
+def _shrunk(**options: Any) -> PackedBatch:
+    packing = PACKING.replace(resolution=FitTokens(4), **options)
+    (batch,) = pack_stream([(encode_image(_pixels(0, 8, 8), "JPEG"), 0)], packing, batch_size=1)
+    return batch
+
+
+@pytest.mark.parametrize("export", EXPORTS)
+def test_exports_warn_once_of_pixels_decoded_at_a_lower_scale(export: str) -> None:
+    _warn_of_scaled_decode.cache_clear()
+    with warnings.catch_warnings():  # none of these may warn
+        warnings.simplefilter("error")
+        getattr(_shrunk(scaled_decode=False), export)()
+        getattr(_batch(), export)()  # images at their own size
+    with pytest.warns(UserWarning, match=r"scaled_decode is True: .* use Packing\(scaled_decode=False\)") as caught:
+        getattr(_shrunk(), export)()
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        getattr(_shrunk(), export)()
+    _warn_of_scaled_decode.cache_clear()
+
+
+def test_a_batch_says_how_it_was_decoded_wherever_it_goes() -> None:
+    batch = _shrunk()
+    assert batch.scaled_decode
+    assert batch.to("cpu").scaled_decode
+    assert PackedBatch.from_dict(batch.to_dict()).scaled_decode
+    assert not _shrunk(scaled_decode=False).scaled_decode

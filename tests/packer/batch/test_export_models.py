@@ -159,3 +159,18 @@ def test_timm_gives_each_image_the_output_of_its_own_patches(pos_embed: str) -> 
         alone = {name: tensor[None] for name, tensor in Patchify(P)(pixels).items()}
         torch.testing.assert_close(output, model(alone)[0], atol=1e-4, rtol=1e-4)
     assert found.std(0).min() > 1e-2
+
+
+def test_native_resize_gives_the_sizes_that_qwens_processor_gives() -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize  # without torchvision
+
+    width, height = np.random.default_rng(0).integers(56, 2000, (2, 3000))
+    for patch in (14, 16):
+        found = Native(edge="resize").sizes(width, height, patch, 2).size[:, ::-1]
+        wanted = [
+            smart_resize(h, w, factor=2 * patch, min_pixels=1, max_pixels=10**8)
+            for w, h in zip(width.tolist(), height.tolist(), strict=True)
+        ]
+        np.testing.assert_array_equal(found, wanted)
+        ties = (width % (2 * patch) == patch) | (height % (2 * patch) == patch)
+        assert ties.sum() > 100

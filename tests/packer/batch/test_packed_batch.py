@@ -43,6 +43,7 @@ def test_fields_match_the_contract() -> None:
         "step",
         "epoch",
         "position",
+        "scaled_decode",
         "cu_seqlens",
         "token_index",
         "lengths",

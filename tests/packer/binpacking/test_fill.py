@@ -73,21 +73,23 @@ def _given(edge: str, image: tuple[int, int, float], patch: int, m: int) -> tupl
     m=st.sampled_from([1, 2]),
     max_scale=st.sampled_from([0.01, 0.05, 0.3]),
     max_tokens=st.sampled_from([50, 10**9]),
+    cap=st.sampled_from([1, 40, 10**9]),
 )
 @settings(max_examples=250, deadline=None)
 def test_options_equal_the_reference_and_stay_within_their_limits(
-    edge: str, image: tuple[int, int, float], patch: int, m: int, max_scale: float, max_tokens: int
+    edge: str, image: tuple[int, int, float], patch: int, m: int, max_scale: float, max_tokens: int, cap: int
 ) -> None:
     size, grid, keep = _given(edge, image, patch, m)
     found = np.empty((_fill._OPTIONS, 6), np.int64)
-    count = _fill.options(size, grid, keep, patch, m, EDGES[edge], max_scale, max_tokens, found)
+    count = _fill.options(size, grid, keep, patch, m, EDGES[edge], max_scale, max_tokens, cap, found)
     (w, h), (gw, gh) = size.tolist(), grid.tolist()
-    expected = reference_fill.options((w, h), (gw, gh), keep, patch, m, edge, max_scale, max_tokens)
+    expected = reference_fill.options((w, h), (gw, gh), keep, patch, m, edge, max_scale, max_tokens, cap)
     if len(expected) < _fill._OPTIONS:
         assert [tuple(row) for row in found[:count].tolist()] == expected
     assert expected[0] == (keep, w, h, gw, gh, 0)
     for kept, width, height, columns, rows, change in found[:count].tolist():
         assert 1 <= kept <= columns * rows <= max(max_tokens, gw * gh)
+        assert kept <= max(keep, cap)
         assert abs(width - w) <= max_scale * w
         assert abs(height - h) <= max_scale * h
         assert change <= max_scale * 1e6
@@ -100,27 +102,31 @@ def test_options_equal_the_reference_and_stay_within_their_limits(
                 -(-width // (patch * m)), -(-height // (patch * m)))  # fmt: skip
             assert (columns, rows) == (whole[0] * m, whole[1] * m)
         if keep == gw * gh:
-            assert kept == columns * rows
+            assert kept == min(columns * rows, max(keep, cap))
 
 
 @given(
     edge=st.sampled_from(sorted(EDGES)),
     packs=st.lists(st.lists(_IMAGE, min_size=1, max_size=5), max_size=4),
     share=st.floats(0.93, 1.1),
+    cap=st.sampled_from([1, 40, 10**9]),
 )
 @settings(max_examples=120, deadline=None)
-def test_rescale_equals_the_reference(edge: str, packs: list[list[tuple[int, int, float]]], share: float) -> None:
+def test_rescale_equals_the_reference(
+    edge: str, packs: list[list[tuple[int, int, float]]], share: float, cap: int
+) -> None:
     images = [_given(edge, image, 8, 1) for pack in packs for image in pack]
     size = np.array([size for size, _, _ in images], np.int32).reshape(-1, 2)
     grid = np.array([grid for _, grid, _ in images], np.int32).reshape(-1, 2)
     keep, least = np.array([keep for _, _, keep in images], np.int32), np.empty(len(images), np.int64)
     offsets = np.cumsum([0, *map(len, packs)])
-    how = (8, 1, EDGES[edge], 0.05, 10**9)
+    how = (8, 1, EDGES[edge], 0.05, 10**9, cap)
     _fill.fewest(size, grid, keep, *how, least)
     sums = [int(keep[a:b].sum()) for a, b in pairwise(offsets)]
     capacity = max([int(least[a:b].sum()) for a, b in pairwise(offsets)] + [int(share * n) for n in sums] + [1])
     choices = [
-        reference_fill.options(tuple(s.tolist()), tuple(g.tolist()), k, 8, 1, edge, 0.05, 10**9) for s, g, k in images
+        reference_fill.options(tuple(s.tolist()), tuple(g.tolist()), k, 8, 1, edge, 0.05, 10**9, cap)
+        for s, g, k in images
     ]
     assert least.tolist() == [min(option[0] for option in found) for found in choices]
     _fill.rescale(size, grid, keep, offsets, capacity, *how)

@@ -136,23 +136,62 @@ def test_an_image_too_long_for_any_aspect_gives_the_largest_centre_crop() -> Non
         np.array([1000, 30]), np.array([30, 1000]), 16, keys=np.zeros(2, np.uint64)
     )
     assert sizes.box is not None
-    assert sizes.box.tolist() == [[480, 0, 40, 30], [0, 480, 30, 40]]
+    # 40 pixels are 2.5 patches, rounded to 2; 30 are rounded to 1, since a second patch would leave the image.
+    assert sizes.box.tolist() == [[484, 7, 32, 16], [7, 484, 16, 32]]
 
 
-def test_a_crop_keeps_its_resolution_up_to_max_tokens_and_is_enlarged_only_with_upsample() -> None:
+@given(_KEY, _SIDE, _SIDE, st.sampled_from([4, 16, 32]), st.sampled_from([1, 2]))
+@settings(max_examples=300, deadline=None)
+def test_a_crop_is_cut_at_whole_patches_within_the_image_and_never_resized(
+    key: int, width: int, height: int, P: int, m: int
+) -> None:
+    sizes = RandomResizedCrop().sizes(np.array([width]), np.array([height]), P, m, keys=np.array([key], np.uint64))
+    assert sizes.box is not None
+    left, top, w, h = sizes.box[0].tolist()
+    drawn = reference_draws.random_crop(key, width, height, (0.08, 1.0), (3 / 4, 4 / 3))
+    assert sizes.size[0].tolist() == [w, h]
+    assert 0 <= left <= left + w <= width
+    assert 0 <= top <= top + h <= height
+    unit = P * m
+    for image, side, own, begin, first, cells in zip(
+        (width, height), (w, h), drawn[2:], (left, top), drawn[:2], sizes.grid[0].tolist(), strict=True
+    ):
+        if image < unit:  # the rest of the only patch is padding
+            assert (side, cells) == (own, m)
+            continue
+        assert (side, side // P) == (cells * P, cells)
+        assert side == min(image // unit, max(1, round(own / unit))) * unit
+        assert abs((begin + side / 2) - (first + own / 2)) <= unit  # the same place
+
+
+def test_a_crop_shrinks_above_max_tokens_and_is_enlarged_only_with_upsample() -> None:
     n = 3000
     width, height = _images(n)
-    for upsample in (False, True):
-        sizes = RandomResizedCrop(max_tokens=100, upsample=upsample).sizes(width, height, 16, keys=KEYS[:n])
-        assert sizes.box is not None
-        own = -(-sizes.box[:, 2:] // 16)
-        small = own.prod(1) <= 100
-        assert (sizes.grid.prod(1) <= 100).all()
-        assert (sizes.grid[small] == own[small]).all() != upsample
-    assert sizes.box is not None
-    fitted = FitTokens(100).sizes(sizes.box[:, 2], sizes.box[:, 3], 16)
-    again = RandomResizedCrop(max_tokens=100).sizes(width, height, 16, keys=KEYS[:n])
-    np.testing.assert_array_equal(again.grid, fitted.grid)
+    drawn = np.empty((n, 4), np.int32)
+    _draws.crops(KEYS[:n], width, height, np.array([0.08, 1.0]), np.array([3 / 4, 4 / 3]), drawn)
+    free = RandomResizedCrop().sizes(width, height, 16, keys=KEYS[:n])
+    small = free.grid.prod(1) <= 100
+    assert 0.1 < small.mean() < 0.9
+    shrunk = RandomResizedCrop(max_tokens=100).sizes(width, height, 16, keys=KEYS[:n])
+    assert shrunk.box is not None
+    assert free.box is not None
+    for name in ("size", "grid", "box"):
+        np.testing.assert_array_equal(getattr(shrunk, name)[small], getattr(free, name)[small])
+    # A drawn part is used whole where it shrinks.
+    np.testing.assert_array_equal(shrunk.box[~small], drawn[~small])
+    fitted = FitTokens(100, upsample=True).sizes(drawn[:, 2], drawn[:, 3], 16)
+    np.testing.assert_array_equal(shrunk.size[~small], fitted.size[~small])
+    grown = RandomResizedCrop(max_tokens=100, upsample=True).sizes(width, height, 16, keys=KEYS[:n])
+    np.testing.assert_array_equal(grown.size, fitted.size)
+    assert (grown.grid.prod(1) <= 100).all()
+
+
+def test_whole_patches_keep_the_mean_area_of_the_crops() -> None:
+    n, side = len(KEYS), np.full(len(KEYS), 224)
+    sizes = RandomResizedCrop(scale=(0.08, 1.0)).sizes(side, side, 16, keys=KEYS ^ np.uint64(9))
+    drawn = np.empty((n, 4), np.int32)
+    _draws.crops(KEYS ^ np.uint64(9), side, side, np.array([0.08, 1.0]), np.array([3 / 4, 4 / 3]), drawn)
+    assert sizes.size.prod(1).mean() == pytest.approx(drawn[:, 2:].prod(1, dtype=np.int64).mean(), rel=0.02)
 
 
 # ScheduledResolution

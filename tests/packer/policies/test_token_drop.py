@@ -170,7 +170,7 @@ def test_beta_drop_with_undrop_fills_packs_and_stays_near_its_mean(seq_len: int,
     assert abs((1 - made.images.keep / tokens).mean() - before.mean()) < 0.02
 
 
-@pytest.mark.parametrize(("mean", "most"), [(0.5, 0.5), (0.8, 0.5), (0, 0.5), (0.5, 1), (float("nan"), 0.5)])
+@pytest.mark.parametrize(("mean", "most"), [(0.5, 0.5), (0.8, 0.5), (0, 0.5), (0.5, 1)])
 def test_beta_drop_out_of_range_is_an_error_that_names_both(mean: float, most: float) -> None:
     with pytest.raises(ValueError, match=rf"mean is {mean} and max is {most}; it must be 0 < mean < max < 1"):
         BetaDrop(mean, most)

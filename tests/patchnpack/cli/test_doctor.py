@@ -9,6 +9,7 @@ import torch
 
 from patchnpack.cli import doctor
 from patchnpack.cli.doctor import Diagnosis, diagnose, findings, missing_by_extra
+from patchnpack.loaders.imaging.formats import READERS
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,19 @@ def test_pil_is_pillow_simd_only_if_its_version_is_imported(
     assert diagnose().pil_written_over == (simd if runs == "Pillow" else None)
 
 
+def test_every_format_is_read_by_one_decoder_whatever_pil_was_built_with(
+    diagnosis: Diagnosis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [name for names in diagnosis.formats.values() for name in names]
+    missing = [name for names in diagnosis.formats_missing.values() for name in names]
+    assert sorted([*names, *missing]) == sorted(reader.name for reader in READERS)
+    text = "; ".join(finding for subject, finding in findings(diagnosis) if subject == "formats")
+    assert "JPEG by simplejpeg (libjpeg-turbo " in text
+    assert "PNG, WebP, TIFF, AVIF, JPEG XL, JPEG 2000 by imagecodecs" in text
+    monkeypatch.setattr(doctor, "has_heif", lambda: False)
+    assert diagnose().formats_missing == {"pillow-heif": ("HEIC",)}
+
+
 def test_every_declared_extra_is_checked(diagnosis: Diagnosis) -> None:
     assert set(diagnosis.missing) == set(metadata.metadata("patchnpack").get_all("Provides-Extra") or ())
 
@@ -78,7 +92,9 @@ def test_findings_name_devices_unsupported_formats_and_install_commands(diagnosi
     assert "no device" in no_device
     assert "12.8" in no_device
     assert line(diagnosis, "CUDA", cuda=("H200", "H200"), cuda_built="12.8") == "12.8: H200, H200"
-    assert line(diagnosis, "PIL", pil_cannot_read=("WebP", "AVIF")).endswith("WebP, AVIF")
+    formats = line(diagnosis, "formats", formats_missing={"pillow-heif": ("HEIC",)})
+    assert formats.startswith("HEIC not read: pillow-heif is missing")
+    assert formats.endswith("pip install 'patchnpack[heif]'")
     missing = line(diagnosis, "extra ray", missing={"ray": ("ray>=2",)})
     assert "ray>=2" in missing
     assert missing.endswith("pip install 'patchnpack[ray]'")

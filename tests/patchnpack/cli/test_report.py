@@ -16,7 +16,7 @@ from patchnpack import PackedImageLoader, Packing
 from patchnpack.cli import main as cli
 from patchnpack.cli.main import app
 from patchnpack.loaders import open_index
-from tests.images import draw_image, encode_image, write_tar
+from tests.images import draw_image, encode_image, write_png, write_tar
 
 Shards = Callable[..., str]
 CLOTHING = Path(__file__).resolve().parents[4] / "shared" / "data" / "clothing"
@@ -34,7 +34,7 @@ def test_sweep_prints_a_table_within_80_columns_and_the_advice(shards: Shards) -
 
 def test_report_counts_samples_without_an_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = encode_image(draw_image(32, 24))
-    members = [("a.jpg", data), ("b.jpg", data), ("c.bmp", data), ("d.v2.jpg", data), ("README", b"text")]
+    members = [("a.jpg", data), ("b.jpg", data), ("c.svg", data), ("d.v2.jpg", data), ("README", b"text")]
     path = write_tar(tmp_path / "a.tar", members)
     result = run(app, ["report", path, "--seq-len", "64", "--json"])
     assert result.exit_code == 0, result.output
@@ -66,6 +66,29 @@ def _size_table(folder: Path, shards: str) -> str:
         "width,height\n" + "".join(f"{w},{h}\n" for w, h in zip(index.width, index.height, strict=True))
     )
     return str(folder / "sizes.csv")
+
+
+def _odd_shard(folder: Path) -> str:
+    """Two images, of which one has three frames, and a third that is of 16 bits."""
+    frames = [draw_image(40, 30, seed) for seed in range(3)]
+    members = [
+        ("a.png", encode_image(frames[0], "PNG")),
+        ("b.gif", encode_image(frames[0], "GIF", save_all=True, append_images=frames[1:])),
+        ("c.png", write_png(40, 30, bits=16)),
+    ]
+    return write_tar(folder / "odd.tar", members)
+
+
+@pytest.mark.parametrize("order", [[], ["--shuffle"]])
+def test_report_counts_files_of_several_pages_as_pages_says(order: list[str], tmp_path: Path) -> None:
+    arguments = ["report", _odd_shard(tmp_path), "--image", "png;gif", "--seq-len", "64", "--json", *order]
+    for pages, images in (("first", 2), ("error", 1)):
+        result = run(app, [*arguments, "--pages", pages])
+        assert result.exit_code == 0, result.output
+        fields = json.loads(result.stdout)
+        assert (fields["images"], fields["bad_images"]) == (images, 3 - images)
+    wrong = run(app, [*arguments, "--pages", "all"])
+    assert "pages is 'all'; it must be 'first'" in str(wrong.exception)
 
 
 def test_report_of_a_table_of_sizes_equals_that_of_the_shards(shards: Shards, tmp_path: Path) -> None:

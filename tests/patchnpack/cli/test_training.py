@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,8 +15,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from patchnpack.cli.main import app
+from patchnpack.cli.run_file import read_run_file
 from patchnpack.models import NaViT
-from patchnpack.trainer import load_checkpoint
+from patchnpack.trainer import Classification, load_checkpoint
 
 Shards = Callable[..., str]
 SMALL = [
@@ -231,3 +234,27 @@ def test_train_resumes_an_existing_run(shards: Shards, tmp_path: Path, run: Path
         ran("train", "--config", tmp_path / "run" / "run.toml", "--epochs=2")
     ran("train", "--config", tmp_path / "run" / "run.toml", "--epochs=2", "--no-resume")
     assert load_checkpoint(run).train_config["epochs"] == 2
+
+
+def test_max_grid_and_position_are_flags_stored_in_run_toml(shards: Shards, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    common = ["train", shards(), *SMALL, "--steps=1", "-o", out]
+    with pytest.raises(ValueError, match=r"patches per side, .* end at max_grid 3; raise max_grid to at least [4-9]"):
+        ran(*common, "--max-grid=3")
+    ran(*common, "--max-grid=9")
+    assert read_run_file(out / "run.toml")["max_grid"] == 9
+    assert load_checkpoint(out / "checkpoint.pt").model.config.max_grid == 9
+    ran(*common, "--position=fractional", "--max-grid=3", "-o", tmp_path / "second")
+    assert load_checkpoint(tmp_path / "second" / "checkpoint.pt").model.config.position == "fractional"
+
+
+def test_skipped_steps_are_printed(shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, steps = Classification.outcome, iter((1.0, math.nan, 1.0))
+
+    def poisoned(self: Classification, *inputs: Any) -> Any:
+        found = outcome(self, *inputs)
+        return found._replace(total=found.total * next(steps)) if torch.is_grad_enabled() else found
+
+    monkeypatch.setattr(Classification, "outcome", poisoned)
+    printed = ran("train", shards(), *SMALL, "--steps=3", "-o", tmp_path / "out", "--skip-bad-steps=1")
+    assert "skipped steps: 1\n" in printed

@@ -297,22 +297,25 @@ def test_two_last_norms_raise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "name", "shape"),
+    ("variant", "name", "shape", "grid"),
     [
-        ("vit_token", "pos_embed", (1, 64, 48)),
-        ("vit_map", "pos_embed", (1, 63, 48)),
-        ("naflexvit_learned_bicubic_map", "embeds.pos_embed", (1, 8, 4, 48)),
-        ("naflexvit_factorized_map", "embeds.pos_embed_x", (1, 4, 48)),
+        ("vit_token", "pos_embed", (1, 64, 48), 8),  # only patches, although there is a class token
+        ("vit_map", "pos_embed", (1, 63, 48), None),
+        ("naflexvit_learned_bicubic_map", "embeds.pos_embed", (1, 8, 4, 48), (8, 4)),
+        ("naflexvit_factorized_map", "embeds.pos_embed_x", (1, 4, 48), (8, 4)),
     ],
 )
-def test_only_square_position_tables_map(variant: str, name: str, shape: tuple[int, ...]) -> None:
+def test_the_shape_of_a_position_table_is_kept_and_a_number_that_is_no_square_needs_a_grid(
+    variant: str, name: str, shape: tuple[int, ...], grid: Any
+) -> None:
     _, weights = recorded(variant)
     given = {**weights, name: np.zeros(shape, np.float32)}
-    if variant == "vit_token":  # 64 rows hold only patches, although there is a class token
-        assert from_timm(given, heads=3).config.position_grid == 8
-    else:
-        with pytest.raises(ValueError, match=name):
-            from_timm(given, heads=3)
+    if grid is not None:
+        assert from_timm(given, heads=3).config.position_grid == grid
+        return
+    with pytest.raises(ValueError, match=rf"{name} has shape .*not a square grid of positions; give grid="):
+        from_timm(given, heads=3)
+    assert from_timm(given, heads=3, grid=(7, 9)).config.position_grid == (7, 9)
 
 
 def test_ambiguous_number_of_position_rows_raises() -> None:

@@ -1,0 +1,143 @@
+"""Labels of a data set's rows: which member is the label, its shape, and how many classes there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from patchnpack.loaders.datasets.items import Items
+from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.index.labels import Classes, KnownLabels, Label, LabelRule
+
+# m rows
+
+_PROBE = 1000  # rows of each part among which a label must occur
+_SEARCHED = 100  # rows of each part among which a member that was asked for must occur
+
+
+class ItemLabels(KnownLabels):
+    """The labels of a data set: each is known once its item is read.
+
+    Args:
+        items: the images.
+        label: a member of the items; a callable from members to an int or an array; or None for the second item of
+            pairs, and no label for other items.
+        classes: names of the classes: as a list, a file or a mapping.
+
+    Raises:
+        ValueError: no item has the label, or a label is a name that `classes` lacks.
+    """
+
+    def __init__(self, items: Items, label: Label, classes: Classes) -> None:
+        names = [adapter.default_label if label is None else label for adapter in items.adapters]
+        self._rules = [None if name is None else LabelRule(name, classes) for name in names]
+        self._items, self._has_field = items, isinstance(label, str) and ":" in label
+        self.is_read = any(rule is not None for rule in self._rules)
+        if classes is not None and not self.is_read:
+            raise ValueError("classes= names the classes of labels, and label is None; give label=, such as 'label'")
+        given = next((rule.classes for rule in self._rules if rule is not None and rule.classes), None)
+        super().__init__(shape=self._probe(label) if self.is_read else (), num_classes=None, classes=given)
+        self._numbers = None if self.shape else self._all_known()
+        self.is_read &= self._numbers is None
+        self.num_classes = self.shape[0] if self.shape else self._count()
+
+    def known(self, rows: np.ndarray) -> np.ndarray:
+        """Return the labels of rows, int64 (m,); where `is_read`, none: items bring theirs."""
+        return np.full(len(rows), self.absent) if self._numbers is None else self._numbers[rows]
+
+    def of_members(self, i: int, members: Mapping[str, Any]) -> Any:
+        """Return the label of image i: a number or an array of `shape`, `absent` where it has none. Raises BadImage."""
+        value = self._value(i, members)
+        if value is None:
+            return self.absent
+        self.check(value, self._items.keys[i])
+        return value
+
+    def _value(self, i: int, members: Mapping[str, Any]) -> int | np.ndarray | None:
+        rule = self._rules[self._items.adapter[i]]
+        if rule is None:
+            return None
+        value: int | np.ndarray | None = rule.of_sample(
+            members.get, lambda: dict(members), lambda: self._items.describe(i)
+        )
+        return value
+
+    def _probe(self, label: Label) -> tuple[int, ...]:
+        """Return the shape of the first label."""
+        for number, rule in enumerate(self._rules):
+            if rule is None:
+                continue
+            for i in np.flatnonzero(self._items.adapter == number)[:_PROBE].tolist():
+                try:
+                    adapter = self._items.adapters[number]
+                    value = self._value(i, adapter.members_of(int(self._items.row[i])))
+                except BadImage:  # reported when the row's turn comes
+                    continue
+                if value is not None:
+                    return np.shape(value)
+        if isinstance(label, str):
+            _check_member(self._items, "label", label.removeprefix(".").partition(":")[0])
+            raise ValueError(
+                f"label {label!r} has no value in the first {_PROBE} rows; name another member, or give label=None"
+            )
+        return ()
+
+    def _all_known(self) -> np.ndarray | None:
+        """Return the labels of all images, int64 (n,), None where only reading the items shows them.
+
+        Each distinct label is converted once, so a bad one is found before any work starts.
+        """
+        numbers = np.full(len(self._items), self.absent)
+        for number, (adapter, rule) in enumerate(zip(self._items.adapters, self._rules, strict=True)):
+            if rule is None:
+                continue
+            here = np.flatnonzero(self._items.adapter == number)
+            if not rule.member or self._has_field:
+                return None
+            if rule.member not in adapter.members:
+                continue
+            coded = adapter.coded(rule.member, self._items.row[here])
+            if coded is None:
+                return None
+            labels = [rule.value(value) for value in coded[1]]
+            table = np.array([*(self.absent if label is None else label for label in labels), self.absent], np.int64)
+            numbers[here] = table[coded[0]]  # code -1, no value, is the last one
+        return numbers
+
+    def _count(self) -> int | None:
+        """Return the number of classes; None where only reading the items would show it."""
+        if self.classes:
+            return max(self.classes.values()) + 1
+        named = [
+            adapter.classes_of(rule.member)
+            for adapter, rule in zip(self._items.adapters, self._rules, strict=True)
+            if rule is not None
+        ]
+        if named and all(named):
+            return max(max(classes.values()) for classes in named if classes) + 1
+        return None if self._numbers is None or not named else max(int(self._numbers.max()), -1) + 1 or None
+
+
+def check_extras(items: Items, extras: tuple[str, ...]) -> None:
+    """Raise ValueError if an extra is no member of the items."""
+    for name in extras:
+        _check_member(items, "extras", name)
+
+
+def _check_member(items: Items, option: str, name: str) -> None:
+    found: set[str] = set()
+    for number, adapter in enumerate(items.adapters):
+        found |= set(adapter.members)
+        for row in items.row[items.adapter == number][:_SEARCHED].tolist():
+            if name in found:
+                return
+            with suppress(BadImage):
+                found |= set(adapter.members_of(row))
+    if name not in found:
+        raise ValueError(
+            f"{option} asks for {name!r}, which no row of {items.name} has; its members are "
+            f"{', '.join(sorted(found))}: name one"
+        )

@@ -1,0 +1,124 @@
+"""Samples of a data set: image, label and other members come with one read of the item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+from PIL import Image
+
+from patchnpack.loaders.assembly.batch_builder import tuples
+from patchnpack.loaders.assembly.samples import IndexedBatchContext, IndexedSamples
+from patchnpack.loaders.datasets.adapter import Picture
+from patchnpack.loaders.datasets.items import Items
+from patchnpack.loaders.datasets.labels import ItemLabels
+from patchnpack.loaders.datasets.pictures import load
+from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.imaging.formats import PIXELS
+from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
+from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
+from patchnpack.loaders.imaging.warnings import Warn
+
+# M images in the batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetContext(IndexedBatchContext):
+    """The batch context of a data set; `reader` is never asked for bytes.
+
+    Attributes:
+        items: the images.
+        pages: what is done about files of several pages.
+        labels: the label of each item.
+    """
+
+    items: Items
+    pages: Pages
+    labels: ItemLabels
+
+    def samples(self, rows: np.ndarray) -> DatasetSamples:
+        """Return the samples of these rows of the index, int64 (M,)."""
+        return DatasetSamples(self, rows)
+
+
+class DatasetSamples(IndexedSamples):
+    """The samples of one batch's M rows; see `Samples`."""
+
+    def __init__(self, context: DatasetContext, rows: np.ndarray) -> None:
+        super().__init__(context, rows)
+        if context.labels.is_read:
+            self.labels = None
+        items, index = context.items, context.index
+        self._of, self._row_list = context, rows.tolist()
+        self._places = tuples(items.adapter[rows], items.row[rows], items.number[rows])
+        self._is_known = (index.format[rows] != PIXELS).tolist()
+        self._members: list[Mapping[str, Any]] = [{}] * len(rows)
+        self._headers: dict[int, Header] = {}  # those that are read with the image
+
+    def read(self, i: int) -> Any:
+        """Read item i and compare its image with the index.
+
+        Raises:
+            BadImage: the image is missing or damaged.
+            OSError: the encoded bytes differ from those whose header was read, or a file cannot be read.
+            RuntimeError: the data set raised an error.
+            ValueError: the image has another size, or is of a type that the loader cannot use.
+        """
+        adapter, row, number = self._places[i]
+        try:
+            image, self._members[i] = self._of.items.adapters[adapter].read(row, number)
+        except (OSError, RuntimeError, ValueError) as error:
+            error.add_note(f"raised for {self._of.items.describe(self._row_list[i])}")
+            raise
+        if self._is_known[i] and isinstance(image, bytes):
+            if xxhash.xxh3_64_intdigest(image) != self._bytes[i][3]:
+                raise OSError(
+                    f"the bytes of {self._of.items.describe(self._row_list[i])} have changed since its size was read: "
+                    "make the loader again and, if sizes are cached, give another fingerprint="
+                )
+            return image
+        header = self._header(image)
+        width, height = self._sizes[i]
+        if (header.width, header.height) != (width, height):
+            raise ValueError(
+                f"{self._of.items.describe(self._row_list[i])} has {header.width}x{header.height} pixels, and the plan "
+                f"was made for {width}x{height}: the items must not change, so remove random crops and resizing from "
+                "the data set, and give the loader transform= or a resolution; if sizes are given or cached, correct "
+                "sizes= or change fingerprint="
+            )
+        if self._of.pages == "error" and header.pages != 1:
+            raise BadImage(refusal_of_pages(header.pages))
+        self._headers[i] = header
+        if isinstance(image, Image.Image):
+            load(image)
+        return image
+
+    def _header(self, image: Picture) -> Header:
+        if not isinstance(image, bytes):
+            return image_header(image)
+        try:
+            return read_header(image)
+        except UnsupportedImage as error:
+            if self._of.user_decode is None:
+                raise
+            return error.header
+
+    def decode(
+        self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool, warn: Warn
+    ) -> np.ndarray:
+        """Decode image i upright and resize its `box` to `size`; `warn` gets what is odd. Raises BadImage."""
+        header = self._headers.get(i)
+        if header is None:
+            return super().decode(i, data, size, box, strict, warn)
+        return self._of.pixels(self.keys[i], data, header, size, box, strict, warn)
+
+    def label(self, i: int) -> Any:
+        """Return the label of image i, `absent` where it has none. Raises BadImage."""
+        return self._of.labels.of_members(self._row_list[i], self._members[i])
+
+    def extra(self, i: int, extension: str) -> Any:
+        """Return another member of the item, None where it has none."""
+        return self._members[i].get(extension)

@@ -1,0 +1,190 @@
+"""AVIF and HEIC (ISO/IEC 23008-12): the header from the boxes; pixels from libavif, or from libheif in pillow-heif."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from patchnpack.loaders.imaging.readers.boxes import Box, boxes
+from patchnpack.loaders.imaging.readers.codecs import codec
+from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind
+
+_IMAGES = {b"av01", b"hvc1", b"grid", b"iovl", b"iden", b"jpeg", b"j2k1", b"unci"}  # types of items with pixels
+# EXIF orientation by quarter turns to the left and axis of the mirror behind them; -1 is no mirror.
+_ORIENTATIONS = {
+    **{(turns, -1): number for turns, number in enumerate((1, 8, 3, 6))},
+    **{(turns, 0): number for turns, number in enumerate((4, 5, 2, 7))},
+    **{(turns, 1): number for turns, number in enumerate((2, 7, 4, 5))},
+}
+MISSING = "HEIC images are read with pillow-heif: pip install 'patchnpack[heif]'"
+
+
+class _Item(NamedTuple):
+    """What the boxes say of the item that is shown first."""
+
+    width: int
+    height: int
+    bits: int
+    channels: int
+    turns: int  # quarter turns to the left
+    mirror: int  # axis of the mirror, -1 for none
+
+
+@functools.cache
+def has_heif() -> bool:
+    """Whether pillow-heif is installed."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def avif_header(data: bytes) -> Facts:
+    """What the boxes say. The size is the stored one; turns and mirrors become the orientation, as in PIL.
+
+    Raises:
+        ValueError, struct.error: the data end early or are damaged.
+    """
+    item, pages = _first_item(data)
+    orientation = _ORIENTATIONS[item.turns, item.mirror]
+    return Facts(item.width, item.height, pages, orientation, unsupported_kind(item.channels, item.bits))
+
+
+def heic_header(data: bytes) -> Facts:
+    """What the boxes say. The size is upright, since libheif turns the pixels.
+
+    Raises:
+        ValueError, struct.error: the data end early or are damaged.
+    """
+    item, pages = _first_item(data)
+    size = (item.height, item.width) if item.turns % 2 else (item.width, item.height)
+    return Facts(*size, pages, 1, unsupported_kind(item.channels, item.bits))
+
+
+def decode_avif(data: bytes) -> np.ndarray:
+    """The stored pixels of the primary item, uint8 (height, width) or (height, width, C)."""
+    if data[8:12] == b"avis":  # a sequence of frames, all of which would be decoded: ask for the item instead
+        data = data[:8] + b"avif" + data[12:]
+    pixels: np.ndarray = codec("avif_decode")(data, numthreads=1)
+    return pixels
+
+
+def decode_heic(data: bytes) -> Image.Image:
+    """The upright pixels of the primary item.
+
+    Raises:
+        ValueError: pillow-heif is not installed, or cannot decode the image.
+    """
+    if not has_heif():
+        raise ValueError(MISSING)
+    import pillow_heif
+
+    try:
+        image: Image.Image = pillow_heif.open_heif(data).to_pillow()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    return image
+
+
+def _first_item(data: bytes) -> tuple[_Item, int]:
+    """The primary item, and the number of items or frames that a viewer shows."""
+    top = list(boxes(data))
+    meta = next((box for box in top if box.kind == b"meta"), None)
+    if meta is None:
+        raise ValueError("the file has no image item")
+    found = {box.kind: box for box in boxes(data, meta.begin + 4, meta.end)}
+    if b"pitm" not in found or b"iprp" not in found:
+        raise ValueError("the file has no primary image")
+    primary = _number(data, found[b"pitm"].begin + 4, 2 if data[found[b"pitm"].begin] == 0 else 4)
+    properties = list(_properties(data, found[b"iprp"], primary))
+    frames = max((_frames(data, box.begin, box.end) for box in top if box.kind == b"moov"), default=0)
+    return _item(data, properties), max(1, frames, _shown(data, found, primary))
+
+
+def _item(data: bytes, properties: list[Box]) -> _Item:
+    width = height = turns = 0
+    bits, channels, mirror = 8, 1, -1
+    for kind, at, end in properties:
+        if kind == b"ispe":
+            width, height = struct.unpack_from(">II", data, at + 4)
+        elif kind == b"clap":  # the part that is shown, as fractions
+            across, by, down, by_down = struct.unpack_from(">IIII", data, at)
+            width, height = across // max(1, by), down // max(1, by_down)
+        elif kind == b"pixi":
+            channels = data[at + 4]
+            bits = max(data[at + 5 : min(end, at + 5 + channels)], default=8)
+        elif kind == b"av1C":
+            bits = max(bits, 8 + (data[at + 2] >> 6 & 1) * (2 + (data[at + 2] >> 5 & 1) * 2))
+        elif kind == b"hvcC":
+            bits = max(bits, 8 + (data[at + 17] & 7))
+        elif kind == b"irot":
+            turns = data[at] & 3
+        elif kind == b"imir":
+            mirror = data[at] & 1
+    if not (width and height):
+        raise ValueError("the file does not say the size of its primary image")
+    return _Item(width, height, bits, channels, turns, mirror)
+
+
+def _properties(data: bytes, iprp: Box, item: int) -> Iterator[Box]:
+    """The properties of an item, in order."""
+    inner = list(boxes(data, iprp.begin, iprp.end))
+    known = [box for container in inner if container.kind == b"ipco" for box in boxes(data, *container[1:])]
+    for table in inner:
+        if table.kind != b"ipma":
+            continue
+        version, wide = data[table.begin], data[table.begin + 3] & 1
+        at, id_bytes, index_bytes = table.begin + 8, 4 if version else 2, 2 if wide else 1
+        for _ in range(_number(data, table.begin + 4, 4)):
+            number, count, at = _number(data, at, id_bytes), _number(data, at + id_bytes, 1), at + id_bytes + 1
+            if number == item:
+                for each in range(count):
+                    index = _number(data, at + each * index_bytes, index_bytes) & (0x7FFF if wide else 0x7F)
+                    if 0 < index <= len(known):
+                        yield known[index - 1]
+            at += count * index_bytes
+
+
+def _shown(data: bytes, found: dict[bytes, Box], primary: int) -> int:
+    """Count the images that are neither hidden nor a part, thumbnail or description of another."""
+    items = set(_visible_items(data, found[b"iinf"])) if b"iinf" in found else set()
+    if b"iref" in found:
+        iref = found[b"iref"]
+        size = 4 if data[iref.begin] else 2
+        for box in boxes(data, iref.begin + 4, iref.end):
+            of, count = _number(data, box.begin, size), _number(data, box.begin + size, 2)
+            begin = box.begin + size + 2
+            if box.kind == b"dimg":
+                items -= {_number(data, begin + i * size, size) for i in range(count)}
+            elif box.kind in (b"thmb", b"auxl", b"cdsc", b"prem"):
+                items.discard(of)
+    return len(items | {primary})
+
+
+def _visible_items(data: bytes, iinf: Box) -> Iterator[int]:
+    for box in boxes(data, iinf.begin + (6 if data[iinf.begin] == 0 else 8), iinf.end):
+        version, hidden = data[box.begin], data[box.begin + 3] & 1
+        size = 2 if version == 2 else 4
+        kind = data[box.begin + 6 + size : box.begin + 10 + size]
+        if box.kind == b"infe" and version >= 2 and not hidden and kind in _IMAGES:
+            yield _number(data, box.begin + 4, size)
+
+
+def _frames(data: bytes, begin: int, end: int) -> int:
+    """The largest number of frames of a track, from the sample sizes."""
+    frames = 0
+    for box in boxes(data, begin, end):
+        if box.kind in (b"trak", b"mdia", b"minf", b"stbl"):
+            frames = max(frames, _frames(data, box.begin, box.end))
+        elif box.kind == b"stsz":
+            frames = _number(data, box.begin + 8, 4)
+    return frames
+
+
+def _number(data: bytes, at: int, size: int) -> int:
+    if at + size > len(data):
+        raise ValueError("the file ends in its header")
+    return int.from_bytes(data[at : at + size], "big")

@@ -1,0 +1,64 @@
+"""How encoded images begin."""
+
+from __future__ import annotations
+
+TIFF_STARTS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # the last two begin a BigTIFF
+
+
+def is_jpeg(data: bytes) -> bool:
+    """Whether the data begin like a JPEG."""
+    return data.startswith(b"\xff\xd8")
+
+
+def is_png(data: bytes) -> bool:
+    """Whether the data begin like a PNG."""
+    return data.startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def is_webp(data: bytes) -> bool:
+    """Whether the data begin like a WebP."""
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+
+
+def is_tiff(data: bytes) -> bool:
+    """Whether the data begin like a TIFF or a BigTIFF."""
+    return data.startswith(TIFF_STARTS)
+
+
+def is_gif(data: bytes) -> bool:
+    """Whether the data begin like a GIF."""
+    return data.startswith((b"GIF87a", b"GIF89a"))
+
+
+def is_bmp(data: bytes) -> bool:
+    """Whether the data begin like a BMP."""
+    return data.startswith(b"BM")
+
+
+def is_jpeg2000(data: bytes) -> bool:
+    """Whether the data begin like a JPEG 2000 file or codestream."""
+    return data.startswith((b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"))
+
+
+def is_jpegxl(data: bytes) -> bool:
+    """Whether the data begin like a JPEG XL file or codestream."""
+    return data.startswith((b"\x00\x00\x00\x0cJXL \r\n\x87\n", b"\xff\x0a"))
+
+
+def is_avif(data: bytes) -> bool:
+    """Whether the data begin like an AVIF: one of its brands says so."""
+    return bool(_brands(data) & {b"avif", b"avis"})
+
+
+def is_heic(data: bytes) -> bool:
+    """Whether the data begin like a HEIC or another HEIF than an AVIF."""
+    brands = _brands(data)
+    kinds = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+    return bool(brands & kinds) and not brands & {b"avif", b"avis"}
+
+
+def _brands(data: bytes) -> set[bytes]:
+    if data[4:8] != b"ftyp":
+        return set()
+    end = min(int.from_bytes(data[:4], "big"), len(data), 4096)
+    return {data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))}

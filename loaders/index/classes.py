@@ -1,0 +1,64 @@
+"""Classes: the names of classes as a user gives them, and the number of each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from patchnpack.packer.checks import check_whole, shown
+from patchnpack.packer.files import absent
+
+Classes = Sequence[str] | Mapping[str, int] | str | os.PathLike[str] | None
+
+_MOST = np.iinfo(np.int64).max
+
+
+def listed_classes(classes: object) -> list[str]:
+    """Return a copy of the names of classes. Raises ValueError where these are no list of texts."""
+    if not hasattr(classes, "__iter__") or isinstance(classes, set | frozenset):
+        raise ValueError(
+            f"classes is {shown(classes)}; give the names of the classes as a list, a file with one name per line, or "
+            "a dict from name to number. Labels that are numbers need no classes"
+        )
+    names = list(classes)
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"classes holds {shown(name)}; each class is named by its text, such as {str(name)!r}")
+    return list(map(str, names))
+
+
+def class_table(classes: Classes) -> Mapping[str, int] | None:
+    """Return the number of each class; None for None. Raises ValueError for anything that names no classes."""
+    if classes is None:
+        return None
+    if isinstance(classes, Mapping):
+        return {str(name): _class_number(name, number) for name, number in classes.items()}
+    if isinstance(classes, str | os.PathLike):
+        classes = _class_names(Path(classes))
+    names = listed_classes(classes)
+    table = {name: i for i, name in enumerate(names)}
+    if len(table) < len(names):
+        raise ValueError(f"classes repeats {len(names) - len(table)} names; each class needs a name of its own")
+    return table
+
+
+def _class_number(name: str, number: object) -> int:
+    check_whole(f"the number of class {name!r} in classes", number, least=0)
+    if int(number) > _MOST:  # type: ignore[call-overload]  # check_whole has checked it
+        raise ValueError(f"the number of class {name!r} in classes is {shown(number)}; it must be at most {_MOST}")
+    return int(number)  # type: ignore[call-overload, no-any-return]  # check_whole has checked it
+
+
+def _class_names(path: Path) -> list[str]:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"classes file {str(path)!r} {absent(str(path))}; give a file with one class name per line, or in Python a "
+            "list of the names"
+        )
+    if path.is_dir():
+        raise ValueError(f"classes is {str(path)!r}, a folder; give a file with one class name per line")
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    return [line.strip() for line in lines if line.strip()]

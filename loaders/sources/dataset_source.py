@@ -1,0 +1,139 @@
+"""A data set as a source: Hugging Face, torchvision, or any object with `__len__` and `__getitem__`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, KeysView, Mapping, Sequence, ValuesView
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from patchnpack.loaders.assembly.buffers import BufferPool
+from patchnpack.loaders.assembly.transform import watched
+from patchnpack.loaders.datasets.items import Items, is_iterable_only, items_of
+from patchnpack.loaders.datasets.labels import ItemLabels, check_extras
+from patchnpack.loaders.datasets.samples import DatasetContext
+from patchnpack.loaders.datasets.sizes import fingerprint_of, index_of
+from patchnpack.loaders.imaging.formats import PIXELS
+from patchnpack.loaders.imaging.readers.heif import has_heif
+from patchnpack.loaders.index.table import IMAGE, Index
+from patchnpack.loaders.order.mixture import Mixture
+from patchnpack.loaders.order.order import Order
+from patchnpack.loaders.order.row_filter import RowFilter
+from patchnpack.loaders.process import cpu_share
+from patchnpack.loaders.shards.reader import ShardReader
+from patchnpack.loaders.sources.options import LoaderOptions
+from patchnpack.loaders.sources.shard_source import ShardSource, shard_opener
+from patchnpack.packer import Packing
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSource(ShardSource):
+    """The images of a map-style data set; see `Source`.
+
+    Attributes:
+        items: the images.
+        item_labels: their labels.
+        data: a text that changes with the data, for a saved state; "" where digests of the images say as much.
+    """
+
+    items: Items
+    item_labels: ItemLabels
+    data: str
+
+    @classmethod
+    def accepts(cls, given: Any) -> bool:
+        """Return whether `given` is a data set; iterable ones and dicts of splits too, which `open` refuses."""
+        if isinstance(given, str | bytes | os.PathLike | Index):
+            return False
+        if isinstance(given, Mapping):  # of splits, unless it holds shards or a mixture
+            return any(not _names_shards(value) for value in given.values())
+        if isinstance(given, Sequence | np.ndarray):
+            return len(given) > 0 and not _names_shards(given[0])
+        if hasattr(given, "__getitem__") or is_iterable_only(given):
+            return True
+        # A DataLoader, for example; names of shards may come from a generator or a set.
+        is_plain = isinstance(given, Iterator | set | frozenset | ValuesView | KeysView)
+        return hasattr(given, "__iter__") and hasattr(given, "__len__") and not is_plain
+
+    @classmethod
+    def open(cls, given: Any, options: LoaderOptions) -> Self:
+        """Adapt the data set, and find or read the sizes of its images.
+
+        Raises:
+            OSError, RuntimeError: an item cannot be read.
+            ValueError: the object is no map-style data set, has no image, or an option contradicts it.
+        """
+        if options.index is not None:
+            raise ValueError(
+                "index= is the index of shards; for a data set give sizes= or fingerprint=, or leave it out"
+            )
+        image = "" if options.image == IMAGE else options.image
+        items = items_of(given, image, thread_safe=options.thread_safe, named=options.classes is not None)
+        labels = ItemLabels(items, options.label, options.classes)
+        check_extras(items, tuple(options.extras))
+        data, opener = fingerprint_of(given, items, options.fingerprint), shard_opener(options)
+        index = index_of(
+            items,
+            sizes=options.sizes,
+            fingerprint=data,
+            folder=opener.folder / "indexes",
+            num_threads=options.num_threads or cpu_share(),
+        )
+        rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
+        packing = rows.decide(index, options.packing or Packing(), options.seed)
+        return cls(
+            options=options.settled(),
+            index=index,
+            rows=rows,
+            packing=packing,
+            opener=opener,
+            items=items,
+            item_labels=labels,
+            data=(data or "") if (index.format == PIXELS).any() else "",
+        )
+
+    @property
+    def name(self) -> str:
+        """The kind of the data set."""
+        return f"a {self.items.name}"
+
+    # The labels of items, not of members.
+    def labels(self, reader: ShardReader) -> ItemLabels:  # type: ignore[override]
+        """Return labels that come with the items."""
+        return self.item_labels
+
+    def batch_context(self, buffers: BufferPool) -> DatasetContext:
+        """Return a context that reads and decodes the items."""
+        options = self.options
+        return DatasetContext(
+            index=self.index,
+            reader=self.reader(),
+            packing=self.packing,
+            labels=self.item_labels,
+            extras=options.extras,
+            transform=watched(options.transform),
+            seed=options.seed,
+            buffers=buffers,
+            errors=options.policy,
+            user_decode=options.decode,
+            items=self.items,
+            pages=options.pages,
+        )
+
+    def fingerprint(self, order: Order) -> dict[str, str]:
+        """Return what the order depends on, with the fingerprint of data whose images have no digest."""
+        return {**super().fingerprint(order), "data": self.data}
+
+
+def _names_shards(item: Any) -> bool:
+    """Return whether an item of a sequence or mapping is a shard, a source, or shards with a weight."""
+    if isinstance(item, tuple | list):
+        first = item[0] if len(item) > 1 else ""
+        if isinstance(first, str | os.PathLike):  # of (path, label), the path is that of an image
+            return not first or os.fspath(first).endswith((".tar", ".parquet"))
+        return isinstance(first, tuple | list | Index | Mixture) and _names_shards(first)
+    if isinstance(item, str | os.PathLike):
+        return True
+    return item is None or isinstance(item, bool | int | float | Index | Mixture)

@@ -1,0 +1,47 @@
+"""`PackedImage`: one image that was taken out of a pack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# P patch size, C channels
+
+
+@dataclass(eq=False, frozen=True, slots=True, repr=False)
+class PackedImage:
+    """One image extracted from a pack.
+
+    Attributes:
+        key: the sample's name in its shard.
+        label: int, or a float32 tensor (D,) for soft targets; -100 or NaN without a label.
+        grid: (gw, gh), patches across and down, before any token was dropped.
+        coords: int32 (n, 2), the (x, y) of each kept token in the grid.
+        patches: uint8 (n, P*P*C), the kept tokens' pixels in row, column, channel order.
+        patch_size: P, in pixels.
+    """
+
+    key: str
+    label: int | torch.Tensor
+    grid: tuple[int, int]
+    coords: torch.Tensor
+    patches: torch.Tensor
+    patch_size: int
+
+    def __repr__(self) -> str:
+        (gw, gh), label = self.grid, self.label
+        shown = f"tensor of {tuple(label.shape)}" if isinstance(label, torch.Tensor) else label
+        return (
+            f"PackedImage(key={self.key!r}, label={shown}, grid={gw}x{gh}, patch_size={self.patch_size}, "
+            f"{len(self.coords)} of {gw * gh} tokens)"
+        )
+
+    def pixels(self) -> np.ndarray:
+        """The image as uint8 (gh*P, gw*P, C), assembled from its patches; dropped patches are black."""
+        P, (gw, gh) = self.patch_size, self.grid
+        canvas = np.zeros((gh, gw, P, P, self.patches.shape[1] // (P * P)), np.uint8)
+        x, y = self.coords.cpu().numpy().T
+        canvas[y, x] = self.patches.cpu().numpy().reshape(len(x), P, P, -1)
+        return canvas.transpose(0, 2, 1, 3, 4).reshape(gh * P, gw * P, -1)

@@ -1,0 +1,59 @@
+"""`check_loader`: hold what a loader knows without reading pixels against a model, before any work starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from patchnpack.models.navit import NaViT
+
+if TYPE_CHECKING:
+    from patchnpack.loaders.order.extremes import Extreme
+
+
+def check_loader(model: NaViT, loader: Any, *, labels: bool, patch_size: int | None = None) -> None:
+    """Raise ValueError if the model cannot take the images of a loader, or with `labels` their labels.
+
+    `NaViT.check` checks the same for one batch. A loader other than `PackedImageLoader` is checked only there, and so
+    are labels outside the index and sizes drawn after the first epoch.
+
+    Args:
+        model: the model.
+        loader: the loader.
+        labels: whether the labels must be classes or targets of the model.
+        patch_size: patch size into which the model cuts the images again; None is that of each batch.
+    """
+    if not hasattr(loader, "largest_grids"):
+        return
+    config, channels = model.config, loader.packing.channels
+    if channels != config.channels:
+        raise ValueError(
+            f"image_mode is {loader.packing.image_mode!r}, so images have {channels} channels, but the model takes "
+            f"{config.channels}; set NaViTConfig(channels={channels}), or another Packing(image_mode=...)"
+        )
+    if config.position == "absolute":
+        grids: dict[int, Extreme] = loader.largest_grids()
+        sides = [(-(-side * size // (patch_size or size)), image) for size, (side, image) in grids.items()]
+        side, image = max(sides, default=(0, ""))
+        if side > config.max_grid:
+            raise ValueError(
+                f"image {image} has {side} patches per side, but the position tables of the model end at max_grid "
+                f"{config.max_grid}; raise max_grid to at least {side}, give position='fractional', or use smaller "
+                "images or larger patches"
+            )
+    if labels:
+        _check_labels(config.num_classes, loader)
+
+
+def _check_labels(classes: int, loader: Any) -> None:
+    shape = loader.context.labels.shape
+    if shape and classes and shape != (classes,):
+        raise ValueError(
+            f"labels have {shape[0]} targets per image, but the model has {classes} outputs; give num_classes="
+            f"{shape[0]} to a new model"
+        )
+    for label, image in (classes and loader.label_range()) or ():
+        if not 0 <= label < classes:
+            raise ValueError(
+                f"label {label} is not a class from 0 to {classes - 1} (image {image}); set num_classes to the number "
+                "of classes, or check label and classes of the loader"
+            )
