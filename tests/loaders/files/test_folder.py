@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,23 @@ def test_several_folders_and_shards_are_one_source(tmp_path: Path) -> None:
     assert loader.index.shards == (str(a), tar, str(b))
     with pytest.raises(ValueError, match="is named more than once"):
         loader_of(tmp_path, [a, a])
+
+
+def test_an_index_of_many_files_takes_little_memory(tmp_path: Path) -> None:
+    data = encode_image(draw_image(16, 16))
+    for i in range(4000):
+        path = tmp_path / "in" / f"class{i % 10}" / f"image{i:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    open_index(make_folder(tmp_path / "warm", 4), opener=ShardOpener(tmp_path / "cache"))
+    tracemalloc.start()
+    try:
+        index = open_index(tmp_path / "in", opener=ShardOpener(tmp_path / "cache"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(index) == 4000
+    assert peak < 4000 * 700 + (1 << 20), f"{peak / 4000:.0f} bytes per file"
 
 
 def test_where_sees_sizes_and_keys(tmp_path: Path) -> None:
