@@ -28,13 +28,14 @@ MEMBERS = ("txt", "json", "cls")  # extensions of members that are no images
 _EXAMPLES = 10
 
 
-def list_folder(folder: str, image: str, extensions: list[str], opener: ShardOpener) -> Listing:
+def list_folder(folder: str, given: str, image: str, extensions: list[str], opener: ShardOpener) -> Listing:
     """List the images below a folder, with the members beside them; none is opened.
 
     An image's key is its path without extension, its member `folder` the name of the first folder of that path.
 
     Args:
         folder: an absolute path, or an address.
+        given: how the caller names it, for messages.
         image: extensions as the caller gave them.
         extensions: extensions of images, in lower case.
         opener: lists a remote folder.
@@ -64,7 +65,7 @@ def list_folder(folder: str, image: str, extensions: list[str], opener: ShardOpe
             files += 1
     n, others = len(number), dict(found.left_out)
     if not n:
-        _refuse(folder, others, extensions, found.examples)
+        _refuse(given, others, extensions, found.examples)
     names = paths.build()
     nbytes, versions = stat_files(folder, names, opener, folder) if listed is None else listed.about(names)
     members = {
@@ -103,6 +104,8 @@ def _without_index(folders: Iterator[tuple[str, list[str]]]) -> Iterator[tuple[s
 def _refuse(folder: str, others: dict[str, int], extensions: list[str], examples: dict[str, str]) -> None:
     """Raise ValueError for a folder without an image."""
     where = redact(folder)
+    if not others and is_remote(folder):
+        raise FileNotFoundError(f"{where!r} holds no packs and no other files; correct the address")
     if not others:
         raise ValueError(f"{where!r} holds no file, nor do its sub-folders; name a folder of images")
     for suffix in (".tar", ".parquet"):

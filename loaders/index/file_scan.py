@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +16,6 @@ from patchnpack.loaders.files.listing import Listing
 from patchnpack.loaders.files.table import FileTable
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, read_header
 from patchnpack.loaders.index.table import Index, Texts
-from patchnpack.loaders.process import cpu_share
 from patchnpack.loaders.remote.addresses import is_remote
 from patchnpack.loaders.shards.opener import ShardOpener
 
@@ -55,7 +55,7 @@ def scan_files(
         columns.copy(known, old)
     changed = np.flatnonzero(old < 0)
     done, total = len(old) - len(changed), len(old)
-    threads = num_threads or (_REMOTE_THREADS if is_remote(listing.root) else cpu_share())
+    threads = num_threads or (_REMOTE_THREADS if is_remote(listing.root) else os.cpu_count())
     with ThreadPoolExecutor(threads, "patchnpack-headers") as pool:
         blocks = (changed[first : first + _BLOCK] for first in range(0, len(changed), _BLOCK))
         try:

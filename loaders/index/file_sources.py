@@ -80,7 +80,7 @@ def list_source(
     if is_folder(source):
         if root is not None:
             raise ValueError(f"root is {root!r}, but {redact(name)!r} is a folder of images; leave root out")
-        return list_folder(name, image, extensions_of(image), opener)
+        return list_folder(name, os.fspath(source), image, extensions_of(image), opener)
     if image != IMAGE:
         raise ValueError(f"image is {image!r}, but {redact(name)!r} is a table of paths; name their column with path=")
     if root is not None:

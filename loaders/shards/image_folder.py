@@ -195,7 +195,7 @@ def walk_folder(folder: Path, found: ImageFolder, without: Path | None = None) -
     if not folder.is_dir():
         if folder.exists():
             raise ValueError(f"{str(folder)!r} is a file; name the folder that holds the images")
-        raise FileNotFoundError(f"folder {str(folder)!r} does not exist; name the folder that holds the images")
+        raise FileNotFoundError(f"folder {str(folder)!r} {absent(str(folder))}; name the folder that holds the images")
     passed = None if without is None else without.resolve()
 
     def read(parent: Path, path: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, list[str]]]:
