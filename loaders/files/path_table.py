@@ -43,7 +43,7 @@ def suffix_of(name: str) -> str:
 def list_table(name: str, path: str | None, root: str | None, opener: ShardOpener) -> Listing:
     """List the files that a table names; none is opened.
 
-    The key of an image is its path as the table gives it; if several rows give one path, those after the first get
+    The key of an image is its path as the table gives it, without secrets of an address; if several rows give one path, those after the first get
     "#2", "#3" and so on. The other columns are members. A cell that is null or "" is no member.
 
     Args:
@@ -198,7 +198,8 @@ def _checked(text: str, home: str, has_root: bool, name: str) -> str:
 
 def _keys(unique: pa.Array, number: np.ndarray) -> Texts[str]:
     """The key of each row: its path, followed by "#2", "#3" ... from the second row of a path on."""
-    keys = unique.take(pa.array(number))
+    shown = pa.array([redact(path) if is_remote(path) else path for path in unique.to_pylist()], pa.large_string())
+    keys = shown.take(pa.array(number))
     times = np.bincount(number)
     repeated = np.flatnonzero(times[number] > 1)
     if not len(repeated):

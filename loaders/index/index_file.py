@@ -66,7 +66,10 @@ def save_index(index: Index, path: str | os.PathLike[str], *, home: str | None =
     base = path.parent if home is None else home
     roots = [None if table is None else _relative(table.root, base) for table in index.files]
     table = index_table(index, [_relative(shard, base) for shard in index.shards], roots)
-    private = any(redact(shard) != shard for shard in index.shards)
+    addresses = [
+        path for table in index.files if table is not None for path in (table.root, *table.paths) if "://" in path
+    ]
+    private = any(redact(address) != address for address in (*index.shards, *addresses))
     if path.suffix == ".arrow":
 
         def write_arrow(file: Any) -> None:

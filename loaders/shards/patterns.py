@@ -133,6 +133,7 @@ def _refuse_folder(path: str) -> None:
         raise ValueError(f"{path!r} is an empty folder; name shards, such as 'train-{{000000..000009}}.tar'")
     images = sum(os.path.splitext(name)[1][1:].lower() in EXTENSIONS for name in inside)
     raise ValueError(
-        f"{path!r} is a folder with {images} image files at its top, not a shard; make shards of it first: "
-        f"patchnpack shard {shlex.quote(path)} -o {shlex.quote(path.rstrip(os.sep) + '-shards')}"
+        f"{path!r} is a folder with {images} image files at its top, not a shard; name it by itself, not by a pattern, "
+        f"or make shards of it: patchnpack shard {shlex.quote(path)} -o "
+        f"{shlex.quote(path.rstrip(os.sep) + '-shards')}"
     )

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from patchnpack.loaders.remote.errors import RemoteNotFound
+from tests.images import draw_image, encode_image
 from tests.loaders.files.making import images_of, loader_of, make_sources
 from tests.loaders.loading import keys_of
+from tests.loaders.misbehaving import Misbehaving
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -49,6 +51,17 @@ def test_a_table_may_hold_addresses(home: Path) -> None:
     table = home / "urls.csv"
     table.write_text("\n".join(["url", *rows]) + "\n")
     assert len(keys_of(list(loader_of(home, table)))) == 12
+
+
+def test_secrets_of_addresses_are_in_no_key_and_their_index_is_private(tmp_path: Path) -> None:
+    with Misbehaving() as server:
+        urls = [server.add(f"/{name}", encode_image(draw_image(20, 20))) for name in ("a.jpg", "b.jpg")]
+        table = tmp_path / "t.csv"
+        table.write_text("".join(["url\n", *(f"{url}?X-Signature=secret\n" for url in urls)]))
+        loader = loader_of(tmp_path, table)
+        assert sorted(keys_of(list(loader))) == [f"{url}?..." for url in urls]
+    (cached,) = (tmp_path / "cache" / "indexes").iterdir()
+    assert cached.stat().st_mode & 0o077 == 0
 
 
 def test_remote_files_that_are_known_are_not_read_again(home: Path) -> None:
