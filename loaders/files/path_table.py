@@ -43,8 +43,9 @@ def suffix_of(name: str) -> str:
 def list_table(name: str, path: str | None, root: str | None, opener: ShardOpener) -> Listing:
     """List the files that a table names; none is opened.
 
-    The key of an image is its path as the table gives it, without secrets of an address; if several rows give one path, those after the first get
-    "#2", "#3" and so on. The other columns are members. A cell that is null or "" is no member.
+    The key of an image is its path as the table gives it, without secrets of an address; if several rows give one path,
+    those after the first get "#2", "#3" and so on. The other columns are members. A cell that is null or "" is no
+    member.
 
     Args:
         name: the table, an absolute path or an address.
