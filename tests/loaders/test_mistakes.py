@@ -135,7 +135,7 @@ def test_what_a_message_says_of_a_torch_data_set_works() -> None:
 
 def test_a_data_set_in_a_mixture_is_an_error_that_names_it() -> None:
     with pytest.raises(ValueError, match=r"the source is a .*Items, not the name of shards; .* a loader of its own"):
-        load(Mixture({"a": (Items(), 1)}))
+        load(Mixture({"a": (Items(), 1)}))  # type: ignore[dict-item]
 
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [
