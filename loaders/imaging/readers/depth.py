@@ -15,4 +15,5 @@ def to_8_bits(samples: np.ndarray, bits: int) -> np.ndarray:
         return samples
     most = (1 << bits) - 1
     table = (np.arange(256) * 255 + most // 2) // most
-    return table.clip(0, 255).astype(np.uint8)[samples]
+    scaled: np.ndarray = table.clip(0, 255).astype(np.uint8)[samples]
+    return scaled

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -328,12 +327,16 @@ def test_whole_floats_in_json_are_classes_as_tools_with_missing_values_write_the
         (torch.tensor(4), 4),
         (np.array(True), 1),
         (torch.tensor(float("nan"), requires_grad=True), None),
-        (pd.NA, None),
-        (pd.NaT, None),
     ],
 )
 def test_values_of_other_libraries_are_labels(value: Any, expected: int | None) -> None:
     assert as_label(value) == expected
+
+
+def test_missing_values_of_pandas_are_absent_labels() -> None:
+    pandas = pytest.importorskip("pandas")
+    assert as_label(pandas.NA) is None
+    assert as_label(pandas.NaT) is None
 
 
 def test_tensor_of_bfloat16_is_a_target() -> None:
