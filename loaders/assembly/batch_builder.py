@@ -314,6 +314,7 @@ class DecodedBatchBuilder:
         if self._samples.labels is None:
             self.without_label = self._count_without_label(self.num_images)
         self.truncated = len(self._truncated)
+        self.multi_page = int(np.count_nonzero(self._samples.pages != 1))
         extras = {name: self._listed(values, self._counts) for name, values in self._extras.items()}
         return PackedBatch.from_dict(self._fields | {"extras": extras})
 

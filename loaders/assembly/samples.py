@@ -173,6 +173,6 @@ def extra(extension: str, kind: str, data: bytes | None) -> Any:
     try:
         if kind == "json":
             return json.loads(data)
-        return data.decode("utf-8") if kind == "txt" else data
+        return data.decode("utf-8-sig") if kind == "txt" else data
     except (ValueError, RecursionError) as error:  # brackets nested thousands deep
         raise BadImage(f"its .{extension} member cannot be read: {error}", "extras") from error

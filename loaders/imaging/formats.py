@@ -111,6 +111,10 @@ def reader_of(data: bytes) -> Reader:
     """
     reader = find_reader(data)
     if reader is None:
+        if not data:
+            raise BadImage("it is empty: it has 0 bytes; copy or download it again")
+        if data.startswith(signatures.LFS_POINTER):
+            raise BadImage("it is a Git LFS pointer, not the image itself; run `git lfs pull` in its repository")
         raise BadImage(f"it begins with {data[:8]!r}; only {_NAMES} are read")
     return reader
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 TIFF_STARTS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # the last two begin a BigTIFF
+LFS_POINTER = b"version https://git-lfs.github.com/"  # a text file in place of a file that Git LFS stores
 
 
 def is_jpeg(data: bytes) -> bool:

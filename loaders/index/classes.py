@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +42,11 @@ def class_table(classes: Classes) -> Mapping[str, int] | None:
     names = listed_classes(classes)
     table = {name: i for i, name in enumerate(names)}
     if len(table) < len(names):
-        raise ValueError(f"classes repeats {len(names) - len(table)} names; each class needs a name of its own")
+        ((repeated, _),) = Counter(names).most_common(1)
+        raise ValueError(
+            f"classes repeats {len(names) - len(table)} names, such as {shown(repeated)}; each class needs a name of "
+            "its own"
+        )
     return table
 
 
@@ -60,5 +65,17 @@ def _class_names(path: Path) -> list[str]:
         )
     if path.is_dir():
         raise ValueError(f"classes is {str(path)!r}, a folder; give a file with one class name per line")
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"classes file {str(path)!r} is not in UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); "
+            "save it in UTF-8"
+        ) from error
+    if path.suffix.lower() == ".json":
+        raise ValueError(
+            f"classes file {str(path)!r} is JSON; give a file with one class name per line, or in Python the list or "
+            "dict itself"
+        )
+    lines = text.split("\n")
     return [line.strip() for line in lines if line.strip()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from patchnpack.packer.checks import shown
 NO_LABEL = -100
 _WHOLE = re.compile(r"([+-]?)0*([0-9]+)")
 _INT64 = np.iinfo(np.int64)
+_ABSENT = ("NAType", "NaTType")  # pandas' missing values
 
 Label = str | Callable[[dict[str, bytes]], Any] | None
 
@@ -127,7 +129,7 @@ class LabelRule:
                 raise BadImage(f"its .json member cannot be read: {error}", "label") from error
             return self._field_of(record)
         if isinstance(data, bytes | str):
-            return self.number((data.decode("utf-8", "replace") if isinstance(data, bytes) else data).strip())
+            return self.number(data.decode("utf-8", "replace") if isinstance(data, bytes) else data)
         return self._of_value(data)
 
     def _field_of(self, record: Any) -> int | np.ndarray | None:
@@ -138,22 +140,39 @@ class LabelRule:
         value = _at(record, self._field)
         if isinstance(value, bool | list):
             return self._of_value(value)
-        is_absent = value is None or (isinstance(value, float) and math.isnan(value))
-        return None if is_absent else self.number(str(value).strip())
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return None
+        if isinstance(value, float) and value.is_integer() and str(value) not in (self.classes or ()):
+            value = int(value)  # tools that know missing values write whole numbers as 3.0
+        return self.number(str(value))
 
     def _of_value(self, value: Any) -> int | np.ndarray | None:
         label = as_label(value)
         return self.number(str(label)) if isinstance(label, int) else label
 
     def number(self, text: str) -> int:
-        """Return the class that a text names: by its name, or as a whole number of int64 in decimal digits."""
+        """Return the class that a text names: by its name, or as a whole number of int64 in decimal digits.
+
+        White space around the text and a byte order mark before it do not count.
+        """
+        text = text.removeprefix("\ufeff").strip()
         if self.classes is not None and text in self.classes:
             return self.classes[text]
         number = whole_number(text)
         if number is None:
             remedy = "give classes=, a list of their names"
             if self.classes is not None:
+                alike = next((name for name in self.classes if _folded(name) == _folded(text)), None)
                 remedy = f"classes has {len(self.classes)} others"
+                if alike is not None:
+                    remedy = (
+                        f"classes has {alike!a}, and this is {text!a}: they differ in case or in the Unicode form of "
+                        "their letters; write both alike"
+                    )
+                elif self.classes:
+                    remedy += f": {shown(', '.join(self.classes)).strip(chr(39))}"
+            if "\ufffd" in text:
+                remedy = "its text is not UTF-8; write it in UTF-8"
             raise ValueError(
                 f"label {_short(text)} (of {self._label!r}) is neither a whole number nor a known class; {remedy}"
             )
@@ -344,27 +363,37 @@ def whole_number(text: str) -> int | None:
 
 
 def as_label(value: Any) -> int | np.ndarray | None:
-    """Convert a value to an int (a class) or a float32 array (a target); None and NaN give None.
+    """Convert a value to an int (a class) or a float32 array (a target); None, NaN and pandas' NA give None.
 
     Raises:
-        ValueError: the value is neither a whole number of int64 nor a list of numbers of float32.
+        ValueError: the value is neither a whole number of int64 nor a list of at least one number of float32.
     """
-    if value is None:
+    if value is None or type(value).__name__ in _ABSENT:
         return None
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, RuntimeError):  # a tensor in bfloat16, on a GPU or with a gradient
+        if not hasattr(value, "tolist"):
+            raise
+        array = np.asarray(value.tolist())
     if array.ndim == 0 and array.dtype.kind in "biu" and int(array) <= _INT64.max:
         return int(array)
     if array.ndim == 0 and array.dtype.kind == "f" and np.isnan(array):
         return None
-    if array.ndim == 1 and array.dtype.kind in "biuf":
+    if array.ndim == 1 and len(array) and array.dtype.kind in "biuf":
         with np.errstate(over="ignore"):
             target = array.astype(np.float32)
         if (np.isinf(target) <= np.isinf(array)).all():
             return target
     raise ValueError(
-        f"a label is {_short(value)}; it must be a whole number of int64 (a class) or a list of numbers of float32 (a "
-        "target; of one, write [x])"
+        f"a label is {_short(value)}; it must be a whole number of int64 (a class) or a list of at least one number of "
+        "float32 (a target; of one, write [x])"
     )
+
+
+def _folded(name: str) -> str:
+    """A name without differences of case, of composed and decomposed letters, and of white space around it."""
+    return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
 def _short(value: Any, limit: int = 60) -> str:

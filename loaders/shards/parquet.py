@@ -6,6 +6,7 @@ of the cache. The index's offsets count in that file.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchnpack.loaders.imaging.signatures import LFS_POINTER
 from patchnpack.loaders.remote.addresses import name_of, redact
 from patchnpack.loaders.shards.arrow_values import (
     can_hold_images,
@@ -96,6 +98,11 @@ class _opened:
         try:
             self._file = pq.ParquetFile(pa.OSFile(f"/dev/fd/{fd}"), buffer_size=_BUFFER, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
+            if os.pread(fd, len(LFS_POINTER), 0) == LFS_POINTER:
+                raise ValueError(
+                    f"shard {redact(shard)!r} is a Git LFS pointer, not the shard itself; run `git lfs pull` in its "
+                    "repository"
+                ) from error
             raise ValueError(
                 f"shard {redact(shard)!r} cannot be read as parquet: {error}; copy or write it again"
             ) from error

@@ -11,6 +11,7 @@ import tarfile
 from dataclasses import dataclass, field
 
 from patchnpack.loaders.imaging.formats import EXTENSIONS, is_image
+from patchnpack.loaders.imaging.signatures import LFS_POINTER
 
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _META = re.compile(r"__[^/]*__(/|\Z)")
@@ -26,6 +27,7 @@ _KINDS = {
     tarfile.BLKTYPE: "a block device",
     tarfile.FIFOTYPE: "a FIFO",
 }
+_TABLES = (".json", ".jsonl", ".ndjson", ".txt", ".xls", ".xlsx", ".ods")  # files of other programs that users try
 _COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"BZh": ("bzip2", "bunzip2"),
@@ -154,6 +156,13 @@ def _describe_other(file: str, path: str) -> str | None:
         return (
             f"{path!r} is an image, not a shard: make shards of its folder with `patchnpack shard FOLDER -o SHARDS`, "
             "and name the shards"
+        )
+    if head.startswith(LFS_POINTER):
+        return f"shard {path!r} is a Git LFS pointer, not the shard itself; run `git lfs pull` in its repository"
+    if path.lower().endswith(_TABLES):
+        return (
+            f"{path!r} is a table, not a shard: save a table of sizes as .csv, .tsv or .parquet, and images as tar or "
+            "parquet shards"
         )
     if head.startswith(b"PK\x03\x04"):
         return (

@@ -62,6 +62,17 @@ def message_of(error: Exception) -> str:
     return f"{path!r}: {error.strerror}"
 
 
+def notes_of(error: Exception) -> str:
+    """Return what was noted of an exception, such as the sample that it was raised for, in parentheses.
+
+    >>> error = ValueError("label 'x' is no class")
+    >>> error.add_note("raised for the label of the sample with key 'a'")
+    >>> notes_of(error)
+    " (raised for the label of the sample with key 'a')"
+    """
+    return "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+
+
 def flags_of(parameters: Iterable[Any]) -> dict[str, Flag]:
     """Map each option among the parameters of a command to its flag."""
     return {

@@ -12,7 +12,7 @@ import typer
 
 from patchnpack.cli.arguments import set_verbosity
 from patchnpack.cli.data import make_index, shard, show
-from patchnpack.cli.errors import flags_of, in_flags, message_of
+from patchnpack.cli.errors import flags_of, in_flags, message_of, notes_of
 from patchnpack.cli.prepack import add_prepack_commands
 from patchnpack.cli.report import report
 from patchnpack.cli.training import add_training_commands
@@ -33,7 +33,8 @@ def run() -> None:
         from rich.console import Console
 
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-        console.print(f"error: {in_flags(message_of(error), flags_of(_parameters(sys.argv[1:])))}")
+        message = in_flags(message_of(error), flags_of(_parameters(sys.argv[1:])))
+        console.print(f"error: {message}{notes_of(error)}")
         sys.exit(2)
 
 

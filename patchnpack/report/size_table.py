@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ COUNT = "count"
 _CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+_HEAD = 1 << 16  # bytes that hold the first line of a table
 _MAX_IMAGES = 200_000_000  # a report of so many takes about 20 GB
 
 
@@ -126,7 +128,7 @@ def _names(path: str) -> list[str]:
     with _readable(path):
         if path.lower().endswith(".parquet"):
             return list(pq.read_schema(path).names)
-        with pa.csv.open_csv(path, parse_options=_parse(path)) as opened:
+        with _opened(path) as stream, pa.csv.open_csv(stream, *_options(path)) as opened:
             return list(opened.schema.names)
 
 
@@ -138,19 +140,41 @@ def _read(path: str, names: Sequence[str]) -> pa.Table:
         convert = pa.csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), include_columns=names, strings_can_be_null=False
         )
-        return pa.csv.read_csv(path, parse_options=_parse(path), convert_options=convert)
+        with _opened(path) as stream:
+            return pa.csv.read_csv(stream, *_options(path), convert_options=convert)
 
 
-def _parse(path: str) -> pa.csv.ParseOptions:
-    delimiter = "\t" if ".tsv" in Path(path.lower()).suffixes else ","
-    return pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+def _opened(path: str) -> pa.NativeFile:
+    """The text of a table; whether it is compressed is seen from its first bytes, not from its name."""
+    with open(path, "rb") as file:
+        is_compressed = file.read(2) == b"\x1f\x8b"
+    return pa.input_stream(path, compression="gzip" if is_compressed else None)
+
+
+def _options(path: str) -> tuple[pa.csv.ReadOptions, pa.csv.ParseOptions]:
+    """How a table is written: its encoding, the lines before its columns, and what separates these.
+
+    A spreadsheet may write semicolons or tabs into a .csv file, UTF-16, and a first line such as `sep=;`.
+    """
+    with _opened(path) as stream:
+        head = stream.read(_HEAD)
+    encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    first, _, others = head.decode(encoding, "replace").partition("\n")
+    told = re.fullmatch(r"sep=(.)\s*", first)
+    line = re.split("[\r\n]", others if told else first)[0]
+    usual = "\t" if ".tsv" in Path(path.lower()).suffixes else ","
+    delimiter = next(
+        (mark for mark in (usual, ",", ";", "\t") if _has_pair([name.strip(' "') for name in line.split(mark)])), usual
+    )
+    read = pa.csv.ReadOptions(encoding=encoding if encoding == "utf-16" else "utf8", skip_rows=1 if told else 0)
+    return read, pa.csv.ParseOptions(delimiter=told[1] if told else delimiter, newlines_in_values=True)
 
 
 @contextmanager
 def _readable(path: str) -> Iterator[None]:
     try:
         yield
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise ValueError(
             f"table {path!r} cannot be read: {error}; its first line must name the columns, such as width,height, and "
             "each further line describe one image"
@@ -181,7 +205,7 @@ def _columns(names: Sequence[str], path: str) -> tuple[list[str], list[str]]:
     others = ", or ".join(" and ".join(pair) for pair in PAIRS[1:])
     raise ValueError(
         f"table {path!r} has the columns {', '.join(map(repr, names))}, but not width and height (or {others}); name "
-        "these columns in its first line, separated by commas"
+        "these columns in its first line, separated by commas, semicolons or tabs"
     )
 
 

@@ -146,3 +146,14 @@ def test_heic_without_pillow_heif_is_bad_with_the_command_to_run(
     stream = pack_stream([(file.getvalue(), 0), (encode_image(image), 1)], PACKING, batch_size=1)
     assert [batch.labels[batch.image_mask].tolist() for batch in stream] == [[1]]
     assert "pip install 'patchnpack[heif]'" in stream.stats()["bad"][0]["reason"]
+
+
+@pytest.mark.parametrize("load", [as_loader, as_workers, as_stream, as_packed])
+def test_files_of_several_pages_are_counted_in_batches_without_a_bad_image(
+    load: Callable[..., Any], shard: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = {name: data for name, data in members().items() if name[0] in "abcdefhi"}
+    monkeypatch.setattr(f"{__name__}.members", lambda: good)
+    write_tar(Path(shard), list(good.items()))
+    _, stats = load(shard)
+    assert (stats["multi_page"], stats["images"], stats["bad_images"]) == (3, 8, 0)

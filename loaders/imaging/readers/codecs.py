@@ -35,7 +35,10 @@ def codec(name: str) -> Callable[..., Any]:
     import imagecodecs
 
     function: Callable[..., Any] = getattr(imagecodecs, name)
-    logging.getLogger("imagecodecs").addFilter(_keep)
+    logger = logging.getLogger("imagecodecs")
+    logger.addFilter(_keep)
+    if logger.level == logging.NOTSET:  # what is counted must not depend on the level of the root logger
+        logger.setLevel(logging.WARNING)
 
     def call(*arguments: Any, **options: Any) -> Any:
         _messages.is_decoding = True
@@ -59,4 +62,4 @@ def _keep(record: logging.LogRecord) -> bool:
     """Keep the message of a decoder that runs for the loader; return whether it is logged."""
     if _messages.is_decoding:
         _messages.found.append(record.getMessage())
-    return not _messages.is_decoding
+    return not _messages.is_decoding and record.levelno >= logging.getLogger().getEffectiveLevel()

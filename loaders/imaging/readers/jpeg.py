@@ -18,6 +18,7 @@ from PIL import Image
 
 from patchnpack.loaders.imaging.readers import by_pil
 from patchnpack.loaders.imaging.readers.codecs import codec
+from patchnpack.loaders.imaging.readers.depth import to_8_bits
 from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind
 
 DIRECT_COLORS = {"Gray", "YCbCr", "RGB"}  # colour spaces that libjpeg-turbo converts to RGB
@@ -130,14 +131,14 @@ def decode(data: bytes) -> np.ndarray | Image.Image:
         raise ValueError("Premature end of JPEG file")
     try:
         return by_pil.decode("Jpeg", mended.data)
-    except OSError as error:
+    except (OSError, SyntaxError) as error:
         try:
             pixels: np.ndarray = codec("jpeg8_decode")(data)
         except ValueError:
             raise error from None
         if pixels.dtype != np.uint8 or pixels.shape[2:] not in ((), (3,)):
             raise
-        return pixels
+        return to_8_bits(pixels, data[_frame_header(data)[1] + 4])  # PIL refuses lossless JPEGs of fewer than 8 bits
 
 
 def decode_with_warnings(

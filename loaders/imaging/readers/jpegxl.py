@@ -6,6 +6,7 @@ import numpy as np
 
 from patchnpack.loaders.imaging.readers.boxes import boxes
 from patchnpack.loaders.imaging.readers.codecs import codec
+from patchnpack.loaders.imaging.readers.depth import to_8_bits
 from patchnpack.loaders.imaging.readers.facts import SEVERAL, Facts, unsupported_kind
 
 _CODESTREAM = b"\xff\x0a"
@@ -48,10 +49,21 @@ def header(data: bytes) -> Facts:
     Raises:
         ValueError, struct.error: the data end early or are damaged.
     """
+    return _header(data)[0]
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The upright pixels of the first frame, uint8 (height, width) or (height, width, C)."""
+    pixels: np.ndarray = codec("jpegxl_decode")(data, index=0, numthreads=1)
+    return to_8_bits(pixels, _header(data)[1])
+
+
+def _header(data: bytes) -> tuple[Facts, int]:
+    """What the codestream says, and the bits per channel."""
     bits = _Bits(_codestream(data)[2:])
     width, height = _size(bits)
     if bits.read(1):  # all fields have their defaults
-        return Facts(width, height, 1, 1)
+        return Facts(width, height, 1, 1), 8
     is_animated, orientation = False, 1
     if bits.read(1):  # fields that few images have
         orientation = bits.read(3) + 1
@@ -71,13 +83,7 @@ def header(data: bytes) -> Facts:
     if orientation >= 5:
         width, height = height, width
     pages = SEVERAL if is_animated else 1
-    return Facts(width, height, pages, 1, unsupported_kind(3 + extra, depth))
-
-
-def decode(data: bytes) -> np.ndarray:
-    """The upright pixels of the first frame, uint8 (height, width) or (height, width, C)."""
-    pixels: np.ndarray = codec("jpegxl_decode")(data, index=0, numthreads=1)
-    return pixels
+    return Facts(width, height, pages, 1, unsupported_kind(3 + extra, depth)), depth
 
 
 def _codestream(data: bytes) -> bytes:

@@ -26,6 +26,13 @@ _UNCOMPRESSED, _JPEG = 1, 7  # compression
 # LZW, old and new JPEG, deflate, PackBits, LZMA and Zstandard: of any other, libtiff would make a black image of YCbCr.
 _YCBCR_COMPRESSIONS = {5, 6, _JPEG, 8, 32773, 32946, 34925, 50000}
 _JPEG_UNKNOWN, _JPEG_RGB, _JPEG_YCBCR = 0, 2, 3  # colour spaces, as libjpeg numbers them
+# Compressions that libtiff in imagecodecs cannot read, of slides (33003, 33005, 34712), raw photographs and maps.
+_NOT_READ = {
+    **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG 2000"),
+    **dict.fromkeys((22610, 34934), "JPEG XR"),
+    **dict.fromkeys((50002, 52546), "JPEG XL"),
+    34933: "PNG",
+}
 _IGNORED, _PREMULTIPLIED, _ALPHA = 0, 1, 2  # kinds of extra samples
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}  # field types
 _READ = {
@@ -89,9 +96,8 @@ def decode(data: bytes) -> np.ndarray | Image.Image:
     """The upright pixels of the first page: uint8 (h, w) or (h, w, n), or an image in a mode that PIL converts."""
     directory = _directory(data)
     mode, compression = _mode(directory), directory.first(_COMPRESSION, _UNCOMPRESSED)
-    if mode == "YCbCr" and compression == _UNCOMPRESSED:  # libtiff assumes another subsampling than PIL
-        return by_pil.decode("Tiff", data)
-    if mode == "YCbCr" and compression not in _YCBCR_COMPRESSIONS:
+    is_raw_ycbcr = mode == "YCbCr" and compression == _UNCOMPRESSED
+    if mode == "YCbCr" and not is_raw_ycbcr and compression not in _YCBCR_COMPRESSIONS:
         raise ValueError(f"YCbCr of compression {compression} is not read")
     if compression == _JPEG and directory.first(_PLANAR, 1) == 1:
         samples = _jpeg_samples(data, directory)
@@ -106,6 +112,8 @@ def decode(data: bytes) -> np.ndarray | Image.Image:
         flat = pixels[..., None] if pixels.ndim == 2 else pixels
         upright: np.ndarray = _kernels.orient(np.ascontiguousarray(flat), turn)
         pixels = upright[..., 0] if pixels.ndim == 2 else upright
+    if is_raw_ycbcr:
+        return Image.frombytes("YCbCr", pixels.shape[1::-1], np.ascontiguousarray(pixels).tobytes())
     if mode in ("CMYK", "RGBa") and pixels.shape[2] == 4:
         raw = np.ascontiguousarray(pixels)
         return Image.frombytes(mode.upper(), pixels.shape[1::-1], raw.tobytes(), "raw", mode)
@@ -150,9 +158,13 @@ def _jpeg_samples(data: bytes, directory: _Directory) -> np.ndarray:
 
 
 def _as_samples(data: bytes, directory: _Directory, mode: str | None) -> bytes:
-    """The file, changed so that libtiff does not turn the image, nor convert CMYK, which PIL rounds otherwise."""
+    """The file, changed so that libtiff does not turn the image, nor convert its colours.
+
+    PIL rounds CMYK otherwise. Of uncompressed YCbCr, libtiff assumes another subsampling than PIL.
+    """
     changes = {_ORIENTATION: 1} if directory.first(_ORIENTATION, 1) != 1 else {}
-    if mode == "CMYK":
+    is_raw_ycbcr = mode == "YCbCr" and directory.first(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED
+    if mode == "CMYK" or is_raw_ycbcr:
         changes[_PHOTOMETRIC] = _RGB
     if not changes:
         return data
@@ -180,6 +192,8 @@ def _unsupported(directory: _Directory) -> str | None:
     channels = directory.first(_SAMPLES, 1)
     if (reason := unsupported_kind(channels, max(_bits(directory)))) is not None:
         return reason
+    if (compression := directory.first(_COMPRESSION, _UNCOMPRESSED)) in _NOT_READ:
+        return f"it is a TIFF of compression {compression} ({_NOT_READ[compression]}), which is not read"
     if (mode := _mode(directory)) is None:
         return (
             f"its {channels} channels of {_bits(directory)} bits, photometric interpretation "

@@ -24,7 +24,7 @@ needs_webp = pytest.mark.skipif(not features.check("webp"), reason="this PIL was
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "begins with b''"),
+        (b"", "it is empty: it has 0 bytes"),
         (b"\xff\xd8", "ValueError"),
         (b"\xff\xd8\xff", "ValueError"),
         (b"no image at all", "begins with b'no image'"),

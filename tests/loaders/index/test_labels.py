@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from patchnpack.loaders.assembly.samples import read_member
-from patchnpack.loaders.index.labels import NO_LABEL, Labels
+from patchnpack.loaders.index.labels import NO_LABEL, Labels, as_label
 from patchnpack.loaders.index.scanner import scan
 
 Make = Callable[..., Labels]
@@ -234,7 +235,7 @@ def test_json_values_of_other_types_are_read_by_their_type(make_labels: Make) ->
     values = ["true", "false", "null", "NaN", "12", "-0"]
     labels = make_labels([{"json": f'{{"n": {value}}}'} for value in values], "json:n")
     assert all_of(labels, 6) == [1, 0, NO_LABEL, NO_LABEL, 12, 0]
-    for value in ("1e3", "3.0", "Infinity", "1" + "0" * 30):
+    for value in ("0.5", "1e30", "Infinity", "1" + "0" * 30):
         with pytest.raises(ValueError, match="label '"):
             make_labels([{"json": f'{{"n": {value}}}'}], "json:n")
     with pytest.raises(ValueError, match="label 1 is not among the 1 classes"):
@@ -245,7 +246,7 @@ def test_target_beyond_float32_is_refused(make_labels: Make) -> None:
     labels = make_labels([{"json": '{"t": [1, -Infinity, NaN, 3e38]}'}], "json:t")
     assert labels.of(0).tolist()[1] == -np.inf
     for number in ("1e39", "-1e300"):
-        with pytest.raises(ValueError, match="a list of numbers of float32"):
+        with pytest.raises(ValueError, match="a list of at least one number of float32"):
             make_labels([{"json": f'{{"t": [1, {number}]}}'}], "json:t")
 
 
@@ -299,5 +300,85 @@ def test_missing_or_repeated_classes_are_refused(make_labels: Make, tmp_path: Pa
         FileNotFoundError, match=r"classes file '.*names.txt' does not exist; give a file with one class name per line"
     ):
         make_labels([{"cls": "1"}], "cls", tmp_path / "names.txt")
-    with pytest.raises(ValueError, match="classes repeats 1 names; each class needs a name of its own"):
+    with pytest.raises(ValueError, match=r"classes repeats 1 names, such as .*; each class needs a name of its own"):
         make_labels([{"cls": "1"}], "cls", ["a", "b", "a"])
+
+
+@pytest.mark.parametrize("text", [b"\xef\xbb\xbf1\r\n", b"\xef\xbb\xbf 1", b" 1\n"])
+@pytest.mark.parametrize("member", ["cls", "txt"])
+def test_byte_order_mark_of_a_label_does_not_count(make_labels: Make, text: bytes, member: str) -> None:
+    assert all_of(make_labels([{member: text}], member), 1) == [1]
+    named = text.replace(b"1", b"dog")
+    assert all_of(make_labels([{member: named}], member, ["cat", "dog"]), 1) == [1]
+
+
+def test_whole_floats_in_json_are_classes_as_tools_with_missing_values_write_them(make_labels: Make) -> None:
+    labels = make_labels([{"json": '{"l": 3.0}'}, {"json": '{"l": NaN}'}, {"json": '{"l": -2.0}'}], "json:l")
+    assert all_of(labels, 3) == [3, NO_LABEL, -2]
+    named = make_labels([{"json": '{"l": 3.0}'}], "json:l", ["2.0", "3.0"])
+    assert all_of(named, 1) == [1]  # a name of classes= comes first
+    with pytest.raises(ValueError, match=r"label '1.5' .* is neither a whole number"):
+        make_labels([{"json": '{"l": 1.5}'}], "json:l")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (torch.tensor(4), 4),
+        (np.array(True), 1),
+        (torch.tensor(float("nan"), requires_grad=True), None),
+    ],
+)
+def test_values_of_other_libraries_are_labels(value: Any, expected: int | None) -> None:
+    assert as_label(value) == expected
+
+
+def test_missing_values_of_pandas_are_absent_labels() -> None:
+    pandas = pytest.importorskip("pandas")
+    assert as_label(pandas.NA) is None
+    assert as_label(pandas.NaT) is None
+
+
+def test_tensor_of_bfloat16_is_a_target() -> None:
+    target = as_label(torch.tensor([1.0, 0.5], dtype=torch.bfloat16))
+    assert isinstance(target, np.ndarray)
+    assert target.dtype == np.float32
+    assert target.tolist() == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("value", [[], np.array([]), 3.0, 2.0**63, float("inf")])
+def test_value_that_is_no_label_is_refused_with_the_value(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"a label is .*; it must be a whole number of int64 .* at least one number"):
+        as_label(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "says"),
+    [
+        ("Cat", ["dog", "cat"], "classes has 'cat', and this is 'Cat': they differ in case or in the Unicode form"),
+        ("cafe\u0301", ["caf\xe9"], r"classes has 'caf\\xe9', and this is 'cafe\\u0301': they differ in case or"),
+        ("bird", ["dog", "cat"], "classes has 2 others: dog, cat"),
+        ("caf\xe9".encode("latin-1"), ["caf\xe9"], "its text is not UTF-8; write it in UTF-8"),
+    ],
+)
+def test_unknown_name_says_what_the_classes_are(
+    make_labels: Make, text: str | bytes, classes: list[str], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        make_labels([{"cls": text}], "cls", classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("c.txt", "cat\n".encode("utf-16"), r"classes file '.*c.txt' is not in UTF-8 \(byte 0 is 0xff\); save it in"),
+        ("c.json", b'{"cat": 0}', r"classes file '.*c.json' is JSON; give a file with one class name per line, or in"),
+        ("c.txt", b"cat\ndog\ncat\n", "classes repeats 1 names, such as 'cat'; each class needs a name of its own"),
+    ],
+)
+def test_file_that_lists_no_classes_is_named(
+    make_labels: Make, tmp_path: Path, name: str, data: bytes, says: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=says):
+        make_labels([{"cls": "cat"}], "cls", tmp_path / name)

@@ -121,3 +121,54 @@ def test_a_mistake_is_one_line_with_value_and_fix(
 )
 def test_a_bare_error_of_the_operating_system_is_put_into_words(error: Exception, says: str) -> None:
     assert message_of(error).startswith(says)
+
+
+def test_an_error_names_the_sample_that_it_was_raised_for(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(here / "named.tar", [("a.jpg", JPEG), ("a.cls", b"1"), ("b.jpg", JPEG), ("b.cls", b"cat")])
+    monkeypatch.setattr(sys, "argv", ["patchnpack", "pack", "named.tar", "-o", "packed", "--label", "cls"])
+    with pytest.raises(SystemExit):
+        cli.run()
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: label 'cat' (of 'cls') is neither a whole number nor a known class; give --classes")
+    assert line.endswith("(raised for the label of the sample with key 'b' in " + repr(str(here / "named.tar")) + ")")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        (
+            "a.tar",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n",
+            "a.tar' is a Git LFS pointer, not the shard itself; run `git lfs pull` in its repository",
+        ),
+        (
+            "a.parquet",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n",
+            "a.parquet' is a Git LFS pointer, not the shard itself; run `git lfs pull` in its repository",
+        ),
+        (
+            "a.xlsx",
+            b"PK\x03\x04" + b"\0" * 600,
+            "a.xlsx' is a table, not a shard: save a table of sizes as .csv, .tsv",
+        ),
+        ("a.jsonl", b'{"width": 1}\n', "a.jsonl' is a table, not a shard: save a table of sizes as .csv, .tsv or"),
+    ],
+)
+def test_a_file_that_is_no_shard_says_what_it_is(
+    name: str,
+    data: bytes,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(data)
+    monkeypatch.setattr(sys, "argv", ["patchnpack", "report", name])
+    with pytest.raises(SystemExit):
+        cli.run()
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert says in line

@@ -69,7 +69,10 @@ def test_images_that_a_loader_refuses_for_their_size_are_counted(tmp_path: Path)
         ("", "cannot be read: Empty CSV file; its first line must name the columns, such as width,height"),
         ("width,height\n", "has no rows; give at least one image"),
         ("640,480\n5,7\n", "has the columns '640', '480', but not width and height .or w and h, or image_width and"),
-        ("width;height\n5;7\n", "has the columns 'width;height', but not .* in its first line, separated by commas"),
+        (
+            "width:height\n5:7\n",
+            "has the columns 'width:height', but not .* in its first line, separated by commas, sem",
+        ),
         ("width,count\n5,7\n", "has the columns 'width', 'count', but not"),
         ("width,height,Width\n5,7,5\n", "has 2 columns named 'width'; leave one of them"),
         ("width,height\n5,7\n5,-1\n", "row 2 of table .* has '-1' in column 'height'; it must be a whole number of at"),
@@ -148,3 +151,39 @@ def test_sizes_of_any_type_that_holds_whole_numbers_are_read(column: pa.Array, t
 )
 def test_table_with_sizes_and_images_is_a_shard(image: pa.Array, tmp_path: Path) -> None:
     assert not are_size_tables(_parquet(tmp_path, width=[640], height=[480], image=image))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("excel.csv", b"width;height\r\n640;480\r\n5;7\r\n"),
+        ("tabs.csv", b"width\theight\n640\t480\n5\t7\n"),
+        ("commas.tsv", b"width,height\n640,480\n5,7\n"),
+        ("unicode.csv", "width\theight\r\n640\t480\r\n5\t7\r\n".encode("utf-16")),
+        ("mark.csv", b"\xef\xbb\xbfwidth;height\n640;480\n5;7\n"),
+        ("told.csv", b"sep=;\r\nwidth;height\r\n640;480\r\n5;7\r\n"),
+        ("bar.csv", b"sep=|\nwidth|height\n640|480\n5|7\n"),
+        ("quotes.csv", b'"name";"width";"height"\n"a;b";640;480\n"c";5;7\n'),
+        ("lines.csv", b"width;height\r640;480\r5;7\r"),
+        ("compressed.csv", gzip.compress(b"width,height\n640,480\n5,7\n")),
+        ("plain.csv.gz", b"width,height\n640,480\n5,7\n"),
+        ("unicode.csv.gz", gzip.compress("width;height\n640;480\n5;7\n".encode("utf-16"))),
+    ],
+)
+def test_tables_are_read_as_spreadsheets_write_them(name: str, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    found = read_size_tables([str(tmp_path / name)])
+    assert (found.width.tolist(), found.height.tolist()) == ([640, 5], [480, 7])
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("cut.csv.gz", gzip.compress(b"width,height\n640,480\n" * 999)[:60]),
+        ("odd.csv", "width,height\n640,480\n".encode("utf-16") + b"\0"),
+    ],
+)
+def test_damaged_table_is_named(name: str, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=f"table '.*{name}'"):
+        read_size_tables([str(tmp_path / name)])
