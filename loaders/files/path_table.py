@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from array import array
 from collections import Counter
 
@@ -29,6 +30,7 @@ from patchnpack.loaders.shards.tar import IMAGE
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")  # of files that are tables of paths by their name alone
 _USUAL = ("path", "file", "file_name", "filename", "file_path", "filepath", "image_path", "image", "url", "image_url")
 _SIZES = {"width", "height"}
+_HEAD = 1 << 16  # bytes that hold the first line of a CSV
 
 
 def suffix_of(name: str) -> str:
@@ -124,14 +126,22 @@ def _read(name: str, opener: ShardOpener) -> pa.Table:
 
 
 def _read_csv(file: pa.NativeFile, delimiter: str) -> pa.Table:
+    """Read a CSV as text; a spreadsheet may separate columns by semicolons or tabs, and write UTF-16."""
+    head = file.read(_HEAD)
+    encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf8"
+    first = re.split("[\r\n]", head.decode(encoding, "replace"))[0]
+    if delimiter not in first:
+        delimiter = next((mark for mark in (",", ";", "\t") if mark in first), delimiter)
+    file.seek(0)
+    read = pyarrow.csv.ReadOptions(encoding=encoding)
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    with pyarrow.csv.open_csv(file, parse_options=parse) as reader:
+    with pyarrow.csv.open_csv(file, read, parse) as reader:
         names = reader.schema.names
     file.seek(0)
     convert = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False
     )
-    return pyarrow.csv.read_csv(file, parse_options=parse, convert_options=convert)
+    return pyarrow.csv.read_csv(file, read, parse, convert)
 
 
 def _member_names(table: pa.Table, name: str) -> dict[str, str]:
@@ -160,7 +170,7 @@ def _path_column(columns: list[str], path: str | None, name: str) -> str:
             f"table {redact(name)!r} has the columns {listed}, none of them a path: a table of sizes serves "
             "`patchnpack report` only; add a column of paths, and name it with path="
         )
-    which = f"has several columns that may be paths ({', '.join(usual)})" if usual else "has no column named `path`"
+    which = f"has several columns that may be paths ({', '.join(usual)})" if usual else "has no column 'path'"
     raise ValueError(f"table {redact(name)!r} {which}; its columns are {listed}: name the one of the paths with path=")
 
 

@@ -104,7 +104,7 @@ def _opened(
         given.check_unused("a shard")
     elif index is None:
         return _with_files(names, image, given, opener, may_scan, num_threads, progress)
-    paths = [file_source_name(names[0])] if has_files and len(names) == 1 else expand(source, opener)
+    paths = [file_source_name(names[0])] if has_files and len(names) == 1 else expand(names, opener)
     if index is not None:
         name = "the index" if isinstance(index, Index) else f"index {redact(os.fspath(index))!r}"
         found = index if isinstance(index, Index) else _load(index, opener)

@@ -62,7 +62,7 @@ def update_index(
     if any(is_file_source(name, column) for name in names):
         return _update_files(names, path, image, given, opener, num_threads, progress)
     given.check_unused("a shard")
-    paths = [shard if is_remote(shard) else os.path.abspath(shard) for shard in expand(source, opener)]
+    paths = [shard if is_remote(shard) else os.path.abspath(shard) for shard in expand(names, opener)]
     if path is None and any(map(is_remote, paths)):
         raise ValueError(
             "the shards are remote, so the index needs a path: patchnpack index SHARDS -o index.parquet, or, where "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -62,6 +63,10 @@ class MixtureSource(ShardSource):
 
 def _indexes(sources: list[Any], options: LoaderOptions, opener: ShardOpener) -> list[Index]:
     """Open the index of each source; `path` and `root` are for those that are tables of paths."""
+    sources = [
+        source if isinstance(source, Index | str | os.PathLike) else names_of(source)  # a generator yields names once
+        for source in sources
+    ]
     plain = replace(options, path=None, root=None)
     tables = [
         not isinstance(source, Index)

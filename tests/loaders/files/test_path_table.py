@@ -105,7 +105,7 @@ def test_a_path_that_leaves_the_root_is_refused(home: Path, path: str, root: str
     ("text", "options", "reason"),
     [
         ("file,label\na.jpg,1\n", {"path": "fil"}, "has no column 'fil'; its columns are file, label: name one, path="),
-        ("a,b\n1,2\n", {}, "has no column named `path`; its columns are a, b: name the one of the paths with path="),
+        ("a,b\n1,2\n", {}, "has no column 'path'; its columns are a, b: name the one of the paths with path="),
         ("path,url\n1,2\n", {}, r"has several columns that may be paths \(path, url\)"),
         ("width,height\n1,2\n", {}, "a table of sizes serves `patchnpack report` only"),
         ("path\n\n", {}, "no row of .* has a path"),
@@ -121,6 +121,15 @@ def test_a_path_that_leaves_the_root_is_refused(home: Path, path: str, root: str
 def test_mistakes_with_tables_name_the_remedy(home: Path, text: str, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         loader_of(home, write(home, text), **options)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_tables_of_spreadsheets_are_read(home: Path, encoding: str, mark: str) -> None:
+    lines = ["path|n", "images/cat/im02.jpg|1", "images/cat/im06.jpg|2"]
+    (home / "t.csv").write_bytes("\r\n".join(lines).replace("|", mark).encode(encoding))
+    loader = loader_of(home, home / "t.csv", path="path", label="n")
+    assert sorted(label for label, _ in images_of(list(loader)).values()) == [1, 2]
 
 
 def test_a_table_root_or_path_that_does_not_exist_is_named(home: Path) -> None:

@@ -153,7 +153,7 @@ def test_an_error_names_the_sample_that_it_was_raised_for(
             b"PK\x03\x04" + b"\0" * 600,
             "a.xlsx' is a table, not a shard: save a table of sizes as .csv, .tsv",
         ),
-        ("a.jsonl", b'{"width": 1}\n', "a.jsonl' is a table, not a shard: save a table of sizes as .csv, .tsv or"),
+        ("a.jsonl", b'{"width": 1}\n', "a.jsonl' has no column 'path'; its columns are width: name the one of the"),
     ],
 )
 def test_a_file_that_is_no_shard_says_what_it_is(
