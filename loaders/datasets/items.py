@@ -144,6 +144,11 @@ def _refuse(given: Any) -> None:
             f"the source is a {kind} with the splits {names}; give one of them: dataset[{first!r}], or mix them: "
             "torch.utils.data.ConcatDataset(list(dataset.values()))"
         )
+    if {"webdataset", "wids"} & {base.__module__.partition(".")[0] for base in type(given).__mro__}:
+        raise ValueError(
+            f"the source is a {kind}; give the names of its shards, or pack its samples as they come: "
+            "pack_stream(data, packing, batch_size=...)"
+        )
     if is_iterable_only(given) or not hasattr(given, "__getitem__"):
         raise ValueError(
             f"the source is a {kind}, which can only be iterated: pack_stream({kind.lower()}, packing, batch_size=...) "

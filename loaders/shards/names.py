@@ -5,10 +5,10 @@ from __future__ import annotations
 import glob
 import os
 import re
-import shlex
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from patchnpack.loaders.remote.addresses import check_not_file, is_remote, redact
 from patchnpack.packer.checks import kind_of, shown
@@ -21,16 +21,13 @@ def names_of(source: Any) -> list[str]:
     """Return the names in a source: one path, address or pattern, or several of them.
 
     Raises:
-        ValueError: the source is neither, for example a data set or an unordered set of names. The message says how to
-            load such a source.
+        ValueError: the source is neither, for example an unordered set of names.
 
     >>> names_of("a.tar"), names_of(("a.tar", "b.tar"))
     (['a.tar'], ['a.tar', 'b.tar'])
     """
     if isinstance(source, str | os.PathLike):
         return [os.fspath(source)]
-    if (remedy := _of_data_set(source)) is not None:
-        raise ValueError(f"the source is a {kind_of(source)}, and PackedImageLoader reads shards; {remedy}")
     if isinstance(source, Mapping):
         raise ValueError(
             f"the source is a dict, {shown(source)}; for several sources with weights give Mixture({{...}})"
@@ -38,6 +35,11 @@ def names_of(source: Any) -> list[str]:
     if isinstance(source, set | frozenset):
         raise ValueError(
             f"the source is a {type(source).__name__}, whose order changes from run to run; give a list: sorted(shards)"
+        )
+    if hasattr(source, "__getitem__") and not isinstance(source, Sequence | np.ndarray):
+        raise ValueError(
+            f"the source is a {kind_of(source)}, not the name of shards; give a data set to a loader of its own: "
+            "PackedImageLoader(data, packing, batch_size=...)"
         )
     if isinstance(source, bytes) or not hasattr(source, "__iter__"):
         raise ValueError(f"the source is {_described(source)}; {_GIVE}")
@@ -109,48 +111,3 @@ def _instead_of(item: Any) -> str:
     if isinstance(item, Mapping | tuple) or hasattr(item, "shape") or hasattr(item, "mode"):
         return "samples instead of shards go to pack_stream(samples, packing, batch_size=...)"
     return _GIVE
-
-
-def _of_data_set(source: Any) -> str | None:
-    """Return how to load a data set of another library; None if the source is no data set.
-
-    Nothing is read from it: some have no end, and others decode each item.
-    """
-    roots = {kind.__module__.partition(".")[0] for kind in type(source).__mro__}
-    named = "pack_stream(data, packing, batch_size=..., image='image', label='label') packs its samples as they come"
-    stored = (
-        f"{named}; for an index, resuming and equal ranks write it once, data.to_parquet('train.parquet'), and give "
-        "the file with image='image', label='label'"
-    )
-    if "datasets" in roots:
-        if isinstance(source, Mapping):
-            splits = ", ".join(map(repr, list(source)[:5]))
-            return f"it holds the splits {splits}: choose one, data = datasets[split]; {stored}"
-        if type(source).__name__ == "Dataset":
-            return stored
-        return f"{named}; if it reads parquet files, give their paths or hf:// addresses instead"
-    if "webdataset" in roots or "wids" in roots:
-        return (
-            "give the names of its shards, or pack its samples as they come: pack_stream(data, packing, batch_size=...)"
-        )
-    if "torchvision" in roots and isinstance(folder := getattr(source, "root", None), str | os.PathLike):
-        command = f"patchnpack shard {shlex.quote(os.fspath(folder))} -o SHARDS"
-        return (
-            f"write its image files into shards once: {command}; or pack its "
-            "(image, label) pairs as they come: pack_stream(data, packing, batch_size=...), without a transform in "
-            "the data set"
-        )
-    if not any(_is_a(source, name) for name in ("Dataset", "DataLoader")) and not (
-        hasattr(source, "__getitem__") and not hasattr(source, "__iter__")
-    ):
-        return None
-    return (
-        "pack its samples as they come: pack_stream(data, packing, batch_size=...), where a sample is an (image, "
-        "label) pair or a dict, an image is encoded bytes, a PIL image or uint8 (height, width, C), and nothing is "
-        "batched"
-    )
-
-
-def _is_a(source: Any, name: str) -> bool:
-    torch_data = sys.modules.get("torch.utils.data")
-    return torch_data is not None and isinstance(source, getattr(torch_data, name))

@@ -251,7 +251,8 @@ def test_truncated_jpegs_are_kept_on_request(make_drawn: Callable[..., Any]) -> 
     # Other damage does not count as an early end.
     index = scan(drawn.shards)
     data = index.reader().read(0, int(index.offset[0]), int(index.nbytes[0]))
-    drawn.rewrite({"s0i000.jpg": data[:-2] + bytes(100) + data[-2:]})
+    middle = len(data) * 2 // 3
+    drawn.rewrite({"s0i000.jpg": data[:middle] + b"\xff\xd3" + data[middle:]})  # a restart that nothing announced
     keep = PackedImageLoader(drawn.shards, PACKING, batch_size=1, errors=ErrorPolicy(truncated="keep"))
     assert "s0i000" not in keys_of(keep)
 

@@ -61,7 +61,6 @@ SOURCES: list[tuple[Any, str]] = [
     ([1, 2], "item 0 of the source is 1; give shards"),
     ([["a.tar"]], "item 0 of the source is a list; give one flat list of shards"),
     ([("a.tar", 1)], "item 0 of the source is a tuple; for sources with weights give Mixture("),
-    ([{"jpg": JPEG}], "item 0 of the source is a dict; samples instead of shards go to pack_stream("),
     ([Mixture({"a": ("a.tar", 1)})], "give the Mixture alone, or several sources with weights in one Mixture"),
     ({"a": "a.tar"}, "the source is a dict, {'a': 'a.tar'}; for several sources with weights give Mixture("),
     ({"a.tar", "b.tar"}, "the source is a set, whose order changes from run to run; give a list: sorted(shards)"),
@@ -82,15 +81,15 @@ SOURCES: list[tuple[Any, str]] = [
     ("simplecache::s3://b/a.tar", "chains file systems; give 's3://b/a.tar' alone, which is cached anyway"),
     (Path("s3://b/a.tar"), "'s3://b/a.tar' lost a slash and became 's3:/b/a.tar', as pathlib.Path makes of it"),
     ("https:/host/a.tar", "'https://host/a.tar' lost a slash and became 'https:/host/a.tar'"),
-    (Items(), "Items, and PackedImageLoader reads shards; pack its samples as they come: pack_stream(data, packing, "),
-    (Endless(), "Endless, and PackedImageLoader reads shards; pack its samples as they come: pack_stream("),
+    (Items(), "the data set Items has no length; give it __len__, or pass it to pack_stream("),
+    (Endless(), "the source is a Endless, which can only be iterated: pack_stream("),
     (
         torch.utils.data.DataLoader(Endless()),
-        "DataLoader, and PackedImageLoader reads shards; pack its samples as they",
+        "the source is a DataLoader, which can only be iterated: pack_stream(",
     ),
     (
         webdataset.WebDataset("a.tar", shardshuffle=False),
-        "WebDataset, and PackedImageLoader reads shards; give the names",
+        "the source is a WebDataset; give the names of its shards, or pack its samples as they come: pack_stream(",
     ),
 ]
 
@@ -128,29 +127,15 @@ def test_names_that_hold_the_separators_themselves_are_names(here: Path) -> None
         assert len(load(name).index) == 3
 
 
-def test_what_a_message_says_of_a_hugging_face_data_set_works(here: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    data = datasets.Dataset.from_dict({"image": [{"bytes": JPEG, "path": None}] * 3, "label": [0, 1, 2]}, features)
-    with pytest.raises(
-        ValueError, match=r"is a datasets.arrow_dataset.Dataset, .*pack_stream\(data, .*data.to_parquet"
-    ):
-        load(data)
-    with pytest.raises(
-        ValueError, match=r"it holds the splits 'train': choose one, data = datasets\[split\]; pack_str"
-    ):
-        load(datasets.DatasetDict({"train": data}))
-    data.to_parquet("train.parquet")
-    stored = load("train.parquet", image="image", label="label")
-    streamed = pack_stream(data, PACKING, batch_size=1, image="image", label="label")
-    for batches in (stored, streamed):
-        assert [batch.labels[batch.image_mask].tolist() for batch in batches] == [[0, 1, 2]]
-
-
 def test_what_a_message_says_of_a_torch_data_set_works() -> None:
     pairs = (Items()[number] for number in range(3))
     (batch,) = pack_stream(pairs, PACKING, batch_size=1)
     assert batch.labels[batch.image_mask].tolist() == [0, 1, 2]
+
+
+def test_a_data_set_in_a_mixture_is_an_error_that_names_it() -> None:
+    with pytest.raises(ValueError, match=r"the source is a .*Items, not the name of shards; .* a loader of its own"):
+        load(Mixture({"a": (Items(), 1)}))  # type: ignore[dict-item]
 
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [

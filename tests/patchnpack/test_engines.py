@@ -126,7 +126,7 @@ def test_errors_of_a_worker_are_raised(index: Index, shards: list[str], tmp_path
     held = Path(shards[1]).read_bytes()
     Path(shards[1]).write_bytes(held[:-512])
     try:
-        with pytest.raises(OSError, match=r"it has changed"):
+        with pytest.raises(OSError, match=r"bring the index up to date"):
             run_local(work, 2)
     finally:
         Path(shards[1]).write_bytes(held)
@@ -203,7 +203,7 @@ def test_errors_of_a_ray_task_are_raised(index: Index, shards: list[str], tmp_pa
     held = Path(shards[1]).read_bytes()
     Path(shards[1]).write_bytes(held[:-512])
     try:
-        with pytest.raises(OSError, match=r"it has changed"):
+        with pytest.raises(OSError, match=r"bring the index up to date"):
             run_ray(work, None, tasks=2)
     finally:
         Path(shards[1]).write_bytes(held)

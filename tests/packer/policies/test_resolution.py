@@ -352,7 +352,7 @@ def test_native_pad_accepts_an_image_with_one_side_of_a_patch() -> None:
         (Native, {"max_tokens": -1}, "max_tokens is -1; it must be at least 1"),
         (Native, {"edge": "wrap"}, "edge is 'wrap'; it must be one of 'pad', 'crop', 'resize'"),
         (Square, {"size": 0}, "size is 0; it must be at least 1"),
-        (Square, {"size": 224.0}, "size is 224.0; it must be a whole number"),
+        (Square, {"size": 224.0}, "size is 224.0; it must be a whole number: 224"),
     ],
 )
 def test_a_policy_out_of_range_names_the_value_and_the_limit(
