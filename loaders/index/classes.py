@@ -56,8 +56,8 @@ def remedy_of_unknown(name: str, classes: Mapping[str, int]) -> str:
     alike = next((each for each in classes if _folded(each) == _folded(name)), None)
     if alike is not None:
         return (
-            f"classes has {alike!a}, and this is {name!a}: they differ in case or in the Unicode form of their letters; "
-            "write both alike"
+            f"classes has {alike!a}, and this is {name!a}: they differ in case or in the Unicode form of their letters"
+            "; write both alike"
         )
     listed = ": " + shown(", ".join(classes)).strip("'") if classes else ""
     return f"classes has {len(classes)} others{listed}"
