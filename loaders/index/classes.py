@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,23 @@ def class_table(classes: Classes) -> Mapping[str, int] | None:
             "its own"
         )
     return table
+
+
+def remedy_of_unknown(name: str, classes: Mapping[str, int]) -> str:
+    """Return what a message about a name that is no class says of the classes: the one that differs little, or all."""
+    alike = next((each for each in classes if _folded(each) == _folded(name)), None)
+    if alike is not None:
+        return (
+            f"classes has {alike!a}, and this is {name!a}: they differ in case or in the Unicode form of their letters"
+            "; write both alike"
+        )
+    listed = ": " + shown(", ".join(classes)).strip("'") if classes else ""
+    return f"classes has {len(classes)} others{listed}"
+
+
+def _folded(name: str) -> str:
+    """A name without differences of case, of composed and decomposed letters, and of white space around it."""
+    return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
 def _class_number(name: str, number: object) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.index.classes import Classes as Classes
-from patchnpack.loaders.index.classes import class_table
+from patchnpack.loaders.index.classes import class_table, remedy_of_unknown
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.member_names import find_member
@@ -162,15 +161,7 @@ class LabelRule:
         if number is None:
             remedy = "give classes=, a list of their names"
             if self.classes is not None:
-                alike = next((name for name in self.classes if _folded(name) == _folded(text)), None)
-                remedy = f"classes has {len(self.classes)} others"
-                if alike is not None:
-                    remedy = (
-                        f"classes has {alike!a}, and this is {text!a}: they differ in case or in the Unicode form of "
-                        "their letters; write both alike"
-                    )
-                elif self.classes:
-                    remedy += f": {shown(', '.join(self.classes)).strip(chr(39))}"
+                remedy = remedy_of_unknown(text, self.classes)
             if "\ufffd" in text:
                 remedy = "its text is not UTF-8; write it in UTF-8"
             raise ValueError(
@@ -389,11 +380,6 @@ def as_label(value: Any) -> int | np.ndarray | None:
         f"a label is {_short(value)}; it must be a whole number of int64 (a class) or a list of at least one number of "
         "float32 (a target; of one, write [x])"
     )
-
-
-def _folded(name: str) -> str:
-    """A name without differences of case, of composed and decomposed letters, and of white space around it."""
-    return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
 def _short(value: Any, limit: int = 60) -> str:
