@@ -4,8 +4,10 @@ All sources take turns in one process, with the same packing and threads, so oth
 alike. CPU time is that of the whole process, all threads together.
 
 * shards: webdataset tars.
+* folder: image files, in a sub-folder per class.
+* table: a CSV of the paths of these files.
 * hugging face: saved to disk, read undecoded.
-* image folder: (path, label) pairs, as torchvision's `ImageFolder` lists them.
+* image folder: the same files as (path, label) pairs, as torchvision's `ImageFolder` lists them.
 * pil: an object whose `__getitem__` opens the bytes with PIL and returns (image, label), without the lock.
 * pil, locked: the same behind the lock, which is the default.
 * pil, decoded: `__getitem__` decodes and converts the image, as torchvision's loader does, without the lock.
@@ -66,10 +68,12 @@ def loaders(index: Index, folder: Path, threads: int, batch_size: int) -> dict[s
     photos, labels = [samples.read(i) for i in rows.tolist()], np.asarray(samples.labels).tolist()
     files = []
     for i, (data, label) in enumerate(zip(photos, labels, strict=True)):
-        path = folder / str(label) / f"{i:06d}.jpg"
-        path.parent.mkdir(exist_ok=True)
+        path = folder / "files" / str(label) / f"{i:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         files.append((str(path), label))
+    table, cached = folder / "files.csv", given | {"cache_dir": folder / "cache"}
+    table.write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in files))
     columns = {"image": [{"bytes": data, "path": None} for data in photos], "label": labels}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(folder / "saved"))
@@ -78,6 +82,8 @@ def loaders(index: Index, folder: Path, threads: int, batch_size: int) -> dict[s
     sizes = np.stack([index.width, index.height], 1)
     return {
         "shards": shards,
+        "folder": PackedImageLoader(folder / "files", label="folder", **cached),
+        "table": PackedImageLoader(table, label="label", **cached),
         "hugging face": PackedImageLoader(saved, label="label", **given),
         "image folder": PackedImageLoader(files, thread_safe=True, fingerprint="the benchmark's files", **given),
         "pil": PackedImageLoader(opened, thread_safe=True, sizes=sizes, **given),

@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from patchnpack.loaders.error_policy import ErrorPolicy
     from patchnpack.loaders.errors import BadDataError, BadImage, StallError
     from patchnpack.loaders.index.index_file import load_index, save_index
-    from patchnpack.loaders.index.resolve import open_index, update_index
+    from patchnpack.loaders.index.resolve import open_index
     from patchnpack.loaders.index.scanner import scan
     from patchnpack.loaders.index.table import Index
+    from patchnpack.loaders.index.update import update_index
     from patchnpack.loaders.order.mixture import Mixture
     from patchnpack.loaders.packed_loader import PackedImageLoader
     from patchnpack.loaders.packs.manifest import Manifest, read_manifest
@@ -53,9 +54,10 @@ if not TYPE_CHECKING:  # an index needs no torch, which takes more than a second
             "error_policy": ("ErrorPolicy",),
             "errors": ("BadDataError", "BadImage", "StallError"),
             "index.index_file": ("load_index", "save_index"),
-            "index.resolve": ("open_index", "update_index"),
+            "index.resolve": ("open_index",),
             "index.scanner": ("scan",),
             "index.table": ("Index",),
+            "index.update": ("update_index",),
             "order.mixture": ("Mixture",),
             "packed_loader": ("PackedImageLoader",),
             "packs.manifest": ("Manifest", "read_manifest"),

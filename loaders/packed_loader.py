@@ -45,10 +45,11 @@ class PackedImageLoader:
     any number of threads and any `prefetch`.
 
     Args:
-        source: shards by brace range, glob or list; an index file; an `Index`; a `Mixture` of several of these; a
-            folder that `patchnpack pack` wrote; or a data set: of Hugging Face, of torchvision, or any object with
-            `__len__` and `__getitem__` that returns (image, label), a dict or an image. An image is encoded bytes, a
-            PIL image, a uint8 array or the path of a file.
+        source: a folder of images; a table of paths (CSV, TSV, JSONL or, with `path`, parquet); shards by brace range,
+            glob or list; an index file; an `Index`; a `Mixture` of several of these; a folder that `patchnpack pack`
+            wrote; or a data set: of Hugging Face, of torchvision, or any object with `__len__` and `__getitem__` that
+            returns (image, label), a dict or an image. An image is encoded bytes, a PIL image, a uint8 array or the
+            path of a file.
         packing: what a sequence looks like; None is `Packing()`, or the packing of the packed folder.
         batch_size: B, packs per batch of this rank.
         shuffle: whether to shuffle shards and, inside windows of `shuffle_window` shards, rows, differently each epoch.
@@ -57,10 +58,11 @@ class PackedImageLoader:
         image: extensions of image files, separated by ";". Of a data set, the column or member that holds the images;
             by default, the only one.
         label: None, "cls" (or any member with a text), "json:FIELD", or a callable from a sample's members (extension
-            to bytes) to an int or an array. Of a data set, a column or member, or a callable from a dict of them; pairs
-            and torchvision's data sets need none.
+            to bytes) to an int or an array. In a folder of images, "folder" is the first folder of each path; in a
+            table, a column is a member. Of a data set, a column or member, or a callable from a dict of them; pairs and
+            torchvision's data sets need none.
         classes: names of classes as a list, a file with one name per line, or a mapping to indices; without them,
-            labels are whole numbers.
+            labels are whole numbers, and the names of folders and in tables get the numbers of their sorted order.
         extras: extensions of members to return in `batch.extras`: txt as str, json as object, others as bytes; None
             where a sample has none. An undecodable member marks its image as bad.
         decode: called as `decode(data)` with the encoded bytes of an image. Returns uint8 (H, W, C) with the height and
@@ -74,6 +76,8 @@ class PackedImageLoader:
         where: maps an `Index` to a bool array, the rows to use; the others are counted as skipped.
         index: an index file of the shards, its address, or an `Index`. None looks beside the shards, then in the cache,
             and scans what it does not find.
+        path: the column of paths in a table; None is the only one with a usual name, such as "path" or "file_name".
+        root: the folder from which the paths in a table count; None is the table's own.
         sizes: of a data set, whole numbers (n, 2): width and height in pixels, after EXIF orientation, of each of its n
             images. None reads the headers of all images once and caches the sizes.
         thread_safe: of a data set, whether several threads may call its `__getitem__` at the same time. None is no,
@@ -122,6 +126,8 @@ class PackedImageLoader:
         pages: Pages = "first",
         where: Where | None = None,
         index: Index | str | os.PathLike[str] | None = None,
+        path: str | None = None,
+        root: str | os.PathLike[str] | None = None,
         sizes: Any = None,
         thread_safe: bool | None = None,
         fingerprint: str | Callable[[Any], str] | None = None,
@@ -153,6 +159,8 @@ class PackedImageLoader:
             pages=pages,
             where=where,
             index=index,
+            path=path,
+            root=root,
             sizes=sizes,
             thread_safe=thread_safe,
             fingerprint=fingerprint,
@@ -340,6 +348,12 @@ class PackedImageLoader:
     def context(self) -> IndexedBatchContext:
         """What the images of every batch are made with."""
         return self._context
+
+    @property
+    def classes(self) -> dict[str, int] | None:
+        """The number of each class name, in order; None where labels are numbers. Give them to a validation loader."""
+        classes = self._context.labels.classes
+        return None if classes is None else dict(sorted(classes.items(), key=lambda item: item[1]))
 
     @property
     def num_classes(self) -> int:

@@ -13,9 +13,11 @@ from patchnpack.augment import Compose, RandAugment, mirror_half
 from patchnpack.loaders import Index, PackedImageLoader
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.packer import NoDrop, Packing, PatchSizes
+from patchnpack.packer.files import atomic_write
 from patchnpack.packer.policies.resolution import Resolution
 from patchnpack.trainer import Contrastive, Distillation, Objective, TrainConfig, TrainResult, load_checkpoint, train
 
+CLASSES_FILE = "classes.txt"  # in the folder of a run: the class names, if they come from folders or tables
 UNDERLYING = 32  # patch size of the weights in FlexiViT (arXiv 2212.08013, section 3.4)
 
 
@@ -47,7 +49,8 @@ def train_on_shards(
     """Train a `NaViT` on packed batches of `shards`, and evaluate it on `validation` without token drop.
 
     Args:
-        shards: index of the training images.
+        shards: index of the training images. If its labels are names, their numbers hold for validation as well, and
+            are written to `classes.txt` in `out`.
         validation: index of the validation images, or None.
         packing: packing of the training images.
         training: the training configuration.
@@ -92,6 +95,9 @@ def train_on_shards(
         shared["classes"] = None
     transform = Compose(transforms) if transforms else None
     loader = PackedImageLoader(shards, packing, shuffle=True, seed=training.seed, transform=transform, **shared)
+    if shared["classes"] is None and loader.classes is not None:
+        # Names that come with the data: the validation images may lack some, and must not be numbered by themselves.
+        shared["classes"], started = loader.classes, _with_classes(started, out, loader.classes)
     held_out = None
     if validation is not None:
         held_out = PackedImageLoader(
@@ -120,6 +126,18 @@ def train_on_shards(
         resume=resume,
         started=started,
     )
+
+
+def _with_classes(started: Callable[[], None] | None, out: Path, classes: Mapping[str, int]) -> Callable[[], None]:
+    """Return `started`, called once the class names are in a file of the run's folder."""
+
+    def begin() -> None:
+        text = "".join(f"{name}\n" for name in classes)
+        atomic_write(out / CLASSES_FILE, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+        if started is not None:
+            started()
+
+    return begin
 
 
 def model_config(

@@ -18,13 +18,14 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *so
 
 @pytest.fixture
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working folder with shards/train-{000000..000003}.tar, as the pages assume."""
+    """A working folder with photos/CLASS/NUMBER.jpg and shards/train-{000000..000003}.tar, as the pages assume."""
     spec = importlib.util.spec_from_file_location("shapes", ROOT / "examples" / "shapes.py")
     assert spec is not None
     assert spec.loader is not None
     shapes = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(shapes)
     shapes.draw_shapes(tmp_path / "shards", 24, 6, images_per_shard=6)
+    shapes.draw_files(tmp_path / "photos", 24)
     monkeypatch.chdir(tmp_path)
 
 

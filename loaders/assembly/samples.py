@@ -60,11 +60,12 @@ class IndexedBatchContext(BatchContext):
     def bad_row(self, row: int, stage: str, reason: str) -> BadRow:
         """Return the record of a row that could not be used."""
         index = self.index
+        file, offset = index.place(row)
         return BadRow(
             row=row,
             key=index.keys[row],
-            shard=redact(index.shards[int(index.shard_of(row))]),
-            offset=int(index.offset[row]),
+            shard=redact(file),
+            offset=offset,
             stage=stage,
             reason=reason,
         )
@@ -98,7 +99,7 @@ def read_member(index: Index, reader: ShardReader, row: int, extension: str) -> 
     offset, nbytes = index.members[extension][row].tolist()
     if offset < 0:
         return None
-    return reader.read(int(index.shard_of(row)), offset, nbytes)
+    return reader.read_member(int(index.shard_of(row)), offset, nbytes)
 
 
 class IndexedSamples:
@@ -118,7 +119,7 @@ class IndexedSamples:
 
     def shard(self, i: int) -> str:
         """Return the shard of image i, without credentials."""
-        return redact(self._context.index.shards[self._bytes[i][0]])
+        return redact(self._context.index.place(int(self._rows[i]))[0])
 
     def read(self, i: int) -> bytes:
         """Read the encoded bytes of image i and compare them with the digest in the index.
@@ -131,11 +132,8 @@ class IndexedSamples:
         reader = self._context.reader
         data = reader.read(shard, offset, nbytes)
         if xxhash.xxh3_64_intdigest(data) != digest:
-            if reader.has_changed(shard):
-                raise OSError(
-                    f"shard {self.shard(i)!r} was modified after it was indexed: the image at byte {offset} differs; "
-                    "update the index: patchnpack index SHARDS"
-                )
+            if (modified := reader.modified(shard, offset)) is not None:
+                raise OSError(modified)
             raise BadImage("its bytes differ from the indexed ones: the digest differs", "read")
         return data
 

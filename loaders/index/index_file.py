@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchnpack.loaders.imaging.formats import FORMATS
+from patchnpack.loaders.index.file_columns import file_columns, tables_of
 from patchnpack.loaders.index.table import Index, Texts
 from patchnpack.loaders.remote.addresses import check_not_file, redact
 from patchnpack.loaders.shards.parquet import INDEX_KEY
@@ -63,8 +64,12 @@ def save_index(index: Index, path: str | os.PathLike[str], *, home: str | None =
     path = Path(path)
     check_suffix(path)
     base = path.parent if home is None else home
-    table = index_table(index, [_relative(shard, base) for shard in index.shards])
-    private = any(redact(shard) != shard for shard in index.shards)
+    roots = [None if table is None else _relative(table.root, base) for table in index.files]
+    table = index_table(index, [_relative(shard, base) for shard in index.shards], roots)
+    addresses = [
+        path for table in index.files if table is not None for path in (table.root, *table.paths) if "://" in path
+    ]
+    private = any(redact(address) != address for address in (*index.shards, *addresses))
     if path.suffix == ".arrow":
 
         def write_arrow(file: Any) -> None:
@@ -132,6 +137,8 @@ def read_index(file: str, name: str, suffix: str, home: str | Path) -> Index:
         if isinstance(home, str):
             # The index may have been made beside local shards and uploaded: their mtimes do not apply to the copies.
             about["versions"] = ["" if version.isdecimal() else version for version in about["versions"]]
+        if about.get("roots"):
+            about["roots"] = [root if root is None else _absolute(root, home) for root in about["roots"]]
         return index_of_table(table, about, shards)
     except (KeyError, TypeError) as error:
         raise ValueError(f"index {name!r} lacks {error}; {_remedy(name)}") from error
@@ -158,14 +165,15 @@ def check_suffix(path: Path) -> None:
         raise ValueError(f"index {str(path)!r} ends in {path.suffix!r}; name it .parquet or .arrow")
 
 
-def index_table(index: Index, shards: Sequence[str]) -> pa.Table:
-    """The index as a table, described by its schema's metadata; `shards` are the names to store."""
+def index_table(index: Index, shards: Sequence[str], roots: Sequence[str | None] = ()) -> pa.Table:
+    """The index as a table, described by its schema's metadata; `shards` and `roots` are the names to store."""
     columns: dict[str, pa.Array] = {}
     for name, kind in _COLUMNS.items():
         column = getattr(index, name)
         columns[name] = column.column if isinstance(column, Texts) else pa.array(column, kind)
     for extension, ranges in index.members.items():
         columns[_MEMBER + extension] = pa.FixedSizeListArray.from_arrays(pa.array(ranges.reshape(-1)), 2)
+    columns |= file_columns(index)
     about = {
         "version": VERSION,
         "image": index.image,
@@ -175,6 +183,7 @@ def index_table(index: Index, shards: Sequence[str]) -> pa.Table:
         "examples": index.examples,
         "cls_member": index.cls_member,
         "kinds": index.kinds,
+        "roots": list(roots),
         **{name: getattr(index, name).tolist() for name in _BY_SHARD},
     }
     return pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
@@ -214,6 +223,7 @@ def index_of_table(table: pa.Table, about: dict[str, Any], shards: Sequence[str]
     }
     by_shard: dict[str, Any] = {name: np.array(about[name], kind) for name, kind in _BY_SHARD.items()}
     about = {name: about[name] for name in ("image", "cls_member", "kinds")} | {
+        "files": tables_of(column, table.column_names, by_shard["starts"], about.get("roots", [])),
         "versions": tuple(about["versions"]),
         "examples": tuple(map(tuple, about["examples"])),
     }
@@ -224,12 +234,14 @@ def _absolute(shard: str, home: str | Path) -> str:
     """The path or address of a shard in an index of the folder `home`; a string `home` is an address."""
     if "://" in shard or os.path.isabs(shard):
         return shard
+    if shard == os.curdir:  # a folder of images that holds its index
+        return home if isinstance(home, str) else os.path.join(*home.parts)
     return f"{home}/{shard}" if isinstance(home, str) else os.path.join(*home.parts, shard)
 
 
 def _relative(shard: str, home: str | Path) -> str:
     """The shard relative to `home` if it is below, else its absolute path or address."""
     if "://" in shard:
-        return shard.removeprefix(f"{home}/")
+        return os.curdir if shard == str(home) else shard.removeprefix(f"{home}/")
     absolute, folder = os.path.abspath(shard), os.path.abspath(home)
-    return os.path.relpath(absolute, folder) if absolute.startswith(folder + os.sep) else absolute
+    return os.path.relpath(absolute, folder) if f"{absolute}/".startswith(folder + os.sep) else absolute

@@ -271,7 +271,7 @@ class Labels(LabelKind):
         return {e: data for e in self._index.members if (data := self._read(row, e)) is not None}
 
     def _describe(self, row: int) -> str:
-        shard = redact(self._index.shards[int(self._index.shard_of(row))])
+        shard = redact(self._index.place(row)[0])
         return f"the sample with key {self._index.keys[row]!r} in {shard!r}"
 
     def _fields(self) -> str:

@@ -5,24 +5,29 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
+from itertools import groupby
 
-from patchnpack.loaders.index.index_file import check_suffix, is_index, load_index, save_index
+from patchnpack.loaders.index.file_sources import (
+    TableOptions,
+    file_source_name,
+    is_file_source,
+    is_folder,
+    open_file_source,
+)
+from patchnpack.loaders.index.index_file import is_index, load_index, save_index
 from patchnpack.loaders.index.remote_index import (
-    check_addresses,
     find_beside,
     load_remote_index,
     names_index,
-    save_remote_index,
 )
 from patchnpack.loaders.index.scanner import changed_shards, extensions_of, is_made_for, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.index.without_image import warn_without_image
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
-from patchnpack.loaders.remote.errors import RemoteNotFound
+from patchnpack.loaders.shards.names import names_of
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
 from patchnpack.loaders.shards.outside import Outside
 from patchnpack.loaders.shards.patterns import INDEX_NAMES, ShardNames, expand
@@ -38,21 +43,27 @@ def open_index(
     *,
     index: str | os.PathLike[str] | Index | None = None,
     image: str = IMAGE,
+    path: str | None = None,
+    root: str | os.PathLike[str] | None = None,
     opener: ShardOpener | None = None,
     may_scan: bool = True,
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Index:
-    """The index of the shards that `source` names, in that order.
+    """The index of the images that `source` names, in that order.
 
     Without `index`, the first of these: an index beside the shards (index.parquet or index.arrow) that holds all of
     them, the cached index of an earlier call with changed shards scanned again, or a new scan. On a remote store, a
-    process looks for an index beside the shards only once.
+    process looks for an index beside the shards only once. Of a folder of images or a table of paths, files with
+    another size or time than in the cached index are read again.
 
     Args:
-        source: shards by brace range, glob or list, an index file that `save_index` wrote, or an `Index`.
+        source: shards by brace range, glob or list; folders of images; tables of paths (CSV, TSV, JSONL or, with
+            `path`, parquet); an index file that `save_index` wrote; or an `Index`.
         index: an index file, its address, or an `Index`, that holds these shards.
         image: extensions of images, separated by ";".
+        path: the column of paths in a table; None is the only one with a usual name, such as "path" or "file_name".
+        root: the folder from which the paths in a table count; None is the table's own.
         opener: opens the shards, and holds the cache.
         may_scan: whether remote shards may be downloaded to scan them.
         num_threads, progress: as for `scan`.
@@ -63,7 +74,7 @@ def open_index(
         OSError: a shard differs from its entry in the index.
     """
     opener = opener or ShardOpener()
-    found = _opened(source, index, image, opener, may_scan, num_threads, progress)
+    found = _opened(source, index, image, TableOptions(path, root), opener, may_scan, num_threads, progress)
     warn_without_image(found, _title(found))
     return found
 
@@ -72,18 +83,28 @@ def _opened(
     source: ShardNames | Index,
     index: str | os.PathLike[str] | Index | None,
     image: str,
+    given: TableOptions,
     opener: ShardOpener,
     may_scan: bool,
     num_threads: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> Index:
     if isinstance(source, Index):
+        given.check_unused("an index")
         return checked(source, "the index", opener, may_lack_shards=True)
-    if isinstance(source, str) and is_remote(source) and names_index(source):
+    if given.path is None and isinstance(source, str) and is_remote(source) and names_index(source):
+        given.check_unused("an index")
         return checked(load_remote_index(source, opener), f"index {redact(source)!r}", opener)
     if isinstance(source, str | os.PathLike) and os.path.isfile(source) and is_index(os.fspath(source)):
+        given.check_unused("an index")
         return checked(load_index(source), f"index {os.fspath(source)!r}", opener)
-    paths = expand(source, opener)
+    names = names_of(source)
+    has_files = any(is_file_source(name, given.path) for name in names)
+    if not has_files:
+        given.check_unused("a shard")
+    elif index is None:
+        return _with_files(names, image, given, opener, may_scan, num_threads, progress)
+    paths = [file_source_name(names[0])] if has_files and len(names) == 1 else expand(names, opener)
     if index is not None:
         name = "the index" if isinstance(index, Index) else f"index {redact(os.fspath(index))!r}"
         found = index if isinstance(index, Index) else _load(index, opener)
@@ -98,62 +119,46 @@ def _opened(
     return _cached(paths, image, opener, may_scan, num_threads, progress)
 
 
-def update_index(
-    source: ShardNames,
-    path: str | os.PathLike[str] | None = None,
-    *,
-    image: str = IMAGE,
-    opener: ShardOpener | None = None,
-    num_threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Path | str, Index, int]:
-    """Make an index file, or bring one up to date. Only new and changed shards are read.
-
-    Other shards of an existing index file stay in it if they still exist.
-
-    Args:
-        source: shards by brace range, glob or list.
-        path: path or address of the index file, .parquet or .arrow. None is index.parquet beside local shards. Loaders
-            find an index of that name beside local and remote shards.
-        image, opener, num_threads, progress: as for `scan`.
-
-    Returns:
-        The path or address of the file, its index, and the number of shards read.
-
-    Raises:
-        FileNotFoundError: a shard, or the folder of the file, does not exist.
-        ValueError: a shard cannot be read, the file is not an index, or the shards are remote and `path` is None.
-    """
-    opener = opener or ShardOpener()
-    paths = [shard if is_remote(shard) else os.path.abspath(shard) for shard in expand(source, opener)]
-    if path is None and any(map(is_remote, paths)):
-        raise ValueError(
-            "the shards are remote, so the index needs a path: patchnpack index SHARDS -o index.parquet, or, where "
-            f"loaders find it: -o {redact(paths[0]).rpartition('/')[0]}/{INDEX_NAMES[0]}"
-        )
-    known: Index | None = None
-    if path is not None and is_remote(os.fspath(path)):
-        path = os.fspath(path)
-        check_suffix(Path(name_of(path)))
-        check_addresses(paths, path)
-        with suppress(RemoteNotFound):
-            known = load_remote_index(path, opener)
-    else:
-        path = Path(_common_folder(paths), INDEX_NAMES[0]) if path is None else Path(os.path.abspath(path))
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"the folder of {str(path)!r} does not exist; create it first")
-        known = load_index(path) if path.exists() else None
-    named = set(map(_real, paths))
-    others = [] if known is None or not is_made_for(known, image) else known.shards
-    paths = [*(p for p in others if (is_remote(p) or os.path.exists(p)) and _real(p) not in named), *paths]
-    read = len(changed_shards(stat_shards(paths, opener), known))
-    index = scan(paths, image=image, num_threads=num_threads, known=known, opener=opener, progress=progress)
-    if index is not known:
-        if isinstance(path, str):
-            save_remote_index(index, path, opener)
-        else:
-            save_index(index, path)
-    return path, index, read
+def _with_files(
+    names: Sequence[str | os.PathLike[str]],
+    image: str,
+    given: TableOptions,
+    opener: ShardOpener,
+    may_scan: bool,
+    num_threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Index:
+    """The index of folders, tables of paths and shards, in their order."""
+    root, parts = None if given.root is None else os.fspath(given.root), []
+    if all(map(is_folder, names)):
+        given.check_unused("a folder of images")
+    for is_file, group in groupby(names, lambda name: is_file_source(name, given.path)):
+        if not is_file:
+            parts.append(
+                _opened(list(group), None, image, TableOptions(None, None), opener, may_scan, num_threads, progress)
+            )
+            continue
+        for name in group:
+            is_table = not is_folder(name)
+            parts.append(
+                open_file_source(
+                    name,
+                    image=image,
+                    path=given.path if is_table else None,
+                    root=root if is_table else None,
+                    opener=opener,
+                    may_scan=may_scan,
+                    num_threads=num_threads,
+                    progress=progress,
+                )
+            )
+    seen: set[str] = set()
+    for part in parts:
+        for shard in part.shards:
+            if (real := real_path(shard)) in seen:
+                raise ValueError(f"{redact(shard)!r} is named more than once; name each source once")
+            seen.add(real)
+    return parts[0] if len(parts) == 1 else Index.concatenate(parts)
 
 
 def checked(index: Index, name: str, opener: ShardOpener, *, may_lack_shards: bool = False) -> Index:
@@ -176,6 +181,13 @@ def checked(index: Index, name: str, opener: ShardOpener, *, may_lack_shards: bo
     """
     copies: dict[int, tuple[int, str]] = {}  # size and version of each tar with another mtime, by number
     for i, (shard, nbytes) in enumerate(zip(index.shards, index.shard_bytes.tolist(), strict=True)):
+        if (table := index.table_of(i)) is not None:  # each file is compared when it is read
+            if not (is_remote(table.root) or may_lack_shards or os.path.isdir(table.root)):
+                raise FileNotFoundError(
+                    f"folder {table.root!r} of {name} does not exist; name the folder that does, or make the index "
+                    f"again: patchnpack index FOLDER -o {_file_of(name)}"
+                )
+            continue
         if is_remote(shard):
             continue
         try:
@@ -237,8 +249,8 @@ def _file_of(name: str) -> str:
 
 
 def _select(index: Index, paths: list[str], name: str) -> Index:
-    numbers = {_real(shard): i for i, shard in enumerate(index.shards)}
-    which = [numbers.get(_real(path), -1) for path in paths]
+    numbers = {real_path(shard): i for i, shard in enumerate(index.shards)}
+    which = [numbers.get(real_path(path), -1) for path in paths]
     if -1 in which:
         missing = [path for path, i in zip(paths, which, strict=True) if i < 0]
         raise ValueError(
@@ -254,7 +266,8 @@ def _title(index: Index) -> str:
     return first if len(index.shards) == 1 else f"{first} to {last} ({len(index.shards):,} shards)"
 
 
-def _real(shard: str) -> str:
+def real_path(shard: str) -> str:
+    """The path of a shard without links; an address as it is."""
     return shard if is_remote(shard) else os.path.realpath(shard)
 
 
@@ -265,11 +278,11 @@ def _beside(paths: list[str], image: str, opener: ShardOpener) -> Index | None:
     elif any(map(is_remote, paths)):
         return None
     else:
-        files = [os.path.join(_common_folder(paths), name) for name in INDEX_NAMES]
+        files = [os.path.join(common_folder(paths), name) for name in INDEX_NAMES]
         candidates = [(path, load_index(path)) for path in files if os.path.exists(path) and is_index(path)]
     for path, found in candidates:
-        indexed = set(map(_real, found.shards))
-        if is_made_for(found, image) and indexed.issuperset(map(_real, paths)):
+        indexed = set(map(real_path, found.shards))
+        if is_made_for(found, image) and indexed.issuperset(map(real_path, paths)):
             name = f"index {redact(path)!r}"
             _log.info("using %s", name)
             return checked(_select(found, paths, name), name, opener)
@@ -281,7 +294,8 @@ def _load(path: str | os.PathLike[str], opener: ShardOpener) -> Index:
     return load_remote_index(path, opener) if isinstance(path, str) and is_remote(path) else load_index(path)
 
 
-def _common_folder(paths: list[str]) -> str:
+def common_folder(paths: list[str]) -> str:
+    """The folder that all paths lie below."""
     return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from patchnpack.loaders.files.reader import FileReader
+from patchnpack.loaders.files.table import FileTable
+from patchnpack.loaders.files.texts import Texts as Texts
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.opener import ShardOpener
@@ -19,65 +22,6 @@ from patchnpack.packer import Rows
 from patchnpack.packer.text import counted
 
 # n rows, s shards
-
-
-T = TypeVar("T", str, str | None)
-
-
-class Texts(Sequence[T]):
-    """A column of n strings or None in Arrow memory: a few bytes per string of overhead, where a list has 60.
-
-    >>> Texts.of(["a", None])[1] is None
-    True
-    """
-
-    def __init__(self, column: pa.LargeStringArray) -> None:
-        self.column = column
-        # Read without Arrow's functions: another thread may hold their locks when the process is forked.
-        self._valid, offsets, text = column.buffers()
-        self._first = column.offset
-        self._ends = np.frombuffer(offsets, np.int64) if offsets is not None and offsets.size else np.zeros(1, np.int64)
-        self._text = memoryview(text if text is not None else b"")
-
-    def __reduce__(self) -> tuple[type[Texts[T]], tuple[pa.LargeStringArray]]:
-        return type(self), (self.column,)
-
-    @classmethod
-    def of(cls, texts: Iterable[T]) -> Texts[T]:
-        """A column of these strings."""
-        return cls(pa.array(texts, pa.large_string()))
-
-    def __len__(self) -> int:
-        return len(self.column)
-
-    @overload
-    def __getitem__(self, i: int) -> T: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[T]: ...
-    def __getitem__(self, i: int | slice) -> Any:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"index {i} is out of range for {len(self)} strings")
-        at = int(i) % len(self) + self._first
-        if self._valid is not None and not self._valid[at >> 3] >> (at & 7) & 1:
-            return None
-        return str(self._text[int(self._ends[at]) : int(self._ends[at + 1])], "utf-8")
-
-    def listed(self, which: np.ndarray) -> list[T]:
-        """The strings at positions `which`, int64 (m,), in less time than one by one."""
-        at = which + self._first
-        begins, ends = self._ends[at].tolist(), self._ends[at + 1].tolist()
-        text: list[Any] = [str(self._text[begin:end], "utf-8") for begin, end in zip(begins, ends, strict=True)]
-        if self._valid is not None:
-            for i, j in enumerate(at.tolist()):
-                if not self._valid[j >> 3] >> (j & 7) & 1:
-                    text[i] = None
-        return text
-
-    def take(self, which: np.ndarray) -> Texts[T]:
-        """The strings at positions `which`, int64 (m,)."""
-        return Texts(self.column.take(pa.array(which)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -110,6 +54,8 @@ class Index:
         image: extensions of images, as given to `scan`.
         cls_member: "cls" or, in parquet shards without it, "label".
         kinds: "txt" or "json", the encoding of members whose name does not imply one.
+        files: for each shard that is a folder or a table of image files, its files; None for other shards. Offsets of
+            such a shard are positions in its `FileTable`. Empty if no shard is one.
     """
 
     shards: tuple[str, ...]
@@ -135,6 +81,7 @@ class Index:
     image: str = IMAGE
     cls_member: str = "cls"
     kinds: dict[str, str] = field(default_factory=dict)
+    files: tuple[FileTable | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -195,13 +142,21 @@ class Index:
 
     def reader(self, opener: ShardOpener | None = None) -> ShardReader:
         """A reader of the shards' bytes; remote shards go through the opener's cache."""
-        return ShardReader(
-            self.shards,
-            self.shard_bytes.tolist(),
-            self.versions,
-            opener or ShardOpener(),
-            outside=Outside(self.starts, self.offset, self.nbytes, self.outside),
-        )
+        outside = Outside(self.starts, self.offset, self.nbytes, self.outside)
+        shards = self.shards, self.shard_bytes.tolist(), self.versions, opener or ShardOpener()
+        if any(self.files):
+            return FileReader(*shards, outside=outside, tables=self.files)
+        return ShardReader(*shards, outside=outside)
+
+    def table_of(self, shard: int) -> FileTable | None:
+        """The files of a shard, given by number, that is a folder or a table of image files; None for others."""
+        return self.files[shard] if self.files else None
+
+    def place(self, row: int) -> tuple[str, int]:
+        """The file that holds a row's image, its path or address, and the image's offset in it."""
+        shard, offset = int(self.shard_of(row)), int(self.offset[row])
+        table = self.table_of(shard)
+        return (self.shards[shard], offset) if table is None else (table.file(offset), 0)
 
     @property
     def other_images(self) -> int:
@@ -226,6 +181,7 @@ class Index:
         columns["shards"] = tuple(self.shards[i] for i in which)
         columns["versions"] = tuple(self.versions[i] for i in which)
         columns["examples"] = tuple(self.examples[i] for i in which)
+        columns["files"] = tuple(self.files[i] for i in which) if self.files else ()
         columns["starts"] = np.concatenate([[0], np.cumsum(np.diff(self.starts)[which])]).astype(np.int64)
         return Index(**columns)
 
@@ -259,8 +215,10 @@ class Index:
                         f"member {member!r} is {part.kinds.get(member, 'bytes')} in {part.shards[0]!r} and "
                         f"{kinds.get(member, 'bytes')} in another shard; load the two kinds of shards separately"
                     )
+        files = tuple(table for part in parts for table in part.files or (None,) * len(part.shards))
         return cls(
             **joined,
+            files=files if any(files) else (),
             shards=tuple(shard for part in parts for shard in part.shards),
             versions=tuple(version for part in parts for version in part.versions),
             examples=tuple(names for part in parts for names in part.examples),

@@ -54,7 +54,14 @@ def warn_without_image(index: Index, source: str) -> None:
     if known in _warned or not (samples or images):
         return
     _warned.add(known)
-    if samples:
+    if samples and any(index.files):
+        names = [name for shard in index.examples for name in shard]
+        _log.warning(
+            "%s: %s are left out, such as %s: files that are neither an image (image=%r) nor a member of one, or rows "
+            "without a path",
+            *(source, f"{samples:,}", ", ".join(map(repr, names[:5])), index.image),
+        )
+    elif samples:
         names = [name for shard in index.examples for name in shard]
         _log.warning(
             "%s: %s of %s have no image (image=%r) and are left out, such as %r; the members of such samples end in %s "

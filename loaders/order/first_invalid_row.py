@@ -20,7 +20,7 @@ def naming_first_invalid_row(index: Index, rows: Rows, packing: Packing, *, seed
         row = _first_invalid(rows, packing, seed, epoch)
         if row is None:
             raise
-        shard = redact(index.shards[int(index.shard_of(row))])
+        shard = redact(index.place(row)[0])
         raise ValueError(f"{error}; the first is {index.keys[row]!r} in shard {shard!r}, row {row}") from error
 
 

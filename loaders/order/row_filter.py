@@ -146,7 +146,7 @@ class RowFilter:
         described = []
         for kind, count in Counter(kinds.values()).most_common(most):
             row = first[kind]
-            shard = redact(index.shards[int(index.shard_of(row))])
+            shard = redact(index.place(row)[0])
             such = "the first is" if len(first) == 1 else f"{count} such as"
             described.append(f"{such} {index.keys[row]!r} in {shard!r}: {self.bad[row][1]}")
         return described

@@ -55,10 +55,10 @@ class ImageStore:
             OSError: a shard has changed since it was indexed.
         """
         index, rows, images = context.index, plan.images.row, plan.images
-        data = {IMAGE: _read(context, rows, index.offset[rows], index.nbytes[rows])}
+        data = {IMAGE: _read(context, rows, index.offset[rows], index.nbytes[rows], context.reader.read)}
         bad = _bad_images(context, rows, data[IMAGE][0], data[IMAGE][1])
         for extension, where in other_members(index, rows).items():
-            data[MEMBER + extension] = _read(context, rows, *where.T)
+            data[MEMBER + extension] = _read(context, rows, where[:, 0], where[:, 1], context.reader.read_member)
 
         ends = plan.offsets.astype(np.int32)
 
@@ -142,9 +142,13 @@ def _bad_images(
 
 
 def _read(
-    context: IndexedBatchContext, rows: np.ndarray, offset: np.ndarray, nbytes: np.ndarray
+    context: IndexedBatchContext,
+    rows: np.ndarray,
+    offset: np.ndarray,
+    nbytes: np.ndarray,
+    read: Callable[[int, int, int], bytes],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read one byte range per row; a negative offset stands for no range.
+    """Read one byte range per row with `read(shard, offset, nbytes)`; a negative offset stands for no range.
 
     Returns:
         All bytes, uint8; where each row's begin and, last, the end, int64 (M + 1,); which rows have a range, bool (M,).
@@ -155,6 +159,6 @@ def _read(
     # In the order of the shards' bytes, which is the fastest to read.
     for i in np.lexsort([offset, shard]).tolist():
         if valid[i]:
-            data = context.reader.read(int(shard[i]), int(offset[i]), int(nbytes[i]))
+            data = read(int(shard[i]), int(offset[i]), int(nbytes[i]))
             values[ends[i] : ends[i + 1]] = np.frombuffer(data, np.uint8)
     return values, ends, valid

@@ -102,6 +102,7 @@ class Places:
             "shard_bytes": np.array([*part_bytes, *[0] * len(names)], np.int64),
             "offset": np.where(away, index.offset, self.offset),
             "members": self.members,
+            "files": (),
         }
         table = index_table(Index(**columns), [*parts, *names])
         about = (table.schema.metadata or {})[INDEX_KEY]

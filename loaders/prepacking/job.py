@@ -290,4 +290,4 @@ class Job:
 
     def _finish(self) -> None:
         order, labels = self._loader.steps().order, self._loader.context.labels
-        Finisher(self.folder, self.recipe, self.index, order, labels, ErrorMonitor(self.errors)).finish()
+        Finisher(self.folder, self.recipe, self._loader.index, order, labels, ErrorMonitor(self.errors)).finish()

@@ -43,6 +43,10 @@ class Backend(Protocol):
         """The addresses that match this one as a pattern, sorted."""
         ...
 
+    def below(self, deadline: float) -> list[tuple[str, ObjectMeta]]:
+        """All files below this address as a folder: the path from there, and what the server says about it."""
+        ...
+
 
 def import_optional(module: str) -> Any:
     """Import a module of the `remote` extra, on first use.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import threading
 from collections.abc import Mapping
@@ -115,42 +116,72 @@ def download(
         RemoteNotFound: the file no longer exists.
         RemoteError: the file has changed, or the server cannot be reached, or refuses.
     """
+    with open(to, "wb", buffering=0) as out:
+        _fetch(file, out, storage_options, policy, stop)
+
+
+def read(file: RemoteFile, storage_options: Mapping[str, Any] | None = None, *, policy: Retry = RETRY) -> bytes:
+    """Return the bytes of a file, fetched as by `download`."""
+    out = io.BytesIO()
+    _fetch(file, out, storage_options, policy, None)
+    return out.getvalue()
+
+
+def list_below(
+    folder: str, storage_options: Mapping[str, Any] | None = None, *, policy: Retry = RETRY
+) -> list[tuple[str, int, str]]:
+    """Return path (from the folder, with forward slashes), size and version of all files below a folder, sorted.
+
+    Raises:
+        RemoteError: the listing failed, or the store has none (plain HTTP).
+        ValueError: the address is invalid.
+    """
+    folder = folder.rstrip("/")
+    check_address(f"{folder}/file")
+    backend = retry(folder, policy, lambda _: _open(folder, storage_options, policy))
+    found = retry(folder, policy, lambda attempts: backend.below(attempts.deadline()))
+    return sorted((path, meta.nbytes, meta.version) for path, meta in found)
+
+
+def _fetch(
+    file: RemoteFile, out: Any, storage_options: Mapping[str, Any] | None, policy: Retry, stop: threading.Event | None
+) -> None:
+    """Write a file's bytes to `out`, an empty binary file; see `download`."""
     backend = retry(file.url, policy, lambda _: _open(file.url, storage_options, policy))
     expected = ObjectMeta(file.nbytes, file.version)
-    with open(to, "wb", buffering=0) as out:
-        done = furthest = 0
-        whole_only = False
+    done = furthest = 0
+    whole_only = False
 
-        def fetch(attempts: Attempts) -> None:
-            nonlocal done, furthest, whole_only
-            if whole_only:
-                out.seek(0)
-                out.truncate()
-                done = 0
-            try:
-                meta, pieces = backend.read(done, file.version, attempts.deadline())
-            except NoRange:
-                whole_only = True
-                raise TransientError(
-                    "the connection was closed early, and the server does not support range requests"
-                ) from None
-            if meta != expected:
-                raise PermanentError(f"the file has changed (it was {expected}; it is {meta})", INDEX_AGAIN)
-            for piece in pieces:
-                if done + len(piece) > file.nbytes:
-                    raise PermanentError(
-                        f"the server sent more than the {file.nbytes} bytes that it announced", "fix the server"
-                    )
-                _write(out, piece)
-                done += len(piece)
-                if done > furthest:
-                    furthest = done
-                    attempts.progress()
-                attempts.deadline()
-            if done < file.nbytes:
-                raise TransientError(f"the server sent {done} of {file.nbytes} bytes")
+    def fetch(attempts: Attempts) -> None:
+        nonlocal done, furthest, whole_only
+        if whole_only:
+            out.seek(0)
+            out.truncate()
+            done = 0
+        try:
+            meta, pieces = backend.read(done, file.version, attempts.deadline())
+        except NoRange:
+            whole_only = True
+            raise TransientError(
+                "the connection was closed early, and the server does not support range requests"
+            ) from None
+        if meta != expected:
+            raise PermanentError(f"the file has changed (it was {expected}; it is {meta})", INDEX_AGAIN)
+        for piece in pieces:
+            if done + len(piece) > file.nbytes:
+                raise PermanentError(
+                    f"the server sent more than the {file.nbytes} bytes that it announced", "fix the server"
+                )
+            _write(out, piece)
+            done += len(piece)
+            if done > furthest:
+                furthest = done
+                attempts.progress()
+            attempts.deadline()
+        if done < file.nbytes:
+            raise TransientError(f"the server sent {done} of {file.nbytes} bytes")
 
-        retry(file.url, policy, fetch, stop)
+    retry(file.url, policy, fetch, stop)
 
 
 def put(url: str, data: Any, storage_options: Mapping[str, Any] | None = None, *, policy: Retry = RETRY) -> None:

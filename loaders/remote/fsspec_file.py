@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +53,7 @@ class FileSystemFile:
             raise PermanentError("this is a folder", "name its shards with a * or a brace range")
         if info.get("size") is None:
             raise PermanentError("the server does not report the file's size", "serve it with a Content-Length header")
-        return ObjectMeta(int(info["size"]), next((str(info[name]) for name in _VERSION_FIELDS if info.get(name)), ""))
+        return _object_meta(info)
 
     def read(self, start: int, version: str, deadline: float) -> tuple[ObjectMeta, Iterator[bytes]]:
         meta = self.stat(deadline)
@@ -84,6 +85,12 @@ class FileSystemFile:
         names = self._within(deadline, lambda: self._system.glob(self._path))
         return sorted(self._system.unstrip_protocol(name) for name in names)
 
+    def below(self, deadline: float) -> list[tuple[str, ObjectMeta]]:
+        self._system.invalidate_cache()
+        found = self._within(deadline, lambda: self._system.find(self._path, detail=True))
+        start = len(self._path.rstrip("/")) + 1
+        return [(name[start:], _object_meta(info)) for name, info in found.items() if info.get("size") is not None]
+
     def _within(self, deadline: float, call: Callable[[], T], stall_s: float | None = None) -> T:
         """The result of `call` from a thread that is abandoned after `stall_s`; fsspec has no common timeout."""
         stall_s = self._stall_s if stall_s is None else stall_s
@@ -111,3 +118,9 @@ class FileSystemFile:
         if isinstance(error, Exception) and not isinstance(error, TypeError | ValueError | NotImplementedError):
             raise TransientError(f"the file system failed with {type(error).__name__}") from None
         raise error
+
+
+def _object_meta(info: Any) -> ObjectMeta:
+    value = next((info[name] for name in _VERSION_FIELDS if info.get(name)), "")
+    # Some listings give a time as a number of seconds, where the file's own entry has a datetime.
+    return ObjectMeta(int(info["size"]), str(value.timestamp() if isinstance(value, datetime) else value))

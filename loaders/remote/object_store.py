@@ -125,6 +125,19 @@ class StoredFile:
         root = self._url[: len(self._url) - len(self._path)]
         return sorted(root + name for name in found)
 
+    def below(self, deadline: float) -> list[tuple[str, ObjectMeta]]:
+        if self._kind == "http":
+            raise PermanentError("plain HTTP cannot list files", "write a table of addresses: a CSV with path='url'")
+        prefix, store = self._path.strip("/"), self._store(deadline)
+        found: list[tuple[str, ObjectMeta]] = []
+        with self._translated():
+            for batch in self._obstore.list(store, prefix or None):
+                for entry in batch:
+                    path = entry["path"].removeprefix(prefix).lstrip("/")
+                    if path and entry["size"] >= 0 and not entry["path"].endswith("/"):
+                        found.append((path, _object_meta(entry)))
+        return found
+
     def _pieces(self, result: Any) -> Iterator[bytes]:
         # Pieces are yielded as they arrive: bytes still buffered for a larger piece are lost with the connection.
         with self._translated():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,24 +26,29 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 @dataclass(frozen=True, slots=True)
 class FolderImage:
-    """One image file.
+    """One image file. Paths count from the folder, with forward slashes.
 
     Attributes:
-        key: the path below the folder without extension, as `escape_key` gives it.
-        path: the file.
-        folder: the first folder of the path below the folder, its class if folders are classes; None at the top.
-        members: the other files of its sample, by extension.
+        key: the path without extension, as `escape_key` gives it.
+        path: path of the file.
+        folder: the first folder of the path, its class if folders are classes; None at the top.
+        members: paths of the other files of its sample, by extension.
     """
 
     key: str
-    path: Path
+    path: str
     folder: str | None
-    members: dict[str, Path] = field(default_factory=dict)
+    members: dict[str, str] = field(default_factory=dict)
 
     @property
     def extension(self) -> str:
         """The extension of the image, in lower case."""
-        return self.path.suffix[1:].lower()
+        return extension_of(self.path)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The paths of the image and of the other files of its sample, by extension."""
+        return {self.extension: self.path, **self.members}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +56,28 @@ class ImageFolder:
     """The images below a folder, in the order of their paths, and what is left out.
 
     Attributes:
-        images: the images.
+        root: the folder, a path or an address.
+        images: the images; empty where `find_images` yields them.
         left_out: number of files that are neither an image nor a member of one, by extension (".md", "no extension").
-        hidden: number of hidden files and folders, which are not looked into.
-        loops: number of links to a folder that they lie in, which are not followed.
+        examples: the path of one of these files for each extension.
+        hidden: hidden files and folders, which are not looked into.
+        loops: links to a folder that they lie in, which are not followed.
         folders: for each folder at the top, the files in it that are left out, by extension.
         pairs: the first two folders beside each other whose names say that one has the images and one their masks.
     """
 
+    root: str
     images: list[FolderImage] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
     hidden: list[Path] = field(default_factory=list)
     loops: list[Path] = field(default_factory=list)
     folders: dict[str, Counter[str]] = field(default_factory=dict)
-    pairs: list[tuple[Path, Path]] = field(default_factory=list)
+    pairs: list[tuple[str, str]] = field(default_factory=list)
+
+    def name(self, path: str) -> str:
+        """Return the name of a file or folder below for a message."""
+        return repr(f"{self.root.rstrip('/')}/{path}")
 
 
 def read_image_folder(
@@ -90,51 +103,102 @@ def read_image_folder(
         ValueError: a member is given twice, two images would get one key, or a file is a pipe, socket or device.
         OSError: a folder cannot be read.
     """
-    if not folder.is_dir():
-        if folder.exists():
-            raise ValueError(f"{str(folder)!r} is a file; name the folder that holds the images")
-        raise FileNotFoundError(f"folder {str(folder)!r} {absent(str(folder))}; name the folder that holds the images")
-    found, taken = ImageFolder(), dict[str, Path]()
-    for parent, names in _walk(folder, found, without):
-        group = parent.relative_to(folder).parts[:1]
-        first = group[0] if group else None
-        samples, others = _samples(parent, names, extensions, members)
-        for path, beside in samples.items():
-            key = escape_key(path.relative_to(folder).with_suffix("").as_posix())
-            if key in taken:  # a.jpg beside a.png
-                key = f"{key}_{path.suffix[1:].lower()}"
-            if key in taken:
-                raise ValueError(f"{str(path)!r} would get the key {key!r} of {str(taken[key])!r}; rename one of them")
-            taken[key] = path
-            found.images.append(FolderImage(key, path, first, beside))
-        kinds = Counter(Path(name).suffix.lower() or NO_EXTENSION for name in others)
-        found.left_out.update(kinds)
-        if first is not None:
-            found.folders.setdefault(first, Counter()).update(kinds)
+    found = ImageFolder(str(folder))
+    found.images.extend(find_images(walk_folder(folder, found, without), found, extensions, members))
     return found
 
 
-def folders_that_are_no_classes(found: ImageFolder) -> str | None:
-    """Return why the folders at the top are no classes, judging by their names, and what to do; None if they may be."""
+def find_images(
+    folders: Iterable[tuple[str, Sequence[str]]],
+    found: ImageFolder,
+    extensions: Sequence[str] = EXTENSIONS,
+    members: Sequence[str] = ("txt", "json", "cls"),
+) -> Iterator[FolderImage]:
+    """Yield the images among listed files, and note in `found` what is left out.
+
+    Args:
+        folders: each folder's path below `found.root`, "" for itself, and the sorted names of its files.
+        found: takes what is left out.
+        extensions, members: as for `read_image_folder`.
+
+    Raises:
+        ValueError: a member is given twice, or two images would get one key.
+    """
+    images, wanted, taken = frozenset(extensions), {*extensions, *members}, set[str]()
+    for parent, names in folders:
+        first = parent.partition("/")[0] or None
+        prefix = parent + "/" if parent else ""
+        samples, others = _samples(prefix, names, images, wanted, found)
+        for name, beside in samples.items():
+            stem = name.rpartition(".")[0]
+            key = escape_key(prefix + stem)
+            if key in taken:  # a.jpg beside a.png
+                key = f"{key}_{extension_of(name)}"
+            if key in taken:
+                raise ValueError(
+                    f"{found.name(prefix + name)} would get the key {key!r} of another image; rename one of them"
+                )
+            taken.add(key)
+            yield FolderImage(key, prefix + name, first, beside)
+        kinds = Counter[str]()
+        for name in others:
+            kinds[kind := f".{extension_of(name)}" if extension_of(name) else NO_EXTENSION] += 1
+            found.examples.setdefault(kind, prefix + name)
+        found.left_out.update(kinds)
+        if first is not None:
+            found.folders.setdefault(first, Counter()).update(kinds)
+
+
+def extension_of(name: str) -> str:
+    """Return what follows the last dot of a file's name, in lower case; "" where that dot begins or ends the name.
+
+    >>> extension_of("a/b.seg.PNG"), extension_of("b/.png"), extension_of("a.b/c")
+    ('png', '', '')
+    """
+    base = name.rpartition("/")[2]
+    stem, _, extension = base.rpartition(".")
+    return extension.lower() if stem else ""
+
+
+def folders_that_are_no_classes(found: ImageFolder, names: Collection[str]) -> str | None:
+    """Return why the folders at the top, `names`, are no classes, and what to do; None if they may be classes."""
     if found.pairs:
-        image, mask = found.pairs[0]
+        image, mask = map(found.name, found.pairs[0])
         return (
-            f"{str(image)!r} and {str(mask)!r} look like images and their masks or labels, not like classes: move each "
-            "mask beside its image, as NAME.seg.png beside NAME.jpg, which makes it a member of the image's sample; or "
-            "name only the folder of the images"
+            f"{image} and {mask} look like images and their masks or labels, not like classes: move each mask beside "
+            "its image, as NAME.seg.png beside NAME.jpg, which makes it a member of the image's sample; or name only "
+            "the folder of the images"
         )
-    names = {image.folder for image in found.images if image.folder is not None}
     if names and {name.lower() for name in names} <= _SPLITS:
         listed = ", ".join(map(repr, sorted(names)))
         return f"the folders {listed} look like splits, not like classes: write each by itself, into shards of its own"
     return None
 
 
-def _walk(folder: Path, found: ImageFolder, without: Path | None) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder, in the order of paths, with the names of its files. Notes what is not looked into."""
+def count_by_extension(counts: Mapping[str, int], limit: int = 5) -> str:
+    """List how many files there are of each extension, most frequent first.
+
+    >>> count_by_extension({".md": 1, "no extension": 2})
+    '2 of no extension, 1 of .md'
+    """
+    listed = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    text = ", ".join(f"{count} of {name}" for name, count in listed[:limit])
+    return text if len(listed) <= limit else f"{text}, {sum(count for _, count in listed[limit:])} of others"
+
+
+def walk_folder(folder: Path, found: ImageFolder, without: Path | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder's path below `folder` and its files, for `find_images`; note what is not looked into.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as `read_image_folder`.
+    """
+    if not folder.is_dir():
+        if folder.exists():
+            raise ValueError(f"{str(folder)!r} is a file; name the folder that holds the images")
+        raise FileNotFoundError(f"folder {str(folder)!r} {absent(str(folder))}; name the folder that holds the images")
     passed = None if without is None else without.resolve()
 
-    def read(parent: Path, above: frozenset[tuple[int, int]]) -> Iterator[tuple[Path, list[str]]]:
+    def read(parent: Path, path: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, list[str]]]:
         about = parent.stat()
         inode = (about.st_dev, about.st_ino)
         if inode in above:
@@ -142,7 +206,7 @@ def _walk(folder: Path, found: ImageFolder, without: Path | None) -> Iterator[tu
             return
         with os.scandir(parent) as entries:
             shown = {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.name)}
-        for name in [name for name in shown if name.startswith(".") or name in _HIDDEN]:
+        for name in [name for name in shown if is_hidden(name)]:
             found.hidden.append(Path(shown.pop(name)))
         below = [name for name, entry in shown.items() if entry.is_dir()]
         if passed is not None and passed.name in below and parent.resolve() == passed.parent:
@@ -150,47 +214,58 @@ def _walk(folder: Path, found: ImageFolder, without: Path | None) -> Iterator[tu
             del shown[passed.name]
         files = [shown[name] for name in shown.keys() - set(below)]
         _check_links(files)
-        if parent == folder:
-            found.folders.update({name: Counter() for name in below})
-        image = next((name for name in below if name.lower() in _IMAGES), None)
-        mask = next((name for name in below if name.lower() in _MASKS), None)
-        if image is not None and mask is not None:
-            found.pairs.append((parent / image, parent / mask))
-        yield parent, sorted(entry.name for entry in files)
+        note_folders(path, below, found)
+        yield path, sorted(entry.name for entry in files)
         for name in below:
-            yield from read(parent / name, above | {inode})
+            yield from read(parent / name, f"{path}/{name}" if path else name, above | {inode})
 
-    return read(folder, frozenset())
+    yield from read(folder, "", frozenset())
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is passed over."""
+    return name.startswith(".") or name in _HIDDEN
+
+
+def note_folders(path: str, below: Sequence[str], found: ImageFolder) -> None:
+    """Note the folders `below` the folder at `path`: classes perhaps, or images beside their masks."""
+    if not path:
+        found.folders.update({name: Counter() for name in below})
+    image = next((name for name in below if name.lower() in _IMAGES), None)
+    mask = next((name for name in below if name.lower() in _MASKS), None)
+    if image is not None and mask is not None:
+        prefix = f"{path}/" if path else ""
+        found.pairs.append((prefix + image, prefix + mask))
 
 
 def _samples(
-    parent: Path, names: Sequence[str], extensions: Sequence[str], members: Sequence[str]
-) -> tuple[dict[Path, dict[str, Path]], list[str]]:
-    """The images among the files of a folder, each with its members, and the files that are left."""
-    stems: dict[str, list[Path]] = {}  # of images of their own
-    images = [name for name in names if Path(name).suffix[1:].lower() in extensions]
+    prefix: str, names: Sequence[str], images: frozenset[str], wanted: set[str], found: ImageFolder
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The images among the files of a folder by name, each with its members, and the files that are left."""
+    extensions = {name: extension_of(name) for name in names}
+    stems: dict[str, list[str]] = {}  # of images of their own
     # Short names first: whether a.b.jpg is an image or a member depends on whether there is an image a.
-    for name in sorted(images, key=lambda name: name.count(".")):
-        stem = Path(name).stem
-        if next((prefix for prefix in _prefixes(name) if prefix in stems), stem) == stem:
-            stems.setdefault(stem, []).append(parent / name)
-    samples = {path: dict[str, Path]() for paths in stems.values() for path in paths}
-    wanted, left = {*extensions, *members}, list[str]()
+    for name in sorted((n for n in names if extensions[n] in images), key=lambda name: name.count(".")):
+        stem = name.rpartition(".")[0]
+        if next((part for part in _prefixes(name) if part in stems), stem) == stem:
+            stems.setdefault(stem, []).append(name)
+    samples: dict[str, dict[str, str]] = {name: {} for name in sorted(n for same in stems.values() for n in same)}
+    left = list[str]()
     for name in names:
-        if parent / name in samples:
+        if name in samples:
             continue
-        base = next((prefix for prefix in _prefixes(name) if prefix in stems), None)
-        if base is None or Path(name).suffix[1:].lower() not in wanted:
+        base = next((part for part in _prefixes(name) if part in stems), None)
+        if base is None or extensions[name] not in wanted:
             left.append(name)
             continue
-        member = name[len(base) + 1 :].lower()
+        member, path = name[len(base) + 1 :].lower(), prefix + name
         for image in stems[base]:
-            if (other := samples[image].setdefault(member, parent / name)) != parent / name:
+            if (other := samples[image].setdefault(member, path)) != path:
                 raise ValueError(
-                    f"{str(other)!r} and {str(parent / name)!r} differ only in case and would both be the member "
-                    f".{member} of {str(image)!r}; leave one of them"
+                    f"{found.name(other)} and {found.name(path)} differ only in case and would both be the member "
+                    f".{member} of {found.name(prefix + image)}; leave one of them"
                 )
-    return {path: samples[path] for path in sorted(samples)}, left
+    return samples, left
 
 
 def _prefixes(name: str) -> Iterator[str]:

@@ -129,6 +129,14 @@ class ShardOpener:
         file = remote.stat(url, self._options, policy=self._retry)
         return self._acquire(remote.shard(file, self._options, policy=self._retry))
 
+    def read_file(self, url: str, nbytes: int, version: str) -> bytes:
+        """Read a whole remote file, without the cache. Raises RemoteError if it has another size or version."""
+        return remote.read(RemoteFile(url, nbytes, version), self._options, policy=self._retry)
+
+    def list_files(self, folder: str) -> list[tuple[str, int, str]]:
+        """Path, size and version of all files below a remote folder."""
+        return remote.list_below(folder, self._options, policy=self._retry)
+
     def put(self, path: Path, url: str) -> None:
         """Upload a local file. Readers see the old remote file or the whole new one."""
         remote.put(url, path, self._options, policy=self._retry)

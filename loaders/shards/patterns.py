@@ -5,11 +5,13 @@ from __future__ import annotations
 import glob
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from patchnpack.loaders.imaging.formats import EXTENSIONS
-from patchnpack.loaders.remote.addresses import expand_braces, is_remote, name_of, redact
+from patchnpack.loaders.remote.addresses import expand_braces, is_http, is_remote, name_of, redact
+from patchnpack.loaders.remote.storage import open_folder
 from patchnpack.loaders.shards.names import check_name, names_of
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.packer.files import absent
@@ -32,6 +34,15 @@ def is_packed_folder(source: object) -> bool:
         return text.endswith("/") or (not set("*?[{") & set(text) and "." not in name_of(text))
     folder = os.path.expanduser(text)
     return any(os.path.isfile(os.path.join(folder, name)) for name in PACKED_FOLDER_FILES)
+
+
+def is_image_folder(source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> bool:
+    """Return whether an address of a folder, packed by its looks, holds no packs; asks the store for their files."""
+    address = os.fspath(source)
+    if not is_remote(address) or is_http(address):
+        return False
+    folder = open_folder(address, storage_options)
+    return not any(folder.names("", name) for name in PACKED_FOLDER_FILES)
 
 
 def expand(source: ShardNames, opener: ShardOpener | None = None) -> list[str]:
@@ -122,6 +133,7 @@ def _refuse_folder(path: str) -> None:
         raise ValueError(f"{path!r} is an empty folder; name shards, such as 'train-{{000000..000009}}.tar'")
     images = sum(os.path.splitext(name)[1][1:].lower() in EXTENSIONS for name in inside)
     raise ValueError(
-        f"{path!r} is a folder with {images} image files at its top, not a shard; make shards of it first: "
-        f"patchnpack shard {shlex.quote(path)} -o {shlex.quote(path.rstrip(os.sep) + '-shards')}"
+        f"{path!r} is a folder with {images} image files at its top, not a shard; name it by itself, not by a pattern, "
+        f"or make shards of it: patchnpack shard {shlex.quote(path)} -o "
+        f"{shlex.quote(path.rstrip(os.sep) + '-shards')}"
     )

@@ -99,9 +99,18 @@ class ShardReader:
         """Open the file in which the shard's offsets count; the caller closes the descriptor."""
         return self.opener.open(self._shards[shard], self._sizes[shard], self._versions[shard])
 
-    def has_changed(self, shard: int) -> bool:
-        """Whether the shard was written to since it was indexed."""
-        return self.opener.has_changed(self._shards[shard], self._versions[shard])
+    def read_member(self, shard: int, offset: int, nbytes: int) -> bytes:
+        """Read a member that has no digest in the index: those of a shard are covered by its own."""
+        return self.read(shard, offset, nbytes)
+
+    def modified(self, shard: int, offset: int) -> str | None:
+        """Return what to say if the shard was written to since it was indexed; None if it was not."""
+        if not self.opener.has_changed(self._shards[shard], self._versions[shard]):
+            return None
+        return (
+            f"shard {redact(self._shards[shard])!r} was modified after it was indexed: the image at byte {offset} "
+            "differs; update the index: patchnpack index SHARDS"
+        )
 
     def _was_modified(self, shard: int, fd: int, outside: Outside) -> bool:
         """Whether the open file of a shard is not the one that was indexed, or the store has another one by now.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,12 @@ import numpy as np
 from webdataset import TarWriter
 
 from patchnpack.loaders.process import cpu_share
-from patchnpack.loaders.shards.image_folder import ImageFolder, folders_that_are_no_classes, read_image_folder
+from patchnpack.loaders.shards.image_folder import (
+    ImageFolder,
+    count_by_extension,
+    folders_that_are_no_classes,
+    read_image_folder,
+)
 from patchnpack.loaders.shards.tar import IMAGE, read_samples
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.files import atomic_write
@@ -185,25 +190,18 @@ def _find_images(folder: Path, image: str, members: Sequence[str], out: Path) ->
     return found
 
 
-def count_by_extension(counts: Mapping[str, int], limit: int = 5) -> str:
-    """List how many files there are of each extension, most frequent first.
-
-    >>> count_by_extension({".md": 1, "no extension": 2})
-    '2 of no extension, 1 of .md'
-    """
-    listed = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    text = ", ".join(f"{count} of {name}" for name, count in listed[:limit])
-    return text if len(listed) <= limit else f"{text}, {sum(count for _, count in listed[limit:])} of others"
-
-
 def _assign_classes(
     found: ImageFolder, folders: Folders, classes: str | Path | None
 ) -> tuple[list[_Sample], list[str]]:
     """The samples, with the number of their folder as label if folders are classes, and the names of the classes."""
-    samples = [_Sample(image.key, {image.extension: image.path, **image.members}) for image in found.images]
+    samples = [
+        _Sample(image.key, {name: Path(found.root, path) for name, path in image.files.items()})
+        for image in found.images
+    ]
     outside = [image for image in found.images if image.folder is None]
     labelled = [image for image in found.images if "cls" in image.members]
-    if folders == "auto" and (reason := folders_that_are_no_classes(found)) and (found.pairs or not outside):
+    own = {image.folder for image in found.images if image.folder is not None}
+    if folders == "auto" and (reason := folders_that_are_no_classes(found, own)) and (found.pairs or not outside):
         raise ValueError(f"{reason}; if they are classes, give folders='classes', if all are images, folders='none'")
     if folders == "none" or (folders == "auto" and (outside or labelled)):
         if classes is not None:
@@ -214,10 +212,9 @@ def _assign_classes(
     if outside or labelled:
         reason = "is in no sub-folder" if outside else "has a .cls file beside it"
         raise ValueError(
-            f"folders='classes', but {str((outside or labelled)[0].path)!r} {reason} "
+            f"folders='classes', but {found.name((outside or labelled)[0].path)} {reason} "
             f"({len(outside or labelled)} in total); move them, or give folders='none'"
         )
-    own = {str(image.folder) for image in found.images}
     for name, files in found.folders.items():
         if name not in own:
             raise ValueError(

@@ -27,6 +27,8 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "index": ((Index, str, os.PathLike), "the path or address of an index file, or an Index"),
     "storage_options": (Mapping, "a dict, for example {'anon': True}"),
     "cache_dir": ((str, os.PathLike), "the path of a folder"),
+    "path": (str, "the name of a column of paths: 'file_name'"),
+    "root": ((str, os.PathLike), "the folder from which the paths count"),
 }
 
 
@@ -52,6 +54,8 @@ class LoaderOptions:
     pages: Pages
     where: Where | None
     index: Index | str | os.PathLike[str] | None = field(repr=False)
+    path: str | None
+    root: str | os.PathLike[str] | None
     sizes: Any = field(repr=False)
     thread_safe: bool | None
     fingerprint: str | Callable[[Any], str] | None

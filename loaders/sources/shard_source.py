@@ -1,4 +1,4 @@
-"""Shards as a source: tar or parquet files, or an index of them."""
+"""Shards, folders of images and tables of paths as a source: what an index describes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from patchnpack.loaders.order.state import fingerprint, rows_digest
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.patterns import ShardNames
 from patchnpack.loaders.shards.reader import ShardReader
+from patchnpack.loaders.sources.class_names import settle_names
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.loaders.sources.source import indexed_context
 from patchnpack.packer import Packing
@@ -25,7 +26,7 @@ from patchnpack.packer import Packing
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSource:
-    """Images that lie in shards; see `Source`.
+    """Images that lie in shards or in files; see `Source`.
 
     Attributes:
         options, index, rows, packing: as of `Source`.
@@ -47,7 +48,7 @@ class ShardSource:
     def open(cls, given: Any, options: LoaderOptions) -> Self:
         """Find or make the index of the shards."""
         opener = shard_opener(options)
-        index = shard_index(given, options, opener)
+        index, options = settle_names(shard_index(given, options, opener), options)
         rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
         # Decided once, from all rows: every epoch and every stream is packed alike.
         packing = rows.decide(index, options.packing or Packing(), options.seed)
@@ -109,6 +110,8 @@ def shard_index(
         given,
         index=options.index,
         image=options.image,
+        path=options.path,
+        root=options.root,
         opener=opener,
         may_scan=options.is_alone,
         num_threads=options.num_threads,

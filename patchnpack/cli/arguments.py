@@ -16,14 +16,31 @@ if TYPE_CHECKING:
 
 Shards = Annotated[
     list[str],
-    typer.Argument(help="Shards as paths, globs or ranges such as 'train-{000000..000009}.tar'; or an index file."),
+    typer.Argument(
+        help="A folder of images; a table of paths (CSV, TSV, JSONL); shards as paths, globs or ranges such as "
+        "'train-{000000..000009}.tar'; or an index file."
+    ),
 ]
 Images = Annotated[str, typer.Option("--image", help="Extensions of image files, separated by semicolons.")]
 Pages = Annotated[
     str, typer.Option(help="Files of several pages or frames: first uses the first one, error makes them bad images.")
 ]
 Seed = Annotated[int, whole_flag("Random seed of shuffles and draws.")]
-Label = Annotated[str | None, typer.Option(help="Member that holds the label, such as cls or json:FIELD.")]
+Label = Annotated[
+    str | None,
+    typer.Option(
+        help="Member that holds the label, such as cls or json:FIELD; in a folder: folder; in a table: a column."
+    ),
+]
+TablePath = Annotated[
+    str | None,
+    typer.Option(
+        "--path", help="Column of paths in a table; default: the only one with a usual name, such as file_name."
+    ),
+]
+Root = Annotated[
+    str | None, typer.Option("--root", help="Folder that the paths in a table count from; default: that of the table.")
+]
 Classes = Annotated[str | None, typer.Option(help="File with one class name per line.")]
 BatchSize = Annotated[int, whole_flag("Packs per batch.")]
 Storage = Annotated[
@@ -47,13 +64,17 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
         logging.basicConfig(format="%(message)s")
 
 
-def open_shards(shards: list[str], image: str, storage: list[str] | None) -> Index:
-    """Open an index file, or read the headers of shards into an index, with a progress bar.
+def open_shards(
+    shards: list[str], image: str, storage: list[str] | None, path: str | None = None, root: str | None = None
+) -> Index:
+    """Open an index file, or read the headers of images into an index, with a progress bar.
 
     Args:
         shards: the value of `Shards`.
         image: the value of `Images`.
         storage: the value of `Storage`.
+        path: the value of `TablePath`.
+        root: the value of `Root`.
     """
     from patchnpack.loaders import open_index
     from patchnpack.loaders.shards.opener import ShardOpener
@@ -61,4 +82,4 @@ def open_shards(shards: list[str], image: str, storage: list[str] | None) -> Ind
     source = shards[0] if len(shards) == 1 else shards
     opener = ShardOpener(storage_options=parse_storage_options(storage or []))
     with progress_bar("reading headers") as progress:
-        return open_index(source, image=image, opener=opener, progress=progress)
+        return open_index(source, image=image, path=path, root=root, opener=opener, progress=progress)

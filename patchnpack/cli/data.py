@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, Classes, Images, Label, Pages, Seed, Shards, Storage, open_shards
+from patchnpack.cli.arguments import (
+    IMAGES,
+    Classes,
+    Images,
+    Label,
+    Pages,
+    Root,
+    Seed,
+    Shards,
+    Storage,
+    TablePath,
+    open_shards,
+)
 from patchnpack.cli.options import takes_packing, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
@@ -44,7 +56,8 @@ def shard(
     patchnpack shard photos -o shards --validation 0.1
     """
     from patchnpack.loaders import write_shards
-    from patchnpack.loaders.shards.writer import CLASSES, count_by_extension
+    from patchnpack.loaders.shards.image_folder import count_by_extension
+    from patchnpack.loaders.shards.writer import CLASSES
     from patchnpack.packer.text import counted
 
     with progress_bar("writing shards") as progress:
@@ -85,11 +98,15 @@ def make_index(
         ),
     ] = None,
     image: Images = IMAGES,
+    path: TablePath = None,
+    root: Root = None,
     storage_options: Storage = None,
 ) -> None:
     """Read the header of every image in SHARDS into an index file, or update an index file.
 
     patchnpack index 'train-{000000..000009}.tar'
+
+    patchnpack index train.csv --path file -o index.parquet
     """
     from patchnpack.loaders import update_index
     from patchnpack.loaders.remote.addresses import is_remote
@@ -101,13 +118,23 @@ def make_index(
         make_folder_of(out)
     with progress_bar("reading headers") as progress:
         opener = ShardOpener(storage_options=parse_storage_options(storage_options or []))
-        path, index, num_read = update_index(shards, out, image=image, opener=opener, progress=progress)
+        file, index, num_read = update_index(
+            shards[0] if len(shards) == 1 else shards,
+            out,
+            image=image,
+            column=path,
+            root=root,
+            opener=opener,
+            progress=progress,
+        )
+    what = "file" if any(index.files) else "shard"
+    held = sum(len(table) for table in index.files if table is not None) or len(index.shards)
     typer.echo(
-        f"{path}: {counted(len(index), 'image')} in {counted(len(index.shards), 'shard')} ({num_read} read now); "
+        f"{file}: {counted(len(index), 'image')} in {counted(held, what)} ({num_read} read now); "
         f"{counted(len(index.bad), 'bad image')}, {counted(int(index.without_image.sum()), 'sample')} without an image"
     )
     for row, reason in itertools.islice(index.bad.items(), 10):
-        typer.echo(f"  {index.keys[row]!r} in {index.shards[int(index.shard_of(row))]}: {reason}")
+        typer.echo(f"  {index.keys[row]!r} in {index.place(row)[0]}: {reason}")
 
 
 @takes_packing
@@ -120,6 +147,8 @@ def show(
     width: Annotated[int, whole_flag("Width of the picture in pixels.")] = 1600,
     shuffle: Annotated[bool, typer.Option(help="Shuffle the images before packing.")] = True,
     image: Images = IMAGES,
+    path: TablePath = None,
+    root: Root = None,
     pages: Pages = "first",
     label: Label = None,
     classes: Classes = None,
@@ -138,7 +167,7 @@ def show(
     check_whole("--packs", packs)
     make_folder_of(out)
     loader = PackedImageLoader(
-        open_shards(shards, image, storage_options),
+        open_shards(shards, image, storage_options, path, root),
         packing,
         batch_size=packs,
         shuffle=shuffle,
@@ -149,6 +178,6 @@ def show(
         prefetch=1,
         storage_options=parse_storage_options(storage_options or []),
     )
-    names = Path(classes).read_text().splitlines() if classes and label else None
+    names = None if loader.classes is None else list(loader.classes)  # in the order of their numbers
     draw_packs(next(iter(loader)), max_packs=packs, width=width, classes=names).save(out)
     typer.echo(f"wrote {out}")

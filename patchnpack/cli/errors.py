@@ -52,13 +52,13 @@ def message_of(error: Exception) -> str:
 
         return f"{path!r} {absent(path)}; correct the path"
     if isinstance(error, FileExistsError):
-        return f"{path!r} exists already, as a file; name another path"
+        return f"{path!r} exists already, as a file; name another file"
     if isinstance(error, IsADirectoryError):
         return f"{path!r} is a folder; name a file"
     if isinstance(error, NotADirectoryError):
         return f"{path!r} is below a file, not a folder; correct the path"
     if isinstance(error, PermissionError):
-        return f"{path!r} cannot be opened: permission denied; change its permissions, or name another path"
+        return f"{path!r} cannot be opened: permission denied; change its permissions, or name another file"
     return f"{path!r}: {error.strerror}"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, Images, Pages, Seed, Shards, Storage, open_shards
+from patchnpack.cli.arguments import IMAGES, Images, Label, Pages, Root, Seed, Shards, Storage, TablePath, open_shards
 from patchnpack.cli.options import takes_packing_but_lookahead, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
@@ -50,12 +50,14 @@ def pack(
     block: Annotated[int | None, whole_flag("Consecutive packs of one patch size, with several patch sizes.")] = None,
     part_packs: Annotated[int | None, whole_flag("Packs per file; by default files of up to 64 MiB.")] = None,
     compression: Annotated[str | None, typer.Option(help="Compression of patches: lz4 or zstd.")] = None,
-    label: Annotated[str | None, typer.Option(help="Member that holds the label, such as cls or json:FIELD.")] = None,
+    label: Label = None,
     classes: Annotated[str | None, typer.Option(help="File with one class name per line.")] = None,
     extra: Annotated[
         list[str] | None, typer.Option("--extra", help="Other member for batches to return; may be repeated.")
     ] = None,
     image: Images = IMAGES,
+    path: TablePath = None,
+    root: Root = None,
     pages: Pages = "first",
     max_rate: Annotated[float, typer.Option(help="Maximum share of bad images.")] = 0.01,
     seed: Seed = 0,
@@ -81,7 +83,7 @@ def pack(
         packing = packing.replace(lookahead=lookahead)  # refused before any shard is read
     _check_tasks(engine, workers, task_index, num_tasks, ray_address)
     options = parse_storage_options(storage_options or [])
-    index = open_shards(shards, image, storage_options)
+    index = open_shards(shards, image, storage_options, path, root)
     if lookahead is None and packing.algorithm in ("auto", "priced") and packing.can_follow_patterns:
         lookahead = None if any(map(is_remote, index.shards)) else max(1, len(index))
     job = Job(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, BatchSize, Images, Pages, Seed, Storage, open_shards
+from patchnpack.cli.arguments import IMAGES, BatchSize, Images, Pages, Root, Seed, Storage, TablePath, open_shards
 from patchnpack.cli.options import ALGORITHMS, takes_packing, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
@@ -51,13 +51,16 @@ def report(
     shards: Annotated[
         list[str],
         typer.Argument(
-            help="Shards as paths, globs or ranges such as 'train-{000000..000009}.tar'; an index file; a packed "
-            "folder; or a table of sizes, CSV or parquet, with the columns width and height."
+            help="A folder of images; shards as paths, globs or ranges such as 'train-{000000..000009}.tar'; an index "
+            "file; a packed folder; a table of sizes, CSV or parquet, with the columns width and height; or, with "
+            "--path, a table of paths."
         ),
     ],
     *,
     packing: Packing,
     image: Images = IMAGES,
+    path: TablePath = None,
+    root: Root = None,
     pages: Pages = "first",
     seed: Seed = 0,
     shuffle: Annotated[
@@ -115,7 +118,7 @@ def report(
         from patchnpack.report.page import check_page, picture_of, write_page
 
         check_page(html)
-    source = _source(shards, packing, image, pages, batch_size, shuffle, seed, storage_options)
+    source = _source(shards, packing, image, (path, root), pages, batch_size, shuffle, seed, storage_options)
     seed, made = source.seed, source.made
     found = make_report(
         source.rows, source.packing, seed=seed, batch_size=batch_size, ranks=ranks, width=width, made=made
@@ -145,22 +148,23 @@ def _source(
     shards: list[str],
     packing: Packing,
     image: str,
+    table: tuple[str | None, str | None],
     pages: str,
     batch_size: int,
     shuffle: bool,
     seed: int,
     storage_options: list[str] | None,
 ) -> _Source:
-    """Read the headers of shards, an index, a packed folder or tables of sizes."""
-    from patchnpack.loaders.shards.patterns import is_packed_folder
+    """Read the headers of images, an index, a packed folder or tables of sizes."""
+    from patchnpack.loaders.shards.patterns import is_image_folder, is_packed_folder
     from patchnpack.report.size_table import are_size_tables, read_size_tables
 
     name, storage = _title(shards), parse_storage_options(storage_options or [])
-    if are_size_tables(shards):
-        table = read_size_tables(shards)
-        rows = table.rows(seed if shuffle or table.counted else None)
-        return _Source(name=name, rows=rows, packing=packing, seed=seed, bad=table.too_large)
-    if is_packed_folder(shards[0]):
+    if table == (None, None) and are_size_tables(shards):
+        sizes = read_size_tables(shards)
+        rows = sizes.rows(seed if shuffle or sizes.counted else None)
+        return _Source(name=name, rows=rows, packing=packing, seed=seed, bad=sizes.too_large)
+    if is_packed_folder(shards[0]) and not is_image_folder(shards[0], storage):
         from patchnpack.loaders.plan_report import planned_before, planned_rows
 
         loader = _packed_folder(shards, packing, batch_size=batch_size, shuffle=shuffle, seed=seed, storage=storage)
@@ -174,7 +178,7 @@ def _source(
             made=planned_before(loader),
             loader=lambda: loader,
         )
-    index = open_shards(shards, image, storage_options)
+    index = open_shards(shards, image, storage_options, *table)
     rows, planned, bad = _rows(index, packing, pages, batch_size=batch_size, shuffle=shuffle, seed=seed)
 
     def drawn() -> PackedImageLoader:

@@ -10,13 +10,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, BatchSize, Classes, Images, Label, Pages, Shards, Storage, open_shards
+from patchnpack.cli.arguments import (
+    IMAGES,
+    BatchSize,
+    Classes,
+    Images,
+    Label,
+    Pages,
+    Root,
+    Shards,
+    Storage,
+    TablePath,
+    open_shards,
+)
 from patchnpack.cli.options import takes_evaluation, takes_model, takes_packing, takes_training, whole_flag
 from patchnpack.cli.parsers import parse_patch_size, parse_resolution, parse_storage_options
 from patchnpack.cli.run_file import RUN_FILE, RunFile, read_run_file, write_run_file
 
 if TYPE_CHECKING:
-    from patchnpack.loaders import PackedImageLoader
+    from patchnpack.loaders import Index, PackedImageLoader
     from patchnpack.models import NaViT
     from patchnpack.packer import Packing
     from patchnpack.trainer import TrainConfig
@@ -114,6 +126,8 @@ def train(
     teacher: Annotated[Path | None, typer.Option(help="Checkpoint of the teacher for distillation.")] = None,
     text: Annotated[str | None, typer.Option(help="Member with texts, such as txt, for image-text training.")] = None,
     image: Images = IMAGES,
+    path: TablePath = None,
+    root: Root = None,
     pages: Pages = "first",
     storage_options: Storage = None,
 ) -> None:
@@ -128,8 +142,8 @@ def train(
 
     with _process_group(training.device) as first:
         transform = parse_augment(augment)
-        held_out = open_shards(validation, image, storage_options) if validation else None
-        index = open_shards(shards, image, storage_options)
+        held_out = open_shards(validation, image, storage_options, path, root) if validation else None
+        index = open_shards(shards, image, storage_options, path, root)
         result = train_on_shards(
             index,
             held_out,
@@ -163,9 +177,13 @@ def train(
 
 
 def _write_run(context: typer.Context, out: Path) -> None:
+    from patchnpack.training import CLASSES_FILE
+
     names = [str(parameter.name) for parameter in context.command.params]
     excluded = ("config", "resume", "help", "storage_options")  # storage options may hold credentials
     values = {name: context.params[name] for name in names if name not in excluded}
+    if values["classes"] is None and (out / CLASSES_FILE).exists():  # so that evaluation numbers them alike
+        values["classes"] = str(out / CLASSES_FILE)
     write_run_file(out / RUN_FILE, values)
 
 
@@ -177,14 +195,18 @@ def _open(checkpoint: Path, device: str) -> NaViT:
 
 
 def _evaluation_loader(
-    model: NaViT, shards: list[str], packing: dict[str, Any], image: str, storage: list[str] | None, **options: Any
+    model: NaViT,
+    index: Index,
+    packing: dict[str, Any],
+    storage: list[str] | None,
+    **options: Any,
 ) -> PackedImageLoader:
-    """A loader that yields each image of the shards once, packed for the model."""
+    """A loader that yields each image of the index once, packed for the model."""
     from patchnpack.loaders import PackedImageLoader
     from patchnpack.predict import evaluation_packing
 
     return PackedImageLoader(
-        open_shards(shards, image, storage),
+        index,
         evaluation_packing(model, packing),
         storage_options=parse_storage_options(storage or []),
         **options,
@@ -224,6 +246,8 @@ def evaluate_checkpoint(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    path: TablePath = None,
+    root: Root = None,
     pages: Pages = "first",
     storage_options: Storage = None,
 ) -> None:
@@ -236,12 +260,9 @@ def evaluate_checkpoint(
 
     _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)
+    index = open_shards(shards, image, storage_options, path, root)
     loader = _evaluation_loader(
-        model,
-        shards,
-        packing,
-        image,
-        storage_options,
+        *(model, index, packing, storage_options),
         batch_size=batch_size,
         label=label or None,
         classes=classes,
@@ -269,6 +290,8 @@ def write_features(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    path: TablePath = None,
+    root: Root = None,
     pages: Pages = "first",
     storage_options: Storage = None,
 ) -> None:
@@ -281,7 +304,8 @@ def write_features(
 
     _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)
-    loader = _evaluation_loader(model, shards, packing, image, storage_options, batch_size=batch_size, pages=pages)
+    index = open_shards(shards, image, storage_options, path, root)
+    loader = _evaluation_loader(model, index, packing, storage_options, batch_size=batch_size, pages=pages)
     table = features(model, loader, precision=precision)
     write_table(out, table)
     typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {_excluded(loader)}")
@@ -307,6 +331,8 @@ def sweep_checkpoint(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    path: TablePath = None,
+    root: Root = None,
     pages: Pages = "first",
     storage_options: Storage = None,
 ) -> None:
@@ -335,7 +361,7 @@ def sweep_checkpoint(
     ]
     rows = sweep(
         model,
-        open_shards(shards, image, storage_options),
+        open_shards(shards, image, storage_options, path, root),
         packings,
         precision=precision,
         batch_size=batch_size,

@@ -66,7 +66,7 @@ SOURCES: list[tuple[Any, str]] = [
     ({"a.tar", "b.tar"}, "the source is a set, whose order changes from run to run; give a list: sorted(shards)"),
     ([], "the source is an empty list; give at least one shard"),
     ("", "the source is an empty string; give at least one shard"),
-    ("empty", "'empty' is an empty folder; name shards"),
+    ("empty", "'empty' holds no file, nor do its sub-folders"),
     ("nope.tar", "shard 'nope.tar' does not exist (the working directory is "),
     ("dangling.tar", "shard 'dangling.tar' is a link to '/absent/x.tar', which does not exist"),
     ("d*.tar", "shard 'dangling.tar' is a link to '/absent/x.tar', which does not exist"),

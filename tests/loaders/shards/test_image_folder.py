@@ -89,7 +89,7 @@ def test_no_file_is_lost(tmp_path_factory: pytest.TempPathFactory, names: set[st
         if "rename one of them" in str(error) or "differ only in case" in str(error):
             return
         raise
-    used = {path for image in found.images for path in (image.path, *image.members.values())}
+    used = {folder / path for image in found.images for path in (image.path, *image.members.values())}
     hidden = {path for path in files if any(path.is_relative_to(above) for above in found.hidden)}
     assert used <= files
     assert not used & hidden

@@ -106,7 +106,7 @@ def test_folder_of_images_is_refused_with_the_command_to_run(here: Path) -> None
     for name in ("a.jpg", "b.PNG", "c.txt"):
         (here / "images" / name).write_bytes(b"x")
     with pytest.raises(
-        ValueError, match=r"'images' is a folder with 2 image files .* first: patchnpack shard images -o images-shards"
+        ValueError, match=r"'images' is a folder with 2 image files .* of it: patchnpack shard images -o images-shards"
     ):
         expand("images")
 

@@ -53,7 +53,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("pack a.tar -o file:packed", "'file:packed' is the address of a local file; give its path: 'packed'"),
         ("verify file:packed", "'file:packed' is the address of a local file; give its path: 'packed'"),
         ("report dead", "shard 'dead' is a link to '/absent', which does not exist (the working directory is"),
-        ("report empty", "'empty' is an empty folder; name shards, such as 'train-{000000..000009}.tar'"),
+        ("report empty", "'empty' holds no file, nor do its sub-folders; name a folder of images"),
         (
             "report a.tar --patch-size 16,16",
             "--patch-size is '16,16': sizes is (16, 16); it must be different patch sizes",
@@ -89,7 +89,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "--text is 'caption', which no sample has; their members are cls, jpg:",
         ),
         ("train a.tar --steps 1 --augment strong", "--augment is 'strong'; it must be COUNT:MAGNITUDE, such as 2:9"),
-        ("train a.tar --steps 1 --device cpu -o notes.txt", "'notes.txt' exists already, as a file; name another path"),
+        ("train a.tar --steps 1 --device cpu -o notes.txt", "'notes.txt' exists already, as a file; name another file"),
     ],
 )
 def test_a_mistake_is_one_line_with_value_and_fix(
@@ -107,7 +107,7 @@ def test_a_mistake_is_one_line_with_value_and_fix(
     ("error", "says"),
     [
         (FileNotFoundError(2, "No such file or directory", "a.pt"), "'a.pt' does not exist; correct the path"),
-        (FileExistsError(17, "File exists", "out"), "'out' exists already, as a file; name another path"),
+        (FileExistsError(17, "File exists", "out"), "'out' exists already, as a file; name another file"),
         (IsADirectoryError(21, "Is a directory", "out"), "'out' is a folder; name a file"),
         (NotADirectoryError(20, "Not a directory", "a/b"), "'a/b' is below a file, not a folder; correct the path"),
         (
@@ -153,7 +153,7 @@ def test_an_error_names_the_sample_that_it_was_raised_for(
             b"PK\x03\x04" + b"\0" * 600,
             "a.xlsx' is a table, not a shard: save a table of sizes as .csv, .tsv",
         ),
-        ("a.jsonl", b'{"width": 1}\n', "a.jsonl' is a table, not a shard: save a table of sizes as .csv, .tsv or"),
+        ("a.jsonl", b'{"width": 1}\n', "a.jsonl' has no column 'path'; its columns are width: name the one of the"),
     ],
 )
 def test_a_file_that_is_no_shard_says_what_it_is(
