@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -172,3 +173,41 @@ class _Batches:
         self._made = int(state["made"])
         self._shard, self._run = WorkerShard(shard.worker, shard.num_workers, self._made), None
         self._dataset.resume(self._begin, shard.worker)
+
+
+class WorkerDatasets:
+    """The datasets of one loader, and what their worker processes have counted. A copy in another process is empty."""
+
+    def __init__(self) -> None:
+        self._datasets: weakref.WeakSet[PackedDataset] = weakref.WeakSet()
+        self._totals: list[torch.Tensor] = []  # of the workers of each dataset
+
+    def __reduce__(self) -> tuple[type[WorkerDatasets], tuple[()]]:
+        return WorkerDatasets, ()
+
+    def add(self, loader: BatchLoader) -> PackedDataset:
+        """Return a new dataset of the loader."""
+        totals = torch.zeros((MAX_WORKERS, Stats.NUMBERS), dtype=torch.float64).share_memory_()
+        dataset = PackedDataset(loader, totals)
+        self._datasets.add(dataset)
+        self._totals.append(totals)
+        weakref.finalize(dataset, _fold, self._totals, totals).atexit = False
+        return dataset
+
+    def publish(self) -> bool:
+        """Publish where the loader stands to the workers of each dataset; return whether there is one."""
+        for dataset in self._datasets:
+            dataset.publish()
+        return bool(self._datasets)
+
+    def totals(self) -> torch.Tensor:
+        """Return the totals of all workers, float64 (n, Stats.NUMBERS)."""
+        return torch.cat([torch.zeros(0, Stats.NUMBERS), *self._totals])
+
+
+def _fold(all_totals: list[torch.Tensor], totals: torch.Tensor) -> None:
+    """Keep the totals of the workers of a dataset that no longer exists; release its shared memory."""
+    for i, kept in enumerate(all_totals):
+        if kept is totals:
+            all_totals[i] = totals[totals.any(1)].clone()
+    all_totals[:] = [kept for kept in all_totals if len(kept)]

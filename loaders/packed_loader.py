@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -11,10 +10,9 @@ import torch
 
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.pipeline import Pipeline, WorkerShard
-from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.assembly.transform import Transform
-from patchnpack.loaders.dataset import MAX_WORKERS, PackedDataset
+from patchnpack.loaders.dataset import PackedDataset, WorkerDatasets
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.imaging.user_decode import Decode
@@ -29,7 +27,6 @@ from patchnpack.loaders.process import cpu_share, process_rank
 from patchnpack.loaders.shards.patterns import ShardNames
 from patchnpack.loaders.sources.open_source import open_source
 from patchnpack.loaders.sources.options import LoaderOptions
-from patchnpack.loaders.sources.source import Source
 from patchnpack.packer import PackedBatch, Packing
 from patchnpack.packer.checks import check_whole, shown
 from patchnpack.packer.text import counted
@@ -177,47 +174,39 @@ class PackedImageLoader:
             rank=rank,
             world_size=world_size,
         )
-        self._source = open_source(source, self._options)
-        self._options = self._source.options
-        self.packing, self.index = self._source.packing, self._source.index
+        self.source = open_source(source, self._options)
+        self._options = self.source.options
+        self.packing, self.index = self.source.packing, self.source.index
         self.batch_size, self.repeat = batch_size, repeat
-        self._rank_given, self._block = self._options.given_rank, self._options.block
-        self._context = self._source.batch_context(BufferPool(keep=prefetch + 2))
+        self._rank_given, self.block = self._options.given_rank, self._options.block
+        self.context = self.source.batch_context(BufferPool(keep=prefetch + 2))
         self._stats, self._monitor = Stats(), ErrorMonitor(self._options.policy)
         self._check_headers()
         self._next = Cursor(0, 0)  # where the next iterator begins
         self._cursor: Cursor | None = self._next  # where training stands; None if worker processes decide
         self._steps: Steps | None = None
-        self._datasets: weakref.WeakSet[PackedDataset] = weakref.WeakSet()
-        self._totals: list[torch.Tensor] = []  # of the workers of each dataset
+        self._datasets = WorkerDatasets()
 
     def _check_headers(self) -> None:
         """Raise BadDataError if more images are bad by their headers than the policy allows."""
-        rows = self._source.rows
-        first = next((self._context.bad_row(row, *why) for row, why in rows.bad.items()), None)
+        rows = self.source.rows
+        first = next((self.context.bad_row(row, *why) for row, why in rows.bad.items()), None)
         self._monitor.before_start(len(rows.bad), len(rows.bad) + int(rows.mask.sum()), first)
 
     def __repr__(self) -> str:
         """A few lines: source, packing and position. Nothing is planned and no process group is asked."""
-        given, rows, cursor = self._options, self._source.rows, self._cursor or self._next
-        unused = (
-            f"; {len(rows.bad):,} bad, {int(rows.filtered.sum()):,} left out by where" if not rows.mask.all() else ""
-        )
+        given, rows, cursor = self._options, self.source.rows, self._cursor or self._next
+        bad, filtered = len(rows.bad), int(rows.filtered.sum())
+        unused = f"; {bad:,} bad, {filtered:,} left out by where" if bad or filtered else ""
         order = f"shuffled with seed {given.seed}" if given.shuffle else f"in order, seed {given.seed}"
         label = getattr(given.label, "__name__", given.label)
         return (
-            f"PackedImageLoader of {counted(int(rows.mask.sum()), 'image')} in {self._source.name}{unused}\n"
+            f"PackedImageLoader of {counted(int(rows.mask.sum()), 'image')} in {self.source.name}{unused}\n"
             f"  packing: {self.packing.summary()}\n"
             f"  batches: {counted(self.batch_size, 'pack')} each, {order}; "
             f"label: {label}; extras: {', '.join(given.extras) or 'none'}\n"
             f"  epoch {cursor.epoch}, {cursor.position:,} packs used"
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_datasets": None, "_totals": []}  # in another process it serves one dataset only
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= {**state, "_datasets": weakref.WeakSet()}
 
     def __iter__(self) -> Iterator[PackedBatch]:
         begin, batches = self._next, self.batches()
@@ -288,14 +277,14 @@ class PackedImageLoader:
             ValueError: `state` is not a state, or it was saved with other shards, another packing or another order; the
                 message names the difference.
         """
-        self._next, self._block = self.read_state(state)
+        self._next, self.block = self.read_state(state)
         self._cursor = self._next
         self._publish()
 
     def state_at(self, cursor: Cursor) -> dict[str, Any]:
         """Return the state of a loader that stands at `cursor`."""
         order = self.steps().order
-        return to_dict(cursor, order, self._source.fingerprint(order))
+        return to_dict(cursor, order, self.source.fingerprint(order))
 
     def read_state(self, state: Mapping[str, Any]) -> tuple[Cursor, int]:
         """Return the cursor and the block of a state of this loader.
@@ -303,7 +292,7 @@ class PackedImageLoader:
         Raises:
             ValueError: as `load_state_dict`.
         """
-        return from_dict(state, self._source.fingerprint(self.steps().order))
+        return from_dict(state, self.source.fingerprint(self.steps().order))
 
     def stats(self) -> dict[str, Any]:
         """Return the totals of this rank since the loader was made.
@@ -323,7 +312,7 @@ class PackedImageLoader:
         """
         (rank, world_size), total = self.rank(), int(self.index.without_image.sum())
         self._stats.without_image = len(range(rank, total, world_size))  # no rank reads them, so each counts a share
-        return self._stats.plus(torch.cat([torch.zeros(0, Stats.NUMBERS), *self._totals])).report()
+        return self._stats.plus(self._datasets.totals()).report()
 
     def as_dataset(self) -> PackedDataset:
         """Return the same batches as an iterable dataset, for `DataLoader(dataset, batch_size=None, num_workers=n)`.
@@ -331,34 +320,20 @@ class PackedImageLoader:
         The batches and their order are those of the loader for any n; each worker process decodes its share with
         `num_threads` threads. Give each DataLoader its own dataset.
         """
-        totals = torch.zeros((MAX_WORKERS, Stats.NUMBERS), dtype=torch.float64).share_memory_()
-        dataset = PackedDataset(self, totals)
-        self._datasets.add(dataset)
-        self._totals.append(totals)
-        weakref.finalize(dataset, _fold, self._totals, totals).atexit = False
+        dataset = self._datasets.add(self)
         self._cursor = None
         return dataset
 
     @property
-    def source(self) -> Source:
-        """What the loader reads."""
-        return self._source
-
-    @property
-    def context(self) -> IndexedBatchContext:
-        """What the images of every batch are made with."""
-        return self._context
-
-    @property
     def classes(self) -> dict[str, int] | None:
         """The number of each class name, in order; None where labels are numbers. Give them to a validation loader."""
-        classes = self._context.labels.classes
+        classes = self.context.labels.classes
         return None if classes is None else dict(sorted(classes.items(), key=lambda item: item[1]))
 
     @property
     def num_classes(self) -> int:
         """The number of outputs that a classifier needs; ValueError if only reading every label would show it."""
-        count = self._context.labels.num_classes
+        count = self.context.labels.num_classes
         if count is None:
             raise ValueError(
                 "the number of classes is unknown without a label or from these labels; give label=, classes=, or the "
@@ -372,29 +347,22 @@ class PackedImageLoader:
 
     def label_range(self) -> tuple[Extreme, Extreme] | None:
         """Return the lowest and the highest class; None where the index does not hold the labels."""
-        return label_range(self.steps().order, self._context.labels)
+        return label_range(self.steps().order, self.context.labels)
 
     def _publish(self) -> None:
-        for dataset in self._datasets:
-            dataset.publish()
-        if self._datasets:
+        if self._datasets.publish():
             self._cursor = None
 
     def numbers(self) -> torch.Tensor:
         """Return the totals of this process alone."""
         return self._stats.numbers()
 
-    @property
-    def block(self) -> int | None:
-        """Packs per block; None if a block is the packs of a step."""
-        return self._block
-
     def configure_worker(self, rank: int, world_size: int, block: int | None) -> None:
         """Adopt the main process's rank and block in a worker process."""
         grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
         if self._rank_given is None and not grouped:
             self._rank_given = rank, world_size
-        self._block = block
+        self.block = block
 
     def next_cursor(self) -> Cursor:
         """Return where the next iterator begins, which is never the end of an epoch."""
@@ -405,12 +373,12 @@ class PackedImageLoader:
         """Return the pipeline of an iterator that begins now."""
         steps = self.steps()
         return Pipeline(
-            context=self._context,
+            context=self.context,
             steps=steps,
             rank=self.rank()[0],
             repeat=self.repeat,
-            filtered=self._source.rows.filtered,
-            bad=self._source.rows.bad,
+            filtered=self.source.rows.filtered,
+            bad=self.source.rows.bad,
             stats=self._stats,
             monitor=self._monitor,
             num_threads=self._options.num_threads or cpu_share(),
@@ -424,17 +392,9 @@ class PackedImageLoader:
     def steps(self) -> Steps:
         """Return the order of the epochs, cut into steps for the current ranks."""
         world_size = self.rank()[1]
-        block, steps = self._block or self.batch_size * world_size, self._steps
+        block, steps = self.block or self.batch_size * world_size, self._steps
         if steps is None or (steps.order.block, steps.world_size) != (block, world_size):
-            order = self._source.order(block)
+            order = self.source.order(block)
             steps = Steps(order=order, batch_size=self.batch_size, world_size=world_size, even=self._options.even)
             self._steps = steps
         return steps
-
-
-def _fold(all_totals: list[torch.Tensor], totals: torch.Tensor) -> None:
-    """Keep the totals of the workers of a dataset that no longer exists; release its shared memory."""
-    for i, kept in enumerate(all_totals):
-        if kept is totals:
-            all_totals[i] = totals[totals.any(1)].clone()
-    all_totals[:] = [kept for kept in all_totals if len(kept)]
