@@ -43,10 +43,10 @@ class PackedImageLoader:
 
     Args:
         source: a folder of images; a table of paths (CSV, TSV, JSONL or, with `path`, parquet); shards by brace range,
-            glob or list; an index file; an `Index`; a `Mixture` of several of these; a folder that `patchnpack pack`
-            wrote; or a data set: of Hugging Face, of torchvision, or any object with `__len__` and `__getitem__` that
-            returns (image, label), a dict or an image. An image is encoded bytes, a PIL image, a uint8 array or the
-            path of a file.
+            glob or list; an index file; an `Index`; a data set: of Hugging Face, of torchvision, or any object with
+            `__len__` and `__getitem__` that returns (image, label), a dict or an image, where an image is encoded
+            bytes, a PIL image, a uint8 array or the path of a file; a `Mixture` of several of these; or a folder that
+            `patchnpack pack` wrote.
         packing: what a sequence looks like; None is `Packing()`, or the packing of the packed folder.
         batch_size: B, packs per batch of this rank.
         shuffle: whether to shuffle shards and, inside windows of `shuffle_window` shards, rows, differently each epoch.
@@ -57,7 +57,7 @@ class PackedImageLoader:
         label: None, "cls" (or any member with a text), "json:FIELD", or a callable from a sample's members (extension
             to bytes) to an int or an array. In a folder of images, "folder" is the first folder of each path; in a
             table, a column is a member. Of a data set, a column or member, or a callable from a dict of them; pairs and
-            torchvision's data sets need none.
+            torchvision's data sets need none. Of a `Mixture`, also a dict with the label of each source, by its name.
         classes: names of classes as a list, a file with one name per line, or a mapping to indices; without them,
             labels are whole numbers, and the names of folders and in tables get the numbers of their sorted order.
         extras: extensions of members to return in `batch.extras`: txt as str, json as object, others as bytes; None
@@ -115,7 +115,7 @@ class PackedImageLoader:
         seed: int = 0,
         repeat: bool = False,
         image: str = IMAGE,
-        label: Label = None,
+        label: Label | Mapping[str, Label] = None,
         classes: Classes = None,
         extras: Sequence[str] = (),
         transform: Transform | None = None,

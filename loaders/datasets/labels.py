@@ -21,6 +21,10 @@ _SEARCHED = 100  # rows of each part among which a member that was asked for mus
 class ItemLabels(KnownLabels):
     """The labels of a data set: each is known once its item is read.
 
+    Attributes:
+        has_labels: whether a label was asked for, or comes with pairs.
+        is_read: whether only reading an item shows its label.
+
     Args:
         items: the images.
         label: a member of the items; a callable from members to an int or an array; or None for the second item of
@@ -32,11 +36,11 @@ class ItemLabels(KnownLabels):
     """
 
     def __init__(self, items: Items, label: Label, classes: Classes) -> None:
-        names = [adapter.default_label if label is None else label for adapter in items.adapters]
+        names = label_members(items, label)
         self._rules = [None if name is None else LabelRule(name, classes) for name in names]
         self._items, self._has_field = items, isinstance(label, str) and ":" in label
-        self.is_read = any(rule is not None for rule in self._rules)
-        if classes is not None and not self.is_read:
+        self.has_labels = self.is_read = any(rule is not None for rule in self._rules)
+        if classes is not None and not self.has_labels:
             raise ValueError("classes= names the classes of labels, and label is None; give label=, such as 'label'")
         given = next((rule.classes for rule in self._rules if rule is not None and rule.classes), None)
         super().__init__(shape=self._probe(label) if self.is_read else (), num_classes=None, classes=given)
@@ -119,6 +123,11 @@ class ItemLabels(KnownLabels):
         if named and all(named):
             return max(max(classes.values()) for classes in named if classes) + 1
         return None if self._numbers is None or not named else max(int(self._numbers.max()), -1) + 1 or None
+
+
+def label_members(items: Items, label: Label) -> list[Label]:
+    """Return what the label of each part of a data set is: `label`, or the second item of pairs where it is None."""
+    return [adapter.default_label if label is None else label for adapter in items.adapters]
 
 
 def check_extras(items: Items, extras: tuple[str, ...]) -> None:

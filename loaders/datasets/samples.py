@@ -49,6 +49,7 @@ class DatasetSamples(IndexedSamples):
 
     def __init__(self, context: DatasetContext, rows: np.ndarray) -> None:
         super().__init__(context, rows)
+        self.has_labels = context.labels.has_labels
         if context.labels.is_read:
             self.labels = None
         items, index = context.items, context.index

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,7 @@ class Labels(LabelKind):
         classes: names of the classes, as a list, a file with one name per line, or a mapping from name to index. They
             map texts that are not whole numbers.
         read: returns the bytes of one member (row, extension), None where the sample lacks it.
+        rows: ranges of the rows that can have a label; None is all.
 
     Raises:
         ValueError: no sample has the label, or a label is a name that `classes` lacks. For "cls" (or the index's
@@ -195,8 +197,16 @@ class Labels(LabelKind):
             constructor reads the first label, and `of` checks the others.
     """
 
-    def __init__(self, index: Index, label: Label, classes: Classes, read: Callable[[int, str], bytes | None]) -> None:
+    def __init__(
+        self,
+        index: Index,
+        label: Label,
+        classes: Classes,
+        read: Callable[[int, str], bytes | None],
+        rows: Sequence[range] | None = None,
+    ) -> None:
         self._index, self._label, self._read = index, label, read
+        self._ranges = [range(len(index))] if rows is None else rows
         self._rule = LabelRule(label, classes)
         self._member = find_member(self._rule.member, index.members) or self._rule.member.lower()
         if self._member in index.image.split(";"):
@@ -276,7 +286,7 @@ class Labels(LabelKind):
 
     def _fields(self) -> str:
         """Return what the first JSON record says of the fields that a label may name; "" where it says nothing."""
-        for row in range(len(self._index)):
+        for row in chain.from_iterable(self._ranges):
             try:
                 record = json.loads(self._read(row, "json") or b"null")
             except ValueError:
@@ -293,7 +303,7 @@ class Labels(LabelKind):
             if self._texts:
                 return ()
         else:
-            for row in range(len(self._index)):
+            for row in chain.from_iterable(self._ranges):
                 try:
                     value = self._value(row)
                 except BadImage as error:  # reported when the row's turn comes
@@ -303,7 +313,7 @@ class Labels(LabelKind):
                     return np.shape(value)
         found = ", ".join("." + extension for extension in sorted(self._index.members))
         raise ValueError(
-            f"label {self._label!r} is absent from all {len(self._index)} samples{reason}"
+            f"label {self._label!r} is absent from all {sum(map(len, self._ranges))} samples{reason}"
             f"{self._fields() if self._member == 'json' and not reason else ''}; their members are {found}: name one "
             "of them, or give label=None"
         )

@@ -31,8 +31,8 @@ class Mixture:
     the sources are mixed evenly.
 
     Attributes:
-        sources: for each name, (source, weight): shards or an index, as for `PackedImageLoader`, and a number above 0.
-            Only the ratios of the weights matter.
+        sources: for each name, (source, weight): shards, an index, a folder of images, a table of paths or a data set,
+            as for `PackedImageLoader`, and a number above 0. Only the ratios of the weights matter.
         images_per_epoch: N; None is the number of images of all sources.
 
     Raises:
@@ -44,7 +44,7 @@ class Mixture:
     ValueError: the weight of 'books' is -1; it must be above 0, or leave the source out
     """
 
-    sources: Mapping[str, tuple[ShardNames | Index, float]]
+    sources: Mapping[str, tuple[ShardNames | Index | Any, float]]
     images_per_epoch: int | None = None
 
     def __post_init__(self) -> None:

@@ -38,8 +38,8 @@ def names_of(source: Any) -> list[str]:
         )
     if hasattr(source, "__getitem__") and not isinstance(source, Sequence | np.ndarray):
         raise ValueError(
-            f"the source is a {kind_of(source)}, not the name of shards; give a data set to a loader of its own: "
-            "PackedImageLoader(data, packing, batch_size=...)"
+            f"the source is a {kind_of(source)}, not the name of shards; only shards and files have an index: give "
+            "a data set to PackedImageLoader or to a Mixture"
         )
     if isinstance(source, bytes) or not hasattr(source, "__iter__"):
         raise ValueError(f"the source is {_described(source)}; {_GIVE}")

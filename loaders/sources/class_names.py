@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -44,6 +45,45 @@ def settle_names(index: Index, options: LoaderOptions) -> tuple[Index, LoaderOpt
     return index, replace(options, classes=names)
 
 
+def joined_classes(
+    classes: Sequence[str] | None, tables: Sequence[tuple[str, Mapping[str, int], bool]]
+) -> Sequence[str] | None:
+    """Return the classes of a mixture to which `classes` was not given, in the sorted order of their names.
+
+    Args:
+        classes: what `settle_names` returned: the names of folders and tables; None where none was to be numbered.
+        tables: (source, the number of each class name, whether labels are matched by name) of each part of a data set
+            that names its classes.
+
+    Returns:
+        the names of all sources; None where `classes` is None, so that data sets keep their numbers.
+
+    Raises:
+        ValueError: two sources number a class differently.
+    """
+    taken: dict[str, tuple[int, str]] = {}
+    if classes is not None:
+        names = sorted({*classes, *(name for _, table, _ in tables for name in table)})
+        taken = {name: (number, "the folders and tables") for number, name in enumerate(names)}
+        tables = [given for given in tables if not given[2]]
+    named = {number: (name, source) for name, (number, source) in taken.items()}
+    for source, table, _ in tables:
+        for name, number in table.items():
+            other, by = taken.setdefault(name, (number, source))
+            name_there, by_there = named.setdefault(number, (name, source))
+            if other != number or name_there != name:
+                differs = (
+                    f"class {name!r} is {number} in source {source!r} and {other} in {by!r}"
+                    if other != number
+                    else f"class {number} is {name!r} in source {source!r} and {name_there!r} in {by_there!r}"
+                )
+                raise ValueError(
+                    f"{differs}; give classes=, the names of all classes, by which folders, tables and Hugging Face's "
+                    "data sets are matched; of a torchvision ImageFolder give the path, with label 'folder'"
+                )
+    return names if classes is not None else None
+
+
 def _texts(index: Index, member: str) -> Texts[str | None] | None:
     """The text of a member of each row; None where only reading the shards would show it."""
     columns: list[pa.Array] = []
@@ -51,9 +91,12 @@ def _texts(index: Index, member: str) -> Texts[str | None] | None:
         rows = slice(int(index.starts[shard]), int(index.starts[shard + 1]))
         where = index.members[member][rows]
         if table is None:
-            if index.cls_member != member and (where >= 0).any():
+            if index.cls_member == member:
+                columns.append(index.cls.take(np.arange(rows.start, rows.stop)).column)
+            elif (where >= 0).any():
                 return None
-            columns.append(index.cls.take(np.arange(rows.start, rows.stop)).column)
+            else:
+                columns.append(pa.nulls(len(where), pa.large_string()))
             continue
         if ((where[:, 0] >= 0) & (where[:, 0] < len(table))).any():
             return None  # in files of their own

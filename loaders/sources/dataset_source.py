@@ -22,6 +22,7 @@ from patchnpack.loaders.order.mixture import Mixture
 from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.process import cpu_share
+from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.loaders.sources.shard_source import ShardSource, shard_opener
@@ -29,18 +30,66 @@ from patchnpack.packer import Packing
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetSource(ShardSource):
-    """The images of a map-style data set; see `Source`.
+class OpenedDataset:
+    """A map-style data set with the sizes of its images.
 
     Attributes:
         items: the images.
-        item_labels: their labels.
+        labels: their labels.
+        index: one row per image.
         data: a text that changes with the data, for a saved state; "" where digests of the images say as much.
     """
 
     items: Items
-    item_labels: ItemLabels
+    labels: ItemLabels
+    index: Index
     data: str
+
+    @classmethod
+    def open(cls, given: Any, options: LoaderOptions, opener: ShardOpener) -> Self:
+        """Adapt the data set, and find or read the sizes of its images; raises as `DatasetSource.open`."""
+        items = items_of_options(given, options)
+        labels = ItemLabels(items, options.label, options.classes)
+        check_extras(items, tuple(options.extras))
+        data = fingerprint_of(given, items, options.fingerprint)
+        index = index_of(
+            items,
+            sizes=options.sizes,
+            fingerprint=data,
+            folder=opener.folder / "indexes",
+            num_threads=options.num_threads or cpu_share(),
+        )
+        return cls(items=items, labels=labels, index=index, data=(data or "") if (index.format == PIXELS).any() else "")
+
+    def context(
+        self, options: LoaderOptions, packing: Packing, reader: ShardReader, buffers: BufferPool
+    ) -> DatasetContext:
+        """Return a context that reads and decodes the items."""
+        return DatasetContext(
+            index=self.index,
+            reader=reader,
+            packing=packing,
+            labels=self.labels,
+            extras=options.extras,
+            transform=watched(options.transform),
+            seed=options.seed,
+            buffers=buffers,
+            errors=options.policy,
+            user_decode=options.decode,
+            items=self.items,
+            pages=options.pages,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSource(ShardSource):
+    """The images of a map-style data set; see `Source`.
+
+    Attributes:
+        dataset: the data set.
+    """
+
+    dataset: OpenedDataset
 
     @classmethod
     def accepts(cls, given: Any) -> bool:
@@ -69,18 +118,9 @@ class DatasetSource(ShardSource):
             raise ValueError(
                 "index= is the index of shards; for a data set give sizes= or fingerprint=, or leave it out"
             )
-        image = "" if options.image == IMAGE else options.image
-        items = items_of(given, image, thread_safe=options.thread_safe, named=options.classes is not None)
-        labels = ItemLabels(items, options.label, options.classes)
-        check_extras(items, tuple(options.extras))
-        data, opener = fingerprint_of(given, items, options.fingerprint), shard_opener(options)
-        index = index_of(
-            items,
-            sizes=options.sizes,
-            fingerprint=data,
-            folder=opener.folder / "indexes",
-            num_threads=options.num_threads or cpu_share(),
-        )
+        opener = shard_opener(options)
+        dataset = OpenedDataset.open(given, options, opener)
+        index = dataset.index
         rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
         packing = rows.decide(index, options.packing or Packing(), options.seed)
         return cls(
@@ -89,42 +129,32 @@ class DatasetSource(ShardSource):
             rows=rows,
             packing=packing,
             opener=opener,
-            items=items,
-            item_labels=labels,
-            data=(data or "") if (index.format == PIXELS).any() else "",
+            dataset=dataset,
         )
 
     @property
     def name(self) -> str:
         """The kind of the data set."""
-        return f"a {self.items.name}"
+        return f"a {self.dataset.items.name}"
 
     # The labels of items, not of members.
     def labels(self, reader: ShardReader) -> ItemLabels:  # type: ignore[override]
         """Return labels that come with the items."""
-        return self.item_labels
+        return self.dataset.labels
 
     def batch_context(self, buffers: BufferPool) -> DatasetContext:
         """Return a context that reads and decodes the items."""
-        options = self.options
-        return DatasetContext(
-            index=self.index,
-            reader=self.reader(),
-            packing=self.packing,
-            labels=self.item_labels,
-            extras=options.extras,
-            transform=watched(options.transform),
-            seed=options.seed,
-            buffers=buffers,
-            errors=options.policy,
-            user_decode=options.decode,
-            items=self.items,
-            pages=options.pages,
-        )
+        return self.dataset.context(self.options, self.packing, self.reader(), buffers)
 
     def fingerprint(self, order: Order) -> dict[str, str]:
         """Return what the order depends on, with the fingerprint of data whose images have no digest."""
-        return {**super().fingerprint(order), "data": self.data}
+        return {**super().fingerprint(order), "data": self.dataset.data}
+
+
+def items_of_options(given: Any, options: LoaderOptions) -> Items:
+    """Return the images of a data set with these options."""
+    image = "" if options.image == IMAGE else options.image
+    return items_of(given, image, thread_safe=options.thread_safe, named=options.classes is not None)
 
 
 def _names_shards(item: Any) -> bool:

@@ -12,7 +12,8 @@ from patchnpack.loaders.sources.packed_source import PackedSource
 from patchnpack.loaders.sources.shard_source import ShardSource
 from patchnpack.loaders.sources.source import Source
 
-_KINDS: tuple[type[Source], ...] = (MixtureSource, PackedSource, DatasetSource, ShardSource)  # asked in this order
+# Asked in this order.
+_KINDS: tuple[type[Source], ...] = (MixtureSource, PackedSource, DatasetSource, ShardSource)  # type: ignore[assignment]
 _FOR_TABLES = ("path", "root")
 _FOR_DATASETS = ("sizes", "thread_safe", "fingerprint")
 
@@ -23,7 +24,7 @@ def open_source(given: Any, options: LoaderOptions) -> Source:
     if kind is PackedSource and is_image_folder(given, options.storage_options):
         kind = ShardSource
     for name in _FOR_DATASETS:
-        if kind is not DatasetSource and getattr(options, name) is not None:
+        if kind not in (DatasetSource, MixtureSource) and getattr(options, name) is not None:
             raise ValueError(f"{name}= is for data sets with __len__ and __getitem__; for other sources leave it out")
     for name in _FOR_TABLES:
         if kind in (PackedSource, DatasetSource) and getattr(options, name) is not None:

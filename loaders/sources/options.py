@@ -46,7 +46,7 @@ class LoaderOptions:
     seed: int
     repeat: bool
     image: str
-    label: Label = field(repr=False)
+    label: Label | Any = field(repr=False)  # of a mixture, also a dict with the label of each source
     classes: Classes = field(repr=False)
     extras: Sequence[str]
     transform: Transform | None

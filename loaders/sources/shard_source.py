@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Self
@@ -70,7 +71,7 @@ class ShardSource:
 
     def labels(self, reader: ShardReader) -> Labels:
         """Return labels that are read from the members of the samples."""
-        return Labels(self.index, self.options.label, self.options.classes, partial(read_member, self.index, reader))
+        return labels_of(self.index, self.options, reader)
 
     def batch_context(self, buffers: BufferPool) -> IndexedBatchContext:
         """Return a context that reads and decodes the images."""
@@ -93,6 +94,11 @@ class ShardSource:
     def fingerprint(self, order: Order) -> dict[str, str]:
         """Return what the order depends on: index, packing and the options of the order."""
         return fingerprint(order, self.digest)
+
+
+def labels_of(index: Index, options: LoaderOptions, reader: ShardReader, rows: Sequence[range] | None = None) -> Labels:
+    """Return labels that are read from the members of the samples; for `rows` see `Labels`."""
+    return Labels(index, options.label, options.classes, partial(read_member, index, reader), rows)
 
 
 def shard_opener(options: LoaderOptions) -> ShardOpener:

@@ -8,6 +8,7 @@ order, assembly, packs) and below the loader. A new kind is one module with one 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
 from patchnpack.loaders.assembly.buffers import BufferPool
@@ -99,23 +100,31 @@ def indexed_context(source: Source, buffers: BufferPool) -> IndexedBatchContext:
         ValueError: a label or an extra that no sample has.
     """
     options, index, reader = source.options, source.index, source.reader()
-    labels = source.labels(reader)
-    extras: list[str] = []
-    for name in options.extras:
-        member = find_member(name.lstrip("."), index.members)
-        if member is None:
-            found = ", ".join(sorted(index.members))
-            raise ValueError(f"extras asks for {name!r}, which no sample has; their members are {found}")
-        extras.append(member)
     return IndexedBatchContext(
         index=index,
         reader=reader,
         packing=source.packing,
-        labels=labels,
-        extras=extras,
+        labels=source.labels(reader),
+        extras=extra_members(options.extras, index),
         transform=watched(options.transform),
         seed=options.seed,
         buffers=buffers,
         errors=options.policy,
         user_decode=options.decode,
     )
+
+
+def extra_members(extras: Sequence[str], index: Index) -> list[str]:
+    """Return the members that `extras` name, as the index spells them.
+
+    Raises:
+        ValueError: an extra that no sample has.
+    """
+    members: list[str] = []
+    for name in extras:
+        member = find_member(name.lstrip("."), index.members)
+        if member is None:
+            found = ", ".join(sorted(index.members))
+            raise ValueError(f"extras asks for {name!r}, which no sample has; their members are {found}")
+        members.append(member)
+    return members

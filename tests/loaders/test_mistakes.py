@@ -133,9 +133,9 @@ def test_what_a_message_says_of_a_torch_data_set_works() -> None:
     assert batch.labels[batch.image_mask].tolist() == [0, 1, 2]
 
 
-def test_a_data_set_in_a_mixture_is_an_error_that_names_it() -> None:
-    with pytest.raises(ValueError, match=r"the source is a .*Items, not the name of shards; .* a loader of its own"):
-        load(Mixture({"a": (Items(), 1)}))  # type: ignore[dict-item]
+def test_the_index_of_a_data_set_is_an_error_that_names_the_loader() -> None:
+    with pytest.raises(ValueError, match=r"the source is a .*Items, not the name of shards; .* to PackedImageLoader"):
+        open_index(Items())  # type: ignore[arg-type]
 
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [

@@ -1,0 +1,75 @@
+"""Samples of a mixture with data sets: each image of a batch is read by its own source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from patchnpack.loaders.assembly.samples import IndexedBatchContext, IndexedSamples
+from patchnpack.loaders.datasets.samples import DatasetContext, DatasetSamples
+from patchnpack.loaders.imaging.warnings import Warn
+from patchnpack.loaders.sources.mixed_labels import MixedLabels
+
+# k sources, M images in the batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixedContext(IndexedBatchContext):
+    """The batch context of a mixture; `index` and `reader` are those of all k sources together.
+
+    Attributes:
+        labels: the labels of all sources.
+        starts: int64 (k + 1,), the first row of each source.
+        datasets: the context of each source that is a data set, by the number of the source.
+    """
+
+    labels: MixedLabels  # type: ignore[assignment]
+    starts: np.ndarray
+    datasets: dict[int, DatasetContext]
+
+    def samples(self, rows: np.ndarray) -> MixedSamples:
+        """Return the samples of these rows of the index, int64 (M,)."""
+        return MixedSamples(self, rows)
+
+
+class MixedSamples(IndexedSamples):
+    """The samples of one batch's M rows; see `Samples`. Images of a data set are those of its own samples."""
+
+    def __init__(self, context: MixedContext, rows: np.ndarray) -> None:
+        super().__init__(context, rows)
+        self._of: list[tuple[DatasetSamples, int] | None] = [None] * len(rows)
+        source = np.searchsorted(context.starts, rows, side="right") - 1
+        for number, dataset in context.datasets.items():
+            here = np.flatnonzero(source == number)
+            if len(here):
+                samples = dataset.samples(rows[here] - context.starts[number])
+                for j, i in enumerate(here.tolist()):
+                    self._of[i] = samples, j
+
+    def read(self, i: int) -> Any:
+        """Read image i as its source does."""
+        of = self._of[i]
+        return super().read(i) if of is None else of[0].read(of[1])
+
+    def decode(
+        self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool, warn: Warn
+    ) -> np.ndarray:
+        """Decode image i upright and resize its `box` to `size`; `warn` gets what is odd. Raises BadImage."""
+        of = self._of[i]
+        if of is None:
+            return super().decode(i, data, size, box, strict, warn)
+        return of[0].decode(of[1], data, size, box, strict, warn)
+
+    def label(self, i: int) -> Any:
+        """Return the label of image i, `absent` of the mixture where it has none. Raises BadImage."""
+        of = self._of[i]
+        if of is None:
+            return super().label(i)
+        return of[0].label(of[1]) if of[0].has_labels else self._context.labels.absent
+
+    def extra(self, i: int, extension: str) -> Any:
+        """Return the value of another member of the sample, None where the sample lacks it. Raises BadImage."""
+        of = self._of[i]
+        return super().extra(i, extension) if of is None else of[0].extra(of[1], extension)
