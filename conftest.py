@@ -25,6 +25,11 @@ def pytest_collect_file(file_path: Path) -> None:
         sys.modules[name] = importlib.import_module(f"patchnpack.{name}")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes and sets by their argument: the bytes of a drawn file may hold the time, and sets have no order."""
+    return argname if isinstance(val, bytes | set | frozenset) else None
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Cache indexes in a folder of this run, also in processes that tests start."""
