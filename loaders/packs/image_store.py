@@ -13,7 +13,8 @@ import xxhash
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
 from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.errors import BadImage
-from patchnpack.loaders.index.labels import Classes, Label, Labels
+from patchnpack.loaders.index.label_rule import Classes, Label
+from patchnpack.loaders.index.labels import Labels
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.packs.arrow_file import Codec, byte_lists, digest_of, file_bytes, value_offsets
 from patchnpack.loaders.packs.manifest import Manifest, bad_entry

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.transform import Transform
-from patchnpack.loaders.index.labels import Classes, KnownLabels, Label
+from patchnpack.loaders.index.label_rule import Classes, Label
+from patchnpack.loaders.index.labels import KnownLabels
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.state import decoders
 from patchnpack.loaders.packs.arrow_file import Codec

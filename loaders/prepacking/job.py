@@ -20,7 +20,7 @@ from typing import Any
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.pages import Pages
-from patchnpack.loaders.index.labels import Classes
+from patchnpack.loaders.index.label_rule import Classes
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.packed_loader import PackedImageLoader
 from patchnpack.loaders.packs.arrow_file import digest_of

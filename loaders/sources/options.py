@@ -12,7 +12,7 @@ from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
 from patchnpack.loaders.index.classes import Classes, listed_classes
-from patchnpack.loaders.index.labels import Label
+from patchnpack.loaders.index.label_rule import Label
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.members import check_extensions, checked_extras
 from patchnpack.loaders.order.rank_steps import Even
