@@ -1,4 +1,4 @@
-"""Measure what each kind of source costs: the same photographs as shards, as a Hugging Face data set and as files.
+"""Measure what each kind of source costs: the same photographs as shards, files, data sets and packed folders.
 
 All sources take turns in one process, with the same packing and threads, so other work on the machine affects all
 alike. CPU time is that of the whole process, all threads together.
@@ -6,6 +6,8 @@ alike. CPU time is that of the whole process, all threads together.
 * shards: webdataset tars.
 * folder: image files, in a sub-folder per class.
 * table: a CSV of the paths of these files.
+* parquet: one shard with the columns of Hugging Face.
+* image store, patch store: packed folders of encoded images and of patches.
 * hugging face: saved to disk, read undecoded.
 * image folder: the same files as (path, label) pairs, as torchvision's `ImageFolder` lists them.
 * pil: an object whose `__getitem__` opens the bytes with PIL and returns (image, label), without the lock.
@@ -39,7 +41,7 @@ import torch
 from PIL import Image
 
 from patchnpack import PackedImageLoader, Packing
-from patchnpack.loaders import Index, open_index
+from patchnpack.loaders import Index, Job, open_index
 
 HERE = Path(__file__).resolve().parent
 CLOTHING = HERE.parents[1] / "shared" / "data" / "clothing" / "train-{000000..000009}.tar"
@@ -61,7 +63,8 @@ class Opened:
 
 def loaders(index: Index, folder: Path, threads: int, batch_size: int) -> dict[str, PackedImageLoader]:
     """The loaders by name, over the same photographs in the same order."""
-    given: dict[str, Any] = {"packing": Packing(seq_len=4096), "batch_size": batch_size, "num_threads": threads}
+    packing = Packing(seq_len=4096)
+    given: dict[str, Any] = {"packing": packing, "batch_size": batch_size, "num_threads": threads}
     shards = PackedImageLoader(index, label="cls", **given)
     rows = np.arange(len(index))
     samples = shards.context.samples(rows)
@@ -76,7 +79,12 @@ def loaders(index: Index, folder: Path, threads: int, batch_size: int) -> dict[s
     table.write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in files))
     columns = {"image": [{"bytes": data, "path": None} for data in photos], "label": labels}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(folder / "saved"))
+    dataset = datasets.Dataset.from_dict(columns, features=features)
+    dataset.save_to_disk(str(folder / "saved"))
+    dataset.to_parquet(str(folder / "train.parquet"))
+    stored: dict[str, Any] = {"batch_size": batch_size, "num_threads": threads}
+    for store in ("images", "patches"):
+        Job(index=index, out=str(folder / store), packing=packing, store=store, label="cls").run()
     saved = datasets.load_from_disk(str(folder / "saved"))
     opened, decoded = Opened(photos, labels, decoded=False), Opened(photos, labels, decoded=True)
     sizes = np.stack([index.width, index.height], 1)
@@ -84,6 +92,9 @@ def loaders(index: Index, folder: Path, threads: int, batch_size: int) -> dict[s
         "shards": shards,
         "folder": PackedImageLoader(folder / "files", label="folder", **cached),
         "table": PackedImageLoader(table, label="label", **cached),
+        "parquet": PackedImageLoader(folder / "train.parquet", image="image", label="label", **cached),
+        "image store": PackedImageLoader(folder / "images", **stored),
+        "patch store": PackedImageLoader(folder / "patches", **stored),
         "hugging face": PackedImageLoader(saved, label="label", **given),
         "image folder": PackedImageLoader(files, thread_safe=True, fingerprint="the benchmark's files", **given),
         "pil": PackedImageLoader(opened, thread_safe=True, sizes=sizes, **given),

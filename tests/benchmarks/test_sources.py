@@ -20,6 +20,6 @@ def test_every_source_is_measured_and_written(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with (tmp_path / "out.csv").open() as file:
         rows = {row["source"]: row for row in csv.DictReader(file)}
-    assert len(rows) == 6
+    assert len(rows) == 11
     assert all(float(row["cpu_us_per_image"]) > 0 for row in rows.values())
     assert float(rows["shards"]["ratio"]) == 1.0
