@@ -47,6 +47,7 @@ class ItemLabels(KnownLabels):
         super().__init__(shape=self._probe(label) if self.is_read else (), num_classes=None, classes=given)
         self._numbers = None if self.shape else self._all_known()
         self.is_read &= self._numbers is None
+        self.are_indexed = self._numbers is not None
         self.num_classes = self.shape[0] if self.shape else self._count()
 
     def known(self, rows: np.ndarray) -> np.ndarray:

@@ -51,7 +51,10 @@ class KnownLabels(LabelKind):
     Attributes:
         num_classes: outputs that a classifier needs; None if unknown.
         classes: index of each class name; None where labels are numbers.
+        are_indexed: whether `known` returns the labels of any rows.
     """
+
+    are_indexed = False
 
     def __init__(self, *, shape: tuple[int, ...], num_classes: int | None, classes: Mapping[str, int] | None) -> None:
         super().__init__(shape)

@@ -50,7 +50,7 @@ def largest_grids(order: Order) -> dict[int, Extreme]:
 
 def label_range(order: Order, labels: Labels | KnownLabels) -> tuple[Extreme, Extreme] | None:
     """Return the lowest and the highest class; None where the index does not hold the labels, or none is present."""
-    if labels.shape or isinstance(labels, KnownLabels):
+    if labels.shape or (isinstance(labels, KnownLabels) and not labels.are_indexed):
         return None
     found: list[tuple[int, int]] = []  # the extremes of each chunk: label and row
     for rows in chunks(order.usable):

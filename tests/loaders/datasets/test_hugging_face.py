@@ -64,6 +64,15 @@ def test_photographs_give_the_same_images_and_labels_as_their_shards(clothing: s
         assert torch.equal(a.rows, b.rows)
 
 
+def test_range_of_labels_is_known_before_anything_is_read(photos: Photos) -> None:
+    loader = load(photos.hugging_face())
+    labels = {label for batch in loader for label in batch.labels[batch.image_mask].tolist()} - {-100}
+    ends = loader.label_range()
+    assert ends is not None
+    assert (ends[0].value, ends[1].value) == (min(labels), max(labels))
+    assert load(photos.hugging_face(), label=None).label_range() is None
+
+
 def test_classes_come_from_the_class_label_and_from_classes_by_name(photos: Photos) -> None:
     dataset = photos.hugging_face()
     loader = load(dataset)
