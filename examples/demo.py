@@ -11,6 +11,7 @@ explains why). The folder then holds the shards, packs.png, and a checkpoint of 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -29,6 +30,19 @@ def patchnpack(*arguments: str) -> None:
     app(arguments, standalone_mode=False)
 
 
+def hint_if_busy(load: float, cpus: int, threads: str | None) -> str:
+    """Return a hint for a machine on which other work would slow threads that wait for each other, or "".
+
+    Args:
+        load: processes that ran or waited for a CPU in the last minute, on average.
+        cpus: CPUs of the machine.
+        threads: OMP_NUM_THREADS, or None if it is not set.
+    """
+    if threads is not None or load <= cpus / 2:
+        return ""
+    return f"Other work uses this machine (load {load:.1f} on {cpus} CPUs): if training is slow, set OMP_NUM_THREADS=1"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("demo"))
@@ -39,6 +53,9 @@ def main() -> None:
     options = parser.parse_args()
     folder: Path = options.folder
 
+    hint = hint_if_busy(os.getloadavg()[0], os.cpu_count() or 1, os.environ.get("OMP_NUM_THREADS"))
+    if hint:
+        print(hint)
     held_out = options.images // 4
     print(f"Drawing {options.images + held_out} images into {folder}/")
     draw_shapes(folder, options.images, held_out)

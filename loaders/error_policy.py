@@ -131,7 +131,7 @@ class ErrorMonitor:
         if images >= _JUDGED_FROM and bad > self._policy.max_rate * images:
             raise BadDataError(
                 f"{bad} of {images} images have bad headers, more than max_rate {self._policy.max_rate} "
-                f"allows; the first is {first}. Fix or rewrite the shards, or raise max_rate"
+                f"allows; the first is {first}. Fix or replace the images, or raise max_rate"
             )
 
     def judge_all(self, images: int, bad: Sequence[BadRow], which: str) -> None:
@@ -146,7 +146,7 @@ class ErrorMonitor:
         if images >= _JUDGED_FROM and len(bad) > policy.max_rate * images:
             raise BadDataError(
                 f"{len(bad)} of the {images} images {which} were bad, more than max_rate {policy.max_rate} allows; the "
-                f"last is {bad[-1]}. Fix or rewrite the shards, or raise max_rate"
+                f"last is {bad[-1]}. Fix or replace the images, or raise max_rate"
             )
 
     def record(self, images: int, bad: list[tuple[int, BadRow]]) -> None:
@@ -170,7 +170,7 @@ class ErrorMonitor:
             if self._in_a_row >= policy.max_consecutive:
                 raise BadDataError(
                     f"{self._in_a_row} images in a row were bad, the limit that max_consecutive sets; the last is "
-                    f"{row}. Fix or rewrite the shards, or raise max_consecutive"
+                    f"{row}. Fix or replace the images, or raise max_consecutive"
                 )
         if last < images - 1:
             self._in_a_row = 0
@@ -181,5 +181,5 @@ class ErrorMonitor:
         if self._judged >= _JUDGED_FROM and len(self._bad_at) > policy.max_rate * window:
             raise BadDataError(
                 f"{len(self._bad_at)} of the last {window} images were bad, more than max_rate {policy.max_rate} "
-                f"allows{f'; the last is {bad[-1][1]}' if bad else ''}. Fix or rewrite the shards, or raise max_rate"
+                f"allows{f'; the last is {bad[-1][1]}' if bad else ''}. Fix or replace the images, or raise max_rate"
             )

@@ -203,10 +203,17 @@ class Labels(LabelKind):
                 if value is not None:
                     return np.shape(value)
         found = ", ".join("." + extension for extension in sorted(self._index.members))
+        remedy = "name one of them, or give label=None"
+        if self._label == "folder":
+            remedy = (
+                "label='folder' needs a folder of images with one sub-folder per class; if you named the folder of one "
+                "class, name its parent"
+            )
+        elif "folder" in self._index.members:
+            remedy = "give label='folder' for the sub-folders as classes, name another member, or give label=None"
         raise ValueError(
             f"label {self._label!r} is absent from all {sum(map(len, self._ranges))} samples{reason}"
-            f"{self._fields() if self._member == 'json' and not reason else ''}; their members are {found}: name one "
-            "of them, or give label=None"
+            f"{self._fields() if self._member == 'json' and not reason else ''}; their members are {found}: {remedy}"
         )
 
 

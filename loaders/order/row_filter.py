@@ -161,7 +161,7 @@ def _remedy(stage: str, *, intact: bool) -> str:
         )
     if stage == "limit":
         return "raise max_pixels or max_bytes of ErrorPolicy, or make the images smaller"
-    return "rewrite the shards, or name with image= the extension of the members that are images"
+    return "fix or replace the images, or name with image= the extension or column of the images"
 
 
 def _times(rows: np.ndarray, frequency: Frequency | None) -> np.ndarray:

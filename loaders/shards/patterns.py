@@ -105,9 +105,11 @@ def _expand_one(pattern: str, opener: ShardOpener) -> list[str]:
         else:
             missing.append(path)
     if missing:
+        # A name without an extension may be meant as a folder of images.
+        kind = "shard" if os.path.splitext(missing[0])[1] else "shard or folder"
         count = f"{len(missing)} of the {len(paths)} shards in {pattern!r} are missing; " if len(paths) > 1 else ""
         raise FileNotFoundError(
-            f"shard {missing[0]!r} {absent(missing[0])} ({count}the working directory is {Path.cwd()}); correct the "
+            f"{kind} {missing[0]!r} {absent(missing[0])} ({count}the working directory is {Path.cwd()}); correct the "
             "path or the range"
         )
     for path in found:

@@ -154,8 +154,8 @@ def _describe_other(file: str, path: str) -> str | None:
         return None
     if is_image(head):
         return (
-            f"{path!r} is an image, not a shard: make shards of its folder with `patchnpack shard FOLDER -o SHARDS`, "
-            "and name the shards"
+            f"{path!r} is an image, not a shard: give the folder that holds it, or a table of paths (CSV, TSV, JSONL, "
+            "Parquet), or convert the folder to shards: `patchnpack shard FOLDER -o SHARDS`"
         )
     if head.startswith(LFS_POINTER):
         return f"shard {path!r} is a Git LFS pointer, not the shard itself; run `git lfs pull` in its repository"

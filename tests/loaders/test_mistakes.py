@@ -67,6 +67,7 @@ SOURCES: list[tuple[Any, str]] = [
     ([], "the source is an empty list; give at least one shard"),
     ("", "the source is an empty string; give at least one shard"),
     ("empty", "'empty' holds no file, nor do its sub-folders"),
+    ("nope", "shard or folder 'nope' does not exist (the working directory is "),
     ("nope.tar", "shard 'nope.tar' does not exist (the working directory is "),
     ("dangling.tar", "shard 'dangling.tar' is a link to '/absent/x.tar', which does not exist"),
     ("d*.tar", "shard 'dangling.tar' is a link to '/absent/x.tar', which does not exist"),

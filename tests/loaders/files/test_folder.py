@@ -211,7 +211,12 @@ def test_where_sees_sizes_and_keys(tmp_path: Path) -> None:
         (["a.png"], {"image": "jpg"}, "holds no image .*, but 1 of .png; add image='png'"),
         (["a.jpg"], {"path": "file"}, "path is 'file', which is for tables of paths"),
         (["a.jpg"], {"root": "."}, "root is '.', which is for tables of paths"),
-        (["a.jpg"], {"label": "folder"}, "label 'folder' is absent from all 1 samples; their members are .jpg"),
+        (
+            ["a.jpg"],
+            {"label": "folder"},
+            "needs a folder of images with one sub-folder per class; if you named .* its parent",
+        ),
+        (["cat/a.jpg"], {"label": "cls"}, "label 'cls' is absent from all 1 samples; .*: give label='folder'"),
         (
             ["train/a.jpg", "val/b.jpg"],
             {"label": "folder"},

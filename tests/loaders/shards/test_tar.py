@@ -228,7 +228,9 @@ def test_file_that_is_not_a_tar_is_refused_by_name(data: bytes, tmp_path: Path) 
 def test_image_in_place_of_a_shard_is_named_as_one(format: str, tmp_path: Path) -> None:
     path = tmp_path / "im00"
     Image.effect_noise((64, 64), 50).convert("RGB").save(path, format)
-    with pytest.raises(ValueError, match=r"im00' is an image, not a shard: .*`patchnpack shard FOLDER -o SHARDS`"):
+    with pytest.raises(
+        ValueError, match=r"im00' is an image, not a shard: give the folder .*`patchnpack shard FOLDER -o SHARDS`"
+    ):
         read_samples(str(path))
 
 

@@ -52,7 +52,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("report file:a.tar", "'file:a.tar' is the address of a local file; give its path: 'a.tar'"),
         ("pack a.tar -o file:packed", "'file:packed' is the address of a local file; give its path: 'packed'"),
         ("verify file:packed", "'file:packed' is the address of a local file; give its path: 'packed'"),
-        ("report dead", "shard 'dead' is a link to '/absent', which does not exist (the working directory is"),
+        (
+            "report dead",
+            "shard or folder 'dead' is a link to '/absent', which does not exist (the working directory is",
+        ),
         ("report empty", "'empty' holds no file, nor do its sub-folders; name a folder of images"),
         (
             "report a.tar --patch-size 16,16",
