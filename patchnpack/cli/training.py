@@ -96,7 +96,10 @@ def train(
     model: dict[str, Any],
     training: TrainConfig,
     config: RunFile = None,
-    validation: Annotated[list[str] | None, typer.Option("--validation", help="Validation shards.")] = None,
+    validation: Annotated[
+        list[str] | None,
+        typer.Option("--validation", help="Validation data, as the training data."),
+    ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the checkpoint, history and run.toml.")] = Path(
         "runs"
     ),
@@ -131,7 +134,7 @@ def train(
     pages: Pages = "first",
     storage_options: Storage = None,
 ) -> None:
-    """Train a NaViT on the images in SHARDS, with labels, a teacher or texts.
+    """Train a NaViT on images, with labels, a teacher or texts.
 
     patchnpack train 'train-{000000..000009}.tar' --validation validation-000000.tar --resolution fit:144 --epochs 10
 
@@ -251,7 +254,7 @@ def evaluate_checkpoint(
     pages: Pages = "first",
     storage_options: Storage = None,
 ) -> None:
-    """Write the prediction of a trained model for each image in SHARDS: key, row, label, prediction and logits.
+    """Write the prediction of a trained model for each image: key, row, label, prediction and logits.
 
     patchnpack eval runs/first/checkpoint.pt validation-000000.tar -o predictions.parquet
     """
@@ -295,7 +298,7 @@ def write_features(
     pages: Pages = "first",
     storage_options: Storage = None,
 ) -> None:
-    """Write the feature vector of each image in SHARDS: key, row and feature.
+    """Write the feature vector of each image: key, row and feature.
 
     patchnpack features runs/first/checkpoint.pt train-000000.tar -o features.parquet
     """
