@@ -16,8 +16,8 @@ from patchnpack.loaders.dataset import PackedDataset, WorkerDatasets
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.imaging.user_decode import Decode
-from patchnpack.loaders.index.label_rule import Classes, Label
 from patchnpack.loaders.index.table import IMAGE, Index
+from patchnpack.loaders.labels.label_rule import Classes, Label
 from patchnpack.loaders.order.extremes import Extreme, label_range, largest_grids
 from patchnpack.loaders.order.mixture import Mixture
 from patchnpack.loaders.order.rank_steps import Even, Steps

@@ -1,11 +1,11 @@
 """Trainer: training and evaluation of the models of `patchnpack.models`, and their objectives."""
 
 from patchnpack.trainer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from patchnpack.trainer.contrastive import Contrastive, TextTower, sigmoid_loss
-from patchnpack.trainer.distill import Distillation, repatchify
 from patchnpack.trainer.evaluate import autocast, autocast_dtype, evaluate
-from patchnpack.trainer.losses import Classification, Objective, Outcome
-from patchnpack.trainer.mixing import mix
+from patchnpack.trainer.objectives.contrastive import Contrastive, TextTower, sigmoid_loss
+from patchnpack.trainer.objectives.distill import Distillation, repatchify
+from patchnpack.trainer.objectives.losses import Classification, Objective, Outcome
+from patchnpack.trainer.objectives.mixing import mix
 from patchnpack.trainer.optim import learning_rate
 from patchnpack.trainer.train import TrainResult, train
 from patchnpack.trainer.train_config import TrainConfig

@@ -12,7 +12,7 @@ import torch
 
 from patchnpack.models.navit import NaViT
 from patchnpack.packer.batch.packed_batch import PackedBatch
-from patchnpack.trainer.losses import Classification, Objective, Outcome
+from patchnpack.trainer.objectives.losses import Classification, Objective, Outcome
 from patchnpack.trainer.ranks import over_ranks, rank_and_size
 
 _log = logging.getLogger(__name__)

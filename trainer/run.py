@@ -26,7 +26,7 @@ from patchnpack.packer.files import atomic_write
 from patchnpack.trainer.bad_steps import BadSteps
 from patchnpack.trainer.checkpoint import read_checkpoint, save_checkpoint
 from patchnpack.trainer.evaluate import Batches, Meter, autocast
-from patchnpack.trainer.losses import Objective, Outcome
+from patchnpack.trainer.objectives.losses import Objective, Outcome
 from patchnpack.trainer.optim import Average, learning_rate, make_optimizer, set_learning_rate
 from patchnpack.trainer.ranks import over_ranks, rank_and_size
 from patchnpack.trainer.train_config import TrainConfig

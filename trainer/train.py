@@ -14,7 +14,7 @@ from patchnpack.models.navit import NaViT
 from patchnpack.trainer.device import find_device
 from patchnpack.trainer.display import Display, TensorBoard
 from patchnpack.trainer.evaluate import Batches, evaluate
-from patchnpack.trainer.losses import Classification, Objective
+from patchnpack.trainer.objectives.losses import Classification, Objective
 from patchnpack.trainer.ranks import over_ranks, rank_and_size
 from patchnpack.trainer.run import CHECKPOINT, Run
 from patchnpack.trainer.train_config import TrainConfig

@@ -14,7 +14,7 @@ import torch
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.assembly.stats import BatchCounts
 from patchnpack.loaders.errors import BadImage, BadRow, StallError
-from patchnpack.loaders.index.labels import count_absent
+from patchnpack.loaders.labels.labels import count_absent
 from patchnpack.packer import Images, PackedBatch, _kernels
 from patchnpack.packer.policies.random import Purpose, counter_hash
 

@@ -17,7 +17,7 @@ from patchnpack.loaders.imaging.decode import decode
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.user_decode import Decode, user_pixels
 from patchnpack.loaders.imaging.warnings import Warn
-from patchnpack.loaders.index.labels import LabelKind
+from patchnpack.loaders.labels.labels import LabelKind
 from patchnpack.packer import Packing
 
 # M images in the batch

@@ -18,8 +18,8 @@ from patchnpack.loaders.imaging.decode import decode_whole_jpeg
 from patchnpack.loaders.imaging.formats import JPEG
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.warnings import Warn
-from patchnpack.loaders.index.labels import KnownLabels, Labels
 from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.labels.labels import KnownLabels, Labels
 from patchnpack.loaders.order.order import Pack
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.reader import ShardReader

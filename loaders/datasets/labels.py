@@ -10,8 +10,8 @@ import numpy as np
 
 from patchnpack.loaders.datasets.items import Items
 from patchnpack.loaders.errors import BadImage
-from patchnpack.loaders.index.label_rule import Classes, Label, LabelRule
-from patchnpack.loaders.index.labels import KnownLabels
+from patchnpack.loaders.labels.label_rule import Classes, Label, LabelRule
+from patchnpack.loaders.labels.labels import KnownLabels
 
 # m rows
 

@@ -18,7 +18,7 @@ import xxhash
 from patchnpack.loaders.datasets.items import Items
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.formats import PIXELS
-from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
+from patchnpack.loaders.imaging.header import header_or_reason
 from patchnpack.loaders.index.index_file import load_index, save_index
 from patchnpack.loaders.index.table import Index, Texts
 
@@ -28,7 +28,6 @@ _BLOCK = 64  # images that a thread reads before it takes others
 _LOG_EVERY_S = 10.0
 _MAX_SIDE = 1 << 30
 _LAYOUT = "1"  # of what is cached; another one makes older entries unused
-_NO_HEADER = Header(0, 0, 1, 0)
 
 _log = logging.getLogger("patchnpack")
 
@@ -151,18 +150,16 @@ class _Columns:
 
     def fill(self, i: int, items: Items) -> None:
         """Read the header of image i."""
-        header = _NO_HEADER
         try:
             image, _ = items.read(i)
-            if isinstance(image, bytes):
-                self.nbytes[i], self.digest[i] = len(image), xxhash.xxh3_64_intdigest(image)
-                header = read_header(image)
-            else:
-                header = image_header(image)
-        except UnsupportedImage as error:
-            header, self.reasons[i] = error.header, str(error)
         except BadImage as error:
             self.reasons[i] = str(error)
+            return
+        if isinstance(image, bytes):
+            self.nbytes[i], self.digest[i] = len(image), xxhash.xxh3_64_intdigest(image)
+        header, reason = header_or_reason(image)
+        if reason is not None:
+            self.reasons[i] = reason
         self.width[i], self.height[i], self.orientation[i], self.format[i], self.pages[i] = header
 
     def index(self, items: Items) -> Index:

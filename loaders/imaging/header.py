@@ -108,6 +108,22 @@ def read_header(data: bytes) -> Header:
     return header
 
 
+def header_or_reason(image: bytes | Image.Image | np.ndarray) -> tuple[Header, str | None]:
+    """Return the header of an image, and why it cannot be used; None if it can.
+
+    The header of an unreadable image has width and height 0.
+
+    >>> header_or_reason(b"no image")[0].width
+    0
+    """
+    try:
+        return (read_header(image) if isinstance(image, bytes) else image_header(image)), None
+    except UnsupportedImage as error:
+        return error.header, str(error)
+    except BadImage as error:
+        return Header(0, 0, 1, 0), str(error)
+
+
 def image_header(image: Image.Image | np.ndarray) -> Header:
     """The header of a PIL image or of an array, as `read_header` gives it for encoded images.
 

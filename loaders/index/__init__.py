@@ -1,1 +1,1 @@
-"""The index: one row per image, read from headers. Scanning, files, lookup and labels."""
+"""The index: one row per image, read from headers. Scanning, files and lookup."""

@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.files.listing import Listing
 from patchnpack.loaders.files.table import FileTable
-from patchnpack.loaders.imaging.header import Header, UnsupportedImage, read_header
+from patchnpack.loaders.imaging.header import Header, header_or_reason
 from patchnpack.loaders.index.table import Index, Texts
 from patchnpack.loaders.remote.addresses import is_remote
 from patchnpack.loaders.shards.opener import ShardOpener
@@ -23,7 +22,6 @@ from patchnpack.loaders.shards.opener import ShardOpener
 
 _BLOCK = 64  # files that a thread reads before it takes others
 _REMOTE_THREADS = 32
-_NO_HEADER = Header(0, 0, 1, 0, 1)
 
 Progress = Callable[[int, int], None]
 
@@ -151,13 +149,9 @@ class _Columns:
         return len(numbers)
 
     def _read_header(self, number: int, data: bytes) -> None:
-        header = _NO_HEADER
-        try:
-            header = read_header(data)
-        except UnsupportedImage as error:
-            header, self.reasons[number] = error.header, str(error)
-        except BadImage as error:
-            self.reasons[number] = str(error)
+        header, reason = header_or_reason(data)
+        if reason is not None:
+            self.reasons[number] = reason
         for name, value in zip(Header._fields, header, strict=True):
             getattr(self, name)[number] = value
 

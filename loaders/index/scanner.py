@@ -10,8 +10,7 @@ from itertools import chain
 import numpy as np
 import xxhash
 
-from patchnpack.loaders.errors import BadImage
-from patchnpack.loaders.imaging.header import Header, UnsupportedImage, read_header
+from patchnpack.loaders.imaging.header import Header, header_or_reason
 from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.index.without_image import WithoutImage, listed, printable
 from patchnpack.loaders.remote.addresses import redact
@@ -24,7 +23,6 @@ from patchnpack.loaders.shards.tar import TarSample, read_tar
 
 # n rows, s shards
 
-_NO_HEADER = Header(0, 0, 1, 0)
 _STAT_THREADS = 32  # concurrent requests for the versions of shards
 
 
@@ -183,12 +181,9 @@ def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]
         ranges.append(sample.members[extension])
         data = get(extension)
         digests.append(xxhash.xxh3_64_intdigest(data))
-        try:
-            headers.append(read_header(data))
-            reasons.append(None)
-        except BadImage as error:
-            headers.append(error.header if isinstance(error, UnsupportedImage) else _NO_HEADER)
-            reasons.append(str(error))
+        header, reason = header_or_reason(data)
+        headers.append(header)
+        reasons.append(reason)
         has_text = cls_member in sample.members
         texts.append(get(cls_member).decode("utf-8", "replace").strip() if has_text else None)
     if not rows:

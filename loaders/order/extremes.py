@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchnpack.loaders.index.labels import NO_LABEL, KnownLabels, Labels
 from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.labels.labels import NO_LABEL, KnownLabels, Labels
 from patchnpack.loaders.order.order import Order, chunks
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.packer.images import measure

@@ -13,9 +13,9 @@ import xxhash
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
 from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.errors import BadImage
-from patchnpack.loaders.index.label_rule import Classes, Label
-from patchnpack.loaders.index.labels import Labels
 from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.labels.label_rule import Classes, Label
+from patchnpack.loaders.labels.labels import Labels
 from patchnpack.loaders.packs.arrow_file import Codec, byte_lists, digest_of, file_bytes, value_offsets
 from patchnpack.loaders.packs.manifest import Manifest, bad_entry
 from patchnpack.loaders.packs.recipe import SCHEMA, Recipe

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.transform import Transform
-from patchnpack.loaders.index.label_rule import Classes, Label
-from patchnpack.loaders.index.labels import KnownLabels, Labels
 from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.labels.label_rule import Classes, Label
+from patchnpack.loaders.labels.labels import KnownLabels, Labels
 from patchnpack.loaders.packs.arrow_file import Codec
 from patchnpack.loaders.packs.image_store import ImageStore
 from patchnpack.loaders.packs.manifest import Manifest

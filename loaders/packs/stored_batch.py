@@ -15,7 +15,7 @@ from patchnpack.loaders.assembly.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, extra
 from patchnpack.loaders.assembly.stats import BatchCounts
 from patchnpack.loaders.errors import BadRow, StallError
-from patchnpack.loaders.index.labels import count_absent
+from patchnpack.loaders.labels.labels import count_absent
 from patchnpack.loaders.order.order import Pack
 from patchnpack.loaders.packs.mapped_parts import Maps, Record
 from patchnpack.loaders.packs.patch_part import EXTRA

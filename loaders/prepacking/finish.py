@@ -10,8 +10,8 @@ import numpy as np
 
 from patchnpack.loaders.error_policy import ErrorMonitor
 from patchnpack.loaders.errors import BadRow
-from patchnpack.loaders.index.labels import KnownLabels, Labels
 from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.labels.labels import KnownLabels, Labels
 from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.packs.arrow_file import arrays_bytes, digest_of
 from patchnpack.loaders.packs.manifest import Manifest

@@ -20,8 +20,8 @@ from typing import Any
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.pages import Pages
-from patchnpack.loaders.index.label_rule import Classes
 from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.labels.label_rule import Classes
 from patchnpack.loaders.packed_loader import PackedImageLoader
 from patchnpack.loaders.packs.arrow_file import digest_of
 from patchnpack.loaders.packs.manifest import check_recipe

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from patchnpack.loaders.datasets.labels import ItemLabels
-from patchnpack.loaders.index.labels import LabelKind, Labels
+from patchnpack.loaders.labels.labels import LabelKind, Labels
 
 # k sources, m rows, D values in a target
 

@@ -16,9 +16,9 @@ from patchnpack.loaders.datasets.hugging_face import HuggingFaceAdapter
 from patchnpack.loaders.datasets.labels import label_members
 from patchnpack.loaders.imaging.readers.heif import has_heif
 from patchnpack.loaders.index.file_sources import is_file_source, is_folder
-from patchnpack.loaders.index.label_rule import Label
-from patchnpack.loaders.index.labels import Labels
 from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.labels.label_rule import Label
+from patchnpack.loaders.labels.labels import Labels
 from patchnpack.loaders.order.mixture import Mixed, Mixture
 from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.order.row_filter import RowFilter

@@ -11,9 +11,9 @@ from patchnpack.loaders.assembly.transform import Transform, check_transform
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
-from patchnpack.loaders.index.classes import Classes, listed_classes
-from patchnpack.loaders.index.label_rule import Label
 from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.labels.classes import Classes, listed_classes
+from patchnpack.loaders.labels.label_rule import Label
 from patchnpack.loaders.members import check_extensions, checked_extras
 from patchnpack.loaders.order.rank_steps import Even
 from patchnpack.loaders.order.row_filter import Where

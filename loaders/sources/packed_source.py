@@ -8,8 +8,8 @@ from typing import Any, Self
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.error_policy import ErrorPolicy
-from patchnpack.loaders.index.labels import KnownLabels, Labels
 from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.labels.labels import KnownLabels, Labels
 from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.order.state import fingerprint

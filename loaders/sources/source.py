@@ -14,8 +14,8 @@ from typing import Any, Protocol, Self
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.transform import watched
-from patchnpack.loaders.index.labels import KnownLabels, Labels
 from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.labels.labels import KnownLabels, Labels
 from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.shards.member_names import find_member

@@ -11,7 +11,7 @@ from patchnpack.loaders.assembly.transform import Transform, check_transform, wa
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
-from patchnpack.loaders.index.label_rule import Classes, Label
+from patchnpack.loaders.labels.label_rule import Classes, Label
 from patchnpack.loaders.members import check_extensions, checked_extras
 from patchnpack.loaders.shards.tar import IMAGE
 from patchnpack.loaders.streaming.progress import Progress, has_state

@@ -18,9 +18,9 @@ from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
 from patchnpack.loaders.imaging.warnings import Warn
-from patchnpack.loaders.index.label_rule import Classes, Label, LabelRule
-from patchnpack.loaders.index.labels import LabelKind
 from patchnpack.loaders.index.scanner import extensions_of
+from patchnpack.loaders.labels.label_rule import Classes, Label, LabelRule
+from patchnpack.loaders.labels.labels import LabelKind
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.packer import Rows
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from patchnpack import PackedBatch, Packing, pack_stream
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.trainer import Classification, TrainConfig, train
-from patchnpack.trainer.losses import Outcome
+from patchnpack.trainer.objectives.losses import Outcome
 
 
 class InfiniteOnOneRank(Classification):

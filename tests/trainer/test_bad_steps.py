@@ -22,7 +22,7 @@ from patchnpack.trainer import (
     load_checkpoint,
     train,
 )
-from patchnpack.trainer.losses import Outcome
+from patchnpack.trainer.objectives.losses import Outcome
 
 Draw = Callable[..., Any]
 Pack = Callable[..., Any]

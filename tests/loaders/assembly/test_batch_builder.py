@@ -14,8 +14,8 @@ from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
 from patchnpack.loaders.assembly.stats import BatchCounts
 from patchnpack.loaders.error_policy import ErrorPolicy
-from patchnpack.loaders.index.labels import Labels
 from patchnpack.loaders.index.scanner import scan
+from patchnpack.loaders.labels.labels import Labels
 from patchnpack.packer import ConstantDrop, Images, PackedBatch, Packing, plan
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)

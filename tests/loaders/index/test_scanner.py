@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import patchnpack.loaders.index.scanner as scan_module
+import patchnpack.loaders.imaging.header as header_module
 from patchnpack.loaders.imaging.header import Header, read_header
 from patchnpack.loaders.index.scanner import scan
 from patchnpack.loaders.index.table import Index
@@ -172,7 +172,7 @@ def test_bug_in_a_thread_propagates_and_is_not_a_bad_image(drawn: Any, monkeypat
     def broken(data: bytes) -> Header:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(scan_module, "read_header", broken)
+    monkeypatch.setattr(header_module, "read_header", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         scan(drawn.shards)
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from patchnpack.loaders.errors import BadImage
-from patchnpack.loaders.index.classes import Classes as Classes
-from patchnpack.loaders.index.classes import class_table, remedy_of_unknown
+from patchnpack.loaders.labels.classes import Classes as Classes
+from patchnpack.loaders.labels.classes import class_table, remedy_of_unknown
 from patchnpack.packer.checks import shown
 
 _WHOLE = re.compile(r"([+-]?)0*([0-9]+)")

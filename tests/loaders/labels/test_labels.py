@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from patchnpack.loaders.assembly.samples import read_member
-from patchnpack.loaders.index.label_rule import as_label
-from patchnpack.loaders.index.labels import NO_LABEL, Labels
 from patchnpack.loaders.index.scanner import scan
+from patchnpack.loaders.labels.label_rule import as_label
+from patchnpack.loaders.labels.labels import NO_LABEL, Labels
 
 Make = Callable[..., Labels]
 

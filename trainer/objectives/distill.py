@@ -13,7 +13,7 @@ import xxhash
 from patchnpack.models.navit import NaViT
 from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.trainer.loader_check import check_loader
-from patchnpack.trainer.losses import Classification, Outcome
+from patchnpack.trainer.objectives.losses import Classification, Outcome
 
 # N images of a batch, T tokens of all of them, P patch size, C channels
 

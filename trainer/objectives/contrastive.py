@@ -12,7 +12,7 @@ from torch import nn
 
 from patchnpack.models.navit import NaViT
 from patchnpack.packer.batch.packed_batch import PackedBatch
-from patchnpack.trainer.losses import Objective, Outcome
+from patchnpack.trainer.objectives.losses import Objective, Outcome
 from patchnpack.trainer.ranks import rank_and_size
 
 # N image-text pairs of this rank, M texts per chunk, W ranks, S maximum bytes per text, D width, E embedding

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from patchnpack.loaders.errors import BadImage
-from patchnpack.loaders.index.label_rule import Classes, Label, LabelRule
 from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.labels.label_rule import Classes, Label, LabelRule
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.member_names import find_member
 from patchnpack.packer.checks import shown

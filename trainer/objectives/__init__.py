@@ -1,0 +1,1 @@
+"""What a step trains on: classification, contrast with texts, distillation, and mixed images."""
