@@ -248,7 +248,7 @@ class StreamBatchContext(BatchContext):
 
     batch_samples: Sequence[Sample]
 
-    def samples(self, rows: np.ndarray) -> StreamBatch:
+    def samples(self, rows: np.ndarray, page: np.ndarray | None = None) -> StreamBatch:
         """Return the samples of the batch; `rows` must be theirs, in order."""
         assert [sample.row for sample in self.batch_samples] == rows.tolist(), (
             "the samples are not those that were planned"
