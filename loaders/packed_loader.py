@@ -191,7 +191,9 @@ class PackedImageLoader:
         """Raise BadDataError if more images are bad by their headers than the policy allows."""
         rows = self.source.rows
         first = next((self.context.bad_row(row, *why) for row, why in rows.bad.items()), None)
-        self._monitor.before_start(len(rows.bad), len(rows.bad) + int(rows.mask.sum()), first)
+        used, lost = int(rows.mask.sum()), int((~rows.mask & ~rows.filtered).sum())
+        what = "have bad headers" + (", or share their sample with one" if lost > len(rows.bad) else "")
+        self._monitor.before_start(lost, lost + used, first, what)
 
     def __repr__(self) -> str:
         """A few lines: source, packing and position. Nothing is planned and no process group is asked."""
@@ -377,8 +379,7 @@ class PackedImageLoader:
             steps=steps,
             rank=self.rank()[0],
             repeat=self.repeat,
-            filtered=self.source.rows.filtered,
-            bad=self.source.rows.bad,
+            rows=self.source.rows,
             stats=self._stats,
             monitor=self._monitor,
             num_threads=self._options.num_threads or cpu_share(),

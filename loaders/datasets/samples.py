@@ -39,16 +39,16 @@ class DatasetContext(IndexedBatchContext):
     pages: Pages
     labels: ItemLabels
 
-    def samples(self, rows: np.ndarray) -> DatasetSamples:
-        """Return the samples of these rows of the index, int64 (M,)."""
-        return DatasetSamples(self, rows)
+    def samples(self, rows: np.ndarray, page: np.ndarray | None = None) -> DatasetSamples:
+        """Return the samples of these rows of the index, int64 (M,); for `page` see `BatchContext`."""
+        return DatasetSamples(self, rows, page)
 
 
 class DatasetSamples(IndexedSamples):
     """The samples of one batch's M rows; see `Samples`."""
 
-    def __init__(self, context: DatasetContext, rows: np.ndarray) -> None:
-        super().__init__(context, rows)
+    def __init__(self, context: DatasetContext, rows: np.ndarray, page: np.ndarray | None = None) -> None:
+        super().__init__(context, rows, page)
         self.has_labels = context.labels.has_labels
         if context.labels.is_read:
             self.labels = None

@@ -23,12 +23,14 @@ class SampleTable:
         starts: int64 (m + 1,), the first row of each sample.
         page: int32 (n,), position of the row's first image among the pages or frames of its file.
         frames: int32 (n,), images of the row, at least 1.
+        unused: bool (n,), rows that are left out of their samples; None for no such row.
     """
 
     rule: str
     starts: np.ndarray
     page: np.ndarray
     frames: np.ndarray
+    unused: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -37,20 +39,47 @@ class SampleTable:
         """The sample, int64 (k,), of each row (int64 (k,))."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
+    def first_of(self, rows: np.ndarray) -> np.ndarray:
+        """The first row, int64 (k,), of the sample of each row (int64 (k,))."""
+        first: np.ndarray = self.starts[self.sample_of(rows)]
+        return first
+
     def rows_of(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of samples (int64 (k,)), sample by sample, and the offsets of each, int64 (k + 1,)."""
-        return ranges_of(self.starts, samples)
+        """The used rows of samples (int64 (k,)), sample by sample, and the offsets of each, int64 (k + 1,)."""
+        rows, offsets = ranges_of(self.starts, samples)
+        if self.unused is None:
+            return rows, offsets
+        used = ~self.unused[rows]
+        return rows[used], np.concatenate([[0], np.cumsum(used)]).astype(np.int64)[offsets]
+
+    def all_of(self, mask: np.ndarray) -> np.ndarray:
+        """Whether a mask of rows, bool (n,), holds all rows of each sample, bool (m,)."""
+        return np.logical_and.reduceat(mask, self.starts[:-1]) if len(self) else np.zeros(0, np.bool_)
+
+    def any_of(self, mask: np.ndarray) -> np.ndarray:
+        """Whether a mask of rows, bool (n,), holds any row of each sample, bool (m,)."""
+        return np.logical_or.reduceat(mask, self.starts[:-1]) if len(self) else np.zeros(0, np.bool_)
+
+    def heads(self, which: np.ndarray) -> np.ndarray:
+        """The first rows of samples, given as bool (m,), as a mask of all rows, bool (n,)."""
+        heads = np.zeros(len(self.page), np.bool_)
+        heads[self.starts[:-1]] = which
+        return heads
 
     def take(self, rows: np.ndarray) -> SampleTable:
         """The table of these rows, int64 (k,), which are whole samples."""
         sample = self.sample_of(rows)
         first = np.flatnonzero(np.diff(sample, prepend=-1))
         starts = np.append(first, len(rows)).astype(np.int64)
-        return SampleTable(rule=self.rule, starts=starts, page=self.page[rows], frames=self.frames[rows])
+        unused = None if self.unused is None else self.unused[rows]
+        return SampleTable(
+            rule=self.rule, starts=starts, page=self.page[rows], frames=self.frames[rows], unused=unused
+        )
 
     @classmethod
     def concatenate(cls, parts: Sequence[SampleTable]) -> SampleTable:
         """The samples of all parts, in order; the first names the rule."""
+        assert all(part.unused is None for part in parts), "rows are left out once all parts are joined"
         rows = np.cumsum([0, *(part.starts[-1] for part in parts)])
         starts = [part.starts[:-1] + first for part, first in zip(parts, rows[:-1], strict=True)]
         return cls(

@@ -205,7 +205,7 @@ class Job:
     @cached_property
     def num_images(self) -> int:
         """Images to write over all epochs, the total that progress counts to."""
-        return self._loader.steps().order.num_images * self._store.part_epochs(self.recipe)
+        return self._loader.steps().order.num_samples * self._store.part_epochs(self.recipe)
 
     def run(self, task: int = 0, num_tasks: int = 1, progress: Progress = lambda images: None) -> bool:
         """Run task `task` of `num_tasks`: write its missing parts, and finish the folder if all parts are present.

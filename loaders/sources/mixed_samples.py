@@ -29,22 +29,22 @@ class MixedContext(IndexedBatchContext):
     starts: np.ndarray
     datasets: dict[int, DatasetContext]
 
-    def samples(self, rows: np.ndarray) -> MixedSamples:
-        """Return the samples of these rows of the index, int64 (M,)."""
-        return MixedSamples(self, rows)
+    def samples(self, rows: np.ndarray, page: np.ndarray | None = None) -> MixedSamples:
+        """Return the samples of these rows of the index, int64 (M,); for `page` see `BatchContext`."""
+        return MixedSamples(self, rows, page)
 
 
 class MixedSamples(IndexedSamples):
     """The samples of one batch's M rows; see `Samples`. Images of a data set are those of its own samples."""
 
-    def __init__(self, context: MixedContext, rows: np.ndarray) -> None:
-        super().__init__(context, rows)
+    def __init__(self, context: MixedContext, rows: np.ndarray, page: np.ndarray | None = None) -> None:
+        super().__init__(context, rows, page)
         self._of: list[tuple[DatasetSamples, int] | None] = [None] * len(rows)
         source = np.searchsorted(context.starts, rows, side="right") - 1
         for number, dataset in context.datasets.items():
             here = np.flatnonzero(source == number)
             if len(here):
-                samples = dataset.samples(rows[here] - context.starts[number])
+                samples = dataset.samples(rows[here] - context.starts[number], None if page is None else page[here])
                 for j, i in enumerate(here.tolist()):
                     self._of[i] = samples, j
 
