@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from patchnpack.loaders.imaging.header import Header, header_or_reason
-from patchnpack.loaders.shards.parquet import column_of
+column_of: Any = None
 from patchnpack.loaders.shards.tar import TarSample
 
 _DIGITS = re.compile(r"(\d+)")

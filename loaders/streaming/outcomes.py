@@ -103,9 +103,7 @@ class StreamOutcomes(Outcomes):
                 self.record(sample.row, _of_images(images.get(sample.row, ()), bad, lost, sample.bad))
 
 
-def _of_images(
-    images: Sequence[int], bad: dict[int, BadRow], lost: set[int], before: Sequence[BadRow]
-) -> Outcome:
+def _of_images(images: Sequence[int], bad: dict[int, BadRow], lost: set[int], before: Sequence[BadRow]) -> Outcome:
     """Return the outcome of a row with these images of a batch, and with images that were bad before it."""
     if not lost and not before:
         return Outcome(len(images))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from patchnpack.loaders.assembly.building import BatchBuilder
 from patchnpack.loaders.assembly.buffers import BufferPool
+from patchnpack.loaders.assembly.building import BatchBuilder
 from patchnpack.loaders.assembly.prefetch_loop import run_batches
 from patchnpack.loaders.assembly.sample_batch_builder import builder_of
 from patchnpack.loaders.assembly.stats import Stats
