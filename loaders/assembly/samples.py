@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -13,6 +12,7 @@ import xxhash
 
 from patchnpack.loaders.assembly.batch_builder import BatchBuilder, tuples
 from patchnpack.loaders.assembly.context import BatchContext
+from patchnpack.loaders.assembly.encoded import EncodedRows, encoded_rows
 from patchnpack.loaders.assembly.sample_batch_builder import builder_of
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.decode import decode_whole_jpeg
@@ -21,6 +21,7 @@ from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.warnings import Warn
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.labels import KnownLabels, Labels
+from patchnpack.loaders.members import decode_member
 from patchnpack.loaders.order.order import Pack
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.reader import ShardReader
@@ -57,6 +58,18 @@ class IndexedBatchContext(BatchContext):
     def samples(self, rows: np.ndarray, page: np.ndarray | None = None) -> IndexedSamples:
         """Return the samples of these rows of the index, int64 (M,); for `page` see `BatchContext`."""
         return IndexedSamples(self, rows, page)
+
+    def for_packing(self) -> Self:
+        """Return the context that packed folders are written with: its index lists the members that they keep."""
+        return self
+
+    def encoded(self, rows: np.ndarray) -> EncodedRows:
+        """Return the encoded images and the members of these rows, int64 (M,).
+
+        Raises:
+            OSError: the source has changed since it was indexed.
+        """
+        return encoded_rows(self.index, self.reader, rows, self.samples(rows))
 
     def bad_row(self, row: int, stage: str, reason: str, page: int | None = None) -> BadRow:
         """Return the record of a row, or of one of its images by its page, that could not be used."""
@@ -204,16 +217,12 @@ def _repeats(*columns: np.ndarray) -> np.ndarray:
 
 
 def extra(extension: str, kind: str, data: bytes | None) -> Any:
-    """Return the value of a member: text for kind "txt", an object for "json", bytes for all others.
+    """Return the value of a member, None where it is absent; see `decode_member`.
 
     Raises:
-        BadImage: the bytes are not text or not JSON.
+        BadImage: the bytes are not of this kind.
     """
-    if data is None:
-        return None
     try:
-        if kind == "json":
-            return json.loads(data)
-        return data.decode("utf-8-sig") if kind == "txt" else data
+        return None if data is None else decode_member(data, kind)
     except (ValueError, RecursionError) as error:  # brackets nested thousands deep
         raise BadImage(f"its .{extension} member cannot be read: {error}", "extras") from error
