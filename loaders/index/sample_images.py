@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from patchnpack.loaders.imaging.header import Header, header_or_reason
+
 column_of: Any = None
 from patchnpack.loaders.shards.tar import TarSample
 

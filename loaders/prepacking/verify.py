@@ -134,9 +134,7 @@ def _sample_of(rows: np.ndarray, starts: np.ndarray | None) -> np.ndarray:
     return rows if starts is None else np.searchsorted(starts, rows, side="right") - 1
 
 
-def _samples(
-    arrays: Mapping[str, np.ndarray], starts: np.ndarray | None, name: str, problems: list[str]
-) -> np.ndarray:
+def _samples(arrays: Mapping[str, np.ndarray], starts: np.ndarray | None, name: str, problems: list[str]) -> np.ndarray:
     """Return the samples of a plan, and check that the images of each are of one sample, in order, and in one pack."""
     sample, frame = _sample_of(arrays["row"], starts), arrays.get("frame")
     if frame is None:

@@ -72,8 +72,8 @@ class Grouping:
         if len(self._arrived) > _LONGEST:
             raise ValueError(
                 f"sample is {self._shown_rule()}, and the group {shown(self._name)} has more than {_LONGEST:,} samples, "
-                "its limit; a group waits in memory until it ends: name the part of the key that only the images of one sample "
-                "share"
+                "its limit; a group waits in memory until it ends: name the part of the key that only the images of "
+                "one sample share"
             )
         return ended
 
@@ -101,8 +101,8 @@ class Grouping:
         if number in self._seen:
             raise ValueError(
                 f"sample is {self._shown_rule()}, and the group {shown(name)} of the key {read.key!r} (sample "
-                f"{read.row} of the stream) returns after another group; the samples of a group must follow each other: sort them "
-                "by key, shuffle whole groups, or drop sample="
+                f"{read.row} of the stream) returns after another group; the samples of a group must follow each "
+                "other: sort them by key, shuffle whole groups, or drop sample="
             )
         self._seen[number] = None
         if len(self._seen) > REMEMBERED:

@@ -11,7 +11,16 @@ import pytest
 from patchnpack.loaders import ErrorPolicy, pack_stream
 from patchnpack.loaders.streaming import grouping
 from patchnpack.packer import Packing
-from tests.loaders.streaming.documents import PACKING, by_keys, by_members, padded, page, pages_of, pixels_in, samples_in
+from tests.loaders.streaming.documents import (
+    PACKING,
+    by_keys,
+    by_members,
+    padded,
+    page,
+    pages_of,
+    pixels_in,
+    samples_in,
+)
 
 COUNT = 60
 RULE = r"key:(.+)_\d+"
@@ -84,7 +93,7 @@ def test_a_bad_item_leaves_out_its_sample_or_itself(on_bad: Any) -> None:
     assert found == {n: keys for n, keys in expected.items() if n not in lost}
     assert stats["images"] + stats["bad_images"] + stats["left_out"] == sum(map(pages_of, range(COUNT)))
     assert (stats["samples"], stats["bad_samples"]) == (COUNT - len(lost), len(lost))
-    assert [bad.key if hasattr(bad, "key") else bad["key"] for bad in stats["bad"]] == [
+    assert [bad["key"] for bad in stats["bad"]] == [
         f"doc{n}_{i}" for n, i in sorted(bad)
     ]
 
@@ -133,5 +142,7 @@ def test_a_state_belongs_to_one_rule() -> None:
     one = stream(Iterable(list(by_keys(COUNT))))
     next(one)
     other = stream(Iterable(list(by_keys(COUNT))), sample=None)
-    with pytest.raises(ValueError, match=r"the state is of a stream with sample='key:.*', and this one has sample=None"):
+    with pytest.raises(
+        ValueError, match=r"the state is of a stream with sample='key:.*', and this one has sample=None"
+    ):
         other.load_state_dict(one.state_dict())
