@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ import xxhash
 from PIL import Image
 
 from patchnpack.loaders.assembly.batch_builder import tuples
-from patchnpack.loaders.assembly.samples import IndexedBatchContext, IndexedSamples
+from patchnpack.loaders.assembly.samples import IndexedBatchContext, IndexedSamples, repeats
 from patchnpack.loaders.datasets.adapter import Picture
 from patchnpack.loaders.datasets.items import Items
 from patchnpack.loaders.datasets.labels import ItemLabels
 from patchnpack.loaders.datasets.pictures import load
 from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.imaging.decode_pages import Wanted
 from patchnpack.loaders.imaging.formats import PIXELS
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
@@ -54,10 +55,20 @@ class DatasetSamples(IndexedSamples):
             self.labels = None
         items, index = context.items, context.index
         self._of, self._row_list = context, rows.tolist()
-        self._places = tuples(items.adapter[rows], items.row[rows], items.number[rows])
+        self._items = items.adapter[rows], items.row[rows]
+        self._numbers = items.number[rows]
+        self._places = tuples(*self._items, self._numbers)
         self._is_known = (index.format[rows] != PIXELS).tolist()
         self._members: list[Mapping[str, Any]] = [{}] * len(rows)
         self._headers: dict[int, Header] = {}  # those that are read with the image
+
+    def continued(self) -> np.ndarray:
+        """Return whether each image is made of the same image of an item as the one before it, bool (M,)."""
+        return repeats(*self._items, self._numbers)
+
+    def shares(self, extension: str) -> np.ndarray:
+        """Return whether each image is of the same item as the one before it, bool (M,)."""
+        return repeats(*self._items)
 
     def read(self, i: int) -> Any:
         """Read item i and compare its image with the index.
@@ -115,6 +126,23 @@ class DatasetSamples(IndexedSamples):
         if header is None:
             return super().decode(i, data, size, box, strict, warn)
         return self._of.pixels(self.keys[i], data, header, size, box, strict, warn)
+
+    def decode_run(
+        self,
+        which: range,
+        data: Any,
+        sizes: Sequence[tuple[int, int]],
+        boxes: Sequence[tuple[int, ...] | None],
+        strict: bool,
+        warn: Warn,
+    ) -> Iterator[np.ndarray | BadImage]:
+        """Yield images that are made of the same image of an item, or why one is bad; see `Samples`."""
+        header = self._headers.get(which.start)
+        if header is None:
+            yield from super().decode_run(which, data, sizes, boxes, strict, warn)
+            return
+        wanted = [Wanted(0, header, size, box) for size, box in zip(sizes, boxes, strict=True)]
+        yield from self._of.pixels_of_pages(self.keys[which.start], data, wanted, strict, warn)
 
     def label(self, i: int) -> Any:
         """Return the label of image i, `absent` where it has none. Raises BadImage."""

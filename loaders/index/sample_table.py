@@ -72,9 +72,7 @@ class SampleTable:
         first = np.flatnonzero(np.diff(sample, prepend=-1))
         starts = np.append(first, len(rows)).astype(np.int64)
         unused = None if self.unused is None else self.unused[rows]
-        return SampleTable(
-            rule=self.rule, starts=starts, page=self.page[rows], frames=self.frames[rows], unused=unused
-        )
+        return SampleTable(rule=self.rule, starts=starts, page=self.page[rows], frames=self.frames[rows], unused=unused)
 
     @classmethod
     def concatenate(cls, parts: Sequence[SampleTable]) -> SampleTable:

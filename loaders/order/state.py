@@ -88,7 +88,11 @@ def _difference(name: str, saved: str | None, current: str | None) -> str:
             "the same number of shards, images and used samples, but other images or another order: bytes, sizes or "
             "offsets in the shards differ"
         )
-    counts = {"shards": "{} shards", "images": "{} images in its index", "used": "{} samples used of those in its index"}
+    counts = {
+        "shards": "{} shards",
+        "images": "{} images in its index",
+        "used": "{} samples used of those in its index",
+    }
     if name not in counts:
         return f"{name} = {saved}, this loader has {current}"
     why = (
