@@ -58,13 +58,13 @@ class Documents:
         return grouped(scan(self.shards))
 
     def damage(self, pages: Iterable[tuple[str, int]], *, header: bool = False) -> None:
-        """Cut off the end of some pages, or overwrite them so that their headers cannot be read."""
+        """Cut the last 40 bytes off some pages, or overwrite them so that their headers cannot be read."""
         change: dict[str, bytes | None] = {}
         for shard in self.shards:
             for name, data in read_tar(shard):
                 match = re.fullmatch(r"(d\d+)_(\d+)\.(png|jpg)", name)
                 if match is not None and (match[1], int(match[2])) in set(pages):
-                    change[name] = b"no image" if header else data[: len(data) // 2]
+                    change[name] = b"no image" if header else data[:-40]
         for shard in self.shards:
             rewrite_tar(shard, change)
 
