@@ -21,7 +21,8 @@ from patchnpack.packer.binpacking.pricing.cutting_stock import GROUPS
 from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.config import Fill, Packing
 from patchnpack.packer.fill import fewest_tokens, fill_packs, most_tokens
-from patchnpack.packer.images import Images, Rows, measure
+from patchnpack.packer.images import Images, Rows
+from patchnpack.packer.measure import measure
 
 # n rows, M images, N packs
 

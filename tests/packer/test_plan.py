@@ -34,7 +34,7 @@ from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
 from patchnpack.packer.binpacking.packers import reference, reference_priced
 from patchnpack.packer.binpacking.patterns import pack_by_patterns
 from patchnpack.packer.binpacking.pricing.prices import Prices, price_table
-from patchnpack.packer.images import measure
+from patchnpack.packer.measure import measure
 from patchnpack.packer.policies import reference_draws
 from patchnpack.packer.policies.resolution import Resolution
 from patchnpack.packer.policies.token_drop import TokenDrop

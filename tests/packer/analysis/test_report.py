@@ -11,7 +11,7 @@ import pytest
 from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Native, Packing, PatchSizes, Plan, Rows, plan
 from patchnpack.packer.analysis.baselines import buckets
 from patchnpack.packer.analysis.report import pack_bytes, report
-from patchnpack.packer.images import measure
+from patchnpack.packer.measure import measure
 from patchnpack.report.fields import report_fields
 from patchnpack.report.table import facts
 
