@@ -38,7 +38,7 @@ class ErrorPolicy:
             headers do not count, since they are left out beforehand; `max_rate` limits them where there are 1,000 rows
             or more.
         quarantine: file to which each bad image of each epoch is appended as a line of JSON (epoch, row, key, shard,
-            offset, stage, reason, page); all ranks may share it. None keeps no file.
+            offset, page, stage, reason); all ranks may share it. None keeps no file.
         max_pixels: an image with more pixels, by its header, is bad and is not decoded.
         max_bytes: an encoded image with more bytes is bad and is not read.
         truncated: "skip" treats a JPEG that ends early as bad; "keep" uses the part that exists and fills the rest with
@@ -200,6 +200,6 @@ class ErrorMonitor:
         if self._judged >= _JUDGED_FROM and len(self._lost_at) > policy.max_rate * window:
             raise BadDataError(
                 f"{len(self._lost_at)} of the last {window} images were {self._lost}, more than max_rate "
-                f"{policy.max_rate} allows{f'; the last is {bad[-1][1]}' if bad else ''}. Fix or replace the images, or "
-                "raise max_rate"
+                f"{policy.max_rate} allows{f'; the last is {bad[-1][1]}' if bad else ''}. Fix or replace the images, "
+                "or raise max_rate"
             )

@@ -43,9 +43,9 @@ class BadRow:
     key: str
     shard: str
     offset: int
+    page: int = 0
     stage: str
     reason: str
-    page: int = 0
 
     def __str__(self) -> str:
         where = self.shard if self.offset < 0 else f"{self.shard} at byte {self.offset}"

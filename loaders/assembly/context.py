@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.decode import decode
+from patchnpack.loaders.imaging.decode_pages import Wanted, decode_pages
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.user_decode import Decode, user_pixels
 from patchnpack.loaders.imaging.warnings import Warn
@@ -67,14 +69,11 @@ class Samples(Protocol):
         which: range,
         data: Any,
         sizes: Sequence[tuple[int, int]],
-        boxes: Sequence[tuple[int, ...]] | None,
+        boxes: Sequence[tuple[int, ...] | None],
         strict: bool,
         warn: Warn,
     ) -> Iterator[np.ndarray | BadImage]:
-        """Decode images that come from the same bytes, each as `decode` does, in order; yields what is wrong with one.
-
-        Raises BadImage if neither the next image nor those behind it can be decoded.
-        """
+        """Yield images that come from the same bytes, in order, each as `decode` makes it, or why it is bad."""
         ...
 
     def label(self, i: int) -> Any:
@@ -144,6 +143,30 @@ class BatchContext(ABC):
             header,
             size,
             box,
+            mode=packing.image_mode,
+            interpolation=packing.interpolation,
+            scaled=packing.scaled_decode,
+            strict=strict,
+            warn=warn,
+        )
+
+    def pixels_of_pages(
+        self, key: str, data: Any, wanted: Sequence[Wanted], strict: bool, warn: Warn
+    ) -> Iterator[np.ndarray | BadImage]:
+        """Yield several images of one file as `pixels` makes each, or why it is bad.
+
+        A `decode` function gets files of one page or frame: it is not told which page is wanted.
+        """
+        packing = self.packing
+        if self.user_decode is not None and isinstance(data, bytes) and wanted[0].header.pages == 1:
+            try:
+                data = user_pixels(self.user_decode, data, wanted[0].header, packing.channels, key)
+            except BadImage as error:
+                yield from repeat(error, len(wanted))
+                return
+        yield from decode_pages(
+            data,
+            wanted,
             mode=packing.image_mode,
             interpolation=packing.interpolation,
             scaled=packing.scaled_decode,

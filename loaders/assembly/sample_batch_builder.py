@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from threading import get_ident
 from typing import Any
 
@@ -32,8 +32,8 @@ class SampleBatchBuilder(DecodedBatchBuilder):
     A part is a run of neighbouring images of one sample that come from the same bytes. What a sample's images share,
     its label and the members that `extras` names, is read once, with the first of them.
 
-    A bad image leaves out what the error policy's `on_bad` says. A file that cannot be read at all is recorded once,
-    with its first image, and takes its other images with it.
+    A bad image leaves out what the error policy's `on_bad` says. Images of one file that follow each other and are bad
+    for the same reason are recorded once, with the first of them.
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class SampleBatchBuilder(DecodedBatchBuilder):
             self._read_with[_LABEL] = _firsts(begins)
         if context.transform is not None:
             # One key for each view of a sample: frames of a clip are changed alike, views are not.
-            view = images.frame % context.packing.num_views
+            views = context.packing.views
+            view = images.frame % (1 if views is None else views.count)
             first = np.minimum(self._sample_starts[self._sample] + view, self.num_images - 1)
             self._transform_keys = counter_hash(Purpose.TRANSFORM, context.seed, epoch, images.key[first])
 
@@ -82,37 +83,40 @@ class SampleBatchBuilder(DecodedBatchBuilder):
         at, end = self._parts[i], self._parts[i + 1]
         self._threads[i] = get_ident()
         self._stages[i] = "read"
-        strict = True
         try:
             data = self._samples.read(at)
-            while at < end:
-                self._stages[i] = "decode"
-                try:
-                    for pixels in self._decoded(range(at, end), data, strict):
-                        self._stages[i] = "assemble"
-                        self._use(at, pixels)
-                        at += 1
-                        self._stages[i] = "decode"
-                except BadImage as error:
-                    if not strict or not error.truncated or self._context.errors.truncated == "skip":
-                        raise
-                    strict = False
-                    self._truncated.add(at)
         except BadImage as error:
             self._fail(at, error, range(at, end))
+            return
+        strict, reason = True, ""
+        while at < end:
+            self._stages[i] = "decode"
+            for pixels in self._decoded(range(at, end), data, strict):
+                if not isinstance(pixels, BadImage):
+                    self._use(i, at, pixels)
+                    self._stages[i], reason = "decode", ""
+                elif strict and pixels.truncated and self._context.errors.truncated == "keep":
+                    strict = False
+                    self._truncated.add(at)
+                    break
+                elif str(pixels) == reason:
+                    self._failed.add(at)
+                else:
+                    self._fail(at, pixels)
+                    reason = str(pixels)
+                at += 1
 
-    def _decoded(self, which: range, data: Any, strict: bool) -> Any:
+    def _decoded(self, which: range, data: Any, strict: bool) -> Iterator[np.ndarray | BadImage]:
         sizes = [self._places[i][4] for i in which]
-        boxes = None if self._boxes is None else [self._boxes[i] for i in which]
+        boxes = [None if self._boxes is None else self._boxes[i] for i in which]
         return self._samples.decode_run(which, data, sizes, boxes, strict, self.warnings.append)
 
-    def _use(self, i: int, pixels: np.ndarray | BadImage) -> None:
+    def _use(self, part: int, i: int, pixels: np.ndarray) -> None:
         """Write one image's patches, and read what it brings for its sample."""
-        if isinstance(pixels, BadImage):
-            self._fail(i, pixels)
-            return
         if self._context.transform is not None:
+            self._stages[part] = "transform"
             pixels = self._transformed(i, pixels)
+        self._stages[part] = "assemble"
         first, keep, gw, gh, _ = self._places[i]
         _kernels.place_image(pixels, self._patch_size, gw, gh, self._coords, self._patches, first, keep)
         for name, read_with in self._read_with.items():

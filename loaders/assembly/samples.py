@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain, groupby, repeat
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +16,7 @@ from patchnpack.loaders.assembly.encoded import EncodedRows, encoded_rows
 from patchnpack.loaders.assembly.sample_batch_builder import builder_of
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.decode import decode_whole_jpeg
+from patchnpack.loaders.imaging.decode_pages import Wanted
 from patchnpack.loaders.imaging.formats import JPEG
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.warnings import Warn
@@ -145,12 +146,12 @@ class IndexedSamples:
     def continued(self) -> np.ndarray:
         """Return whether each image comes from the same bytes as the one before it, bool (M,)."""
         index, rows = self._context.index, self._rows
-        return _repeats(index.shard_of(rows), index.offset[rows])
+        return repeats(index.shard_of(rows), index.offset[rows])
 
     def shares(self, extension: str) -> np.ndarray:
         """Return whether each image has the same member of an extension as the one before it, bool (M,)."""
         index, rows = self._context.index, self._rows
-        return _repeats(index.shard_of(rows), *index.members[extension][rows].T)
+        return repeats(index.shard_of(rows), *index.members[extension][rows].T)
 
     def read(self, i: int) -> bytes:
         """Read the encoded bytes of image i and compare them with the digest in the index.
@@ -184,13 +185,22 @@ class IndexedSamples:
         which: range,
         data: Any,
         sizes: Sequence[tuple[int, int]],
-        boxes: Sequence[tuple[int, ...]] | None,
+        boxes: Sequence[tuple[int, ...] | None],
         strict: bool,
         warn: Warn,
     ) -> Iterator[np.ndarray | BadImage]:
-        """Decode images that come from the same bytes, in order; see `Samples`."""
-        for number, i in enumerate(which):
-            yield self.decode(i, data, sizes[number], None if boxes is None else boxes[number], strict, warn)
+        """Yield images that come from the same bytes, in order, or why one is bad; see `Samples`."""
+        first, page, index = which.start, self._page, self._context.index
+        if len(which) == 1 and index.pages[self._rows[first]] == 1:
+            try:
+                yield self.decode(first, data, sizes[0], boxes[0], strict, warn)
+            except BadImage as error:
+                yield error
+            return
+        headers = index.headers(self._rows[which.start : which.stop])
+        pages = repeat(0) if page is None else page[which.start : which.stop].tolist()
+        wanted = list(map(Wanted, pages, headers, sizes, boxes))
+        yield from self._context.pixels_of_pages(self.keys[first], data, wanted, strict, warn)
 
     def label(self, i: int) -> Any:
         """Return the label of image i's sample, `absent` where it has none."""
@@ -207,7 +217,7 @@ class IndexedSamples:
         return self._context.bad_row(int(self._rows[i]), stage, reason, page)
 
 
-def _repeats(*columns: np.ndarray) -> np.ndarray:
+def repeats(*columns: np.ndarray) -> np.ndarray:
     """Return whether each item equals the one before it in all columns, bool (M,)."""
     same = np.ones(len(columns[0]), np.bool_)
     same[:1] = False

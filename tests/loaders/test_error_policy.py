@@ -122,8 +122,10 @@ def test_quarantine_file_has_one_line_per_bad_image_and_epoch(tmp_path: Path) ->
     path = tmp_path / "bad.jsonl"
     for epoch in range(2):
         ErrorMonitor(ErrorPolicy(quarantine=path)).quarantine(bad(3), epoch)
-    said = {"row": 3, "key": "k3", "shard": "a.tar", "offset": 512, "stage": "decode", "reason": "it is broken"}
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"epoch": e, **said} for e in range(2)]
+    said = {"row": 3, "key": "k3", "shard": "a.tar", "offset": 512, "page": 0, "stage": "decode"}
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"epoch": e, **said, "reason": "it is broken"} for e in range(2)
+    ]
 
 
 def test_threads_and_ranks_append_whole_lines_to_one_file(tmp_path: Path) -> None:

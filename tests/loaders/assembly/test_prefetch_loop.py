@@ -69,6 +69,14 @@ class Builder:
             self._done.set()
 
     @property
+    def lost(self) -> list[int]:
+        return [number for number, _ in self.bad]
+
+    @property
+    def bad_samples(self) -> int:
+        return len(self.bad)
+
+    @property
     def is_done(self) -> bool:
         return self._done.is_set()
 
@@ -140,7 +148,7 @@ def test_rows_left_out_are_counted_with_the_next_batch_and_the_last_ones_with_th
     counted = [(stats.skipped["oversize"], stats.bad_images, stats.skipped["tail"]) for _ in batches]
     # Without threads nothing is planned ahead, so the tail is unknown until the iterator ends.
     assert counted == [(1, 1, 0), (2, 2, 0), (3, 3, 0), (4, 4, 5 if num_threads else 0)]
-    assert stats.skipped == {"oversize": 4, "undersize": 0, "where": 0, "tail": 5}
+    assert stats.skipped == {"oversize": 4, "undersize": 0, "frames": 0, "where": 0, "tail": 5}
 
 
 def test_rows_left_out_are_counted_without_any_batch() -> None:
