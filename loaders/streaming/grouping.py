@@ -39,8 +39,8 @@ class Group:
         return [sample.row for sample in self.samples]
 
     def bad_rows(self) -> list[BadRow]:
-        """The records of its bad images, those that usable samples are left without included."""
-        return [bad for each in (*self.samples, *self.bad) for bad in each.bad]
+        """The records of the bad images of the samples that can be used."""
+        return [bad for sample in self.samples for bad in sample.bad]
 
 
 class Grouping:
@@ -90,10 +90,15 @@ class Grouping:
         assert self._name_of is not None
         name = self._name_of(read.key)
         if name is None:
+            assert self._rule is not None
+            remedy = (
+                "return a text for every key, the key itself for an image that is alone"
+                if self._rule.is_function
+                else "it must match every key: 'key:(.+?)(?:_[0-9]+)?', for example, also matches keys without a number"
+            )
             raise ValueError(
                 f"sample is {self._shown_rule()}, which has no name for the key {read.key!r} of sample {read.row} of "
-                "the stream; it must name every key: 'key:(.+?)(?:_[0-9]+)?', for example, also matches keys without a "
-                "number"
+                f"the stream; {remedy}"
             )
         if name == self._name:
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from patchnpack.loaders.assembly.building import BatchBuilder
@@ -24,12 +25,14 @@ class Outcome(NamedTuple):
         bad: the bad ones, each with its number among them.
         lost: numbers of the bad ones and of those left out with them.
         bad_samples: samples lost with this row that no batch counts.
+        is_counted: whether the images were counted with their batch, and only have to be judged.
     """
 
     images: int = 0
     bad: Sequence[tuple[int, BadRow]] = ()
     lost: Sequence[int] = ()
     bad_samples: int = 0
+    is_counted: bool = False
 
 
 NOTHING = Outcome()
@@ -42,9 +45,10 @@ def of_bad(bad: Sequence[BadRow], left_out: int = 0, bad_samples: int = 0) -> Ou
 
 
 class StreamOutcomes(Outcomes):
-    """Counts and judges the samples of a stream in the order of their rows.
+    """Counts what becomes of the samples of a stream, and judges them in the order of their rows.
 
-    A row waits until the outcomes of all rows before it are known, so `max_consecutive` counts in order of arrival.
+    A row waits until the outcomes of all rows before it are known, so `max_consecutive` counts in order of arrival. The
+    images of a batch are counted with it: a stream that resumes after the batch does not see them again.
 
     Args:
         stats: the totals of the stream.
@@ -79,7 +83,7 @@ class StreamOutcomes(Outcomes):
         while self._next in self._known:
             row, outcome = self._next, self._known.pop(self._next)
             self._next += 1
-            if outcome.lost:
+            if outcome.lost and not outcome.is_counted:
                 for _, bad in outcome.bad:
                     self.add_bad(bad, 0)
                 self.stats.bad_samples += outcome.bad_samples
@@ -93,11 +97,16 @@ class StreamOutcomes(Outcomes):
         """Record the outcome of each row of a batch."""
         self._step = batch.step
         self.stats.bad_samples += builder.bad_samples
+        self.stats.left_out += len(builder.lost) - len(builder.bad)
         rows, groups = self._planned.pop(batch.step)
         images: dict[int, list[int]] = {}
         for number, row in enumerate(rows):
             images.setdefault(row, []).append(number)
         bad, lost = dict(builder.bad), set(builder.lost)
+        for row in sorted(
+            [*bad.values(), *(row for group in groups for row in group.bad_rows())], key=attrgetter("row")
+        ):
+            self.add_bad(row, 0)
         for group in groups:
             for sample in group.samples:
                 self.record(sample.row, _of_images(images.get(sample.row, ()), bad, lost, sample.bad))
@@ -112,4 +121,5 @@ def _of_images(images: Sequence[int], bad: dict[int, BadRow], lost: set[int], be
         first + len(images),
         [*enumerate(before), *((i, bad[image]) for i, image in enumerate(images, first) if image in bad)],
         [*range(first), *(i for i, image in enumerate(images, first) if image in lost)],
+        is_counted=True,
     )

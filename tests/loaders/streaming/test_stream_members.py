@@ -10,9 +10,9 @@ from PIL import Image
 
 from patchnpack import Frames, RandomResizedCrop, Views
 from patchnpack.loaders import ErrorPolicy, pack_stream
-from patchnpack.packer import PackedBatch, Packing
-from tests.loaders.conftest import contents
+from patchnpack.packer import Packing
 from tests.images import draw_image, encode_image
+from tests.loaders.conftest import contents
 from tests.loaders.streaming.documents import PACKING, by_members, padded, page, pages_of, pixels_in, samples_in
 
 COUNT = 60
@@ -37,7 +37,8 @@ def test_each_sample_is_in_one_pack_with_all_its_members_in_natural_order(algori
 
 
 def test_batches_do_not_depend_on_threads() -> None:
-    assert list(map(contents, stream(by_members(COUNT)))) == list(map(contents, stream(by_members(COUNT), num_threads=4)))
+    one, four = (list(map(contents, stream(by_members(COUNT), num_threads=n))) for n in (1, 4))
+    assert one == four
 
 
 def test_rows_number_the_items_and_all_images_of_one_share_its_row() -> None:
@@ -68,9 +69,9 @@ def test_all_pages_of_a_tiff_and_all_frames_of_an_animation_are_one_sample() -> 
     frames = [draw_image(16, 16, seed=i) for i in range(4)]
     samples = [
         {"tiff": encode_image(pages[0], "TIFF", save_all=True, append_images=pages[1:]), "cls": 0},
-        {"webp": encode_image(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True), "cls": 1},
+        {"png": encode_image(frames[0], "PNG", save_all=True, append_images=frames[1:]), "cls": 1},
     ]
-    batches = list(stream(samples, image="tiff;webp"))
+    batches = list(stream(samples, image="tiff;png"))
     assert [len(sample) for sample in samples_in(batches)] == [3, 4]
     pixels = pixels_in(batches)
     for label, images in enumerate((pages, frames)):
@@ -92,7 +93,9 @@ def test_samples_with_too_few_frames_are_counted() -> None:
 
 
 def test_views_of_a_picture_are_images_of_its_sample() -> None:
-    views = Views((2, RandomResizedCrop((0.5, 1), max_tokens=6)), (2, RandomResizedCrop((0.1, 0.3), max_tokens=2)))
+    views = Views(
+        (2, RandomResizedCrop(scale=(0.5, 1), max_tokens=6)), (2, RandomResizedCrop(scale=(0.1, 0.3), max_tokens=2))
+    )
     pairs = [(np.asarray(draw_image(48, 32, seed=n)), n) for n in range(12)]
     once = list(stream(pairs, PACKING.replace(views=views), label=None, sample=None))
     assert sorted(samples_in(once)) == [[(str(n), i, n) for i in range(4)] for n in sorted(range(12), key=str)]
@@ -144,14 +147,14 @@ def test_items_without_an_image_are_counted() -> None:
 
 
 def test_a_list_of_images_without_sample_is_an_error_that_names_it() -> None:
-    with pytest.raises(ValueError, match="is a builtins.list; .* For lists of images give sample='members'"):
+    with pytest.raises(ValueError, match=r"is a builtins.list; .* For lists of images give sample='members'"):
         list(stream([{"png": [page(0, 0)[0]], "cls": 1}], sample=None))
 
 
 def test_options_that_contradict_members_are_refused() -> None:
-    with pytest.raises(ValueError, match="pages is 'error', .* and sample is 'members'"):
+    with pytest.raises(ValueError, match=r"pages is 'error', .* and sample is 'members'"):
         stream([], pages="error")
-    with pytest.raises(ValueError, match="sample is 'member'; did you mean 'members'?"):
+    with pytest.raises(ValueError, match=r"sample is 'member'; did you mean 'members'\?"):
         stream([], sample="member")
 
 
@@ -164,8 +167,4 @@ def test_more_images_than_a_pack_holds_are_an_error_that_names_the_sample() -> N
 def test_one_image_per_sample_gives_what_it_gives_without_the_rule() -> None:
     samples = [{"__key__": str(n), "png": page(n, 0)[0], "cls": n} for n in range(40)]
 
-    def contents(batch: PackedBatch) -> Any:
-        return batch.patches, batch.segment_ids, batch.coords, batch.rows, batch.samples, batch.frames
-
-    for a, b in zip(stream(samples), stream(samples, sample=None), strict=True):
-        assert all(bool((x == y).all()) for x, y in zip(contents(a), contents(b), strict=True))
+    assert list(map(contents, stream(samples))) == list(map(contents, stream(samples, sample=None)))
