@@ -28,7 +28,7 @@ def pages_of(number: int) -> int:
 
 
 def by_members(count: int, bad: Iterable[tuple[int, int]] = ()) -> Iterator[dict[str, Any]]:
-    """Yield documents whose pages are members, in an order that is not theirs; (document, page) in `bad` is no image."""
+    """Yield documents whose pages are members, not in their order; each (document, page) in `bad` is no image."""
     broken = set(bad)
     for number in range(count):
         order = np.random.default_rng(number).permutation(pages_of(number)).tolist()
