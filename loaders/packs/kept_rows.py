@@ -8,6 +8,7 @@ import numpy as np
 
 from patchnpack.loaders.index.table import Index
 from patchnpack.packer import Images, Plan
+from patchnpack.packer.images import ranges_of
 
 # N packs, M images in them, m rows of their samples
 
@@ -18,7 +19,7 @@ class KeptRows(NamedTuple):
     Attributes:
         rows: int64 (m,).
         ends: int32 (N + 1,), the first row of each pack, then m.
-        file: int64 (m,), position in `rows` of the row whose bytes hold the image: its own, except for further pages.
+        file: int64 (m,), position in `rows` of the first row of the same file: its own, except for further pages.
     """
 
     rows: np.ndarray
@@ -34,7 +35,7 @@ class KeptRows(NamedTuple):
 def kept_rows(plan: Plan, index: Index) -> KeptRows:
     """Return the rows of all samples in a plan, those included whose images the plan does not use.
 
-    A later epoch may use other frames of a sample, and an unpacked sample is whole.
+    A later epoch may use other frames of a sample, and an unpacked sample is whole, except for bad images.
     """
     images = plan.images
     rows, ends = images.row, plan.offsets
@@ -43,10 +44,15 @@ def kept_rows(plan: Plan, index: Index) -> KeptRows:
         rows, ends = rows[begins], np.concatenate([[0], np.cumsum(begins)])[ends]
     if index.samples is None:
         return KeptRows(rows, ends.astype(np.int32), np.arange(len(rows)))
-    rows, offsets = index.samples.rows_of(index.samples.sample_of(rows))
-    begins = index.samples.page[rows] == 0
-    file = np.maximum.accumulate(np.where(begins, np.arange(len(rows)), 0))
-    return KeptRows(rows, offsets[ends].astype(np.int32), file)
+    samples = index.samples
+    rows, offsets = ranges_of(samples.starts, samples.sample_of(rows))
+    file = np.cumsum(samples.page[rows] == 0)  # a number for each file
+    if samples.unused is not None:
+        used = ~samples.unused[rows]
+        rows, file, offsets = rows[used], file[used], np.concatenate([[0], np.cumsum(used)])[offsets]
+    begins = np.diff(file, prepend=0) > 0
+    first = np.maximum.accumulate(np.where(begins, np.arange(len(rows)), 0))
+    return KeptRows(rows, offsets[ends].astype(np.int32), first)
 
 
 def positions_in(kept: KeptRows, images: Images, ends: np.ndarray) -> np.ndarray:

@@ -130,8 +130,9 @@ class StreamBatch:
         yield from self._context.pixels_of_pages(self.keys[which.start], data, wanted, strict, warn)
 
     def label(self, i: int) -> Any:
-        """Return the label of image i's sample, that of the first of its group; `absent` where it has none."""
-        label = self._context.batch_samples[i][0].samples[0].label
+        """Return the label of image i's sample, the first in its group; `absent` where it has none."""
+        group = self._context.batch_samples[i][0].samples
+        label = next((sample.label for sample in group if sample.label is not None), None)
         return self._context.labels.absent if label is None else label
 
     def extra(self, i: int, extension: str) -> Any:

@@ -72,8 +72,8 @@ class Grouping:
         if len(self._arrived) > _LONGEST:
             raise ValueError(
                 f"sample is {self._shown_rule()}, and the group {shown(self._name)} has more than {_LONGEST:,} "
-                "samples, its limit; a group waits in memory until it ends: name the part of the key that only the images of "
-                "one sample share"
+                "samples, its limit; a group waits in memory until it ends: name the part of the key that only the "
+                "images of one sample share"
             )
         return ended
 
