@@ -115,7 +115,7 @@ def test_a_plan_is_the_reference_packing_of_rows_measured_one_by_one(
         measure(take(rows, [i]), packing, seed=seed, epoch=epoch, images_seen=np.array([start + i]))
         for i in range(len(rows))
     ]
-    alone = [images for images, over, _ in measured if packing.oversize != "skip" or not over[0]]
+    alone = [images for images, over, _, _ in measured if packing.oversize != "skip" or not over[0]]
     images = Images.concatenate([*alone, plan(rows_of([]), packing).images])
     made = plan(rows, packing, seed=seed, epoch=epoch)
     assert made.algorithm in ({packing.algorithm} if packing.algorithm != "auto" else set(CHOICES))
