@@ -101,7 +101,7 @@ class StoredBatchBuilder:
         try:
             self._batch = self._build()
             self.lost, self.bad_samples = [number for number, _ in self.bad], len(self.bad)
-            self.counts = BatchCounts.of(self._batch)
+            self.counts = BatchCounts.of(self._batch, self._context.packing.scope)
         except BaseException as error:  # noqa: BLE001 - `finish` raises it in the training loop's thread
             self._error = error
         self._done.set()
