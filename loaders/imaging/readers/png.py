@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
+from PIL import Image
 
+from patchnpack.loaders.imaging.readers import by_pil
 from patchnpack.loaders.imaging.readers.codecs import codec
 from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind
 
 _SIGNATURE = 8  # bytes before the first chunk
+_MOST_FRAMES = 1 << 31  # of an animation; PIL ignores one that says that it has more
 
 
 def header(data: bytes) -> Facts:
@@ -28,21 +32,42 @@ def header(data: bytes) -> Facts:
     (checksum,) = struct.unpack_from(">I", data, at + length)
     if zlib.crc32(data[at - 4 : at + length]) != checksum:
         raise ValueError("the checksum of the PNG's header is wrong")
-    pages = 1
+    listed = controls = 0
     for kind, at, _ in chunks:
         if kind == b"acTL":
-            (pages,) = struct.unpack_from(">I", data, at)
+            (listed,) = struct.unpack_from(">I", data, at)
+        controls += kind == b"fcTL"
         if kind == b"IDAT":
             break
     else:
         raise ValueError("the PNG has no pixels")
-    return Facts(width, height, max(1, pages), unsupported=unsupported_kind(1, bits))
+    pages = _frames(chunks, listed, controls) if 0 < listed <= _MOST_FRAMES else 1
+    return Facts(width, height, pages, unsupported=unsupported_kind(1, bits))
 
 
 def decode(data: bytes) -> np.ndarray:
     """The pixels of the first frame, uint8 (height, width) or (height, width, C); palettes become RGB or RGBA."""
     pixels: np.ndarray = codec("png_decode")(data)
     return pixels
+
+
+def frames(data: bytes, wanted: Sequence[int]) -> Iterator[Image.Image]:
+    """The frames `wanted`, ascending, composited. An image that is not part of the animation is the first."""
+    return by_pil.frames("Png", data, wanted)
+
+
+def _frames(chunks: Iterator[tuple[bytes, int, int]], listed: int, controls: int) -> int:
+    """Count the frames: those listed, as far as they are there, and an image before them that is none of them.
+
+    Args:
+        chunks: those behind the first with pixels.
+        listed: frames that the animation says it has.
+        controls: frames that begin before the first pixels.
+    """
+    is_apart = not controls
+    with suppress(struct.error):  # the file was cut
+        controls += sum(kind == b"fcTL" for kind, _, _ in chunks)
+    return max(1, min(listed, controls) + is_apart)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

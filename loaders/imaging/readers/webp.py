@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -44,10 +45,61 @@ def decode(data: bytes) -> np.ndarray:
     return pixels
 
 
+def frames(data: bytes, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+    """The frames `wanted`, ascending, composited on a transparent canvas: uint8 (height, width, 3), 4 with alpha.
+
+    What is transparent below and above keeps no colour. Blending rounds as in libwebp's own decoder of animations.
+    """
+    has_alpha = bool(data[20] & _ALPHA)
+    places = list(_animation_frames(data))
+    facts = header(data)
+    canvas = np.zeros((facts.height, facts.width, 4), np.uint8)
+    number, kept = 0, None
+    for want in wanted:
+        while number <= want:
+            if number >= len(places):
+                raise ValueError(f"the WebP has {len(places)} frames, not frame {want}")
+            if kept is not None:
+                canvas[kept] = 0
+            place, blends, is_disposed = places[number]
+            # imagecodecs places a frame on an empty canvas, and neither blends nor disposes.
+            pixels = codec("webp_decode")(data, index=number, hasalpha=True)[place]
+            canvas[place] = _blended(pixels, canvas[place]) if blends else pixels
+            kept = place if is_disposed else None
+            number += 1
+        yield canvas.copy() if has_alpha else canvas[..., :3].copy()
+
+
+def _blended(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Pixels over others, uint8 (h, w, 4): libwebp's integer arithmetic on colours that are not premultiplied."""
+    over, under = above.astype(np.uint64), below.astype(np.uint64)
+    alpha, rest = over[..., 3:], (under[..., 3:] * (256 - over[..., 3:])) >> 8
+    both = alpha + rest
+    scale = (1 << 24) // np.maximum(both, 1)
+    mixed = np.concatenate([((over[..., :3] * alpha + under[..., :3] * rest) * scale) >> 24, both], -1)
+    return np.where(alpha == 255, above, np.where(alpha == 0, below, mixed.astype(np.uint8)))
+
+
+def _animation_frames(data: bytes) -> Iterator[tuple[tuple[slice, slice], bool, bool]]:
+    """Where each frame lies on the canvas (rows, columns), whether it is blended, and whether it is cleared after."""
+    for kind, at, _ in _chunks(data):
+        if kind == b"ANMF":
+            if at + 16 > len(data):
+                raise ValueError("the WebP ends in the header of a frame")
+            left, top, width, height = (int.from_bytes(data[at + 3 * i : at + 3 * i + 3], "little") for i in range(4))
+            flags = data[at + 15]
+            rows, columns = slice(2 * top, 2 * top + height + 1), slice(2 * left, 2 * left + width + 1)
+            yield (rows, columns), not flags & 2, bool(flags & 1)
+
+
 def _frames(data: bytes) -> int:
-    frames, at = 0, 12
+    return max(1, sum(kind == b"ANMF" for kind, _, _ in _chunks(data)))
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind of each chunk, where its payload begins, and the payload's length."""
+    at = 12
     while at + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, at)
-        frames += kind == b"ANMF"
+        yield kind, at + 8, length
         at += 8 + length + length % 2
-    return max(1, frames)
