@@ -223,7 +223,7 @@ def views_of(images: Images, count: int) -> Images:
 
 def test_views_come_from_one_read(documents: Documents) -> None:
     index = documents.index()
-    context = context_of(index, extras=())
+    context = context_of(index, extras=(), packing=PACKING.replace(scaled_decode=False))
     counting = CountingReader(context.reader)
     images = views_of(images_in_order(index), 3)
     builder, batch = build(replace(context, reader=counting), images)
