@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class Items:
         row: int64 (n,), its row there.
         number: int32 (n,), its place among the images of the row.
         keys: the number of its row in the data set as it was given; "ROW/NUMBER" where rows hold lists of images.
+        empty: rows without an image, because their lists are empty.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Items:
     row: np.ndarray
     number: np.ndarray
     keys: Texts[str]
+    empty: int = 0
 
     def __len__(self) -> int:
         return len(self.row)
@@ -49,6 +51,17 @@ class Items:
         except (OSError, RuntimeError, ValueError) as error:
             error.add_note(f"raised for {self.describe(i)}")
             raise
+
+    @property
+    def starts(self) -> np.ndarray:
+        """The first image of each row that has one, and n: int64 (m + 1,)."""
+        return np.append(np.flatnonzero(self.number == 0), len(self)).astype(np.int64)
+
+    def take(self, which: np.ndarray) -> Items:
+        """The images at `which`, int64 (m,)."""
+        columns = {"adapter": self.adapter, "row": self.row, "number": self.number}
+        taken: dict[str, Any] = {name: column[which] for name, column in columns.items()}
+        return replace(self, **taken, keys=self.keys.take(which))
 
     def describe(self, i: int) -> str:
         """Return what errors call image i."""
@@ -93,6 +106,7 @@ def items_of(given: Any, image: str, *, thread_safe: bool | None, named: bool) -
         row=row[outer],
         number=number.astype(np.int32),
         keys=Texts.of(map("{}/{}".format, outer.tolist(), number.tolist()) if has_lists else map(str, outer.tolist())),
+        empty=int((times == 0).sum()),
     )
 
 
