@@ -50,7 +50,7 @@ class BadRow:
     def __str__(self) -> str:
         where = self.shard if self.offset < 0 else f"{self.shard} at byte {self.offset}"
         if self.page:
-            where += f", page {self.page}"
+            where += f", page {self.page + 1}"
         return f"{self.key!r} in {where} ({self.stage}): {self.reason}"
 
 

@@ -139,7 +139,8 @@ class DecodedBatchBuilder:
         }
         slots = len(self._counts) * self._context.packing.seq_len
         columns = mask, self._grids, self._sizes, self._starts
-        self.counts = BatchCounts.of_columns(*columns, self._patch_size, slots, self._numbers)
+        scope = self._context.packing.scope
+        self.counts = BatchCounts.of_columns(*columns, self._patch_size, slots, self._numbers, scope)
         if samples.labels is not None:
             self.without_label = self._count_without_label(self.num_images)
 
@@ -321,7 +322,7 @@ class DecodedBatchBuilder:
         self.without_label = self._count_without_label(len(kept))
         self.truncated = len(self._truncated - failed)
         self.multi_page = len(set(np.flatnonzero(self._samples.pages != 1).tolist()) - failed)
-        self.counts = BatchCounts.of(batch)
+        self.counts = BatchCounts.of(batch, self._context.packing.scope)
         return batch
 
     def _count_without_label(self, images: int) -> int:

@@ -22,6 +22,14 @@ from patchnpack.packer import PackedBatch, Plan
 # B packs in a batch, W ranks, n workers
 
 
+def check_rows(rows: RowFilter, context: IndexedBatchContext, monitor: ErrorMonitor) -> None:
+    """Raise BadDataError if more images are bad by their headers than the policy allows."""
+    first = next((context.bad_row(row, *why) for row, why in rows.bad.items()), None)
+    used, lost = int(rows.mask.sum()), int((~rows.mask & ~rows.filtered).sum())
+    what = "have bad headers" + (", or share their sample with such an image" if lost > len(rows.bad) else "")
+    monitor.before_start(lost, lost + used, first, what)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerShard:
     """The batches of one of n worker processes: worker w makes the batches w, w + n, w + 2n ... of its rank.

@@ -61,10 +61,11 @@ class SampleBatchBuilder(DecodedBatchBuilder):
             self._read_with[_LABEL] = _firsts(begins)
         if context.transform is not None:
             # One key for each view of a sample: frames of a clip are changed alike, views are not.
-            views = context.packing.views
-            view = images.frame % (1 if views is None else views.count)
-            first = np.minimum(self._sample_starts[self._sample] + view, self.num_images - 1)
-            self._transform_keys = counter_hash(Purpose.TRANSFORM, context.seed, epoch, images.key[first])
+            views = 1 if context.packing.views is None else context.packing.views.count
+            _, first, which = np.unique(
+                self._sample * views + images.frame % views, return_index=True, return_inverse=True
+            )
+            self._transform_keys = counter_hash(Purpose.TRANSFORM, context.seed, epoch, images.key[first])[which]
 
     def _sample_columns(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return `PackedBatch.samples` and `PackedBatch.frames`, int32 (B, K) each."""

@@ -136,8 +136,7 @@ class IndexedSamples:
         self._upright_jpeg = ((index.orientation[rows] == 1) & (index.format[rows] == JPEG)).tolist()
         self.keys = index.keys.listed(rows)
         self._page = page
-        self._label_rows = rows if samples is None else samples.first_of(rows)  # a sample has one label
-        self.labels = context.labels.known(self._label_rows)
+        self.labels = context.labels.known(rows)
 
     def shard(self, i: int) -> str:
         """Return the shard of image i, without credentials."""
@@ -204,7 +203,7 @@ class IndexedSamples:
 
     def label(self, i: int) -> Any:
         """Return the label of image i's sample, `absent` where it has none."""
-        return self._context.labels.of(int(self._label_rows[i]))
+        return self._context.labels.of(int(self._rows[i]))
 
     def extra(self, i: int, extension: str) -> Any:
         """Return the value of another member of the sample, None where the sample lacks it. Raises BadImage."""

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,8 +15,7 @@ import torch
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.warnings import WARNINGS
 from patchnpack.packer import PackedBatch, _kernels
-
-Scope = Literal["image", "sample"]
+from patchnpack.packer.config import Scope
 
 LISTED = 1000  # bad images that `stats` lists at most; all are counted and logged
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from patchnpack.loaders.imaging.header import Header, header_or_reason
+from patchnpack.loaders.imaging.pages import page_headers
 from patchnpack.loaders.shards.parquet import column_of
 from patchnpack.loaders.shards.tar import TarSample
 
@@ -101,4 +102,4 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 
 def pages_of(data: bytes, *, every: bool) -> list[Page]:
     """Return the rows of an image: one for its first page or, with `every`, those of all its pages or frames."""
-    return [Page(*header_or_reason(data))]
+    return list(map(Page._make, page_headers(data))) if every else [Page(*header_or_reason(data))]

@@ -27,17 +27,17 @@ class SampleTable:
         starts: int64 (m + 1,), the first row of each sample.
         page: int32 (n,), position of the row's first image among the pages or frames of its file.
         frames: int32 (n,), images of the row, at least 1.
-        unused: bool (n,), rows that are left out of their samples; None for no such row.
         member: for each row, which member of its sample is its image, such as "p2.jpg"; None where the sample has one
             image, and as a whole where no sample has several.
+        unused: bool (n,), rows that are left out of their samples; None for no such row.
     """
 
     rule: str
     starts: np.ndarray
     page: np.ndarray
     frames: np.ndarray
-    unused: np.ndarray | None = None
     member: Texts[str | None] | None = None
+    unused: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -89,15 +89,15 @@ class SampleTable:
         sample = self.sample_of(rows)
         first = np.flatnonzero(np.diff(sample, prepend=-1))
         starts = np.append(first, len(rows)).astype(np.int64)
-        unused = None if self.unused is None else self.unused[rows]
         member = None if self.member is None else self.member.take(rows)
+        unused = None if self.unused is None else self.unused[rows]
         return SampleTable(
             rule=self.rule,
             starts=starts,
             page=self.page[rows],
             frames=self.frames[rows],
-            unused=unused,
             member=member,
+            unused=unused,
         )
 
     @classmethod

@@ -29,6 +29,7 @@ from patchnpack.packer.binpacking.pack_lengths import sample_size
 from patchnpack.packer.decision import decide
 from patchnpack.packer.measure import measure
 from patchnpack.packer.policies.random import Purpose, counter_hash
+from patchnpack.packer.text import counted
 
 Where = Callable[[Index], np.ndarray]
 Frequency = Callable[[np.ndarray], np.ndarray]
@@ -112,6 +113,15 @@ class RowFilter:
         columns = _heads(index, self.filtered), _heads(index, lost) & ~_heads(index, self.mask), images
         return LeftOutRows(*(int(column[rank::world_size].sum()) for column in columns))
 
+    def describe(self, index: Index) -> tuple[str, str]:
+        """Return how many images or samples are used, and how many are not: "" where all are."""
+        used = int(self.heads(index).sum())
+        text = counted(used, "image")
+        if index.samples is not None:
+            text = f"{counted(used, 'sample')} with {counted(int(index.samples.frames[self.mask].sum()), 'image')}"
+        bad, filtered = len(self.bad), self.counts(index).filtered
+        return text, f"; {bad:,} bad, {filtered:,} left out by where" if bad or filtered else ""
+
     def usable(self, index: Index) -> Index:
         """Return the index, without the rows that are left out of samples that are used."""
         samples = index.samples
@@ -120,16 +130,17 @@ class RowFilter:
         return replace(index, samples=replace(samples, unused=~self.mask))
 
     def decide(self, index: Index, packing: Packing, seed: int, frequency: Frequency | None = None) -> Packing:
-        """Return `packing` with what the token counts of all rows that are used decide, in epoch 0.
+        """Return `packing` with what the token counts of all samples that are used decide, in epoch 0.
 
-        These are what "auto" stands for, and the prices of "priced"; see `packer.decision.decide`. The sample that
-        compares the algorithms is spread evenly over the rows, in random order.
+        These are what "auto" stands for, and the prices of "priced"; see `packer.decision.decide`. The selection that
+        compares the algorithms is spread evenly over the samples, in random order.
 
         Args:
             index: of the rows.
             packing: the configuration.
             seed: key of the random draws.
-            frequency: relative frequency of rows (int64) in an epoch, as whole numbers of at least 1; None is 1 each.
+            frequency: relative frequency of samples, by their first rows (int64), in an epoch, as whole numbers of at
+                least 1; None is 1 each.
 
         Raises:
             ValueError: no row is left, or `packing` can neither place nor skip an image.
@@ -138,7 +149,8 @@ class RowFilter:
         counts = np.zeros((len(sizes), seq_len + 1), np.int64)
         sample: list[list[np.ndarray]] = [[] for _ in sizes]
         sampled: list[np.ndarray] = []
-        found = passed = undersize = 0
+        images: list[np.ndarray] = []
+        found = passed = undersize = few = 0
         heads = self.heads(index)
         total = sum(int(_times(rows, frequency).sum()) for rows in chunks(heads))
         step = max(1, total // sample_size(packing.lookahead))
@@ -148,31 +160,36 @@ class RowFilter:
                 chunk = index.rows(rows)
                 with naming_first_invalid_row(index, chunk, packing, seed=seed, epoch=0):
                     measured = measure(chunk, packing, seed=seed, epoch=0, patch_size=size)
-                tokens.append(measured.images.keep)
+                tokens.append(measured.images.sample_sums(measured.images.keep))
                 times[measured.skipped(packing)] = 0
             undersize += int(np.count_nonzero(measured.undersize)) if packing.undersize == "skip" else 0
-            fits = times > 0  # skipped images may have more than L tokens
+            few += int(np.count_nonzero(measured.few))
+            fits = times > 0  # skipped samples may have more than L tokens
             found += int(np.count_nonzero(fits))
             ends = passed + np.cumsum(times)
             chosen = np.repeat(np.arange(len(rows)), np.diff(ends // step, prepend=passed // step))
             passed = int(ends[-1])
             sampled.append(rows[chosen])
+            if (held := measured.images.sample_counts()) is not None:
+                images.append(held[chosen])
             for number, keep in enumerate(tokens):
                 np.add.at(counts[number], keep[fits], times[fits])
                 sample[number].append(keep[chosen])
         if not found:
-            raise self.none_usable(index, packing, undersize)
+            raise self.none_usable(index, packing, undersize, few)
         keys = counter_hash(Purpose.ROW_ORDER, seed, 0, index.row_id(np.concatenate(sampled)))
         mixed = np.argsort(keys, kind="stable")
-        return decide(packing, [np.concatenate(parts)[mixed] for parts in sample], list(counts))
+        lengths = [np.concatenate(parts)[mixed] for parts in sample]
+        return decide(packing, lengths, list(counts), images=np.concatenate(images)[mixed] if images else None)
 
-    def none_usable(self, index: Index, packing: Packing | None = None, undersize: int = 0) -> ValueError:
+    def none_usable(self, index: Index, packing: Packing | None = None, undersize: int = 0, few: int = 0) -> ValueError:
         """Return the error for an index without a usable image: how many are lost to what, and the first of them.
 
         Args:
             index: of the rows.
-            packing: leaves out all rows that are not bad; None if there is no such row.
-            undersize: rows that it leaves out as smaller than a patch; the others are oversize.
+            packing: leaves out all samples that are not bad; None if there is no such sample.
+            undersize: samples that it leaves out as smaller than a patch.
+            few: samples that it leaves out since they have too few images; the others are oversize.
         """
         filtered, bad, _ = self.counts(index)
         left_out = int(self.heads(index).sum())
@@ -183,9 +200,13 @@ class RowFilter:
         if undersize:
             lost.insert(0, f"{undersize} are smaller than a patch and undersize is 'skip'")
             remedies.append("choose undersize='pad'")
-        if left_out > undersize and packing is not None:
+        if few and packing is not None:
+            lost.insert(0, f"{few} have too few images for frames={packing.frames}")
+            remedies.append("choose short='keep' or 'repeat'")
+        if left_out > undersize + few and packing is not None:
             lost.insert(
-                0, f"{left_out - undersize} have more than seq_len {packing.seq_len} tokens and oversize is 'skip'"
+                0,
+                f"{left_out - undersize - few} have more than seq_len {packing.seq_len} tokens and oversize is 'skip'",
             )
             remedies.append("raise seq_len, or choose oversize='shrink'")
         return ValueError(

@@ -48,9 +48,6 @@ def rows_digest(index: Index, usable: np.ndarray) -> str:
         *((samples.starts, samples.page, samples.frames) if samples is not None else ()),
     ):
         digest.update(np.ascontiguousarray(column).data)
-    if index.samples is not None:
-        for column in (index.samples.starts, index.samples.page, index.samples.frames):
-            digest.update(np.ascontiguousarray(column).data)
     return digest.hexdigest()
 
 

@@ -24,16 +24,19 @@ PACKING = Packing(seq_len=256, patch_size=8, max_images=24, algorithm="largest_f
 class Documents:
     """Documents of 1 to 9 pages of mixed sizes in tars: their shards, and the pixels and label of each page.
 
-    Each page is an image of its own, with the key "d007_2" for page 2 of document 7.
+    Each page is an image of its own, with the key "d007_2" for page 2 of document 7; with `members`, the pages of a
+    document, its label and its text are members of one sample of the tar.
     """
 
-    def __init__(self, folder: Path, counts: Sequence[int], *, seed: int = 0, low: int = 8, high: int = 40):
+    def __init__(
+        self, folder: Path, counts: Sequence[int], *, seed: int = 0, low: int = 8, high: int = 40, members: bool = False
+    ):
         self.shards: list[str] = []
         self.pages: dict[str, list[np.ndarray]] = {}
         self.labels: dict[str, int] = {}
         rng = np.random.default_rng(seed)
         for s, count in enumerate(counts):
-            members: list[tuple[str, bytes]] = []
+            found: list[tuple[str, bytes]] = []
             for _ in range(count):
                 name = f"d{len(self.pages):03d}"
                 self.pages[name], self.labels[name] = [], int(rng.integers(10))
@@ -42,12 +45,20 @@ class Documents:
                     kind = ("png", "jpg")[page % 2]
                     data = encode_image(image, "PNG" if kind == "png" else "JPEG")
                     self.pages[name].append(np.asarray(Image.open(io.BytesIO(data))))
-                    members += [
+                    if members:
+                        found.append((f"{name}.{page}.{kind}", data))
+                        continue
+                    found += [
                         (f"{name}_{page}.{kind}", data),
                         (f"{name}_{page}.cls", str(self.labels[name]).encode()),
                         (f"{name}_{page}.txt", f"page {page} of {name}".encode()),
                     ]
-            self.shards.append(write_tar(folder / f"documents-{s}.tar", members))
+                if members:
+                    found += [
+                        (f"{name}.cls", str(self.labels[name]).encode()),
+                        (f"{name}.txt", f"the text of {name}".encode()),
+                    ]
+            self.shards.append(write_tar(folder / f"documents-{s}.tar", found))
 
     @property
     def num_images(self) -> int:

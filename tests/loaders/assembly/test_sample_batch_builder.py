@@ -4,6 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from patchnpack.loaders.labels.labels import Labels
 from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.packer import Images, PackedBatch, plan
 from tests.images import draw_image, encode_image, write_tar
-from tests.loaders.documents import PACKING, Documents, check_documents, samples_of
+from tests.loaders.documents import PACKING as NARROW
+from tests.loaders.documents import Documents, check_documents, samples_of
+
+PACKING = NARROW.replace(seq_len=2048, max_images=200)  # holds what the tests put into one pack
 
 Contents = Callable[[PackedBatch], tuple[object, ...]]
 
@@ -124,7 +128,8 @@ def test_label_and_shared_members_are_read_once_even_if_the_first_page_is_bad(tm
     shard = write_tar(tmp_path / "a.tar", [*members, ("a.json", b'{"label": 7}'), ("a.txt", b"all pages")])
     index = _of_members(shard, 3)
     reads = Counter[str]()
-    context = context_of(index, label=lambda sample: _counted(sample, reads), errors=ErrorPolicy(on_bad="image"))
+    context = context_of(index, label=lambda _: _counted(reads), errors=ErrorPolicy(on_bad="image"))
+    reads.clear()
     builder, batch = build(context, images_in_order(index), ())
     assert batch.labels[0, :3].tolist() == [7, 7, -100]
     assert batch.extras["txt"] == [["all pages"] * 2]
@@ -133,7 +138,7 @@ def test_label_and_shared_members_are_read_once_even_if_the_first_page_is_bad(tm
     assert (len(builder.bad), builder.without_label) == (1, 0)
 
 
-def _counted(sample: Any, reads: Counter[str]) -> int:
+def _counted(reads: Counter[str]) -> int:
     reads["label"] += 1
     return 7
 
@@ -218,14 +223,13 @@ def views_of(images: Images, count: int) -> Images:
 
 def test_views_come_from_one_read(documents: Documents) -> None:
     index = documents.index()
-    context = context_of(index)
+    context = context_of(index, extras=(), packing=PACKING.replace(scaled_decode=False))
     counting = CountingReader(context.reader)
     images = views_of(images_in_order(index), 3)
-    packing = PACKING.replace(seq_len=1024, max_images=96)
-    builder, batch = build(replace(context, packing=packing, reader=counting), images)
+    builder, batch = build(replace(context, reader=counting), images)
     assert set(counting.reads.values()) == {1}
     assert len(counting.reads) == documents.num_images == builder.num_parts - 1
-    alone, apart = build(replace(context, packing=packing), replace(images, frame=None), ())
+    alone, apart = build(context, replace(images, frame=None), ())
     assert isinstance(alone, DecodedBatchBuilder)
     assert [image.patches.tolist() for image in batch.images()] == [image.patches.tolist() for image in apart.images()]
 
@@ -242,7 +246,7 @@ def test_transform_draws_alike_for_the_frames_of_a_view_and_apart_for_views(docu
     build(context_of(index, transform=transform), images)
     (of_pages,) = drawn.values()
     starts = images.sample_offsets()
-    by_sample = [set(of_pages[low:high]) for low, high in zip(starts[:-1], starts[1:], strict=True)]
+    by_sample = [set(of_pages[low:high]) for low, high in pairwise(starts.tolist())]
     assert [len(draws) for draws in by_sample] == [1] * 6
     assert len(set.union(*by_sample)) == 6
 
@@ -253,15 +257,14 @@ def test_files_that_cannot_be_read_are_recorded_once(documents: Documents) -> No
     row = index.keys.listed(np.arange(len(index))).index(f"{name}_1")
     index.digest[row] ^= np.uint64(1)
     images = views_of(images_in_order(index), 4)
-    packing = PACKING.replace(seq_len=1024, max_images=96)
     errors = ErrorPolicy(on_bad="image")
-    builder, batch = build(context_of(index, packing=packing, errors=errors), images)
+    builder, batch = build(context_of(index, errors=errors), images)
     assert [(bad.key, bad.stage) for _, bad in builder.bad] == [(f"{name}_1", "read")]
     assert (len(builder.lost), builder.bad_samples) == (4, 0)
     assert batch.num_images == 4 * documents.num_images - 4
     documents.damage([(name, 1)])
     index = documents.index()
-    builder, batch = build(context_of(index, packing=packing, errors=errors), images)
+    builder, batch = build(context_of(index, errors=errors), images)
     assert [(bad.key, bad.stage) for _, bad in builder.bad] == [(f"{name}_1", "decode")]
     assert (len(builder.lost), batch.num_images) == (4, 4 * documents.num_images - 4)
 
