@@ -59,15 +59,19 @@ def frames(data: bytes, wanted: Sequence[int]) -> Iterator[Image.Image]:
 def _frames(chunks: Iterator[tuple[bytes, int, int]], listed: int, controls: int) -> int:
     """Count the frames: those listed, as far as they are there, and an image before them that is none of them.
 
+    Of a file without an end, all that are listed count.
+
     Args:
         chunks: those behind the first with pixels.
         listed: frames that the animation says it has.
         controls: frames that begin before the first pixels.
     """
-    is_apart = not controls
+    is_apart, ends = not controls, False
     with suppress(struct.error):  # the file was cut
-        controls += sum(kind == b"fcTL" for kind, _, _ in chunks)
-    return max(1, min(listed, controls) + is_apart)
+        for kind, _, _ in chunks:
+            controls += kind == b"fcTL"
+            ends |= kind == b"IEND"
+    return max(1, (min(listed, controls) if ends else listed) + is_apart)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -181,8 +181,9 @@ class _Frames:
                 raise Damaged("the file ends within it")
             self._keep(self._context.decode(packets[at] if at < len(packets) else None))
         except (av.FFmpegError, Damaged) as error:
-            with suppress(av.FFmpegError):
-                self._keep(self._context.decode(None))  # what libav holds of the packets before this one
+            if self._is_exact:  # otherwise this packet's frame may belong before those that libav holds
+                with suppress(av.FFmpegError):
+                    self._keep(self._context.decode(None))
             if self._damage is None:
                 self._damage, self._damaged_at = error, at
 
