@@ -167,21 +167,25 @@ def mixed_types(i: int) -> Any:
 
 
 MISTAKES: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
-    (lambda: Mixture({"a": (PHOTOS.hugging_face(), 1)}), {}, r"source is a Mixture of 'a', which .*ConcatDataset"),
+    (
+        lambda: Mixture({"a": (PHOTOS.hugging_face(), 1)}),
+        {},
+        r"source is a Mixture of 'a'. A mixture repeats .*ConcatDataset",
+    ),
     (
         lambda: Items(8, lambda i: {"image": PHOTOS.pixels(i), "when": {1, 2}}),
         {"extras": ["when"]},
-        r"the member 'when' of the image with key '0' of data set Items cannot be packed: .* builtins.set",
+        r"the member 'when' of the image with key '0' of data set Items cannot be packed: .* type builtins.set",
     ),
     (
         lambda: Items(8, lambda i: {"image": PHOTOS.pixels(i), "m": {"bytes": b"x", "path": None}}),
         {"extras": ["m"]},
-        r"'m' .* cannot be packed: it is or holds a builtins.bytes",
+        r"'m' .* cannot be packed: it is or holds a value of type builtins.bytes",
     ),
     (
         lambda: Items(8, mixed_types),
         {"extras": ["note"]},
-        r"'note' of the image with key '[567]' .* it is a int, and the first rows hold text; give all rows the same",
+        r"'note' of the image with key '[567]' .* its type is int, and the first value is text; give all rows the same",
     ),
     (lambda: Items(8, raising), {}, r"row 7 of Items raised KeyError"),
     (Growing, {}, r"the plan was made for .* the items must not change"),
