@@ -18,37 +18,58 @@ from patchnpack.packer.policies.resolution import Sizes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """The columns of the index that a plan needs, for n images in order of arrival.
+    """The columns of the index that a plan needs, for n samples in order of arrival, with m rows.
+
+    Without `offsets`, each row is a sample of one image: m = n. With it, sample i has the rows `offsets[i]` to
+    `offsets[i + 1]`, and each row holds one or more images.
 
     Attributes:
-        row: int64 (n,), row in the index.
-        row_id: uint64 (n,), key of the row's random draws; it identifies the image whatever else the source holds.
-        width: int32 (n,), width in pixels, after EXIF orientation.
-        height: int32 (n,), height in pixels, after EXIF orientation.
+        row: int64 (m,), row in the index.
+        row_id: uint64 (m,), key of the row's random draws; it identifies the image whatever else the source holds.
+        width: int32 (m,), width in pixels, after EXIF orientation.
+        height: int32 (m,), height in pixels, after EXIF orientation.
+        page: int32 (m,), position of the row's first image in its file; None with `offsets` None.
+        frames: int32 (m,), number of the row's images, which follow each other in its file; None with `offsets` None.
+        offsets: int64 (n + 1,), first row of each sample; None where each row is a sample of one image.
     """
 
     row: np.ndarray
     row_id: np.ndarray
     width: np.ndarray
     height: np.ndarray
+    page: np.ndarray | None = None
+    frames: np.ndarray | None = None
+    offsets: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         # The kernels read the columns together and do not check their lengths.
-        lengths = {f.name: len(getattr(self, f.name)) for f in fields(self)}
+        lengths = {name: len(column) for name, column in self._columns().items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the columns have lengths {lengths}; they must be equal")
+        assert (self.page is None) == (self.frames is None) == (self.offsets is None)
 
     def __len__(self) -> int:
-        return len(self.row)
+        return len(self.row) if self.offsets is None else len(self.offsets) - 1
 
     def take(self, which: np.ndarray | slice) -> Rows:
-        """The rows at `which`, in that order."""
-        return Rows(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
+        """The samples at `which`, in that order."""
+        if self.offsets is None:
+            return Rows(**{name: column[which] for name, column in self._columns().items()})
+        rows, offsets = ranges_of(self.offsets, which)
+        return Rows(**{name: column[rows] for name, column in self._columns().items()}, offsets=offsets)
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        columns = ((f.name, getattr(self, f.name)) for f in fields(self) if f.name != "offsets")
+        return {name: column for name, column in columns if column is not None}
 
     @classmethod
     def concatenate(cls, parts: Sequence[Rows]) -> Rows:
-        """The rows of all parts, in order."""
-        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+        """The samples of all parts, in order."""
+        columns = {name: np.concatenate([part._columns()[name] for part in parts]) for name in parts[0]._columns()}
+        if parts[0].offsets is None:
+            return cls(**columns)
+        counts = np.concatenate([np.diff(part.offsets) for part in parts if part.offsets is not None])
+        return cls(**columns, offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
 
     @classmethod
     def of_sizes(cls, width: ArrayLike, height: ArrayLike) -> Rows:
@@ -58,9 +79,20 @@ class Rows:
         return cls(row=row, row_id=row.astype(np.uint64), width=width, height=height)
 
 
+def ranges_of(offsets: np.ndarray, which: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the items in the ranges `which` of `offsets`, int64, range by range, and the new offsets.
+
+    >>> ranges_of(np.array([0, 2, 3, 6]), np.array([2, 0]))
+    (array([3, 4, 5, 0, 1]), array([0, 3, 5]))
+    """
+    first, counts = offsets[:-1][which], np.diff(offsets)[which]
+    ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return np.repeat(first - ends[:-1], counts) + np.arange(ends[-1]), ends
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Images:
-    """M images, each with its size and its number of kept tokens.
+    """M images, each with its size and its number of kept tokens. The images of a sample are neighbours, in order.
 
     Attributes:
         row: int64 (M,), row in the index.
@@ -69,6 +101,8 @@ class Images:
         size: int32 (M, 2), (width, height) in pixels that this part is resized to.
         grid: int32 (M, 2), (gw, gh); the image is centre-cropped or zero-padded from `size` to this many patches.
         keep: int32 (M,), tokens kept, from 1 to gw * gh; in a plan, including those that `fill` gave back.
+        page: int32 (M,), position of the image among the pages or frames of its file; None where all are 0.
+        frame: int32 (M,), the image's place in its sample: a sample begins with each 0; None where all are 0.
     """
 
     row: np.ndarray
@@ -77,6 +111,8 @@ class Images:
     size: np.ndarray
     grid: np.ndarray
     keep: np.ndarray
+    page: np.ndarray | None = None
+    frame: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -85,12 +121,28 @@ class Images:
         """The images at `which`, in that order."""
         columns = (self.row, self.key, self.box, self.size, self.grid, self.keep)
         row, key, box, size, grid, keep = (column[which] for column in columns)
-        return Images(row=row, key=key, box=box, size=size, grid=grid, keep=keep)
+        page, frame = (None if column is None else column[which] for column in (self.page, self.frame))
+        return Images(row=row, key=key, box=box, size=size, grid=grid, keep=keep, page=page, frame=frame)
+
+    def sample_offsets(self) -> np.ndarray:
+        """Offset of each sample's first image, int64 (m + 1,)."""
+        if self.frame is None:
+            return np.arange(len(self) + 1)
+        return np.append(np.flatnonzero(self.frame == 0), len(self)).astype(np.int64)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Images]) -> Images:
         """The images of all parts, in order."""
-        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        for name in ("page", "frame"):
+            if all(column is None for column in columns[name]):
+                del columns[name]
+            else:
+                columns[name] = [
+                    np.zeros(len(part), np.int32) if column is None else column
+                    for part, column in zip(parts, columns[name], strict=True)
+                ]
+        return cls(**{name: np.concatenate(column) for name, column in columns.items()})
 
 
 class Measured(NamedTuple):

@@ -157,12 +157,15 @@ class DecodedBatchBuilder:
     def _fill_fields(self) -> None:
         """Make the fields of the batch that need no pixels, and count it, as if no image were bad."""
         mask, samples = self._rows >= 0, self._samples
+        numbers = np.where(mask, np.arange(1, mask.shape[1] + 1, dtype=np.int32), 0)
         self._fields = {
             "grids": torch.from_numpy(self._grids),
             "image_sizes": torch.from_numpy(self._sizes),
             "image_mask": torch.from_numpy(mask),
             "labels": torch.from_numpy(self._by_pack(self._labels)),
             "rows": torch.from_numpy(self._rows),
+            "samples": torch.from_numpy(numbers),
+            "frames": torch.from_numpy(np.zeros_like(numbers)),
             "keys": self._listed(samples.keys, self._counts),
             "patch_size": self._patch_size,
             "step": self._step,
@@ -325,7 +328,7 @@ class DecodedBatchBuilder:
         good = [[i for i in range(low, high) if i not in failed] for low, high in edges]
         self._close_ranks(failed, good)
         counts, kept = list(map(len, good)), list(chain.from_iterable(good))
-        derived = {"cu_seqlens", "token_index", "lengths"}  # `PackedBatch` finds them itself
+        derived = {"cu_seqlens", "token_index", "lengths", "samples", "frames"}  # `PackedBatch` finds them itself
         batch = PackedBatch(
             **{name: value for name, value in self._fields.items() if name not in derived}
             | {

@@ -13,6 +13,7 @@ from patchnpack.loaders.files.reader import FileReader
 from patchnpack.loaders.files.table import FileTable
 from patchnpack.loaders.files.texts import Texts as Texts
 from patchnpack.loaders.imaging.header import Header
+from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.outside import Outside
@@ -56,6 +57,7 @@ class Index:
         kinds: "txt" or "json", the encoding of members whose name does not imply one.
         files: for each shard that is a folder or a table of image files, its files; None for other shards. Offsets of
             such a shard are positions in its `FileTable`. Empty if no shard is one.
+        samples: which rows are one sample; None where each row is a sample of one image, the first of its file.
     """
 
     shards: tuple[str, ...]
@@ -82,6 +84,7 @@ class Index:
     cls_member: str = "cls"
     kinds: dict[str, str] = field(default_factory=dict)
     files: tuple[FileTable | None, ...] = ()
+    samples: SampleTable | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -132,8 +135,19 @@ class Index:
         return row_id
 
     def rows(self, which: np.ndarray) -> Rows:
-        """The columns that a plan needs, of rows `which` (int64)."""
-        return Rows(row=which, row_id=self.row_id(which), width=self.width[which], height=self.height[which])
+        """The columns that a plan needs, of the samples whose first rows are `which` (int64)."""
+        if self.samples is None:
+            return Rows(row=which, row_id=self.row_id(which), width=self.width[which], height=self.height[which])
+        row, offsets = self.samples.rows_of(self.samples.sample_of(which))
+        return Rows(
+            row=row,
+            row_id=self.row_id(row),
+            width=self.width[row],
+            height=self.height[row],
+            page=self.samples.page[row],
+            frames=self.samples.frames[row],
+            offsets=offsets,
+        )
 
     def headers(self, which: np.ndarray) -> list[Header]:
         """The headers of rows `which` (int64)."""
@@ -176,6 +190,7 @@ class Index:
                 columns[name] = column.take(rows)
             elif isinstance(column, np.ndarray) and name != "starts":
                 columns[name] = column[rows]
+        columns["samples"] = None if self.samples is None else self.samples.take(rows)
         members = {extension: ranges[rows] for extension, ranges in self.members.items()}
         columns["members"] = {extension: ranges for extension, ranges in members.items() if (ranges >= 0).any()}
         columns["shards"] = tuple(self.shards[i] for i in which)
@@ -189,7 +204,7 @@ class Index:
     def concatenate(cls, parts: Sequence[Index]) -> Index:
         """The index of all shards of all parts, in order.
 
-        All parts must have been scanned with the same `image`.
+        All parts must have been scanned with the same `image` and the same rule for samples.
 
         Raises:
             ValueError: a member has different encodings in two shards.
@@ -216,9 +231,12 @@ class Index:
                         f"{kinds.get(member, 'bytes')} in another shard; load the two kinds of shards separately"
                     )
         files = tuple(table for part in parts for table in part.files or (None,) * len(part.shards))
+        samples = [part.samples for part in parts if part.samples is not None]
+        assert len(samples) in (0, len(parts)), "parts with samples of several images, and parts without"
         return cls(
             **joined,
             files=files if any(files) else (),
+            samples=SampleTable.concatenate(samples) if samples else None,
             shards=tuple(shard for part in parts for shard in part.shards),
             versions=tuple(version for part in parts for version in part.versions),
             examples=tuple(names for part in parts for names in part.examples),

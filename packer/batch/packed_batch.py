@@ -39,6 +39,9 @@ class PackedBatch:
         image_mask: bool (B, K), True where there is an image.
         labels: int64 (B, K), or float32 (B, K, D); -100, or NaN, without a label.
         rows: int64 (B, K), row in the index; -1 where there is no image.
+        samples: int32 (B, K), number of each image's sample in its pack, 1, 2, 3 ...; 0 where there is no image. A
+            sample's images are neighbours. Without it, each image is a sample.
+        frames: int32 (B, K), each image's place in its sample, from 0.
         keys: the images' keys, one list per pack.
         extras: for each requested member, the images' values, one list per pack.
         patch_size: P, in pixels.
@@ -66,11 +69,17 @@ class PackedBatch:
     epoch: int = 0
     position: int = 0
     scaled_decode: bool = False
+    samples: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))  # filled in if empty
+    frames: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
     cu_seqlens: torch.Tensor = field(init=False, repr=False)
     token_index: torch.Tensor = field(init=False, repr=False)
     lengths: list[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not self.samples.numel():
+            self.samples = one_image_samples(self.image_mask)
+        if not self.frames.numel():
+            self.frames = torch.zeros_like(self.samples)
         # Counted once, on the host: on a GPU each of these counts would synchronise.
         mask = self.image_mask.numpy()
         token_index = np.empty(self.segment_ids.numel(), np.int64)
@@ -227,3 +236,8 @@ class PackedBatch:
                 patches=flat_patches[slots],
                 patch_size=self.patch_size,
             )
+
+
+def one_image_samples(image_mask: torch.Tensor) -> torch.Tensor:
+    """`PackedBatch.samples` of packs whose samples hold one image each, int32 (B, K)."""
+    return torch.where(image_mask, torch.arange(1, image_mask.shape[1] + 1, dtype=torch.int32), 0)
