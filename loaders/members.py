@@ -91,9 +91,9 @@ def encode_member(value: Any, kind: str) -> bytes:
         return file.getvalue()
     if kind == "json":
         return json.dumps(_plain(value)).encode()
-    kinds = {"txt": "text", "npy": "an array", "json": "numbers, lists or dicts"}
+    kinds = {"txt": "text", "npy": "an array", "json": "a number, list or dict"}
     raise ValueError(
-        f"it is a {type(value).__name__}, and the first rows hold {kinds.get(kind, 'bytes')}; give all rows the "
+        f"its type is {type(value).__name__}, and the first value is {kinds.get(kind, 'bytes')}; give all rows the "
         "same type"
     )
 
@@ -125,6 +125,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "dtype") and hasattr(value, "tolist"):
         return _plain(value.tolist())
     raise ValueError(
-        f"it is or holds a {type(value).__module__}.{type(value).__qualname__}, which a packed folder cannot store; "
-        "give text, bytes, numbers, arrays, or lists and dicts of these"
+        f"it is or holds a value of type {type(value).__module__}.{type(value).__qualname__}, which a packed folder "
+        "does not hold there; give text, bytes or an array, or numbers, or lists and dicts of text and numbers"
     )

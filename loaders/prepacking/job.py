@@ -124,8 +124,9 @@ class Job:
                 check_whole(name, getattr(self, name))
         if self.label is not None and not isinstance(self.label, str):
             raise ValueError(
-                f"label is {self.label!r}; it must be the name of a member, such as 'cls' or 'json:FIELD'. With an "
-                "image store, leave it out and give any label to the loader"
+                f"label is {self.label!r}; it must be the name of a member, such as 'cls' or 'json:FIELD'. In a data "
+                "set, return the label as a member; for an image store of shards or files, leave label out and give "
+                "any label to the loader"
             )
         check_source(self.source, self.storage_options)
         if self.epochs is None and (what := changes_grids(self.packing)) is not None:

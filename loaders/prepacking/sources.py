@@ -13,9 +13,9 @@ def check_source(source: Any, storage_options: Mapping[str, Any] | None) -> None
     """Raise ValueError for a source that is not a set of images, each of which comes once per epoch."""
     if isinstance(source, Mixture):
         raise ValueError(
-            f"source is a Mixture of {', '.join(map(repr, source.sources))}, which repeats and leaves out images by "
-            "weight, and a packed folder holds each image once per epoch; train from the mixture itself, or pack all "
-            "images of its sources once: give a list of the shards, or torch.utils.data.ConcatDataset(data sets)"
+            f"source is a Mixture of {', '.join(map(repr, source.sources))}. A mixture repeats and leaves out "
+            "images by weight, but a packed folder holds each image once per epoch. Train from the mixture itself, or "
+            "pack all images once: give a list of the shards, or torch.utils.data.ConcatDataset([...]) of the data sets"
         )
     if is_packed_folder(source) and not is_image_folder(source, storage_options):
         raise ValueError(
