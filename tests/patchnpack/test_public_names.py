@@ -47,6 +47,7 @@ PUBLIC: dict[str, list[str]] = {
         "NoDrop",
         "PackedBatch",
         "PackedImage",
+        "PackedSample",
         "Packing",
         "PatchSizes",
         "Plan",
