@@ -26,9 +26,9 @@ def count_samples(samples: np.ndarray) -> tuple[list[list[int]] | None, torch.Te
     mask = samples > 0
     first = mask.copy()
     first[:, 1:] &= samples[:, 1:] != samples[:, :-1]
-    if first.sum() == mask.sum():
-        return None, None
     assert (first.cumsum(1)[mask] == samples[mask]).all(), "samples of a pack must be numbered 1, 2, 3 ..., in order"
+    if np.count_nonzero(first) == np.count_nonzero(mask):
+        return None, None
     starts = np.append(np.flatnonzero(first[mask]), mask.sum())
     sizes = np.split(np.diff(starts), np.cumsum(first.sum(1))[:-1])
     return [size.tolist() for size in sizes], torch.from_numpy(starts)
