@@ -14,6 +14,7 @@ import torch
 from patchnpack.models import DenseNaViT, NaViT, NaViTConfig, token_maps
 from patchnpack.packer import PackedBatch
 from tests.closeness import assert_near, difference
+from tests.models.conftest import of_samples
 
 Draw = Callable[..., Any]
 Pack = Callable[..., Any]
@@ -29,18 +30,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rope, fractional": {"time": "rope", "position": "fractional", "registers": 1},
 }  # fmt: skip
 TIMES = ["learned", "sinusoidal", "rope"]
-
-
-def of_samples(batch: PackedBatch, sizes: list[list[int]], frames: list[list[int]] | None = None) -> PackedBatch:
-    """The batch with samples of these numbers of images; frames count from 0 in each if they are not given."""
-    samples, numbers = torch.zeros_like(batch.samples), torch.zeros_like(batch.frames)
-    for b, pack in enumerate(sizes):
-        counted = [i for n in pack for i in range(n)]
-        samples[b, : sum(pack)] = torch.repeat_interleave(
-            torch.arange(1, len(pack) + 1), torch.tensor(pack, dtype=torch.int64)
-        ).int()
-        numbers[b, : sum(pack)] = torch.tensor(counted if frames is None else frames[b], dtype=torch.int32)
-    return dataclasses.replace(batch, samples=samples, frames=numbers)
 
 
 def some_packs(draw: Draw) -> tuple[list[list[Any]], list[list[int]]]:
