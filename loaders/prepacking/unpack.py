@@ -164,10 +164,12 @@ def _common_key(first: str, key: str) -> str:
 def _image_name(index: Index, row: int, extension: str, number: int | None) -> str:
     """Return the name of an image among the members of its sample, by its number there; None if it is the only one."""
     samples = index.samples
-    if number is None or samples is None or samples.rule != MEMBERS:
+    if samples is None or samples.rule != MEMBERS:
         return extension
     name = None if samples.member is None else samples.member[row]
-    return name if name is not None and name.rpartition(".")[2] == extension else f"{number}.{extension}"
+    if name is not None and name.rpartition(".")[2] == extension:
+        return name
+    return extension if number is None else f"{number}.{extension}"
 
 
 def _pixels(
