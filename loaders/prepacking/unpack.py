@@ -141,10 +141,8 @@ def _images(packs: PackedFolder) -> Iterator[Group]:
         rows = [row for _, row in group]
         several = len(rows) > 1
         parts: dict[str, tuple[Members, Members]] = {}  # images and other members by key
-        for i, row in enumerate(rows):
-            key = index.keys[row]
-            if several and samples is not None and samples.rule == MEMBERS:
-                key = _common_key(index.keys[rows[0]], key)
+        keys = _keys_of(packs, [index.keys[row] for row in rows])
+        for i, (row, key) in enumerate(zip(rows, keys, strict=True)):
             images, others = parts.setdefault(key, ([], []))
             for name, where in index.members.items():  # the image is one of them
                 if (data := read_member(index, reader, row, name)) is None:
@@ -156,9 +154,14 @@ def _images(packs: PackedFolder) -> Iterator[Group]:
         yield [Unpacked(key, images + others, len(images)) for key, (images, others) in parts.items()]
 
 
-def _common_key(first: str, key: str) -> str:
-    """Return the key of a sample whose rows have these keys, which may be numbered, as those of lists in data sets."""
-    return first if key == first else first.rpartition("/")[0]
+def _keys_of(packs: PackedFolder, keys: list[str]) -> list[str]:
+    """Return the key under which each row of a sample is unpacked: one for all, where they are members of one.
+
+    The images of a list in a data set have the numbered keys "7/0", "7/1" ...; their sample has the key "7".
+    """
+    if packs.recipe.sample != MEMBERS or len(set(keys)) == 1:
+        return keys
+    return [keys[0].rpartition("/")[0]] * len(keys)
 
 
 def _image_name(index: Index, row: int, extension: str, number: int | None) -> str:
@@ -193,8 +196,9 @@ def _pixels(
         for _, group in groupby(images, lambda image: image[0][:2]):
             sample = [(frame, number, image) for (_, _, frame), (number, image) in group]
             unpacked: Group = []
-            for key, of_key in groupby(sample, lambda image: image[2].key):
-                several = list(of_key)
+            keys = _keys_of(packs, [image.key for _, _, image in sample])
+            for key, of_key in groupby(zip(keys, sample, strict=True), itemgetter(0)):
+                several = [image for _, image in of_key]
                 members: Members = []
                 for frame, _, image in several:
                     members.append(("png" if len(several) == 1 else f"{frame}.png", _png(image.pixels())))
