@@ -127,8 +127,7 @@ class IndexedSamples:
         index, samples = context.index, context.index.samples
         shard = index.shard_of(rows)
         self.width, self.height = index.width[rows], index.height[rows]
-        all_used = samples is not None and samples.rule == "members"
-        self.pages = np.ones(len(rows), np.int32) if all_used else index.pages[rows]
+        self.pages = index.pages[rows] if samples is None else np.where(samples.use_all(rows), 1, index.pages[rows])
         # Python integers: reading them from arrays one by one would cost more than everything else here.
         self._context, self._rows = context, rows
         self._bytes = tuples(shard, index.offset[rows], index.nbytes[rows], index.digest[rows])

@@ -15,7 +15,6 @@ from patchnpack.loaders.assembly.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, extra
 from patchnpack.loaders.assembly.stats import BatchCounts
 from patchnpack.loaders.errors import BadRow, StallError
-from patchnpack.loaders.index.sample_rule import MEMBERS
 from patchnpack.loaders.labels.labels import count_absent
 from patchnpack.loaders.order.order import Pack
 from patchnpack.loaders.packs.mapped_parts import Maps, Record
@@ -160,8 +159,9 @@ class StoredBatchBuilder:
                         array[b] = stored[0].fixed[name][stored[1]].reshape(shape[1:])
         mask = arrays["rows"] >= 0
         self.without_label = count_absent(arrays["labels"][mask])
-        all_used = context.index.samples is not None and context.index.samples.rule == MEMBERS
-        self.multi_page = 0 if all_used else int((context.index.pages[arrays["rows"][mask]] != 1).sum())
+        rows, samples = arrays["rows"][mask], context.index.samples
+        further = context.index.pages[rows] != 1
+        self.multi_page = int((further if samples is None else further & ~samples.use_all(rows)).sum())
         keys, extras = self._keys_and_extras(found)
         return PackedBatch(
             patches=torch.from_numpy(patches),
