@@ -63,7 +63,7 @@ class SampleTable:
         return first
 
     def use_all(self, rows: np.ndarray) -> np.ndarray:
-        """Whether the samples of rows (int64 (k,)) use all pages or frames of the rows' files, of several, bool (k,)."""
+        """Whether samples use all of the several pages or frames of the files of rows (int64 (k,)), bool (k,)."""
         after = np.minimum(rows + 1, len(self.page) - 1)
         return (self.frames[rows] > 1) | (self.page[rows] > 0) | ((after > rows) & (self.page[after] > 0))
 

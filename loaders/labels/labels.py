@@ -262,6 +262,7 @@ def members_shown(index: Index) -> str:
         return f"the columns beside the paths are {', '.join(columns) or '(none)'}"
     return f"their members are {', '.join('.' + name for name in sorted(index.members))}"
 
+
 def _labelled_rows(index: Index, member: str) -> np.ndarray | None:
     """Return the row of each sample whose members hold its label, int64 (m,); its first row where none does.
 

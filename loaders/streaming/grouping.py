@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import xxhash
 
 from patchnpack.loaders.errors import BadRow
@@ -63,7 +64,8 @@ class Grouping:
         """Add the next sample; return the group that it ends.
 
         Raises:
-            ValueError: the rule has no name for the sample's key, its group has been before, or is endless.
+            ValueError: the rule has no name for the sample's key, its group has been before, is endless, or has several
+                labels.
         """
         if self._name_of is None:
             return _group([read])
@@ -120,5 +122,14 @@ class Grouping:
 
 
 def _group(arrived: Sequence[Sample | BadSample]) -> Group:
+    """Return the group of these samples. Raises ValueError if they have several labels."""
     usable = [read for read in arrived if isinstance(read, Sample)]
+    labelled = [sample for sample in usable if sample.label is not None]
+    for sample in labelled[1:]:
+        if not np.array_equal(sample.label, labelled[0].label):  # type: ignore[arg-type]
+            raise ValueError(
+                f"the sample with key {sample.key!r} has label {sample.label!r}, and {labelled[0].key!r}, of the same "
+                f"group, has label {labelled[0].label!r}; a sample has one label: give all its images the same, or "
+                "leave label= out"
+            )
     return Group(usable, [read for read in arrived if isinstance(read, BadSample)])

@@ -77,7 +77,7 @@ def pack_stream(
             item of `samples`: all members that `image` names, in natural order (p2 before p10), the images in a list or
             in an array (frames, height, width, C), and all pages and frames of encoded files. "key:REGEX", or a
             function from a key to a name: neighbouring items whose names agree; the group of the expression, which must
-            match the whole key, is the name. The label is that of the first item with one.
+            match the whole key, is the name.
         transform: called as `transform(image, rng)`, as in `PackedImageLoader`.
         seed: seeds every draw. Draws differ between ranks and workers but not between calls: change it each epoch.
         drop_last: leave out an incomplete last batch; otherwise empty packs fill it.

@@ -45,9 +45,15 @@ def test_neighbours_whose_names_agree_are_one_sample(rule: Any) -> None:
     assert (one.stats()["samples"], one.stats()["images"]) == (COUNT, sum(map(pages_of, range(COUNT))))
 
 
-def test_the_label_of_a_sample_is_that_of_its_first_item() -> None:
-    pairs = [{"__key__": f"a_{i}", "png": page(0, i)[0], "cls": 5 + i} for i in range(3)]
-    assert [label for _, _, label in samples_in(stream(pairs))[0]] == [5, 5, 5]
+def test_the_label_of_a_sample_is_that_of_its_first_item_with_one() -> None:
+    items = [{"__key__": f"a_{i}", "png": page(0, i)[0], "cls": 5 if i else None} for i in range(3)]
+    assert [label for _, _, label in samples_in(stream(items))[0]] == [5, 5, 5]
+
+
+def test_a_sample_of_several_labels_is_an_error() -> None:
+    items = [{"__key__": f"a_{i}", "png": page(0, i)[0], "cls": 5 + i} for i in range(3)]
+    with pytest.raises(ValueError, match=r"'a_1' has label 6, and 'a_0', of the same group, has label 5"):
+        list(stream(items))
 
 
 def test_rows_number_the_items() -> None:
