@@ -159,9 +159,9 @@ class StoredBatchBuilder:
                         array[b] = stored[0].fixed[name][stored[1]].reshape(shape[1:])
         mask = arrays["rows"] >= 0
         self.without_label = count_absent(arrays["labels"][mask])
-        rows, samples = arrays["rows"][mask], context.index.samples
-        further = context.index.pages[rows] != 1
-        self.multi_page = int((further if samples is None else further & ~samples.use_all(rows)).sum())
+        in_batch, samples = arrays["rows"][mask], context.index.samples
+        further = context.index.pages[in_batch] != 1
+        self.multi_page = int((further if samples is None else further & ~samples.use_all(in_batch)).sum())
         keys, extras = self._keys_and_extras(found)
         return PackedBatch(
             patches=torch.from_numpy(patches),

@@ -146,4 +146,5 @@ def _samples(arrays: Mapping[str, np.ndarray], starts: np.ndarray | None, name: 
     wrong = split + np.count_nonzero(follows & ((sample[1:] != sample[:-1]) | (frame[1:] != frame[:-1] + 1)))
     if wrong or not begins[:1].all():
         problems.append(f"{name} splits samples or mixes up their images")
-    return sample[begins]
+    firsts: np.ndarray = sample[begins]
+    return firsts

@@ -96,14 +96,13 @@ class StreamBatch:
 
     def continued(self) -> np.ndarray:
         """Return whether each image comes from the same file as the one before it, bool (M,)."""
-        same = self.shares("")
-        same[1:] &= np.diff(self._files) == 0
-        return same
+        return self.shares("") & (np.diff(self._files, prepend=-1) == 0)
 
     def shares(self, extension: str) -> np.ndarray:
         """Return whether each image is of the same sample of the stream as the one before it, bool (M,)."""
         rows = [sample.row for sample in self._batch_samples]
-        return np.diff(rows, prepend=-1) == 0
+        same: np.ndarray = np.diff(rows, prepend=-1) == 0
+        return same
 
     def read(self, i: int) -> Picture:
         """Return the file of image i, or its pixels, as it arrived."""

@@ -103,10 +103,9 @@ class StreamOutcomes(Outcomes):
         for number, row in enumerate(rows):
             images.setdefault(row, []).append(number)
         bad, lost = dict(builder.bad), set(builder.lost)
-        for row in sorted(
-            [*bad.values(), *(row for group in groups for row in group.bad_rows())], key=attrgetter("row")
-        ):
-            self.add_bad(row, 0)
+        found = [*bad.values(), *(before for group in groups for before in group.bad_rows())]
+        for each in sorted(found, key=attrgetter("row")):
+            self.add_bad(each, 0)
         for group in groups:
             for sample in group.samples:
                 self.record(sample.row, _of_images(images.get(sample.row, ()), bad, lost, sample.bad))

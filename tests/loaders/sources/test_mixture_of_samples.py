@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return made | {"photos": write_documents(folder / "photos", "key", COUNT, first=FIRST["photos"])}
 
 
-def loader(sources: Any, weights: dict[str, float], images: int | None = None, **options: Any) -> PackedImageLoader:
+def loader(sources: Any, weights: Mapping[str, float], images: int | None = None, **options: Any) -> PackedImageLoader:
     mixture = Mixture({name: (sources[name], weight) for name, weight in weights.items()}, images_per_epoch=images)
     given: dict[str, Any] = {"packing": PACKING, "batch_size": 2, "label": "cls", "shuffle": True, "seed": 4}
     given["sample"] = {name: SAMPLE.get(name) for name in weights}
