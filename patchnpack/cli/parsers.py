@@ -54,7 +54,7 @@ def _resolution(text: str, flag: str) -> Resolution:
     dist = "truncnormal"
     if name == "side" and len(values) == 3:
         dist = values.pop()
-    crop = RandomResizedCrop
+    crop: Callable[..., Resolution] = RandomResizedCrop
     if name == "crop" and len(values) == 3 and all(value.replace(".", "", 1).isdecimal() for value in values[1:]):
         crop = functools.partial(RandomResizedCrop, scale=(float(values[1]), float(values[2])))
         values = values[:1]

@@ -350,7 +350,7 @@ def test_of_sizes_numbers_the_rows_from_0() -> None:
     rows = Rows.of_sizes([64, 32], [16, 48])
     assert len(rows) == 2
     assert rows.offsets is None
-    assert {name: (column.dtype, column.tolist()) for name, column in rows._columns().items()} == {
+    assert {name: (column.dtype.type, column.tolist()) for name, column in rows._columns().items()} == {
         "row": (np.int64, [0, 1]),
         "row_id": (np.uint64, [0, 1]),
         "width": (np.int32, [64, 32]),
