@@ -48,6 +48,7 @@ sample_sizes = st.lists(
 def sample_packings(draw: st.DrawFn) -> Packing:
     views = draw(st.sampled_from([None, None, VIEWS]))
     policies = [Native(), FitTokens(20), Square(32), SampleSide(low=16, high=90), RandomResizedCrop(max_tokens=30)]
+    patch_sizes: list[int | PatchSizes] = [16, PatchSizes((16, 32))]
     frames = draw(st.sampled_from([None, Frames(2), Frames(3, "random", "repeat"), Frames(2, "first", "skip")]))
     return Packing(
         seq_len=draw(st.integers(60, 150)),
@@ -62,7 +63,7 @@ def sample_packings(draw: st.DrawFn) -> Packing:
         max_images=draw(st.sampled_from([5, 12, 64])),
         fill=draw(st.sampled_from(["none", "undrop"])),
         scope=draw(st.sampled_from(["image", "sample"])),
-        patch_size=draw(st.sampled_from([16, PatchSizes((16, 32))])),
+        patch_size=draw(st.sampled_from(patch_sizes)),
     )
 
 
