@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, KeysView, Mapping, Sequence, ValuesView
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -70,6 +70,7 @@ class OpenedDataset:
             labels = ItemLabels(items, options.label, options.classes)
         if index.samples is not None:
             labels.join(index.samples)
+        index = replace(index, outside=np.array([labels.digest()], np.uint64))
         return cls(items=items, labels=labels, index=index, data=(data or "") if (index.format == PIXELS).any() else "")
 
     def context(
@@ -135,7 +136,7 @@ class DatasetSource(ShardSource):
         rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
         packing = rows.decide(index, options.packing or Packing(), options.seed)
         return cls(
-            options=options.settled(),
+            options=options.settled(label=dataset.labels.label),
             index=index,
             rows=rows,
             packing=packing,
