@@ -76,8 +76,8 @@ class Job:
         pages: "first" or "error": what becomes of files with several pages, as for `PackedImageLoader`.
         errors: what to do about bad images. A patch store decodes all images when it is written, and `max_rate` applies
             to all of them together.
-        image, sample, path, root, sizes, thread_safe, fingerprint: of the source, as for `PackedImageLoader`; `image=None` is
-            its default, or that of the `Index`.
+        image, sample, path, root, sizes, thread_safe, fingerprint: of the source, as for `PackedImageLoader`;
+            `image=None` is its default, or that of the `Index`.
         storage_options: options for the folder and for remote shards.
         cache_dir, cache_limit: of remote shards, as for `PackedImageLoader`.
 
