@@ -60,21 +60,6 @@ class ItemLabels(KnownLabels):
         """Return the labels of rows, int64 (m,); where `is_read`, none: items bring theirs."""
         return np.full(len(rows), self.absent) if self._numbers is None else self._numbers[rows]
 
-    def digest(self) -> int:
-        """Return a digest of the labels that are known without reading the items, uint64."""
-        return 0 if self._numbers is None else xxhash.xxh3_64_intdigest(self._numbers.tobytes())
-
-    def texts(self) -> list[str | None] | None:
-        """Return the label of each image as a text that the rule of labels reads; None where `is_read` or no label."""
-        if self._numbers is None or not self.has_labels:
-            return None
-        classes = self.classes or {}
-        text = {number: str(number) for number in np.unique(self._numbers).tolist() if number != self.absent}
-        for name, number in classes.items():  # which may be named by digits
-            if number in text and classes.get(text[number], number) != number:
-                text[number] = name
-        return [text.get(number) for number in self._numbers.tolist()]
-
     def join(self, samples: SampleTable) -> None:
         """Give all images of a sample of several rows its label: that of its first row with one.
 
@@ -96,6 +81,21 @@ class ItemLabels(KnownLabels):
                 f"{joined[sample[wrong[0]]]}; a sample has one label: give all its images the same, or leave label= out"
             )
         self._numbers = joined[sample]
+
+    def digest(self) -> int:
+        """Return a digest of the labels that are known without reading the items, uint64."""
+        return 0 if self._numbers is None else xxhash.xxh3_64_intdigest(self._numbers.tobytes())
+
+    def texts(self) -> list[str | None] | None:
+        """Return the label of each image as a text that the rule of labels reads; None where `is_read` or no label."""
+        if self._numbers is None or not self.has_labels:
+            return None
+        classes = self.classes or {}
+        text = {number: str(number) for number in np.unique(self._numbers).tolist() if number != self.absent}
+        for name, number in classes.items():  # which may be named by digits
+            if number in text and classes.get(text[number], number) != number:
+                text[number] = name
+        return [text.get(number) for number in self._numbers.tolist()]
 
     def of_members(self, i: int, members: Mapping[str, Any]) -> Any:
         """Return the label of image i: a number or an array of `shape`, `absent` where it has none. Raises BadImage."""

@@ -252,17 +252,6 @@ class Labels(LabelKind):
         )
 
 
-def members_shown(index: Index) -> str:
-    """Return what errors say of the members of an index's samples: of tables of paths, their columns.
-
-    The images are left out of the columns: of a table, only their paths are in one.
-    """
-    if index.files and all(index.files) and {suffix_of(shard) for shard in index.shards} <= {*SUFFIXES, ".parquet"}:
-        columns = [name for name in sorted(index.members) if name not in index.image.split(";")]
-        return f"the columns beside the paths are {', '.join(columns) or '(none)'}"
-    return f"their members are {', '.join('.' + name for name in sorted(index.members))}"
-
-
 def _labelled_rows(index: Index, member: str) -> np.ndarray | None:
     """Return the row of each sample whose members hold its label, int64 (m,); its first row where none does.
 
@@ -277,6 +266,17 @@ def _labelled_rows(index: Index, member: str) -> np.ndarray | None:
     has = index.members[member][:, 0] >= 0
     first: np.ndarray = np.minimum.reduceat(np.where(has, np.arange(len(index)), len(index)), starts)
     return np.where(first < len(index), first, starts)
+
+
+def members_shown(index: Index) -> str:
+    """Return what errors say of the members of an index's samples: of tables of paths, their columns.
+
+    The images are left out of the columns: of a table, only their paths are in one.
+    """
+    if index.files and all(index.files) and {suffix_of(shard) for shard in index.shards} <= {*SUFFIXES, ".parquet"}:
+        columns = [name for name in sorted(index.members) if name not in index.image.split(";")]
+        return f"the columns beside the paths are {', '.join(columns) or '(none)'}"
+    return f"their members are {', '.join('.' + name for name in sorted(index.members))}"
 
 
 def count_absent(labels: np.ndarray) -> int:
