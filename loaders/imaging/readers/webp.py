@@ -11,6 +11,7 @@ from patchnpack.loaders.imaging.readers.codecs import codec
 from patchnpack.loaders.imaging.readers.facts import Facts
 
 _ALPHA, _ANIMATION = 0x10, 0x02  # flags of a VP8X chunk
+_BLOCK = 1 << 18  # pixels that are blended at a time, since the arithmetic takes many bytes for each
 
 
 def header(data: bytes) -> Facts:
@@ -64,20 +65,26 @@ def frames(data: bytes, wanted: Sequence[int]) -> Iterator[np.ndarray]:
             place, blends, is_disposed = places[number]
             # imagecodecs places a frame on an empty canvas, and neither blends nor disposes.
             pixels = codec("webp_decode")(data, index=number, hasalpha=True)[place]
-            canvas[place] = _blended(pixels, canvas[place]) if blends else pixels
+            _paint(canvas[place], pixels, blends)
             kept = place if is_disposed else None
             number += 1
         yield canvas.copy() if has_alpha else canvas[..., :3].copy()
 
 
-def _blended(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Pixels over others, uint8 (h, w, 4): libwebp's integer arithmetic on colours that are not premultiplied."""
-    over, under = above.astype(np.uint64), below.astype(np.uint64)
-    alpha, rest = over[..., 3:], (under[..., 3:] * (256 - over[..., 3:])) >> 8
-    both = alpha + rest
-    scale = (1 << 24) // np.maximum(both, 1)
-    mixed = np.concatenate([((over[..., :3] * alpha + under[..., :3] * rest) * scale) >> 24, both], -1)
-    return np.where(alpha == 255, above, np.where(alpha == 0, below, mixed.astype(np.uint8)))
+def _paint(below: np.ndarray, above: np.ndarray, blends: bool) -> None:
+    """Put pixels over others, uint8 (h, w, 4), as libwebp does: in integers, with colours not premultiplied."""
+    step = max(1, _BLOCK // above.shape[1])
+    for top in range(0, len(above), step):
+        over, under = above[top : top + step], below[top : top + step]
+        alpha = over[..., 3]
+        covers = alpha == 255 if blends else np.ones(alpha.shape, np.bool_)
+        under[covers] = over[covers]
+        mixes = ~covers & (alpha > 0)
+        some, others = over[mixes].astype(np.uint64), under[mixes].astype(np.uint64)
+        rest = others[:, 3:] * (256 - some[:, 3:]) >> 8
+        both = some[:, 3:] + rest
+        colours = (some[:, :3] * some[:, 3:] + others[:, :3] * rest) * ((1 << 24) // both) >> 24
+        under[mixes] = np.concatenate([colours, both], 1)
 
 
 def _animation_frames(data: bytes) -> Iterator[tuple[tuple[slice, slice], bool, bool]]:

@@ -311,6 +311,17 @@ def test_the_frames_of_an_animation_are_those_that_are_there() -> None:
     assert page_headers(gif[: len(gif) // 2])[0].frames < 6
 
 
+def test_a_number_of_frames_that_no_file_holds_is_refused() -> None:
+    pixels = np.stack([np.asarray(draw_image(32, 16, seed=seed)) for seed in range(2)])
+    data = bytearray(imagecodecs.avif_encode(pixels, numthreads=1))
+    at = data.find(b"stsz")
+    struct.pack_into(">II", data, at + 8, 1, 2**32 - 1)
+    assert read_header(bytes(data)).pages == 2**31 - 1  # as many as an index can say
+    (run,) = page_headers(bytes(data))
+    assert (run.frames, run.header.width) == (1, 0)
+    assert "4294967295 frames" in str(run.reason)
+
+
 def test_frames_before_the_damage_are_decoded() -> None:
     first, *others = animation(4)
     for kind in ("GIF", "PNG"):
