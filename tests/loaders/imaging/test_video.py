@@ -89,6 +89,11 @@ def test_decoding_begins_at_a_key_frame(kind: str, monkeypatch: pytest.MonkeyPat
     fed.clear()
     assert all(same(found, expected[i]) for i, found in zip((0, 38), frames(data, [0, 38]), strict=True))
     assert len(fed) < 30
+    for number in range(24, 40):  # also those before the third key frame that are stored behind it
+        fed.clear()
+        assert same(frames(data, [number])[0], expected[number])
+        assert fed[0] > 0
+        assert len(fed) < 30
 
 
 def test_frames_of_a_variable_rate_are_numbered_not_timed() -> None:
