@@ -25,7 +25,7 @@ def random_rows(n: int, low: int = 48, high: int = 700, seed: int = 0) -> Rows:
 
 
 def take(rows: Rows, which: Any) -> Rows:
-    return Rows(**{f.name: getattr(rows, f.name)[which] for f in fields(rows)})
+    return rows.take(which)
 
 
 def joined(parts: list[Plan]) -> Plan:
