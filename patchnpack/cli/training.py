@@ -21,6 +21,7 @@ from patchnpack.cli.arguments import (
     Shards,
     Storage,
     TablePath,
+    open_all,
     open_shards,
 )
 from patchnpack.cli.options import takes_evaluation, takes_model, takes_packing, takes_training, whole_flag
@@ -145,11 +146,12 @@ def train(
 
     with _process_group(training.device) as first:
         transform = parse_augment(augment)
-        held_out = open_shards(validation, image, storage_options, path, root) if validation else None
-        index = open_shards(shards, image, storage_options, path, root)
+        index, *held_out = open_all(
+            [shards, validation] if validation else [shards], image, storage_options, path, root
+        )
         result = train_on_shards(
             index,
-            held_out,
+            held_out[0] if held_out else None,
             packing,
             training,
             model=model,
