@@ -22,7 +22,7 @@ from patchnpack.loaders.imaging.decode import (
     stored_part,
     upright,
 )
-from patchnpack.loaders.imaging.formats import find_reader
+from patchnpack.loaders.imaging.formats import find_reader, is_video
 from patchnpack.loaders.imaging.header import BAD_DATA, Header, bad_image, decode_errors_as_bad_image
 from patchnpack.loaders.imaging.readers.codecs import take_messages
 from patchnpack.loaders.imaging.warnings import MESSAGE, Warn, ignore
@@ -109,13 +109,15 @@ def _made(make: _Make | BadImage, item: Wanted) -> np.ndarray | BadImage:
 def _makers(data: _Data, pages: dict[int, list[Wanted]], options: _Options) -> Iterator[_Make | BadImage]:
     """How the images of each page are made, or why none can be. Each is valid until the next is asked for."""
     if isinstance(data, Image.Image):
-        frames = getattr(data, "n_frames", 1)
+        count = getattr(data, "n_frames", 1)
         for page, items in pages.items():
-            yield _attempt(functools.partial(_image_page, data, page, frames, items, options))
+            yield _attempt(functools.partial(_image_page, data, page, count, items, options))
         return
     reader = find_reader(data) if isinstance(data, bytes) else None
-    if isinstance(data, bytes) and reader is not None and reader.frames is not None and list(pages) != [0]:
-        yield from _frames(data, reader.frames(data, list(pages)), pages, options)
+    frames = None if reader is None else reader.frames
+    # Of an animation, the format's own decoder gives the first frame at less cost. A video has no other.
+    if isinstance(data, bytes) and frames is not None and (list(pages) != [0] or is_video(data)):
+        yield from _frames(data, frames(data, list(pages)), pages, options)
         return
     for page, items in pages.items():
         yield _attempt(functools.partial(_lone_page, data, page, items, options))

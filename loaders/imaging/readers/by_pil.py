@@ -49,7 +49,7 @@ def frames(name: str, data: bytes, wanted: Sequence[int]) -> Iterator[Image.Imag
                 image.seek(number)
             image.load()
             yield image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
-    except TypeError as error:  # a damaged TIFF may hold fractions where whole numbers belong
+    except (TypeError, RuntimeError) as error:  # of a TIFF with fractions for whole numbers, and of a damaged AVIF
         raise ValueError(str(error)) from error
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from patchnpack.loaders.errors import MAX_PIXELS
-from patchnpack.loaders.imaging.readers.boxes import Box, boxes
+from patchnpack.loaders.imaging.readers.boxes import Box, boxes, sample_count
 from patchnpack.loaders.imaging.readers.codecs import codec
 from patchnpack.loaders.imaging.readers.facts import Facts, Run, unsupported_kind
 
@@ -56,7 +56,7 @@ def avif_header(data: bytes) -> Facts:
 
 def avif_runs(data: bytes) -> Iterator[Run]:
     """The frames of a sequence, or else the primary image: libavif decodes no other."""
-    frames = _sequence(data)
+    frames = sample_count(data)
     facts = avif_header(data)
     pixels = frames * facts.width * facts.height
     if frames > 1 and pixels > MAX_PIXELS:  # imagecodecs decodes all of them at once
@@ -111,7 +111,7 @@ def decode_heic(data: bytes) -> Image.Image:
 
 def avif_frames(data: bytes, wanted: Sequence[int]) -> Iterator[np.ndarray]:
     """The stored pixels of the frames `wanted`; see `avif_runs`."""
-    if _sequence(data) < 2:
+    if sample_count(data) < 2:
         pixels = decode_avif(data)[None]
     else:  # one by one, imagecodecs 2026.3.6 writes outside its memory
         pixels = codec("avif_decode")(data[:8] + b"avis" + data[12:], numthreads=1)
@@ -145,7 +145,7 @@ def _first_item(data: bytes) -> tuple[_Item, int]:
     """The primary item, and the number of items or frames that a viewer shows."""
     found, primary = _meta(data)
     properties = list(_properties(data, found[b"iprp"], primary))
-    return _item(data, properties), max(1, _sequence(data), len(_shown(data, found, primary)))
+    return _item(data, properties), max(1, sample_count(data), len(_shown(data, found, primary)))
 
 
 def _meta(data: bytes) -> tuple[dict[bytes, Box], int]:
@@ -157,11 +157,6 @@ def _meta(data: bytes) -> tuple[dict[bytes, Box], int]:
     if b"pitm" not in found or b"iprp" not in found:
         raise ValueError("the file has no primary image")
     return found, _number(data, found[b"pitm"].begin + 4, 2 if data[found[b"pitm"].begin] == 0 else 4)
-
-
-def _sequence(data: bytes) -> int:
-    """The number of frames of a sequence, 0 without one."""
-    return max((_frames(data, box.begin, box.end) for box in boxes(data) if box.kind == b"moov"), default=0)
 
 
 def _item(data: bytes, properties: list[Box]) -> _Item:
@@ -231,17 +226,6 @@ def _visible_items(data: bytes, iinf: Box) -> Iterator[int]:
         kind = data[box.begin + 6 + size : box.begin + 10 + size]
         if box.kind == b"infe" and version >= 2 and not hidden and kind in _IMAGES:
             yield _number(data, box.begin + 4, size)
-
-
-def _frames(data: bytes, begin: int, end: int) -> int:
-    """The largest number of frames of a track, from the sample sizes."""
-    frames = 0
-    for box in boxes(data, begin, end):
-        if box.kind in (b"trak", b"mdia", b"minf", b"stbl"):
-            frames = max(frames, _frames(data, box.begin, box.end))
-        elif box.kind == b"stsz":
-            frames = _number(data, box.begin + 8, 4)
-    return frames
 
 
 def _number(data: bytes, at: int, size: int) -> int:

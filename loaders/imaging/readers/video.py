@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from patchnpack.loaders.errors import MAX_PIXELS
-from patchnpack.loaders.imaging.readers.boxes import boxes
+from patchnpack.loaders.imaging.readers.boxes import boxes, sample_count
 from patchnpack.loaders.imaging.readers.facts import Facts
 from patchnpack.loaders.imaging.readers.key_frames import gives_a_frame, is_clean_key
 from patchnpack.loaders.imaging.signatures import is_avi, is_matroska
@@ -211,7 +211,7 @@ def _opened(data: bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
     import av
 
     kind = "matroska" if is_matroska(data) else "avi" if is_avi(data) else "mp4"
-    if kind == "mp4" and (listed := _listed(data, 0, len(data))) > max(len(data), _MANY):
+    if kind == "mp4" and (listed := sample_count(data)) > max(len(data), _MANY):
         raise ValueError(f"its tables list {listed} frames in {len(data)} bytes")  # libav would allocate them all
     limits = {"max_pixels": str(MAX_PIXELS), "threads": "1"}  # the loader has its own threads
     try:
@@ -228,17 +228,6 @@ def _opened(data: bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
             yield container, stream
     except av.FFmpegError as error:
         raise ValueError(str(error)) from error
-
-
-def _listed(data: bytes, begin: int, end: int) -> int:
-    """The largest number of samples of a track in the boxes of a range."""
-    listed = 0
-    for box in boxes(data, begin, end):
-        if box.kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
-            listed = max(listed, _listed(data, box.begin, box.end))
-        elif box.kind == b"stsz":
-            listed = max(listed, struct.unpack_from(">I", data, box.begin + 8)[0])
-    return listed
 
 
 def _packets(data: bytes, container: InputContainer, stream: VideoStream) -> _Packets:
@@ -270,26 +259,33 @@ def _packets(data: bytes, container: InputContainer, stream: VideoStream) -> _Pa
 
 def _missing(data: bytes, container: InputContainer, stream: VideoStream, found: int, ends: bool) -> int:
     """Frames behind the end of the file: of MP4 those that the table of samples lists, else estimated."""
-    if not is_matroska(data) and not is_avi(data):
-        entries = sum(not entry.is_discard for entry in stream.index_entries)
-        is_cut = any(entry.pos + entry.size > len(data) for entry in stream.index_entries)
-        return max(entries - found, 0) if is_cut else int(ends)
-    if _ends(data) <= len(data) and not ends:
+    is_mp4 = not is_matroska(data) and not is_avi(data)
+    if is_mp4 and any(entry.pos + entry.size > len(data) for entry in stream.index_entries):
+        return max(sum(not entry.is_discard for entry in stream.index_entries) - found, 0)
+    if not ends and (_end(data) <= len(data) or (is_mp4 and not _is_fragmented(data))):
         return 0
     rate, seconds = stream.average_rate or 0, (container.duration or 0) / 1_000_000
     return max(1, max(stream.frames, round(float(rate) * seconds)) - found)
 
 
-def _ends(data: bytes) -> int:
-    """Where a Matroska or an AVI file says that it ends; 0 if it does not say."""
+def _end(data: bytes) -> int:
+    """Where a file says that it ends; 0 if it does not say."""
     if is_avi(data):
         return 8 + int(struct.unpack_from("<I", data, 4)[0])
+    if not is_matroska(data):
+        last = list(boxes(data))[-1]
+        size = int(struct.unpack_from(">I", data, last.begin - 8)[0])  # a longer one is written in 64 bits
+        return last.begin - 8 + size
     at = data.find(_SEGMENT, 0, 4096) + len(_SEGMENT)
     if at < len(_SEGMENT) or at >= len(data) or not data[at]:
         return 0
     length = 9 - data[at].bit_length()
     size = int.from_bytes(data[at : at + length], "big") & ((1 << 7 * length) - 1)
     return 0 if size == (1 << 7 * length) - 1 else at + length + size  # all ones: unknown, of a live stream
+
+
+def _is_fragmented(data: bytes) -> bool:
+    return any(box.kind == b"moof" for box in boxes(data))
 
 
 def _orientation(data: bytes, found: _Packets, stream: VideoStream) -> int:

@@ -6,12 +6,13 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import imagecodecs
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, ImageSequence, features
+from PIL import Image, ImageOps, features
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from patchnpack.loaders.errors import BadImage
@@ -34,15 +35,19 @@ def decoded(data: bytes, mode: Any = "RGB", pages: Sequence[int] | None = None) 
 
 
 def by_pil(data: bytes, mode: str) -> list[np.ndarray]:
-    """The frames that PIL yields one after the other, upright."""
+    """The frames that PIL finds, upright."""
 
     def converted(image: Image.Image) -> Image.Image:
         if image.mode == "P":  # from a palette to grey, PIL rounds otherwise than from RGB
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         return image.convert(mode)
 
-    with Image.open(io.BytesIO(data)) as opened:
-        frames = [ImageOps.exif_transpose(converted(frame)) for frame in ImageSequence.Iterator(opened)]
+    frames = []
+    with suppress(EOFError):
+        while True:  # Pillow 13 disposes of frames otherwise if those before were loaded
+            with Image.open(io.BytesIO(data)) as opened:
+                opened.seek(len(frames))
+                frames.append(ImageOps.exif_transpose(converted(opened)))
     return [np.asarray(frame).reshape(frame.height, frame.width, len(mode)) for frame in frames]
 
 
@@ -215,13 +220,18 @@ def webp_frames(seed: int) -> Iterator[tuple[np.ndarray, int, int, bool, bool]]:
 
 
 def composited(frames: Sequence[tuple[np.ndarray, int, int, bool, bool]], size: tuple[int, int]) -> list[np.ndarray]:
-    """The frames one after the other, pixel by pixel, by the formulas of libwebp's decoder of animations."""
+    """The frames one after the other, pixel by pixel, by the formulas of libwebp's decoder of animations.
+
+    It blends what is not on an empty canvas, and not where the frame before was disposed of.
+    """
     canvas = np.zeros((size[1], size[0], 4), np.uint8)
-    shown = []
+    shown, is_empty = [], True
+    cleared = np.zeros((size[1], size[0]), np.bool_)
     for pixels, left, top, is_blended, is_disposed in frames:
+        covers = pixels.shape[:2] == canvas.shape[:2]
         for y, x in np.ndindex(*pixels.shape[:2]):
             over, under = pixels[y, x].tolist(), canvas[top + y, left + x].tolist()
-            if not is_blended or over[3] == 255:
+            if not is_blended or over[3] == 255 or is_empty or cleared[top + y, left + x]:
                 canvas[top + y, left + x] = over
             elif over[3]:
                 rest = under[3] * (256 - over[3]) >> 8
@@ -230,8 +240,11 @@ def composited(frames: Sequence[tuple[np.ndarray, int, int, bool, bool]], size: 
                 mixed = [(o * over[3] + u * rest) * scale >> 24 for o, u in zip(over[:3], under[:3], strict=True)]
                 canvas[top + y, left + x] = [*mixed, both]
         shown.append(canvas.copy())
+        cleared[:] = False
         if is_disposed:
             canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]] = 0
+            cleared[top : top + pixels.shape[0], left : left + pixels.shape[1]] = True
+        is_empty = is_disposed and (covers or is_empty or (covers and not is_blended))
     return shown
 
 
@@ -309,6 +322,17 @@ def test_the_frames_of_an_animation_are_those_that_are_there() -> None:
         assert run.frames == run.header.pages == read_header(bytes(data)).pages == frames
     gif = encode_image(first, "GIF", save_all=True, append_images=others)
     assert page_headers(gif[: len(gif) // 2])[0].frames < 6
+
+
+def test_a_number_of_frames_that_no_file_holds_is_refused() -> None:
+    pixels = np.stack([np.asarray(draw_image(32, 16, seed=seed)) for seed in range(2)])
+    data = bytearray(imagecodecs.avif_encode(pixels, numthreads=1))
+    at = data.find(b"stsz")
+    struct.pack_into(">II", data, at + 8, 1, 2**32 - 1)
+    assert read_header(bytes(data)).pages == 2**31 - 1  # as many as an index can say
+    (run,) = page_headers(bytes(data))
+    assert (run.frames, run.header.width) == (1, 0)
+    assert "4294967295 frames" in str(run.reason)
 
 
 def test_frames_before_the_damage_are_decoded() -> None:

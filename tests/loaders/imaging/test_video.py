@@ -23,7 +23,7 @@ from patchnpack.loaders.imaging.header import Header, read_header
 from patchnpack.loaders.imaging.pages import page_headers
 from patchnpack.loaders.imaging.readers import video as reader
 from patchnpack.loaders.imaging.readers.key_frames import gives_a_frame
-from tests.loaders.imaging.videos import HEIGHT, KINDS, WIDTH, encode, pictures, sequential, video
+from tests.loaders.imaging.videos import HEIGHT, KINDS, WIDTH, encode, pictures, sequential, trimmed, video
 
 av: Any = pytest.importorskip("av")
 
@@ -89,6 +89,11 @@ def test_decoding_begins_at_a_key_frame(kind: str, monkeypatch: pytest.MonkeyPat
     fed.clear()
     assert all(same(found, expected[i]) for i, found in zip((0, 38), frames(data, [0, 38]), strict=True))
     assert len(fed) < 30
+    for number in range(24, 40):  # also those before the third key frame that are stored behind it
+        fed.clear()
+        assert same(frames(data, [number])[0], expected[number])
+        assert fed[0] > 0
+        assert len(fed) < 30
 
 
 def test_frames_of_a_variable_rate_are_numbered_not_timed() -> None:
@@ -101,6 +106,29 @@ def test_frames_of_a_variable_rate_are_numbered_not_timed() -> None:
         for wanted in choices(40)[::3]:
             found = frames(data, wanted)
             assert all(same(a, expected[number]) for number, a in zip(wanted, found, strict=True)), (kind, wanted)
+
+
+def test_frames_that_an_edit_list_leaves_out_have_no_number() -> None:
+    data = trimmed(video("h264"), 7)
+    with av.open(io.BytesIO(data)) as opened:
+        assert sum(packet.is_discard for packet in opened.demux(video=0)) == 7
+    expected = sequential(data)
+    assert len(expected) == page_headers(data)[0].frames == 33
+    for wanted in choices(33):
+        found = frames(data, wanted)
+        assert all(same(each, expected[number]) for number, each in zip(wanted, found, strict=True)), wanted
+
+
+def test_a_fragmented_mp4_is_read_and_misses_frames_when_it_is_cut() -> None:
+    container, codec, options = KINDS["h264"]
+    data = encode(container, codec, options, container_options={"movflags": "frag_keyframe+empty_moov"})
+    expected = sequential(data)
+    assert page_headers(data)[0].frames == len(expected) == 40
+    assert all(same(each, expected[number]) for number, each in enumerate(frames(data, range(40))))
+    cut = data[: 3 * len(data) // 4]
+    total = page_headers(cut)[0].frames
+    good = assert_as_far_as_the_file_goes(frames(cut, range(total)), cut, data)
+    assert 5 < len(good) < total
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
@@ -258,6 +286,14 @@ def test_files_without_a_video_stream_are_bad() -> None:
     assert run.header.width == 0
     assert run.reason is not None
     assert "no video stream" in run.reason
+
+
+def test_a_video_whose_codec_is_unknown_is_bad() -> None:
+    for kind, tag in (("h264", b"avc1"), ("mpeg4 avi", b"FMP4")):
+        data = video(kind)
+        (run,) = page_headers(data.replace(tag, b"zzzz"))
+        assert run.header.width == 0
+        assert run.reason is not None
 
 
 def test_a_hostile_number_of_frames_is_refused_before_libav_sees_it() -> None:

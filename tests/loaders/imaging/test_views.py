@@ -85,6 +85,9 @@ def test_small_views_decode_a_jpeg_at_the_scale_that_the_largest_needs(monkeypat
     list(decode_pages(data, [*small, Wanted(0, header, (150, 150), (0, 0, 320, 320))]))
     assert shapes == [(240, 320)]
     shapes.clear()
+    list(decode_pages(data, [*small, Wanted(0, header, (10, 60), (0, 0, 640, 120))]))  # by its rows
+    assert shapes == [(240, 320)]
+    shapes.clear()
     list(decode_pages(data, [*small, Wanted(0, header, (50, 50), (7, 9, 50, 50))]))
     assert shapes == [(480, 640)]
     shapes.clear()

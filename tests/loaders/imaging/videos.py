@@ -83,6 +83,22 @@ def encode(
         return file.read_bytes()
 
 
+def trimmed(data: bytes, frames: int) -> bytes:
+    """An MP4 of the same packets whose edit list leaves out the first frames."""
+    av: Any = pytest.importorskip("av")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "video"
+        options = {"avoid_negative_ts": "disabled"}
+        with av.open(io.BytesIO(data)) as source, av.open(str(file), "w", format="mp4", options=options) as out:
+            stream = out.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.size:
+                    shift = round(frames / 25 / packet.time_base)
+                    packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                    out.mux(packet)
+        return file.read_bytes()
+
+
 @functools.cache
 def video(kind: str) -> bytes:
     """A video of 40 frames of one of the kinds."""
