@@ -186,6 +186,7 @@ class Job:
             max_pixels=self.errors.max_pixels,
             max_bytes=self.errors.max_bytes,
             truncated=self.errors.truncated,
+            on_bad=self.errors.on_bad,
             pages=self.pages,
             source={
                 "shards": names,

@@ -59,7 +59,7 @@ class PackedSource:
         settled = _settle(folder, options)
         recipe = folder.recipe
         # The rows that the plan left out, whatever limits the loader has.
-        limits = ErrorPolicy(max_pixels=recipe.max_pixels, max_bytes=recipe.max_bytes)
+        limits = ErrorPolicy(max_pixels=recipe.max_pixels, max_bytes=recipe.max_bytes, on_bad=recipe.on_bad)
         rows = RowFilter.of(folder.index, None, limits, options.decode, recipe.pages)
         return cls(options=settled, rows=rows, folder=folder)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -121,8 +121,8 @@ class RecordingMonitor(ErrorMonitor):
     def quarantine(self, bad: BadRow, epoch: int) -> None:
         self.quarantined.append(bad.row)
 
-    def record(self, images: int, bad: list[tuple[int, BadRow]]) -> None:
-        assert images == 1
+    def record(self, images: int, bad: list[tuple[int, BadRow]], lost: Sequence[int] | None = None) -> None:
+        assert (images, lost) == (1, None)
         self.judged.append(bad[0][1].row if bad else "good")
 
 
