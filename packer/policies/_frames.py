@@ -20,9 +20,9 @@ def _draw(key, images, count, out):  # type: ignore[no-untyped-def]
         last = images - count + j
         state += np.uint64(0x9E3779B97F4A7C15)
         drawn = np.int64(mix(state) % np.uint64(last + 1))
-        at = np.searchsorted(out[:j], drawn)
+        at = np.int64(np.searchsorted(out[:j], drawn))
         if at < j and out[at] == drawn:  # taken: the last number cannot be
-            drawn, at = last, j
+            drawn, at = np.int64(last), np.int64(j)
         for i in range(j, at, -1):
             out[i] = out[i - 1]
         out[at] = drawn

@@ -61,7 +61,7 @@ def image_ids(ids: np.ndarray, page: np.ndarray, view: np.ndarray | int = 0) -> 
 
     >>> import numpy as np
     >>> image_ids(np.array([7, 7], np.uint64), np.array([0, 1])).tolist()
-    [7, 14382446346036909302]
+    [7, 9672475392221035855]
     """
     number = np.asarray(page).astype(np.uint64) | np.asarray(view).astype(np.uint64) << np.uint64(32)
     out = np.empty(len(ids), np.uint64)

@@ -53,7 +53,7 @@ def _fit(lengths, counts, capacity, max_items, lookahead, flush, order, offsets,
     slots = min(lookahead, n) + 1
     room = np.empty(slots, np.int64)
     count = np.empty(slots, np.int64)  # items of each pack
-    weight = np.empty(slots, np.int64)  # what they count for
+    weight = count if counts is None else np.empty(slots, np.int64)  # what they count for
     first = np.empty(slots, np.int64)
     last = np.empty(slots, np.int64)
     packs, opened, held = 0, 0, 0
@@ -67,16 +67,16 @@ def _fit(lengths, counts, capacity, max_items, lookahead, flush, order, offsets,
                 if not best:
                     break
         if p == opened:
-            room[p], count[p], weight[p], first[p] = capacity, 0, 0, i
+            room[p], count[p], first[p] = capacity, 0, i
+            if counts is not None:
+                weight[p] = 0
             opened += 1
         else:
             following[last[p]] = i
         last[p] = i
         room[p] -= lengths[i]
         count[p] += 1
-        if counts is None:
-            weight[p] += 1
-        else:
+        if counts is not None:
             weight[p] += counts[i]
         held += 1
         if room[p] > 0 and weight[p] < max_items:
@@ -87,8 +87,9 @@ def _fit(lengths, counts, capacity, max_items, lookahead, flush, order, offsets,
         held -= count[p]
         opened -= 1
         for q in range(p, opened):
-            room[q], count[q], weight[q] = room[q + 1], count[q + 1], weight[q + 1]
-            first[q], last[q] = first[q + 1], last[q + 1]
+            room[q], count[q], first[q], last[q] = room[q + 1], count[q + 1], first[q + 1], last[q + 1]
+            if counts is not None:
+                weight[q] = weight[q + 1]
     if flush:
         for p in range(opened):
             packs = _emit(p, first, following, order, offsets, packs)
