@@ -39,25 +39,22 @@ def with_samples(index: Index, rule: SampleRule | None) -> Index:
     return replace(index, samples=_by_key(index, rule))
 
 
-def checked_samples(index: Index, rule: SampleRule | None, name: str, *, is_source: bool) -> Index:
-    """Return an index that was given, with the samples of the rule.
+def check_rule(index: Index, rule: SampleRule | None, name: str, *, is_source: bool) -> None:
+    """Raise ValueError if an index that was given was made with another rule.
+
+    An index without samples serves every rule by key.
 
     Args:
         index: the index.
         rule: the rule, None for none.
         name: what errors call the index.
         is_source: whether the index is the source, whose samples hold where no rule is given.
-
-    Raises:
-        ValueError: the index was made with another rule; or as `with_samples`.
     """
     made = None if index.samples is None else index.samples.rule
-    if rule is None and (made is None or is_source):
-        return index
-    if rule is not None and made == rule.name and not rule.is_function:
-        return index
-    if rule is not None and not rule.is_members and (made is None or made == rule.name):
-        return with_samples(index, rule)
+    asked = None if rule is None else rule.name
+    joins_rows = rule is not None and not rule.is_members
+    if asked == made or (rule is None and is_source) or (joins_rows and made is None):
+        return
     flag = "" if rule is None else f" --sample '{rule.name}'"
     how = f"give sample='{made}', or "
     if is_source or made is None:
@@ -68,8 +65,8 @@ def checked_samples(index: Index, rule: SampleRule | None, name: str, *, is_sour
         else "give an index that was made without a rule"
     )
     was = "without a rule for samples" if made is None else f"with sample='{made}'"
-    asked = "None" if rule is None else f"'{rule.name}'"
-    raise ValueError(f"{name} was made {was}, and sample is {asked}: other images belong together; {how}{again}")
+    given = "None" if rule is None else f"'{rule.name}'"
+    raise ValueError(f"{name} was made {was}, and sample is {given}: other images belong together; {how}{again}")
 
 
 def _by_key(index: Index, rule: SampleRule) -> SampleTable:

@@ -18,7 +18,7 @@ from patchnpack.loaders.index.file_sources import (
     is_folder,
     open_file_source,
 )
-from patchnpack.loaders.index.grouping import checked_samples, fits, with_samples
+from patchnpack.loaders.index.grouping import check_rule, fits, with_samples
 from patchnpack.loaders.index.index_file import is_index, load_index, save_index
 from patchnpack.loaders.index.remote_index import (
     find_beside,
@@ -115,7 +115,8 @@ def _opened(source: ShardNames | Index, index: str | os.PathLike[str] | Index | 
     table, opener, rule = request.table, request.opener, request.rule
     if (own := _own_index(source, request)) is not None:
         table.check_unused("an index")
-        return checked_samples(own[0], rule, own[1], is_source=True)
+        check_rule(own[0], rule, own[1], is_source=True)
+        return own[0] if rule is None else with_samples(own[0], rule)
     assert not isinstance(source, Index)
     names = names_of(source)
     has_files = any(is_file_source(name, table.path) for name in names)
@@ -127,13 +128,13 @@ def _opened(source: ShardNames | Index, index: str | os.PathLike[str] | Index | 
     if index is not None:
         name = "the index" if isinstance(index, Index) else f"index {redact(os.fspath(index))!r}"
         found = index if isinstance(index, Index) else _load(index, opener)
+        check_rule(found, rule, name, is_source=False)
         if not is_made_for(found, request.image):
             raise ValueError(
                 f"{name} was made with image={found.image!r}, but this loader has image={request.image!r}; give the "
                 f"same extensions, or make the index again: patchnpack index SHARDS --image '{request.image}' -o INDEX"
             )
-        found = checked(_select(found, paths, name), name, opener)
-        return checked_samples(found, rule, name, is_source=False)
+        return with_samples(checked(_select(found, paths, name), name, opener), rule)
     return with_samples(_of_shards(paths, request), rule)
 
 

@@ -165,8 +165,9 @@ class DatasetSource(ShardSource):
 
 def items_of_options(given: Any, options: LoaderOptions) -> Items:
     """Return the images of a data set with these options."""
-    image = "" if options.image == IMAGE else options.image
-    return items_of(given, image, thread_safe=options.thread_safe, named=options.classes is not None)
+    image, rule = "" if options.image == IMAGE else options.image, sample_rule(options.sample)
+    lists = rule is not None and rule.is_members
+    return items_of(given, image, thread_safe=options.thread_safe, named=options.classes is not None, lists=lists)
 
 
 def _names_shards(item: Any) -> bool:
