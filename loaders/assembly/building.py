@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from patchnpack.loaders.assembly.stats import BatchCounts
@@ -31,7 +30,7 @@ class BatchBuilder(Protocol):
     num_parts: int
     num_images: int
     bad: list[tuple[int, BadRow]]
-    lost: Sequence[int]
+    lost: list[int]
     bad_samples: int
     without_label: int
     truncated: int

@@ -48,6 +48,7 @@ class SampleBatchBuilder(DecodedBatchBuilder):
         position: int,
     ) -> None:
         assert images.frame is not None
+        self._frame = images.frame
         begins = images.frame == 0
         self._sample, self._sample_starts = np.cumsum(begins) - 1, images.sample_offsets()
         super().__init__(context, images, counts, patch_size, epoch=epoch, step=step, position=position)
@@ -72,7 +73,7 @@ class SampleBatchBuilder(DecodedBatchBuilder):
         pack = self._column // mask.shape[1]
         first = np.searchsorted(pack, pack)  # the first image of each image's pack
         numbers, frames = np.zeros((2, mask.size), np.int32)
-        numbers[self._column], frames[self._column] = self._sample - self._sample[first] + 1, self._images.frame
+        numbers[self._column], frames[self._column] = self._sample - self._sample[first] + 1, self._frame
         self._numbers, self._frames = numbers.reshape(mask.shape), frames.reshape(mask.shape)
         return self._numbers, self._frames
 

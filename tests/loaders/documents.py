@@ -41,7 +41,7 @@ class Documents:
                 name = f"d{len(self.pages):03d}"
                 self.pages[name], self.labels[name] = [], int(rng.integers(10))
                 for page in range(1 + len(self.labels) * 7 % 9):
-                    image = draw_image(*map(int, rng.integers(low, high, 2)), seed=1000 * s + page)
+                    image = draw_image(int(rng.integers(low, high)), int(rng.integers(low, high)), seed=1000 * s + page)
                     kind = ("png", "jpg")[page % 2]
                     data = encode_image(image, "PNG" if kind == "png" else "JPEG")
                     self.pages[name].append(np.asarray(Image.open(io.BytesIO(data))))

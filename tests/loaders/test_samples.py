@@ -347,7 +347,10 @@ def tiffs(tmp_path: Path) -> tuple[str, dict[str, list[np.ndarray]]]:
     """A tar of 6 TIFFs of 1 to 6 pages of mixed sizes, and their pages."""
     rng = np.random.default_rng(0)
     pages = {
-        f"t{i}": [np.asarray(draw_image(*map(int, rng.integers(8, 40, 2)), seed=10 * i + j)) for j in range(i + 1)]
+        f"t{i}": [
+            np.asarray(draw_image(int(rng.integers(8, 40)), int(rng.integers(8, 40)), seed=10 * i + j))
+            for j in range(i + 1)
+        ]
         for i in range(6)
     }
     members = [(f"{name}.tif", tiff_of(of_file)) for name, of_file in pages.items()]

@@ -53,7 +53,8 @@ class Builder:
     ) -> None:
         self.num_parts, self.num_images = 3, num_images
         self.bad: list[tuple[int, BadRow]] = []
-        self.without_label = self.truncated = self.multi_page = 0
+        self.lost: list[int] = []
+        self.bad_samples = self.without_label = self.truncated = self.multi_page = 0
         self.warnings: list[str] = []
         self.step, self.threads = step, set[str]()
         self._gate, self._stall_s = gate, stall_s
@@ -67,14 +68,6 @@ class Builder:
             self._left -= 1
         if not self._left:
             self._done.set()
-
-    @property
-    def lost(self) -> list[int]:
-        return [number for number, _ in self.bad]
-
-    @property
-    def bad_samples(self) -> int:
-        return len(self.bad)
 
     @property
     def is_done(self) -> bool:
@@ -170,12 +163,13 @@ def test_bad_images_of_a_batch_are_counted_quarantined_and_judged(tmp_path: obje
         for step in range(4):
             builder = Builder(step, num_images=1)
             builder.bad = [(0, bad(step))] if step != 1 else []
+            builder.lost, builder.bad_samples = [number for number, _ in builder.bad], len(builder.bad)
             yield builder
 
     batches = run_batches(planned(), outcomes, num_threads=2, prefetch=1)
     with pytest.raises(BadDataError, match="2 images in a row"):
         list(batches)
-    assert outcomes.stats.bad_images == 3
+    assert outcomes.stats.bad_images == outcomes.stats.bad_samples == 3
     with open(path) as file:
         assert len(file.readlines()) == 3
     assert library_threads() == []

@@ -151,7 +151,7 @@ def _of_members(shard: str, pages: int) -> Index:
     parts = [scan([shard], image=f"{i}.png") for i in range(pages)]
     first = parts[0]
     columns = ("offset", "nbytes", "width", "height", "orientation", "format", "pages", "digest")
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
+    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
     zeros = np.zeros(pages, np.int32)
     return replace(
         first,

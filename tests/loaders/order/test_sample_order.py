@@ -13,7 +13,8 @@ from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.order.shard_shuffle import ShardShuffle
 from patchnpack.loaders.order.state import rows_digest
-from tests.loaders.documents import Documents
+from patchnpack.packer.binpacking.pricing.prices import Prices
+from tests.loaders.documents import PACKING, Documents
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +140,12 @@ def test_no_usable_sample_is_an_error_that_counts_samples(tmp_path: Path) -> Non
     rows = filter_of(damaged)
     with pytest.raises(ValueError, match=rf"none of the 3 samples of {len(damaged)} rows can be used: 3 are bad"):
         raise rows.none_usable(damaged)
+
+
+def test_prices_are_those_of_the_lengths_of_samples(index: Index) -> None:
+    packing = PACKING.replace(algorithm="priced")
+    rows = filter_of(index)
+    lengths = -(-index.width // 8) * -(-index.height // 8)
+    sums = np.add.reduceat(lengths.astype(np.int64), starts_of(index)[:-1])
+    counts = np.bincount(sums, minlength=packing.seq_len + 1)
+    assert rows.decide(index, packing, 0).prices == (Prices.of_counts(counts, packing.seq_len),)
