@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-if TYPE_CHECKING:
-    from patchnpack.models.config import NaViTConfig
 
 # T tokens, G rows or columns of a table, D width, W features of one axis, E width of an attention head
 
@@ -281,8 +278,8 @@ def rotate(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Te
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2).to(x.dtype)
 
 
-def make_pos_embed(config: NaViTConfig) -> nn.Module | None:
-    """Make the module that embeds coords (T, 2) and grids (T, 2), in at least float32; None for "rope"."""
+def make_pos_embed(config: Any) -> nn.Module | None:
+    """Make the module of a `NaViTConfig` that embeds coords and grids, (T, 2), in at least float32; None for "rope"."""
     kind, D, shape = config.position, config.width, config.position_shape
     if kind in AXIAL:
         rows = (config.max_grid, config.max_grid) if kind == "absolute" else shape
