@@ -241,7 +241,9 @@ def test_images_of_a_pack_keep_size_grid_and_key_of_their_row() -> None:
         for pack in changed.packs(2):
             if pack.images is None:
                 continue
-            for row, key, *facts in zip(*(getattr(pack.images, f.name).tolist() for f in fields(Images)), strict=True):
+            for row, key, *facts in zip(
+                *(getattr(pack.images, f.name).tolist() for f in fields(Images)[:6]), strict=True
+            ):
                 assert by_row.setdefault(row, (key, *facts)) == (key, *facts)
     assert len({facts[0] for facts in by_row.values()}) == 32
 
