@@ -17,9 +17,9 @@ from patchnpack.models.pos_embed import axial_rope, make_pos_embed, rotate, wide
 from patchnpack.models.stream import Stream
 from patchnpack.packer.batch.packed_batch import PackedBatch
 
-# B packs, L token slots per pack, K maximum images per pack, T tokens of the stream,
-# P patch size, C channels, D width, H heads, E width of a head; units are the images, or in scope "sample" the samples:
-# N units of the batch, R prefix tokens per unit
+# B packs, L token slots per pack, K maximum images per pack, T tokens of the stream, N units of the batch (its images,
+# or in scope "sample" its samples), P patch size, C channels, D width, H heads, E width of a head, R prefix tokens per
+# unit
 
 NO_LABEL = -100
 Rope = tuple[torch.Tensor, torch.Tensor]
@@ -98,16 +98,7 @@ class NaViT(nn.Module):
         self.patch_embed = PatchEmbed(
             config.patch_size, config.channels, D, mean=config.mean, std=config.std, resize=config.patch_resize
         )
-        self.pos_embed = make_pos_embed(
-            config.position,
-            width=D,
-            max_grid=config.max_grid,
-            shape=config.position_shape,
-            combine=config.combine,
-            resize=config.position_resize,
-            antialias=config.position_antialias,
-            align_corners=config.position_align_corners,
-        )
+        self.pos_embed = make_pos_embed(config)
         if config.time == "learned":
             self.frame_embed = nn.Parameter(torch.randn(config.max_frames, D) * 0.2)
         if R := config.registers + (config.pooling == "cls"):  # the class token is the first
@@ -211,7 +202,6 @@ class NaViT(nn.Module):
         if stream.packs:  # values in padding must not become NaN
             coords = coords * (stream.unit < len(stream.columns))[:, None]
         x = self.patch_embed(patches.flatten(0, 1)[stream.slots])
-        frame_T = None if frames is None else F.pad(frames.flatten(), (0, 1))[stream.images]
         places, added = [coords[:, 1], coords[:, 0]] if config.position == "rope" else [], []
         with torch.autocast(x.device.type, enabled=False):
             if self.pos_embed is not None:
@@ -219,12 +209,15 @@ class NaViT(nn.Module):
                 if config.position_keep_aspect:
                     grids = grids.amax(1, keepdim=True).expand_as(grids)
                 added.append(self.pos_embed(coords, grids[stream.images]))
-            if frame_T is not None and config.time == "learned":
-                added.append(F.embedding(frame_T, self.frame_embed.to(wide(self.frame_embed.dtype))))
-            elif frame_T is not None and config.time == "sinusoidal":
-                added.append(torch.cat(axial_rope([frame_T], config.width, 10_000.0), -1)[:, 0])
-            elif frame_T is not None and config.time == "rope":
-                places.append(frame_T)
+            if config.time != "none":
+                assert frames is not None, "a model with time needs the frames of the batch"
+                frame_T = F.pad(frames.flatten(), (0, 1))[stream.images]
+                if config.time == "rope":
+                    places.append(frame_T)
+                elif config.time == "learned":
+                    added.append(F.embedding(frame_T, self.frame_embed.to(wide(self.frame_embed.dtype))))
+                else:
+                    added.append(torch.cat(axial_rope([frame_T], config.width, 10_000.0), -1)[:, 0])
             if added:  # rounded once, after the sum
                 x = sum(added, x).to(torch.promote_types(x.dtype, self.patch_embed.weight.dtype))
         rope = axial_rope(places, config.width // config.heads, config.rope_base) if places else None

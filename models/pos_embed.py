@@ -278,22 +278,15 @@ def rotate(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Te
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2).to(x.dtype)
 
 
-def make_pos_embed(
-    position: str,
-    *,
-    width: int,
-    max_grid: int,
-    shape: tuple[int, int],
-    combine: str,
-    resize: str,
-    antialias: bool,
-    align_corners: bool,
-) -> nn.Module | None:
-    """Make the module that embeds coords (T, 2) and grids (T, 2), in at least float32; None for "rope"."""
-    if position in AXIAL:
-        return FactorizedPosEmbed((max_grid, max_grid) if position == "absolute" else shape, width, position, combine)
-    if position == "grid":
-        return GridPosEmbed(shape, width, resize, antialias=antialias, align_corners=align_corners)
-    if position == "learned_grid":
-        return LearnedGridPosEmbed(shape, width)
-    return CoordinateMLP(width) if position == "mlp" else None
+def make_pos_embed(config: Any) -> nn.Module | None:
+    """Make the module of a `NaViTConfig` that embeds coords and grids, (T, 2), in at least float32; None for "rope"."""
+    kind, D, shape = config.position, config.width, config.position_shape
+    if kind in AXIAL:
+        rows = (config.max_grid, config.max_grid) if kind == "absolute" else shape
+        return FactorizedPosEmbed(rows, D, kind, config.combine)
+    if kind == "grid":
+        how = {"antialias": config.position_antialias, "align_corners": config.position_align_corners}
+        return GridPosEmbed(shape, D, config.position_resize, **how)
+    if kind == "learned_grid":
+        return LearnedGridPosEmbed(shape, D)
+    return CoordinateMLP(D) if kind == "mlp" else None

@@ -261,7 +261,7 @@ def test_the_table_of_frames_is_trained_and_starts_at_the_size_of_positions(
     draw: Draw, pack: Pack, scoped: Any
 ) -> None:
     model = NaViT(scoped(time="learned", max_frames=64))
-    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.get_parameter("head.weight"))
     model.loss(a_batch(draw, pack)).backward()
     gradient = model.frame_embed.grad
     assert gradient is not None

@@ -27,7 +27,8 @@ def grouped_packs(draw: st.DrawFn) -> Grouped:
         for image in pack:
             if isinstance(image, int):
                 continue
-            if groups and draw(st.booleans()):
+            joined: bool = draw(st.booleans())
+            if groups and joined:
                 image.label = groups[-1][0].label
                 groups[-1].append(image)
             else:
@@ -50,7 +51,7 @@ def grouped_batch(grouped: Grouped, **fields: Any) -> PackedBatch:
 
 EXAMPLE: Grouped = (
     packs := [[draw_image(0, 2, 2, label=3), draw_image(1, 1, 2, label=3), draw_image(2, 3, 1, [0, 2])], []],
-    [[[packs[0][0], packs[0][1]], [packs[0][2]]], []],  # type: ignore[list-item]
+    [[[packs[0][0], packs[0][1]], [packs[0][2]]], []],
 )
 
 
