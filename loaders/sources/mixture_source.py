@@ -75,10 +75,11 @@ class MixtureSource(ShardSource):
         parts = dict(zip(others, found, strict=True))
         datasets: dict[int, OpenedDataset] = {}
         if numbers:
-            options = _settled_by_all(parts, {names[i]: (sources[i], labels[names[i]]) for i in numbers}, options)
+            given_here = {names[i]: (sources[i], labels[names[i]], rules[names[i]]) for i in numbers}
+            options = _settled_by_all(parts, given_here, options)
             for i in numbers:
-                given_here = {"label": labels[names[i]], "sample": rules[names[i]]}
-                datasets[i] = _open_dataset(sources[i], replace(options, **given_here), opener)
+                own = replace(options, label=labels[names[i]], sample=rules[names[i]])
+                datasets[i] = _open_dataset(sources[i], own, opener)
                 index = datasets[i].index
                 parts[i] = replace(index, shards=(f"{index.shards[0]} {names[i]!r}",), image=options.image)
         indexes = [parts[i] for i in range(len(sources))]
@@ -204,13 +205,13 @@ def _joined(parts: list[Index]) -> Index:
 
 
 def _settled_by_all(
-    parts: dict[int, Index], datasets: dict[str, tuple[Any, Label]], options: LoaderOptions
+    parts: dict[int, Index], datasets: dict[str, tuple[Any, Label, Sample]], options: LoaderOptions
 ) -> LoaderOptions:
     """Return the options with the members that `extras` names, and the classes that all sources name together.
 
     Args:
         parts: the indexes of the sources that are no data sets.
-        datasets: each other source, with its label.
+        datasets: each other source, with its label and its rule for samples.
         options: as given.
     """
     classes = options.classes
@@ -218,8 +219,10 @@ def _settled_by_all(
         index = _joined(list(parts.values()))
         options = replace(options, extras=extra_members(options.extras, index))
         _, options = settle_names(index, options)
-    items = {name: items_of_options(given, options) for name, (given, _) in datasets.items()}
-    members = {name: label_members(items[name], label) for name, (_, label) in datasets.items()}
+    items = {
+        name: items_of_options(given, replace(options, sample=rule)) for name, (given, _, rule) in datasets.items()
+    }
+    members = {name: label_members(items[name], label) for name, (_, label, _) in datasets.items()}
     if options.classes is not None and options.label is None and not any(map(any, members.values())):
         raise ValueError("classes= names the classes of labels, and label is None; give label=, such as 'label'")
     if classes is not None:
