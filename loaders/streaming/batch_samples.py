@@ -96,7 +96,8 @@ class StreamBatch:
 
     def continued(self) -> np.ndarray:
         """Return whether each image comes from the same file as the one before it, bool (M,)."""
-        return self.shares("") & (np.diff(self._files, prepend=-1) == 0)
+        same: np.ndarray = self.shares("") & (np.diff(self._files, prepend=-1) == 0)
+        return same
 
     def shares(self, extension: str) -> np.ndarray:
         """Return whether each image is of the same sample of the stream as the one before it, bool (M,)."""
