@@ -8,8 +8,8 @@ hold the same tokens. K does not limit packs.
     python benchmarks/samples.py [--images 24000] [--out CSV]
 
 Prints, for each number of images per sample, each size and each L, the share of slots that are padding, on average over
-all tables: for `auto` with a lookahead of 256 with samples and without, for `auto` with all samples in view, and for the
-lower bound that no packing of the samples can beat. Writes benchmarks/results/samples.csv, with a line per table.
+all tables: for `auto` with a lookahead of 256 with samples and without, for `auto` with all samples in view, and for
+the lower bound that no packing of the samples can beat. Writes benchmarks/results/samples.csv, with a line per table.
 """
 
 from __future__ import annotations
