@@ -42,7 +42,7 @@ def by_pil(data: bytes, mode: str) -> list[np.ndarray]:
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         return image.convert(mode)
 
-    frames = []
+    frames: list[Image.Image] = []
     with suppress(EOFError):
         while True:  # Pillow 13 disposes of frames otherwise if those before were loaded
             with Image.open(io.BytesIO(data)) as opened:
@@ -244,7 +244,7 @@ def composited(frames: Sequence[tuple[np.ndarray, int, int, bool, bool]], size: 
         if is_disposed:
             canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]] = 0
             cleared[top : top + pixels.shape[0], left : left + pixels.shape[1]] = True
-        is_empty = is_disposed and (covers or is_empty or (covers and not is_blended))
+        is_empty = is_disposed and (covers or is_empty)
     return shown
 
 
