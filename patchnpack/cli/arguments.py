@@ -22,6 +22,13 @@ Shards = Annotated[
     ),
 ]
 Images = Annotated[str, typer.Option("--image", help="Extensions of image files, separated by semicolons.")]
+Sample = Annotated[
+    str | None,
+    typer.Option(
+        help="Images that belong together: members (of a tar's sample, of a list, pages of a file), or key:REGEX such "
+        "as 'key:(.+)_[0-9]+'; default: each image is alone."
+    ),
+]
 Pages = Annotated[
     str, typer.Option(help="Files of several pages or frames: first uses the first one, error makes them bad images.")
 ]
@@ -65,13 +72,19 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
 
 
 def open_shards(
-    shards: list[str], image: str, storage: list[str] | None, path: str | None = None, root: str | None = None
+    shards: list[str],
+    image: str,
+    sample: str | None,
+    storage: list[str] | None,
+    path: str | None = None,
+    root: str | None = None,
 ) -> Index:
     """Open an index file, or read the headers of images into an index, with a progress bar.
 
     Args:
         shards: the value of `Shards`.
         image: the value of `Images`.
+        sample: the value of `Sample`.
         storage: the value of `Storage`.
         path: the value of `TablePath`.
         root: the value of `Root`.
@@ -82,4 +95,22 @@ def open_shards(
     source = shards[0] if len(shards) == 1 else shards
     opener = ShardOpener(storage_options=parse_storage_options(storage or []))
     with progress_bar("reading headers") as progress:
-        return open_index(source, image=image, path=path, root=root, opener=opener, progress=progress)
+        return open_index(source, image=image, sample=sample, path=path, root=root, opener=opener, progress=progress)
+
+
+def open_all(
+    sources: list[list[str]],
+    image: str,
+    sample: str | None,
+    storage: list[str] | None,
+    path: str | None,
+    root: str | None,
+) -> list[Index]:
+    """Open several sources as `open_shards` does; `path` and `root` are for those with tables, if one has any."""
+    from patchnpack.loaders.index.file_sources import has_table
+
+    tables = [has_table(shards, path) for shards in sources]
+    return [
+        open_shards(shards, image, sample, storage, *((path, root) if is_table or not any(tables) else (None, None)))
+        for shards, is_table in zip(sources, tables, strict=True)
+    ]

@@ -18,9 +18,11 @@ from patchnpack.cli.arguments import (
     Label,
     Pages,
     Root,
+    Sample,
     Shards,
     Storage,
     TablePath,
+    open_all,
     open_shards,
 )
 from patchnpack.cli.options import takes_evaluation, takes_model, takes_packing, takes_training, whole_flag
@@ -129,6 +131,7 @@ def train(
     teacher: Annotated[Path | None, typer.Option(help="Checkpoint of the teacher for distillation.")] = None,
     text: Annotated[str | None, typer.Option(help="Member with texts, such as txt, for image-text training.")] = None,
     image: Images = IMAGES,
+    sample: Sample = None,
     path: TablePath = None,
     root: Root = None,
     pages: Pages = "first",
@@ -145,11 +148,12 @@ def train(
 
     with _process_group(training.device) as first:
         transform = parse_augment(augment)
-        held_out = open_shards(validation, image, storage_options, path, root) if validation else None
-        index = open_shards(shards, image, storage_options, path, root)
+        index, *held_out = open_all(
+            [shards, validation] if validation else [shards], image, sample, storage_options, path, root
+        )
         result = train_on_shards(
             index,
-            held_out,
+            held_out[0] if held_out else None,
             packing,
             training,
             model=model,
@@ -249,6 +253,7 @@ def evaluate_checkpoint(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    sample: Sample = None,
     path: TablePath = None,
     root: Root = None,
     pages: Pages = "first",
@@ -263,7 +268,7 @@ def evaluate_checkpoint(
 
     _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)
-    index = open_shards(shards, image, storage_options, path, root)
+    index = open_shards(shards, image, sample, storage_options, path, root)
     loader = _evaluation_loader(
         *(model, index, packing, storage_options),
         batch_size=batch_size,
@@ -293,6 +298,7 @@ def write_features(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    sample: Sample = None,
     path: TablePath = None,
     root: Root = None,
     pages: Pages = "first",
@@ -307,7 +313,7 @@ def write_features(
 
     _check_output("--out", out, ".parquet")
     model = _open(checkpoint, device)
-    index = open_shards(shards, image, storage_options, path, root)
+    index = open_shards(shards, image, sample, storage_options, path, root)
     loader = _evaluation_loader(model, index, packing, storage_options, batch_size=batch_size, pages=pages)
     table = features(model, loader, precision=precision)
     write_table(out, table)
@@ -334,6 +340,7 @@ def sweep_checkpoint(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    sample: Sample = None,
     path: TablePath = None,
     root: Root = None,
     pages: Pages = "first",
@@ -364,7 +371,7 @@ def sweep_checkpoint(
     ]
     rows = sweep(
         model,
-        open_shards(shards, image, storage_options, path, root),
+        open_shards(shards, image, sample, storage_options, path, root),
         packings,
         precision=precision,
         batch_size=batch_size,
@@ -375,14 +382,9 @@ def sweep_checkpoint(
     )
     table = Table("patch size", "resolution", "tokens per image", "accuracy", "loss", "images/s", box=None)
     for row in rows:
-        table.add_row(
-            f"{row['patch_size']}",
-            row["resolution"],
-            f"{row['tokens']:.1f}",
-            f"{row['accuracy']:.4f}",
-            f"{row['loss']:.4f}",
-            f"{row['images_per_second']:.0f}",
-        )
+        shown = {"tokens": ".1f", "accuracy": ".4f", "loss": ".4f", "images_per_second": ".0f"}
+        numbers = [format(row[name], form) for name, form in shown.items()]
+        table.add_row(str(row["patch_size"]), row["resolution"], *numbers)
     Console(highlight=False, markup=False).print(table)
     write_sweep(out, rows)
     if plot is not None:
