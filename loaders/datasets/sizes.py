@@ -19,9 +19,10 @@ from patchnpack.loaders.datasets.items import Items
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.formats import PIXELS
 from patchnpack.loaders.imaging.header import header_or_reason
+from patchnpack.loaders.imaging.pages import PageRun
 from patchnpack.loaders.index.index_file import load_index, save_index
 from patchnpack.loaders.index.page_rows import files_of, is_several, with_pages
-from patchnpack.loaders.index.sample_images import Page, pages_of
+from patchnpack.loaders.index.sample_images import pages_of
 from patchnpack.loaders.index.sample_rule import MEMBERS
 from patchnpack.loaders.index.table import Index, Texts
 
@@ -146,7 +147,7 @@ class _Columns:
 
     def __init__(self, n: int, by_members: bool) -> None:
         self._by_members = by_members
-        self._several: dict[int, list[Page]] = {}  # of the files with several pages or frames, where all are used
+        self._several: dict[int, list[PageRun]] = {}  # of the files with several pages or frames, where all are used
         self.nbytes, self.digest = np.zeros(n, np.int64), np.zeros(n, np.uint64)
         self.width, self.height = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self.orientation, self.format = np.ones(n, np.uint8), np.zeros(n, np.uint8)

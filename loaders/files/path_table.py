@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from patchnpack.loaders.files.listing import Listing, Values, positions, stat_files
 from patchnpack.loaders.files.texts import Texts
-from patchnpack.loaders.imaging.formats import EXTENSIONS
+from patchnpack.loaders.imaging.formats import EXTENSIONS, VIDEO_EXTENSIONS
 from patchnpack.loaders.remote.addresses import is_http, is_remote, name_of, redact, without_query
 from patchnpack.loaders.shards.arrow_values import encode, encoding_of, plain_type, plain_values
 from patchnpack.loaders.shards.image_folder import extension_of
@@ -257,7 +257,8 @@ def _keys(unique: pa.Array, number: np.ndarray) -> Texts[str]:
 def _image_members(paths: Texts[str], nbytes: np.ndarray, number: np.ndarray) -> dict[str, np.ndarray]:
     """The image of each row as a member: by its extension, or as jpg if that is none of an image."""
     found = [extension_of(without_query(path)) for path in paths]
-    extensions = np.array([extension if extension in EXTENSIONS else EXTENSIONS[0] for extension in found])[number]
+    known = (*EXTENSIONS, *VIDEO_EXTENSIONS)
+    extensions = np.array([extension if extension in known else EXTENSIONS[0] for extension in found])[number]
     where = np.stack([number, nbytes[number]], 1)
     return {str(name): np.where((extensions == name)[:, None], where, -1) for name in np.unique(extensions)}
 

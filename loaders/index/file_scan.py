@@ -14,8 +14,9 @@ import xxhash
 from patchnpack.loaders.files.listing import Listing
 from patchnpack.loaders.files.table import FileTable
 from patchnpack.loaders.imaging.header import Header
+from patchnpack.loaders.imaging.pages import PageRun
 from patchnpack.loaders.index.page_rows import has_several, is_given, is_several, pages_at, with_pages
-from patchnpack.loaders.index.sample_images import Page, pages_of
+from patchnpack.loaders.index.sample_images import pages_of
 from patchnpack.loaders.index.table import Index, Texts
 from patchnpack.loaders.remote.addresses import is_remote
 from patchnpack.loaders.shards.opener import ShardOpener
@@ -99,7 +100,7 @@ class _Columns:
         self.orientation, self.format = np.ones(f, np.uint8), np.zeros(f, np.uint8)
         self.pages = np.ones(f, np.int32)
         self.reasons: dict[int, str] = {}
-        self._several: dict[int, list[Page]] = {}  # of the files with several pages or frames, where all are used
+        self._several: dict[int, list[PageRun]] = {}  # of the files with several pages or frames, where all are used
         self._is_image = np.zeros(f, np.bool_)
         self._is_image[listing.number] = True
         self.texts: dict[int, str] = {}  # of the files with a class

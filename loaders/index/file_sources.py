@@ -24,6 +24,7 @@ from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.remote.addresses import is_remote, redact
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.patterns import INDEX_NAMES, is_packed_folder
+from patchnpack.loaders.shards.tar import IMAGE_OR_VIDEO
 
 _LOG_EVERY_S = 10.0
 _LAYOUT = "1"  # of the cached files; another one makes older files unused
@@ -96,13 +97,13 @@ def list_source(
             raise ValueError(f"root is {root!r}, but {redact(name)!r} is a folder of images; leave root out")
         listing = list_folder(name, os.fspath(source), image, extensions_of(image), opener)
         return replace(listing, samples=np.arange(len(listing.number) + 1)) if by_members else listing
-    if image != IMAGE:
+    if image not in (IMAGE, IMAGE_OR_VIDEO):
         raise ValueError(f"image is {image!r}, but {redact(name)!r} is a table of paths; name their column with path=")
     if root is not None:
         root = file_source_name(root)
         if not is_remote(root) and not os.path.isdir(root):
             raise FileNotFoundError(f"root {root!r} is no folder; name the folder from which the paths count")
-    return list_table(name, path, root, opener, lists=by_members)
+    return replace(list_table(name, path, root, opener, lists=by_members), image=image)
 
 
 def open_file_source(

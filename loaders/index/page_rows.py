@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from patchnpack.loaders.imaging.header import Header
-from patchnpack.loaders.index.sample_images import Page
+from patchnpack.loaders.imaging.pages import PageRun
 from patchnpack.loaders.index.sample_rule import MEMBERS
 from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.index.table import Index, Texts
@@ -17,12 +17,12 @@ from patchnpack.loaders.index.table import Index, Texts
 # n rows, m samples
 
 
-def is_several(pages: Sequence[Page]) -> bool:
+def is_several(pages: Sequence[PageRun]) -> bool:
     """Whether a file has more than one page or frame."""
     return len(pages) > 1 or pages[0].frames > 1
 
 
-def with_pages(index: Index, samples: np.ndarray, several: Mapping[int, Sequence[Page]]) -> Index:
+def with_pages(index: Index, samples: np.ndarray, several: Mapping[int, Sequence[PageRun]]) -> Index:
     """Return an index of one shard with a row for each page of its files, and with its samples.
 
     Args:
@@ -67,14 +67,14 @@ def has_several(samples: SampleTable) -> np.ndarray:
     return several
 
 
-def pages_at(index: Index, samples: SampleTable, row: int) -> list[Page]:
+def pages_at(index: Index, samples: SampleTable, row: int) -> list[PageRun]:
     """Return the pages of the file whose first page is in a row."""
     end = row + 1
     while end < len(index) and samples.page[end] > 0:
         end += 1
     headers = index.headers(np.arange(row, end))
     return [
-        Page(header, index.reasons[i], int(samples.page[i]), int(samples.frames[i]))
+        PageRun(header, index.reasons[i], int(samples.page[i]), int(samples.frames[i]))
         for i, header in enumerate(headers, row)
     ]
 

@@ -25,7 +25,7 @@ from patchnpack.loaders.index.remote_index import (
     load_remote_index,
     names_index,
 )
-from patchnpack.loaders.index.sample_rule import MEMBERS, Sample, SampleRule, sample_rule
+from patchnpack.loaders.index.sample_rule import MEMBERS, Sample, SampleRule, images_of, sample_rule
 from patchnpack.loaders.index.scanner import changed_shards, extensions_of, is_made_for, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.index.without_image import warn_without_image
@@ -79,9 +79,10 @@ def open_index(
             or the rows of a sample are not neighbours in one shard.
         OSError: a shard differs from its entry in the index.
     """
+    rule = sample_rule(sample)
     request = _Request(
-        image=image,
-        rule=sample_rule(sample),
+        image=images_of(image, rule),
+        rule=rule,
         table=TableOptions(path, root),
         opener=opener or ShardOpener(),
         may_scan=may_scan,

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from patchnpack.loaders.imaging.header import Header, header_or_reason
-from patchnpack.loaders.imaging.pages import page_headers
+from patchnpack.loaders.imaging.header import header_or_reason
+from patchnpack.loaders.imaging.pages import PageRun, page_headers
 from patchnpack.loaders.shards.parquet import column_of
 from patchnpack.loaders.shards.tar import TarSample
 
@@ -27,22 +27,6 @@ class ImageMember(NamedTuple):
 
 
 Choose = Callable[[TarSample], Sequence[ImageMember]]
-
-
-class Page(NamedTuple):
-    """What one row of an index says of an image: its header or, where it cannot be used, why.
-
-    Attributes:
-        header: the header.
-        reason: why the image cannot be used; None if it can.
-        page: position of the first image among the pages or frames of the file.
-        frames: images of the row.
-    """
-
-    header: Header
-    reason: str | None
-    page: int = 0
-    frames: int = 1
 
 
 def first_image(images: Sequence[str]) -> Choose:
@@ -100,6 +84,14 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), part) if i % 2 else (1, 0, part) for i, part in enumerate(parts) if part)
 
 
-def pages_of(data: bytes, *, every: bool) -> list[Page]:
-    """Return the rows of an image: one for its first page or, with `every`, those of all its pages or frames."""
-    return list(map(Page._make, page_headers(data))) if every else [Page(*header_or_reason(data))]
+def pages_of(data: bytes, *, every: bool) -> list[PageRun]:
+    """Return the rows of an image: one for its first page or, with `every`, those of all its pages or frames.
+
+    Where the rows hold all pages, their headers have one page each: none is left out.
+    """
+    if not every:
+        return [PageRun(*header_or_reason(data), 0, 1)]
+    runs = page_headers(data)
+    if runs[0].header.pages != sum(run.frames for run in runs):
+        return runs
+    return [run._replace(header=run.header._replace(pages=1)) for run in runs]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from patchnpack.loaders.shards.tar import IMAGE, IMAGE_OR_VIDEO
 from patchnpack.packer.checks import shown
 
 Sample = str | Callable[[str], str] | None
@@ -61,6 +62,11 @@ def sample_rule(sample: object) -> SampleRule | None:
         name = getattr(sample, "__qualname__", type(sample).__qualname__)
         return SampleRule(name, _checked(sample, name), is_function=True)
     raise ValueError(f"sample is {shown(sample)}; it must be {_CHOICES}")
+
+
+def images_of(image: str, rule: SampleRule | None) -> str:
+    """Return the extensions of images: `image`, whose default includes those of videos where all frames are used."""
+    return IMAGE_OR_VIDEO if image == IMAGE and rule is not None and rule.is_members else image
 
 
 def _by_regex(sample: str) -> Callable[[str], str | None]:

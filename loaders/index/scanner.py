@@ -11,9 +11,10 @@ import numpy as np
 import xxhash
 
 from patchnpack.loaders.imaging.header import Header
+from patchnpack.loaders.imaging.pages import PageRun
 from patchnpack.loaders.index.grouping import fits, with_samples
-from patchnpack.loaders.index.sample_images import ImageMember, Page, all_images, all_items, first_image, pages_of
-from patchnpack.loaders.index.sample_rule import MEMBERS, Sample, sample_rule
+from patchnpack.loaders.index.sample_images import ImageMember, all_images, all_items, first_image, pages_of
+from patchnpack.loaders.index.sample_rule import MEMBERS, Sample, images_of, sample_rule
 from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.index.without_image import WithoutImage, listed, printable
@@ -55,7 +56,9 @@ def scan(
         FileNotFoundError: a shard does not exist.
         ValueError: a shard cannot be read, none of its samples has an image, or as `with_samples`.
     """
-    images, rule = names_of(image), sample_rule(sample)
+    rule = sample_rule(sample)
+    image = images_of(image, rule)
+    images = names_of(image)
     opener = opener or ShardOpener()
     paths = expand(source, opener)
     meta = stat_shards(paths, opener)
@@ -232,7 +235,7 @@ class _Rows:
         self.digests: list[int] = []
         self.texts: list[str | None] = []
         self._starts: list[int] = []  # of each sample
-        self._pages: list[Page] = []
+        self._pages: list[PageRun] = []
         self._members: list[str | None] = []
 
     def add(

@@ -40,7 +40,7 @@ class Index:
         orientation: uint8 (n,), EXIF orientation, 1 to 8.
         format: uint8 (n,), position in `patchnpack.loaders.imaging.formats.FORMATS`.
         pages: int32 (n,), pages or frames of the image; -1 where its header does not count them, as in a JPEG XL
-            animation.
+            animation. 1 where `samples` have all of them.
         digest: uint64 (n,), XXH3 of the encoded bytes.
         reasons: why each image cannot be used, None if it can. A row with a reason and a width is an image that only a
             `decode` function can read.

@@ -19,7 +19,7 @@ from patchnpack.loaders.index.grouping import fits, with_samples
 from patchnpack.loaders.index.index_file import check_suffix, load_index, save_index
 from patchnpack.loaders.index.remote_index import check_addresses, load_remote_index, save_remote_index
 from patchnpack.loaders.index.resolve import common_folder, real_path
-from patchnpack.loaders.index.sample_rule import Sample, SampleRule, sample_rule
+from patchnpack.loaders.index.sample_rule import Sample, SampleRule, images_of, sample_rule
 from patchnpack.loaders.index.scanner import changed_shards, is_made_for, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
@@ -60,6 +60,7 @@ def update_index(
         ValueError: a shard cannot be read, the file is not an index, or the shards are remote and `path` is None.
     """
     opener, rule = opener or ShardOpener(), sample_rule(sample)
+    image = images_of(image, rule)
     given = TableOptions(column, root)
     names = names_of(source)
     if any(is_file_source(name, column) for name in names):

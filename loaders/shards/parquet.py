@@ -26,7 +26,7 @@ from patchnpack.loaders.shards.arrow_values import (
     plain_type,
 )
 from patchnpack.loaders.shards.member_names import find_member, member_names
-from patchnpack.loaders.shards.tar import IMAGE, TarSample
+from patchnpack.loaders.shards.tar import IMAGE, IMAGE_OR_VIDEO, TarSample
 
 INDEX_KEY = b"patchnpack.index"  # metadata key of an index, which is a parquet file, too
 LAYOUT = "2"  # version of the layout that `spill` writes
@@ -235,7 +235,7 @@ def _image_columns(schema: pa.Schema, names: Sequence[str], images: Sequence[str
         lists = [name for name in names if holds_lists_of_images(kinds[name])]
         others = [name for name in names if can_hold_images(kinds[name])]
         structs = [name for name in others if pa.types.is_struct(plain_type(kinds[name]))]
-        if lists and ";".join(images) == IMAGE:
+        if lists and ";".join(images) in (IMAGE, IMAGE_OR_VIDEO):
             candidates = [*(structs or others), *lists]
             if len(candidates) > 1:
                 raise ValueError(
@@ -271,7 +271,7 @@ def _image_column(schema: pa.Schema, names: Sequence[str], images: Sequence[str]
         if name is not None and can_hold_images(kinds[name], fixed=True):
             return [name]
         unfit += [] if name is None else [name]
-    if ";".join(images) == IMAGE:
+    if ";".join(images) in (IMAGE, IMAGE_OR_VIDEO):
         structs = [name for name in candidates if pa.types.is_struct(plain_type(kinds[name]))]
         if len(candidates) == 1 or len(structs) == 1:
             return structs if len(structs) == 1 else candidates

@@ -67,15 +67,15 @@ def encode(
         file = Path(folder) / "video"
         with av.open(str(file), "w", format=container, options=container_options or {}) as out:
             stream = out.add_stream(codec, rate=25, options=options)
-            images = pictures(frames) if images is None else images
-            stream.height, stream.width = images[0].shape[:2]
+            shown: Sequence[np.ndarray] = list(pictures(frames)) if images is None else images
+            stream.height, stream.width = shown[0].shape[:2]
             stream.pix_fmt = pix_fmt or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
             stream.codec_context.thread_count = 1
             if rotation:
                 stream.set_display_rotation(rotation)
             unit = Fraction(1, 25) if times is None else Fraction(1, 1000)
             stream.codec_context.time_base = stream.time_base = unit
-            for number, picture in enumerate(images):
+            for number, picture in enumerate(shown):
                 frame = av.VideoFrame.from_ndarray(picture, "rgb24")
                 frame.pts, frame.time_base = number if times is None else times[number], unit
                 out.mux(stream.encode(frame))
