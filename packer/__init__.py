@@ -10,7 +10,9 @@ from patchnpack.packer.analysis.sweep import sweep
 from patchnpack.packer.binpacking.pack_lengths import pack_lengths
 from patchnpack.packer.config import Packing
 from patchnpack.packer.images import Images, Rows
-from patchnpack.packer.plan import Plan, Planner, plan
+from patchnpack.packer.plan import Plan
+from patchnpack.packer.planner import Planner, plan
+from patchnpack.packer.policies.frames import Frames
 from patchnpack.packer.policies.patch_sizes import PatchSizes
 from patchnpack.packer.policies.resolution import FitTokens, Native, Square
 from patchnpack.packer.policies.sampled_resolution import RandomResizedCrop, SampleSide, ScheduledResolution
@@ -22,6 +24,7 @@ from patchnpack.packer.policies.token_drop import (
     ResolutionDrop,
     ScheduledDrop,
 )
+from patchnpack.packer.policies.views import Views
 
 if TYPE_CHECKING:
     from patchnpack.packer.batch.packed_batch import PackedBatch
@@ -33,6 +36,7 @@ __all__ = [
     "ConstantDrop",
     "DropToTokens",
     "FitTokens",
+    "Frames",
     "Images",
     "Native",
     "NoDrop",
@@ -51,6 +55,7 @@ __all__ = [
     "ScheduledResolution",
     "Square",
     "Sweep",
+    "Views",
     "advise",
     "pack_lengths",
     "plan",

@@ -42,6 +42,15 @@ def mix_all(words: np.ndarray, base: np.uint64, out: np.ndarray) -> None:
 
 
 @njit(nogil=True, cache=True)
+def mix_pairs(words: np.ndarray, numbers: np.ndarray, out: np.ndarray) -> None:
+    """Write a hash of each pair of `words` and `numbers` to `out` (n,), all uint64; at number 0 the word itself."""
+    for i in range(len(words)):
+        out[i] = words[i]
+        if numbers[i] != 0:
+            out[i] = mix(mix(words[i]) + numbers[i] * np.uint64(0x9E3779B97F4A7C15))
+
+
+@njit(nogil=True, cache=True)
 def kept_tokens(key: np.uint64, tokens: int, keep: int) -> np.ndarray:
     """The first `keep` of a permutation of `tokens`, in ascending order, int32 (keep,).
 
