@@ -127,7 +127,9 @@ class StreamBatch:
         """Yield images that come from the same file, in order, or why one is bad; see `Samples`."""
         part = slice(which.start, which.stop)
         wanted = list(map(Wanted, self._pages[part], self._headers[part], sizes, boxes))
-        yield from self._context.pixels_of_pages(self.keys[which.start], data, wanted, strict, warn)
+        runs = self._batch_samples[which.start].runs
+        paged = sum(run.frames for run in runs if run.file == self._files[which.start]) > 1
+        yield from self._context.pixels_of_pages(self.keys[which.start], data, wanted, strict, warn, paged=paged)
 
     def label(self, i: int) -> Any:
         """Return the label of image i's sample, the first in its group; `absent` where it has none."""
