@@ -13,6 +13,7 @@ from patchnpack.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from patchnpack.loaders import Index
+    from patchnpack.packer import Packing
 
 Shards = Annotated[
     list[str],
@@ -62,6 +63,62 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
     logging.getLogger("patchnpack").setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
     if verbose:
         logging.basicConfig(format="%(message)s")
+
+
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether an option comes from the command line or a file rather than from its default."""
+    return getattr(context.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"
+
+
+def was_typed(context: typer.Context, name: str) -> bool:
+    """Whether an option comes from the command line."""
+    return getattr(context.get_parameter_source(name), "name", "DEFAULT") == "COMMANDLINE"
+
+
+def packed_folder(shards: list[str]) -> str | None:
+    """Return the packed folder that the value of `Shards` names, else None."""
+    from patchnpack.loaders.shards.patterns import is_image_folder, is_packed_folder
+
+    [*others, last] = shards
+    return last if not others and is_packed_folder(last) and not is_image_folder(last, None) else None
+
+
+def open_source(
+    shards: list[str], image: str, storage: list[str] | None, path: str | None = None, root: str | None = None
+) -> Index | str:
+    """Open what `PackedImageLoader` takes: a packed folder by its name, or else the index of `open_shards`.
+
+    Raises:
+        ValueError: an option for tables of paths is given with a packed folder.
+    """
+    folder = packed_folder(shards)
+    if folder is None:
+        return open_shards(shards, image, storage, path, root)
+    for name, value in (("path", path), ("root", root)):
+        if value is not None:
+            raise ValueError(f"{name} is {value!r}, which is for tables of paths; leave it out for a packed folder")
+    return folder
+
+
+def packing_of(
+    context: typer.Context, source: Index | str, packing: Packing, storage: list[str] | None
+) -> tuple[Packing, bool]:
+    """Return the packing for a source, and whether the source is a packed folder.
+
+    A packed folder has its own, in which only the options that were given are replaced: if they contradict it, the
+    loader raises.
+    """
+    import dataclasses
+
+    from patchnpack.loaders.packs.manifest import read_manifest
+    from patchnpack.loaders.remote.storage import open_folder
+
+    if not isinstance(source, str):
+        return packing, False
+    recipe = read_manifest(open_folder(source, parse_storage_options(storage or []))).recipe
+    names = {field.name for field in dataclasses.fields(packing)} & context.params.keys()
+    changes = {name: getattr(packing, name) for name in names if was_given(context, name)}
+    return recipe.packing.replace(**changes), True
 
 
 def open_shards(

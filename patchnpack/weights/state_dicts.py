@@ -41,7 +41,7 @@ def read_weights(source: Source, prefix: str = "") -> Weights:
     >>> read_weights({"a.w": np.ones(2), "b.w": np.ones(3)}, prefix="a.")
     {'w': tensor([1., 1.])}
     """
-    found = source if isinstance(source, Mapping) else _read_file(Path(source))
+    found = source if isinstance(source, Mapping) else read_file(Path(source))
     if not isinstance(found, Mapping) or not found:
         raise ValueError(f"the state dict is {found!r:.80}; it must be a mapping from names to arrays")
     chosen = {name: value for name, value in found.items() if str(name).startswith(prefix)}
@@ -50,7 +50,8 @@ def read_weights(source: Source, prefix: str = "") -> Weights:
     return {name.removeprefix(prefix): _tensor(name, value, found) for name, value in chosen.items()}
 
 
-def _read_file(path: Path) -> Any:
+def read_file(path: Path) -> Any:
+    """Read the content of a file of weights, without executing code; see `read_weights`."""
     if path.suffix not in (".npz", ".safetensors", ".pth", ".pt", ".bin"):
         raise ValueError(f"{path} ends in {path.suffix!r}; give a .npz, .safetensors, .pth, .pt or .bin file")
     try:

@@ -255,7 +255,7 @@ def test_resume_true_requires_a_checkpoint_and_false_deletes_it(
     save_checkpoint(tmp_path / "checkpoint.pt", anew.model)
     with pytest.raises(ValueError, match=r"holds a model but no run"):
         train(small, batches, config=settings(), out=tmp_path)
-    for changes in ({"resume": True}, {"config": settings(tensorboard=True)}, {"config": settings(save_every=1)}):
+    for changes in ({"resume": True}, {"config": settings(save_every=1)}):
         with pytest.raises(ValueError, match=r"need a folder; give out="):
             train(small, batches, **{"config": settings(), **changes})  # type: ignore[arg-type]
 
