@@ -28,7 +28,8 @@ def class_counts(loader: PackedImageLoader, num_classes: int) -> np.ndarray:
     values = values[values >= 0]
     if len(values) and values.max() >= num_classes:
         raise ValueError(f"label {values.max()} is not a class from 0 to {num_classes - 1}; set num_classes")
-    return np.asarray(np.bincount(values, minlength=num_classes))
+    counts: np.ndarray = np.bincount(values, minlength=num_classes)
+    return counts
 
 
 def balanced_weights(counts: np.ndarray) -> np.ndarray:

@@ -35,7 +35,8 @@ def export_model(model: NaViT, path: str | Path, format: str, *, kind: str = "na
             that states the options; timm loads the folder: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
             For big_vision an .npz.
         format: "timm" or "big_vision".
-        kind: "naflex" for the model that takes any size (`NaFlexVit`, `naflex_vit`), or "vit".
+        kind: "naflex" for the model that takes any size (`NaFlexVit`, `naflex_vit`), or "vit", whose outputs are the
+            same for images of the position table's size.
 
     Raises:
         ValueError: the other library has no such model, the suffix is another, or the config.json beside the file is of
@@ -125,7 +126,8 @@ def timm_config_of(model: NaViT, kind: Kind) -> Mapping[str, Any]:
         "global_pool": pooling,
     }
     if kind == "vit":
-        arguments |= {"img_size": [rows * P, columns * P], "no_embed_class": False, "dynamic_img_size": True}
+        arguments |= {"img_size": [rows * P, columns * P], "no_embed_class": False}
+        arguments["dynamic_img_size"] = config.position_resize == "bicubic"  # as timm resizes there
     else:
         tables = {"grid": "learned", "fractional": "factorized", "rope": "none"}
         arguments |= {

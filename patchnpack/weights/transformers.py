@@ -166,15 +166,14 @@ def _as_timm(theirs: Weights, kind: str, num_classes: int | None) -> tuple[Weigh
             named[name] = value
     for i in range(depth_of(named, r"blocks\.(\d+)\.")):
         _join(named, f"blocks.{i}.attn.")
-    if "attn_pool.qkv.weight" in named:
-        for part in ("weight", "bias"):
-            named[f"attn_pool.q.{part}"], named[f"attn_pool.kv.{part}"] = torch.tensor_split(
-                named[f"attn_pool.qkv.{part}"], [len(named[f"attn_pool.qkv.{part}"]) // 3]
-            )
-        del named["attn_pool.qkv.weight"], named["attn_pool.qkv.bias"]
+    for part in ("weight", "bias"):
+        if (joined := named.pop(f"attn_pool.qkv.{part}", None)) is not None:
+            named[f"attn_pool.q.{part}"], named[f"attn_pool.kv.{part}"] = joined.tensor_split([len(joined) // 3])
     _keep_head(named, kind, num_classes)
     table = require(named, "pos_embed", (2, 3), "the position table")
     table = table[None] if table.ndim == 2 else table
+    if kind == "dinov2_with_registers":
+        require(named, "reg_token", (3,), "the registers, (1, R, D)")
     if "cls_token" in named:
         named["cls_token"], table = named["cls_token"] + table[:, :1], table[:, 1:]
         if "reg_token" in named and not named["reg_token"].numel():
@@ -203,10 +202,11 @@ def _keep_head(named: Weights, kind: str, num_classes: int | None) -> None:
     if "siglip" in kind:  # the classifiers take the mean of the tokens, not the pooled output
         for name in [name for name in named if name.startswith("attn_pool.")]:
             del named[name]
-    elif named["head.weight"].shape[1] != named["norm.weight"].shape[0]:
+    elif named["head.weight"].shape[1] == 2 * require(named, "norm.weight", (1,), "the last norm, (D,)").shape[0]:
         if num_classes is None:
             raise ValueError(
                 "the classifier reads the class token beside the mean of the patches, which a NaViT does not; give "
                 "num_classes for a new head"
             )
-        del named["head.weight"], named["head.bias"]
+        del named["head.weight"]
+        named.pop("head.bias", None)
