@@ -33,7 +33,7 @@ def _with_defaults_of_run(context: typer.Context, checkpoint: Path) -> Path:
     for name in ("resolution", "patch_size"):
         if f"eval_{name}" in run:
             run[name] = str(run[f"eval_{name}"])
-    if "patch_size" in run:
+    if run.get("patch_size"):
         run["patch_size"] = str(_middle(parse_patch_size(str(run["patch_size"]))))
     fields = {parameter.name for parameter in context.command.params} - {"checkpoint", "shards", "out", "model"}
     context.default_map = {name: value for name, value in run.items() if name in fields}
