@@ -37,7 +37,7 @@ def split_classes(seed: int, num_classes: int) -> set[int]:
     return set(np.random.default_rng(seed).permutation(num_classes)[: num_classes // 2].tolist())
 
 
-def loader(index: Index, classes: set[int], numbers: dict[str, int], **options: Any) -> PackedImageLoader:
+def loader(index: Index, classes: set[int], numbers: dict[str | None, int], **options: Any) -> PackedImageLoader:
     """A loader of the images of some classes, whose labels are the numbers of those classes."""
     names = [numbers[text] for text in index.cls.listed(np.arange(len(index)))]
     wanted = np.isin(names, list(classes))
@@ -74,8 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     indexes = [open_index(source) for source in (given.shards, given.validation)]
     texts = sorted({text for text in indexes[0].cls.listed(np.arange(len(indexes[0]))) if text is not None})
-    numbers = {text: int(text) for text in texts}
-    rows = []
+    numbers: dict[str | None, int] = {text: int(text) for text in texts}
+    rows: list[dict[str, Any]] = []
     for seed in range(given.seeds):
         seen = split_classes(seed, len(numbers))
         rest = set(numbers.values()) - seen
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         trained = train(model, others, config=config).model
         found["other classes"] = probe(trained, training, held_out, seen, seed)
         for backbone, score in found.items():
-            row = {"backbone": backbone, "seed": seed, "classes": len(seen), "images": score.images}
+            row: dict[str, Any] = {"backbone": backbone, "seed": seed, "classes": len(seen), "images": score.images}
             row |= {"prior": score.prior, "accuracy": score.accuracy, "macro_f1": score.macro_f1}
             rows.append(row)
             print(*(f"{value:.3f}" if isinstance(value, float) else value for value in row.values()), flush=True)

@@ -28,8 +28,7 @@ def class_counts(loader: PackedImageLoader, num_classes: int) -> np.ndarray:
     values = values[values >= 0]
     if len(values) and values.max() >= num_classes:
         raise ValueError(f"label {values.max()} is not a class from 0 to {num_classes - 1}; set num_classes")
-    counts: np.ndarray = np.bincount(values, minlength=num_classes)
-    return counts
+    return np.asarray(np.bincount(values, minlength=num_classes))
 
 
 def balanced_weights(counts: np.ndarray) -> np.ndarray:
@@ -39,7 +38,9 @@ def balanced_weights(counts: np.ndarray) -> np.ndarray:
     [0.667, 2.0, 0.0]
     """
     present = np.count_nonzero(counts)
-    return np.divide(counts.sum(), present * counts, out=np.zeros(len(counts)), where=counts > 0)
+    weights = np.zeros(len(counts))
+    np.divide(counts.sum(), present * counts, out=weights, where=counts > 0)
+    return weights
 
 
 def read_weights_file(path: str | Path, num_classes: int, classes: Mapping[str, int] | None = None) -> np.ndarray:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 
+# Options that a command never takes from the run.
+_OWN = {"checkpoint", "shards", "out", "model", "metrics", "seed", "class_weights", "num_classes", "l2"}
+
 
 def _run_of(checkpoint: Path) -> dict[str, Any]:
     """The options in the run.toml beside a checkpoint; empty without one."""
@@ -35,7 +38,9 @@ def _with_defaults_of_run(context: typer.Context, checkpoint: Path) -> Path:
             run[name] = str(run[f"eval_{name}"])
     if run.get("patch_size"):
         run["patch_size"] = str(_middle(parse_patch_size(str(run["patch_size"]))))
-    fields = {parameter.name for parameter in context.command.params} - {"checkpoint", "shards", "out", "model"}
+    fields = {str(parameter.name) for parameter in context.command.params} - _OWN
+    if "validation" in fields:  # the command fits a head of its own
+        fields -= {"validation", "classes"}
     context.default_map = {name: value for name, value in run.items() if name in fields}
     return checkpoint
 

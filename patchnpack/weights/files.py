@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,7 +16,7 @@ import torch
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.trainer import load_checkpoint
 from patchnpack.weights.big_vision import from_big_vision
-from patchnpack.weights.state_dicts import read_file
+from patchnpack.weights.state_dicts import read_file, read_json
 from patchnpack.weights.timm import from_timm
 from patchnpack.weights.transformers import from_transformers
 
@@ -82,8 +82,8 @@ def _holds_arrays(path: Path) -> bool:
     """Whether a .pt file is a plain state dict rather than a checkpoint."""
     try:
         content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
-    except Exception:  # noqa: BLE001  # `load_checkpoint` raises with the reason
-        return False
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+        return False  # `load_checkpoint` raises with the reason
     return isinstance(content, dict) and bool(content) and all(torch.is_tensor(value) for value in content.values())
 
 
@@ -106,7 +106,7 @@ def _of_library(path: Path, content: Any, given: Mapping[str, Any]) -> NaViT:
         arguments["config"] = path.parent / "config.json"
     elif library == "timm":
         beside = path.parent / "config.json"
-        arguments["timm_config"] = beside if beside.exists() and _is_of_timm(beside) else {}
+        arguments["timm_config"] = beside if beside.exists() and "architecture" in read_json(beside) else {}
     if prefix and library != "transformers":
         kept = sum(str(name).startswith(prefix) for name in content)
         if kept < len(content):
@@ -132,11 +132,6 @@ def _library(names: Mapping[Any, Any]) -> tuple[str, str] | None:
             prefixes = {match.groupdict().get("prefix", "") for match in matches}
             return library, prefixes.pop() if len(prefixes) == 1 else ""
     return None
-
-
-def _is_of_timm(path: Path) -> bool:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return isinstance(content, dict) and "architecture" in content
 
 
 def with_config(model: NaViT, **changes: Any) -> NaViT:

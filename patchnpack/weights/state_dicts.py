@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import re
@@ -66,6 +67,17 @@ def read_file(path: Path) -> Any:
         raise ValueError(
             f"{path} cannot be read as plain arrays, and code in it is never executed: {reason}"
         ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file of JSON that holds an object; anything else is a ValueError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}; it must be an object")
+    return content
 
 
 def _read_safetensors(path: Path) -> Weights:

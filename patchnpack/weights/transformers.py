@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,17 @@ from typing import Any
 import torch
 
 from patchnpack.models import NaViT
-from patchnpack.weights.state_dicts import Source, Weights, depth_of, has, read_weights, refuse, require, side_of
+from patchnpack.weights.state_dicts import (
+    Source,
+    Weights,
+    depth_of,
+    has,
+    read_json,
+    read_weights,
+    refuse,
+    require,
+    side_of,
+)
 from patchnpack.weights.timm import from_timm
 
 # P patch size, C channels, D width, G side of the position table
@@ -132,9 +141,12 @@ def _config(source: Source, config: Mapping[str, Any] | str | Path | None) -> tu
         if config is None and isinstance(source, Mapping):
             raise ValueError("weights of transformers do not state the model; give config=, the content of config.json")
         path = Path(source).parent / "config.json" if config is None else Path(config)  # type: ignore[arg-type]
-        about = _json(path, f"{path} does not exist; weights of transformers need their config.json beside them")
-        processor = path.parent / "preprocessor_config.json"
-        found = _json(processor, "") if processor.exists() else {}
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} does not exist; weights of transformers need their config.json beside them"
+            )
+        about, processor = read_json(path), path.parent / "preprocessor_config.json"
+        found = read_json(processor) if processor.exists() else {}
         beside = {key: tuple(found.get(f"image_{key}") or ()) for key in ("mean", "std")}
     assert isinstance(about, Mapping)
     inner = about.get("vision_config")
@@ -142,18 +154,6 @@ def _config(source: Source, config: Mapping[str, Any] | str | Path | None) -> tu
         kind = str(about.get("model_type"))
         about = {"model_type": f"{kind}_vision_model", **inner}
     return dict(about), beside
-
-
-def _json(path: Path, absent: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(absent) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}; it must be an object")
-    return content
 
 
 def _as_timm(theirs: Weights, kind: str, num_classes: int | None) -> tuple[Weights, tuple[int, int]]:

@@ -70,7 +70,8 @@ def test_weights_nested_in_a_training_checkpoint_open(tmp_path: Path) -> None:
 def test_a_tower_is_found_under_its_prefix(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = drawn(**PLAIN | {"num_classes": 0})
     arrays = {f"params/img/{name}": value for name, value in to_big_vision(model).items()}
-    np.savez(tmp_path / "siglip.npz", **arrays, **{"params/t": np.zeros(1, np.float32)})
+    arrays_and_more: dict[str, Any] = arrays | {"params/t": np.zeros(1, np.float32)}
+    np.savez(tmp_path / "siglip.npz", **arrays_and_more)
     assert open_model(tmp_path / "siglip.npz").config == model.config.__class__(
         **{
             **{f: getattr(model.config, f) for f in model.config.__dataclass_fields__},
