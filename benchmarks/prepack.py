@@ -48,7 +48,7 @@ Method = Callable[[], tuple[int, int]]  # runs an epoch or an equal amount of wo
 def methods(index: Any, packing: Packing, folder: Path, threads: int, batch_size: int) -> dict[str, Method]:
     """The measured methods by name."""
     for store in ("images", "patches"):
-        Job(index=index, out=str(folder / store), packing=packing, store=store, label="cls").run()
+        Job(source=index, out=str(folder / store), packing=packing, store=store, label="cls").run()
     given: dict[str, Any] = {"batch_size": batch_size, "num_threads": threads}
     loaders = {
         "patch store": PackedImageLoader(folder / "patches", **given),

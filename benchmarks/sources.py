@@ -84,7 +84,7 @@ def loaders(index: Index, folder: Path, threads: int, batch_size: int) -> dict[s
     dataset.to_parquet(str(folder / "train.parquet"))
     stored: dict[str, Any] = {"batch_size": batch_size, "num_threads": threads}
     for store in ("images", "patches"):
-        Job(index=index, out=str(folder / store), packing=packing, store=store, label="cls").run()
+        Job(source=index, out=str(folder / store), packing=packing, store=store, label="cls").run()
     saved = datasets.load_from_disk(str(folder / "saved"))
     opened, decoded = Opened(photos, labels, decoded=False), Opened(photos, labels, decoded=True)
     sizes = np.stack([index.width, index.height], 1)

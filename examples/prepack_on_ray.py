@@ -33,7 +33,7 @@ def main() -> None:
     draw_shapes(options.folder / "shards", options.images, 3, images_per_shard=12)
     index = open_index(str(options.folder / "shards" / "train-*.tar"))
     packed = str(options.folder / "packed")
-    job = Job(index=index, out=packed, packing=Packing(seq_len=256, patch_size=32), label="cls", part_packs=2)
+    job = Job(source=index, out=packed, packing=Packing(seq_len=256, patch_size=32), label="cls", part_packs=2)
     run_ray(job, options.address, 4)
     counts = read_manifest(job.folder).counts
     print(f"{counts['images']} images in {counts['packs']} packs of 256 slots")

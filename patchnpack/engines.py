@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -49,7 +48,7 @@ def run_local(job: Job, workers: int, progress: Progress = lambda images: None) 
     # Spawned, not forked: this process may have threads of torch or of the decoders.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-        sent = _absolute(job)
+        sent = job.absolute()
         futures = [pool.submit(sent.run, task, workers) for task in range(workers)]
         try:
             while True:
@@ -91,7 +90,7 @@ def run_ray(job: Job, address: str | None, tasks: int | None = None, progress: P
     with _connected(ray, address):
         count = tasks or _TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
         run_task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_run_task)
-        sent = ray.put(_absolute(job))
+        sent = ray.put(job.absolute())
         left = [run_task.remote(sent, task, count) for task in range(count)]
         while left:
             done, left = ray.wait(left, num_returns=len(left), timeout=_pause(job))
@@ -172,13 +171,6 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
-
-
-def _absolute(job: Job) -> Job:
-    """Return the job with absolute paths, for a process that may have another working folder."""
-    shards = tuple(shard if is_remote(shard) else os.path.abspath(shard) for shard in job.index.shards)
-    out = job.out if is_remote(job.out) else os.path.abspath(os.path.expanduser(job.out))
-    return replace(job, index=replace(job.index, shards=shards), out=out)
 
 
 def _pause(job: Job) -> float:

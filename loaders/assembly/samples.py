@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -13,6 +12,7 @@ import xxhash
 
 from patchnpack.loaders.assembly.batch_builder import BatchBuilder, DecodedBatchBuilder, tuples
 from patchnpack.loaders.assembly.context import BatchContext
+from patchnpack.loaders.assembly.encoded import EncodedRows, encoded_rows
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.decode import decode_whole_jpeg
 from patchnpack.loaders.imaging.formats import JPEG
@@ -20,6 +20,7 @@ from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.warnings import Warn
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.labels import KnownLabels, Labels
+from patchnpack.loaders.members import decode_member
 from patchnpack.loaders.order.order import Pack
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.reader import ShardReader
@@ -56,6 +57,18 @@ class IndexedBatchContext(BatchContext):
     def samples(self, rows: np.ndarray) -> IndexedSamples:
         """Return the samples of these rows of the index, int64 (M,)."""
         return IndexedSamples(self, rows)
+
+    def for_packing(self) -> Self:
+        """Return the context that packed folders are written with: its index lists the members that they keep."""
+        return self
+
+    def encoded(self, rows: np.ndarray) -> EncodedRows:
+        """Return the encoded images and the members of these rows, int64 (M,).
+
+        Raises:
+            OSError: the source has changed since it was indexed.
+        """
+        return encoded_rows(self.index, self.reader, rows, self.samples(rows))
 
     def bad_row(self, row: int, stage: str, reason: str) -> BadRow:
         """Return the record of a row that could not be used."""
@@ -163,16 +176,12 @@ class IndexedSamples:
 
 
 def extra(extension: str, kind: str, data: bytes | None) -> Any:
-    """Return the value of a member: text for kind "txt", an object for "json", bytes for all others.
+    """Return the value of a member, None where it is absent; see `decode_member`.
 
     Raises:
-        BadImage: the bytes are not text or not JSON.
+        BadImage: the bytes are not of this kind.
     """
-    if data is None:
-        return None
     try:
-        if kind == "json":
-            return json.loads(data)
-        return data.decode("utf-8-sig") if kind == "txt" else data
+        return None if data is None else decode_member(data, kind)
     except (ValueError, RecursionError) as error:  # brackets nested thousands deep
         raise BadImage(f"its .{extension} member cannot be read: {error}", "extras") from error

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from patchnpack.loaders.datasets.items import Items
 from patchnpack.loaders.errors import BadImage
@@ -25,6 +26,8 @@ class ItemLabels(KnownLabels):
     Attributes:
         has_labels: whether a label was asked for, or comes with pairs.
         is_read: whether only reading an item shows its label.
+        member: the member that is the label, with the field of a .json member left out; "" for none and a callable.
+        label: what a loader of the same items, packed, has to be given: a name, a callable, or None.
 
     Args:
         items: the images.
@@ -38,6 +41,8 @@ class ItemLabels(KnownLabels):
 
     def __init__(self, items: Items, label: Label, classes: Classes) -> None:
         names = label_members(items, label)
+        self.label: Label = next((name for name in names if name is not None), None)
+        self.member = self.label.removeprefix(".").partition(":")[0] if isinstance(self.label, str) else ""
         self._rules = [None if name is None else LabelRule(name, classes) for name in names]
         self._items, self._has_field = items, isinstance(label, str) and ":" in label
         self.has_labels = self.is_read = any(rule is not None for rule in self._rules)
@@ -53,6 +58,21 @@ class ItemLabels(KnownLabels):
     def known(self, rows: np.ndarray) -> np.ndarray:
         """Return the labels of rows, int64 (m,); where `is_read`, none: items bring theirs."""
         return np.full(len(rows), self.absent) if self._numbers is None else self._numbers[rows]
+
+    def digest(self) -> int:
+        """Return a digest of the labels that are known without reading the items, uint64."""
+        return 0 if self._numbers is None else xxhash.xxh3_64_intdigest(self._numbers.tobytes())
+
+    def texts(self) -> list[str | None] | None:
+        """Return the label of each image as a text that the rule of labels reads; None where `is_read` or no label."""
+        if self._numbers is None or not self.has_labels:
+            return None
+        classes = self.classes or {}
+        text = {number: str(number) for number in np.unique(self._numbers).tolist() if number != self.absent}
+        for name, number in classes.items():  # which may be named by digits
+            if number in text and classes.get(text[number], number) != number:
+                text[number] = name
+        return [text.get(number) for number in self._numbers.tolist()]
 
     def of_members(self, i: int, members: Mapping[str, Any]) -> Any:
         """Return the label of image i: a number or an array of `shape`, `absent` where it has none. Raises BadImage."""

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import xxhash
 from PIL import Image
 
 from patchnpack.loaders.assembly.batch_builder import tuples
+from patchnpack.loaders.assembly.encoded import HEADER, ByteStrings, EncodedRows
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, IndexedSamples
 from patchnpack.loaders.datasets.adapter import Picture
 from patchnpack.loaders.datasets.items import Items
 from patchnpack.loaders.datasets.labels import ItemLabels
 from patchnpack.loaders.datasets.pictures import load
-from patchnpack.loaders.errors import BadImage
-from patchnpack.loaders.imaging.formats import PIXELS
+from patchnpack.loaders.datasets.stored_members import packed_index, stored_member
+from patchnpack.loaders.errors import BadImage, BadRow
+from patchnpack.loaders.imaging.encode import encode_pixels
+from patchnpack.loaders.imaging.formats import PIXELS, PNG
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
 from patchnpack.loaders.imaging.warnings import Warn
@@ -43,6 +46,42 @@ class DatasetContext(IndexedBatchContext):
         """Return the samples of these rows of the index, int64 (M,)."""
         return DatasetSamples(self, rows)
 
+    def for_packing(self) -> Self:
+        """Return the context that packed folders are written with: its index lists the label and the extras."""
+        return replace(self, index=packed_index(self.index, self.items, self.labels, self.extras))
+
+    def encoded(self, rows: np.ndarray) -> EncodedRows:
+        """Return the encoded images, the labels and the extras of these rows, int64 (M,).
+
+        Raises:
+            OSError, RuntimeError, ValueError: as `DatasetSamples.read`.
+            ValueError: a label or an extra cannot be stored, or an image exceeds `max_bytes` once it is encoded.
+        """
+        samples = self.samples(rows)
+        images = [samples.encoded(i) for i in range(len(rows))]
+        members = {
+            name: ByteStrings.of([samples.encoded_member(i, name, kind) for i in range(len(rows))])
+            for name, kind in self.index.kinds.items()
+        }
+        index = self.index
+        told = {
+            "nbytes": [len(data) for data, _, _ in images],
+            "orientation": [header.orientation for _, header, _ in images],
+            "format": [header.format for _, header, _ in images],
+            "digest": [digest for _, _, digest in images],
+            "members": {name: part.sizes.tolist() for name, part in members.items()},
+        }
+        return EncodedRows(
+            image=ByteStrings.of([data for data, _, _ in images]),
+            members=members,
+            header={
+                name: np.array(told.get(name, column[rows]), column.dtype)
+                for name, column in ((name, getattr(index, name)) for name in HEADER)
+            },
+            bad=samples.bad,
+            told=told,
+        )
+
 
 class DatasetSamples(IndexedSamples):
     """The samples of one batch's M rows; see `Samples`."""
@@ -58,6 +97,7 @@ class DatasetSamples(IndexedSamples):
         self._is_known = (index.format[rows] != PIXELS).tolist()
         self._members: list[Mapping[str, Any]] = [{}] * len(rows)
         self._headers: dict[int, Header] = {}  # those that are read with the image
+        self.bad: list[BadRow] = []  # of those that were encoded
 
     def read(self, i: int) -> Any:
         """Read item i and compare its image with the index.
@@ -115,6 +155,39 @@ class DatasetSamples(IndexedSamples):
         if header is None:
             return super().decode(i, data, size, box, strict, warn)
         return self._of.pixels(self.keys[i], data, header, size, box, strict, warn)
+
+    def encoded(self, i: int) -> tuple[bytes, Header, int]:
+        """Read image i and its label; return encoded bytes, their header and their digest.
+
+        Encoded items are returned as they are, decoded ones as `encode_pixels` encodes them. An image that cannot be
+        read is noted in `bad`, and has no bytes: they are bad wherever they are read.
+        """
+        context, row = self._of, self._row_list[i]
+        try:
+            image = self.read(i)
+            if isinstance(image, bytes):
+                data, header = image, self._headers.get(i) or context.index.headers(self._rows[i : i + 1])[0]
+            else:
+                data = encode_pixels(image, self._headers[i], context.packing.image_mode)
+                header = read_header(data)
+        except BadImage as error:
+            self.bad.append(self.bad_row(i, error.stage, str(error)))
+            return b"", Header(self._sizes[i][0], self._sizes[i][1], 1, PNG), xxhash.xxh3_64_intdigest(b"")
+        if len(data) > context.errors.max_bytes:
+            raise ValueError(
+                f"{context.items.describe(row)} has {len(data)} bytes as it is packed; the limit is max_bytes "
+                f"{context.errors.max_bytes}: raise max_bytes of ErrorPolicy, or choose store='patches'"
+            )
+        if context.labels.is_read:
+            try:
+                self.label(i)
+            except BadImage as error:  # as whoever reads the packs will find it
+                self.bad.append(self.bad_row(i, error.stage, str(error)))
+        return data, header, xxhash.xxh3_64_intdigest(data)
+
+    def encoded_member(self, i: int, name: str, kind: str) -> bytes | None:
+        """Return the bytes of a member of an item that was read, None where it has none. Raises ValueError."""
+        return stored_member(self._of.items, self._row_list[i], name, self._members[i].get(name), kind)
 
     def label(self, i: int) -> Any:
         """Return the label of image i, `absent` where it has none. Raises BadImage."""

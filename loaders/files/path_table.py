@@ -28,18 +28,19 @@ from patchnpack.loaders.shards.tar import IMAGE
 # n rows, f files
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")  # of files that are tables of paths by their name alone
+_GZIP = ".gz"
 _USUAL = ("path", "file", "file_name", "filename", "file_path", "filepath", "image_path", "image", "url", "image_url")
 _SIZES = {"width", "height"}
 _HEAD = 1 << 16  # bytes that hold the first line of a CSV
 
 
 def suffix_of(name: str) -> str:
-    """Return the suffix of a path or an address, in lower case.
+    """Return the suffix of a path or an address, in lower case; of a file that gzip has compressed, the one before.
 
-    >>> suffix_of("https://host/Train.CSV?key=1")
-    '.csv'
+    >>> suffix_of("https://host/Train.CSV?key=1"), suffix_of("train.jsonl.gz")
+    ('.csv', '.jsonl')
     """
-    return posixpath.splitext(name_of(name))[1].lower()
+    return posixpath.splitext(name_of(name).lower().removesuffix(_GZIP))[1]
 
 
 def list_table(name: str, path: str | None, root: str | None, opener: ShardOpener) -> Listing:
@@ -113,7 +114,9 @@ def _read(name: str, opener: ShardOpener) -> pa.Table:
         raise FileNotFoundError(f"table {name!r} {what}; name a CSV, TSV, JSONL or parquet file")
     fd = opener.fetch(name) if is_remote(name) else os.open(name, os.O_RDONLY)
     try:
-        with pa.OSFile(f"/dev/fd/{fd}") as file:
+        with pa.OSFile(f"/dev/fd/{fd}") as stored:
+            is_compressed = name_of(name).lower().endswith(_GZIP)
+            file = pa.BufferReader(pa.CompressedInputStream(stored, "gzip").read()) if is_compressed else stored
             if suffix == ".parquet":
                 return pq.read_table(file)
             if suffix in (".jsonl", ".ndjson"):

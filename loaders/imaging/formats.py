@@ -19,7 +19,7 @@ FORMATS = (
     *("jpeg", "other-jpeg", "png", "webp", "gif", "bmp", "tiff", "pixels"),
     *("avif", "jpeg-xl", "jpeg-2000", "heic"),
 )
-JPEG, OTHER_JPEG, PIXELS, HEIC = 0, 1, 7, 11
+JPEG, OTHER_JPEG, PNG, PIXELS, HEIC = 0, 1, 2, 7, 11
 PIL = "PIL"  # the decoder of formats that nothing else decodes
 
 
@@ -57,7 +57,7 @@ READERS = (
         jpeg.decode,
         "simplejpeg",
     ),
-    Reader(2, "PNG", ("png", "apng"), signatures.is_png, png.header, png.decode, "imagecodecs", "Png"),
+    Reader(PNG, "PNG", ("png", "apng"), signatures.is_png, png.header, png.decode, "imagecodecs", "Png"),
     Reader(3, "WebP", ("webp",), signatures.is_webp, webp.header, webp.decode, "imagecodecs", "WebP"),
     Reader(4, "GIF", ("gif",), signatures.is_gif, gif.header, gif.decode, PIL),
     Reader(5, "BMP", ("bmp", "dib"), signatures.is_bmp, bmp.header, bmp.decode, PIL),
@@ -117,6 +117,15 @@ def reader_of(data: bytes) -> Reader:
             raise BadImage("it is a Git LFS pointer, not the image itself; run `git lfs pull` in its repository")
         raise BadImage(f"it begins with {data[:8]!r}; only {_NAMES} are read")
     return reader
+
+
+def usual_extension(format: int) -> str:
+    """The usual extension of files of a format, given by its position in `FORMATS`.
+
+    >>> usual_extension(JPEG), usual_extension(PNG)
+    ('jpg', 'png')
+    """
+    return next(reader.extensions[0] for reader in READERS if reader.format == (format or OTHER_JPEG))
 
 
 def is_image(data: bytes) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,11 @@ def is_file_source(source: str | os.PathLike[str], path: str | None) -> bool:
     """Whether a source is a folder of images or a table of paths. With `path`, a parquet file is such a table."""
     suffix = suffix_of(os.fspath(source))
     return suffix in SUFFIXES or (path is not None and suffix == ".parquet") or is_folder(source)
+
+
+def has_table(names: Iterable[str | os.PathLike[str]], path: str | None) -> bool:
+    """Whether one of several sources is a table of paths."""
+    return any(is_file_source(name, path) and not is_folder(name) for name in names)
 
 
 def file_source_name(source: str | os.PathLike[str]) -> str:

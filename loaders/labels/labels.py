@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow.compute as pc
 
 from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.files.path_table import SUFFIXES, suffix_of
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.label_rule import Classes, Label, LabelRule
+from patchnpack.loaders.members import decode_member
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.member_names import find_member
 from patchnpack.packer.checks import shown
@@ -81,6 +83,7 @@ class Labels(LabelKind):
             map texts that are not whole numbers.
         read: returns the bytes of one member (row, extension), None where the sample lacks it.
         rows: ranges of the rows that can have a label; None is all.
+        num_classes: the number of classes, where it is known; None counts them where the index holds the labels.
 
     Raises:
         ValueError: no sample has the label, or a label is a name that `classes` lacks. For "cls" (or the index's
@@ -95,7 +98,9 @@ class Labels(LabelKind):
         classes: Classes,
         read: Callable[[int, str], bytes | None],
         rows: Sequence[range] | None = None,
+        num_classes: int | None = None,
     ) -> None:
+        self._num_classes = num_classes
         self._index, self._label, self._read = index, label, read
         self._ranges = [range(len(index))] if rows is None else rows
         self._rule = LabelRule(label, classes)
@@ -120,7 +125,9 @@ class Labels(LabelKind):
             return self.shape[0]
         if self._rule.classes:
             return max(self._rule.classes.values()) + 1
-        return None if self._texts is None else max(self._texts.values()) + 1
+        if self._num_classes is not None or self._texts is None:
+            return self._num_classes
+        return max(self._texts.values()) + 1
 
     def known(self, rows: np.ndarray) -> np.ndarray | None:
         """Return the labels of rows, int64 (m,), where the index holds them; None where `of` reads each."""
@@ -164,9 +171,8 @@ class Labels(LabelKind):
         """Return what the label's member of a row holds: its bytes, or the value in a column of lists."""
         data = self._read(row, self._member)
         has_field = ":" in str(self._label)  # whose rule reads the JSON itself
-        if data is None or has_field or self._index.kinds.get(self._member) != "json":
-            return data
-        return json.loads(data)
+        kind = self._index.kinds.get(self._member, "")
+        return data if data is None or has_field or kind not in ("json", "npy") else decode_member(data, kind)
 
     def _members(self, row: int) -> dict[str, bytes]:
         return {e: data for e in self._index.members if (data := self._read(row, e)) is not None}
@@ -202,7 +208,6 @@ class Labels(LabelKind):
                     continue
                 if value is not None:
                     return np.shape(value)
-        found = ", ".join("." + extension for extension in sorted(self._index.members))
         remedy = "name one of them, or give label=None"
         if self._label == "folder":
             remedy = (
@@ -213,8 +218,19 @@ class Labels(LabelKind):
             remedy = "give label='folder' for the sub-folders as classes, name another member, or give label=None"
         raise ValueError(
             f"label {self._label!r} is absent from all {sum(map(len, self._ranges))} samples{reason}"
-            f"{self._fields() if self._member == 'json' and not reason else ''}; their members are {found}: {remedy}"
+            f"{self._fields() if self._member == 'json' and not reason else ''}; {members_shown(self._index)}: {remedy}"
         )
+
+
+def members_shown(index: Index) -> str:
+    """Return what errors say of the members of an index's samples: of tables of paths, their columns.
+
+    The images are left out of the columns: of a table, only their paths are in one.
+    """
+    if index.files and all(index.files) and {suffix_of(shard) for shard in index.shards} <= {*SUFFIXES, ".parquet"}:
+        columns = [name for name in sorted(index.members) if name not in index.image.split(";")]
+        return f"the columns beside the paths are {', '.join(columns) or '(none)'}"
+    return f"their members are {', '.join('.' + name for name in sorted(index.members))}"
 
 
 def count_absent(labels: np.ndarray) -> int:

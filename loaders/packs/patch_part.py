@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
+from patchnpack.loaders.members import encode_member
 from patchnpack.loaders.packs.arrow_file import Codec, digest_of, file_bytes
 from patchnpack.loaders.packs.manifest import bad_entry
 from patchnpack.loaders.packs.recipe import SCHEMA
@@ -67,7 +68,7 @@ def _record(
     for name in context.extras:
         kind = context.index.kinds.get(name, name)
         members = [
-            [None if value is None else encode_extra(value, kind) for value in batch.extras[name][0]]
+            [None if value is None else _encoded(value, name, kind) for value in batch.extras[name][0]]
             for batch in batches
         ]
         columns[EXTRA + name] = pa.array(members, pa.list_(pa.large_binary()))
@@ -79,8 +80,9 @@ def _record(
     return pa.RecordBatch.from_arrays(list(columns.values()), list(columns)).replace_schema_metadata(metadata)
 
 
-def encode_extra(value: Any, kind: str) -> bytes:
-    """Return the bytes that `extra` decodes to `value`, which is not None."""
-    if isinstance(value, bytes):
-        return value
-    return value.encode() if kind == "txt" else json.dumps(value).encode()
+def _encoded(value: Any, name: str, kind: str) -> bytes:
+    try:
+        return encode_member(value, kind)
+    except ValueError as error:
+        error.add_note(f"raised for the extra {name!r}")
+        raise

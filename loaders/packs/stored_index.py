@@ -6,10 +6,13 @@ import json
 import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from patchnpack.loaders.assembly.encoded import other_members
+from patchnpack.loaders.imaging.formats import usual_extension
 from patchnpack.loaders.index.index_file import index_of_table, index_table
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.packs.arrow_file import file_bytes
@@ -20,6 +23,7 @@ from patchnpack.loaders.shards.parquet import INDEX_KEY
 
 IMAGE = "image"  # column of a part with the encoded images
 MEMBER = "member."  # prefix of the columns with other members
+TOLD = ("nbytes", "orientation", "format", "digest")  # columns that a marker tells where the index does not know them
 _PART = "part"
 _KEY = b"patchnpack.rows"
 
@@ -50,16 +54,6 @@ class StoredIndex(Index):
         return Index(**columns)
 
 
-def other_members(index: Index, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Return where the members of the rows' samples lie, (offset, nbytes) by extension, without the image itself."""
-    members = {}
-    for extension, where in index.members.items():
-        if ((where[:, 0] >= 0) & (where[:, 0] != index.offset)).any():
-            members[extension] = where[rows]
-            members[extension][where[rows, 0] == index.offset[rows]] = -1
-    return members
-
-
 class Places:
     """Where the image and the members of each row of a source lie in the parts of a packed folder."""
 
@@ -68,13 +62,26 @@ class Places:
         self._index = index
         self.part = np.full(n, -1, np.int32)
         self.offset = np.full(n, -1, np.int64)
+        self.columns = {name: getattr(index, name).copy() for name in TOLD}
         self.members = {extension: np.full((n, 2), -1, np.int64) for extension in index.members}
 
-    def add(self, number: int, rows: np.ndarray, begins: Mapping[str, int]) -> None:
-        """Note that part `number` holds these rows, in this order; `begins` is from its marker."""
-        index = self._index
+    def add(
+        self, number: int, rows: np.ndarray, begins: Mapping[str, int], told: Mapping[str, Any] | None = None
+    ) -> None:
+        """Note that part `number` holds these rows, in this order; `begins` and `told` are from its marker."""
         self.part[rows] = number
-        self.offset[rows] = _consecutive(begins[IMAGE], index.nbytes[rows])
+        if told is not None:
+            for name, column in self.columns.items():
+                column[rows] = np.array(told[name], column.dtype)
+        self.offset[rows] = _consecutive(begins[IMAGE], self.columns["nbytes"][rows])
+        if told is None:
+            self._add_members(rows, begins)
+        else:
+            self._add_told_members(rows, begins, told["members"])
+
+    def _add_members(self, rows: np.ndarray, begins: Mapping[str, int]) -> None:
+        """Note where the members lie whose sizes the index knows."""
+        index = self._index
         others = other_members(index, rows)
         for extension, where in index.members.items():
             place = np.full((len(rows), 2), -1, np.int64)
@@ -85,6 +92,21 @@ class Places:
                 size = np.where(present, others[extension][:, 1], 0)
                 place[present] = np.stack([_consecutive(begins[MEMBER + extension], size), size], 1)[present]
             self.members[extension][rows] = place
+
+    def _add_told_members(self, rows: np.ndarray, begins: Mapping[str, int], sizes: Mapping[str, list[int]]) -> None:
+        """Note where the members lie, and the image as a member of its own; a size is -1 where a row has none."""
+        for name, nbytes in sizes.items():
+            size = np.array(nbytes, np.int64)
+            place = np.stack([_consecutive(begins[MEMBER + name], np.maximum(size, 0)), size], 1)
+            place[size < 0] = -1
+            self.members[name][rows] = place
+        for format in np.unique(self.columns["format"][rows]).tolist():
+            name = usual_extension(format)
+            if name in self._index.members:
+                name = IMAGE + "." + name
+            here = rows[self.columns["format"][rows] == format]
+            places = self.members.setdefault(name, np.full((len(self.part), 2), -1, np.int64))
+            places[here] = np.stack([self.offset[here], self.columns["nbytes"][here]], 1)
 
     def index_bytes(self, parts: Sequence[str], part_bytes: Sequence[int], names: Sequence[str]) -> pa.Buffer:
         """Return the file of the index.
@@ -97,13 +119,17 @@ class Places:
         index = self._index
         away = self.part < 0
         part = np.where(away, len(parts) + index.shard_of(np.arange(len(index))), self.part).astype(np.int32)
-        columns = {field.name: getattr(index, field.name) for field in fields(Index)} | {
-            "versions": ("",) * (len(parts) + len(names)),
-            "shard_bytes": np.array([*part_bytes, *[0] * len(names)], np.int64),
-            "offset": np.where(away, index.offset, self.offset),
-            "members": self.members,
-            "files": (),
-        }
+        columns = (
+            {field.name: getattr(index, field.name) for field in fields(Index)}
+            | self.columns
+            | {
+                "versions": ("",) * (len(parts) + len(names)),
+                "shard_bytes": np.array([*part_bytes, *[0] * len(names)], np.int64),
+                "offset": np.where(away, index.offset, self.offset),
+                "members": self.members,
+                "files": (),
+            }
+        )
         table = index_table(Index(**columns), [*parts, *names])
         about = (table.schema.metadata or {})[INDEX_KEY]
         table = table.append_column(_PART, pa.array(part)).replace_schema_metadata({_KEY: about})

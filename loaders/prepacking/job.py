@@ -13,14 +13,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.pages import Pages
-from patchnpack.loaders.index.table import Index
+from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.labels.label_rule import Classes
 from patchnpack.loaders.packed_loader import PackedImageLoader
 from patchnpack.loaders.packs.arrow_file import digest_of
@@ -39,8 +41,11 @@ from patchnpack.loaders.packs.recipe import (
 )
 from patchnpack.loaders.prepacking.finish import Finisher
 from patchnpack.loaders.prepacking.parts import parts
-from patchnpack.loaders.remote.addresses import name_of, redact
+from patchnpack.loaders.prepacking.sources import check_source
+from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
 from patchnpack.loaders.remote.storage import Folder, check_writable, open_folder
+from patchnpack.loaders.shards.patterns import ShardNames
+from patchnpack.loaders.sources.dataset_source import DatasetSource
 from patchnpack.packer import Packing, PatchSizes, Plan
 from patchnpack.packer.checks import check_whole
 
@@ -54,7 +59,8 @@ class Job:
     """A pre-packing job: what to pack, how, and into which folder. It can be sent to other processes and machines.
 
     Attributes:
-        index: the images, from `open_index`.
+        source: the images: whatever `PackedImageLoader` takes (shards, a folder, a table, an `Index`, a data set),
+            except a mixture and a packed folder.
         out: the packed folder, a local path or an address.
         packing: what a sequence looks like.
         store: "images" keeps encoded images in the order of their packs, "patches" packs as they are trained on.
@@ -64,24 +70,25 @@ class Job:
             multiple.
         part_packs: packs per part; None makes files of 32 to 64 MiB.
         compression: of a patch store: None, "lz4" or "zstd". Compressed packs are copied when they are read.
-        label, classes, extras: as for `PackedImageLoader`, except functions. A patch store keeps only these; an image
-            store keeps all members, and these are the defaults of its loaders.
+        label, classes, extras: as for `PackedImageLoader`, except functions. A patch store keeps only these; so does an
+            image store of a data set. Other image stores keep all members, and these are the defaults of its loaders.
         pages: "first" or "error": what becomes of files with several pages, as for `PackedImageLoader`.
         errors: what to do about bad images. A patch store decodes all images when it is written, and `max_rate` applies
             to all of them together.
+        image, path, root, sizes, thread_safe, fingerprint: of the source, as for `PackedImageLoader`; `image=None` is
+            its default, or that of the `Index`.
         storage_options: options for the folder and for remote shards.
         cache_dir, cache_limit: of remote shards, as for `PackedImageLoader`.
 
     Raises:
         ValueError: options contradict each other; nothing has been written.
 
-    >>> from patchnpack.loaders import open_index
-    >>> job = Job(index=open_index("train-{000..009}.tar"), out="packed", packing=Packing())   # doctest: +SKIP
-    >>> job.run()                                                                              # doctest: +SKIP
+    >>> job = Job(source="train-{000..009}.tar", out="packed", packing=Packing())   # doctest: +SKIP
+    >>> job.run()                                                                   # doctest: +SKIP
     True
     """
 
-    index: Index
+    source: ShardNames | Index | Any
     out: str
     packing: Packing
     store: StoreKind = "images"
@@ -98,6 +105,12 @@ class Job:
     extras: Sequence[str] = ()
     pages: Pages = "first"
     errors: ErrorPolicy = field(default_factory=ErrorPolicy)
+    image: str | None = None
+    path: str | None = None
+    root: str | os.PathLike[str] | None = None
+    sizes: Any = None
+    thread_safe: bool | None = None
+    fingerprint: str | Callable[[Any], str] | None = None
     storage_options: Mapping[str, Any] | None = None
     cache_dir: str | os.PathLike[str] | None = None
     cache_limit: int | None = None
@@ -108,9 +121,11 @@ class Job:
                 check_whole(name, getattr(self, name))
         if self.label is not None and not isinstance(self.label, str):
             raise ValueError(
-                f"label is {self.label!r}; it must be the name of a member, such as 'cls' or 'json:FIELD'. With an "
-                "image store, leave it out and give any label to the loader"
+                f"label is {self.label!r}; it must be the name of a member, such as 'cls' or 'json:FIELD'. In a data "
+                "set, return the label as a member; for an image store of shards or files, leave label out and give "
+                "any label to the loader"
             )
+        check_source(self.source, self.storage_options)
         if self.epochs is None and (what := changes_grids(self.packing)) is not None:
             raise ValueError(
                 f"{what} changes image sizes or token counts from epoch to epoch, and a stored plan fixes them; give "
@@ -123,10 +138,23 @@ class Job:
             )
         check_writable(self.folder)
         self._check_folder()
-        _ = self.recipe
+        _ = self.recipe, self._context
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in self.__dataclass_fields__}  # cached values are made again
+        # Other cached values are made again: decoders may differ there.
+        kept = ("_loader", "_context") if DatasetSource.accepts(self.source) else ()  # which have read the items
+        return {name: self.__dict__[name] for name in (*self.__dataclass_fields__, *kept)}
+
+    def absolute(self) -> Job:
+        """Return the job with absolute paths, for a process that may have another working folder."""
+        out = self.out if is_remote(self.out) else os.path.abspath(os.path.expanduser(self.out))
+        if DatasetSource.accepts(self.source):
+            job = copy(self)
+            object.__setattr__(job, "out", out)
+            return job
+        shards = tuple(shard if is_remote(shard) else os.path.abspath(shard) for shard in self.index.shards)
+        index = replace(self.index, shards=shards)
+        return replace(self, source=index, out=out, path=None, root=None)
 
     @cached_property
     def folder(self) -> Folder:
@@ -140,34 +168,52 @@ class Job:
     @cached_property
     def _loader(self) -> PackedImageLoader:
         """A loader of the source: it plans the order, reads the images, and checks the options."""
+        image = self.source.image if isinstance(self.source, Index) else IMAGE
         return PackedImageLoader(
-            self.index,
+            self.source,
             self.packing,
             batch_size=1,
             shuffle=self.shuffle,
             seed=self.seed,
-            image=self.index.image,
+            image=self.image or image,
             label=self.label,
             classes=self.classes,
             extras=self.extras,
+            path=self.path,
+            root=self.root,
+            sizes=self.sizes,
+            thread_safe=self.thread_safe,
+            fingerprint=self.fingerprint,
             storage_options=self.storage_options,
             cache_dir=self.cache_dir,
             cache_limit=self.cache_limit,
             shuffle_window=self.shuffle_window,
             num_streams=self.num_streams,
             block=self.block or self.num_streams,
-            num_threads=1,
             pages=self.pages,
             errors=self.errors,
             rank=0,
             world_size=1,
         )
 
+    @property
+    def index(self) -> Index:
+        """The index of the images."""
+        return self._loader.index
+
+    @cached_property
+    def _context(self) -> IndexedBatchContext:
+        """What the parts are made with."""
+        return self._loader.context.for_packing()
+
     @cached_property
     def recipe(self) -> Recipe:
         """What decides every byte that is written."""
         loader, names = self._loader, [name_of(redact(shard)) for shard in self.index.shards]
-        classes = loader.context.labels.classes
+        classes, order = loader.context.labels.classes, loader.steps().order
+        data = loader.source.fingerprint(order).get("data")  # of pixels, which have no digest
+        label = loader.source.options.label
+        assert label is None or isinstance(label, str)
         return Recipe(
             store=self.store,
             packing=loader.packing,
@@ -180,7 +226,7 @@ class Job:
             part_packs=self.part_packs or self._default_part_packs(),
             compression=self.compression,
             image=self.index.image,
-            label=self.label,
+            label=label,
             classes=None if classes is None else dict(classes),
             extras=tuple(loader.context.extras),
             max_pixels=self.errors.max_pixels,
@@ -192,6 +238,7 @@ class Job:
                 "images": len(self.index),
                 "digest": loader.source.digest,
                 "outside": digest_of(self.index.outside),
+                **({"data": data} if data else {}),
             },
             decoders=self._store.decoders(),
         )
@@ -282,12 +329,12 @@ class Job:
         return parts(self._loader.steps().order, self.recipe)
 
     def _write(self, name: str, plan: Plan) -> None:
-        file, marker = self._store.part_file(plan, self._loader.context, self.compression)
+        file, marker = self._store.part_file(plan, self._context, self.compression)
         bad = [BadRow(**bad) for bad in marker["bad"]]
         ErrorMonitor(self.errors).judge_all(len(plan.images), bad, "of a part")
         self.folder.write(f"{PARTS}/{name}.arrow", file)
         self.folder.write(f"{MARKERS}/{name}.json", (json.dumps(marker) + "\n").encode())
 
     def _finish(self) -> None:
-        order, labels = self._loader.steps().order, self._loader.context.labels
-        Finisher(self.folder, self.recipe, self._loader.index, order, labels, ErrorMonitor(self.errors)).finish()
+        order, context = self._loader.steps().order, self._context
+        Finisher(self.folder, self.recipe, context.index, order, context.labels, ErrorMonitor(self.errors)).finish()

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from patchnpack.loaders.assembly.samples import read_member
+from patchnpack.loaders.members import encode_member
 from patchnpack.loaders.packed_loader import PackedImageLoader
 from patchnpack.loaders.packs.folder import PackedFolder
-from patchnpack.loaders.packs.patch_part import encode_extra
 from patchnpack.loaders.packs.recipe import PARTS, as_json
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.storage import Folder, check_writable, open_folder
@@ -127,7 +127,7 @@ def _pixels(
                 members.append(("cls", str(image.label).encode()))
             for name, values in extras.items():
                 if values[number] is not None and name not in dict(members):
-                    members.append((name, encode_extra(values[number], packs.manifest.kinds.get(name, name))))
+                    members.append((name, encode_member(values[number], packs.manifest.kinds.get(name, name))))
             yield image.key, members
 
 

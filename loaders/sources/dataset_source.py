@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, KeysView, Mapping, Sequence, ValuesView
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -59,6 +59,7 @@ class OpenedDataset:
             folder=opener.folder / "indexes",
             num_threads=options.num_threads or cpu_share(),
         )
+        index = replace(index, outside=np.array([labels.digest()], np.uint64))
         return cls(items=items, labels=labels, index=index, data=(data or "") if (index.format == PIXELS).any() else "")
 
     def context(
@@ -124,7 +125,7 @@ class DatasetSource(ShardSource):
         rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
         packing = rows.decide(index, options.packing or Packing(), options.seed)
         return cls(
-            options=options.settled(),
+            options=options.settled(label=dataset.labels.label),
             index=index,
             rows=rows,
             packing=packing,

@@ -15,7 +15,7 @@ from patchnpack.loaders.assembly.transform import watched
 from patchnpack.loaders.datasets.hugging_face import HuggingFaceAdapter
 from patchnpack.loaders.datasets.labels import label_members
 from patchnpack.loaders.imaging.readers.heif import has_heif
-from patchnpack.loaders.index.file_sources import is_file_source, is_folder
+from patchnpack.loaders.index.file_sources import has_table
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.label_rule import Label
 from patchnpack.loaders.labels.labels import Labels
@@ -244,11 +244,7 @@ def _indexes(sources: list[Any], options: LoaderOptions, opener: ShardOpener) ->
         for source in sources
     ]
     plain = replace(options, path=None, root=None)
-    tables = [
-        not isinstance(source, Index)
-        and any(is_file_source(name, options.path) and not is_folder(name) for name in names_of(source))
-        for source in sources
-    ]
+    tables = [not isinstance(source, Index) and has_table(names_of(source), options.path) for source in sources]
     if not any(tables):  # the first names the option that it has no use for
         plain = options
     return [

@@ -15,7 +15,7 @@ from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.transform import watched
 from patchnpack.loaders.index.table import Index
-from patchnpack.loaders.labels.labels import KnownLabels, Labels
+from patchnpack.loaders.labels.labels import KnownLabels, Labels, members_shown
 from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.shards.member_names import find_member
@@ -124,7 +124,8 @@ def extra_members(extras: Sequence[str], index: Index) -> list[str]:
     for name in extras:
         member = find_member(name.lstrip("."), index.members)
         if member is None:
-            found = ", ".join(sorted(index.members))
-            raise ValueError(f"extras asks for {name!r}, which no sample has; their members are {found}")
+            raise ValueError(
+                f"extras asks for {name!r}, which no sample has; {members_shown(index)}: name one of these"
+            )
         members.append(member)
     return members

@@ -140,3 +140,16 @@ def open_shards(
     opener = ShardOpener(storage_options=parse_storage_options(storage or []))
     with progress_bar("reading headers") as progress:
         return open_index(source, image=image, path=path, root=root, opener=opener, progress=progress)
+
+
+def open_all(
+    sources: list[list[str]], image: str, storage: list[str] | None, path: str | None, root: str | None
+) -> list[Index | str]:
+    """Open several sources as `open_source` does; `path` and `root` are for those with tables, if one has any."""
+    from patchnpack.loaders.index.file_sources import has_table
+
+    tables = [packed_folder(shards) is None and has_table(shards, path) for shards in sources]
+    return [
+        open_source(shards, image, storage, *((path, root) if is_table or not any(tables) else (None, None)))
+        for shards, is_table in zip(sources, tables, strict=True)
+    ]

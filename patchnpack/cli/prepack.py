@@ -87,7 +87,7 @@ def pack(
     if lookahead is None and packing.algorithm in ("auto", "priced") and packing.can_follow_patterns:
         lookahead = None if any(map(is_remote, index.shards)) else max(1, len(index))
     job = Job(
-        index=index,
+        source=index,
         out=out,
         packing=packing if lookahead is None else packing.replace(lookahead=lookahead),
         store=store,

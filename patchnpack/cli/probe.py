@@ -19,7 +19,7 @@ from patchnpack.cli.arguments import (
     Shards,
     Storage,
     TablePath,
-    open_source,
+    open_all,
 )
 from patchnpack.cli.checkpoint import CheckpointFile, Device, Precision, evaluation_loader, excluded, load_model
 from patchnpack.cli.evaluation import show_scores
@@ -73,13 +73,12 @@ def probe(
 
     network = load_model(checkpoint, device, model)
     given: dict[str, Any] = {"batch_size": batch_size, "label": label or None, "classes": classes, "pages": pages}
-    source = open_source(shards, image, storage_options, path, root)
+    source, *held = open_all([shards, validation] if validation else [shards], image, storage_options, path, root)
     loader = evaluation_loader(context, checkpoint, network, source, packing, storage_options, **given)
     held_out = None
-    if validation:
-        held = open_source(validation, image, storage_options, path, root)
+    if held:
         given["classes"] = given["classes"] if loader.classes is None else loader.classes
-        held_out = evaluation_loader(context, checkpoint, network, held, packing, storage_options, **given)
+        held_out = evaluation_loader(context, checkpoint, network, held[0], packing, storage_options, **given)
     count = loader.num_classes if num_classes is None else num_classes
     factors = None if class_weights is None else class_weights_of(class_weights, loader, count)
     table = features(network, loader, precision=precision, labels=True)

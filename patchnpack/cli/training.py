@@ -21,7 +21,7 @@ from patchnpack.cli.arguments import (
     Shards,
     Storage,
     TablePath,
-    open_source,
+    open_all,
     packed_folder,
     packing_of,
     was_given,
@@ -143,12 +143,13 @@ def train(
         packing = packing.replace(scope=fields.pop("scope"))
     with _process_group(training.device) as first:
         transform = parse_augment(augment)
-        held_out = open_source(validation, image, storage_options, path, root) if validation else None
-        source = open_source(shards, image, storage_options, path, root)
+        source, *held_out = open_all(
+            [shards, validation] if validation else [shards], image, storage_options, path, root
+        )
         packing, is_packed = packing_of(context, source, packing, storage_options)
         result = train_on_shards(
             source,
-            held_out,
+            held_out[0] if held_out else None,
             packing,
             training,
             model=fields,

@@ -160,7 +160,7 @@ def index(drawn: Drawn) -> Index:
 @pytest.fixture
 def packed(index: Index, tmp_path: Path) -> Path:
     """An image store of `drawn`."""
-    Job(index=index, out=str(tmp_path / "packed"), packing=PACKING, part_packs=3, label="cls").run()
+    Job(source=index, out=str(tmp_path / "packed"), packing=PACKING, part_packs=3, label="cls").run()
     return tmp_path / "packed"
 
 

@@ -78,7 +78,7 @@ def as_stream(shard: str, **options: Any) -> tuple[list[PackedBatch], dict[str, 
 
 def as_packed(shard: str, **options: Any) -> tuple[list[PackedBatch], dict[str, Any]]:
     out = str(Path(shard).parent / "packed")
-    Job(index=scan(shard, image=IMAGES), out=out, packing=PACKING, store="patches", **options).run()
+    Job(source=scan(shard, image=IMAGES), out=out, packing=PACKING, store="patches", **options).run()
     loader = PackedImageLoader(out, batch_size=2)
     return list(loader), loader.stats()
 

@@ -119,7 +119,7 @@ def test_planned_rows_of_a_packed_folder_equal_those_of_its_shards(
     packing = Packing(seq_len=40, patch_size=8, token_drop=BetaDrop(mean=0.3, max=0.6), oversize="skip")
     order: dict[str, Any] = {"shuffle": shuffle, "seed": 3, "shuffle_window": 1}
     out = tmp_path / "packed"
-    job = Job(index=scan(drawn.shards), out=str(out), packing=packing, store=store, part_packs=part_packs, **order)
+    job = Job(source=scan(drawn.shards), out=str(out), packing=packing, store=store, part_packs=part_packs, **order)
     assert job.run()
     parts = len(list((out / "parts").iterdir()))
     assert (parts > 2) == (part_packs < 64)
@@ -139,7 +139,7 @@ def test_planned_rows_of_a_packed_folder_equal_those_of_its_shards(
 def test_report_after_the_last_stored_plan_equals_that_of_the_first(make_drawn: Any, tmp_path: Path) -> None:
     packing = Packing(seq_len=64, patch_size=8, resolution=SampleSide(low=16, high=64))
     index = scan(make_drawn((20, 17)).shards)
-    Job(index=index, out=str(tmp_path / "packed"), packing=packing, epochs=2, part_packs=3, shuffle=True).run()
+    Job(source=index, out=str(tmp_path / "packed"), packing=packing, epochs=2, part_packs=3, shuffle=True).run()
     ours = PackedImageLoader(tmp_path / "packed", batch_size=2)
     theirs = PackedImageLoader(index, packing, batch_size=2, shuffle=True)
     found = [planned_rows(ours, epoch).row.tolist() for epoch in range(3)]

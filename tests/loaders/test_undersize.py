@@ -113,7 +113,7 @@ def test_a_packed_folder_counts_what_its_shards_count(
 ) -> None:
     packing = PACKING.replace(undersize=undersize, patch_size=PatchSizes((8, 16)))
     job = Job(
-        index=scan(shard), out=str(tmp_path / "out"), packing=packing, store=store, label="cls", epochs=2, block=2
+        source=scan(shard), out=str(tmp_path / "out"), packing=packing, store=store, label="cls", epochs=2, block=2
     )
     assert job.run()
     theirs = PackedImageLoader(shard, packing, batch_size=2, label="cls", block=2)

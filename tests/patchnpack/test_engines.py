@@ -46,7 +46,7 @@ def index(shards: list[str]) -> Index:
 
 def job(index: Index, out: Path, **changes: Any) -> Job:
     given: dict[str, Any] = {"store": "patches", "part_packs": 2, "label": "cls", "shuffle": True}
-    return Job(index=index, out=str(out), packing=PACKING, **given | changes)
+    return Job(source=index, out=str(out), packing=PACKING, **given | changes)
 
 
 def written(folder: Path) -> dict[str, bytes]:

@@ -38,7 +38,7 @@ def test_packed_files_give_the_same_images(tmp_path: Path, kind: str, store: str
     source = make_sources(tmp_path)[kind]
     want = images_of(list(loader_of(tmp_path, **source)))
     index = open_index(source["source"], path=source.get("path"), opener=ShardOpener(tmp_path / "cache"))
-    job = Job(index=index, out=str(tmp_path / "packed"), packing=PACKING, store=store, label=source["label"])  # type: ignore[arg-type]
+    job = Job(source=index, out=str(tmp_path / "packed"), packing=PACKING, store=store, label=source["label"])  # type: ignore[arg-type]
     assert job.run()
     assert job.run()  # the same recipe
     loader = PackedImageLoader(tmp_path / "packed", batch_size=2)
@@ -56,12 +56,12 @@ def test_a_folder_that_changed_is_another_recipe(tmp_path: Path) -> None:
     source = make_sources(tmp_path)["csv"]
     opener = ShardOpener(tmp_path / "cache")
     index = open_index(source["source"], path="file", opener=opener)
-    assert Job(index=index, out=str(tmp_path / "packed"), packing=PACKING, label="species").run()
+    assert Job(source=index, out=str(tmp_path / "packed"), packing=PACKING, label="species").run()
     table = Path(source["source"])
     table.write_text(table.read_text().replace("cat,", "dog,", 1))
     index = open_index(source["source"], path="file", opener=opener)
     with pytest.raises(ValueError, match=r"holds other packs: source.outside"):
-        Job(index=index, out=str(tmp_path / "packed"), packing=PACKING, label="species")
+        Job(source=index, out=str(tmp_path / "packed"), packing=PACKING, label="species")
 
 
 def test_report_show_pack_and_index_take_folders_and_tables(tmp_path: Path) -> None:
@@ -120,3 +120,20 @@ def test_a_run_on_folders_numbers_classes_alike_in_training_validation_and_evalu
     table_of = [str(tmp_path / "train.csv"), "--path", "file"]
     run("features", str(tmp_path / "run" / "checkpoint.pt"), *table_of, "-o", str(features))
     assert len(pq.read_table(features)) == 40
+
+
+def test_path_is_for_whichever_of_training_and_validation_data_is_a_table(tmp_path: Path) -> None:
+    make_sources(tmp_path)
+    folder, table = str(tmp_path / "images"), tmp_path / "held.csv"
+    table.write_text((tmp_path / "train.csv").read_text().replace("file,species", "file,folder", 1))
+    flags = [
+        *("--seq-len", "64", "--patch-size", "8", "--width", "32", "--depth", "1", "--heads", "1", "--steps", "1"),
+        *("--device", "cpu", "--path", "file", "--label", "folder"),
+    ]
+    for name, data, validation in (("a", folder, str(table)), ("b", str(table), folder)):
+        torch.manual_seed(0)
+        run("train", data, "--validation", validation, *flags, "-o", str(tmp_path / name))
+        assert (tmp_path / name / "checkpoint.pt").exists()
+    neither = ["train", folder, "--validation", folder, *flags, "-o", str(tmp_path / "c")]
+    error = str(CliRunner().invoke(app, neither).exception)
+    assert "path is 'file', which is for tables of paths" in error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,11 @@ def test_a_path_that_leaves_the_root_is_refused(home: Path, path: str, root: str
         ("path\nimages\n", {}, "is a folder; name a file"),
         ("path\nimages/cat/im02.jpg\n", {"image": "png"}, "is a table of paths; name their column with path="),
         ("path\nimages/cat/im02.jpg\n", {"label": "kind"}, "label 'kind' is absent from all 1 samples"),
-        ("path,a\nimages/cat/im02.jpg,b\n", {"extras": ["kind"]}, "extras asks for 'kind', .*; their members are a"),
+        (
+            "path,a\nimages/cat/im02.jpg,b\n",
+            {"extras": ["kind"]},
+            "extras asks for 'kind', .*; the columns beside the paths are a: name one",
+        ),
     ],
 )
 def test_mistakes_with_tables_name_the_remedy(home: Path, text: str, options: dict[str, Any], reason: str) -> None:
@@ -164,3 +169,23 @@ def test_changed_cells_are_read_although_no_file_changed(home: Path) -> None:
     assert [label for label, _ in images_of(list(loader_of(home, table, label="n"))).values()] == [1]
     write(home, "path,n\nimages/cat/im02.jpg,2\n")
     assert [label for label, _ in images_of(list(loader_of(home, table, label="n"))).values()] == [2]
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.jsonl", "train.parquet"])
+def test_compressed_tables_are_the_tables(tmp_path: Path, name: str) -> None:
+    make_sources(home := tmp_path)
+    want = images_of(list(loader_of(home, str(home / name), path="file", label="species")))
+    packed = home / f"{name}.GZ"
+    packed.write_bytes(gzip.compress((home / name).read_bytes()))
+    assert images_of(list(loader_of(home, str(packed), path="file", label="species"))) == want
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"\.GZ' cannot be read: .*; write it again"):
+        loader_of(home, str(packed), path="file", label="species")
+
+
+def test_a_missing_label_of_a_table_names_its_columns(tmp_path: Path) -> None:
+    make_sources(home := tmp_path)
+    with pytest.raises(ValueError, match="the columns beside the paths are caption, species: name one of them"):
+        loader_of(home, str(home / "train.csv"), path="file", label="kind")
+    with pytest.raises(ValueError, match=r"their members are \.folder, \.jpg"):
+        loader_of(home, str(home / "images"), label="kind")

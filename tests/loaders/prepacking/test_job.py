@@ -38,7 +38,7 @@ def test_first_epoch_equals_that_of_the_shards(
     packing = PACKING.replace(token_drop=BetaDrop(0.4, 0.6), algorithm=algorithm)
     order: dict[str, Any] = {"shuffle": shuffle, "num_streams": num_streams, "seed": 5, "shuffle_window": 2}
     job = Job(
-        index=index,
+        source=index,
         out=str(tmp_path / "out"),
         packing=packing,
         store=store,
@@ -64,7 +64,7 @@ def test_each_stored_plan_equals_the_epoch_of_the_shards(
 ) -> None:
     packing = CHANGING[name]
     order: dict[str, Any] = {"shuffle": True, "seed": 2, "block": 4 if name == "sizes" else None}
-    job = Job(index=index, out=str(tmp_path / "out"), packing=packing, store=store, epochs=3, part_packs=3, **order)
+    job = Job(source=index, out=str(tmp_path / "out"), packing=packing, store=store, epochs=3, part_packs=3, **order)
     assert job.run()
     theirs = PackedImageLoader(index, packing, batch_size=4, **order)
     ours = PackedImageLoader(tmp_path / "out", batch_size=4, seed=2)
@@ -91,7 +91,7 @@ def test_image_store_applies_a_transform_and_other_labels_on_reading(
     def length(members: dict[str, bytes]) -> int:
         return len(members["txt"])
 
-    Job(index=index, out=str(tmp_path / "out"), packing=PACKING, part_packs=4).run()
+    Job(source=index, out=str(tmp_path / "out"), packing=PACKING, part_packs=4).run()
     given: dict[str, Any] = {"transform": noisy, "label": length, "extras": ["cls"], "seed": 8, "batch_size": 2}
     ours = PackedImageLoader(tmp_path / "out", **given)
     theirs = PackedImageLoader(index, PACKING, **given)
@@ -104,7 +104,7 @@ def test_image_store_keeps_new_tokens_each_epoch_and_patch_store_the_same(index:
     kept: dict[Any, bool] = {"images": False, "patches": True}
     for store, kept_when_written in kept.items():
         out = tmp_path / store
-        Job(index=index, out=str(out), packing=packing, store=store).run()
+        Job(source=index, out=str(out), packing=packing, store=store).run()
         loader = PackedImageLoader(out, batch_size=1)
         first, second = list(loader), list(loader)
         assert [batch.rows.tolist() for batch in first] == [batch.rows.tolist() for batch in second]
@@ -119,7 +119,7 @@ def test_compressed_packs_equal_uncompressed_ones(
 ) -> None:
     for name, how in (("plain", None), ("packed", compression)):
         job = Job(
-            index=index,
+            source=index,
             out=str(tmp_path / name),
             packing=PACKING,
             store="patches",
@@ -144,7 +144,7 @@ def test_targets_and_json_members_round_trip(
     index = scan([write_tar(tmp_path / "a.tar", members)])
     given: dict[str, Any] = {"label": "json:target", "extras": ["json"]}
     for store in ("images", "patches"):
-        Job(index=index, out=str(tmp_path / store), packing=PACKING, store=store, **given).run()
+        Job(source=index, out=str(tmp_path / store), packing=PACKING, store=store, **given).run()
         ours = PackedImageLoader(tmp_path / store, batch_size=2)
         theirs = PackedImageLoader(index, PACKING, batch_size=2, **given)
         for a, b in zip(ours, theirs, strict=True):
@@ -179,7 +179,7 @@ def test_bad_images_are_counted_each_epoch_as_with_shards(
     expected = [list(map(contents, theirs)) for _ in range(2)]
     decoded: dict[Any, int] = {"images": 0, "patches": 2}  # bad images that are found when packs are written
     for store, found in decoded.items():
-        job = Job(index=index, out=str(tmp_path / store), packing=PACKING, store=store, label="cls", part_packs=3)
+        job = Job(source=index, out=str(tmp_path / store), packing=PACKING, store=store, label="cls", part_packs=3)
         job.run()
         ours = PackedImageLoader(tmp_path / store, batch_size=2)
         assert [list(map(contents, ours)) for _ in range(2)] == expected
@@ -200,9 +200,9 @@ def test_shard_with_changed_bytes_is_reported_when_it_is_packed(make_drawn: Make
     times = Path(drawn.shards[0]).stat()
     Path(drawn.shards[0]).write_bytes(damaged)
     with pytest.raises(OSError, match="was modified after it was indexed"):
-        Job(index=index, out=str(tmp_path / "a"), packing=PACKING).run()
+        Job(source=index, out=str(tmp_path / "a"), packing=PACKING).run()
     os.utime(drawn.shards[0], ns=(times.st_atime_ns, times.st_mtime_ns))
-    Job(index=index, out=str(tmp_path / "b"), packing=PACKING).run()
+    Job(source=index, out=str(tmp_path / "b"), packing=PACKING).run()
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_bytes())
     assert [bad["key"] for bad in manifest["bad"]] == [drawn.keys[4]]
     loader = PackedImageLoader(tmp_path / "b", batch_size=1)
@@ -216,7 +216,7 @@ def test_more_bad_images_than_max_rate_raise_and_leave_no_manifest(
     data = encode_image(draw_image(16, 16), "PNG")
     members = [(f"{i:04d}.png", data if i % 50 else data[:-30]) for i in range(1200)]
     index = scan([write_tar(tmp_path / "a.tar", members)])
-    given: dict[str, Any] = {"index": index, "packing": PACKING, "store": "patches", "part_packs": 20}
+    given: dict[str, Any] = {"source": index, "packing": PACKING, "store": "patches", "part_packs": 20}
     with pytest.raises(BadDataError, match=r"24 of the 1200 images in all were bad, more than max_rate 0.01 allows"):
         Job(out=str(tmp_path / "out"), **given).run()
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -232,7 +232,7 @@ def test_more_bad_images_than_max_rate_raise_and_leave_no_manifest(
 @pytest.mark.parametrize("name", [name for name in CHANGING if name != "skip"])
 def test_packing_that_changes_grids_between_epochs_requires_epochs(name: str, index: Index, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a stored plan fixes them; .*--epochs E"):
-        Job(index=index, out=str(tmp_path / "out"), packing=CHANGING[name], block=4)
+        Job(source=index, out=str(tmp_path / "out"), packing=CHANGING[name], block=4)
     assert not (tmp_path / "out").exists()
 
 
@@ -253,11 +253,11 @@ def test_invalid_options_are_refused_before_anything_is_written(index: Index, tm
         ({"out": str(tmp_path / "file")}, "is a file; name a folder"),
         ({"out": ""}, "the folder is ''; name a folder"),
     ):
-        given: dict[str, Any] = {"index": index, "out": str(out), "packing": PACKING, **changes}
+        given: dict[str, Any] = {"source": index, "out": str(out), "packing": PACKING, **changes}
         with pytest.raises(ValueError, match=what):
             Job(**given)
         assert not out.exists()
-    job = Job(index=index, out=str(out), packing=PACKING)
+    job = Job(source=index, out=str(out), packing=PACKING)
     for task, tasks in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match=r"task is|num_tasks is"):
             job.run(task, tasks)
@@ -268,18 +268,18 @@ def test_folder_that_holds_something_else_is_refused_and_left_unchanged(index: I
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds something else \('notes.txt'\); name an empty folder"):
-        Job(index=index, out=str(out), packing=PACKING)
+        Job(source=index, out=str(out), packing=PACKING)
     assert written(out) == {"notes.txt": b"mine"}
 
 
 def test_folder_of_other_packs_is_refused_and_left_unchanged(drawn: Any, index: Index, packed: Path) -> None:
     before = written(packed)
-    given: dict[str, Any] = {"index": index, "out": str(packed), "packing": PACKING, "part_packs": 3, "label": "cls"}
+    given: dict[str, Any] = {"source": index, "out": str(packed), "packing": PACKING, "part_packs": 3, "label": "cls"}
     for changes, what in (
         ({"packing": PACKING.replace(seq_len=128)}, r"packing.seq_len is 128 here and 64 there"),
         ({"seed": 1}, "seed is 1 here and 0 there"),
         ({"store": "patches"}, "store is 'patches' here and 'images' there"),
-        ({"index": scan(drawn.shards[:2])}, r"source.shards is \[.*\] here and"),
+        ({"source": scan(drawn.shards[:2])}, r"source.shards is \[.*\] here and"),
     ):
         with pytest.raises(ValueError, match=what):
             Job(**given | changes)
@@ -290,17 +290,17 @@ def test_folder_of_other_packs_is_refused_and_left_unchanged(drawn: Any, index: 
 def test_corrected_label_is_another_recipe(make_drawn: MakeDrawn, tmp_path: Path) -> None:
     drawn = make_drawn([6, 6])
     given: dict[str, Any] = {"out": str(tmp_path / "out"), "packing": PACKING, "label": "cls"}
-    assert Job(index=scan(drawn.shards), **given).run()
+    assert Job(source=scan(drawn.shards), **given).run()
     drawn.rewrite({"s1i002.cls": b"17"})
     with pytest.raises(ValueError, match=r"source.outside is '.*' here and '.*' there"):
-        Job(index=scan(drawn.shards), **given)
+        Job(source=scan(drawn.shards), **given)
 
 
 @pytest.mark.parametrize(
     "packing", [PACKING, PACKING.replace(algorithm="priced"), *CHANGING.values()], ids=["plain", "priced", *CHANGING]
 )
 def test_recipes_round_trip_through_their_texts(packing: Packing, index: Index, tmp_path: Path) -> None:
-    recipe = Job(index=index, out=str(tmp_path / "out"), packing=packing, epochs=2, block=4).recipe
+    recipe = Job(source=index, out=str(tmp_path / "out"), packing=packing, epochs=2, block=4).recipe
     assert Recipe.from_plain(json.loads(recipe.to_json())) == recipe
 
 
@@ -320,7 +320,7 @@ def test_location_of_the_shards_changes_no_byte(make_drawn: MakeDrawn, tmp_path:
     decodes: dict[Any, bool] = {"images": False, "patches": True}
     for store, finds_bad in decodes.items():
         for name, shards in (("a", drawn.shards), ("b", moved)):
-            Job(index=scan(shards), out=str(tmp_path / store / name), packing=PACKING, store=store, label="cls").run()
+            Job(source=scan(shards), out=str(tmp_path / store / name), packing=PACKING, store=store, label="cls").run()
         assert written(tmp_path / store / "a") == written(tmp_path / store / "b")
         counts = json.loads((tmp_path / store / "a" / "manifest.json").read_bytes())["counts"]
         assert (counts["bad"] > 0) == finds_bad

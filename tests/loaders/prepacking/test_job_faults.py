@@ -32,7 +32,7 @@ Run = Callable[[Job, Callable[[], None]], int]
 
 
 def job(store: Any, index: Index, out: Path) -> Job:
-    return Job(index=index, out=str(out), packing=PACKING, store=store, part_packs=3, label="cls")
+    return Job(source=index, out=str(out), packing=PACKING, store=store, part_packs=3, label="cls")
 
 
 def in_child(job: Job, prepare: Callable[[], None] = lambda: None) -> int:

@@ -59,7 +59,7 @@ def test_packs_in_an_object_store_equal_those_in_a_folder(
     where: str, store: Any, drawn: Any, tmp_path: Path, bucket: dict[str, Any], contents: Contents
 ) -> None:
     options = bucket if where.startswith("s3") else None
-    given: dict[str, Any] = {"index": scan(drawn.shards), "packing": PACKING, "store": store, "part_packs": 4}
+    given: dict[str, Any] = {"source": scan(drawn.shards), "packing": PACKING, "store": store, "part_packs": 4}
     given |= {"label": "cls", "extras": ["txt"], "shuffle": True}
     Job(out=str(tmp_path / "local"), **given).run()
     out = where + store
@@ -91,7 +91,7 @@ def test_packs_in_an_object_store_equal_those_in_a_folder(
 
 def test_part_that_differs_from_the_manifest_raises_with_its_name(drawn: Any, tmp_path: Path) -> None:
     out = "memory://packs/damaged"
-    Job(index=scan(drawn.shards), out=out, packing=PACKING, part_packs=4).run()
+    Job(source=scan(drawn.shards), out=out, packing=PACKING, part_packs=4).run()
     system = fsspec.filesystem("memory")
     name = "/packs/damaged/parts/e0000-s000-00000001.arrow"
     system.pipe(name, system.cat(name)[:-1] + b"x")
@@ -101,7 +101,7 @@ def test_part_that_differs_from_the_manifest_raises_with_its_name(drawn: Any, tm
 
 
 def test_other_packs_and_missing_addresses_raise(drawn: Any, bucket: dict[str, Any]) -> None:
-    given: dict[str, Any] = {"index": scan(drawn.shards), "storage_options": bucket}
+    given: dict[str, Any] = {"source": scan(drawn.shards), "storage_options": bucket}
     Job(out="s3://packs/one", packing=PACKING, **given).run()
     with pytest.raises(ValueError, match=r"'s3://packs/one' holds other packs: packing.seq_len is 128 here and 64"):
         Job(out="s3://packs/one", packing=PACKING.replace(seq_len=128), **given)

@@ -60,7 +60,7 @@ def samples(shards: list[Path] | list[str]) -> dict[str, dict[str, bytes]]:
 @pytest.mark.parametrize("num_streams", [1, 2])
 def test_image_store_unpacks_every_member_byte_for_byte(num_streams: int, drawn: Any, tmp_path: Path) -> None:
     job = Job(
-        index=scan(drawn.shards),
+        source=scan(drawn.shards),
         out=str(tmp_path / "packs"),
         packing=PACKING,
         shuffle=True,
@@ -85,7 +85,7 @@ def test_patch_store_unpacks_pixels_labels_and_extras(sizes: bool, drawn: Any, t
     packing = PACKING.replace(patch_size=PatchSizes((4, 8)) if sizes else 8, token_drop=ConstantDrop(0.25))
     given: dict[str, Any] = {"epochs": 2, "block": 4} if sizes else {"num_streams": 2}
     Job(
-        index=scan(drawn.shards),
+        source=scan(drawn.shards),
         out=str(tmp_path / "packs"),
         packing=packing,
         store="patches",
@@ -107,7 +107,7 @@ def test_patch_store_unpacks_pixels_labels_and_extras(sizes: bool, drawn: Any, t
 
 
 def test_rerun_writes_missing_shards_with_the_same_bytes(drawn: Any, tmp_path: Path) -> None:
-    Job(index=scan(drawn.shards), out=str(tmp_path / "packs"), packing=PACKING).run()
+    Job(source=scan(drawn.shards), out=str(tmp_path / "packs"), packing=PACKING).run()
     out = tmp_path / "shards"
     unpack(tmp_path / "packs", out, images_per_shard=20)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -123,7 +123,7 @@ def test_repeated_key_starts_a_new_shard(write_tar: Any, encode_image: Any, draw
     for s in range(2):
         members = [(f"{i}.png", encode_image(draw_image(20, 20, seed=10 * s + i), "PNG")) for i in range(3)]
         shards.append(write_tar(tmp_path / f"{s}.tar", members))
-    Job(index=scan(shards), out=str(tmp_path / "packs"), packing=PACKING).run()
+    Job(source=scan(shards), out=str(tmp_path / "packs"), packing=PACKING).run()
     unpack(tmp_path / "packs", tmp_path / "shards")
     unpacked = sorted((tmp_path / "shards").glob("*.tar"))
     assert [samples([shard]) for shard in unpacked] == [samples([shard]) for shard in shards]
@@ -131,7 +131,7 @@ def test_repeated_key_starts_a_new_shard(write_tar: Any, encode_image: Any, draw
 
 def test_folders_that_hold_something_else_are_refused(drawn: Any, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 1)):
-        Job(index=scan(drawn.shards), out=str(tmp_path / name), packing=PACKING, seed=seed).run()
+        Job(source=scan(drawn.shards), out=str(tmp_path / name), packing=PACKING, seed=seed).run()
     out = tmp_path / "shards"
     unpack(tmp_path / "a", out)
     with pytest.raises(ValueError, match="holds shards unpacked from other packs; name an empty folder"):
@@ -147,7 +147,7 @@ def test_folders_that_hold_something_else_are_refused(drawn: Any, tmp_path: Path
 def test_shard_ends_once_it_holds_too_many_bytes_for_memory(
     drawn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Job(index=scan(drawn.shards), out=str(tmp_path / "packs"), packing=PACKING).run()
+    Job(source=scan(drawn.shards), out=str(tmp_path / "packs"), packing=PACKING).run()
     monkeypatch.setattr(unpack_module, "_SHARD_BYTES", 5000)
     assert unpack(tmp_path / "packs", tmp_path / "shards") == 60
     found = [samples([shard]) for shard in sorted((tmp_path / "shards").glob("*.tar"))]
@@ -171,7 +171,7 @@ def test_keys_that_cannot_be_names_of_files_survive_packing_and_unpacking(
     index = scan(tmp_path / "a.parquet")
     assert list(index.keys) == ODD_KEYS
     out = str(tmp_path / "packs")
-    Job(index=index, out=out, packing=PACKING, store=store, label="image/class", extras=["x__"]).run()
+    Job(source=index, out=out, packing=PACKING, store=store, label="image/class", extras=["x__"]).run()
     assert unpack(out, tmp_path / "shards") == len(ODD_KEYS)
     shards = [str(shard) for shard in (tmp_path / "shards").glob("*.tar")]
     assert len(shards) == 1
@@ -196,7 +196,7 @@ def test_members_that_differ_in_case_are_unpacked_each(tmp_path: Path, encode_im
         "a_b": ["u"],
     }
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    Job(index=scan(tmp_path / "a.parquet"), out=str(tmp_path / "packs"), packing=PACKING).run()
+    Job(source=scan(tmp_path / "a.parquet"), out=str(tmp_path / "packs"), packing=PACKING).run()
     unpack(tmp_path / "packs", tmp_path / "shards")
     index = scan(str(tmp_path / "shards" / "*.tar"), image="image")
     assert set(index.members) == {"image", "label", "Label", "a/b", "a_b"}

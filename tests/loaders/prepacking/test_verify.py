@@ -17,7 +17,7 @@ PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 @pytest.fixture(params=["images", "patches"])
 def packed(request: pytest.FixtureRequest, drawn: Any, tmp_path: Path) -> Path:
     index = scan(drawn.shards)
-    Job(index=index, out=str(tmp_path / "out"), packing=PACKING, store=request.param, part_packs=4).run()
+    Job(source=index, out=str(tmp_path / "out"), packing=PACKING, store=request.param, part_packs=4).run()
     return tmp_path / "out"
 
 

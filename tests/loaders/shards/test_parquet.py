@@ -187,7 +187,7 @@ def test_extras_that_differ_in_case_survive_packing(tmp_path: Path) -> None:
     for store in ("images", "patches"):
         out = str(tmp_path / store)
         index = scan(path)
-        Job(index=index, out=out, packing=PACKING, store=store, extras=["Label"]).run()
+        Job(source=index, out=out, packing=PACKING, store=store, extras=["Label"]).run()
         loader = PackedImageLoader(out, batch_size=1, extras=["Label"])
         assert next(iter(loader)).extras == {"Label": [["x", "y"]]}
 

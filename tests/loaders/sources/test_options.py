@@ -36,7 +36,7 @@ MakeDrawn = Callable[..., Any]
         ({"extras": "txt"}, r"extras is 'txt'; give a list of extensions: \['txt'\]"),
         (
             {"extras": ["caption"]},
-            "extras asks for 'caption', which no sample has; their members are cls, jpg, png, txt",
+            "extras asks for 'caption', which no sample has; their members are .cls, .jpg, .png, .txt",
         ),
         ({"label": "class"}, "label 'class' is absent from all 60 samples; their members are .cls, .jpg, .png, .txt"),
         ({"label": "json:class"}, "label 'json:class' is absent from all 60 samples"),

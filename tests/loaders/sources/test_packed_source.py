@@ -31,7 +31,7 @@ MakeDrawn = Callable[..., Any]
 def test_shuffled_packs_change_each_epoch_and_hold_each_image_once(
     store: Any, drawn: Any, index: Index, tmp_path: Path
 ) -> None:
-    Job(index=index, out=str(tmp_path / "out"), packing=PACKING, store=store, part_packs=2, num_streams=2).run()
+    Job(source=index, out=str(tmp_path / "out"), packing=PACKING, store=store, part_packs=2, num_streams=2).run()
     loader = PackedImageLoader(tmp_path / "out", batch_size=2, shuffle=True, shuffle_window=3)
     epochs = [keys_of(loader) for _ in range(3)]
     assert all(sorted(keys) == sorted(drawn.keys) for keys in epochs)
@@ -48,7 +48,7 @@ def test_shuffled_packs_change_each_epoch_and_hold_each_image_once(
 def test_shuffled_blocks_keep_one_patch_size(num_streams: int, drawn: Any, index: Index, tmp_path: Path) -> None:
     packing = CHANGING["sizes"].replace(seq_len=24)
     Job(
-        index=index,
+        source=index,
         out=str(tmp_path / "out"),
         packing=packing,
         epochs=2,
@@ -71,7 +71,7 @@ def test_shuffled_blocks_keep_one_patch_size(num_streams: int, drawn: Any, index
 def test_every_state_resumes_with_exactly_the_remaining_batches(
     store: Any, shuffle: bool, index: Index, tmp_path: Path, contents: Contents
 ) -> None:
-    Job(index=index, out=str(tmp_path / "out"), packing=PACKING, store=store, part_packs=3, shuffle=True).run()
+    Job(source=index, out=str(tmp_path / "out"), packing=PACKING, store=store, part_packs=3, shuffle=True).run()
 
     def make() -> PackedImageLoader:
         return PackedImageLoader(tmp_path / "out", batch_size=2, shuffle=shuffle, shuffle_window=2, num_threads=1)
@@ -91,7 +91,7 @@ def test_every_state_resumes_with_exactly_the_remaining_batches(
 def test_state_resumes_on_other_ranks_without_repeats_or_losses(
     store: Any, drawn: Any, index: Index, tmp_path: Path
 ) -> None:
-    Job(index=index, out=str(tmp_path / "out"), packing=PACKING, store=store, part_packs=3).run()
+    Job(source=index, out=str(tmp_path / "out"), packing=PACKING, store=store, part_packs=3).run()
 
     def make(rank: int, world_size: int) -> PackedImageLoader:
         return PackedImageLoader(
@@ -116,7 +116,7 @@ def test_state_resumes_on_other_ranks_without_repeats_or_losses(
 def test_state_of_another_draw_seed_or_other_packs_is_refused(index: Index, tmp_path: Path) -> None:
     packing = PACKING.replace(token_drop=ConstantDrop(0.5))
     for name, seed in (("a", 0), ("b", 1)):
-        Job(index=index, out=str(tmp_path / name), packing=packing, shuffle=True, seed=seed).run()
+        Job(source=index, out=str(tmp_path / name), packing=packing, shuffle=True, seed=seed).run()
     state = PackedImageLoader(tmp_path / "a", batch_size=1).state_dict()
     PackedImageLoader(tmp_path / "a", batch_size=1).load_state_dict(state)
     for source, options, what in (
@@ -132,7 +132,7 @@ def test_state_of_another_draw_seed_or_other_packs_is_refused(index: Index, tmp_
 def test_worker_processes_yield_the_batches_of_the_loader(
     store: Any, index: Index, tmp_path: Path, contents: Contents
 ) -> None:
-    Job(index=index, out=str(tmp_path / "out"), packing=PACKING, store=store, part_packs=3).run()
+    Job(source=index, out=str(tmp_path / "out"), packing=PACKING, store=store, part_packs=3).run()
     loader = PackedImageLoader(tmp_path / "out", batch_size=2, num_threads=1)
     expected = list(map(contents, loader))
     loader.set_epoch(0)
@@ -149,7 +149,7 @@ def test_worker_processes_yield_the_batches_of_the_loader(
 def test_writing_to_mapped_patches_changes_neither_the_file_nor_the_next_epoch(
     index: Index, tmp_path: Path, contents: Contents
 ) -> None:
-    Job(index=index, out=str(tmp_path / "out"), packing=PACKING, store="patches").run()
+    Job(source=index, out=str(tmp_path / "out"), packing=PACKING, store="patches").run()
     before = written(tmp_path / "out")
     loader = PackedImageLoader(tmp_path / "out", batch_size=2)
     first = list(loader)
@@ -170,7 +170,7 @@ def test_photographs_equal_those_of_their_shards(clothing: str, tmp_path: Path, 
     index = scan(clothing + "/train-{000008..000009}.tar")
     packing = Packing(seq_len=4096, resolution=Native(max_tokens=900))
     for store in ("images", "patches"):
-        Job(index=index, out=str(tmp_path / store), packing=packing, store=store, shuffle=True, label="cls").run()
+        Job(source=index, out=str(tmp_path / store), packing=packing, store=store, shuffle=True, label="cls").run()
         ours = PackedImageLoader(tmp_path / store, batch_size=4)
         theirs = PackedImageLoader(index, packing, batch_size=4, shuffle=True, label="cls")
         for a, b in zip(ours, theirs, strict=True):
@@ -180,7 +180,7 @@ def test_photographs_equal_those_of_their_shards(clothing: str, tmp_path: Path, 
 @pytest.mark.parametrize("store", ["images", "patches"])
 def test_options_that_the_packs_have_decided_are_refused(store: Any, index: Index, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    Job(index=index, out=str(out), packing=PACKING, store=store, label="cls", num_streams=2).run()
+    Job(source=index, out=str(out), packing=PACKING, store=store, label="cls", num_streams=2).run()
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"packing": PACKING.replace(seq_len=128)}, r"packing.seq_len is 128, and the packs .* were written with 64"),
         ({"where": lambda index: index.width > 3}, r"where= cannot be given"),
@@ -215,7 +215,7 @@ def test_packs_of_another_schema_are_refused(packed: Path, index: Index) -> None
     ):
         PackedImageLoader(packed, batch_size=1)
     with pytest.raises(ValueError, match=r"has schema 99, this version reads 2"):
-        Job(index=index, out=str(packed), packing=PACKING, part_packs=3, label="cls")
+        Job(source=index, out=str(packed), packing=PACKING, part_packs=3, label="cls")
 
 
 def test_unfinished_or_damaged_packs_are_refused(packed: Path) -> None:

@@ -89,7 +89,7 @@ def test_another_kind_of_source_is_one_class(
 
 @pytest.mark.parametrize("store", ["images", "patches"])
 def test_rows_of_a_packed_folder_have_the_ids_of_the_shards_rows(store: Any, index: Index, tmp_path: Path) -> None:
-    Job(index=index, out=str(tmp_path / "packed"), packing=PACKING, store=store, part_packs=1).run()
+    Job(source=index, out=str(tmp_path / "packed"), packing=PACKING, store=store, part_packs=1).run()
     stored = PackedImageLoader(tmp_path / "packed", batch_size=2).index
     rows = np.arange(len(index))
     assert len(stored.shards) > 2 * len(index.shards)
