@@ -71,6 +71,11 @@ def load_model(checkpoint: Path, device: str, fields: Mapping[str, Any]) -> NaVi
     return open_model(checkpoint, fields).to(found)
 
 
+def unit_of(model: NaViT) -> str:
+    """What a model has one output for: an image, or a sample of several."""
+    return str(getattr(model.config, "scope", "image"))
+
+
 def evaluation_loader(
     context: typer.Context,
     checkpoint: Path,

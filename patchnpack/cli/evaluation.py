@@ -31,6 +31,7 @@ from patchnpack.cli.checkpoint import (
     excluded,
     fields_of_run,
     load_model,
+    unit_of,
 )
 from patchnpack.cli.options import takes_evaluation, takes_model_fields
 from patchnpack.cli.parsers import parse_patch_size, parse_resolution, parse_storage_options
@@ -89,8 +90,8 @@ def evaluate_checkpoint(
     )
     table = predict(network, loader, precision=precision)
     write_table(out, table)
-    show_scores(table, loader, metrics)
-    typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {excluded(loader)}")
+    show_scores(table, loader, metrics, unit_of(network))
+    typer.echo(f"wrote {out}: {counted(len(table), unit_of(network))}, {excluded(loader)}")
 
 
 @takes_evaluation
@@ -134,7 +135,7 @@ def write_features(
     )
     table = features(network, loader, precision=precision, labels=bool(label))
     write_table(out, table)
-    typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {excluded(loader)}")
+    typer.echo(f"wrote {out}: {counted(len(table), unit_of(network))}, {excluded(loader)}")
 
 
 @takes_evaluation
@@ -217,13 +218,16 @@ def sweep_checkpoint(
     typer.echo(f"wrote {out}" + (f" and {plot}" if plot else ""))
 
 
-def show_scores(table: pa.Table, loader: PackedImageLoader, metrics: Path | None = None) -> Scores | None:
+def show_scores(
+    table: pa.Table, loader: PackedImageLoader, metrics: Path | None = None, unit: str = "image"
+) -> Scores | None:
     """Print the scores of predictions with labels, and write them to a file of JSON.
 
     Args:
         table: what `predict` returns.
         loader: knows the names of the classes.
         metrics: the file, or None.
+        unit: what a row of the table is, as `unit_of` says.
     """
     import dataclasses
     import json
@@ -239,7 +243,7 @@ def show_scores(table: pa.Table, loader: PackedImageLoader, metrics: Path | None
         if metrics is not None:
             raise ValueError(f"metrics is {str(metrics)!r}, but no image has a label; give label, or leave it out")
         return None
-    on = f"on {counted(len(labelled), 'labelled image')}"
+    on = f"on {counted(len(labelled), f'labelled {unit}')}"
     labels = labelled["label"].to_pylist()
     if isinstance(labels[0], list):  # targets
         predicted = labelled["prediction"].to_pylist()

@@ -21,7 +21,15 @@ from patchnpack.cli.arguments import (
     TablePath,
     open_all,
 )
-from patchnpack.cli.checkpoint import CheckpointFile, Device, Precision, evaluation_loader, excluded, load_model
+from patchnpack.cli.checkpoint import (
+    CheckpointFile,
+    Device,
+    Precision,
+    evaluation_loader,
+    excluded,
+    load_model,
+    unit_of,
+)
 from patchnpack.cli.evaluation import show_scores
 from patchnpack.cli.options import takes_evaluation, takes_model_fields, whole_flag
 from patchnpack.cli.training import ClassWeights, write_run
@@ -97,9 +105,9 @@ def probe(
         write_classes(out, loader.classes)
     save_checkpoint(out / "checkpoint.pt", fitted.cpu())
     write_run(context, out)
-    typer.echo(f"fitted on {counted(len(labels), 'labelled image')}, {excluded(loader)}; l2 {strength:g}")
+    typer.echo(f"fitted on {counted(len(labels), f'labelled {unit_of(network)}')}, {excluded(loader)}; l2 {strength:g}")
     if held_out is not None:
-        show_scores(predict(fitted, held_out, precision=precision), held_out, metrics)
+        show_scores(predict(fitted, held_out, precision=precision), held_out, metrics, unit_of(network))
     typer.echo(f"wrote {out / 'checkpoint.pt'}")
 
 
