@@ -139,8 +139,6 @@ def train(
     from patchnpack.training import train_on_shards
 
     fields = given_fields(context, model)
-    if "scope" in fields:  # a model takes that of its packs
-        packing = packing.replace(scope=fields.pop("scope"))
     with _process_group(training.device) as first:
         transform = parse_augment(augment)
         source, *held_out = open_all(

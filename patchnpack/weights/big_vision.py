@@ -17,7 +17,6 @@ from patchnpack.weights.state_dicts import (
     Weights,
     build,
     check_fit,
-    check_single_images,
     depth_of,
     has,
     mlp_ratio,
@@ -165,7 +164,6 @@ def to_big_vision(model: NaViT, kind: Literal["vit", "naflex"] = "vit") -> dict[
     if kind not in ("vit", "naflex"):
         raise ValueError(f"kind is {kind!r}; choose 'vit' or 'naflex'")
     config = model.config
-    check_single_images(config, "big_vision")
     wanted: dict[str, tuple[Any, ...]] = {
         "position": ("grid",),
         "pooling": ("attention", "mean", "cls") if kind == "vit" else ("attention", "mean", "max"),

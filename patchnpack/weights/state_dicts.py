@@ -217,13 +217,6 @@ def with_biases(model: NaViT) -> Weights:
     return weights
 
 
-def check_single_images(config: NaViTConfig, library: str) -> None:
-    """Raise ValueError if a model attends or embeds positions beyond one image, as those of the library do not."""
-    for name, plain in (("scope", "image"), ("time", "none")):
-        if (value := getattr(config, name, plain)) != plain:
-            raise ValueError(f"{name} is {value!r}, which models of {library} do not have; it must be {plain!r}")
-
-
 def outline(config: NaViTConfig) -> Weights:
     """The state dict that `with_biases` returns for a model of `config`, on the meta device."""
     with torch.device("meta"):

@@ -16,7 +16,6 @@ from patchnpack.weights.state_dicts import (
     Weights,
     build,
     check_fit,
-    check_single_images,
     depth_of,
     has,
     mlp_ratio,
@@ -194,7 +193,6 @@ def to_timm(model: NaViT, kind: Kind = "vit", *, like: Source | None = None) -> 
     ['embeds.proj.bias', 'embeds.proj.weight']
     """
     config = model.config
-    check_single_images(config, "timm")
     if like is None:
         if kind not in ("vit", "naflexvit"):
             raise ValueError(f"kind is {kind!r}; choose 'vit' or 'naflexvit'")

@@ -18,7 +18,7 @@ from patchnpack.trainer import load_checkpoint
 from tests.patchnpack.cli.test_training import SMALL, ran
 
 Shards = Callable[..., str]
-OF_FLAGS = ("num_classes", "patch_size", "channels")
+OF_FLAGS = ("num_classes", "patch_size", "channels", "scope")
 app = typer.Typer()
 
 
