@@ -62,7 +62,7 @@ test-frameworks: setup
 # pillow-simd built without libwebp leaves its WebP tests out; Pillow, in a folder of its own, runs them.
 test-webp: setup
 	@[ -d $(VENV)/pillow ] || $(PY) -m pip install --quiet --no-deps --target $(VENV)/pillow 'pillow>=12.1,<14'
-	PYTHONPATH=$(VENV)/pillow $(PY) -m pytest $(addprefix tests/loaders/imaging/test_,decode.py header.py damaged.py exif.py)
+	PYTHONPATH=$(VENV)/pillow $(PY) -m pytest $(addprefix tests/loaders/imaging/test_,decode.py header.py damaged.py exif.py pages.py)
 
 lint: setup links ## check format, lint and which room may import which
 	$(PY) -m ruff format --check .

@@ -16,6 +16,7 @@ from patchnpack.loaders.dataset import PackedDataset, WorkerDatasets
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.imaging.user_decode import Decode
+from patchnpack.loaders.index.sample_rule import Sample
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.labels.label_rule import Classes, Label
 from patchnpack.loaders.order.extremes import Extreme, label_range, largest_grids
@@ -37,9 +38,8 @@ from patchnpack.packer.text import counted
 class PackedImageLoader:
     """Loads batches of packed images, at native resolution, from shards, a data set, a packed folder or a mixture.
 
-    Sizes come from headers, so the whole order is planned from integers; threads decode each image once, straight into
-    its batch. The sequence of batches is a function of the source, `packing`, `seed` and the epoch: it is identical for
-    any number of threads and any `prefetch`.
+    Sizes come from headers, so the order is planned from integers; threads decode each image once, into its batch. The
+    batches are a function of the source, `packing`, `seed` and the epoch, for any number of threads and `prefetch`.
 
     Args:
         source: a folder of images; a table of paths (CSV, TSV, JSONL or, with `path`, parquet); shards by brace range,
@@ -54,25 +54,27 @@ class PackedImageLoader:
         repeat: whether `iter` continues with the next epoch without end; such a loader has no length.
         image: extensions of image files, separated by ";". Of a data set, the column or member that holds the images;
             by default, the only one.
+        sample: which images belong together and share a pack, in order; None is each alone. "members": the images among
+            the members of a sample or in a list, and the pages or frames of a file. "key:REGEX": neighbouring rows
+            whose keys agree in the group, as in "key:(.+)_[0-9]+"; or a function from key to name of the sample.
         label: None, "cls" (or any member with a text), "json:FIELD", or a callable from a sample's members (extension
-            to bytes) to an int or an array. In a folder of images, "folder" is the first folder of each path; in a
-            table, a column is a member. Of a data set, a column or member, or a callable from a dict of them; pairs and
-            torchvision's data sets need none. Of a `Mixture`, also a dict with the label of each source, by its name.
+            to bytes) to an int or an array. In a folder, "folder" is the first folder of each path; in a table, a
+            column is a member. Of a data set, a member, or a callable from a dict of them; pairs and torchvision's data
+            sets need none. Of a `Mixture`, also a dict with the label of each source.
         classes: names of classes as a list, a file with one name per line, or a mapping to indices; without them,
-            labels are whole numbers, and the names of folders and in tables get the numbers of their sorted order.
+            labels are whole numbers, and names of folders and in tables get the numbers of their sorted order.
         extras: extensions of members to return in `batch.extras`: txt as str, json as object, others as bytes; None
             where a sample has none. An undecodable member marks its image as bad.
         decode: called as `decode(data)` with the encoded bytes of an image. Returns uint8 (H, W, C) with the height and
             width that the file states (before EXIF orientation, which the loader applies; TIFF, HEIC and JPEG XL
             upright) and the channels of `image_mode`, or None to leave the image to the loader. It makes 16-bit, float
-            and multispectral images usable. `BadImage` from it marks the image as bad; other errors are raised.
+            and multispectral images usable. `BadImage` marks the image as bad; other errors are raised.
         pages: what becomes of a file with several pages or frames, such as a TIFF or an animated GIF: "first" uses the
             first one and counts the file in `stats()["multi_page"]`; "error" makes it a bad image.
         transform: called as `transform(image, rng)` with a uint8 (H, W, C) array and a Generator keyed by (seed, epoch,
             row); returns an array of the same shape and type. Runs in the decoding threads.
-        where: maps an `Index` to a bool array, the rows to use; the others are counted as skipped.
-        index: an index file of the shards, its address, or an `Index`. None looks beside the shards, then in the cache,
-            and scans what it does not find.
+        where: maps an `Index` to a bool array, the rows to use; others are skipped, with all rows of their samples.
+        index: an `Index`, or the file or address of one. None looks beside the shards and in the cache, then scans.
         path: the column of paths in a table; None is the only one with a usual name, such as "path" or "file_name".
         root: the folder from which the paths in a table count; None is the table's own.
         sizes: of a data set, whole numbers (n, 2): width and height in pixels, after EXIF orientation, of each of its n
@@ -83,8 +85,7 @@ class PackedImageLoader:
             the key of its cached sizes. None is the data set's own; sizes of a data set without one are not cached.
         storage_options: options for remote shards, as fsspec or obstore name them; `retry`, a dict of attempts,
             deadline_s, stall_s, pause_s and max_pause_s, sets how long to retry.
-        cache_dir: cache of indexes, remote shards and the images of parquet files; None is $PATCHNPACK_CACHE, or
-            ~/.cache/patchnpack.
+        cache_dir: of indexes, remote shards, images of parquet files; None is $PATCHNPACK_CACHE or ~/.cache/patchnpack.
         cache_limit: maximum bytes of cached shards; beyond, those used longest ago are deleted.
         even: "pad" fills the last step with empty packs; "drop" leaves its packs out and counts their images.
         shuffle_window: shards inside which rows are shuffled.
@@ -92,15 +93,13 @@ class PackedImageLoader:
         block: packs over which the streams take turns, all of one patch size; a multiple of S. None is the packs of one
             step over all ranks.
         num_threads: decoding threads; None is this rank's share of the CPUs.
-        prefetch: batches prepared ahead of the one in use, at least 1; more are prepared if these hold fewer than two
-            images per thread.
+        prefetch: batches prepared ahead of the one in use, at least 1; more if these hold under two images per thread.
         errors: what to do about bad images; None is `ErrorPolicy()`.
         rank, world_size: None asks `torch.distributed`, then the environment, when iteration starts.
 
     Raises:
         FileNotFoundError: a shard does not exist.
-        ValueError: the source has no images, no sample has the label, `packing` refuses an image, or an option is
-            out of range or contradicts the packed folder.
+        ValueError: the source has no image or no label, `packing` refuses an image, or an option is invalid.
 
     `for batch in loader` is one epoch; the next loop is the next epoch.
     """
@@ -115,6 +114,7 @@ class PackedImageLoader:
         seed: int = 0,
         repeat: bool = False,
         image: str = IMAGE,
+        sample: Sample = None,
         label: Label | Mapping[str, Label] = None,
         classes: Classes = None,
         extras: Sequence[str] = (),
@@ -148,6 +148,7 @@ class PackedImageLoader:
             seed=seed,
             repeat=repeat,
             image=image,
+            sample=sample,
             label=label,
             classes=classes,
             extras=extras,
@@ -198,7 +199,7 @@ class PackedImageLoader:
         given, rows, cursor = self._options, self.source.rows, self._cursor or self._next
         bad, filtered = len(rows.bad), int(rows.filtered.sum())
         unused = f"; {bad:,} bad, {filtered:,} left out by where" if bad or filtered else ""
-        order = f"shuffled with seed {given.seed}" if given.shuffle else f"in order, seed {given.seed}"
+        order = f"{'shuffled with' if given.shuffle else 'in order,'} seed {given.seed}"
         label = getattr(given.label, "__name__", given.label)
         return (
             f"PackedImageLoader of {counted(int(rows.mask.sum()), 'image')} in {self.source.name}{unused}\n"
@@ -261,8 +262,7 @@ class PackedImageLoader:
         cursor = self._cursor if after is None else Cursor(after.epoch, after.position)
         if cursor is None:
             raise ValueError(
-                "batches of as_dataset() may come from other processes; name the last batch that was used: "
-                "state_dict(after=batch)"
+                "as_dataset() uses other processes; name the last batch that was used: state_dict(after=batch)"
             )
         return self.state_at(cursor)
 
@@ -307,8 +307,8 @@ class PackedImageLoader:
         no image, and so no row; the same in every epoch), cache_hits and cache_misses (of shards opened in the cache),
         wait_s (seconds that the training loop waited), images_per_s, tokens_per_s.
 
-        The totals include worker processes of `as_dataset`, except `bad`, `bad_by_stage`, `sources` and wait_s, which
-        stay in the workers. The logger "patchnpack" reports the totals every minute, at level INFO.
+        The totals include worker processes of `as_dataset`, except `bad`, `bad_by_stage`, `sources` and wait_s. The
+        logger "patchnpack" reports the totals every minute, at level INFO.
         """
         (rank, world_size), total = self.rank(), int(self.index.without_image.sum())
         self._stats.without_image = len(range(rank, total, world_size))  # no rank reads them, so each counts a share

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
 from patchnpack.loaders.datasets.adapter import Adapter, Picture
 from patchnpack.loaders.datasets.hugging_face import HuggingFaceAdapter, is_hugging_face
+from patchnpack.loaders.datasets.lists import ListAdapter
 from patchnpack.loaders.datasets.objects import FolderAdapter, ObjectAdapter, is_folder
 from patchnpack.loaders.index.table import Texts
 
@@ -29,6 +30,7 @@ class Items:
         row: int64 (n,), its row there.
         number: int32 (n,), its place among the images of the row.
         keys: the number of its row in the data set as it was given; "ROW/NUMBER" where rows hold lists of images.
+        empty: rows without an image, because their lists are empty.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Items:
     row: np.ndarray
     number: np.ndarray
     keys: Texts[str]
+    empty: int = 0
 
     def __len__(self) -> int:
         return len(self.row)
@@ -50,19 +53,32 @@ class Items:
             error.add_note(f"raised for {self.describe(i)}")
             raise
 
+    @property
+    def starts(self) -> np.ndarray:
+        """The first image of each row that has one, and n: int64 (m + 1,)."""
+        return np.append(np.flatnonzero(self.number == 0), len(self)).astype(np.int64)
+
+    def take(self, which: np.ndarray) -> Items:
+        """The images at `which`, int64 (m,)."""
+        columns = {"adapter": self.adapter, "row": self.row, "number": self.number}
+        taken: dict[str, Any] = {name: column[which] for name, column in columns.items()}
+        return replace(self, **taken, keys=self.keys.take(which))
+
     def describe(self, i: int) -> str:
         """Return what errors call image i."""
         return f"the image with key {self.keys[i]!r} of {self.name}"
 
 
-def items_of(given: Any, image: str, *, thread_safe: bool | None, named: bool) -> Items:
+def items_of(given: Any, image: str, *, thread_safe: bool | None, named: bool, lists: bool = False) -> Items:
     """Return the images of a data set.
 
     Args:
         given: the data set.
         image: the column or member that holds images; "" finds the only one.
         thread_safe: whether threads may call `__getitem__` at the same time; None is no, for objects that are not
-        known. named: whether Hugging Face's classes are given by their names.
+            known.
+        named: whether Hugging Face's classes are given by their names.
+        lists: whether items of any object may hold lists of images; reading all items counts them.
 
     Raises:
         ValueError: `given` is no map-style data set, is empty, or its images cannot be told from its other members.
@@ -74,7 +90,7 @@ def items_of(given: Any, image: str, *, thread_safe: bool | None, named: bool) -
 
     def number_of(dataset: Any) -> int:
         if id(dataset) not in adapters:
-            adapters[id(dataset)] = _adapter(dataset, image, thread_safe=thread_safe, named=named)
+            adapters[id(dataset)] = _adapter(dataset, image, thread_safe=thread_safe, named=named, lists=lists)
         return list(adapters).index(id(dataset))
 
     adapter, row = _resolve(given, np.arange(len(given)), number_of)
@@ -93,6 +109,7 @@ def items_of(given: Any, image: str, *, thread_safe: bool | None, named: bool) -
         row=row[outer],
         number=number.astype(np.int32),
         keys=Texts.of(map("{}/{}".format, outer.tolist(), number.tolist()) if has_lists else map(str, outer.tolist())),
+        empty=int((times == 0).sum()),
     )
 
 
@@ -120,13 +137,13 @@ def _resolve(given: Any, rows: np.ndarray, number_of: Callable[[Any], int]) -> t
     return np.full(len(rows), number_of(given)), rows
 
 
-def _adapter(dataset: Any, image: str, *, thread_safe: bool | None, named: bool) -> Adapter:
+def _adapter(dataset: Any, image: str, *, thread_safe: bool | None, named: bool, lists: bool) -> Adapter:
     transformed = is_hugging_face(dataset, "Dataset") and (dataset.format or {}).get("type") == "custom"
     if is_hugging_face(dataset, "Dataset") and not transformed:
         return HuggingFaceAdapter(dataset, image, named=named)
     if is_folder(dataset):
         return FolderAdapter(dataset)
-    return ObjectAdapter(dataset, image, thread_safe=bool(thread_safe))
+    return (ListAdapter if lists else ObjectAdapter)(dataset, image, thread_safe=bool(thread_safe))
 
 
 def is_iterable_only(given: Any) -> bool:

@@ -11,6 +11,7 @@ import xxhash
 
 from patchnpack.loaders.datasets.items import Items
 from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.labels.label_rule import Classes, Label, LabelRule
 from patchnpack.loaders.labels.labels import KnownLabels
 
@@ -58,6 +59,28 @@ class ItemLabels(KnownLabels):
     def known(self, rows: np.ndarray) -> np.ndarray:
         """Return the labels of rows, int64 (m,); where `is_read`, none: items bring theirs."""
         return np.full(len(rows), self.absent) if self._numbers is None else self._numbers[rows]
+
+    def join(self, samples: SampleTable) -> None:
+        """Give all images of a sample of several rows its label: that of its first row with one.
+
+        Labels that only reading the items shows stay those of the items.
+
+        Raises:
+            ValueError: the rows of a sample have several labels.
+        """
+        if self._numbers is None:
+            return
+        labels, sample = self._numbers, samples.sample_of(np.arange(len(self._numbers)))
+        given = np.flatnonzero(labels != self.absent)
+        joined = np.full(len(samples), self.absent)
+        joined[sample[given[::-1]]] = labels[given[::-1]]
+        wrong = given[labels[given] != joined[sample[given]]]
+        if len(wrong):
+            raise ValueError(
+                f"{self._items.describe(int(wrong[0]))} has label {labels[wrong[0]]}, and its sample has label "
+                f"{joined[sample[wrong[0]]]}; a sample has one label: give all its images the same, or leave label= out"
+            )
+        self._numbers = joined[sample]
 
     def digest(self) -> int:
         """Return a digest of the labels that are known without reading the items, uint64."""

@@ -116,8 +116,8 @@ class ObjectAdapter:
         self.members: Sequence[str] = (IMAGE,)
         item = self._first()
         if isinstance(item, Mapping):
-            self.members, self.image = [str(name) for name in item], _image_member(item, image, self.name)
-        elif _is_pair(item):
+            self.members, self.image = [str(name) for name in item], self._image_member(item, image)
+        elif self._is_pair(item):
             self.members, self.default_label = (IMAGE, LABEL), LABEL
         _adapters.add(self)
 
@@ -142,22 +142,26 @@ class ObjectAdapter:
     def read(self, row: int, number: int) -> tuple[Picture, Mapping[str, Any]]:
         """Return the image of an item, and its members."""
         members = self.members_of(row)
+        return self.picture(row, members), members
+
+    def picture(self, row: int, members: Mapping[str, Any]) -> Picture:
+        """Return the image among the members of an item."""
         name = self.image or IMAGE
         if name not in members:
             raise ValueError(
                 f"row {row} of {self.name} has no member {name!r}, as the first row has; its members are "
                 f"{', '.join(map(str, members))}: give each item the same members"
             )
-        return as_picture(members[name], f"row {row} of {self.name}"), members
+        return as_picture(members[name], f"row {row} of {self.name}")
 
     def members_of(self, row: int) -> Mapping[str, Any]:
         """Return an item as a dict: of a pair, "image" and "label"."""
         item = self._item(row)
         if isinstance(item, Mapping):
             return item
-        if _is_pair(item):
+        if self._is_pair(item):
             return {IMAGE: item[0], LABEL: item[1]}
-        if isinstance(item, tuple | list):
+        if isinstance(item, tuple | list) and not self._is_images(item):
             raise ValueError(
                 f"row {row} of {self.name} is a {type(item).__name__} of {len(item)}; an item must be a pair (image, "
                 "label), a dict of members, or an image: return a dict for more than a label"
@@ -175,6 +179,38 @@ class ObjectAdapter:
     def fingerprint(self) -> str | None:
         """An object has none."""
         return None
+
+    @staticmethod
+    def holds_image(value: Any) -> bool:
+        """Return whether a member of an item is what `read` can return."""
+        return is_picture(value)
+
+    @staticmethod
+    def _is_pair(item: Any) -> bool:
+        return isinstance(item, tuple | list) and len(item) == 2
+
+    @staticmethod
+    def _is_images(item: Any) -> bool:
+        """Return whether an item itself is a list of images."""
+        return False
+
+    def _image_member(self, item: Mapping[str, Any], image: str) -> str:
+        listed = ", ".join(f"{member} ({type(value).__name__})" for member, value in item.items())
+        if image:
+            if image not in item:
+                raise ValueError(
+                    f"image is {image!r}, which is no member of the items of {self.name}; their members are {listed}"
+                )
+            return image
+        found = [member for member, value in item.items() if self.holds_image(value)]
+        if len(found) == 1:
+            return found[0]
+        if IMAGE in (found or item):
+            return IMAGE
+        raise ValueError(
+            f"the items of {self.name} hold {len(found) or 'no'} images ({', '.join(found) or 'by their type'}); their "
+            f"members are {listed}: name the one to use with image="
+        )
 
     def _first(self) -> Any:
         """Return the first item that is not damaged, None if there is none among the first ones."""
@@ -211,10 +247,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-def _is_pair(item: Any) -> bool:
-    return isinstance(item, tuple | list) and len(item) == 2
-
-
 def _name_of(dataset: Any) -> str:
     return f"the {type(dataset).__name__}" if isinstance(dataset, list | tuple | np.ndarray) else type(dataset).__name__
 
@@ -227,22 +259,3 @@ def _classes_of(dataset: Any) -> Mapping[str, int] | None:
     if isinstance(classes, Sequence) and not isinstance(classes, str) and classes:
         return {str(name): i for i, name in enumerate(classes)}
     return None
-
-
-def _image_member(item: Mapping[str, Any], image: str, name: str) -> str:
-    listed = ", ".join(f"{member} ({type(value).__name__})" for member, value in item.items())
-    if image:
-        if image not in item:
-            raise ValueError(
-                f"image is {image!r}, which is no member of the items of {name}; their members are {listed}"
-            )
-        return image
-    found = [member for member, value in item.items() if is_picture(value)]
-    if len(found) == 1:
-        return found[0]
-    if IMAGE in (found or item):
-        return IMAGE
-    raise ValueError(
-        f"the items of {name} hold {len(found) or 'no'} images ({', '.join(found) or 'by their type'}); their members "
-        f"are {listed}: name the one to use with image="
-    )

@@ -43,6 +43,11 @@ def is_stored(value: Any) -> bool:
     return isinstance(value, Mapping) and value.keys() == {"bytes", "path"}
 
 
+def is_list_of_pictures(value: Any) -> bool:
+    """Return whether a member of an item is a list of images."""
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(is_picture, value))
+
+
 def as_picture(value: Any, row: str) -> Picture:
     """Return the image that a value is, reads or describes.
 
@@ -80,6 +85,11 @@ def as_picture(value: Any, row: str) -> Picture:
         ):
             raise ValueError(_not_pixels(f"a {value.dtype} array {value.shape}", row))
         return value
+    if is_list_of_pictures(value):
+        raise ValueError(
+            f"the image of {row} is a {type(value).__name__} of {len(value)} images; give sample='members' to make "
+            "each row a sample of several images"
+        )
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     raise ValueError(
         f"the image of {row} is a {kind}; it must be encoded bytes, a PIL image, a uint8 array (height, width, C) or "

@@ -19,7 +19,11 @@ from patchnpack.loaders.datasets.items import Items
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.formats import PIXELS
 from patchnpack.loaders.imaging.header import header_or_reason
+from patchnpack.loaders.imaging.pages import PageRun
 from patchnpack.loaders.index.index_file import load_index, save_index
+from patchnpack.loaders.index.page_rows import files_of, is_several, with_pages
+from patchnpack.loaders.index.sample_images import pages_of
+from patchnpack.loaders.index.sample_rule import MEMBERS
 from patchnpack.loaders.index.table import Index, Texts
 
 # n images
@@ -42,6 +46,7 @@ def index_of(
     folder: Path,
     num_threads: int,
     progress: Callable[[int, int], None] | None = None,
+    by_members: bool = False,
 ) -> Index:
     """Return the index of a data set's n images, in one virtual shard.
 
@@ -52,17 +57,21 @@ def index_of(
         folder: the folder of cached indexes.
         num_threads: threads that read.
         progress: called with (images done, n).
+        by_members: whether the images of a row are one sample, with all pages or frames of each.
 
     Raises:
         OSError, RuntimeError, ValueError: as `Items.read`.
         ValueError: `sizes` has another shape, or a size below 1.
     """
+    columns = _Columns(len(items), by_members)
     if sizes is not None:
-        return _of_sizes(items, _checked(sizes, len(items)))
+        given = _checked(sizes, len(items))
+        columns.width[:], columns.height[:], columns.format[:] = given[:, 0], given[:, 1], PIXELS
+        return columns.index(items)
     if fingerprint is None:
         if progress is None:
             progress = _Logger(items)
-        index = _read(items, num_threads, progress)
+        index = _read(items, columns, num_threads, progress)
         _log.warning(
             "read the sizes of the %d images of the %s, which has no fingerprint, so the next start reads them again; "
             "give "
@@ -70,13 +79,14 @@ def index_of(
             *(len(items), items.name),
         )
         return index
-    path = folder / f"{_digest(items, fingerprint)}.parquet"
+    path = folder / f"{_digest(items, fingerprint, by_members)}.parquet"
     if path.exists():
         with suppress(ValueError):  # damaged, or of another version
             cached = load_index(path)
             _log.info("using the cached sizes %r", str(path))
-            return replace(cached, shards=(items.name,), keys=items.keys)
-    index = _read(items, num_threads, progress if progress is not None else _Logger(items))
+            keys = items.keys if cached.samples is None else items.keys.take(files_of(cached.samples))
+            return replace(cached, shards=(items.name,), keys=keys)
+    index = _read(items, columns, num_threads, progress if progress is not None else _Logger(items))
     _log.info("read the sizes of %d images; they are cached as %r", len(items), str(path))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,13 +114,13 @@ def fingerprint_of(given: Any, items: Items, fingerprint: Fingerprint) -> str | 
     return None if None in texts else "\n".join(map(str, texts))
 
 
-def _digest(items: Items, fingerprint: str) -> str:
+def _digest(items: Items, fingerprint: str, by_members: bool) -> str:
     """Return a digest of which images of which data are read."""
     rows = xxhash.xxh3_128()
     for column in (items.adapter, items.row, items.number):
         rows.update(np.ascontiguousarray(column).data)
     images = [adapter.image for adapter in items.adapters]
-    text = "\n".join(["data set", _LAYOUT, fingerprint, *images, rows.hexdigest()])
+    text = "\n".join(["data set", _LAYOUT, fingerprint, *images, rows.hexdigest(), *[MEMBERS] * by_members])
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
@@ -132,16 +142,12 @@ def _checked(sizes: Any, n: int) -> np.ndarray:
     return array.astype(np.int32)
 
 
-def _of_sizes(items: Items, sizes: np.ndarray) -> Index:
-    columns = _Columns(len(items))
-    columns.width[:], columns.height[:], columns.format[:] = sizes[:, 0], sizes[:, 1], PIXELS
-    return columns.index(items)
-
-
 class _Columns:
     """The columns of the index, filled by threads: a row is written by one of them."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, by_members: bool) -> None:
+        self._by_members = by_members
+        self._several: dict[int, list[PageRun]] = {}  # of the files with several pages or frames, where all are used
         self.nbytes, self.digest = np.zeros(n, np.int64), np.zeros(n, np.uint64)
         self.width, self.height = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self.orientation, self.format = np.ones(n, np.uint8), np.zeros(n, np.uint8)
@@ -157,7 +163,12 @@ class _Columns:
             return
         if isinstance(image, bytes):
             self.nbytes[i], self.digest[i] = len(image), xxhash.xxh3_64_intdigest(image)
-        header, reason = header_or_reason(image)
+            pages = pages_of(image, every=self._by_members)
+            if is_several(pages):
+                self._several[i] = pages
+            header, reason, *_ = pages[0]
+        else:
+            header, reason = header_or_reason(image)
         if reason is not None:
             self.reasons[i] = reason
         self.width[i], self.height[i], self.orientation[i], self.format[i], self.pages[i] = header
@@ -165,7 +176,7 @@ class _Columns:
     def index(self, items: Items) -> Index:
         """Return the index with these columns."""
         n = len(items)
-        return Index(
+        index = Index(
             shards=(items.name,),
             shard_bytes=np.array([int(self.nbytes.sum())]),
             versions=("",),
@@ -182,16 +193,17 @@ class _Columns:
             reasons=Texts.of(map(self.reasons.get, range(n))),
             cls=Texts.of([None] * n),
             members={},
-            without_image=np.zeros(1, np.int64),
+            without_image=np.array([items.empty if self._by_members else 0]),
             unused_members=np.zeros(1, np.int64),
             examples=((),),
             outside=np.zeros(1, np.uint64),
         )
+        return with_pages(index, items.starts, self._several) if self._by_members else index
 
 
-def _read(items: Items, num_threads: int, progress: Callable[[int, int], None]) -> Index:
+def _read(items: Items, columns: _Columns, num_threads: int, progress: Callable[[int, int], None]) -> Index:
     """Read the header of each image, in threads, `_BLOCK` images at a time."""
-    n, columns = len(items), _Columns(len(items))
+    n = len(items)
 
     def read(first: int) -> int:
         block = range(first, min(first + _BLOCK, n))

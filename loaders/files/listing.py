@@ -39,6 +39,7 @@ class Listing:
         without_image: samples without an image.
         unused: files that belong to no image, hidden ones too.
         examples: names of samples without an image.
+        samples: int64 (m + 1,), the first image of each sample; None where each image is one and has one page.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Listing:
     without_image: int
     unused: int
     examples: tuple[str, ...]
+    samples: np.ndarray | None = None
 
 
 def stat_files(root: str, paths: Texts[str], opener: ShardOpener, name: str) -> tuple[np.ndarray, Texts[str]]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from patchnpack.loaders.files.listing import Listing, Values, positions, stat_files
 from patchnpack.loaders.files.texts import Texts
-from patchnpack.loaders.imaging.formats import EXTENSIONS
+from patchnpack.loaders.imaging.formats import EXTENSIONS, VIDEO_EXTENSIONS
 from patchnpack.loaders.remote.addresses import is_http, is_remote, name_of, redact, without_query
 from patchnpack.loaders.shards.arrow_values import encode, encoding_of, plain_type, plain_values
 from patchnpack.loaders.shards.image_folder import extension_of
@@ -43,12 +43,12 @@ def suffix_of(name: str) -> str:
     return posixpath.splitext(name_of(name).lower().removesuffix(_GZIP))[1]
 
 
-def list_table(name: str, path: str | None, root: str | None, opener: ShardOpener) -> Listing:
+def list_table(name: str, path: str | None, root: str | None, opener: ShardOpener, *, lists: bool = False) -> Listing:
     """List the files that a table names; none is opened.
 
     The key of an image is its path as the table gives it, without secrets of an address; if several rows give one path,
     those after the first get "#2", "#3" and so on. The other columns are members. A cell that is null or "" is no
-    member.
+    member. With `lists`, the column may hold lists of paths, and the images of a row are one sample.
 
     Args:
         name: the table, an absolute path or an address.
@@ -63,16 +63,11 @@ def list_table(name: str, path: str | None, root: str | None, opener: ShardOpene
     table = _read(name, opener)
     members = _member_names(table, name)
     column = members.pop(chosen := _path_column(list(members), path, name))
-    kind = plain_type(table.schema.field(chosen).type)
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise ValueError(f"column {chosen!r} of {redact(name)!r} holds {kind}, not paths; name another with path=")
-    texts = pa.concat_arrays([plain_values(chunk) for chunk in table.column(chosen).chunks] or [pa.array([], kind)])
-    texts = texts.cast(pa.large_string())
-    present = pc.fill_null(pc.not_equal(texts, ""), False).to_numpy(zero_copy_only=False)
-    if not present.any():
+    texts, rows = _paths(table.column(chosen), f"column {chosen!r} of {redact(name)!r}", lists=lists)
+    if not len(rows):
         raise ValueError(f"no row of {redact(name)!r} has a path in its column {column!r}; name another with path=")
-    rows = np.flatnonzero(present)
-    coded = texts.take(pa.array(rows)).dictionary_encode()
+    used = np.unique(rows)
+    coded = texts.dictionary_encode()
     number = coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     home = folder_of(name) if root is None else root
     paths = Texts.of([_checked(text, home, root is not None, name) for text in coded.dictionary.to_pylist()])
@@ -100,10 +95,43 @@ def list_table(name: str, path: str | None, root: str | None, opener: ShardOpene
         kinds=kinds,
         values=values.build(),
         image=IMAGE,
-        without_image=len(texts) - len(rows),
+        without_image=len(table) - len(used),
         unused=0,
-        examples=(f"row {int(np.flatnonzero(~present)[0])} of {name_of(name)}",) if len(rows) < len(texts) else (),
+        examples=(f"row {_first_missing(used)} of {name_of(name)}",) if len(used) < len(table) else (),
+        samples=np.append(np.searchsorted(rows, used), len(rows)) if lists else None,
     )
+
+
+def _paths(column: pa.ChunkedArray, title: str, *, lists: bool) -> tuple[pa.LargeStringArray, np.ndarray]:
+    """Return the paths in a column of paths, or of lists of paths if `lists`, and the row of each, int64.
+
+    Raises:
+        ValueError: the column holds something else.
+    """
+    kind = plain_type(column.type)
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    inner = plain_type(kind.value_type) if is_list else kind
+    if not (pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_string_view(inner)):
+        raise ValueError(f"{title} holds {kind}, not paths; name another with path=")
+    if is_list and not lists:
+        raise ValueError(
+            f"{title} holds lists of paths ({kind}); give sample='members' to make each row a sample of several "
+            "images, or name another column with path="
+        )
+    values = pa.concat_arrays([plain_values(chunk) for chunk in column.chunks] or [pa.array([], kind)])
+    rows = np.arange(len(values))
+    if is_list:
+        rows = pc.list_parent_indices(values).to_numpy(zero_copy_only=False).astype(np.int64)
+        values = plain_values(pc.list_flatten(values))
+    texts = values.cast(pa.large_string())
+    present = np.flatnonzero(pc.fill_null(pc.not_equal(texts, ""), False).to_numpy(zero_copy_only=False))
+    return texts.take(pa.array(present)), rows[present]
+
+
+def _first_missing(used: np.ndarray) -> int:
+    """Return the first row that is not among these, which are sorted."""
+    gaps = np.flatnonzero(used != np.arange(len(used)))
+    return int(gaps[0]) if len(gaps) else len(used)
 
 
 def _read(name: str, opener: ShardOpener) -> pa.Table:
@@ -229,7 +257,8 @@ def _keys(unique: pa.Array, number: np.ndarray) -> Texts[str]:
 def _image_members(paths: Texts[str], nbytes: np.ndarray, number: np.ndarray) -> dict[str, np.ndarray]:
     """The image of each row as a member: by its extension, or as jpg if that is none of an image."""
     found = [extension_of(without_query(path)) for path in paths]
-    extensions = np.array([extension if extension in EXTENSIONS else EXTENSIONS[0] for extension in found])[number]
+    known = (*EXTENSIONS, *VIDEO_EXTENSIONS)
+    extensions = np.array([extension if extension in known else EXTENSIONS[0] for extension in found])[number]
     where = np.stack([number, nbytes[number]], 1)
     return {str(name): np.where((extensions == name)[:, None], where, -1) for name in np.unique(extensions)}
 

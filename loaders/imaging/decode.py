@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from patchnpack.packer import _kernels
 from patchnpack.packer.config import ImageMode, Interpolation
 
 # Sizes are (width, height) in pixels: "stored" as in the file, "upright" after EXIF orientation is applied. A region is
-# (left, top, width, height) in the stored image.
+# (left, top, width, height) in the stored image, and a part a region with the size that it is resized to.
+Region = tuple[int, int, int, int]
+Part = tuple[Region, tuple[int, int]]
 
 _JPEG_COLORS: dict[ImageMode, str] = {"L": "GRAY", "RGB": "RGB", "RGBA": "RGBA"}
 # simplejpeg's colour space and PIL's mode of a JPEG to be resized. PIL stores RGB in four bytes per pixel: a buffer
@@ -65,20 +68,31 @@ def decode(
     Raises:
         BadImage: the data cannot be decoded, or do not match the header.
     """
-    swapped = header.orientation >= 5
-    stored = (header.height, header.width) if swapped else (header.width, header.height)
-    region = (0, 0, *stored) if box is None else _stored_region(box, header)
-    target = size[::-1] if swapped else size
+    stored, part = stored_part(header, size, box)
     if header.direct and isinstance(data, bytes):
-        pixels = _decode_jpeg(data, stored, region, target, mode, interpolation, scaled, strict, warn)
+        pixels = _decode_jpeg(data, stored, part, mode, interpolation, scaled, strict, warn)
     elif isinstance(data, np.ndarray):
-        pixels = _resize_array(data, stored, region, target, mode, interpolation)
+        pixels = resize_array(data, part, mode, interpolation)
     else:
-        pixels = _decode_other(data, stored, region, target, mode, interpolation, warn)
+        image = _loaded(data, stored) if isinstance(data, Image.Image) else read_pixels(data, stored, warn)
+        pixels = resize_part(image, part, mode, interpolation, data)
+    return upright(pixels, header)
+
+
+def upright(pixels: np.ndarray, header: Header) -> np.ndarray:
+    """Stored pixels turned as the header says."""
     return pixels if header.orientation == 1 else _kernels.orient(pixels, header.orientation)
 
 
-def _stored_region(box: tuple[int, ...], header: Header) -> tuple[int, int, int, int]:
+def stored_part(header: Header, size: tuple[int, int], box: tuple[int, ...] | None) -> tuple[tuple[int, int], Part]:
+    """The size of the stored image, and the part of it that `box` and `size` of the upright one mean."""
+    swapped = header.orientation >= 5
+    stored = (header.height, header.width) if swapped else (header.width, header.height)
+    region = (0, 0, *stored) if box is None else _stored_region(box, header)
+    return stored, (region, size[::-1] if swapped else size)
+
+
+def _stored_region(box: tuple[int, ...], header: Header) -> Region:
     """The region of the stored image that a box of the upright image covers (EXIF 2.32, tag 0x0112)."""
     left, top, width, height = box
     if header.orientation in (2, 3, 6, 7):
@@ -129,32 +143,49 @@ def _decode_again(data: bytes, error: ValueError, strict: bool, warn: Warn, **op
 def _decode_jpeg(
     data: bytes,
     stored: tuple[int, int],
-    region: tuple[int, int, int, int],
-    target: tuple[int, int],
+    part: Part,
     mode: ImageMode,
     interpolation: Interpolation,
     scaled: bool,
     strict: bool,
     warn: Warn,
 ) -> np.ndarray:
-    left, top, width, height = region
-    if target == stored and region == (0, 0, *stored):
+    (left, top, width, height), target = part
+    if target == stored and part[0] == (0, 0, *stored):
         return decode_whole_jpeg(data, stored, mode, strict, warn)
+    if target == (width, height):
+        native = read_jpeg(data, stored, mode, strict, warn)
+        return np.ascontiguousarray(native[top : top + height, left : left + width])
+    return resize_jpeg(
+        read_jpeg_to_resize(data, stored, [part], mode, scaled, strict, warn), stored, part, mode, interpolation
+    )
+
+
+def read_jpeg(data: bytes, stored: tuple[int, int], mode: ImageMode, strict: bool, warn: Warn) -> np.ndarray:
+    """All pixels of a JPEG, as it is stored."""
     with decode_errors_as_bad_image():
         _check_size(jpeg.size_and_color(data)[0], stored)
-        if target == (width, height):
-            pixels = _buffers.acquire((stored[1], stored[0], len(mode)))
-            native = _simplejpeg(data, strict, warn, colorspace=_JPEG_COLORS[mode], buffer=pixels)
-            return np.ascontiguousarray(native[top : top + height, left : left + width])
-        color, pil_mode = _JPEG_RESIZE_COLORS[mode]
-        # libjpeg-turbo takes its smallest scale, of 1/2 and below, at which the region is at least as large as the
-        # target, or full scale if there is none. Shapes are (height, width).
-        min_shape, half_shape = stored[::-1], (-(-stored[1] // 2), -(-stored[0] // 2))
-        if scaled:
-            min_shape = (-(-stored[1] * target[1] // height), -(-stored[0] * target[0] // width))
-        fits_half = min_shape[0] <= half_shape[0] and min_shape[1] <= half_shape[1]
-        max_shape = half_shape if fits_half else stored[::-1]
-        pixels = _simplejpeg(
+        pixels = _buffers.acquire((stored[1], stored[0], len(mode)))
+        return _simplejpeg(data, strict, warn, colorspace=_JPEG_COLORS[mode], buffer=pixels)
+
+
+def read_jpeg_to_resize(
+    data: bytes, stored: tuple[int, int], parts: Sequence[Part], mode: ImageMode, scaled: bool, strict: bool, warn: Warn
+) -> np.ndarray:
+    """The pixels of a JPEG at the lowest scale that suffices for all parts, in the layout that PIL resizes."""
+    # libjpeg-turbo takes its smallest scale, of 1/2 and below, at which each region is at least as large as its
+    # target, or full scale if there is none. Shapes are (height, width).
+    min_shape, half_shape = stored[::-1], (-(-stored[1] // 2), -(-stored[0] // 2))
+    if scaled:
+        rows = max(-(-stored[1] * target[1] // height) for (_, _, _, height), target in parts)
+        columns = max(-(-stored[0] * target[0] // width) for (_, _, width, _), target in parts)
+        min_shape = (rows, columns)
+    fits_half = min_shape[0] <= half_shape[0] and min_shape[1] <= half_shape[1]
+    max_shape = half_shape if fits_half else stored[::-1]
+    color, pil_mode = _JPEG_RESIZE_COLORS[mode]
+    with decode_errors_as_bad_image():
+        _check_size(jpeg.size_and_color(data)[0], stored)
+        return _simplejpeg(
             data,
             strict,
             warn,
@@ -164,7 +195,17 @@ def _decode_jpeg(
             min_factor=2,
             buffer=_buffers.acquire((*max_shape, len(pil_mode))),
         )
+
+
+def resize_jpeg(
+    pixels: np.ndarray, stored: tuple[int, int], part: Part, mode: ImageMode, interpolation: Interpolation
+) -> np.ndarray:
+    """Resize a part of what `read_jpeg_to_resize` returned."""
+    (left, top, width, height), target = part
+    pil_mode = _JPEG_RESIZE_COLORS[mode][1]
     size = (pixels.shape[1], pixels.shape[0])
+    if target == (width, height) and size == stored:
+        return np.ascontiguousarray(pixels[top : top + height, left : left + width, : len(mode)])
     image = Image.frombuffer(pil_mode, size, pixels, "raw", pil_mode, 0, 1)
     x_scale, y_scale = size[0] / stored[0], size[1] / stored[1]
     corners = (left * x_scale, top * y_scale, (left + width) * x_scale, (top + height) * y_scale)
@@ -173,43 +214,58 @@ def _decode_jpeg(
     return np.frombuffer(raw, np.uint8).reshape(target[1], target[0], len(mode)).copy()
 
 
-def _decode_other(
-    data: bytes | Image.Image,
-    stored: tuple[int, int],
-    region: tuple[int, int, int, int],
-    target: tuple[int, int],
+def resize_part(
+    image: np.ndarray | Image.Image,
+    part: Part,
     mode: ImageMode,
     interpolation: Interpolation,
-    warn: Warn = ignore,
+    data: bytes | Image.Image,
 ) -> np.ndarray:
-    left, top, width, height = region
-    image = _loaded(data, stored) if isinstance(data, Image.Image) else _read_pixels(data, stored, warn)
+    """Resize a part of decoded pixels in the colours of the file; `data`, of which they are, say what alpha means."""
+    (left, top, width, height), target = part
     if isinstance(image, np.ndarray):
         channels = image.shape[2] if image.ndim == 3 else 1
         if target == (width, height) and channels == len(mode):
             return np.ascontiguousarray(image[top : top + height, left : left + width]).reshape(height, width, channels)
         image = Image.fromarray(np.ascontiguousarray(image))
-    with decode_errors_as_bad_image():
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        if image.mode != mode:
-            image = image.convert(mode)
+    image = in_mode(image, mode)
     corners = (left, top, left + width, top + height)
     if target != (width, height):
         image = resize(image, target, corners, interpolation, alpha=mode == "RGBA" and declares_alpha(data))
-    elif target != stored:
+    elif target != image.size:
         image = image.crop(corners)
     return np.frombuffer(image.tobytes(), np.uint8).reshape(target[1], target[0], len(mode)).copy()
+
+
+def in_mode(image: Image.Image, mode: ImageMode) -> Image.Image:
+    """The image converted to a mode, itself if it has it."""
+    with decode_errors_as_bad_image():
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        return image if image.mode == mode else image.convert(mode)
 
 
 def _loaded(image: Image.Image, stored: tuple[int, int]) -> Image.Image:
     with _load_lock, decode_errors_as_bad_image():
         image.load()
-        _check_size(image.size, stored)
+        check_size(image, stored)
     return image
 
 
-def _read_pixels(data: bytes, stored: tuple[int, int], warn: Warn) -> np.ndarray | Image.Image:
+def load_frame(image: Image.Image, page: int, stored: tuple[int, int]) -> Image.Image:
+    """A copy of one page or frame of a PIL image, which is left at the page where it was."""
+    with _load_lock, decode_errors_as_bad_image():
+        before = image.tell()
+        try:
+            image.seek(page)
+            image.load()
+            check_size(image, stored)
+            return image.copy()
+        finally:
+            image.seek(before)
+
+
+def read_pixels(data: bytes, stored: tuple[int, int], warn: Warn) -> np.ndarray | Image.Image:
     """The first page of an encoded image, by the format's own decoder or else by PIL."""
     reader = reader_of(data)
     with decode_errors_as_bad_image():
@@ -229,19 +285,13 @@ def _read_pixels(data: bytes, stored: tuple[int, int], warn: Warn) -> np.ndarray
             except BAD_DATA:
                 raise error from None
             warn(SECOND_DECODER)
-    _check_size(pixels.shape[1::-1] if isinstance(pixels, np.ndarray) else pixels.size, stored)
+    check_size(pixels, stored)
     return pixels
 
 
-def _resize_array(
-    data: np.ndarray,
-    stored: tuple[int, int],
-    region: tuple[int, int, int, int],
-    target: tuple[int, int],
-    mode: ImageMode,
-    interpolation: Interpolation,
-) -> np.ndarray:
-    left, top, width, height = region
+def resize_array(data: np.ndarray, part: Part, mode: ImageMode, interpolation: Interpolation) -> np.ndarray:
+    """Resize a part of an array (height, width) or (height, width, C)."""
+    (left, top, width, height), target = part
     pixels = data[..., None] if data.ndim == 2 else data
     if target == (width, height) and pixels.shape[2] == len(mode):
         return pixels[top : top + height, left : left + width].copy()
@@ -250,7 +300,12 @@ def _resize_array(
         corners = (left, top, left + width, top + height)
         image = resize(image, target, corners, interpolation, alpha=declares_alpha(data))
         return np.frombuffer(image.tobytes(), np.uint8).reshape(target[1], target[0], 4).copy()
-    return _decode_other(image, stored, region, target, mode, interpolation)
+    return resize_part(image, part, mode, interpolation, image)
+
+
+def check_size(pixels: np.ndarray | Image.Image, stored: tuple[int, int]) -> None:
+    """Raise `BadImage` if decoded pixels are not of the size that the header said."""
+    _check_size(pixels.shape[1::-1] if isinstance(pixels, np.ndarray) else pixels.size, stored)
 
 
 def _check_size(decoded: tuple[int, ...], stored: tuple[int, int]) -> None:

@@ -37,8 +37,10 @@ class _Metadata(NamedTuple):
     xmp: bytes | None = None
 
 
-def orientation(data: bytes) -> int:
+def orientation(data: bytes, directory: int | None = None) -> int:
     """The orientation of an encoded image, 1 to 8, numbered as in EXIF; 1 if it is absent or unreadable.
+
+    Of a TIFF, it is that of the page whose directory begins at `directory`, None for the first page.
 
     EXIF comes first, then XMP (`tiff:Orientation`, as an attribute or an element). In a JPEG, PNG or WebP, both are
     blocks of the file, in a PNG also a text ("Raw profile type exif"); in a TIFF they are tags. Damaged metadata do not
@@ -52,7 +54,7 @@ def orientation(data: bytes) -> int:
         if is_webp(data):
             return _of(_webp_metadata(data))
         if is_tiff(data):
-            return _of(_tiff_metadata(data))
+            return _of(_tiff_metadata(data, directory), directory)
     return 1
 
 
@@ -73,19 +75,19 @@ def tiff_declares_alpha(data: bytes) -> bool:
     return any(tag == _EXTRA and _first(kind, values, order) in (1, 2) for tag, kind, values in _directory(data))
 
 
-def _of(metadata: _Metadata) -> int:
-    value = None if metadata.exif is None else _exif_orientation(metadata.exif)
+def _of(metadata: _Metadata, directory: int | None = None) -> int:
+    value = None if metadata.exif is None else _exif_orientation(metadata.exif, directory)
     if value is None and metadata.xmp and (match := _XMP_ORIENTATION.search(metadata.xmp)):
         value = int(match[1])
     return int(value) if value is not None and value in range(1, 9) else 1
 
 
-def _exif_orientation(block: bytes) -> float | None:
+def _exif_orientation(block: bytes, directory: int | None = None) -> float | None:
     """The value of the orientation tag, 0 where it holds no number; None if there is no such tag."""
     while block.startswith(_EXIF_PREFIX):
         block = block[len(_EXIF_PREFIX) :]
     found, order = None, _byte_order(block)
-    for tag, kind, values in _directory(block):
+    for tag, kind, values in _directory(block, directory):
         if tag == _ORIENTATION:
             found = _first(kind, values, order) or 0
     return found
@@ -95,8 +97,10 @@ def _byte_order(block: bytes) -> str:
     return "<" if block[:2] == b"II" else ">"
 
 
-def _directory(block: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Tag, type and data of each entry in the first directory of a TIFF (TIFF 6.0, section 2), each tag once.
+def _directory(block: bytes, start: int | None = None) -> Iterator[tuple[int, int, bytes]]:
+    """Tag, type and data of each entry in a directory of a TIFF (TIFF 6.0, section 2), each tag once.
+
+    The directory begins at `start`; None is the first.
 
     Of a damaged directory, what Pillow 13 finds: entries of impossible size are passed over, and data that end early
     end the directory.
@@ -106,7 +110,8 @@ def _directory(block: bytes) -> Iterator[tuple[int, int, bytes]]:
     order, big = _byte_order(block), block[:4] in _BIG_TIFFS
     count, entry, pointer, inline = ("Q", "HHQ8s", "Q", 8) if big else ("H", "HHI4s", "I", 4)
     with suppress(struct.error):  # a count or an offset points beyond the data
-        (start,) = struct.unpack_from(order + pointer, block, 8 if big else 4)
+        if start is None:
+            (start,) = struct.unpack_from(order + pointer, block, 8 if big else 4)
         (entries,) = struct.unpack_from(order + count, block, start)
         seen, left = set(), len(block)
         first, size = start + struct.calcsize(order + count), struct.calcsize(order + entry)
@@ -244,9 +249,9 @@ def _webp_metadata(data: bytes) -> _Metadata:
     return _Metadata(found.get(b"EXIF"), found.get(b"XMP "))
 
 
-def _tiff_metadata(data: bytes) -> _Metadata:
+def _tiff_metadata(data: bytes, directory: int | None = None) -> _Metadata:
     xmp = None
-    for tag, kind, values in _directory(data):
+    for tag, kind, values in _directory(data, directory):
         if tag == _XMP and kind in (1, 7):
             xmp = values
     return _Metadata(data, xmp)

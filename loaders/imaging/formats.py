@@ -1,8 +1,8 @@
-"""The image formats that are read: how they begin, their numbers in an index, and the reader of each."""
+"""The formats that are read: how they begin, their numbers in an index, and the reader of each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,16 +10,18 @@ from PIL import Image
 
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging import signatures
-from patchnpack.loaders.imaging.readers import bmp, gif, heif, jpeg, jpeg2000, jpegxl, png, tiff, webp
-from patchnpack.loaders.imaging.readers.facts import Facts
+from patchnpack.loaders.imaging.readers import bmp, gif, heif, jpeg, jpeg2000, jpegxl, png, tiff, video, webp
+from patchnpack.loaders.imaging.readers.facts import Facts, Run
 
 # An index stores positions in this tuple, so the order is fixed. "jpeg" is JPEG in a colour space that libjpeg-turbo
 # converts to RGB itself, "other-jpeg" any other. "pixels" is an image that the caller has already decoded.
 FORMATS = (
     *("jpeg", "other-jpeg", "png", "webp", "gif", "bmp", "tiff", "pixels"),
     *("avif", "jpeg-xl", "jpeg-2000", "heic"),
+    *("mp4", "matroska", "avi"),
 )
 JPEG, OTHER_JPEG, PNG, PIXELS, HEIC = 0, 1, 2, 7, 11
+VIDEOS = (12, 13, 14)
 PIL = "PIL"  # the decoder of formats that nothing else decodes
 
 
@@ -35,6 +37,10 @@ class Reader(NamedTuple):
         decode: the first page, as an array (height, width) or (height, width, C) or as a PIL image.
         decoder: the library behind `decode`.
         second: the PIL plugin that is asked where `decode` fails; None where there is none.
+        runs: the headers of all pages, of a format whose pages may differ in size. Of others, all pages have `header`.
+        page: the file as one whose first page is this one, of a format whose pages do not depend on each other.
+        frames: the pixels of these pages, ascending, as `decode` gives the first; an exception in the place of one that
+            is bad, where the ones behind it may not be. A format with neither `page` nor `frames` has one page.
     """
 
     format: int
@@ -45,6 +51,13 @@ class Reader(NamedTuple):
     decode: Callable[[bytes], np.ndarray | Image.Image]
     decoder: str
     second: str | None = None
+    runs: Callable[[bytes], Iterable[Run]] | None = None
+    page: Callable[[bytes, int], bytes] | None = None
+    frames: Callable[[bytes, Sequence[int]], Iterator[np.ndarray | Image.Image | Exception]] | None = None
+
+
+def _video(format: int, name: str, extensions: tuple[str, ...], begins: Callable[[bytes], bool]) -> Reader:
+    return Reader(format, name, extensions, begins, video.header, video.decode, "PyAV", frames=video.frames)
 
 
 READERS = (
@@ -57,11 +70,26 @@ READERS = (
         jpeg.decode,
         "simplejpeg",
     ),
-    Reader(PNG, "PNG", ("png", "apng"), signatures.is_png, png.header, png.decode, "imagecodecs", "Png"),
-    Reader(3, "WebP", ("webp",), signatures.is_webp, webp.header, webp.decode, "imagecodecs", "WebP"),
-    Reader(4, "GIF", ("gif",), signatures.is_gif, gif.header, gif.decode, PIL),
+    Reader(
+        PNG, "PNG", ("png", "apng"), signatures.is_png, png.header, png.decode, "imagecodecs", "Png", frames=png.frames
+    ),
+    Reader(
+        3, "WebP", ("webp",), signatures.is_webp, webp.header, webp.decode, "imagecodecs", "WebP", frames=webp.frames
+    ),
+    Reader(4, "GIF", ("gif",), signatures.is_gif, gif.header, gif.decode, PIL, frames=gif.frames),
     Reader(5, "BMP", ("bmp", "dib"), signatures.is_bmp, bmp.header, bmp.decode, PIL),
-    Reader(6, "TIFF", ("tif", "tiff"), signatures.is_tiff, tiff.header, tiff.decode, "imagecodecs", "Tiff"),
+    Reader(
+        6,
+        "TIFF",
+        ("tif", "tiff"),
+        signatures.is_tiff,
+        tiff.header,
+        tiff.decode,
+        "imagecodecs",
+        "Tiff",
+        runs=tiff.runs,
+        page=tiff.page,
+    ),
     Reader(
         8,
         "AVIF",
@@ -71,6 +99,8 @@ READERS = (
         heif.decode_avif,
         "imagecodecs",
         "Avif",
+        runs=heif.avif_runs,
+        frames=heif.avif_frames,
     ),
     Reader(9, "JPEG XL", ("jxl",), signatures.is_jpegxl, jpegxl.header, jpegxl.decode, "imagecodecs"),
     Reader(
@@ -91,10 +121,16 @@ READERS = (
         heif.heic_header,
         heif.decode_heic,
         "pillow-heif",
+        runs=heif.heic_runs,
+        frames=heif.heic_frames,
     ),
+    _video(12, "MP4", ("mp4", "m4v", "mov"), signatures.is_mp4),
+    _video(13, "WebM", ("webm", "mkv"), signatures.is_matroska),
+    _video(14, "AVI", ("avi",), signatures.is_avi),
 )
-# Every extension of a format that is read, without its dot.
-EXTENSIONS = tuple(extension for reader in READERS for extension in reader.extensions)
+# Every extension of an image format that is read, and of a video format, without its dot.
+EXTENSIONS = tuple(extension for reader in READERS if reader.format not in VIDEOS for extension in reader.extensions)
+VIDEO_EXTENSIONS = tuple(extension for reader in READERS if reader.format in VIDEOS for extension in reader.extensions)
 _NAMES = ", ".join(reader.name for reader in READERS[:-1]) + f" and {READERS[-1].name}"
 
 
@@ -129,5 +165,12 @@ def usual_extension(format: int) -> str:
 
 
 def is_image(data: bytes) -> bool:
-    """Whether the data begin like an image of a format that is read."""
-    return find_reader(data) is not None
+    """Whether the data begin like an image of a format that is read, and not like a video."""
+    reader = find_reader(data)
+    return reader is not None and reader.format not in VIDEOS
+
+
+def is_video(data: bytes) -> bool:
+    """Whether the data begin like a video of a format that is read."""
+    reader = find_reader(data)
+    return reader is not None and reader.format in VIDEOS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -17,10 +17,12 @@ from patchnpack.loaders.imaging.exif import info_orientation, orientation
 from patchnpack.loaders.imaging.formats import JPEG, OTHER_JPEG, PIXELS, reader_of
 from patchnpack.loaders.imaging.readers import jpeg
 from patchnpack.loaders.imaging.readers.by_pil import unsupported_mode
+from patchnpack.loaders.imaging.readers.facts import Facts
 
 # Sizes are (width, height) in pixels: "stored" as in the file, "upright" after EXIF orientation is applied.
 
 _ORIENTATION = 274  # a TIFF tag
+_MAX_PAGES = 2**31 - 1  # as the index holds them
 
 # What decoders raise on bad data. Any other exception is a bug, in a decoder or here, and propagates.
 BAD_DATA = (
@@ -101,8 +103,17 @@ def read_header(data: bytes) -> Header:
             format = JPEG if is_direct else OTHER_JPEG
         else:
             facts = reader.header(data)
+    return header_of(facts, data, format)
+
+
+def header_of(facts: Facts, data: bytes, format: int) -> Header:
+    """The header of an image whose facts were read.
+
+    Raises:
+        UnsupportedImage, BadImage: as `read_header`.
+    """
     turn = orientation(data) if facts.orientation is None else facts.orientation
-    header = _header(facts.width, facts.height, turn, format, facts.pages)
+    header = _header(facts.width, facts.height, turn, format, min(facts.pages, _MAX_PAGES))
     if facts.unsupported is not None:
         raise UnsupportedImage(facts.unsupported, header)
     return header
@@ -116,8 +127,13 @@ def header_or_reason(image: bytes | Image.Image | np.ndarray) -> tuple[Header, s
     >>> header_or_reason(b"no image")[0].width
     0
     """
+    return or_reason(lambda: read_header(image) if isinstance(image, bytes) else image_header(image))
+
+
+def or_reason(read: Callable[[], Header]) -> tuple[Header, str | None]:
+    """The header that `read` returns, and why the image cannot be used; None if it can. See `header_or_reason`."""
     try:
-        return (read_header(image) if isinstance(image, bytes) else image_header(image)), None
+        return read(), None
     except UnsupportedImage as error:
         return error.header, str(error)
     except BadImage as error:

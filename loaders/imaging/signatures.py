@@ -58,6 +58,23 @@ def is_heic(data: bytes) -> bool:
     return bool(brands & kinds) and not brands & {b"avif", b"avis"}
 
 
+def is_matroska(data: bytes) -> bool:
+    """Whether the data begin like a Matroska or WebM file."""
+    return data.startswith(b"\x1a\x45\xdf\xa3")
+
+
+def is_avi(data: bytes) -> bool:
+    """Whether the data begin like an AVI."""
+    return data[:4] == b"RIFF" and data[8:12] == b"AVI "
+
+
+def is_mp4(data: bytes) -> bool:
+    """Whether the data begin like an MP4 or QuickTime file, and not like one of the images in such files."""
+    if data[4:8] == b"ftyp":
+        return not (is_avif(data) or is_heic(data) or data[8:12] in (b"crx ", b"jp2 ", b"jpx ", b"jxl "))
+    return data[4:8] in (b"moov", b"mdat", b"wide")
+
+
 def _brands(data: bytes) -> set[bytes]:
     if data[4:8] != b"ftyp":
         return set()

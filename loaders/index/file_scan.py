@@ -13,7 +13,10 @@ import xxhash
 
 from patchnpack.loaders.files.listing import Listing
 from patchnpack.loaders.files.table import FileTable
-from patchnpack.loaders.imaging.header import Header, header_or_reason
+from patchnpack.loaders.imaging.header import Header
+from patchnpack.loaders.imaging.pages import PageRun
+from patchnpack.loaders.index.page_rows import has_several, is_given, is_several, pages_at, with_pages
+from patchnpack.loaders.index.sample_images import pages_of
 from patchnpack.loaders.index.table import Index, Texts
 from patchnpack.loaders.remote.addresses import is_remote
 from patchnpack.loaders.shards.opener import ShardOpener
@@ -97,6 +100,7 @@ class _Columns:
         self.orientation, self.format = np.ones(f, np.uint8), np.zeros(f, np.uint8)
         self.pages = np.ones(f, np.int32)
         self.reasons: dict[int, str] = {}
+        self._several: dict[int, list[PageRun]] = {}  # of the files with several pages or frames, where all are used
         self._is_image = np.zeros(f, np.bool_)
         self._is_image[listing.number] = True
         self.texts: dict[int, str] = {}  # of the files with a class
@@ -119,13 +123,16 @@ class _Columns:
         here = np.flatnonzero(old >= 0)
         self.digest[here] = table.digest[old[here]]
         row_of = np.full(len(table), -1, np.int64)
-        row_of[known.offset] = np.arange(len(known))
+        row_of[known.offset[::-1]] = np.arange(len(known))[::-1]  # the first page of a file of several
         rows = row_of[old[here]]
         here, rows = here[rows >= 0], rows[rows >= 0]
         for name in Header._fields:
             getattr(self, name)[here] = getattr(known, name)[rows]
-        for i in np.flatnonzero(known.reasons.take(rows).column.is_valid().to_numpy(zero_copy_only=False)).tolist():
+        for i in np.flatnonzero(is_given(known.reasons)[rows]).tolist():
             self.reasons[int(here[i])] = str(known.reasons[int(rows[i])])
+        if known.samples is not None:
+            for at in np.flatnonzero(has_several(known.samples)[rows]).tolist():
+                self._several[int(here[at])] = pages_at(known, known.samples, int(rows[at]))
         unread = np.ones(len(old), np.bool_)
         unread[here] = False
         old[self._is_image & unread] = -1  # a file that was only a member has no header
@@ -149,10 +156,12 @@ class _Columns:
         return len(numbers)
 
     def _read_header(self, number: int, data: bytes) -> None:
-        header, reason = header_or_reason(data)
-        if reason is not None:
-            self.reasons[number] = reason
-        for name, value in zip(Header._fields, header, strict=True):
+        pages = pages_of(data, every=self._listing.samples is not None)
+        if is_several(pages):
+            self._several[number] = pages
+        if pages[0].reason is not None:
+            self.reasons[number] = pages[0].reason
+        for name, value in zip(Header._fields, pages[0].header, strict=True):
             getattr(self, name)[number] = value
 
     def index(self) -> Index:
@@ -160,7 +169,7 @@ class _Columns:
         listing, table = self._listing, self._table
         n, number = len(listing.number), listing.number
         reasons = {i: self.reasons.get(int(number[i])) for i in _rows_of(self.reasons, number)}
-        return Index(
+        index = Index(
             shards=(listing.name,),
             shard_bytes=np.array([int(listing.nbytes.sum()) + listing.values.size], np.int64),
             versions=("",),
@@ -187,6 +196,10 @@ class _Columns:
             kinds=listing.kinds,
             files=(table,),
         )
+        if listing.samples is None:
+            return index
+        rows = np.flatnonzero(np.isin(number, list(self._several))).tolist()
+        return with_pages(index, listing.samples, {row: self._several[int(number[row])] for row in rows})
 
     def _cls(self) -> Texts[str | None]:
         """Return the text of each row's .cls file."""

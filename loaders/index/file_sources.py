@@ -8,19 +8,23 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from patchnpack.loaders.files.folder import list_folder
 from patchnpack.loaders.files.listing import Listing
 from patchnpack.loaders.files.path_table import SUFFIXES, list_table, suffix_of
 from patchnpack.loaders.index.file_scan import changed_files, scan_files
 from patchnpack.loaders.index.index_file import is_index, load_index, save_index
+from patchnpack.loaders.index.sample_rule import MEMBERS
 from patchnpack.loaders.index.scanner import extensions_of
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.remote.addresses import is_remote, redact
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.patterns import INDEX_NAMES, is_packed_folder
+from patchnpack.loaders.shards.tar import IMAGE_OR_VIDEO
 
 _LOG_EVERY_S = 10.0
 _LAYOUT = "1"  # of the cached files; another one makes older files unused
@@ -74,9 +78,15 @@ def file_source_name(source: str | os.PathLike[str]) -> str:
 
 
 def list_source(
-    source: str | os.PathLike[str], *, image: str, path: str | None, root: str | None, opener: ShardOpener
+    source: str | os.PathLike[str],
+    *,
+    image: str,
+    path: str | None,
+    root: str | None,
+    opener: ShardOpener,
+    by_members: bool = False,
 ) -> Listing:
-    """List the files of a folder of images or of a table of paths.
+    """List the files of a folder of images or of a table of paths; `by_members` also reads lists of paths.
 
     Raises:
         FileNotFoundError, ValueError: as `list_folder` and `list_table`.
@@ -85,20 +95,22 @@ def list_source(
     if is_folder(source):
         if root is not None:
             raise ValueError(f"root is {root!r}, but {redact(name)!r} is a folder of images; leave root out")
-        return list_folder(name, os.fspath(source), image, extensions_of(image), opener)
-    if image != IMAGE:
+        listing = list_folder(name, os.fspath(source), image, extensions_of(image), opener)
+        return replace(listing, samples=np.arange(len(listing.number) + 1)) if by_members else listing
+    if image not in (IMAGE, IMAGE_OR_VIDEO):
         raise ValueError(f"image is {image!r}, but {redact(name)!r} is a table of paths; name their column with path=")
     if root is not None:
         root = file_source_name(root)
         if not is_remote(root) and not os.path.isdir(root):
             raise FileNotFoundError(f"root {root!r} is no folder; name the folder from which the paths count")
-    return list_table(name, path, root, opener)
+    return replace(list_table(name, path, root, opener, lists=by_members), image=image)
 
 
 def open_file_source(
     source: str | os.PathLike[str],
     *,
     image: str,
+    by_members: bool,
     path: str | None,
     root: str | None,
     opener: ShardOpener,
@@ -112,7 +124,7 @@ def open_file_source(
         FileNotFoundError, OSError: a file cannot be read.
         ValueError: as `list_source`; or files are remote and would have to be read on every rank.
     """
-    listing = list_source(source, image=image, path=path, root=root, opener=opener)
+    listing = list_source(source, image=image, path=path, root=root, opener=opener, by_members=by_members)
     file = _cache_file(listing, path, opener)
     known = _beside(listing) or _load(file)
     changed = len(changed_files(listing, known))
@@ -138,6 +150,7 @@ def open_file_source(
 
 def _cache_file(listing: Listing, path: str | None, opener: ShardOpener) -> Path:
     text = "\n".join(["files", _LAYOUT, listing.name, listing.root, path or "", listing.image])
+    text += "" if listing.samples is None else f"\nsample={MEMBERS}"
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     return opener.folder / "indexes" / f"{digest}.arrow"  # mapped into memory, which processes share
 
@@ -151,7 +164,8 @@ def _beside(listing: Listing) -> Index | None:
         if os.path.exists(file) and is_index(file):
             with suppress(ValueError):
                 found = load_index(file)
-                if found.shards == (listing.name,):
+                by_members = found.samples is not None and found.samples.rule == MEMBERS
+                if found.shards == (listing.name,) and by_members == (listing.samples is not None):
                     return found
     return None
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from patchnpack.loaders.imaging.formats import FORMATS
 from patchnpack.loaders.index.file_columns import file_columns, tables_of
+from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.index.table import Index, Texts
 from patchnpack.loaders.remote.addresses import check_not_file, redact
 from patchnpack.loaders.shards.parquet import INDEX_KEY
@@ -21,7 +22,7 @@ from patchnpack.packer.files import absent, atomic_write
 
 # n rows, s shards
 
-VERSION = 5
+VERSION = 6
 _KEY = INDEX_KEY
 _MEMBER = "member."
 _BY_SHARD = {
@@ -174,6 +175,7 @@ def index_table(index: Index, shards: Sequence[str], roots: Sequence[str | None]
     for extension, ranges in index.members.items():
         columns[_MEMBER + extension] = pa.FixedSizeListArray.from_arrays(pa.array(ranges.reshape(-1)), 2)
     columns |= file_columns(index)
+    columns |= {} if index.samples is None else index.samples.columns()
     about = {
         "version": VERSION,
         "image": index.image,
@@ -184,6 +186,7 @@ def index_table(index: Index, shards: Sequence[str], roots: Sequence[str | None]
         "cls_member": index.cls_member,
         "kinds": index.kinds,
         "roots": list(roots),
+        "sample": None if index.samples is None else index.samples.rule,
         **{name: getattr(index, name).tolist() for name in _BY_SHARD},
     }
     return pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
@@ -221,13 +224,15 @@ def index_of_table(table: pa.Table, about: dict[str, Any], shards: Sequence[str]
         name: Texts(column(name)) if pa.types.is_large_string(kind) else numbers(name)
         for name, kind in _COLUMNS.items()
     }
+    rule = about["sample"]
+    samples = None if rule is None else SampleTable.of_columns(rule, column, table.column_names)
     by_shard: dict[str, Any] = {name: np.array(about[name], kind) for name, kind in _BY_SHARD.items()}
     about = {name: about[name] for name in ("image", "cls_member", "kinds")} | {
         "files": tables_of(column, table.column_names, by_shard["starts"], about.get("roots", [])),
         "versions": tuple(about["versions"]),
         "examples": tuple(map(tuple, about["examples"])),
     }
-    return Index(shards=tuple(shards), members=members, **about, **columns, **by_shard)
+    return Index(shards=tuple(shards), members=members, samples=samples, **about, **columns, **by_shard)
 
 
 def _absolute(shard: str, home: str | Path) -> str:

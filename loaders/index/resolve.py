@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import groupby
 
 from patchnpack.loaders.index.file_sources import (
@@ -17,12 +18,14 @@ from patchnpack.loaders.index.file_sources import (
     is_folder,
     open_file_source,
 )
+from patchnpack.loaders.index.grouping import check_rule, fits, with_samples
 from patchnpack.loaders.index.index_file import is_index, load_index, save_index
 from patchnpack.loaders.index.remote_index import (
     find_beside,
     load_remote_index,
     names_index,
 )
+from patchnpack.loaders.index.sample_rule import MEMBERS, Sample, SampleRule, images_of, sample_rule
 from patchnpack.loaders.index.scanner import changed_shards, extensions_of, is_made_for, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.index.without_image import warn_without_image
@@ -43,6 +46,7 @@ def open_index(
     *,
     index: str | os.PathLike[str] | Index | None = None,
     image: str = IMAGE,
+    sample: Sample = None,
     path: str | None = None,
     root: str | os.PathLike[str] | None = None,
     opener: ShardOpener | None = None,
@@ -62,6 +66,7 @@ def open_index(
             `path`, parquet); an index file that `save_index` wrote; or an `Index`.
         index: an index file, its address, or an `Index`, that holds these shards.
         image: extensions of images, separated by ";".
+        sample: which images belong together, as for `PackedImageLoader`.
         path: the column of paths in a table; None is the only one with a usual name, such as "path" or "file_name".
         root: the folder from which the paths in a table count; None is the table's own.
         opener: opens the shards, and holds the cache.
@@ -70,86 +75,114 @@ def open_index(
 
     Raises:
         FileNotFoundError: a shard or the index does not exist.
-        ValueError: the index lacks one of the shards, or was made for other extensions.
+        ValueError: the index lacks one of the shards, or was made for other extensions or another rule for samples;
+            or the rows of a sample are not neighbours in one shard.
         OSError: a shard differs from its entry in the index.
     """
-    opener = opener or ShardOpener()
-    found = _opened(source, index, image, TableOptions(path, root), opener, may_scan, num_threads, progress)
+    rule = sample_rule(sample)
+    request = _Request(
+        image=images_of(image, rule),
+        rule=rule,
+        table=TableOptions(path, root),
+        opener=opener or ShardOpener(),
+        may_scan=may_scan,
+        num_threads=num_threads,
+        progress=progress,
+    )
+    found = _opened(source, index, request)
     warn_without_image(found, _title(found))
     return found
 
 
-def _opened(
-    source: ShardNames | Index,
-    index: str | os.PathLike[str] | Index | None,
-    image: str,
-    given: TableOptions,
-    opener: ShardOpener,
-    may_scan: bool,
-    num_threads: int | None,
-    progress: Callable[[int, int], None] | None,
-) -> Index:
-    if isinstance(source, Index):
-        given.check_unused("an index")
-        return checked(source, "the index", opener, may_lack_shards=True)
-    if given.path is None and isinstance(source, str) and is_remote(source) and names_index(source):
-        given.check_unused("an index")
-        return checked(load_remote_index(source, opener), f"index {redact(source)!r}", opener)
-    if isinstance(source, str | os.PathLike) and os.path.isfile(source) and is_index(os.fspath(source)):
-        given.check_unused("an index")
-        return checked(load_index(source), f"index {os.fspath(source)!r}", opener)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Request:
+    """The arguments of `open_index` except the source and the index."""
+
+    image: str
+    rule: SampleRule | None
+    table: TableOptions
+    opener: ShardOpener
+    may_scan: bool
+    num_threads: int | None
+    progress: Callable[[int, int], None] | None
+
+    @property
+    def scanned_by(self) -> Sample:
+        """The rule that decides which rows there are; other rules join rows of an index."""
+        return MEMBERS if self.rule is not None and self.rule.is_members else None
+
+
+def _opened(source: ShardNames | Index, index: str | os.PathLike[str] | Index | None, request: _Request) -> Index:
+    table, opener, rule = request.table, request.opener, request.rule
+    if (own := _own_index(source, request)) is not None:
+        table.check_unused("an index")
+        check_rule(own[0], rule, own[1], is_source=True)
+        return own[0] if rule is None else with_samples(own[0], rule)
+    assert not isinstance(source, Index)
     names = names_of(source)
-    has_files = any(is_file_source(name, given.path) for name in names)
+    has_files = any(is_file_source(name, table.path) for name in names)
     if not has_files:
-        given.check_unused("a shard")
+        table.check_unused("a shard")
     elif index is None:
-        return _with_files(names, image, given, opener, may_scan, num_threads, progress)
+        return with_samples(_with_files(names, request), rule)
     paths = [file_source_name(names[0])] if has_files and len(names) == 1 else expand(names, opener)
     if index is not None:
         name = "the index" if isinstance(index, Index) else f"index {redact(os.fspath(index))!r}"
         found = index if isinstance(index, Index) else _load(index, opener)
-        if not is_made_for(found, image):
+        check_rule(found, rule, name, is_source=False)
+        if not is_made_for(found, request.image):
             raise ValueError(
-                f"{name} was made with image={found.image!r}, but this loader has image={image!r}; give the same "
-                f"extensions, or make the index again: patchnpack index SHARDS --image '{image}' -o INDEX"
+                f"{name} was made with image={found.image!r}, but this loader has image={request.image!r}; give the "
+                f"same extensions, or make the index again: patchnpack index SHARDS --image '{request.image}' -o INDEX"
             )
-        return checked(_select(found, paths, name), name, opener)
-    if (beside := _beside(paths, image, opener)) is not None:
-        return beside
-    return _cached(paths, image, opener, may_scan, num_threads, progress)
+        return with_samples(checked(_select(found, paths, name), name, opener), rule)
+    return with_samples(_of_shards(paths, request), rule)
 
 
-def _with_files(
-    names: Sequence[str | os.PathLike[str]],
-    image: str,
-    given: TableOptions,
-    opener: ShardOpener,
-    may_scan: bool,
-    num_threads: int | None,
-    progress: Callable[[int, int], None] | None,
-) -> Index:
+def _own_index(source: ShardNames | Index, request: _Request) -> tuple[Index, str] | None:
+    """The index that the source itself is, checked, and its name; None where the source is something else."""
+    opener = request.opener
+    if isinstance(source, Index):
+        return checked(source, "the index", opener, may_lack_shards=True), "the index"
+    if request.table.path is None and isinstance(source, str) and is_remote(source) and names_index(source):
+        name = f"index {redact(source)!r}"
+        return checked(load_remote_index(source, opener), name, opener), name
+    if isinstance(source, str | os.PathLike) and os.path.isfile(source) and is_index(os.fspath(source)):
+        name = f"index {os.fspath(source)!r}"
+        return checked(load_index(source), name, opener), name
+    return None
+
+
+def _of_shards(paths: list[str], request: _Request) -> Index:
+    """The index of shards without one that was given: beside them, in the cache, or new."""
+    beside = _beside(paths, request)
+    return _cached(paths, request) if beside is None else beside
+
+
+def _with_files(names: Sequence[str | os.PathLike[str]], request: _Request) -> Index:
     """The index of folders, tables of paths and shards, in their order."""
-    root, parts = None if given.root is None else os.fspath(given.root), []
+    given, parts = request.table, list[Index]()
+    root = None if given.root is None else os.fspath(given.root)
     if all(map(is_folder, names)):
         given.check_unused("a folder of images")
     for is_file, group in groupby(names, lambda name: is_file_source(name, given.path)):
         if not is_file:
-            parts.append(
-                _opened(list(group), None, image, TableOptions(None, None), opener, may_scan, num_threads, progress)
-            )
+            part = _of_shards(expand(list(group), request.opener), request)
+            parts.append(part if request.rule is not None and request.rule.is_members else with_samples(part, None))
             continue
         for name in group:
             is_table = not is_folder(name)
             parts.append(
                 open_file_source(
                     name,
-                    image=image,
+                    image=request.image,
+                    by_members=request.scanned_by is not None,
                     path=given.path if is_table else None,
                     root=root if is_table else None,
-                    opener=opener,
-                    may_scan=may_scan,
-                    num_threads=num_threads,
-                    progress=progress,
+                    opener=request.opener,
+                    may_scan=request.may_scan,
+                    num_threads=request.num_threads,
+                    progress=request.progress,
                 )
             )
     seen: set[str] = set()
@@ -271,10 +304,10 @@ def real_path(shard: str) -> str:
     return shard if is_remote(shard) else os.path.realpath(shard)
 
 
-def _beside(paths: list[str], image: str, opener: ShardOpener) -> Index | None:
+def _beside(paths: list[str], request: _Request) -> Index | None:
     """The index in the common folder of the shards, if one holds them all."""
     if all(map(is_remote, paths)):
-        candidates = find_beside(paths, opener)
+        candidates = find_beside(paths, request.opener)
     elif any(map(is_remote, paths)):
         return None
     else:
@@ -282,11 +315,15 @@ def _beside(paths: list[str], image: str, opener: ShardOpener) -> Index | None:
         candidates = [(path, load_index(path)) for path in files if os.path.exists(path) and is_index(path)]
     for path, found in candidates:
         indexed = set(map(real_path, found.shards))
-        if is_made_for(found, image) and indexed.issuperset(map(real_path, paths)):
+        is_made = is_made_for(found, request.image) and fits(found, request.rule)
+        if is_made and indexed.issuperset(map(real_path, paths)):
             name = f"index {redact(path)!r}"
             _log.info("using %s", name)
-            return checked(_select(found, paths, name), name, opener)
-        _log.info("ignoring index %s: it lacks shards of this source, or was made for other extensions", redact(path))
+            return checked(_select(found, paths, name), name, request.opener)
+        _log.info(
+            "ignoring index %s: it lacks shards of this source, or was made with another image= or sample=",
+            redact(path),
+        )
     return None
 
 
@@ -299,18 +336,12 @@ def common_folder(paths: list[str]) -> str:
     return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
 
 
-def _cached(
-    paths: list[str],
-    image: str,
-    opener: ShardOpener,
-    may_scan: bool,
-    num_threads: int | None,
-    progress: Callable[[int, int], None] | None,
-) -> Index:
+def _cached(paths: list[str], request: _Request) -> Index:
     """The cached index of an earlier call, with changed shards scanned again, or a new one; saved if it changed."""
+    opener, by = request.opener, request.scanned_by
     folder = opener.folder / "indexes"
     paths = [path if is_remote(path) else os.path.abspath(path) for path in paths]  # as an index names them
-    text = "\n".join([*paths, *extensions_of(image)])
+    text = "\n".join([*paths, *extensions_of(request.image), *([f"sample={by}"] if by else [])])
     path = folder / f"{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.parquet"
     known = None
     if path.exists():
@@ -318,13 +349,21 @@ def _cached(
             known = load_index(path)
         except ValueError as error:
             _log.warning("%s; scanning the shards again", error)
-    if not may_scan and any(map(is_remote, changed_shards(stat_shards(paths, opener), known))):
+    if not request.may_scan and any(map(is_remote, changed_shards(stat_shards(paths, opener), known))):
         raise ValueError(
             f"the {len(paths)} shards, from {redact(paths[0])!r} on, are remote and have no index, and each rank would "
             "download all of them to make one; make it first: patchnpack index SHARDS -o index.parquet, and give "
             "index='index.parquet', or upload it beside the shards with -o ADDRESS/index.parquet"
         )
-    index = scan(paths, image=image, num_threads=num_threads, known=known, opener=opener, progress=progress)
+    index = scan(
+        paths,
+        image=request.image,
+        num_threads=request.num_threads,
+        known=known,
+        opener=opener,
+        progress=request.progress,
+        sample=by,
+    )
     if index is known:
         _log.info("using the cached index %r", str(path))
     else:

@@ -10,7 +10,12 @@ from itertools import chain
 import numpy as np
 import xxhash
 
-from patchnpack.loaders.imaging.header import Header, header_or_reason
+from patchnpack.loaders.imaging.header import Header
+from patchnpack.loaders.imaging.pages import PageRun
+from patchnpack.loaders.index.grouping import fits, with_samples
+from patchnpack.loaders.index.sample_images import ImageMember, all_images, all_items, first_image, pages_of
+from patchnpack.loaders.index.sample_rule import MEMBERS, Sample, images_of, sample_rule
+from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.index.without_image import WithoutImage, listed, printable
 from patchnpack.loaders.remote.addresses import redact
@@ -34,6 +39,7 @@ def scan(
     known: Index | None = None,
     opener: ShardOpener | None = None,
     progress: Callable[[int, int], None] | None = None,
+    sample: Sample = None,
 ) -> Index:
     """Make an index of all images in the shards by reading their headers.
 
@@ -44,24 +50,28 @@ def scan(
         known: an earlier index. Its shards with unchanged path, size and version are not read again.
         opener: opens the shards; needed for remote shards with storage options.
         progress: called with (shards done, total shards).
+        sample: which images belong together, as for `PackedImageLoader`.
 
     Raises:
         FileNotFoundError: a shard does not exist.
-        ValueError: a shard cannot be read, or none of its samples has an image.
+        ValueError: a shard cannot be read, none of its samples has an image, or as `with_samples`.
     """
+    rule = sample_rule(sample)
+    image = images_of(image, rule)
     images = names_of(image)
     opener = opener or ShardOpener()
     paths = expand(source, opener)
     meta = stat_shards(paths, opener)
-    if known is not None and not is_made_for(known, image):
+    if known is not None and not (is_made_for(known, image) and fits(known, rule)):
         known = None
+    by_members = rule is not None and rule.is_members
     numbers = {} if known is None else {path: i for i, path in enumerate(known.shards)}
     changed = changed_shards(meta, known)
     done = len(paths) - len(changed)
     scanned: dict[str, Index] = {}
     with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
         try:
-            scans = pool.map(lambda path: _scan_shard(path, meta[path], images, opener), changed)
+            scans = pool.map(lambda path: _scan_shard(path, meta[path], images, opener, by_members), changed)
             for path, index in zip(changed, scans, strict=True):
                 scanned[path] = index
                 if progress:
@@ -72,6 +82,7 @@ def scan(
     if known is not None and done == len(paths) == len(known.shards) and tuple(paths) == known.shards:
         index = known
     else:
+        known = None if known is None else with_samples(known, rule if by_members else None)  # as new scans are
         parts: list[Index] = []
         kept: list[int] = []  # numbers of the known shards that come next in order
         for path in paths:
@@ -85,7 +96,7 @@ def scan(
         first = redact(paths[0])
         which = f"shard {first!r} holds" if len(paths) == 1 else f"the {len(paths)} shards, from {first!r} on, hold"
         raise ValueError(f"{which} no sample; give shards that hold images")
-    return index
+    return with_samples(index, rule)
 
 
 def names_of(image: str) -> list[str]:
@@ -126,10 +137,10 @@ def stat_shards(shards: Sequence[str], opener: ShardOpener) -> dict[str, tuple[i
         return dict(zip(shards, pool.map(opener.stat, shards), strict=True))
 
 
-def _read_samples(fd: int, shard: str) -> Iterator[tuple[TarSample, Callable[[str], bytes]]]:
+def _read_samples(fd: int, shard: str, lists: Sequence[str]) -> Iterator[tuple[TarSample, Callable[[str], bytes]]]:
     """Each sample of a shard, and a function from a member's name to its bytes; of a tar, the unnamed files last."""
     if is_parquet(shard):
-        for sample, data in parquet.read_samples(fd, shard):
+        for sample, data in parquet.read_samples(fd, shard, lists):
             yield sample, data.__getitem__
         return
     tar = read_tar(f"/dev/fd/{fd}", redact(shard))
@@ -142,60 +153,55 @@ def _read_samples(fd: int, shard: str) -> Iterator[tuple[TarSample, Callable[[st
         yield sample, get
 
 
-def _scan_shard(shard: str, meta: tuple[int, str], images: Sequence[str], opener: ShardOpener) -> Index:
+def _scan_shard(
+    shard: str, meta: tuple[int, str], images: Sequence[str], opener: ShardOpener, by_members: bool
+) -> Index:
     fd = opener.open_raw(shard, *meta)
     try:
-        return _scan_file(fd, shard, meta, images)
+        return _scan_file(fd, shard, meta, images, by_members)
     finally:
         os.close(fd)
 
 
-def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]) -> Index:
-    columns, cls_member = parquet.Columns("", {}), "cls"
+def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str], by_members: bool) -> Index:
+    columns, cls_member = parquet.Columns((), {}), "cls"
     given, images = images, [name.lower() for name in images]
     if is_parquet(shard):
-        columns = parquet.read_columns(fd, shard, given)
-        images = [columns.image if name == columns.image.lower() else name for name in images]
+        columns = parquet.read_columns(fd, shard, given, several=by_members)
+        spelled = {name.lower(): name for name in columns.images}
+        images = [spelled.get(name, name) for name in images]
         cls_member = next((name for name in ("cls", "label") if columns.kinds.get(name) == "txt"), "cls")
+        choose = all_items(columns.images) if by_members else first_image(columns.images)
+    else:
+        choose = all_images(images) if by_members else first_image(images)
     extensions: set[str] = set()
     without = WithoutImage()
-    rows: list[TarSample] = []
-    ranges: list[tuple[int, int]] = []  # offset and size of each image
-    headers: list[Header] = []
-    reasons: list[str | None] = []
-    digests: list[int] = []
-    texts: list[str | None] = []
+    rows = _Rows()
     outside = xxhash.xxh3_64()  # of a parquet file, whose rows no file holds yet
-    for sample, get in _read_samples(fd, shard):
+    for sample, get in _read_samples(fd, shard, columns.lists):
         extensions |= sample.members.keys()
-        wanted = [columns.image] if columns.image else images
-        extension = next((e for e in wanted if e in sample.members), None)
-        if columns.image:
+        chosen = choose(sample)
+        if columns.images:
+            used = {member.name for member in chosen}
             for other in sample.members:
-                if other != extension:
+                if other not in used:
                     outside.update(get(other))
-        if extension is None:
+        if not chosen:
             without.add(sample)
             continue
-        rows.append(sample)
-        ranges.append(sample.members[extension])
-        data = get(extension)
-        digests.append(xxhash.xxh3_64_intdigest(data))
-        header, reason = header_or_reason(data)
-        headers.append(header)
-        reasons.append(reason)
         has_text = cls_member in sample.members
-        texts.append(get(cls_member).decode("utf-8", "replace").strip() if has_text else None)
-    if not rows:
-        _refuse_empty(shard, columns.image, without.samples, extensions, images)
-    width, height, orientation, format, pages = np.array(headers, np.int32).reshape(len(rows), 5).T
-    offset, nbytes = np.array(ranges, np.int64).reshape(len(rows), 2).T
+        text = get(cls_member).decode("utf-8", "replace").strip() if has_text else None
+        rows.add(sample, chosen, get, text, by_members)
+    if not rows.samples:
+        _refuse_empty(shard, columns.images, without.samples, extensions, images)
+    width, height, orientation, format, pages = np.array(rows.headers, np.int32).reshape(len(rows.samples), 5).T
+    offset, nbytes = np.array(rows.ranges, np.int64).reshape(len(rows.samples), 2).T
     return Index(
         shards=(shard,),
         shard_bytes=np.array([meta[0]]),
         versions=(meta[1],),
-        starts=np.array([0, len(rows)]),
-        keys=Texts.of(printable(sample.key) for sample in rows),
+        starts=np.array([0, len(rows.samples)]),
+        keys=Texts.of(printable(sample.key) for sample in rows.samples),
         offset=offset.copy(),
         nbytes=nbytes.copy(),
         width=width,
@@ -203,18 +209,72 @@ def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]
         orientation=orientation.astype(np.uint8),
         format=format.astype(np.uint8),
         pages=pages,
-        digest=np.array(digests, np.uint64),
-        reasons=Texts.of(reasons),
-        cls=Texts.of(texts),
-        members=_member_columns(rows),
+        digest=np.array(rows.digests, np.uint64),
+        reasons=Texts.of(rows.reasons),
+        cls=Texts.of(rows.texts),
+        members=_member_columns(rows.samples),
         without_image=np.array([without.samples]),
         unused_members=np.array([without.members]),
         examples=(tuple(without.names.values()),),
-        outside=np.array([outside.intdigest() if columns.image else digest_outside(fd, offset, nbytes)], np.uint64),
+        outside=np.array([outside.intdigest() if columns.images else digest_outside(fd, offset, nbytes)], np.uint64),
         image=";".join(images),
         cls_member=cls_member,
         kinds=columns.kinds,
+        samples=rows.table() if by_members else None,
     )
+
+
+class _Rows:
+    """The rows of a shard's index so far, as lists."""
+
+    def __init__(self) -> None:
+        self.samples: list[TarSample] = []  # of each row, with its own image as the only one
+        self.ranges: list[tuple[int, int]] = []  # offset and size of each image
+        self.headers: list[Header] = []
+        self.reasons: list[str | None] = []
+        self.digests: list[int] = []
+        self.texts: list[str | None] = []
+        self._starts: list[int] = []  # of each sample
+        self._pages: list[PageRun] = []
+        self._members: list[str | None] = []
+
+    def add(
+        self,
+        sample: TarSample,
+        chosen: Sequence[ImageMember],
+        get: Callable[[str], bytes],
+        text: str | None,
+        by_members: bool,
+    ) -> None:
+        """Add the rows of a sample, which has these images."""
+        self._starts.append(len(self.samples))
+        names = {name for name, _ in chosen} if by_members else frozenset[str]()
+        others = {name: place for name, place in sample.members.items() if name not in names} if by_members else {}
+        for name, extension in chosen:
+            place, data = sample.members[name], get(name)
+            digest = xxhash.xxh3_64_intdigest(data)
+            row = TarSample(sample.key, {**others, extension: place}) if by_members else sample
+            for page in pages_of(data, every=by_members):
+                self.samples.append(row)
+                self.ranges.append(place)
+                self.digests.append(digest)
+                self.headers.append(page.header)
+                self.reasons.append(page.reason)
+                self.texts.append(text)
+                if by_members:
+                    self._pages.append(page)
+                    is_alone = len(chosen) == 1 and name == extension
+                    self._members.append(None if is_alone else printable(name))
+
+    def table(self) -> SampleTable:
+        """Return the samples of the rows."""
+        return SampleTable(
+            rule=MEMBERS,
+            starts=np.array([*self._starts, len(self.samples)], np.int64),
+            page=np.array([page.page for page in self._pages], np.int32),
+            frames=np.array([page.frames for page in self._pages], np.int32),
+            member=Texts.of(self._members) if any(self._members) else None,
+        )
 
 
 def _member_columns(rows: Sequence[TarSample]) -> dict[str, np.ndarray]:
@@ -229,12 +289,15 @@ def _member_columns(rows: Sequence[TarSample]) -> dict[str, np.ndarray]:
     return members
 
 
-def _refuse_empty(shard: str, column: str, samples: int, extensions: set[str], images: Sequence[str]) -> None:
+def _refuse_empty(
+    shard: str, columns: Sequence[str], samples: int, extensions: set[str], images: Sequence[str]
+) -> None:
     """Raise ValueError if a shard without an image has samples."""
-    if column and samples:
+    if columns and samples:
+        named = " or ".join(map(repr, columns))
         raise ValueError(
-            f"shard {redact(shard)!r} has no bytes in its column {column!r}, in none of {samples} rows: it may hold "
-            "paths only; embed the images in it, or write tars"
+            f"shard {redact(shard)!r} has no bytes in its column {named}, in none of {samples} rows: it may hold paths "
+            "only; embed the images in it, or write tars"
         )
     if extensions:
         raise ValueError(

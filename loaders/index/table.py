@@ -34,13 +34,13 @@ class Index:
         shard_bytes: int64 (s,), sizes of the shards.
         versions: the mtime of each local shard and the ETag of each remote one, to detect changes.
         starts: int64 (s + 1,), the first row of each shard.
-        keys: key of each sample.
+        keys: key of each row's sample, as its shard or its data set names it.
         offset, nbytes: int64 (n,), byte range of the encoded image in its shard.
         width, height: int32 (n,), pixels, after EXIF orientation; 0 where the header is unreadable.
         orientation: uint8 (n,), EXIF orientation, 1 to 8.
         format: uint8 (n,), position in `patchnpack.loaders.imaging.formats.FORMATS`.
         pages: int32 (n,), pages or frames of the image; -1 where its header does not count them, as in a JPEG XL
-            animation.
+            animation. 1 where `samples` have all of them.
         digest: uint64 (n,), XXH3 of the encoded bytes.
         reasons: why each image cannot be used, None if it can. A row with a reason and a width is an image that only a
             `decode` function can read.
@@ -54,7 +54,8 @@ class Index:
             a tar, headers.
         image: extensions of images, as given to `scan`.
         cls_member: "cls" or, in parquet shards without it, "label".
-        kinds: "txt" or "json", the encoding of members whose name does not imply one.
+        kinds: "txt" or "json", the encoding of members whose name does not imply one; "list" for a column of lists of
+            images, each of which is a row.
         files: for each shard that is a folder or a table of image files, its files; None for other shards. Offsets of
             such a shard are positions in its `FileTable`. Empty if no shard is one.
         samples: which rows are one sample; None where each row is a sample of one image, the first of its file.
@@ -92,8 +93,12 @@ class Index:
     def __repr__(self) -> str:
         """A few lines: shards, sizes, members, and what cannot be used."""
         bad, without = int(self.reasons.column.is_valid().sum().as_py() or 0), int(self.without_image.sum())
+        images = counted(len(self), "image")
+        if self.samples is not None:
+            count = counted(len(self.samples), "sample")
+            images = f"{counted(self.samples.images, 'image')} in {count} ({self.samples.rule})"
         return (
-            f"Index of {counted(len(self), 'image')} in {shards_shown(self.shards)}\n"
+            f"Index of {images} in {shards_shown(self.shards)}\n"
             f"  sizes: {self._sizes_shown()}\n"
             f"  members: {', '.join(sorted(self.members)) or 'none'}\n"
             f"  {counted(bad, 'bad image')}, {counted(without, 'sample')} without an image"
@@ -157,7 +162,8 @@ class Index:
     def reader(self, opener: ShardOpener | None = None) -> ShardReader:
         """A reader of the shards' bytes; remote shards go through the opener's cache."""
         outside = Outside(self.starts, self.offset, self.nbytes, self.outside)
-        shards = self.shards, self.shard_bytes.tolist(), self.versions, opener or ShardOpener()
+        opener = (opener or ShardOpener()).with_lists(name for name, kind in self.kinds.items() if kind == "list")
+        shards = self.shards, self.shard_bytes.tolist(), self.versions, opener
         if any(self.files):
             return FileReader(*shards, outside=outside, tables=self.files)
         return ShardReader(*shards, outside=outside)
@@ -171,6 +177,15 @@ class Index:
         shard, offset = int(self.shard_of(row)), int(self.offset[row])
         table = self.table_of(shard)
         return (self.shards[shard], offset) if table is None else (table.file(offset), 0)
+
+    def name_of(self, row: int) -> str:
+        """What a message calls a row: its key and, in a sample of several images, which of them it is."""
+        key, samples = self.keys[row], self.samples
+        if samples is None:
+            return key
+        member, page = None if samples.member is None else samples.member[row], int(samples.page[row])
+        name = key if member is None else f"{key}.{member}"
+        return f"{name}, page {page + 1}" if page else name
 
     @property
     def other_images(self) -> int:
@@ -204,7 +219,8 @@ class Index:
     def concatenate(cls, parts: Sequence[Index]) -> Index:
         """The index of all shards of all parts, in order.
 
-        All parts must have been scanned with the same `image` and the same rule for samples.
+        All parts must have been scanned with the same `image`. Where only some have samples of several images, each row
+        of the others is a sample of one.
 
         Raises:
             ValueError: a member has different encodings in two shards.
@@ -231,8 +247,12 @@ class Index:
                         f"{kinds.get(member, 'bytes')} in another shard; load the two kinds of shards separately"
                     )
         files = tuple(table for part in parts for table in part.files or (None,) * len(part.shards))
-        samples = [part.samples for part in parts if part.samples is not None]
-        assert len(samples) in (0, len(parts)), "parts with samples of several images, and parts without"
+        rules = [part.samples.rule for part in parts if part.samples is not None]
+        samples = [
+            SampleTable.of_images(rules[0], np.arange(len(part) + 1)) if part.samples is None else part.samples
+            for part in parts
+            if rules
+        ]
         return cls(
             **joined,
             files=files if any(files) else (),

@@ -15,9 +15,11 @@ from patchnpack.loaders.index.file_sources import (
     is_folder,
     list_source,
 )
+from patchnpack.loaders.index.grouping import fits, with_samples
 from patchnpack.loaders.index.index_file import check_suffix, load_index, save_index
 from patchnpack.loaders.index.remote_index import check_addresses, load_remote_index, save_remote_index
 from patchnpack.loaders.index.resolve import common_folder, real_path
+from patchnpack.loaders.index.sample_rule import Sample, SampleRule, images_of, sample_rule
 from patchnpack.loaders.index.scanner import changed_shards, is_made_for, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
@@ -37,6 +39,7 @@ def update_index(
     opener: ShardOpener | None = None,
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    sample: Sample = None,
 ) -> tuple[Path | str, Index, int]:
     """Make an index file, or bring one up to date. Only new and changed shards are read.
 
@@ -47,7 +50,7 @@ def update_index(
         path: path or address of the index file, .parquet or .arrow. None is index.parquet beside local shards, or in
             a local folder of images. Loaders find an index of that name beside local and remote shards.
         column, root: of a table of paths, as `path` and `root` for `open_index`.
-        image, opener, num_threads, progress: as for `scan`.
+        image, opener, num_threads, progress, sample: as for `scan`.
 
     Returns:
         The path or address of the file, its index, and the number of shards (or image files) read.
@@ -56,11 +59,12 @@ def update_index(
         FileNotFoundError: a shard, or the folder of the file, does not exist.
         ValueError: a shard cannot be read, the file is not an index, or the shards are remote and `path` is None.
     """
-    opener = opener or ShardOpener()
+    opener, rule = opener or ShardOpener(), sample_rule(sample)
+    image = images_of(image, rule)
     given = TableOptions(column, root)
     names = names_of(source)
     if any(is_file_source(name, column) for name in names):
-        return _update_files(names, path, image, given, opener, num_threads, progress)
+        return _update_files(names, path, image, given, opener, num_threads, progress, rule)
     given.check_unused("a shard")
     paths = [shard if is_remote(shard) else os.path.abspath(shard) for shard in expand(names, opener)]
     if path is None and any(map(is_remote, paths)):
@@ -83,10 +87,14 @@ def update_index(
     if known is not None and any(known.files):
         raise ValueError(f"index {redact(os.fspath(path))!r} is of {known.shards[0]!r}; give another file: -o INDEX")
     named = set(map(real_path, paths))
-    others = [] if known is None or not is_made_for(known, image) else known.shards
+    if known is not None and not (is_made_for(known, image) and fits(known, rule)):
+        known = None
+    others = () if known is None else known.shards
     paths = [*(p for p in others if (is_remote(p) or os.path.exists(p)) and real_path(p) not in named), *paths]
     read = len(changed_shards(stat_shards(paths, opener), known))
-    index = scan(paths, image=image, num_threads=num_threads, known=known, opener=opener, progress=progress)
+    index = scan(
+        paths, image=image, num_threads=num_threads, known=known, opener=opener, progress=progress, sample=sample
+    )
     if index is not known:
         if isinstance(path, str):
             save_remote_index(index, path, opener)
@@ -103,6 +111,7 @@ def _update_files(
     opener: ShardOpener,
     num_threads: int | None,
     progress: Callable[[int, int], None] | None,
+    rule: SampleRule | None,
 ) -> tuple[Path | str, Index, int]:
     """Make or update the index file of a folder of images or a table of paths; see `update_index`."""
     name = file_source_name(names[0])
@@ -116,7 +125,9 @@ def _update_files(
     path = os.fspath(path) if is_there else Path(os.path.abspath(path))
     check_suffix(Path(name_of(os.fspath(path))))
     root = None if given.root is None else os.fspath(given.root)
-    listing = list_source(name, image=image, path=given.path, root=root, opener=opener)
+    listing = list_source(
+        name, image=image, path=given.path, root=root, opener=opener, by_members=rule is not None and rule.is_members
+    )
     known: Index | None = None
     if isinstance(path, Path):
         known = load_index(path) if path.exists() else None
@@ -125,8 +136,10 @@ def _update_files(
             known = load_remote_index(path, opener)
     if known is not None and known.shards != (name,):
         raise ValueError(f"index {redact(os.fspath(path))!r} is of {redact(known.shards[0])!r}; give another file: -o")
+    if known is not None and not fits(known, rule):
+        known = None
     read = len(changed_files(listing, known))
-    index = scan_files(listing, known, opener, num_threads, progress)
+    index = with_samples(scan_files(listing, known, opener, num_threads, progress), rule)
     if isinstance(path, Path):
         save_index(index, path)
     else:

@@ -50,6 +50,7 @@ def warn_without_image(index: Index, source: str) -> None:
         source: its name.
     """
     samples, images = int(index.without_image.sum()), index.other_images
+    used = len(index if index.samples is None else index.samples)
     known = (index.shards, index.image, samples, images)
     if known in _warned or not (samples or images):
         return
@@ -66,7 +67,7 @@ def warn_without_image(index: Index, source: str) -> None:
         _log.warning(
             "%s: %s of %s have no image (image=%r) and are left out, such as %r; the members of such samples end in %s "
             "(an extension begins at the first dot of a name)",
-            *(source, f"{samples:,}", f"{samples + len(index):,} samples", index.image, names[0]),
+            *(source, f"{samples:,}", f"{samples + used:,} samples", index.image, names[0]),
             listed({_extension(name) for name in names}),
         )
     if images:

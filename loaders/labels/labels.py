@@ -110,6 +110,8 @@ class Labels(LabelKind):
             raise ValueError(f"label {label!r} names the image; the other members are {others or 'none'}: name one")
         if classes is not None and label is None:
             raise ValueError("classes= names the classes of labels, and label is None; give label=, such as 'cls'")
+        self._first = _labelled_rows(index, self._member)
+        self._last: tuple[int, Any] = -1, None  # the row of the label that was read last, and the label
         self._texts = self._read_cls() if self._member == index.cls_member else None
         super().__init__(() if label is None else self._probe())
 
@@ -135,24 +137,36 @@ class Labels(LabelKind):
             return np.full(len(rows), self.absent)
         if self._texts is None:
             return None
-        texts, absent = self._texts, int(self.absent)
+        texts, absent, rows = self._texts, int(self.absent), self._row_of(rows)
         return np.array([texts.get(text, absent) for text in self._index.cls.listed(rows)], np.int64)
 
     def of(self, row: int) -> Any:
         """Return the label of a row: a number or an array of `shape`, `absent` where the sample has none."""
         if self._label is None:
             return self.absent
+        row = int(self._row_of(row))
         if self._texts is not None:
             return self._texts.get(self._index.cls[row], self.absent)
-        value = self._value(row)
-        if value is None:
-            return self.absent
-        self.check(value, self._index.keys[row])
+        last, value = self._last
+        if last != row or self._first is None:
+            value = self._value(row)
+            if value is None:
+                value = self.absent
+            else:
+                self.check(value, self._index.keys[row])
+            self._last = row, value  # the images of a sample are read one after another
         return value
+
+    def _row_of(self, rows: Any) -> Any:
+        """Return the row with the label of each row's sample; `rows` is int64 (m,) or a number."""
+        if self._first is None or self._index.samples is None:
+            return rows
+        return self._first[self._index.samples.sample_of(rows)]
 
     def _read_cls(self) -> dict[str | None, int]:
         """Return the label of each distinct text, so that a bad text is found before any work starts."""
         column, numbers = self._index.cls.column, dict[str | None, int]()
+        self._check_samples()
         for text in pc.unique(column).to_pylist():
             if text is not None:
                 try:
@@ -161,6 +175,22 @@ class Labels(LabelKind):
                     error.add_note(f"raised for the label of {self._describe(pc.index(column, text).as_py())}")
                     raise
         return numbers
+
+    def _check_samples(self) -> None:
+        """Raise ValueError if the rows of a sample have several labels."""
+        samples = self._index.samples
+        if self._first is None or samples is None:
+            return
+        codes = pc.fill_null(self._index.cls.column.dictionary_encode().indices, -1).to_numpy(zero_copy_only=False)
+        differs = (codes >= 0) & (codes != np.repeat(codes[self._first], np.diff(samples.starts)))
+        if differs.any():
+            row = int(differs.argmax())
+            first = int(self._row_of(row))
+            raise ValueError(
+                f"{self._describe(first)} has the label {self._index.cls[first]!r}, and key {self._index.keys[row]!r} "
+                f"of the same sample has {self._index.cls[row]!r}; a sample has one label: give all its images the "
+                f"same, or leave label= out and read the label of each image with extras=[{self._member!r}]"
+            )
 
     def _value(self, row: int) -> int | np.ndarray | None:
         return self._rule.of_sample(
@@ -220,6 +250,22 @@ class Labels(LabelKind):
             f"label {self._label!r} is absent from all {sum(map(len, self._ranges))} samples{reason}"
             f"{self._fields() if self._member == 'json' and not reason else ''}; {members_shown(self._index)}: {remedy}"
         )
+
+
+def _labelled_rows(index: Index, member: str) -> np.ndarray | None:
+    """Return the row of each sample whose members hold its label, int64 (m,); its first row where none does.
+
+    None where each row is a sample.
+    """
+    samples = index.samples
+    if samples is None:
+        return None
+    starts = samples.starts[:-1]
+    if member not in index.members or not len(starts):
+        return starts
+    has = index.members[member][:, 0] >= 0
+    first: np.ndarray = np.minimum.reduceat(np.where(has, np.arange(len(index)), len(index)), starts)
+    return np.where(first < len(index), first, starts)
 
 
 def members_shown(index: Index) -> str:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchnpack.loaders.error_policy import ErrorPolicy
-from patchnpack.loaders.imaging.formats import HEIC
+from patchnpack.loaders.imaging.formats import HEIC, VIDEOS
 from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
 from patchnpack.loaders.imaging.readers.heif import MISSING as MISSING_HEIF
+from patchnpack.loaders.imaging.readers.video import MISSING as MISSING_AV
+from patchnpack.loaders.imaging.readers.video import has_av
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.first_invalid_row import naming_first_invalid_row
@@ -179,6 +181,9 @@ def _bad_rows(
     if decode is None and not heic:
         for row in np.flatnonzero(index.format == HEIC).tolist():
             bad.setdefault(row, ("decode", MISSING_HEIF))
+    if not has_av():
+        for row in np.flatnonzero(np.isin(index.format, VIDEOS)).tolist():
+            bad.setdefault(row, ("decode", MISSING_AV))
     for rows in chunks(np.ones(len(index), np.bool_)):
         pixels, nbytes = index.width[rows].astype(np.int64) * index.height[rows], index.nbytes[rows]
         for i in np.flatnonzero((pixels > policy.max_pixels) | (nbytes > policy.max_bytes)).tolist():

@@ -47,6 +47,9 @@ def rows_digest(index: Index, usable: np.ndarray) -> str:
         usable,
     ):
         digest.update(np.ascontiguousarray(column).data)
+    if index.samples is not None:
+        for column in (index.samples.starts, index.samples.page, index.samples.frames):
+            digest.update(np.ascontiguousarray(column).data)
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ class PackOpener(ShardOpener):
 
     def __reduce__(self) -> tuple[type[PackOpener], tuple[Any, ...]]:
         return PackOpener, (self.folder, self.limit, self._given)
+
+    def with_lists(self, lists: Iterable[str]) -> ShardOpener:
+        """This opener: parts are Arrow files, which are read as they are."""
+        return self
 
     def prefetching(self, shards: Any, behind: int, at_start: bool) -> ShardOpener:
         """Return an opener of the same kind that fetches files ahead; see `ShardOpener.prefetching`."""

@@ -22,6 +22,7 @@ from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.pages import Pages
+from patchnpack.loaders.index.sample_rule import Sample
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.labels.label_rule import Classes
 from patchnpack.loaders.packed_loader import PackedImageLoader
@@ -75,8 +76,8 @@ class Job:
         pages: "first" or "error": what becomes of files with several pages, as for `PackedImageLoader`.
         errors: what to do about bad images. A patch store decodes all images when it is written, and `max_rate` applies
             to all of them together.
-        image, path, root, sizes, thread_safe, fingerprint: of the source, as for `PackedImageLoader`; `image=None` is
-            its default, or that of the `Index`.
+        image, sample, path, root, sizes, thread_safe, fingerprint: of the source, as for `PackedImageLoader`;
+            `image=None` is its default, or that of the `Index`.
         storage_options: options for the folder and for remote shards.
         cache_dir, cache_limit: of remote shards, as for `PackedImageLoader`.
 
@@ -106,6 +107,7 @@ class Job:
     pages: Pages = "first"
     errors: ErrorPolicy = field(default_factory=ErrorPolicy)
     image: str | None = None
+    sample: Sample = None
     path: str | None = None
     root: str | os.PathLike[str] | None = None
     sizes: Any = None
@@ -176,6 +178,7 @@ class Job:
             shuffle=self.shuffle,
             seed=self.seed,
             image=self.image or image,
+            sample=self.sample,
             label=self.label,
             classes=self.classes,
             extras=self.extras,

@@ -118,6 +118,16 @@ def encode(column: pa.Array) -> list[bytes | None]:
     return [None if value is None else _json(value) for value in values]
 
 
+def list_items(column: pa.Array) -> list[list[bytes | None] | None]:
+    """Return the images of each row of a column for which `holds_lists_of_images`, None where the list is null."""
+    column = plain_values(column)
+    lists: list[list[Any] | None] = column.to_pylist()
+    is_struct = pa.types.is_struct(plain_type(plain_type(column.type).value_type))
+    if not is_struct:
+        return lists
+    return [items and [None if item is None else item["bytes"] for item in items] for items in lists]
+
+
 def _is_uuid(kind: pa.DataType) -> bool:
     return getattr(kind, "extension_name", "") == "arrow.uuid"
 

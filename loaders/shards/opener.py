@@ -58,6 +58,7 @@ class ShardOpener:
         cache_dir: folder for remote shards and for the rows of parquet files; None is `default_folder()`.
         cache_limit: total bytes of the cached files; None is no limit.
         storage_options: options of the remote store; `retry` in them sets how long to try (see `Retry`).
+        lists: columns of parquet files whose lists hold images, each with a byte range of its own.
 
     Raises:
         ValueError: `cache_dir` is a file, `cache_limit` is below 1, or `retry` is invalid.
@@ -68,6 +69,7 @@ class ShardOpener:
         cache_dir: str | os.PathLike[str] | None = None,
         cache_limit: int | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        lists: Iterable[str] = (),
     ) -> None:
         if cache_limit is not None and cache_limit < 1:
             raise ValueError(f"cache_limit is {cache_limit}; it must be at least 1 byte, or None for no limit")
@@ -76,17 +78,23 @@ class ShardOpener:
             raise ValueError(
                 f"the cache {str(self.folder)!r} is a file; set cache_dir= or $PATCHNPACK_CACHE to a folder"
             )
-        self.limit, self._given = cache_limit, storage_options
+        self.limit, self._given, self._lists = cache_limit, storage_options, tuple(lists)
         self._retry, self._options = take_retry(storage_options)
         self._state = _CacheState()
         self._prefetcher: Prefetcher | None = None
 
     def __reduce__(self) -> tuple[type[ShardOpener], tuple[Any, ...]]:
-        return ShardOpener, (self.folder, self.limit, self._given)
+        return ShardOpener, (self.folder, self.limit, self._given, self._lists)
 
     @cached_property
     def _cache(self) -> ShardCache:
         return ShardCache(self.folder, self.limit)
+
+    def with_lists(self, lists: Iterable[str]) -> ShardOpener:
+        """An opener that shares the state of this one, with other columns of lists of images."""
+        opener = ShardOpener(self.folder, self.limit, self._given, lists)
+        opener._state = self._state
+        return opener
 
     def is_cached(self, shard: str) -> bool:
         """Whether `open` reads the shard from the cache."""
@@ -163,7 +171,7 @@ class ShardOpener:
 
     def prefetching(self, shards: Iterable[tuple[str, int, str]], behind: int, at_start: bool) -> ShardOpener:
         """An opener that fetches the remote ones of these shards (name, bytes, version) ahead; see `Prefetcher`."""
-        return self._prefetching(ShardOpener(self.folder, self.limit, self._given), shards, behind, at_start)
+        return self._prefetching(self.with_lists(self._lists), shards, behind, at_start)
 
     def _prefetching(
         self, opener: ShardOpener, shards: Iterable[tuple[str, int, str]], behind: int, at_start: bool
@@ -227,12 +235,13 @@ class ShardOpener:
         def make(to: Path, stop: threading.Event) -> None:
             fd = self.open_raw(shard, nbytes, version, stop)
             try:
-                parquet.spill(fd, shard, to)
+                parquet.spill(fd, shard, to, self._lists)
             finally:
                 os.close(fd)
 
         version = self._version(shard, nbytes, version)
-        key = hashlib.sha256("\0".join([shard, version, str(nbytes), parquet.LAYOUT]).encode()).hexdigest()[:32]
+        text = "\0".join([shard, version, str(nbytes), parquet.LAYOUT, *self._lists])
+        key = hashlib.sha256(text.encode()).hexdigest()[:32]
         return Shard(f"{key}-{Path(name_of(shard)).stem[-60:]}.rows", self._counted(make))
 
     def _counted(self, make: Any, shard: str = "") -> Any:

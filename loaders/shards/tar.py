@@ -10,13 +10,14 @@ import re
 import tarfile
 from dataclasses import dataclass, field
 
-from patchnpack.loaders.imaging.formats import EXTENSIONS, is_image
+from patchnpack.loaders.imaging.formats import EXTENSIONS, VIDEO_EXTENSIONS, is_image
 from patchnpack.loaders.imaging.signatures import LFS_POINTER
 
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _META = re.compile(r"__[^/]*__(/|\Z)")
 _BLOCK = 512
 IMAGE = ";".join(EXTENSIONS)  # the default extensions of images
+IMAGE_OR_VIDEO = f"{IMAGE};{';'.join(VIDEO_EXTENSIONS)}"  # where all frames are used
 # PAX headers with the key of a sample and the name of its member, where the file's name cannot hold them as they are:
 # `unpack` writes them.
 KEY_HEADER, MEMBER_HEADER = "patchnpack.key", "patchnpack.member"

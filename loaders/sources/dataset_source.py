@@ -17,6 +17,9 @@ from patchnpack.loaders.datasets.samples import DatasetContext
 from patchnpack.loaders.datasets.sizes import fingerprint_of, index_of
 from patchnpack.loaders.imaging.formats import PIXELS
 from patchnpack.loaders.imaging.readers.heif import has_heif
+from patchnpack.loaders.index.grouping import with_samples
+from patchnpack.loaders.index.page_rows import files_of
+from patchnpack.loaders.index.sample_rule import sample_rule
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.order.mixture import Mixture
 from patchnpack.loaders.order.order import Order
@@ -52,13 +55,21 @@ class OpenedDataset:
         labels = ItemLabels(items, options.label, options.classes)
         check_extras(items, tuple(options.extras))
         data = fingerprint_of(given, items, options.fingerprint)
+        rule = sample_rule(options.sample)
         index = index_of(
             items,
             sizes=options.sizes,
             fingerprint=data,
             folder=opener.folder / "indexes",
             num_threads=options.num_threads or cpu_share(),
+            by_members=rule is not None and rule.is_members,
         )
+        index = with_samples(index, rule)
+        if len(index) > len(items) and index.samples is not None:  # a row for each page
+            items = items.take(files_of(index.samples))
+            labels = ItemLabels(items, options.label, options.classes)
+        if index.samples is not None:
+            labels.join(index.samples)
         index = replace(index, outside=np.array([labels.digest()], np.uint64))
         return cls(items=items, labels=labels, index=index, data=(data or "") if (index.format == PIXELS).any() else "")
 
@@ -154,8 +165,9 @@ class DatasetSource(ShardSource):
 
 def items_of_options(given: Any, options: LoaderOptions) -> Items:
     """Return the images of a data set with these options."""
-    image = "" if options.image == IMAGE else options.image
-    return items_of(given, image, thread_safe=options.thread_safe, named=options.classes is not None)
+    image, rule = "" if options.image == IMAGE else options.image, sample_rule(options.sample)
+    lists = rule is not None and rule.is_members
+    return items_of(given, image, thread_safe=options.thread_safe, named=options.classes is not None, lists=lists)
 
 
 def _names_shards(item: Any) -> bool:

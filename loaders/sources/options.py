@@ -11,6 +11,7 @@ from patchnpack.loaders.assembly.transform import Transform, check_transform
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
+from patchnpack.loaders.index.sample_rule import Sample, sample_rule
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.classes import Classes, listed_classes
 from patchnpack.loaders.labels.label_rule import Label
@@ -46,6 +47,7 @@ class LoaderOptions:
     seed: int
     repeat: bool
     image: str
+    sample: Sample = field(repr=False)
     label: Label | Any = field(repr=False)  # of a mixture, also a dict with the label of each source
     classes: Classes = field(repr=False)
     extras: Sequence[str]
@@ -92,6 +94,12 @@ class LoaderOptions:
         check_extensions(self.image)
         check_decode(self.decode)
         check_pages(self.pages)
+        rule = sample_rule(self.sample)
+        if self.pages == "error" and rule is not None and rule.is_members:
+            raise ValueError(
+                "pages is 'error', which refuses files of several pages, and sample is 'members', which uses all; give "
+                "only one of them"
+            )
         check_transform(self.transform)
         if self.where is not None and not callable(self.where):
             raise ValueError(
@@ -129,6 +137,7 @@ class LoaderOptions:
     def settled(self, **changes: Any) -> LoaderOptions:
         """Return the options with these changes, without those that serve only to open the source.
 
-        What is left goes to worker processes, where `where` may not be picklable and `index` would be a second copy.
+        What is left goes to worker processes, where functions may not be picklable and `index` would be a second copy.
         """
-        return replace(self, **{"where": None, "index": None, "sizes": None, "fingerprint": None} | changes)
+        given: dict[str, Any] = dict.fromkeys(("where", "sample", "index", "sizes", "fingerprint"))
+        return replace(self, **given | changes)

@@ -162,7 +162,7 @@ def _settle(folder: PackedFolder, given: LoaderOptions) -> LoaderOptions:
                     f"packing.{name} is {value!r}, and the packs in {where!r} were written with {written!r}; give no "
                     "packing, or pack again"
                 )
-    for name in ("where", "index"):
+    for name in ("where", "index", "sample"):
         if getattr(given, name) is not None:
             raise ValueError(f"{name}= cannot be given for the packs in {where!r}, which are made: leave it out")
     if given.num_streams not in (1, recipe.num_streams):

@@ -116,6 +116,7 @@ def shard_index(
         given,
         index=options.index,
         image=options.image,
+        sample=options.sample,
         path=options.path,
         root=options.root,
         opener=opener,

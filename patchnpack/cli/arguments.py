@@ -23,6 +23,13 @@ Shards = Annotated[
     ),
 ]
 Images = Annotated[str, typer.Option("--image", help="Extensions of image files, separated by semicolons.")]
+Sample = Annotated[
+    str | None,
+    typer.Option(
+        help="Images that belong together: members (of a tar's sample, of a list, pages of a file), or key:REGEX such "
+        "as 'key:(.+)_[0-9]+'; default: each image is alone."
+    ),
+]
 Pages = Annotated[
     str, typer.Option(help="Files of several pages or frames: first uses the first one, error makes them bad images.")
 ]
@@ -84,19 +91,24 @@ def packed_folder(shards: list[str]) -> str | None:
 
 
 def open_source(
-    shards: list[str], image: str, storage: list[str] | None, path: str | None = None, root: str | None = None
+    shards: list[str],
+    image: str,
+    sample: str | None,
+    storage: list[str] | None,
+    path: str | None = None,
+    root: str | None = None,
 ) -> Index | str:
     """Open what `PackedImageLoader` takes: a packed folder by its name, or else the index of `open_shards`.
 
     Raises:
-        ValueError: an option for tables of paths is given with a packed folder.
+        ValueError: an option that decides what is packed is given with a packed folder.
     """
     folder = packed_folder(shards)
     if folder is None:
-        return open_shards(shards, image, storage, path, root)
-    for name, value in (("path", path), ("root", root)):
+        return open_shards(shards, image, sample, storage, path, root)
+    for name, value in (("sample", sample), ("path", path), ("root", root)):
         if value is not None:
-            raise ValueError(f"{name} is {value!r}, which is for tables of paths; leave it out for a packed folder")
+            raise ValueError(f"{name} is {value!r}, which a packed folder was made with, if at all; leave it out")
     return folder
 
 
@@ -122,13 +134,19 @@ def packing_of(
 
 
 def open_shards(
-    shards: list[str], image: str, storage: list[str] | None, path: str | None = None, root: str | None = None
+    shards: list[str],
+    image: str,
+    sample: str | None,
+    storage: list[str] | None,
+    path: str | None = None,
+    root: str | None = None,
 ) -> Index:
     """Open an index file, or read the headers of images into an index, with a progress bar.
 
     Args:
         shards: the value of `Shards`.
         image: the value of `Images`.
+        sample: the value of `Sample`.
         storage: the value of `Storage`.
         path: the value of `TablePath`.
         root: the value of `Root`.
@@ -139,17 +157,22 @@ def open_shards(
     source = shards[0] if len(shards) == 1 else shards
     opener = ShardOpener(storage_options=parse_storage_options(storage or []))
     with progress_bar("reading headers") as progress:
-        return open_index(source, image=image, path=path, root=root, opener=opener, progress=progress)
+        return open_index(source, image=image, sample=sample, path=path, root=root, opener=opener, progress=progress)
 
 
 def open_all(
-    sources: list[list[str]], image: str, storage: list[str] | None, path: str | None, root: str | None
+    sources: list[list[str]],
+    image: str,
+    sample: str | None,
+    storage: list[str] | None,
+    path: str | None,
+    root: str | None,
 ) -> list[Index | str]:
     """Open several sources as `open_source` does; `path` and `root` are for those with tables, if one has any."""
     from patchnpack.loaders.index.file_sources import has_table
 
     tables = [packed_folder(shards) is None and has_table(shards, path) for shards in sources]
     return [
-        open_source(shards, image, storage, *((path, root) if is_table or not any(tables) else (None, None)))
+        open_source(shards, image, sample, storage, *((path, root) if is_table or not any(tables) else (None, None)))
         for shards, is_table in zip(sources, tables, strict=True)
     ]

@@ -15,6 +15,7 @@ from patchnpack.cli.arguments import (
     Label,
     Pages,
     Root,
+    Sample,
     Seed,
     Shards,
     Storage,
@@ -99,6 +100,7 @@ def make_index(
         ),
     ] = None,
     image: Images = IMAGES,
+    sample: Sample = None,
     path: TablePath = None,
     root: Root = None,
     storage_options: Storage = None,
@@ -123,6 +125,7 @@ def make_index(
             shards[0] if len(shards) == 1 else shards,
             out,
             image=image,
+            sample=sample,
             column=path,
             root=root,
             opener=opener,
@@ -130,12 +133,15 @@ def make_index(
         )
     what = "file" if any(index.files) else "shard"
     held = sum(len(table) for table in index.files if table is not None) or len(index.shards)
+    images = counted(len(index), "image")
+    if index.samples is not None:
+        images = f"{counted(index.samples.images, 'image')} of {counted(len(index.samples), 'sample')}"
     typer.echo(
-        f"{file}: {counted(len(index), 'image')} in {counted(held, what)} ({num_read} read now); "
+        f"{file}: {images} in {counted(held, what)} ({num_read} read now); "
         f"{counted(len(index.bad), 'bad image')}, {counted(int(index.without_image.sum()), 'sample')} without an image"
     )
     for row, reason in itertools.islice(index.bad.items(), 10):
-        typer.echo(f"  {index.keys[row]!r} in {index.place(row)[0]}: {reason}")
+        typer.echo(f"  {index.name_of(row)!r} in {index.place(row)[0]}: {reason}")
 
 
 @takes_packing
@@ -149,6 +155,7 @@ def show(
     width: Annotated[int, whole_flag("Width of the picture in pixels.")] = 1600,
     shuffle: Annotated[bool, typer.Option(help="Shuffle the images before packing.")] = True,
     image: Images = IMAGES,
+    sample: Sample = None,
     path: TablePath = None,
     root: Root = None,
     pages: Pages = "first",
@@ -168,7 +175,7 @@ def show(
 
     check_whole("--packs", packs)
     make_folder_of(out)
-    source = open_source(shards, image, storage_options, path, root)
+    source = open_source(shards, image, sample, storage_options, path, root)
     packing, _ = packing_of(context, source, packing, storage_options)
     loader = PackedImageLoader(
         source,

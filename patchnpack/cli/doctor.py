@@ -16,11 +16,13 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from patchnpack.loaders.imaging.formats import HEIC, READERS
+from patchnpack.loaders.imaging.formats import HEIC, READERS, VIDEOS
 from patchnpack.loaders.imaging.readers.heif import has_heif
+from patchnpack.loaders.imaging.readers.video import has_av
 from patchnpack.models.attention import attention_backend
 
 _LIBRARIES = ("torch", "numpy", "numba", "pyarrow", "webdataset", "simplejpeg", "imagecodecs")
+_EXTRAS = {"pillow-heif": "heif", "PyAV": "video"}  # that bring a decoder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +34,7 @@ class Diagnosis:
         pil: the package that provides PIL, "Pillow" or "pillow-simd".
         pil_version: the version of that package.
         pil_written_over: the version of pillow-simd whose files Pillow has overwritten, or None.
-        formats: the image formats that are read, by the library that decodes them.
+        formats: the formats of images and videos that are read, by the library that decodes them.
         formats_missing: the formats that are not read, by the library that would decode them.
         libjpeg_turbo: the version of libjpeg-turbo in simplejpeg, or None if unknown.
         cpus: number of CPUs that this process may use.
@@ -76,8 +78,8 @@ def diagnose() -> Diagnosis:
         pil="pillow-simd" if simd == PIL.__version__ else "Pillow",
         pil_version=PIL.__version__,
         pil_written_over=None if simd == PIL.__version__ else simd,
-        formats=_formats(lambda format: format != HEIC or has_heif()),
-        formats_missing=_formats(lambda format: format == HEIC and not has_heif()),
+        formats=_formats(_is_read),
+        formats_missing=_formats(lambda format: not _is_read(format)),
         libjpeg_turbo=_turbo_version(),
         cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine,
         cpus_in_machine=machine,
@@ -126,7 +128,7 @@ def findings(diagnosis: Diagnosis) -> list[tuple[str, str]]:
         detail = f" ({turbo})" if decoder == "simplejpeg" else ""
         lines.append(("formats", f"{', '.join(names)} by {decoder}{detail}"))
     for decoder, names in d.formats_missing.items():
-        text = f"{', '.join(names)} not read: {decoder} is missing; run: pip install 'patchnpack[heif]'"
+        text = f"{', '.join(names)} not read: {decoder} is missing; run: pip install 'patchnpack[{_EXTRAS[decoder]}]'"
         lines.append(("formats", text))
     lines.append(("CPUs", f"{d.cpus} of {d.cpus_in_machine} available to this process"))
     if d.cuda:
@@ -139,6 +141,11 @@ def findings(diagnosis: Diagnosis) -> list[tuple[str, str]]:
         text = f"missing {', '.join(missing)}; run: pip install 'patchnpack[{extra}]'" if missing else "complete"
         lines.append((f"extra {extra}", text))
     return lines
+
+
+def _is_read(format: int) -> bool:
+    """Whether the decoder of a format is installed."""
+    return has_heif() if format == HEIC else format not in VIDEOS or has_av()
 
 
 def _formats(wanted: Callable[[int], bool]) -> dict[str, tuple[str, ...]]:

@@ -15,6 +15,7 @@ from patchnpack.cli.arguments import (
     Label,
     Pages,
     Root,
+    Sample,
     Shards,
     Storage,
     TablePath,
@@ -62,6 +63,7 @@ def evaluate_checkpoint(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    sample: Sample = None,
     path: TablePath = None,
     root: Root = None,
     pages: Pages = "first",
@@ -80,7 +82,7 @@ def evaluate_checkpoint(
     if metrics is not None:
         check_output("--metrics", metrics, ".json")
     network = load_model(checkpoint, device, model)
-    source = open_source(shards, image, storage_options, path, root)
+    source = open_source(shards, image, sample, storage_options, path, root)
     loader = evaluation_loader(
         *(context, checkpoint, network, source, packing, storage_options),
         batch_size=batch_size,
@@ -110,6 +112,7 @@ def write_features(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    sample: Sample = None,
     path: TablePath = None,
     root: Root = None,
     pages: Pages = "first",
@@ -124,7 +127,7 @@ def write_features(
 
     check_output("--out", out, ".parquet")
     network = load_model(checkpoint, device, model)
-    source = open_source(shards, image, storage_options, path, root)
+    source = open_source(shards, image, sample, storage_options, path, root)
     label = label if was_typed(context, "label") else None  # rather than that of the run
     loader = evaluation_loader(
         *(context, checkpoint, network, source, packing, storage_options),
@@ -161,6 +164,7 @@ def sweep_checkpoint(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    sample: Sample = None,
     path: TablePath = None,
     root: Root = None,
     pages: Pages = "first",
@@ -192,7 +196,7 @@ def sweep_checkpoint(
     ]
     rows = sweep(
         network,
-        open_shards(shards, image, storage_options, path, root),
+        open_shards(shards, image, sample, storage_options, path, root),
         packings,
         precision=precision,
         batch_size=batch_size,

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, Images, Label, Pages, Root, Seed, Shards, Storage, TablePath, open_shards
+from patchnpack.cli.arguments import (
+    IMAGES,
+    Images,
+    Label,
+    Pages,
+    Root,
+    Sample,
+    Seed,
+    Shards,
+    Storage,
+    TablePath,
+    open_shards,
+)
 from patchnpack.cli.options import takes_packing_but_lookahead, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
@@ -56,6 +68,7 @@ def pack(
         list[str] | None, typer.Option("--extra", help="Other member for batches to return; may be repeated.")
     ] = None,
     image: Images = IMAGES,
+    sample: Sample = None,
     path: TablePath = None,
     root: Root = None,
     pages: Pages = "first",
@@ -83,7 +96,7 @@ def pack(
         packing = packing.replace(lookahead=lookahead)  # refused before any shard is read
     _check_tasks(engine, workers, task_index, num_tasks, ray_address)
     options = parse_storage_options(storage_options or [])
-    index = open_shards(shards, image, storage_options, path, root)
+    index = open_shards(shards, image, sample, storage_options, path, root)
     if lookahead is None and packing.algorithm in ("auto", "priced") and packing.can_follow_patterns:
         lookahead = None if any(map(is_remote, index.shards)) else max(1, len(index))
     job = Job(

@@ -15,6 +15,7 @@ from patchnpack.cli.arguments import (
     Label,
     Pages,
     Root,
+    Sample,
     Seed,
     Shards,
     Storage,
@@ -61,6 +62,7 @@ def probe(
     device: Device = "auto",
     precision: Precision = "auto",
     image: Images = IMAGES,
+    sample: Sample = None,
     path: TablePath = None,
     root: Root = None,
     pages: Pages = "first",
@@ -81,7 +83,9 @@ def probe(
 
     network = load_model(checkpoint, device, model)
     given: dict[str, Any] = {"batch_size": batch_size, "label": label or None, "classes": classes, "pages": pages}
-    source, *held = open_all([shards, validation] if validation else [shards], image, storage_options, path, root)
+    source, *held = open_all(
+        [shards, validation] if validation else [shards], image, sample, storage_options, path, root
+    )
     loader = evaluation_loader(context, checkpoint, network, source, packing, storage_options, **given)
     held_out = None
     if held:

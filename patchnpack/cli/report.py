@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, BatchSize, Images, Pages, Root, Seed, Storage, TablePath, open_shards
+from patchnpack.cli.arguments import (
+    IMAGES,
+    BatchSize,
+    Images,
+    Pages,
+    Root,
+    Sample,
+    Seed,
+    Storage,
+    TablePath,
+    open_shards,
+)
 from patchnpack.cli.options import ALGORITHMS, takes_packing, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
@@ -59,6 +70,7 @@ def report(
     *,
     packing: Packing,
     image: Images = IMAGES,
+    sample: Sample = None,
     path: TablePath = None,
     root: Root = None,
     pages: Pages = "first",
@@ -118,7 +130,7 @@ def report(
         from patchnpack.report.page import check_page, picture_of, write_page
 
         check_page(html)
-    source = _source(shards, packing, image, (path, root), pages, batch_size, shuffle, seed, storage_options)
+    source = _source(shards, packing, image, sample, (path, root), pages, batch_size, shuffle, seed, storage_options)
     seed, made = source.seed, source.made
     found = make_report(
         source.rows, source.packing, seed=seed, batch_size=batch_size, ranks=ranks, width=width, made=made
@@ -148,6 +160,7 @@ def _source(
     shards: list[str],
     packing: Packing,
     image: str,
+    sample: str | None,
     table: tuple[str | None, str | None],
     pages: str,
     batch_size: int,
@@ -178,7 +191,7 @@ def _source(
             made=planned_before(loader),
             loader=lambda: loader,
         )
-    index = open_shards(shards, image, storage_options, *table)
+    index = open_shards(shards, image, sample, storage_options, *table)
     rows, planned, bad = _rows(index, packing, pages, batch_size=batch_size, shuffle=shuffle, seed=seed)
 
     def drawn() -> PackedImageLoader:

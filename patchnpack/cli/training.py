@@ -18,6 +18,7 @@ from patchnpack.cli.arguments import (
     Label,
     Pages,
     Root,
+    Sample,
     Shards,
     Storage,
     TablePath,
@@ -122,6 +123,7 @@ def train(
     text: Annotated[str | None, typer.Option(help="Member with texts, such as txt, for image-text training.")] = None,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard scalars to OUT.")] = False,
     image: Images = IMAGES,
+    sample: Sample = None,
     path: TablePath = None,
     root: Root = None,
     pages: Pages = "first",
@@ -142,7 +144,7 @@ def train(
     with _process_group(training.device) as first:
         transform = parse_augment(augment)
         source, *held_out = open_all(
-            [shards, validation] if validation else [shards], image, storage_options, path, root
+            [shards, validation] if validation else [shards], image, sample, storage_options, path, root
         )
         packing, is_packed = packing_of(context, source, packing, storage_options)
         result = train_on_shards(

@@ -14,10 +14,13 @@ from torch.utils.data import DataLoader
 
 from patchnpack.loaders import ErrorPolicy, Job, PackedImageLoader, pack_stream, scan
 from patchnpack.loaders.imaging.readers import heif
+from patchnpack.loaders.imaging.readers import video as video_reader
+from patchnpack.loaders.order import row_filter
 from patchnpack.loaders.sources import shard_source
 from patchnpack.packer import PackedBatch, Packing
 from tests.images import draw_image, encode_image, write_tar
 from tests.loaders.imaging.odd_jpegs import between_segments, zero_se
+from tests.loaders.imaging.videos import video
 
 PACKING = Packing(seq_len=64, patch_size=16)
 IMAGES = "jpg;png;gif;tif;heic"
@@ -146,6 +149,24 @@ def test_heic_without_pillow_heif_is_bad_with_the_command_to_run(
     stream = pack_stream([(file.getvalue(), 0), (encode_image(image), 1)], PACKING, batch_size=1)
     assert [batch.labels[batch.image_mask].tolist() for batch in stream] == [[1]]
     assert "pip install 'patchnpack[heif]'" in stream.stats()["bad"][0]["reason"]
+
+
+def test_a_video_is_its_first_frame_where_its_extension_is_asked_for_and_bad_without_pyav(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [("a.mp4", video("h264")), ("b.jpg", encode_image(draw_image(40, 30)))]
+    shard = write_tar(tmp_path / "v.tar", members)
+    loader = PackedImageLoader(shard, PACKING, batch_size=2, image="jpg;mp4")
+    assert len(pixels_of(list(loader))) == 2
+    assert (loader.stats()["bad_images"], loader.stats()["multi_page"]) == (0, 1)
+    for module in (video_reader, row_filter):
+        monkeypatch.setattr(module, "has_av", lambda: False)
+    loader = PackedImageLoader(shard, PACKING, batch_size=2, image="jpg;mp4")  # with the index of before
+    assert [*pixels_of(list(loader))] == ["b"]
+    assert "pip install 'patchnpack[video]'" in loader.stats()["bad"][0]["reason"]
+    stream = pack_stream([(data, 0) for _, data in members], PACKING, batch_size=1)
+    assert sum(int(batch.image_mask.sum()) for batch in stream) == 1
+    assert "pip install 'patchnpack[video]'" in stream.stats()["bad"][0]["reason"]
 
 
 @pytest.mark.parametrize("load", [as_loader, as_workers, as_stream, as_packed])

@@ -33,3 +33,15 @@ def boxes(data: bytes, at: int = 0, end: int | None = None) -> Iterator[Box]:
             raise ValueError(f"a box {kind!r} of {size} bytes is smaller than its header")
         yield Box(kind, begin, min(following, end))
         at = following
+
+
+def sample_count(data: bytes) -> int:
+    """The largest number of samples of a track, by its table of sizes (section 8.7.3); 0 without one.
+
+    Raises:
+        ValueError, struct.error: the data are damaged.
+    """
+    found = [Box(b"", 0, len(data))]
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsz"):
+        found = [box for outer in found for box in boxes(data, outer.begin, outer.end) if box.kind == kind]
+    return max((int(struct.unpack_from(">I", data, box.begin + 8)[0]) for box in found), default=0)

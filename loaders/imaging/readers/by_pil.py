@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import io
+from collections.abc import Iterator, Sequence
 
 import PIL
 from PIL import Image, ImageFile
@@ -34,14 +35,22 @@ def plugin(name: str) -> type[ImageFile.ImageFile]:
 
 def decode(name: str, data: bytes) -> Image.Image:
     """The first page as PIL's plugin decodes it, in a mode whose conversions keep what the palette says of alpha."""
+    return next(frames(name, data, (0,)))
+
+
+def frames(name: str, data: bytes, wanted: Sequence[int]) -> Iterator[Image.Image]:
+    """The frames `wanted`, ascending, as PIL's plugin composites them. Each is valid until the next is asked for."""
     try:
         image: Image.Image = plugin(name)(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"its header says {image.width}x{image.height} pixels")
-        image.load()
-    except TypeError as error:  # a damaged TIFF may hold fractions where whole numbers belong
+        for number in wanted:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"its header says {image.width}x{image.height} pixels")
+            if number:
+                image.seek(number)
+            image.load()
+            yield image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+    except (TypeError, RuntimeError) as error:  # of a TIFF with fractions for whole numbers, and of a damaged AVIF
         raise ValueError(str(error)) from error
-    return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
 
 
 def facts(name: str, data: bytes, pages: int = 1) -> Facts:

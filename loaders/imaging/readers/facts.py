@@ -24,6 +24,9 @@ class Facts(NamedTuple):
     unsupported: str | None = None
 
 
+# A run of pages of one size: what their header says, or the error that reading it raised, and how many they are.
+Run = tuple[Facts | Exception, int]
+
 SEVERAL = -1  # pages of an animation whose header does not count its frames
 
 

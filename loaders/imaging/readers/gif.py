@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from PIL import Image
 
 from patchnpack.loaders.imaging.readers import by_pil
@@ -16,6 +18,11 @@ def header(data: bytes) -> Facts:
 def decode(data: bytes) -> Image.Image:
     """The first frame."""
     return by_pil.decode("Gif", data)
+
+
+def frames(data: bytes, wanted: Sequence[int]) -> Iterator[Image.Image]:
+    """The frames `wanted`, ascending, composited."""
+    return by_pil.frames("Gif", data, wanted)
 
 
 def _frames(data: bytes) -> int:

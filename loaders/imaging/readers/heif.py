@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import importlib.util
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from patchnpack.loaders.imaging.readers.boxes import Box, boxes
+from patchnpack.loaders.errors import MAX_PIXELS
+from patchnpack.loaders.imaging.readers.boxes import Box, boxes, sample_count
 from patchnpack.loaders.imaging.readers.codecs import codec
-from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind
+from patchnpack.loaders.imaging.readers.facts import Facts, Run, unsupported_kind
 
 _IMAGES = {b"av01", b"hvc1", b"grid", b"iovl", b"iden", b"jpeg", b"j2k1", b"unci"}  # types of items with pixels
 # EXIF orientation by quarter turns to the left and axis of the mirror behind them; -1 is no mirror.
@@ -53,13 +54,40 @@ def avif_header(data: bytes) -> Facts:
     return Facts(item.width, item.height, pages, orientation, unsupported_kind(item.channels, item.bits))
 
 
+def avif_runs(data: bytes) -> Iterator[Run]:
+    """The frames of a sequence, or else the primary image: libavif decodes no other."""
+    frames = sample_count(data)
+    facts = avif_header(data)
+    pixels = frames * facts.width * facts.height
+    if frames > 1 and pixels > MAX_PIXELS:  # imagecodecs decodes all of them at once
+        yield (
+            ValueError(f"its {frames} frames have {pixels} pixels; an AVIF may have at most {MAX_PIXELS} in all"),
+            frames,
+        )
+    else:
+        yield facts, max(1, frames)
+
+
 def heic_header(data: bytes) -> Facts:
     """What the boxes say. The size is upright, since libheif turns the pixels.
 
     Raises:
         ValueError, struct.error: the data end early or are damaged.
     """
-    item, pages = _first_item(data)
+    return _heic_facts(*_first_item(data))
+
+
+def heic_runs(data: bytes) -> Iterator[Run]:
+    """The primary image, then the others that a viewer shows. Frames of a sequence are not read."""
+    found, primary = _meta(data)
+    for number in sorted(_shown(data, found, primary), key=lambda number: number != primary):
+        try:
+            yield _heic_facts(_item(data, list(_properties(data, found[b"iprp"], number)))), 1
+        except (ValueError, struct.error, IndexError) as error:
+            yield error, 1
+
+
+def _heic_facts(item: _Item, pages: int = 1) -> Facts:
     size = (item.height, item.width) if item.turns % 2 else (item.width, item.height)
     return Facts(*size, pages, 1, unsupported_kind(item.channels, item.bits))
 
@@ -78,30 +106,57 @@ def decode_heic(data: bytes) -> Image.Image:
     Raises:
         ValueError: pillow-heif is not installed, or cannot decode the image.
     """
+    return next(heic_frames(data, (0,)))
+
+
+def avif_frames(data: bytes, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+    """The stored pixels of the frames `wanted`; see `avif_runs`."""
+    if sample_count(data) < 2:
+        pixels = decode_avif(data)[None]
+    else:  # one by one, imagecodecs 2026.3.6 writes outside its memory
+        pixels = codec("avif_decode")(data[:8] + b"avis" + data[12:], numthreads=1)
+    for number in wanted:
+        if number >= len(pixels):
+            raise ValueError(f"the AVIF has {len(pixels)} frames, not frame {number}")
+        yield pixels[number]
+
+
+def heic_frames(data: bytes, wanted: Sequence[int]) -> Iterator[Image.Image]:
+    """The upright pixels of the images `wanted`, of which the primary one is the first.
+
+    Raises:
+        ValueError: pillow-heif is not installed, or cannot decode the image.
+    """
     if not has_heif():
         raise ValueError(MISSING)
     import pillow_heif
 
     try:
-        image: Image.Image = pillow_heif.open_heif(data).to_pillow()
+        images = pillow_heif.open_heif(data)
+        order = sorted(range(len(images)), key=lambda number: number != images.primary_index)
+        for number in wanted:
+            image: Image.Image = images[order[number]].to_pillow()
+            yield image
     except RuntimeError as error:
         raise ValueError(str(error)) from error
-    return image
 
 
 def _first_item(data: bytes) -> tuple[_Item, int]:
     """The primary item, and the number of items or frames that a viewer shows."""
-    top = list(boxes(data))
-    meta = next((box for box in top if box.kind == b"meta"), None)
+    found, primary = _meta(data)
+    properties = list(_properties(data, found[b"iprp"], primary))
+    return _item(data, properties), max(1, sample_count(data), len(_shown(data, found, primary)))
+
+
+def _meta(data: bytes) -> tuple[dict[bytes, Box], int]:
+    """The boxes that describe the items, and the number of the primary item."""
+    meta = next((box for box in boxes(data) if box.kind == b"meta"), None)
     if meta is None:
         raise ValueError("the file has no image item")
     found = {box.kind: box for box in boxes(data, meta.begin + 4, meta.end)}
     if b"pitm" not in found or b"iprp" not in found:
         raise ValueError("the file has no primary image")
-    primary = _number(data, found[b"pitm"].begin + 4, 2 if data[found[b"pitm"].begin] == 0 else 4)
-    properties = list(_properties(data, found[b"iprp"], primary))
-    frames = max((_frames(data, box.begin, box.end) for box in top if box.kind == b"moov"), default=0)
-    return _item(data, properties), max(1, frames, _shown(data, found, primary))
+    return found, _number(data, found[b"pitm"].begin + 4, 2 if data[found[b"pitm"].begin] == 0 else 4)
 
 
 def _item(data: bytes, properties: list[Box]) -> _Item:
@@ -148,8 +203,8 @@ def _properties(data: bytes, iprp: Box, item: int) -> Iterator[Box]:
             at += count * index_bytes
 
 
-def _shown(data: bytes, found: dict[bytes, Box], primary: int) -> int:
-    """Count the images that are neither hidden nor a part, thumbnail or description of another."""
+def _shown(data: bytes, found: dict[bytes, Box], primary: int) -> list[int]:
+    """Numbers, ascending, of the images that are neither hidden nor a part, thumbnail or description of another."""
     items = set(_visible_items(data, found[b"iinf"])) if b"iinf" in found else set()
     if b"iref" in found:
         iref = found[b"iref"]
@@ -161,7 +216,7 @@ def _shown(data: bytes, found: dict[bytes, Box], primary: int) -> int:
                 items -= {_number(data, begin + i * size, size) for i in range(count)}
             elif box.kind in (b"thmb", b"auxl", b"cdsc", b"prem"):
                 items.discard(of)
-    return len(items | {primary})
+    return sorted(items | {primary})
 
 
 def _visible_items(data: bytes, iinf: Box) -> Iterator[int]:
@@ -171,17 +226,6 @@ def _visible_items(data: bytes, iinf: Box) -> Iterator[int]:
         kind = data[box.begin + 6 + size : box.begin + 10 + size]
         if box.kind == b"infe" and version >= 2 and not hidden and kind in _IMAGES:
             yield _number(data, box.begin + 4, size)
-
-
-def _frames(data: bytes, begin: int, end: int) -> int:
-    """The largest number of frames of a track, from the sample sizes."""
-    frames = 0
-    for box in boxes(data, begin, end):
-        if box.kind in (b"trak", b"mdia", b"minf", b"stbl"):
-            frames = max(frames, _frames(data, box.begin, box.end))
-        elif box.kind == b"stsz":
-            frames = _number(data, box.begin + 8, 4)
-    return frames
 
 
 def _number(data: bytes, at: int, size: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 from patchnpack.loaders.imaging.exif import orientation
 from patchnpack.loaders.imaging.readers import by_pil
 from patchnpack.loaders.imaging.readers.codecs import codec
-from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind
+from patchnpack.loaders.imaging.readers.facts import Facts, Run, unsupported_kind
 from patchnpack.packer import _kernels
 
 # h rows, w columns, n samples
@@ -85,11 +87,40 @@ def header(data: bytes) -> Facts:
     Raises:
         ValueError, struct.error: the data end early or are damaged.
     """
-    directory = _directory(data)
+    return _facts(data, None)._replace(pages=_pages(data))
+
+
+def _facts(data: bytes, at: int | None) -> Facts:
+    """What a directory says; None is the first."""
+    directory = _directory(data, at)
     width, height = directory.first(_WIDTH, 0), directory.first(_HEIGHT, 0)
-    if orientation(data) >= 5:
+    if orientation(data, at) >= 5:
         width, height = height, width
-    return Facts(width, height, _pages(data, directory), 1, _unsupported(directory))
+    return Facts(width, height, 1, 1, _unsupported(directory))
+
+
+def runs(data: bytes) -> Iterator[Run]:
+    """The header of each page. A directory that cannot be read is a page, too, and the last."""
+    for at in _offsets(data):
+        try:
+            yield _facts(data, at), 1
+        except (ValueError, struct.error) as error:
+            yield error, 1
+
+
+def page(data: bytes, number: int) -> bytes:
+    """The file as one whose first page is this one.
+
+    Raises:
+        ValueError: there is no such page.
+    """
+    at = next(islice(_offsets(data), number, None), None)
+    if at is None:
+        raise ValueError(f"the TIFF has no page {number}")
+    changed = bytearray(data)
+    kind, place = ("Q", 8) if _is_big(data) else ("I", 4)
+    struct.pack_into(_order(data) + kind, changed, place, at)
+    return bytes(changed)
 
 
 def decode(data: bytes) -> np.ndarray | Image.Image:
@@ -202,22 +233,41 @@ def _unsupported(directory: _Directory) -> str | None:
     return None if mode == "RGBa" else by_pil.unsupported_mode(mode)
 
 
-def _pages(data: bytes, directory: _Directory) -> int:
-    pages, seen = 1, set[int]()
-    while directory.following and directory.following not in seen and pages < _MAX_PAGES:
-        seen.add(directory.following)
-        try:
-            directory = _directory(data, directory.following, only_following=True)
-        except (ValueError, struct.error):  # the file was cut behind the first page
-            break
-        pages += 1
-    return pages
+def _pages(data: bytes) -> int:
+    """Count the directories that can be read."""
+    return max(1, sum(_following(data, at) is not None for at in _offsets(data)))
+
+
+def _offsets(data: bytes) -> Iterator[int]:
+    """Where each directory begins; the last one may be damaged, or behind the end of the file."""
+    kind, at = ("Q", 8) if _is_big(data) else ("I", 4)
+    following: int | None = struct.unpack_from(_order(data) + kind, data, at)[0]
+    seen = set[int]()
+    while following and following not in seen and len(seen) < _MAX_PAGES:
+        seen.add(following)
+        yield following
+        following = _following(data, following)
+
+
+def _following(data: bytes, at: int) -> int | None:
+    """Where the directory behind this one begins, 0 if there is none; None if this one cannot be read."""
+    try:
+        return _directory(data, at, only_following=True).following
+    except (ValueError, struct.error):
+        return None
+
+
+def _order(data: bytes) -> str:
+    return "<" if data[:2] == b"II" else ">"
+
+
+def _is_big(data: bytes) -> bool:
+    return data[2:4] in (b"+\x00", b"\x00+")
 
 
 def _directory(data: bytes, at: int | None = None, *, only_following: bool = False) -> _Directory:
     """The integer tags of a directory, by default the first."""
-    order = "<" if data[:2] == b"II" else ">"
-    is_big = data[2:4] in (b"+\x00", b"\x00+")
+    order, is_big = _order(data), _is_big(data)
     offset, count_kind, number, inline = ("Q", "Q", 20, 8) if is_big else ("I", "H", 12, 4)
     if at is None:
         (at,) = struct.unpack_from(order + offset, data, 8 if is_big else 4)

@@ -143,7 +143,7 @@ def test_image_without_a_readable_size_stays_bad_with_decode(tmp_path: Path) -> 
     loader = loaded(shard)
     assert sorted(pixels_of(loader)) == ["b"]
     assert (
-        "only JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG XL, JPEG 2000 and HEIC are read"
+        "only JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG XL, JPEG 2000, HEIC, MP4, WebM and AVI are read"
         in loader.stats()["bad"][0]["reason"]
     )
 

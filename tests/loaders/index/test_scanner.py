@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,3 +198,14 @@ def test_clothing_sizes_equal_pil(clothing: str) -> None:
             file.seek(index.offset[i])
             image = Image.open(io.BytesIO(file.read(index.nbytes[i])))
             assert image.size == (index.width[i], index.height[i])
+
+
+def test_a_number_of_frames_beyond_int32_does_not_stop_a_scan(
+    tmp_path: Path, draw_image: Draw, encode_image: Encode, write_tar: WriteTar
+) -> None:
+    animated = bytearray(encode_image(draw_image(9, 7), "PNG", save_all=True, append_images=[draw_image(9, 7, 1)]))
+    at = animated.index(b"acTL")
+    animated[at + 4 : at + 8] = b"\xff" * 4
+    animated[at + 12 : at + 16] = zlib.crc32(animated[at : at + 12]).to_bytes(4, "big")
+    shard = write_tar(tmp_path / "s.tar", [("a.png", bytes(animated)), ("b.jpg", encode_image(draw_image(8, 6)))])
+    assert scan([shard]).pages.tolist() == [1, 1]

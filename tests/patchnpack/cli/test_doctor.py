@@ -57,7 +57,8 @@ def test_every_format_is_read_by_one_decoder_whatever_pil_was_built_with(
     assert "JPEG by simplejpeg (libjpeg-turbo " in text
     assert "PNG, WebP, TIFF, AVIF, JPEG XL, JPEG 2000 by imagecodecs" in text
     monkeypatch.setattr(doctor, "has_heif", lambda: False)
-    assert diagnose().formats_missing == {"pillow-heif": ("HEIC",)}
+    monkeypatch.setattr(doctor, "has_av", lambda: False)
+    assert diagnose().formats_missing == {"pillow-heif": ("HEIC",), "PyAV": ("MP4", "WebM", "AVI")}
 
 
 def test_every_declared_extra_is_checked(diagnosis: Diagnosis) -> None:
@@ -95,6 +96,8 @@ def test_findings_name_devices_unsupported_formats_and_install_commands(diagnosi
     formats = line(diagnosis, "formats", formats_missing={"pillow-heif": ("HEIC",)})
     assert formats.startswith("HEIC not read: pillow-heif is missing")
     assert formats.endswith("pip install 'patchnpack[heif]'")
+    videos = line(diagnosis, "formats", formats_missing={"PyAV": ("MP4", "WebM", "AVI")})
+    assert videos.endswith("MP4, WebM, AVI not read: PyAV is missing; run: pip install 'patchnpack[video]'")
     missing = line(diagnosis, "extra ray", missing={"ray": ("ray>=2",)})
     assert "ray>=2" in missing
     assert missing.endswith("pip install 'patchnpack[ray]'")

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from patchnpack.cli import main as cli
 from patchnpack.cli.doctor import diagnose, findings
 from patchnpack.cli.main import app
+from tests.loaders.index.samples import write_documents
 
 Shards = Callable[..., str]
 run = CliRunner().invoke
@@ -236,3 +237,40 @@ def test_verbose_logs_more_and_quiet_logs_nothing(shards: Shards, tmp_path: Path
 def test_quiet_and_verbose_together_are_refused() -> None:
     result = run(app, ["-q", "-v", "doctor"])
     assert "--quiet and --verbose contradict each other" in str(result.exception)
+
+
+def test_index_groups_images_by_a_rule(tmp_path: Path) -> None:
+    shard = write_documents(tmp_path / "a.tar", {"a": [2, 1], "b": [1], "c": []})
+    result = run(app, ["index", shard, "--sample", "members"])
+    assert "3 images of 2 samples in 1 shard (1 read now); 0 bad images, 1 sample without an image" in result.output
+    result = run(app, ["index", shard, "--sample", "key:(.)", "--image", "p1.jpg"])
+    assert "2 images of 2 samples in 1 shard (1 read now)" in result.output
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ("member", "--sample is 'member'; did you mean 'members'?"),
+        (r"key:x(\d)", r"--sample is 'key:x(\d)', which matches none of the 2 keys"),
+        ("key:(.)", "was made with --sample members, and --sample is 'key:(.)': other images belong together; leave"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["report", "show", "pack", "train"])
+def test_wrong_rule_of_samples_is_answered_by_every_command(
+    verb: str,
+    sample: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shard = write_documents(tmp_path / "a.tar", {"a": [2, 1], "b": [1]})
+    if "made with" in message:
+        run(app, ["index", shard, "--sample", "members", "-o", str(tmp_path / "made.parquet")])
+        shard = str(tmp_path / "made.parquet")
+    flags = {"report": [], "show": ["-o", str(tmp_path / "a.png")]}.get(verb, ["-o", str(tmp_path / "out")])
+    flags += ["--steps", "1"] if verb == "train" else []
+    monkeypatch.setattr(sys, "argv", ["patchnpack", verb, shard, *flags, "--image", "p1.jpg", "--sample", sample])
+    with pytest.raises(SystemExit):
+        cli.run()
+    assert message in capsys.readouterr().err

@@ -140,7 +140,7 @@ def test_train_eval_and_show_take_packed_folders(store: str, shards: Shards, tmp
     ran("show", tmp_path / "t", "-o", tmp_path / "packs.png")
     with pytest.raises(ValueError, match=r"packing\.seq_len is 128, and the packs in .* were written with 64"):
         ran("train", tmp_path / "t", *model, "--seq-len=128", "--epochs=1", "-o", tmp_path / "other", *CPU)
-    with pytest.raises(ValueError, match=r"root is 'x', which is for tables of paths; leave it out"):
+    with pytest.raises(ValueError, match=r"root is 'x', which a packed folder was made with"):
         ran("eval", checkpoint, tmp_path / "v", "--root=x")
 
 
