@@ -10,7 +10,9 @@ from patchnpack.packer.analysis.sweep import sweep
 from patchnpack.packer.binpacking.pack_lengths import pack_lengths
 from patchnpack.packer.config import Packing
 from patchnpack.packer.images import Images, Rows
-from patchnpack.packer.plan import Plan, Planner, plan
+from patchnpack.packer.plan import Plan
+from patchnpack.packer.planner import Planner, plan
+from patchnpack.packer.policies.frames import Frames
 from patchnpack.packer.policies.patch_sizes import PatchSizes
 from patchnpack.packer.policies.resolution import FitTokens, Native, Square
 from patchnpack.packer.policies.sampled_resolution import RandomResizedCrop, SampleSide, ScheduledResolution
@@ -22,10 +24,11 @@ from patchnpack.packer.policies.token_drop import (
     ResolutionDrop,
     ScheduledDrop,
 )
+from patchnpack.packer.policies.views import Views
 
 if TYPE_CHECKING:
     from patchnpack.packer.batch.packed_batch import PackedBatch
-    from patchnpack.packer.batch.packed_image import PackedImage
+    from patchnpack.packer.batch.packed_image import PackedImage, PackedSample
 
 __all__ = [
     "Advice",
@@ -33,11 +36,13 @@ __all__ = [
     "ConstantDrop",
     "DropToTokens",
     "FitTokens",
+    "Frames",
     "Images",
     "Native",
     "NoDrop",
     "PackedBatch",
     "PackedImage",
+    "PackedSample",
     "Packing",
     "PackingReport",
     "PatchSizes",
@@ -51,6 +56,7 @@ __all__ = [
     "ScheduledResolution",
     "Square",
     "Sweep",
+    "Views",
     "advise",
     "pack_lengths",
     "plan",
@@ -60,5 +66,5 @@ __all__ = [
 
 if not TYPE_CHECKING:  # these two import torch, which takes more than a second
     __getattr__, __dir__ = lazy_names(
-        __name__, {"batch.packed_batch": ("PackedBatch",), "batch.packed_image": ("PackedImage",)}
+        __name__, {"batch.packed_batch": ("PackedBatch",), "batch.packed_image": ("PackedImage", "PackedSample")}
     )

@@ -42,6 +42,15 @@ def mix_all(words: np.ndarray, base: np.uint64, out: np.ndarray) -> None:
 
 
 @njit(nogil=True, cache=True)
+def mix_pairs(words: np.ndarray, numbers: np.ndarray, out: np.ndarray) -> None:
+    """Write a hash of each pair of `words` and `numbers` to `out` (n,), all uint64; at number 0 the word itself."""
+    for i in range(len(words)):
+        out[i] = words[i]
+        if numbers[i] != 0:
+            out[i] = mix(mix(words[i]) + numbers[i] * np.uint64(0x9E3779B97F4A7C15))
+
+
+@njit(nogil=True, cache=True)
 def kept_tokens(key: np.uint64, tokens: int, keep: int) -> np.ndarray:
     """The first `keep` of a permutation of `tokens`, in ascending order, int32 (keep,).
 
@@ -206,7 +215,7 @@ def place_image(
 def find_tokens(segment_ids: np.ndarray, token_index: np.ndarray, starts: np.ndarray) -> tuple[int, int]:
     """Find the tokens and the images in `segment_ids` (B, L).
 
-    Each image's tokens are contiguous.
+    Each image's tokens are contiguous, except for the padding that a failed image leaves inside a sample.
 
     Writes the flat position of each token to `token_index` and the number of tokens before each image, then the total,
     to `starts`. Returns the numbers of tokens and images. Images beyond the size of `starts` are counted, not written.
@@ -221,9 +230,9 @@ def find_tokens(segment_ids: np.ndarray, token_index: np.ndarray, starts: np.nda
                     if images < len(starts):
                         starts[images] = tokens
                     images += 1
+                before = segment
                 token_index[tokens] = b * segment_ids.shape[1] + slot
                 tokens += 1
-            before = segment
     if images < len(starts):
         starts[images] = tokens
     return tokens, images

@@ -12,9 +12,10 @@ import numpy as np
 from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
 from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.checks import check_choice, check_flag, check_real, check_whole, shown
+from patchnpack.packer.policies.frames import Frames
 from patchnpack.packer.policies.patch_sizes import PatchSizes
-from patchnpack.packer.policies.resolution import FitTokens, Native, Resolution, Square
-from patchnpack.packer.policies.sampled_resolution import RandomResizedCrop, SampleSide, ScheduledResolution
+from patchnpack.packer.policies.resolution import Native, Resolution, Square
+from patchnpack.packer.policies.sampled_resolution import RESOLUTIONS, ScheduledResolution
 from patchnpack.packer.policies.token_drop import (
     BetaDrop,
     ConstantDrop,
@@ -24,8 +25,8 @@ from patchnpack.packer.policies.token_drop import (
     ScheduledDrop,
     TokenDrop,
 )
+from patchnpack.packer.policies.views import Views
 
-RESOLUTIONS = (Native, FitTokens, SampleSide, RandomResizedCrop, Square, ScheduledResolution)
 TOKEN_DROPS = (NoDrop, ConstantDrop, BetaDrop, ResolutionDrop, DropToTokens, ScheduledDrop)
 
 _PRICED_BY = ("algorithm", "seq_len", "patch_size")
@@ -33,6 +34,7 @@ _PRICED_BY = ("algorithm", "seq_len", "patch_size")
 Fill = Literal["none", "undrop", "trim", "rescale"]
 Oversize = Literal["shrink", "drop", "skip", "error"]
 Undersize = Literal["pad", "skip", "error"]
+Scope = Literal["image", "sample"]
 ImageMode = Literal["L", "RGB", "RGBA"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
@@ -42,6 +44,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "undersize": get_args(Undersize),
     "algorithm": get_args(Algorithm),
     "fill": get_args(Fill),
+    "scope": get_args(Scope),
     "image_mode": get_args(ImageMode),
     "interpolation": get_args(Interpolation),
 }
@@ -57,18 +60,22 @@ class Packing:
         patch_size: P, side of a square patch in pixels, or `PatchSizes`: one size per block of packs.
         resolution: policy for the size of each image: `Native`, `FitTokens`, `SampleSide`, `RandomResizedCrop`,
             `Square` or `ScheduledResolution`.
-        oversize: treatment of an image that has more than L tokens after token drop: shrink it ("shrink"), drop more of
-            its tokens ("drop"), skip and count it ("skip"), or raise ValueError ("error").
+        oversize: treatment of a sample that has more than L tokens after token drop: shrink its images by one scale
+            ("shrink"), drop more of their tokens ("drop"), skip and count it ("skip"), or raise ValueError ("error").
+            Of more than K images, "drop" uses K, evenly spaced; "shrink" raises ValueError.
         undersize: treatment of an image smaller than a patch, both sides shorter than P x `grid_multiple` pixels (with
             `Native(edge="crop")`, either side): give it one patch, as `resolution` does with a single short side
-            ("pad"; policies that resize enlarge it), skip and count it ("skip"), or raise ValueError ("error"). With
-            `PatchSizes`, the largest size decides.
+            ("pad"; policies that resize enlarge it), skip and count its sample ("skip"), or raise ValueError ("error").
+            With `PatchSizes`, the largest size decides.
         token_drop: policy for how many tokens each image loses: `NoDrop`, `ConstantDrop`, `BetaDrop`, `ResolutionDrop`,
             `DropToTokens` or `ScheduledDrop`.
+        frames: which images of each sample are used, as `Frames`; None uses all.
+        views: several images of each picture, as `Views`, which then sizes them instead of `resolution`; None makes
+            one.
         algorithm: packing algorithm: "next_fit", "first_fit", "best_fit", "first_fit_decreasing",
             "best_fit_decreasing", "largest_fit", "subset_sum", "priced", or "auto", which chooses one of the last
             three.
-        lookahead: R, number of waiting images that the packer chooses from.
+        lookahead: R, number of waiting samples that the packer chooses from.
         max_images: K, maximum images per pack.
         fill: use of leftover slots. "none" leaves them empty; "undrop" gives them back to images of the same pack whose
             tokens were dropped. "trim" and "rescale" also let an image that is slightly too long close a pack: "trim"
@@ -78,6 +85,7 @@ class Packing:
         max_scale: largest change of an image's sides by "rescale", as a share.
         balance: window, in packs, within which a shuffling loader groups packs of similar attention cost, so that the
             ranks of a step wait less for each other; 0 is off.
+        scope: what a token attends to in the model, its "image" or its "sample"; decides the attention cost of a pack.
         grid_multiple: both sides of a grid are multiples of this (2 for models that merge 2x2 tokens).
         image_mode: "RGB", "L" (grey) or "RGBA"; sets the number of channels C.
         interpolation: PIL's name of the filter that resizes images.
@@ -98,6 +106,8 @@ class Packing:
     oversize: Oversize = "shrink"
     undersize: Undersize = "pad"
     token_drop: TokenDrop = field(default_factory=NoDrop)
+    frames: Frames | None = None
+    views: Views | None = None
     algorithm: Algorithm = "auto"
     lookahead: int = 256
     max_images: int = 64
@@ -105,6 +115,7 @@ class Packing:
     max_trim: float = 0.05
     max_scale: float = 0.05
     balance: int = 256
+    scope: Scope = "image"
     grid_multiple: int = 1
     image_mode: ImageMode = "RGB"
     interpolation: Interpolation = "bicubic"
@@ -119,6 +130,7 @@ class Packing:
                 f"images; use algorithm='auto', {', '.join(map(repr, CHOICES[:-1]))} or {CHOICES[-1]!r}"
             )
         self._check_prices()
+        self._check_samples()
         if self.fill == "rescale" and isinstance(self.resolution, Square | ScheduledResolution):
             raise ValueError(
                 f"fill is 'rescale' and resolution is {self.resolution}, whose sizes are fixed; use fill='trim'"
@@ -129,10 +141,11 @@ class Packing:
                 f"more than seq_len {self.seq_len}; raise seq_len"
             )
         # Sizes that no image can take, such as a Square that is not a multiple of the patch size, are refused now.
-        stages = self.resolution.stages if isinstance(self.resolution, ScheduledResolution) else ((0, self.resolution),)
-        for patch_size in self.patch_sizes:
-            for _, policy in stages:
-                self._check_smallest(policy, patch_size)
+        for policy in self.size_policies:
+            stages = policy.stages if isinstance(policy, ScheduledResolution) else ((0, policy),)
+            for _, each in stages:
+                for patch_size in self.patch_sizes:
+                    self._check_smallest(each, patch_size)
 
     def _check_types(self) -> None:
         """Check each field by itself, and store numpy's numbers as Python's, so that equal settings look equal."""
@@ -160,6 +173,41 @@ class Packing:
             object.__setattr__(self, name, float(value))
         check_flag("scaled_decode", self.scaled_decode)
         object.__setattr__(self, "scaled_decode", bool(self.scaled_decode))
+
+        for name, kind, example in (
+            ("frames", Frames, "Frames(8)"),
+            ("views", Views, "Views((2, RandomResizedCrop(max_tokens=196)))"),
+        ):
+            if (given := getattr(self, name)) is not None and not isinstance(given, kind):
+                raise ValueError(
+                    f"{name} is {shown(given)}; it must be {kind.__name__}(...), such as {example}, or None"
+                )
+
+    def _check_samples(self) -> None:
+        """Refuse frames and views that contradict other fields."""
+        views = 1 if self.views is None else self.views.count
+        frames = 1 if self.frames is None else self.frames.count
+        if self.views is not None and self.resolution != Native():
+            raise ValueError(
+                f"views and resolution={self.resolution} are both given; each group of views has its own policy: leave "
+                "resolution out"
+            )
+        if frames * views > self.most_images:
+            both = " x ".join(
+                [f"{frames} frames"] * (self.frames is not None) + [f"{views} views"] * (self.views is not None)
+            )
+            name, limit = (
+                ("max_images", self.max_images) if self.max_images <= self.seq_len else ("seq_len", self.seq_len)
+            )
+            raise ValueError(
+                f"{both} are {frames * views} images per sample, more than {name} {limit}, and a sample stays in one "
+                f"pack; raise {name}, or use fewer {'views' if views > 1 else 'frames'}"
+            )
+        if self.fill == "rescale" and frames * views > 1:
+            raise ValueError(
+                "fill is 'rescale', which changes sizes image by image, and samples have several images; use "
+                "fill='trim'"
+            )
 
     def _check_prices(self) -> None:
         prices: object = self.prices
@@ -201,6 +249,16 @@ class Packing:
         Patterns know nothing of blocks of one patch size, nor of images that are cut to close a pack.
         """
         return isinstance(self.patch_size, int) and self.fill not in ("trim", "rescale")
+
+    @property
+    def most_images(self) -> int:
+        """Images that a sample has at most: they share one pack, and each keeps at least one token."""
+        return min(self.max_images, self.seq_len)
+
+    @property
+    def size_policies(self) -> tuple[Resolution, ...]:
+        """The policies that size images: `resolution`, or one per group of `views`."""
+        return (self.resolution,) if self.views is None else self.views.policies
 
     @property
     def patch_sizes(self) -> tuple[int, ...]:

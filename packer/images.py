@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from patchnpack.packer.config import Packing
-from patchnpack.packer.policies.random import Purpose, counter_hash
-from patchnpack.packer.policies.resolution import Sizes
-
-# n rows, M images
+# n samples, m rows, M images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +45,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.row) if self.offsets is None else len(self.offsets) - 1
+
+    @property
+    def first(self) -> np.ndarray | slice:
+        """Position of each sample's first row: its row and `row_id` stand for the sample."""
+        return slice(None) if self.offsets is None else self.offsets[:-1]
 
     def take(self, which: np.ndarray | slice) -> Rows:
         """The samples at `which`, in that order."""
@@ -90,6 +90,14 @@ def ranges_of(offsets: np.ndarray, which: np.ndarray | slice) -> tuple[np.ndarra
     return np.repeat(first - ends[:-1], counts) + np.arange(ends[-1]), ends
 
 
+def sums_between(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Sums of `values` between neighbouring `offsets`, int64."""
+    ends = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(values, out=ends[1:])
+    sums: np.ndarray = np.diff(ends[offsets])
+    return sums
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Images:
     """M images, each with its size and its number of kept tokens. The images of a sample are neighbours, in order.
@@ -124,8 +132,25 @@ class Images:
         page, frame = (None if column is None else column[which] for column in (self.page, self.frame))
         return Images(row=row, key=key, box=box, size=size, grid=grid, keep=keep, page=page, frame=frame)
 
+    def take_samples(self, which: np.ndarray | slice) -> Images:
+        """The images of the samples at `which`, in that order."""
+        return self.take(which if self.frame is None else ranges_of(self.sample_offsets(), which)[0])
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples."""
+        return len(self) if self.frame is None else int(np.count_nonzero(self.frame == 0))
+
+    def sample_sums(self, values: np.ndarray) -> np.ndarray:
+        """Sum of `values` (M,) over the images of each sample; `values` itself where each image is a sample."""
+        return values if self.frame is None else sums_between(values, self.sample_offsets())
+
+    def sample_counts(self) -> np.ndarray | None:
+        """Number of images of each sample, int64; None where each image is a sample."""
+        return None if self.frame is None else np.diff(self.sample_offsets())
+
     def sample_offsets(self) -> np.ndarray:
-        """Offset of each sample's first image, int64 (m + 1,)."""
+        """Offset of each sample's first image, int64 (n + 1,)."""
         if self.frame is None:
             return np.arange(len(self) + 1)
         return np.append(np.flatnonzero(self.frame == 0), len(self)).astype(np.int64)
@@ -143,119 +168,3 @@ class Images:
                     for part, column in zip(parts, columns[name], strict=True)
                 ]
         return cls(**{name: np.concatenate(column) for name, column in columns.items()})
-
-
-class Measured(NamedTuple):
-    """n rows measured at one patch size.
-
-    Attributes:
-        images: the image of each row, whether it is skipped or not.
-        oversize: bool (n,), rows of more than `seq_len` tokens, except those skipped as undersize.
-        undersize: bool (n,), rows smaller than a patch of the packing's largest size.
-    """
-
-    images: Images
-    oversize: np.ndarray
-    undersize: np.ndarray
-
-    def skipped(self, packing: Packing) -> np.ndarray:
-        """Which rows the packing skips, bool (n,)."""
-        skipped = np.zeros(len(self.images), np.bool_)
-        if packing.oversize == "skip":
-            skipped |= self.oversize
-        if packing.undersize == "skip":
-            skipped |= self.undersize
-        return skipped
-
-
-def measure(
-    rows: Rows,
-    packing: Packing,
-    *,
-    seed: int,
-    epoch: int,
-    images_seen: np.ndarray | None = None,
-    patch_size: int | None = None,
-) -> Measured:
-    """Measure each row at one patch size: its image, and whether it is too large or too small.
-
-    Each row's result depends on that row alone. Rows that are skipped are included, an oversize one with all its
-    tokens.
-
-    Args:
-        rows: the images.
-        packing: the configuration.
-        seed, epoch: keys of the random draws, together with each row's `row_id`.
-        images_seen: int64 (n,), images seen in training before each, for schedules; 0 by default.
-        patch_size: P, one of the packing's sizes; None takes the only one.
-
-    Raises:
-        ValueError: an oversize image under `oversize="error"`, or an undersize one under `undersize="error"`.
-    """
-    if patch_size is None:
-        (patch_size,) = packing.patch_sizes
-    limit, policy, drop = packing.seq_len, packing.resolution, packing.token_drop
-    undersize = policy.undersize(rows.width, rows.height, max(packing.patch_sizes) * packing.grid_multiple)
-    if packing.undersize == "error" and undersize.any():
-        _refuse_undersize(rows, undersize, packing)
-    draws = counter_hash(Purpose.RESOLUTION, seed, epoch, rows.row_id) if policy.draws else None
-    rate_key = counter_hash(Purpose.DROP_RATE, seed, epoch, rows.row_id)
-
-    def sized(which: np.ndarray | slice, max_tokens: np.ndarray | None) -> tuple[Sizes, np.ndarray]:
-        sizes = policy.sizes(
-            rows.width[which],
-            rows.height[which],
-            patch_size,
-            packing.grid_multiple,
-            keys=None if draws is None else draws[which],
-            images_seen=None if images_seen is None else images_seen[which],
-            limit=max_tokens,
-        )
-        tokens = sizes.grid.prod(1, dtype=np.int64)
-        return sizes, drop.keep(tokens, rate_key[which], limit, None if images_seen is None else images_seen[which])
-
-    sizes, keep = sized(slice(None), None)
-    over = keep > limit
-    if packing.undersize == "skip":
-        over &= ~undersize
-    if over.any() and packing.oversize == "error":
-        i = int(over.argmax())
-        raise ValueError(
-            f"row {rows.row[i]} of {rows.width[i]}x{rows.height[i]} pixels has {keep[i]} tokens, more than seq_len "
-            f"{limit} ({int(over.sum())} rows do); raise seq_len or patch_size, or choose oversize='shrink', "
-            "'drop' or 'skip'"
-        )
-    if packing.oversize == "shrink":
-        left, max_tokens = np.flatnonzero(over), sizes.grid.prod(1, dtype=np.int64)
-        while len(left):  # one pass, except for drops that keep a larger share of a smaller image
-            max_tokens[left] = np.maximum(limit, max_tokens[left] * limit // keep[left])
-            shrunk, keep[left] = sized(left, max_tokens[left])
-            sizes.size[left], sizes.grid[left] = shrunk.size, shrunk.grid
-            left = left[keep[left] > limit]
-    if packing.oversize == "drop":
-        keep = np.minimum(keep, limit)
-    box = sizes.box
-    if box is None:
-        box = np.zeros((len(rows), 4), np.int32)
-        box[:, 2], box[:, 3] = rows.width, rows.height
-    images = Images(
-        row=rows.row,
-        key=counter_hash(Purpose.TOKEN_DROP, seed, epoch, rows.row_id),
-        box=box,
-        size=sizes.size,
-        grid=sizes.grid,
-        keep=keep.astype(np.int32),
-    )
-    return Measured(images, over, undersize)
-
-
-def _refuse_undersize(rows: Rows, undersize: np.ndarray, packing: Packing) -> None:
-    """Raise ValueError for the first undersize row."""
-    i, multiple = int(undersize.argmax()), packing.grid_multiple
-    unit = max(packing.patch_sizes) * multiple
-    what = "a patch" if multiple == 1 else f"grid_multiple {multiple} x {multiple} patches"
-    raise ValueError(
-        f"row {rows.row[i]} of {rows.width[i]}x{rows.height[i]} pixels is smaller than {what} of "
-        f"{unit}x{unit} ({int(undersize.sum())} of {len(rows)} rows are); use a smaller patch_size, or choose "
-        "undersize='pad' or 'skip'"
-    )

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         ConstantDrop,
         DropToTokens,
         FitTokens,
+        Frames,
         Native,
         NoDrop,
         PackedBatch,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         ScheduledDrop,
         ScheduledResolution,
         Square,
+        Views,
     )
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "DropToTokens",
     "ErrorPolicy",
     "FitTokens",
+    "Frames",
     "Mixture",
     "Native",
     "NoDrop",
@@ -43,6 +46,7 @@ __all__ = [
     "ScheduledDrop",
     "ScheduledResolution",
     "Square",
+    "Views",
     "pack_stream",
 ]
 
@@ -56,6 +60,7 @@ if not TYPE_CHECKING:  # `patchnpack --help` imports this package, and needs non
                 "ConstantDrop",
                 "DropToTokens",
                 "FitTokens",
+                "Frames",
                 "Native",
                 "NoDrop",
                 "PackedBatch",
@@ -67,6 +72,7 @@ if not TYPE_CHECKING:  # `patchnpack --help` imports this package, and needs non
                 "ScheduledDrop",
                 "ScheduledResolution",
                 "Square",
+                "Views",
             ),
         },
     )

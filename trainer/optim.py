@@ -33,7 +33,7 @@ def learning_rate(progress: float, config: TrainConfig) -> float:
 def _height(name: str, depth: int) -> int:
     """How far a parameter is from the head: 0 for head and pooling, 1 for the last block, depth + 1 for embeddings."""
     part, _, rest = name.partition(".")
-    if part in ("patch_embed", "pos_embed", "prefix"):
+    if part in ("patch_embed", "pos_embed", "frame_embed", "prefix"):
         return depth + 1
     return depth - int(rest.partition(".")[0]) if part == "blocks" else 0
 
@@ -67,7 +67,7 @@ def make_optimizer(model: NaViT, config: TrainConfig, others: Iterable[nn.Parame
     depth, groups = model.config.depth, dict[tuple[float, bool], list[nn.Parameter]]()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decayed = parameter.ndim > 1 and not name.startswith(("pos_embed.", "pool.query", "prefix"))
+            decayed = parameter.ndim > 1 and not name.startswith(("pos_embed.", "frame_embed", "pool.query", "prefix"))
             groups.setdefault((config.layer_decay ** _height(name, depth), decayed), []).append(parameter)
     for parameter in others:
         groups.setdefault((1.0, parameter.ndim > 1), []).append(parameter)

@@ -23,7 +23,7 @@ from patchnpack.loaders.remote.addresses import redact
 from patchnpack.packer import Packing
 from patchnpack.packer.binpacking.pack_lengths import sample_size
 from patchnpack.packer.decision import decide
-from patchnpack.packer.images import measure
+from patchnpack.packer.measure import measure
 from patchnpack.packer.policies.random import Purpose, counter_hash
 
 Where = Callable[[Index], np.ndarray]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.shards.patterns import PACKED_FOLDER_FILES
-from patchnpack.packer import Packing, PatchSizes, ScheduledDrop, ScheduledResolution
+from patchnpack.packer import Frames, Packing, PatchSizes, ScheduledDrop, ScheduledResolution, Views
 from patchnpack.packer.binpacking.pricing.prices import Prices
-from patchnpack.packer.config import RESOLUTIONS, TOKEN_DROPS
+from patchnpack.packer.config import TOKEN_DROPS
+from patchnpack.packer.policies.sampled_resolution import RESOLUTIONS
 
 StoreKind = Literal["images", "patches"]
 
@@ -20,8 +22,9 @@ RECIPE, MANIFEST = PACKED_FOLDER_FILES
 ROWS = "rows.arrow"
 PARTS, MARKERS, PLANS = "parts", "done", "plans"  # folders
 _COMPRESSIONS: dict[StoreKind, tuple[str | None, ...]] = {"images": (None,), "patches": (None, "lz4", "zstd")}
-_KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (*RESOLUTIONS, *TOKEN_DROPS, PatchSizes, Prices, Packing)
+_KINDS: dict[str, Callable[..., Any]] = {
+    **{kind.__name__: kind for kind in (*RESOLUTIONS, *TOKEN_DROPS, Frames, PatchSizes, Prices, Packing)},
+    Views.__name__: lambda groups: Views(*groups),
 }
 
 
@@ -108,7 +111,7 @@ class Recipe:
 
 
 def changes_grids(packing: Packing) -> str | None:
-    """Return what changes an image's grid or keep count from epoch to epoch by design; None if nothing does.
+    """Return what changes an image's grid or keep count, or the chosen images, from epoch to epoch by design, or None.
 
     Drawn drop rates do not count: one draw can serve every epoch.
 
@@ -117,8 +120,11 @@ def changes_grids(packing: Packing) -> str | None:
     """
     if isinstance(packing.patch_size, PatchSizes):
         return repr(packing.patch_size)
-    if packing.resolution.draws or isinstance(packing.resolution, ScheduledResolution):
-        return repr(packing.resolution)
+    for policy in packing.size_policies:
+        if policy.draws or isinstance(policy, ScheduledResolution):
+            return repr(policy)
+    if packing.frames is not None and packing.frames.draws:
+        return repr(packing.frames)
     return repr(packing.token_drop) if isinstance(packing.token_drop, ScheduledDrop) else None
 
 

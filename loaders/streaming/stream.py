@@ -23,7 +23,7 @@ from patchnpack.loaders.streaming.outcomes import StreamOutcomes
 from patchnpack.loaders.streaming.progress import Progress
 from patchnpack.loaders.streaming.samples import NoImage, Sample, SampleReader, StreamBatchContext, rows_of
 from patchnpack.packer import Images, PackedBatch, Packing, Plan, Planner, Rows
-from patchnpack.packer.plan import images_per_pack
+from patchnpack.packer.planner import images_per_pack
 
 # B packs in a batch
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from patchnpack.packer.config import Packing
 from patchnpack.packer.images import Images, Rows
-from patchnpack.packer.plan import Plan, plan
+from patchnpack.packer.plan import Plan
+from patchnpack.packer.planner import plan
 from patchnpack.packer.policies.resolution import FitTokens
 
 # n images; a slot is the place of one token in the model's input, filled or not
@@ -107,9 +108,14 @@ def _by_patch_size(made: Plan) -> list[tuple[int, Images]]:
     return [(int(size), made.images.take(each == size)) for size in np.unique(each)]
 
 
+def _item(made: Plan) -> str:
+    """What a row of slots holds: a sample of several images stays in one row."""
+    return "image" if made.num_samples == len(made.images) else "sample"
+
+
 def _longest(made: Plan) -> Baseline:
-    """One image per row, padded to the longest image of its patch size."""
-    parts = [images.keep.astype(np.int64) for _, images in _by_patch_size(made)]
+    """One sample per row, padded to the longest sample of its patch size."""
+    parts = [images.sample_sums(images.keep.astype(np.int64)) for _, images in _by_patch_size(made)]
     longest = " or ".join(f"{part.max():,}" for part in parts)
     return Baseline(
         name="padded to the longest",
@@ -117,26 +123,26 @@ def _longest(made: Plan) -> Baseline:
         slots=sum(len(part) * int(part.max()) for part in parts),
         tokens=int(made.tokens().sum()),
         attention_cost=sum(len(part) * int(part.max()) ** 2 for part in parts),
-        note=f"one image per row of {longest} slots",
+        note=f"one {_item(made)} per row of {longest} slots",
     )
 
 
 def _bucketed(made: Plan) -> Baseline:
-    """One image per row, padded to the longest image of its bucket of similar lengths."""
+    """One sample per row, padded to the longest sample of its bucket of similar lengths."""
     slots, attention, edges = 0, 0, []
     for _, images in _by_patch_size(made):
-        longest, rows = buckets(images.keep)
+        longest, rows = buckets(images.sample_sums(images.keep))
         slots += int((longest * rows).sum())
         attention += int((longest**2 * rows).sum())
         edges.append(", ".join(f"{edge:,}" for edge in np.unique(longest)))
     return Baseline(
         name="bucketed by length",
-        sequences=len(made.images),
+        sequences=made.num_samples,
         slots=slots,
         tokens=int(made.tokens().sum()),
         attention_cost=attention,
-        note=f"{BUCKETS} buckets of equally many images, in rows of {' or '.join(edges)} slots; a batch "
-        "draws from one bucket, so its images have similar sizes",
+        note=f"{BUCKETS} buckets of equally many {_item(made)}s, in rows of {' or '.join(edges)} slots; a batch "
+        f"draws from one bucket, so its {_item(made)}s have similar sizes",
     )
 
 

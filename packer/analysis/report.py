@@ -15,7 +15,8 @@ from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Packing
 from patchnpack.packer.images import Rows
-from patchnpack.packer.plan import Plan, plan
+from patchnpack.packer.plan import Plan
+from patchnpack.packer.planner import plan
 from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # n images, N packs; a slot is the place of one token in the model's input, filled or not
@@ -66,11 +67,13 @@ class Pricing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackingReport:
-    """The packs of n images under one configuration.
+    """The packs of n samples under one configuration.
 
     Attributes:
         packing: the configuration.
+        samples: samples in packs.
         images: images in packs.
+        images_per_sample: smallest, mean and largest number of images.
         tokens_native: patches of the images at their own sizes, sides rounded up.
         tokens_before_drop: patches of the images at the sizes that the packing gives them.
         tokens: tokens of the images after dropping.
@@ -78,10 +81,10 @@ class PackingReport:
         drop_rate: mean share of an image's tokens that is dropped.
         packs: number of packs of `packing.seq_len` slots.
         images_per_pack: smallest, mean and largest number of images.
-        oversize: images of more than `seq_len` tokens, treated as `packing.oversize` says.
-        undersize: images smaller than a patch, treated as `packing.undersize` says.
-        skipped: images skipped, by reason: "oversize" and "undersize".
-        attention_cost: sum of the images' squared token counts.
+        oversize: samples of more than `seq_len` tokens or `max_images` images, treated as `packing.oversize` says.
+        undersize: samples with an image smaller than a patch, treated as `packing.undersize` says.
+        skipped: samples skipped, by reason: "oversize", "undersize" and, if any, "frames".
+        attention_cost: sum of the squared token counts of the images, or of the samples (`packing.scope`).
         attention_per_pack: attention cost of a pack: smallest, mean and largest.
         attention_spread: standard deviation of a pack's attention cost over its mean; 0 is even.
         baselines: the packing itself first, then the baselines.
@@ -94,13 +97,15 @@ class PackingReport:
             balanced in windows of `packing.balance`; 1 is even.
         model_imbalance: the same for the cost of a whole model of `width` features.
         width: features of the model.
-        planning_seconds_per_million: seconds on one core to plan a million such images.
+        planning_seconds_per_million: seconds on one core to plan a million such samples.
         pricing: what the prices took; None if the algorithm uses none.
         distributions: the distributions behind the means.
     """
 
     packing: Packing
+    samples: int
     images: int
+    images_per_sample: tuple[int, float, int]
     tokens_native: int
     tokens_before_drop: int
     tokens: int
@@ -152,7 +157,7 @@ def report(
     """Plan the rows with `packing`, and compare with the baselines.
 
     Args:
-        rows: the images, in order of arrival.
+        rows: the samples, in order of arrival.
         packing: the configuration.
         seed, epoch: keys of the random draws.
         batch_size: packs per batch of one rank, at least 1.
@@ -173,19 +178,24 @@ def report(
     made = plan(rows, packing, seed=seed, epoch=epoch, block=step) if made is None else made
     images, skipped = made.images, {reason: len(left) for reason, left in made.skipped_by_reason().items()}
     if not len(images):
+        few = f", {skipped['frames']} for too few frames" if "frames" in skipped else ""
         raise ValueError(
-            f"none of the {len(rows)} images is left to pack: {skipped['oversize']} were skipped as oversize and "
-            f"{skipped['undersize']} as undersize; raise seq_len, or choose oversize='shrink' or 'drop', or "
-            "undersize='pad'"
+            f"none of the {len(rows)} {'images' if rows.offsets is None else 'samples'} is left to pack: "
+            f"{skipped['oversize']} were skipped as oversize and {skipped['undersize']} as undersize{few}; raise "
+            "seq_len, or choose oversize='shrink' or 'drop', or undersize='pad'"
         )
     keep, before = images.keep.astype(np.int64), images.grid.prod(1, dtype=np.int64)
     counts, attention, source = np.diff(made.offsets), made.attention_cost(), row_positions(images, rows)
+    of_sample = images.sample_counts() if images.frame is not None else np.ones(1, np.int64)
+    assert of_sample is not None
     patch = np.repeat(made.patch_size, counts).astype(np.int64)
     native = -(-rows.width[source].astype(np.int64) // patch) * -(-rows.height[source].astype(np.int64) // patch)
     steps = -(-len(made) // step)
     return PackingReport(
         packing=packing,
+        samples=made.num_samples,
         images=len(images),
+        images_per_sample=(int(of_sample.min()), float(of_sample.mean()), int(of_sample.max())),
         tokens_native=int(native.sum()),
         tokens_before_drop=int(before.sum()),
         tokens=int(keep.sum()),
@@ -265,8 +275,9 @@ def _fill_in_order(made: Plan, packing: Packing) -> tuple[tuple[float, float], .
 
 
 def _pricing(made: Plan, packing: Packing) -> Pricing:
-    patch_size = np.repeat(made.patch_size, np.diff(made.offsets))
-    counts = [np.bincount(made.images.keep[patch_size == size]) for size in np.unique(patch_size)]
+    patch_size = np.repeat(made.patch_size, made.samples_per_pack())
+    lengths = made.images.sample_sums(made.images.keep)
+    counts = [np.bincount(lengths[patch_size == size]) for size in np.unique(patch_size)]
     distinct = [int(np.count_nonzero(each)) for each in counts]
     began = time.perf_counter()
     for each in counts:
@@ -277,7 +288,10 @@ def _pricing(made: Plan, packing: Packing) -> Pricing:
 
 def _planning_seconds_per_million(rows: Rows, packing: Packing, seed: int) -> float:
     count = max(len(rows), _TIMED_ROWS)
-    many = Rows.of_sizes(np.resize(rows.width, count), np.resize(rows.height, count))
+    if rows.offsets is None:
+        many = Rows.of_sizes(np.resize(rows.width, count), np.resize(rows.height, count))
+    else:
+        many = rows.take(np.resize(np.arange(len(rows)), count))
     began = time.perf_counter()
     plan(many, packing, seed=seed)
     return (time.perf_counter() - began) / count * 1e6

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from patchnpack.packer.binpacking.pricing.cutting_stock import GROUPS
 from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.config import Fill, Packing
 from patchnpack.packer.fill import fewest_tokens, fill_packs, most_tokens
-from patchnpack.packer.images import Images, Rows, measure
+from patchnpack.packer.images import Images, Rows, sums_between
+from patchnpack.packer.measure import measure
 
 # n rows, M images, N packs
 
@@ -31,14 +33,15 @@ _SEARCH_GROUPS = 64  # distinct lengths that are priced in a search: a tenth of 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeasuredImages:
-    """The images at one patch size and sequence length.
+    """n samples at one patch size and sequence length: tokens kept, tokens before dropping, and images of each.
 
-    `least` and `images` are set only where `fill` needs them.
+    `least` and `images` are set only where `fill` needs them, `counts` where a sample may have several images.
     """
 
-    keep: np.ndarray  # int64 (M,)
-    before: np.ndarray  # int64 (M,)
+    keep: np.ndarray  # int64 (n,)
+    before: np.ndarray  # int64 (n,)
     least: np.ndarray | None
+    counts: np.ndarray | None
     images: Images | None
     oversize: int
     undersize: int
@@ -55,7 +58,7 @@ def measure_rows(rows: Rows, packing: Packing, seed: int, images_seen: np.ndarra
     cuts = packing.fill in ("trim", "rescale")
     parts, over, under, skipped = [], 0, 0, 0
     keep, before = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
-    end = 0
+    end, is_held = 0, cuts
     for first in range(0, len(rows), _CHUNK):
         chunk = slice(first, first + _CHUNK)
         measured = measure(rows.take(chunk), packing, seed=seed, epoch=0, images_seen=seen[chunk])
@@ -63,17 +66,20 @@ def measure_rows(rows: Rows, packing: Packing, seed: int, images_seen: np.ndarra
         over, under = over + int(measured.oversize.sum()), under + int(measured.undersize.sum())
         if leaves.any():
             skipped += int(leaves.sum())
-            images = images.take(~leaves)
-        begin, end = end, end + len(images)
-        keep[begin:end], before[begin:end] = images.keep, images.grid.prod(1, dtype=np.int64)
-        if cuts:
+            images = images.take_samples(~leaves)
+        begin, end = end, end + images.num_samples
+        keep[begin:end] = images.sample_sums(images.keep)
+        before[begin:end] = images.sample_sums(images.grid.prod(1, dtype=np.int64))
+        is_held = is_held or images.frame is not None
+        if is_held:
             parts.append(images)
-    held = Images.concatenate(parts) if cuts else None
-    least = None if held is None else fewest_tokens(held, packing, patch_size)
+    held = Images.concatenate(parts) if is_held else None
+    least = fewest_tokens(held, packing, patch_size) if cuts and held is not None else None
     return MeasuredImages(
         keep=keep[:end],
         before=before[:end],
-        least=least,
+        least=least if least is None or held is None else held.sample_sums(least),
+        counts=None if held is None else held.sample_counts(),
         images=held,
         oversize=over,
         undersize=under,
@@ -89,8 +95,8 @@ def try_packing(
     prices = _prices(measured, packing, algorithms, _SEARCH_GROUPS)
     tried = _tried(measured, packing, algorithms, lookaheads, prices) if len(measured.keep) else ()
     for algorithm, lookahead in tried:
-        offsets, keep = _packed(measured, packing, algorithm, lookahead, prices)
-        found = len(offsets) - 1, int(keep.sum())
+        tried_packs = _packed(measured, packing, algorithm, lookahead, prices)
+        found = len(tried_packs.tokens), int(tried_packs.tokens.sum())
         if not packs or found[1] * packs > tokens * found[0]:
             packs, tokens = found
     most = int((measured.keep if packing.fill == "none" else np.maximum(measured.keep, measured.before)).sum())
@@ -128,17 +134,13 @@ def settings_of(
         names = [algorithm for algorithm, _ in tried]
         tried = sorted([*tried, current], key=lambda pair: (_rank(names, pair[0]), pair[1]))
     slots_bucketed = int(np.dot(*buckets(measured.keep)))
-    next_fit, _ = _packed(measured, packing, "next_fit", 1, None)
+    next_fit = _packed(measured, packing, "next_fit", 1, None)
+    images = len(measured.keep) if measured.counts is None else int(measured.counts.sum())
     found = []
     for algorithm, lookahead in tried:
         began = time.perf_counter()
-        offsets, keep = _packed(measured, packing, algorithm, lookahead, prices)
+        tokens, attention, counts = _packed(measured, packing, algorithm, lookahead, prices)
         seconds = time.perf_counter() - began
-        sums = np.zeros((2, len(keep) + 1), np.int64)
-        np.cumsum(keep, out=sums[0, 1:])
-        np.cumsum(keep**2, out=sums[1, 1:])
-        tokens, attention = np.diff(sums[:, offsets])
-        counts = np.diff(offsets)
         patches = np.full(len(tokens), patch_size, np.int32)
         found.append(
             Setting(
@@ -147,15 +149,15 @@ def settings_of(
                 algorithm=algorithm,
                 lookahead=lookahead,
                 fill=_fill_with(packing, algorithm),
-                images=len(keep),
+                images=images,
                 oversize=measured.oversize,
                 undersize=measured.undersize,
                 skipped=measured.skipped,
                 lost=max(0.0, 1 - int(measured.keep.sum()) / all_tokens),
                 packs=len(tokens),
                 tokens=int(tokens.sum()),
-                packs_next_fit=len(next_fit) - 1,
-                slots_longest=len(keep) * int(measured.keep.max()),
+                packs_next_fit=len(next_fit.tokens),
+                slots_longest=len(measured.keep) * int(measured.keep.max()),
                 slots_bucketed=slots_bucketed,
                 at_most_images=int(((counts == packing.max_images) & (tokens < packing.seq_len)).sum()),
                 attention_cost=int(attention.sum()),
@@ -163,7 +165,7 @@ def settings_of(
                     1
                 ],
                 pack_bytes=pack_bytes(packing),
-                packing_seconds_per_million=seconds / len(keep) * 1e6,
+                packing_seconds_per_million=seconds / len(measured.keep) * 1e6,
                 current=own and (algorithm, lookahead) == current,
             )
         )
@@ -200,7 +202,9 @@ def _rank(algorithms: Sequence[Algorithm], algorithm: Algorithm) -> int:
 
 def _resolved(measured: MeasuredImages, packing: Packing, algorithm: Algorithm, prices: Prices | None) -> Algorithm:
     limits = {"max_items": packing.max_images, "lookahead": packing.lookahead}
-    return resolve_algorithm(algorithm, measured.keep, packing.seq_len, **limits, prices=prices)[0]
+    return resolve_algorithm(
+        algorithm, measured.keep, packing.seq_len, **limits, prices=prices, counts=measured.counts
+    )[0]
 
 
 def _fill_with(packing: Packing, algorithm: Algorithm) -> Fill:
@@ -208,13 +212,18 @@ def _fill_with(packing: Packing, algorithm: Algorithm) -> Fill:
     return "undrop" if cuts and algorithm not in CHOICES else packing.fill
 
 
+class _Packs(NamedTuple):
+    """Tokens, attention cost and images of each pack, int64 (N,)."""
+
+    tokens: np.ndarray
+    attention: np.ndarray
+    counts: np.ndarray
+
+
 def _packed(
     measured: MeasuredImages, packing: Packing, algorithm: Algorithm, lookahead: int, prices: Prices | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pack the images with one setting.
-
-    Returns the offset of each pack, int64 (N + 1,), and the images' tokens in pack order, int64 (M,).
-    """
+) -> _Packs:
+    """Pack the samples with one setting."""
     (patch_size,) = packing.patch_sizes
     fill = _fill_with(packing, algorithm)
     cut = fill in ("trim", "rescale")
@@ -227,12 +236,19 @@ def _packed(
         flush=True,
         least=measured.least if cut else None,
         prices=prices,
+        counts=measured.counts,
     )
-    if cut and measured.images is not None:
-        images = measured.images.take(order)
-        fill_packs(images, offsets, packing, patch_size)
-        return offsets, images.keep.astype(np.int64)
-    keep = measured.keep[order]
-    if fill != "none":
-        _fill.undrop(most_tokens(measured.before[order], keep, packing), keep, offsets, packing.seq_len)
-    return offsets, keep
+    if measured.images is None or not (cut or measured.counts is not None):
+        keep, counts = measured.keep[order], np.diff(offsets)
+        if fill != "none":
+            _fill.undrop(most_tokens(measured.before[order], keep, packing), keep, offsets, packing.seq_len)
+        return _Packs(sums_between(keep, offsets), sums_between(keep**2, offsets), counts)
+    images, ends = measured.images.take_samples(order), offsets
+    if measured.counts is not None:
+        ends = np.concatenate([[0], np.cumsum(measured.counts[order])])[offsets]
+    fill_packs(images, ends, packing if cut else packing.replace(fill=fill), patch_size)
+    keep = images.keep.astype(np.int64)
+    by_scope = sums_between(keep**2, ends)
+    if packing.scope == "sample":
+        by_scope = sums_between(images.sample_sums(keep) ** 2, offsets)
+    return _Packs(sums_between(keep, ends), by_scope, np.diff(ends))

@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from patchnpack.packer.binpacking.algorithms import CHOICES, DECREASING, Algorithm
-from patchnpack.packer.binpacking.packers import _classical, _decreasing, _largest_fit, _priced, _subset_sum
+from patchnpack.packer.binpacking.packers import (
+    _classical,
+    _counted,
+    _decreasing,
+    _largest_fit,
+    _priced,
+    _subset_sum,
+)
 from patchnpack.packer.binpacking.patterns import pack_by_patterns
 from patchnpack.packer.binpacking.pricing.prices import Prices, price_table
 from patchnpack.packer.checks import check_whole
@@ -57,6 +64,7 @@ def resolve_algorithm(
     max_items: int,
     lookahead: int,
     prices: Prices | None = None,
+    counts: np.ndarray | None = None,
 ) -> tuple[Algorithm, Prices | None]:
     """Resolve "auto", and price the lengths for "priced"; other algorithms are returned as they are.
 
@@ -67,6 +75,7 @@ def resolve_algorithm(
         lengths: int64 (n,), each from 1 to `capacity`.
         capacity, max_items, lookahead: as for `pack_lengths`.
         prices: prices of the lengths; None computes them from `lengths`.
+        counts: as for `pack_lengths`, of the first lengths at least.
 
     Returns:
         The algorithm, and the prices if it is "priced".
@@ -89,6 +98,7 @@ def resolve_algorithm(
             lookahead=lookahead,
             flush=True,
             prices=prices,
+            counts=None if counts is None else counts[: len(sample)],
         )
         packs[choice] = len(offsets)
     chosen = min(CHOICES, key=lambda choice: packs[choice])
@@ -114,6 +124,25 @@ def check_lengths(lengths: ArrayLike, capacity: int, *, max_items: int, lookahea
     return lengths
 
 
+def check_counts(counts: ArrayLike | None, items: int, max_items: int) -> np.ndarray | None:
+    """Return the counts as int64 (n,), None where all are 1; raises ValueError for what `pack_lengths` refuses."""
+    if counts is None:
+        return None
+    counts = np.asarray(counts)
+    if counts.shape != (items,):
+        raise ValueError(f"counts has shape {counts.shape}; it must have one count per length, ({items},)")
+    if len(counts) and counts.dtype.kind not in "iu":
+        raise ValueError(f"counts has dtype {counts.dtype}; each count must be a whole number")
+    counts = np.ascontiguousarray(counts, np.int64)
+    if len(counts) and not 1 <= counts.min() <= counts.max() <= max_items:
+        i = int(((counts < 1) | (counts > max_items)).argmax())
+        raise ValueError(
+            f"counts[{i}] is {counts[i]}; each count must be from 1 to max_items, {max_items}: raise max_items, or "
+            "leave the item out"
+        )
+    return None if (counts == 1).all() else counts
+
+
 def pack_ready(
     lengths: ArrayLike,
     capacity: int,
@@ -124,6 +153,7 @@ def pack_ready(
     flush: bool,
     least: np.ndarray | None = None,
     prices: Prices | None = None,
+    counts: ArrayLike | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pack the items whose pack is final; with `flush`, all items as in `pack_lengths`.
 
@@ -135,16 +165,19 @@ def pack_ready(
     long may close a pack of "largest_fit", "subset_sum" and "priced".
     """
     lengths = check_lengths(lengths, capacity, max_items=max_items, lookahead=lookahead)
+    counts = check_counts(counts, len(lengths), max_items)
     order = np.empty(len(lengths), np.int64)
     offsets = np.zeros(len(lengths) + 1, np.int64)
     check_algorithm(algorithm)
     if len(lengths):
         algorithm, prices = resolve_algorithm(
-            algorithm, lengths, capacity, max_items=max_items, lookahead=lookahead, prices=prices
+            algorithm, lengths, capacity, max_items=max_items, lookahead=lookahead, prices=prices, counts=counts
         )
-    limits = (lengths, capacity, max_items, lookahead, flush, order, offsets)
+    limits = (lengths, counts, capacity, max_items, lookahead, flush, order, offsets)
     if not len(lengths):
         packs = 0
+    elif counts is not None and algorithm == "best_fit_decreasing":
+        packs = _counted.best_fit_decreasing(*limits)
     elif algorithm in _PACKERS:
         packs = _PACKERS[algorithm](*limits)
     else:
@@ -167,33 +200,42 @@ def pack_lengths(
     max_items: int = 64,
     algorithm: Algorithm = "auto",
     lookahead: int = 256,
+    counts: ArrayLike | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pack items of the given lengths, each whole and exactly once, into packs of at most `capacity`.
 
     Args:
         lengths: tokens of each item, (n,), each from 1 to `capacity`, in order of arrival.
         capacity: L, token slots per pack.
-        max_items: K, maximum items per pack.
+        max_items: K, maximum items per pack, each counted as `counts` says.
         algorithm: "next_fit", "first_fit", "best_fit", "first_fit_decreasing", "best_fit_decreasing", "largest_fit",
             "subset_sum", "priced", or "auto", which chooses one of the last three; `packers/reference.py` and
             `reference_priced.py` picture each.
         lookahead: R, number of waiting items that the packer chooses from; the decreasing algorithms sort all items.
             With at least as many as there are items, "auto" and "priced" look at all of them, and need hardly more
             packs than any packing; see `patterns.pack_by_patterns`.
+        counts: how many items each counts for, (n,), from 1 to `max_items`, such as the images of a sample; None is 1
+            each.
 
     Returns:
         `order` and `offsets`, int64: pack i holds the items `order[offsets[i]:offsets[i + 1]]`.
 
     Raises:
-        ValueError: a length below 1 or above the capacity, or a parameter below 1.
+        ValueError: a length below 1 or above the capacity, a count below 1 or above `max_items`, or a parameter below
+            1.
 
     >>> order, offsets = pack_lengths([3, 5, 6, 2, 4], 10, algorithm="largest_fit")
     >>> [order[a:b].tolist() for a, b in zip(offsets, offsets[1:])]
     [[0, 2], [1, 4], [3]]
+    >>> order, offsets = pack_lengths([3, 5, 6, 2, 4], 10, max_items=4, algorithm="largest_fit", counts=[1, 3, 4, 1, 2])
+    >>> [order[a:b].tolist() for a, b in zip(offsets, offsets[1:])]
+    [[0, 1], [2], [3, 4]]
     """
     lengths = check_lengths(lengths, capacity, max_items=max_items, lookahead=lookahead)
     if algorithm in DECREASING:
         lookahead = max(1, len(lengths))
     if algorithm in ("auto", "priced") and lookahead >= len(lengths):
-        return pack_by_patterns(lengths, capacity, max_items)
-    return pack_ready(lengths, capacity, max_items=max_items, algorithm=algorithm, lookahead=lookahead, flush=True)
+        return pack_by_patterns(lengths, capacity, max_items, check_counts(counts, len(lengths), max_items))
+    return pack_ready(
+        lengths, capacity, max_items=max_items, algorithm=algorithm, lookahead=lookahead, flush=True, counts=counts
+    )

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from patchnpack.packer.binpacking import _patterns
-from patchnpack.packer.binpacking.packers import _decreasing, _subset_sum
+from patchnpack.packer.binpacking.packers import _counted, _decreasing, _subset_sum
 from patchnpack.packer.binpacking.pricing import _cutting_stock
 from patchnpack.packer.binpacking.pricing.cutting_stock import solve_cutting_stock
 
@@ -21,7 +21,9 @@ _LOOKAHEAD = 1024
 _FEW = 200_000  # items that subset_sum always packs, too
 
 
-def pack_by_patterns(lengths: np.ndarray, capacity: int, max_items: int) -> tuple[np.ndarray, np.ndarray]:
+def pack_by_patterns(
+    lengths: np.ndarray, capacity: int, max_items: int, counts: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Pack all items: nearly as few packs as any packing needs, and never more than `best_fit_decreasing`.
 
     The linear programme of `cutting_stock.py` says how many packs should follow each pattern, in fractions. Each round
@@ -34,12 +36,14 @@ def pack_by_patterns(lengths: np.ndarray, capacity: int, max_items: int) -> tupl
 
     Time hardly depends on the number of items: up to three seconds for the programmes, then 5 million items per second.
     The programme does not know `max_items`; packs obey it. Where `max_items` rather than `capacity` limits packs, the
-    classical algorithms pack all.
+    classical algorithms pack all. It does not know `counts` either: a pack that they make too large is taken apart, and
+    classical algorithms pack its items, too.
 
     Args:
         lengths: int64 (n,), each from 1 to `capacity`.
         capacity: L, token slots per pack.
-        max_items: K, maximum items per pack.
+        max_items: K, maximum items per pack, each counted as `counts` says.
+        counts: int64 (n,), how many items each counts for, from 1 to `max_items`; None is 1 each.
 
     Returns:
         `order` and `offsets`, int64, as `pack_lengths` returns them. Packs are in the order of their oldest items.
@@ -50,20 +54,22 @@ def pack_by_patterns(lengths: np.ndarray, capacity: int, max_items: int) -> tupl
     [[6, 4], [5, 5], [4, 3, 3]]
     """
     lengths = np.ascontiguousarray(lengths, np.int64)
+    if counts is not None and (counts > 1).any():
+        return _counted_packs(lengths, counts, capacity, max_items)
     n, made = len(lengths), 0
     by_length, by_items = -(-int(lengths.sum()) // capacity), -(-n // max_items)
     least = max(by_length, by_items)
-    counts = np.bincount(lengths, minlength=capacity + 1).astype(np.int64)
+    number = np.bincount(lengths, minlength=capacity + 1).astype(np.int64)
     chosen, ends = np.empty(n, np.int64), np.zeros(n + 1, np.int64)
     rest, rest_ends = _classical(lengths, capacity, max_items)
     fewest, kept = len(rest_ends) - 1, 0  # packs in all, of which the first ones are by patterns
     vain = 0 if by_length >= by_items else _PATIENCE  # else K limits packs, which the programme does not know
     while fewest > least and ends[made] < n and vain < _PATIENCE:
         before, vain = made, vain + 1
-        made, needed = _fill_round(counts, max_items, chosen, ends, made)
+        made, needed = _fill_round(number, max_items, chosen, ends, made)
         if made == before:
             break
-        left, left_ends = _classical(np.repeat(np.arange(capacity + 1), counts), capacity, max_items)
+        left, left_ends = _classical(np.repeat(np.arange(capacity + 1), number), capacity, max_items)
         if made + len(left_ends) - 1 < fewest:
             rest, rest_ends, fewest, kept = left, left_ends, made + len(left_ends) - 1, made
             vain = 0
@@ -77,22 +83,54 @@ def pack_by_patterns(lengths: np.ndarray, capacity: int, max_items: int) -> tupl
     return order, offsets
 
 
+def _counted_packs(
+    lengths: np.ndarray, counts: np.ndarray, capacity: int, max_items: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`pack_by_patterns` for items that count for several."""
+    order, offsets = pack_by_patterns(lengths, capacity, max_items // int(counts.min()))
+    pack_of, sizes = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), np.diff(offsets)
+    fits = np.bincount(pack_of, counts[order], minlength=len(sizes)) <= max_items
+    if fits.all():
+        return order, offsets
+    again = np.sort(order[~fits[pack_of]])
+    rest, rest_offsets = _classical_packs(lengths[again], counts[again], capacity, max_items)
+    order = np.concatenate([order[fits[pack_of]], again[rest]])
+    sizes = np.concatenate([sizes[fits], np.diff(rest_offsets)])
+    others, others_offsets = _classical_packs(lengths, counts, capacity, max_items)
+    if len(others_offsets) - 1 < len(sizes):
+        order, sizes = others, np.diff(others_offsets)
+    # Items within packs are in order of arrival, as are the packs by their oldest items.
+    oldest = np.minimum.reduceat(order, np.cumsum(sizes) - sizes)
+    order = order[np.lexsort((order, np.repeat(oldest, sizes)))]
+    return order, np.concatenate([[0], np.cumsum(sizes[np.argsort(oldest)])]).astype(np.int64)
+
+
 def _classical(lengths: np.ndarray, capacity: int, max_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pack by a classical algorithm; returns the packs' lengths (n,) and where each pack ends, from 0.
+    """`_classical_packs` as the packs' lengths (n,) and where each pack ends, from 0."""
+    order, offsets = _classical_packs(lengths, None, capacity, max_items)
+    return lengths[order], offsets
+
+
+def _classical_packs(
+    lengths: np.ndarray, counts: np.ndarray | None, capacity: int, max_items: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pack by a classical algorithm; returns `order` and `offsets`.
 
     `best_fit_decreasing`, or `subset_sum` if that needs fewer packs. The latter takes a microsecond per item, so it
     packs many items only where K, which suits it better, keeps packs from being full.
     """
     n = len(lengths)
     order, offsets = np.empty(n, np.int64), np.zeros(n + 1, np.int64)
-    packs = _decreasing.best_fit_decreasing(lengths, capacity, max_items, max(1, n), True, order, offsets)
-    best = lengths[order], offsets[: packs + 1]
-    if n <= _FEW or 2 * n * capacity > max_items * int(lengths.sum()):
+    decreasing = _decreasing.best_fit_decreasing if counts is None else _counted.best_fit_decreasing
+    packs = decreasing(lengths, counts, capacity, max_items, max(1, n), True, order, offsets)
+    best = order, offsets[: packs + 1]
+    items = n if counts is None else int(counts.sum())
+    if n <= _FEW or 2 * items * capacity > max_items * int(lengths.sum()):
         order, offsets = np.empty(n, np.int64), np.zeros(n + 1, np.int64)
         limits = capacity, max_items, _LOOKAHEAD, True
-        fewer = _subset_sum.subset_sum(lengths, *limits, order, offsets, lengths, 0)
+        fewer = _subset_sum.subset_sum(lengths, counts, *limits, order, offsets, lengths, 0)
         if fewer < packs:
-            best = lengths[order], offsets[: fewer + 1]
+            best = order, offsets[: fewer + 1]
     return best
 
 

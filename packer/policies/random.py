@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     RESOLUTION = 7
     PATCH_SIZE = 8
     MIXTURE = 9
+    FRAMES = 10
 
 
 def counter_hash(purpose: Purpose, seed: int, epoch: int, counters: np.ndarray) -> np.ndarray:
@@ -45,4 +46,24 @@ def counter_hash(purpose: Purpose, seed: int, epoch: int, counters: np.ndarray) 
         base = int(_kernels.mix(np.uint64((base ^ word) + 0x9E3779B97F4A7C15 & _MASK)))
     out = np.empty(len(counters), np.uint64)
     _kernels.mix_all(np.ascontiguousarray(counters, np.uint64), np.uint64(base), out)
+    return out
+
+
+def image_ids(ids: np.ndarray, page: np.ndarray, view: np.ndarray | int = 0) -> np.ndarray:
+    """Identify the images of rows or samples that hold several, for `counter_hash`: uint64 (n,).
+
+    Page 0 in view 0 keeps the given id, so an image alone draws what it draws without pages.
+
+    Args:
+        ids: uint64 (n,), `row_id` of the image's row, or of its sample's first row.
+        page: int (n,), position of the image among the pages or frames of its file.
+        view: int (n,) or a number, which view of the picture.
+
+    >>> import numpy as np
+    >>> image_ids(np.array([7, 7], np.uint64), np.array([0, 1])).tolist()
+    [7, 9672475392221035855]
+    """
+    number = np.asarray(page).astype(np.uint64) | np.asarray(view).astype(np.uint64) << np.uint64(32)
+    out = np.empty(len(ids), np.uint64)
+    _kernels.mix_pairs(np.ascontiguousarray(ids, np.uint64), np.ascontiguousarray(number), out)
     return out

@@ -90,3 +90,25 @@ def random_crop(
     w = max(1, min(width, math.floor(height * ratio[1] + 0.5)))
     h = max(1, min(height, math.floor(width / ratio[0] + 0.5)))
     return (width - w) // 2, (height - h) // 2, w, h
+
+
+def chosen_frames(images: int, count: int, how: str, short: str, key: int) -> list[int]:
+    """The images of a sample that `Frames(count, how, short)` chooses among `images`.
+
+    "random" draws by Floyd's algorithm (Bentley 1987): each step draws one more number from a range that is one larger,
+    and takes the range's last where the number is taken.
+    """
+    stride = int(how.partition(":")[2] or 1)
+    offered = list(range(0, images, stride))
+    if len(offered) <= count:
+        return offered + offered[-1:] * (count - len(offered) if short == "repeat" else 0)
+    if how == "uniform":
+        return [(2 * j + 1) * images // (2 * count) for j in range(count)]
+    if how != "random":
+        return offered[:count]
+    taken = set[int]()
+    for last in range(images - count, images):
+        key = key + 0x9E3779B97F4A7C15 & _MASK
+        drawn = mix(key) % (last + 1)
+        taken.add(last if drawn in taken else drawn)
+    return sorted(taken)

@@ -264,3 +264,6 @@ class ScheduledResolution(Resolution):
             if part.box is not None:
                 out.box[here] = part.box
         return out
+
+
+RESOLUTIONS = (Native, FitTokens, SampleSide, RandomResizedCrop, Square, ScheduledResolution)

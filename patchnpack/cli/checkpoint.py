@@ -73,7 +73,7 @@ def load_model(checkpoint: Path, device: str, fields: Mapping[str, Any]) -> NaVi
 
 def unit_of(model: NaViT) -> str:
     """What a model has one output for: an image, or a sample of several."""
-    return str(getattr(model.config, "scope", "image"))
+    return model.config.scope
 
 
 def evaluation_loader(

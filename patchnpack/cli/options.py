@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from patchnpack.cli.model_fields import parse_model_fields
-from patchnpack.cli.parsers import RESOLUTIONS, TOKEN_DROPS, parse_patch_size, parse_resolution, parse_token_drop
+from patchnpack.cli.parsers import (
+    FRAMES,
+    RESOLUTIONS,
+    TOKEN_DROPS,
+    parse_frames,
+    parse_patch_size,
+    parse_resolution,
+    parse_token_drop,
+    parse_views,
+)
 
 if TYPE_CHECKING:
     from patchnpack.packer import Packing
@@ -130,20 +139,31 @@ PACKING_FLAGS = {
         f"Resolution policy: {RESOLUTIONS}; or a curriculum such as 0=fit:64,1000000=fit:256.",
         parse=parse_resolution,
     ),
-    "oversize": FieldFlag("shrink", "Policy for images with more than --seq-len tokens: shrink, drop, skip or error."),
+    "oversize": FieldFlag("shrink", "Policy for samples with more than --seq-len tokens: shrink, drop, skip or error."),
     "undersize": FieldFlag("pad", "Policy for images smaller than a patch: pad, skip or error."),
     "token_drop": FieldFlag(
         "0",
         f"Share of each image's tokens to drop: {TOKEN_DROPS}; append @FIRST:LAST:MIDPOINT:TAU for a schedule.",
         parse=parse_token_drop,
     ),
+    "frames": FieldFlag(
+        "",
+        f"Images used of each sample, all by default: {FRAMES}; append :repeat or :skip for samples with fewer.",
+        parse=parse_frames,
+    ),
+    "views": FieldFlag(
+        "",
+        "Crops of each image, instead of --resolution, such as 2=crop:196:0.25:1,8=crop:36:0.05:0.25.",
+        parse=parse_views,
+    ),
     "algorithm": FieldFlag("auto", f"Packing algorithm: {', '.join(ALGORITHMS)}."),
-    "lookahead": FieldFlag(256, "Number of waiting images that the packer chooses from."),
+    "lookahead": FieldFlag(256, "Number of waiting samples that the packer chooses from."),
     "max_images": FieldFlag(64, "Maximum number of images per pack."),
     "fill": FieldFlag("undrop", "How to use leftover slots: undrop returns dropped tokens; or none, trim, rescale."),
     "max_trim": FieldFlag(0.05, "Largest share of an image's tokens that trim drops."),
     "max_scale": FieldFlag(0.05, "Largest relative change of an image's sides by rescale."),
     "balance": FieldFlag(256, "Window of packs reordered to even out attention cost; 0 turns it off."),
+    "scope": FieldFlag("image", "What a token attends to, for the attention cost: its image or its sample."),
     "grid_multiple": FieldFlag(1, "Make both sides of every grid a multiple of this."),
     "image_mode": FieldFlag("RGB", "RGB, L or RGBA."),
     "interpolation": FieldFlag("bicubic", "Resize filter, by its name in PIL."),
@@ -160,6 +180,7 @@ _OF_EVALUATION = (
     "resolution",
     "oversize",
     "undersize",
+    "frames",
     "max_images",
     "grid_multiple",
     "image_mode",

@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the functions import the packer, and with it numba, when they need it
-    from patchnpack.packer import PatchSizes
+    from patchnpack.packer import Frames, PatchSizes, Views
     from patchnpack.packer.policies.resolution import Resolution
     from patchnpack.packer.policies.token_drop import TokenDrop
 
 RESOLUTIONS = (
     "native, native:crop, native:resize, fit:TOKENS, naflex:TOKENS, side:LOW:HIGH, side:LOW:HIGH:uniform, crop, "
-    "crop:TOKENS or square:PIXELS"
+    "crop:TOKENS, crop:TOKENS:LOW:HIGH or square:PIXELS"
 )
+FRAMES = "COUNT, COUNT:uniform, COUNT:random, COUNT:first or COUNT:stride:N"
 TOKEN_DROPS = "a rate, beta:MEAN:MAX, resolution:LOW:HIGH:STD or to:TOKENS"
 
 
@@ -23,7 +24,8 @@ def parse_resolution(text: str, flag: str = "--resolution") -> Resolution:
 
     Values are "native" or "native:EDGE" (pad, crop or resize), "fit:TOKENS" (shrink to at most TOKENS), "naflex:TOKENS"
     (shrink or enlarge), "side:LOW:HIGH" with an optional ":uniform" (`SampleSide`), "crop" or "crop:TOKENS"
-    (`RandomResizedCrop`), "square:PIXELS", or a curriculum such as "0=fit:64,1000000=fit:256".
+    (`RandomResizedCrop`) with an optional ":LOW:HIGH", the crop's share of the area, "square:PIXELS", or a curriculum
+    such as "0=fit:64,1000000=fit:256".
 
     Args:
         text: the value.
@@ -52,11 +54,15 @@ def _resolution(text: str, flag: str) -> Resolution:
     dist = "truncnormal"
     if name == "side" and len(values) == 3:
         dist = values.pop()
+    crop: Callable[..., Resolution] = RandomResizedCrop
+    if name == "crop" and len(values) == 3 and all(value.replace(".", "", 1).isdecimal() for value in values[1:]):
+        crop = functools.partial(RandomResizedCrop, scale=(float(values[1]), float(values[2])))
+        values = values[:1]
     kinds: dict[str, tuple[Callable[..., Resolution], tuple[int, ...]]] = {
         "fit": (FitTokens, (1,)),
         "naflex": (functools.partial(FitTokens, upsample=True), (1,)),
         "side": (lambda low, high: SampleSide(low=low, high=high, dist=dist), (2,)),  # type: ignore[arg-type]
-        "crop": (lambda max_tokens=None: RandomResizedCrop(max_tokens=max_tokens), (0, 1)),
+        "crop": (lambda max_tokens=None: crop(max_tokens=max_tokens), (0, 1)),
         "square": (Square, (1,)),
     }
     make, counts = kinds.get(name, (Square, ()))
@@ -64,6 +70,49 @@ def _resolution(text: str, flag: str) -> Resolution:
         meant = f"; for squares of {text} pixels give square:{text}" if text.isdecimal() else ""
         raise ValueError(f"{flag} is {text!r}; it must be {RESOLUTIONS}{meant}")
     return make(*map(int, values))
+
+
+def parse_frames(text: str) -> Frames | None:
+    """Parse the value of --frames: how many images of each sample are used, which, and what fewer mean.
+
+    Values are a number, optionally followed by ":uniform", ":random", ":first" or ":stride:N", and that by ":keep",
+    ":repeat" or ":skip". "" uses all images.
+
+    >>> parse_frames("8:stride:4:repeat")
+    Frames(count=8, how='stride:4', short='repeat')
+    """
+    from patchnpack.packer import Frames
+
+    if not text:
+        return None
+    count, *rest = text.split(":")
+    short = rest.pop() if rest and rest[-1] in ("keep", "repeat", "skip") else "keep"
+    if not count.isdecimal():
+        raise ValueError(f"--frames is {text!r}; it must be {FRAMES}, optionally followed by :keep, :repeat or :skip")
+    try:
+        return Frames(int(count), ":".join(rest) or "uniform", short)  # type: ignore[arg-type]  # Frames checks it
+    except ValueError as error:
+        raise ValueError(f"--frames is {text!r}: {error}") from None
+
+
+def parse_views(text: str) -> Views | None:
+    """Parse the value of --views: groups of a number of views and the resolution policy that sizes them.
+
+    >>> views = parse_views("2=crop:196:0.25:1,8=crop:36:0.05:0.25")
+    >>> views.count, views.groups[1][1].scale
+    (10, (0.05, 0.25))
+    """
+    from patchnpack.packer import Views
+
+    if not text:
+        return None
+    groups = [group.partition("=") for group in text.split(",")]
+    if not all(count.isdecimal() and policy for count, _, policy in groups):
+        raise ValueError(f"--views is {text!r}; each group must be COUNT=POLICY, as in 2=crop:196,8=crop:36")
+    try:
+        return Views(*((int(count), parse_resolution(policy, "--views")) for count, _, policy in groups))
+    except ValueError as error:
+        raise ValueError(error if str(error).startswith("--views") else f"--views is {text!r}: {error}") from None
 
 
 def parse_token_drop(text: str) -> TokenDrop:

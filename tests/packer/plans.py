@@ -25,7 +25,25 @@ def random_rows(n: int, low: int = 48, high: int = 700, seed: int = 0) -> Rows:
 
 
 def take(rows: Rows, which: Any) -> Rows:
-    return rows.take(which)
+    return rows.take(np.array(which, np.int64) if isinstance(which, list) else which)
+
+
+def samples_of(pages: list[list[tuple[int, int]]], start: int = 0, frames: list[list[int]] | None = None) -> Rows:
+    """Samples of several rows each, given the rows' sizes, and how many images each row holds (1 by default)."""
+    alone = rows_of([size for sizes in pages for size in sizes], start)
+    ends = np.concatenate([[0], np.cumsum([len(sizes) for sizes in pages])]).astype(np.int64)
+    held = (
+        np.ones(len(alone.row), np.int32)
+        if frames is None
+        else np.array([each for own in frames for each in own], np.int32)
+    )
+    columns = {name: getattr(alone, name) for name in ("row", "row_id", "width", "height")}
+    return Rows(**columns, page=np.zeros(len(held), np.int32), frames=held, offsets=ends)
+
+
+def random_samples(n: int, most: int = 9, low: int = 20, high: int = 200, seed: int = 0) -> Rows:
+    rng = np.random.default_rng(seed)
+    return samples_of([rng.integers(low, high, (rng.integers(1, most + 1), 2)).tolist() for _ in range(n)])
 
 
 def joined(parts: list[Plan]) -> Plan:
@@ -38,11 +56,12 @@ def joined(parts: list[Plan]) -> Plan:
         oversize=np.concatenate([part.oversize for part in parts]),
         undersize=np.concatenate([part.undersize for part in parts]),
         algorithm=parts[-1].algorithm,
+        few=np.concatenate([part.few for part in parts]),
     )
 
 
 def assert_same_plan(one: Plan, other: Plan) -> None:
-    for name in ("offsets", "patch_size", "skipped", "oversize", "undersize"):
+    for name in ("offsets", "patch_size", "skipped", "oversize", "undersize", "few"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     for f in fields(Images):
         np.testing.assert_array_equal(getattr(one.images, f.name), getattr(other.images, f.name))

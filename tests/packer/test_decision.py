@@ -11,7 +11,7 @@ from patchnpack.packer import Packing, Planner, Rows, plan
 from patchnpack.packer.binpacking.pack_lengths import SAMPLE
 from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.decision import decide
-from patchnpack.packer.images import measure
+from patchnpack.packer.measure import measure
 from tests.packer.plans import assert_same_plan, joined, random_rows, take
 
 

@@ -2,7 +2,8 @@
 
 These are `first_fit_decreasing` and `best_fit_decreasing`.
 
-They take the arguments of the packers in `_classical.py`. `reference.py` defines each in plain Python.
+They take the arguments of the packers in `_classical.py`. `reference.py` defines each in plain Python. With counts,
+`_counted.best_fit_decreasing` takes the place of the one here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from patchnpack.packer.binpacking.packers._bits import trailing_zeros
 
 
 @njit(nogil=True, cache=True)
-def _longest_first(lengths, start, end, starts, items):  # type: ignore[no-untyped-def]
+def longest_first(lengths, start, end, starts, items):  # type: ignore[no-untyped-def]
     """Write the items from `start` to `end` to `items`, longest first; equal lengths stay in order."""
     starts[:] = 0
     longest = 0
@@ -32,7 +33,7 @@ def _longest_first(lengths, start, end, starts, items):  # type: ignore[no-untyp
 
 
 @njit(nogil=True, cache=True)
-def _emit_block(items, where, opened, order, offsets, packs):  # type: ignore[no-untyped-def]
+def emit_block(items, where, opened, order, offsets, packs):  # type: ignore[no-untyped-def]
     """Write a block's packs in the order of opening; item `items[j]` is in pack `where[j]`."""
     for p in range(opened):
         offsets[packs + p + 1] = 0
@@ -49,10 +50,39 @@ def _emit_block(items, where, opened, order, offsets, packs):  # type: ignore[no
 
 
 @njit(nogil=True, cache=True)
-def first_fit_decreasing(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+def _first_fitting(tree, free, leaves, length, count):  # type: ignore[no-untyped-def]
+    """The leaf of the first pack with room for `length` and `count`; there is always one, not opened yet."""
+    node = 1
+    while True:
+        if tree[node] >= length and free[node] >= count:
+            if node >= leaves:
+                return node
+            node *= 2
+        else:
+            while node & 1:
+                node >>= 1
+            node += 1
+
+
+@njit(nogil=True, cache=True)
+def _take_count(free, node, count):  # type: ignore[no-untyped-def]
+    """Take `count` from a leaf of the max-tree of what packs have left; returns what the leaf has left."""
+    left = free[node] - count
+    free[node] = left
+    while node > 1:
+        node //= 2
+        most = max(free[2 * node], free[2 * node + 1])
+        if free[node] == most:
+            break
+        free[node] = most
+    return left
+
+
+@njit(nogil=True, cache=True)
+def first_fit_decreasing(lengths, counts, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
     """See `reference.first_fit_decreasing`.
 
-    A max-tree over the packs' rooms finds the first pack that fits.
+    A max-tree over the packs' rooms finds the first pack that fits; with counts, so does one of what they have left.
     """
     n = len(lengths)
     block = min(n, 4 * lookahead)
@@ -62,33 +92,41 @@ def first_fit_decreasing(lengths, capacity, max_items, lookahead, flush, order, 
     while leaves < block:
         leaves *= 2
     tree = np.empty(2 * leaves, np.int64)
+    free = np.empty(2 * leaves if counts is not None else 0, np.int64)
     count = np.empty(block, np.int64)
     packs, start = 0, 0
     while start < n and (flush or n - start >= 4 * lookahead):
         end = min(n, start + block)
-        _longest_first(lengths, start, end, starts, items)
+        longest_first(lengths, start, end, starts, items)
         tree[:] = capacity
+        free[:] = max_items
         count[:] = 0
         opened = 0
         for j in range(end - start):
             length = lengths[items[j]]
-            node = 1
-            while node < leaves:
-                node *= 2
-                if tree[node] < length:
-                    node += 1
+            if counts is None:
+                node = 1
+                while node < leaves:
+                    node *= 2
+                    if tree[node] < length:
+                        node += 1
+            else:
+                node = _first_fitting(tree, free, leaves, length, counts[items[j]])
             pack = node - leaves
             where[j] = pack
             opened = max(opened, pack + 1)
-            count[pack] += 1
-            tree[node] = tree[node] - length if count[pack] < max_items else 0
+            if counts is None:
+                count[pack] += 1
+                tree[node] = tree[node] - length if count[pack] < max_items else 0
+            else:
+                tree[node] = tree[node] - length if _take_count(free, node, counts[items[j]]) > 0 else 0
             while node > 1:
                 node //= 2
                 room = max(tree[2 * node], tree[2 * node + 1])
                 if tree[node] == room:
                     break
                 tree[node] = room
-        packs = _emit_block(items[: end - start], where, opened, order, offsets, packs)
+        packs = emit_block(items[: end - start], where, opened, order, offsets, packs)
         start = end
     return packs
 
@@ -124,7 +162,7 @@ def _sort_runs(lengths, start, size, ends, items):  # type: ignore[no-untyped-de
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _least_room(words, length):  # type: ignore[no-untyped-def]
+def least_room(words, length):  # type: ignore[no-untyped-def]
     """The least room that holds `length`, or -1.
 
     That is the lowest set bit of `words` at or above `length`.
@@ -177,7 +215,7 @@ def _write_runs(groups, runs, items, start, path, opened, order, offsets, packs)
 
 
 @njit(nogil=True, cache=True)
-def best_fit_decreasing(lengths, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
+def best_fit_decreasing(lengths, counts, capacity, max_items, lookahead, flush, order, offsets):  # type: ignore[no-untyped-def]
     """See `reference.best_fit_decreasing`."""
     n = len(lengths)
     block = min(n, 4 * lookahead)
@@ -203,7 +241,7 @@ def best_fit_decreasing(lengths, capacity, max_items, lookahead, flush, order, o
         for length in range(longest, 0, -1):
             left = starts[length] - item
             while left > 0:
-                room = _least_room(words, length)
+                room = least_room(words, length)
                 if room < 0:  # no open pack has room: open new ones
                     old, room, before, count, step = -1, np.int64(capacity), -1, 0, 1
                     each = min(room // length, max_items)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from patchnpack.packer.binpacking.packers._counted import requeue
 from patchnpack.packer.binpacking.packers._length_bitmap import clear_bit, highest, longer, set_bit
 
 # n items (images), each of a length (tokens); L capacity of a pack, R lookahead, K items per pack at most
 
 
 @njit(nogil=True, cache=True)
-def largest_fit(lengths, capacity, max_items, lookahead, flush, order, offsets, least, widest):  # type: ignore[no-untyped-def]
+def largest_fit(lengths, counts, capacity, max_items, lookahead, flush, order, offsets, least, widest):  # type: ignore[no-untyped-def]
     """See `reference.largest_fit`."""
     n = len(lengths)
     head = np.full(capacity + 1, -1, np.int64)
@@ -26,6 +27,8 @@ def largest_fit(lengths, capacity, max_items, lookahead, flush, order, offsets, 
     words = np.zeros((capacity >> 6) + 1, np.uint64)
     summary = np.zeros((capacity >> 12) + 1, np.uint64)
     packs, out, entered, waiting, oldest = 0, 0, 0, 0, 0
+    # With counts: a bound on those of queued items, and whether some are set aside.
+    heaviest, aside = np.int64(0), False
     while True:
         while waiting < lookahead and entered < n:
             length = lengths[entered]
@@ -35,13 +38,15 @@ def largest_fit(lengths, capacity, max_items, lookahead, flush, order, offsets, 
             else:
                 following[tail[length]] = entered
             tail[length] = entered
+            if counts is not None:
+                heaviest = max(heaviest, counts[entered])
             entered += 1
             waiting += 1
         if waiting == 0 or (waiting < lookahead and not flush):
             return packs
         while gone[oldest]:
             oldest += 1
-        length, room, count, slack = np.int64(lengths[oldest]), capacity, 0, np.int64(0)
+        length, room, left, slack = np.int64(lengths[oldest]), capacity, np.int64(max_items), np.int64(0)
         while length > 0:
             item = head[length]
             head[length] = following[item]
@@ -52,9 +57,15 @@ def largest_fit(lengths, capacity, max_items, lookahead, flush, order, offsets, 
             out += 1
             waiting -= 1
             room -= length
-            count += 1
-            if count == max_items or waiting == 0 or room <= 0:
+            left -= 1 if counts is None else counts[item]
+            if left == 0 or waiting == 0 or room <= 0:
                 break
+            if counts is not None and left < heaviest:
+                queues = (head, tail, following, words, summary)
+                waiting, _, heaviest, _ = requeue(lengths, counts, gone, oldest, entered, left, *queues, None)
+                aside = True
+                if waiting == 0:
+                    break
             if widest > 0:
                 slack += length - least[item]
             length = highest(words, summary, room)
@@ -62,3 +73,7 @@ def largest_fit(lengths, capacity, max_items, lookahead, flush, order, offsets, 
                 length = longer(words, head, least, room, slack, widest)
         packs += 1
         offsets[packs] = out
+        if counts is not None and aside:
+            queues = (head, tail, following, words, summary)
+            waiting, _, heaviest, _ = requeue(lengths, counts, gone, oldest, entered, max_items, *queues, None)
+            aside = False

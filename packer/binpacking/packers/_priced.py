@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from patchnpack.packer.binpacking.packers._counted import most_items, requeue
 from patchnpack.packer.binpacking.packers._length_bitmap import clear_bit, highest, longer, set_bit
 
 # n items (images), each of a length (tokens); L capacity of a pack, R lookahead, K items per pack at most
@@ -105,7 +106,7 @@ def _close(room, items_left, count, words, summary, value, most, kinds, at, room
 
 
 @njit(nogil=True, cache=True)
-def priced(lengths, capacity, max_items, lookahead, flush, order, offsets, least, widest, value, most):  # type: ignore[no-untyped-def]
+def priced(lengths, counts, capacity, max_items, lookahead, flush, order, offsets, least, widest, value, most):  # type: ignore[no-untyped-def]
     """See `reference_priced.priced`."""
     n = len(lengths)
     max_waiting = min(lookahead, n)
@@ -120,6 +121,8 @@ def priced(lengths, capacity, max_items, lookahead, flush, order, offsets, least
     at, rooms = np.empty(max_waiting + 1, np.int64), np.empty(max_waiting + 1, np.int64)
     values, chosen = np.empty(max_waiting + 1, np.int64), np.empty(max_waiting + 1, np.int64)
     packs, out, entered, waiting, oldest, tokens = 0, 0, 0, 0, 0, 0
+    # With counts: a bound on those of queued items, and whether some are set aside.
+    heaviest, aside = np.int64(0), False
     while True:
         while waiting < lookahead and entered < n:
             length = lengths[entered]
@@ -129,6 +132,8 @@ def priced(lengths, capacity, max_items, lookahead, flush, order, offsets, least
             else:
                 following[tail[length]] = entered
             tail[length] = entered
+            if counts is not None:
+                heaviest = max(heaviest, counts[entered])
             count[length] += 1
             tokens += length
             entered += 1
@@ -137,7 +142,7 @@ def priced(lengths, capacity, max_items, lookahead, flush, order, offsets, least
             return packs
         while gone[oldest]:
             oldest += 1
-        length, room, pack_start, arrival = lengths[oldest], capacity, out, oldest
+        length, room, left, arrival = lengths[oldest], capacity, np.int64(max_items), oldest
         closing, next_chosen, slack = -1, 0, np.int64(0)
         while length > 0:
             item = head[length]
@@ -151,18 +156,33 @@ def priced(lengths, capacity, max_items, lookahead, flush, order, offsets, least
             out += 1
             waiting -= 1
             room -= length
-            items_left = max_items - (out - pack_start)
-            if room <= 0 or waiting == 0 or items_left == 0:
+            left -= 1 if counts is None else counts[item]
+            if room <= 0 or waiting == 0 or left == 0:
                 break
+            if counts is not None and left < heaviest:
+                waiting, tokens, heaviest, _ = requeue(
+                    lengths, counts, gone, oldest, entered, left, head, tail, following, words, summary, count
+                )
+                aside = True
+                if waiting == 0:
+                    break
             if widest > 0:
                 slack += length - least[item]
             if closing < 0:
-                while gone[arrival]:
-                    arrival += 1
+                if counts is None:
+                    while gone[arrival]:
+                        arrival += 1
+                else:
+                    while gone[arrival] or counts[arrival] > left:
+                        arrival += 1
                 if room * waiting >= 6 * tokens and lengths[arrival] <= room:
                     length = lengths[arrival]
                     continue
+                items_left = left if counts is None else most_items(counts, gone, oldest, entered, left)
                 closing = _close(room, items_left, count, words, summary, value, most, kinds, at, rooms, values, chosen)
+            if counts is not None:
+                while next_chosen < closing and head[chosen[next_chosen]] < 0:  # set aside by now
+                    next_chosen += 1
             if next_chosen < closing:
                 length = chosen[next_chosen]
                 next_chosen += 1
@@ -170,3 +190,8 @@ def priced(lengths, capacity, max_items, lookahead, flush, order, offsets, least
                 length = longer(words, head, least, room, slack, widest) if widest > 0 else np.int64(-1)
         packs += 1
         offsets[packs] = out
+        if counts is not None and aside:
+            waiting, tokens, heaviest, _ = requeue(
+                lengths, counts, gone, oldest, entered, max_items, head, tail, following, words, summary, count
+            )
+            aside = False

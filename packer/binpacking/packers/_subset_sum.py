@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from patchnpack.packer.binpacking.packers._counted import most_items, requeue
 from patchnpack.packer.binpacking.packers._length_bitmap import clear_bit, highest, longer, set_bit
 
 # n items (images), each of a length (tokens); L capacity of a pack, R lookahead, K items per pack at most
@@ -165,7 +166,7 @@ def _close(room, items_left, common, count, words, summary, reach, candidates, c
 
 
 @njit(nogil=True, cache=True)
-def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, least, widest):  # type: ignore[no-untyped-def]
+def subset_sum(lengths, counts, capacity, max_items, lookahead, flush, order, offsets, least, widest):  # type: ignore[no-untyped-def]
     """See `reference.subset_sum`."""
     n = len(lengths)
     max_waiting = min(lookahead, n)
@@ -181,6 +182,8 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
     chosen = np.empty(max_waiting + 2, np.int64)
     packs, out, entered, waiting, oldest, tokens, thirds = 0, 0, 0, 0, 0, 0, 0
     peak = np.int64(0)  # an upper bound of every length's count
+    # With counts: a bound on those of queued items, and whether some are set aside.
+    heaviest, aside = np.int64(0), False
     while True:
         while waiting < lookahead and entered < n:
             length = lengths[entered]
@@ -190,6 +193,8 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             else:
                 following[tail[length]] = entered
             tail[length] = entered
+            if counts is not None:
+                heaviest = max(heaviest, counts[entered])
             count[length] += 1
             peak = max(peak, count[length])
             tokens += length
@@ -200,7 +205,7 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             return packs
         while gone[oldest]:
             oldest += 1
-        length, room, pack_start, arrival = lengths[oldest], capacity, out, oldest
+        length, room, left, arrival = lengths[oldest], capacity, np.int64(max_items), oldest
         common, closing, next_chosen, slack = -1, -1, 0, np.int64(0)
         scarce, pack_thirds = thirds * capacity > 3 * tokens, 0
         while True:
@@ -218,13 +223,23 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             out += 1
             waiting -= 1
             room -= length
-            items_left = max_items - (out - pack_start)
-            if room <= 0 or waiting == 0 or items_left == 0:
+            left -= 1 if counts is None else counts[item]
+            if room <= 0 or waiting == 0 or left == 0:
                 break
+            if counts is not None and left < heaviest:
+                waiting, tokens, heaviest, peak = requeue(
+                    lengths, counts, gone, oldest, entered, left, head, tail, following, words, summary, count
+                )
+                aside = True
+                if waiting == 0:
+                    break
             if widest > 0:
                 slack += length - least[item]
             if scarce:
-                length = _next_long(room, pack_thirds == 1 and items_left > 1, capacity, count, words, summary)
+                pairs = pack_thirds == 1 and left > 1
+                if counts is not None and pairs and left < 2 * heaviest:
+                    pairs = most_items(counts, gone, oldest, entered, left) > 1
+                length = _next_long(room, pairs, capacity, count, words, summary)
                 if length <= 0 and widest > 0:
                     length = longer(words, head, least, room, slack, widest)
                 if length <= 0:
@@ -236,12 +251,20 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
                 if 0 < common <= room and 3 * count[common] > waiting:
                     length = common
                     continue
-                while gone[arrival]:
-                    arrival += 1
+                if counts is None:
+                    while gone[arrival]:
+                        arrival += 1
+                else:
+                    while gone[arrival] or counts[arrival] > left:
+                        arrival += 1
                 if room * waiting >= 6 * tokens and lengths[arrival] <= room:
                     length = lengths[arrival]
                     continue
+                items_left = left if counts is None else most_items(counts, gone, oldest, entered, left)
                 closing = _close(room, items_left, common, count, words, summary, reach, candidates, chosen)
+            if counts is not None:
+                while next_chosen < closing and head[chosen[next_chosen]] < 0:  # set aside by now
+                    next_chosen += 1
             if next_chosen == closing:
                 length = longer(words, head, least, room, slack, widest) if widest > 0 else np.int64(-1)
                 if length < 0:
@@ -251,3 +274,8 @@ def subset_sum(lengths, capacity, max_items, lookahead, flush, order, offsets, l
             next_chosen += 1
         packs += 1
         offsets[packs] = out
+        if counts is not None and aside:
+            waiting, tokens, heaviest, peak = requeue(
+                lengths, counts, gone, oldest, entered, max_items, head, tail, following, words, summary, count
+            )
+            aside = False

@@ -6,7 +6,7 @@ them.
 Every packer takes `lengths` (tokens of each item, in order of arrival), `capacity` L, `max_items` K, `lookahead` R and
 `flush`, and returns the packs as lists of item numbers, in the order in which they are emitted. Without `flush`, items
 whose pack later arrivals could still change are left out. Passing these first, then the new arrivals, to another call
-gives the packs of one uninterrupted call.
+gives the packs of one uninterrupted call. `counts` says how many of the K items each counts for, 1 by default.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from __future__ import annotations
 from collections import Counter
 
 
-def next_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool) -> list[list[int]]:
+def next_fit(
+    lengths: list[int],
+    capacity: int,
+    max_items: int,
+    lookahead: int,
+    flush: bool,
+    counts: list[int] | None = None,
+) -> list[list[int]]:
     """Keep one open pack; an item that does not fit closes it (Johnson 1973).
 
     This is what NaViT implementations do in `forward`.
@@ -24,17 +31,26 @@ def next_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int, 
     packs   [6] [5 4] [3 2]
     ```
     """
+    weights = counts or [1] * len(lengths)
     packs: list[list[int]] = []
     pack: list[int] = []
-    for item, length in enumerate(lengths):
-        if sum(lengths[i] for i in pack) + length > capacity or len(pack) == max_items:
+    for item in range(len(lengths)):
+        together = [*pack, item]
+        if sum(lengths[i] for i in together) > capacity or sum(weights[i] for i in together) > max_items:
             packs.append(pack)
             pack = []
         pack.append(item)
     return [*packs, pack] if flush and pack else packs
 
 
-def first_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool) -> list[list[int]]:
+def first_fit(
+    lengths: list[int],
+    capacity: int,
+    max_items: int,
+    lookahead: int,
+    flush: bool,
+    counts: list[int] | None = None,
+) -> list[list[int]]:
     """Put each item into the oldest open pack that has room (Johnson 1973).
 
     Open packs hold at most R items together. A full pack is emitted at once; when R items are held, so is the oldest
@@ -45,10 +61,17 @@ def first_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int,
     packs   [6 4] [5 3 2]
     ```
     """
-    return _online(lengths, capacity, max_items, lookahead, flush, best=False)
+    return _online(lengths, capacity, max_items, lookahead, flush, counts, best=False)
 
 
-def best_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool) -> list[list[int]]:
+def best_fit(
+    lengths: list[int],
+    capacity: int,
+    max_items: int,
+    lookahead: int,
+    flush: bool,
+    counts: list[int] | None = None,
+) -> list[list[int]]:
     """Put each item into the open pack that it leaves least room in (Johnson 1973).
 
     Of equals, the oldest is taken.
@@ -60,24 +83,32 @@ def best_fit(lengths: list[int], capacity: int, max_items: int, lookahead: int, 
     packs   [7 3] [6 4]            3 leaves less room beside the 7 than beside the 6
     ```
     """
-    return _online(lengths, capacity, max_items, lookahead, flush, best=True)
+    return _online(lengths, capacity, max_items, lookahead, flush, counts, best=True)
 
 
 def _online(
-    lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool, best: bool
+    lengths: list[int],
+    capacity: int,
+    max_items: int,
+    lookahead: int,
+    flush: bool,
+    counts: list[int] | None,
+    best: bool,
 ) -> list[list[int]]:
+    weights = counts or [1] * len(lengths)
     packs: list[list[int]] = []
     open_packs: list[list[int]] = []
     for item, length in enumerate(lengths):
         rooms = [capacity - sum(lengths[i] for i in pack) for pack in open_packs]
-        fitting = [p for p, room in enumerate(rooms) if room >= length]
+        free = [max_items - sum(weights[i] for i in pack) for pack in open_packs]
+        fitting = [p for p, room in enumerate(rooms) if room >= length and free[p] >= weights[item]]
         if not fitting:
             fitting = [len(open_packs)]
             open_packs.append([])
             rooms.append(capacity)
         pack = open_packs[min(fitting, key=lambda p: (rooms[p], p) if best else (p, 0))]
         pack.append(item)
-        if sum(lengths[i] for i in pack) < capacity and len(pack) < max_items:
+        if sum(lengths[i] for i in pack) < capacity and sum(weights[i] for i in pack) < max_items:
             if sum(map(len, open_packs)) < lookahead:
                 continue
             pack = open_packs[0]
@@ -87,7 +118,12 @@ def _online(
 
 
 def first_fit_decreasing(
-    lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool
+    lengths: list[int],
+    capacity: int,
+    max_items: int,
+    lookahead: int,
+    flush: bool,
+    counts: list[int] | None = None,
 ) -> list[list[int]]:
     """In blocks of 4R items, longest first, put each into the first pack with room (Johnson 1973).
 
@@ -96,11 +132,16 @@ def first_fit_decreasing(
     packs   [7 2] [5 4] [2]        in the order 7 5 4 2 2
     ```
     """
-    return _decreasing(lengths, capacity, max_items, lookahead, flush, best=False)
+    return _decreasing(lengths, capacity, max_items, lookahead, flush, counts, best=False)
 
 
 def best_fit_decreasing(
-    lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool
+    lengths: list[int],
+    capacity: int,
+    max_items: int,
+    lookahead: int,
+    flush: bool,
+    counts: list[int] | None = None,
 ) -> list[list[int]]:
     """In blocks of 4R items, longest first, put each where it leaves least room.
 
@@ -111,12 +152,19 @@ def best_fit_decreasing(
     packs   [6 4] [5 3 2]          in the order 6 5 4 3 2: 4 leaves nothing beside the 6, and 1 beside the 5
     ```
     """
-    return _decreasing(lengths, capacity, max_items, lookahead, flush, best=True)
+    return _decreasing(lengths, capacity, max_items, lookahead, flush, counts, best=True)
 
 
 def _decreasing(
-    lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool, best: bool
+    lengths: list[int],
+    capacity: int,
+    max_items: int,
+    lookahead: int,
+    flush: bool,
+    counts: list[int] | None,
+    best: bool,
 ) -> list[list[int]]:
+    weights = counts or [1] * len(lengths)
     emitted: list[list[int]] = []
     for start in range(0, len(lengths), 4 * lookahead):
         block = range(start, min(len(lengths), start + 4 * lookahead))
@@ -126,7 +174,8 @@ def _decreasing(
         changed: list[int] = []  # pack numbers in the order of their last change
         for item in sorted(block, key=lambda i: (-lengths[i], i)):
             rooms = [capacity - sum(lengths[i] for i in pack) for pack in packs]
-            fitting = [p for p in range(len(packs)) if rooms[p] >= lengths[item] and len(packs[p]) < max_items]
+            free = [max_items - sum(weights[i] for i in pack) for pack in packs]
+            fitting = [p for p in range(len(packs)) if rooms[p] >= lengths[item] and free[p] >= weights[item]]
             if not fitting:
                 fitting = [len(packs)]
                 packs.append([])
@@ -139,24 +188,32 @@ def _decreasing(
 
 
 def largest_fit(
-    lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool, least: list[int] | None = None
+    lengths: list[int],
+    capacity: int,
+    max_items: int,
+    lookahead: int,
+    flush: bool,
+    least: list[int] | None = None,
+    counts: list[int] | None = None,
 ) -> list[list[int]]:
     """Start each pack with the oldest of R waiting items; add the largest that fits.
 
     Of items of equal length the oldest goes first. The waiting room is refilled before each pack, so an item is emitted
-    within R packs of entering.
+    within R packs of entering. Items that count for more than the pack has left are set aside until the next pack.
 
     ```
     lengths 3 5 6 2 4, L = 10, R = 5      |333666666.|555554444.|22........|
     packs   [3 6] [5 4] [2]               3 is the oldest, 6 the largest that fits in 7
     ```
     """
+    weights = counts or [1] * len(lengths)
     packs: list[list[int]] = []
     arrivals = list(range(len(lengths)))
     while arrivals and (flush or len(arrivals) >= lookahead):
         waiting = arrivals[:lookahead]
         pack = [waiting.pop(0)]
-        while len(pack) < max_items:
+        while True:
+            waiting = that_count_for(waiting, weights, max_items - sum(weights[i] for i in pack))
             room = capacity - sum(lengths[i] for i in pack)
             fitting = [i for i in waiting if lengths[i] <= room]
             fitting = [max(fitting, key=lambda i: (lengths[i], -i))] if fitting else []
@@ -171,7 +228,13 @@ def largest_fit(
 
 
 def subset_sum(
-    lengths: list[int], capacity: int, max_items: int, lookahead: int, flush: bool, least: list[int] | None = None
+    lengths: list[int],
+    capacity: int,
+    max_items: int,
+    lookahead: int,
+    flush: bool,
+    least: list[int] | None = None,
+    counts: list[int] | None = None,
 ) -> list[list[int]]:
     """Fill packs from R waiting items in arrival order, close with the best subset.
 
@@ -197,6 +260,7 @@ def subset_sum(
     packs   [4 4 4] [6 6] [9] [9]         4 4 4 are three thirds, 4 6 only two
     ```
     """
+    weights = counts or [1] * len(lengths)
     packs: list[list[int]] = []
     arrivals = list(range(len(lengths)))
     while arrivals and (flush or len(arrivals) >= lookahead):
@@ -207,14 +271,18 @@ def subset_sum(
         following = [lengths[waiting[0]]]
         closing = False
         while following:
-            item = next(i for i in waiting if lengths[i] == following[0])
+            item = next((i for i in waiting if lengths[i] == following[0]), -1)
+            following = following[1:]
+            if item < 0:  # set aside since the subset was chosen
+                continue
             waiting.remove(item)
             pack.append(item)
-            room, items_left = capacity - sum(lengths[i] for i in pack), max_items - len(pack)
+            room, left = capacity - sum(lengths[i] for i in pack), max_items - sum(weights[i] for i in pack)
+            waiting = that_count_for(waiting, weights, left)
             held = [lengths[i] for i in waiting]
-            following = following[1:]
-            if closing or not room or not items_left or not held:
+            if closing or not room or not held:
                 continue
+            items_left = left // min(weights[i] for i in waiting)
             if scarce:
                 pairs = items_left > 1 and sum(thirds(lengths[i], capacity) for i in pack) == 1
                 length = next_long(held, room, pairs, capacity)
@@ -229,11 +297,15 @@ def subset_sum(
                 following = [held[0]]
             else:
                 closing, following = True, closing_subset(held, room, items_left, common)
-        if len(pack) < max_items:
-            pack += closing_over(pack, waiting, lengths, capacity, least or lengths)
+        pack += closing_over(pack, waiting, lengths, capacity, least or lengths)
         packs.append(pack)
         arrivals = [i for i in arrivals if i not in pack]
     return packs
+
+
+def that_count_for(waiting: list[int], weights: list[int], left: int) -> list[int]:
+    """The waiting items that count for at most `left`: others cannot join the pack."""
+    return [i for i in waiting if weights[i] <= left]
 
 
 def thirds(length: int, capacity: int) -> int:

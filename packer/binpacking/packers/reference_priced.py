@@ -6,7 +6,7 @@ length from 0 to L.
 
 from __future__ import annotations
 
-from patchnpack.packer.binpacking.packers.reference import closing_over
+from patchnpack.packer.binpacking.packers.reference import closing_over, that_count_for
 
 
 def priced(
@@ -17,6 +17,7 @@ def priced(
     flush: bool,
     least: list[int] | None,
     price: list[int],
+    counts: list[int] | None = None,
 ) -> list[list[int]]:
     """Start with the oldest of R waiting items, close with the subset of the highest total price.
 
@@ -28,24 +29,31 @@ def priced(
     packs   [3 4 3] [5 5]                 4 and 3 are worth more beside 3 than 5 is
     ```
     """
+    weights = counts or [1] * len(lengths)
     packs: list[list[int]] = []
     arrivals = list(range(len(lengths)))
     while arrivals and (flush or len(arrivals) >= lookahead):
         waiting = arrivals[:lookahead]
         pack = [waiting.pop(0)]
-        room = capacity - lengths[pack[0]]
-        while room and waiting and len(pack) < max_items:
+        room, left = capacity - lengths[pack[0]], max_items - weights[pack[0]]
+        waiting = that_count_for(waiting, weights, left)
+        while room and waiting:
             if room * len(waiting) < 6 * sum(lengths[i] for i in waiting) or lengths[waiting[0]] > room:
                 held = [lengths[i] for i in waiting]
-                for length in closing_by_price(held, room, max_items - len(pack), price):
-                    item = next(i for i in waiting if lengths[i] == length)
+                items_left = left // min(weights[i] for i in waiting)
+                for length in closing_by_price(held, room, items_left, price):
+                    item = next((i for i in waiting if lengths[i] == length), -1)
+                    if item < 0:  # set aside since the subset was chosen
+                        continue
                     waiting.remove(item)
                     pack.append(item)
+                    left -= weights[item]
+                    waiting = that_count_for(waiting, weights, left)
                 break
             pack.append(waiting.pop(0))
-            room -= lengths[pack[-1]]
-        if len(pack) < max_items:
-            pack += closing_over(pack, waiting, lengths, capacity, least or lengths)
+            room, left = room - lengths[pack[-1]], left - weights[pack[-1]]
+            waiting = that_count_for(waiting, weights, left)
+        pack += closing_over(pack, waiting, lengths, capacity, least or lengths)
         packs.append(pack)
         arrivals = [i for i in arrivals if i not in pack]
     return packs

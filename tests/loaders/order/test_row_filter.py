@@ -8,7 +8,7 @@ from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.packer import Packing, PatchSizes
 from patchnpack.packer.binpacking.algorithms import CHOICES
 from patchnpack.packer.binpacking.pricing.prices import Prices
-from patchnpack.packer.images import measure
+from patchnpack.packer.measure import measure
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 
@@ -34,7 +34,7 @@ def test_auto_and_prices_are_decided_and_other_algorithms_stay(index: Index) -> 
 
 def test_prices_come_from_every_row_that_is_used_as_often_as_it_comes(index: Index) -> None:
     priced = PACKING.replace(algorithm="priced", oversize="skip", seq_len=30)
-    images, over, _ = measure(index.rows(np.arange(len(index))), priced, seed=0, epoch=0)
+    images, over, *_ = measure(index.rows(np.arange(len(index))), priced, seed=0, epoch=0)
     assert 0 < over.sum() < 30
     rows = RowFilter.of(index, None, ErrorPolicy(), None)
     assert rows.decide(index, priced, 0).prices == (Prices.of_counts(np.bincount(images.keep[~over]), 30),)

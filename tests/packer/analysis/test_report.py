@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Native, Packing, PatchSizes, Plan, Rows, plan
+from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Frames, Native, Packing, PatchSizes, Plan, Rows, plan
 from patchnpack.packer.analysis.baselines import buckets
 from patchnpack.packer.analysis.report import pack_bytes, report
-from patchnpack.packer.images import measure
+from patchnpack.packer.measure import measure
 from patchnpack.report.fields import report_fields
 from patchnpack.report.table import facts
+from tests.packer.plans import random_rows, random_samples
 
 module = importlib.import_module("patchnpack.packer.analysis.report")
 
@@ -220,3 +221,29 @@ def test_more_ranks_wait_longer_and_a_whole_model_is_more_even_than_its_attentio
     assert wide.model_imbalance[0] < report(rows, Packing(seq_len=2048), width=192).model_imbalance[0]
     with pytest.raises(ValueError, match="ranks is 0; it must be at least 1"):
         report(rows, Packing(), ranks=0)
+
+
+def test_a_report_counts_samples_and_images_and_packs_samples_whole() -> None:
+    rows = random_samples(300, 5)
+    packing = Packing(seq_len=1024, scope="sample")
+    found, made = report(rows, packing), plan(rows, packing, block=64)
+    assert found.samples == 300
+    assert rows.offsets is not None
+    assert found.images == len(rows.row) == round(300 * found.images_per_sample[1])
+    assert found.images_per_sample[::2] == (1, 5)
+    assert found.packs == len(made)
+    assert found.attention_cost == made.attention_cost().sum()
+    assert found.attention_cost > report(rows, packing.replace(scope="image")).attention_cost
+    longest = next(baseline for baseline in found.baselines if baseline.name == "padded to the longest")
+    lengths = made.images.sample_sums(made.images.keep)
+    assert (longest.sequences, longest.slots) == (300, 300 * lengths.max())
+    assert longest.note == f"one sample per row of {lengths.max():,} slots"
+    assert report(random_rows(50), Packing()).images_per_sample == (1, 1.0, 1)
+
+
+def test_a_report_names_samples_skipped_for_too_few_frames() -> None:
+    rows = random_samples(60, 3)
+    found = report(rows, Packing(frames=Frames(3, short="skip")))
+    assert found.skipped["frames"] == 60 - found.samples > 0
+    with pytest.raises(ValueError, match=r"none of the 60 samples is left .* as undersize, 60 for too few frames"):
+        report(rows, Packing(frames=Frames(9, short="skip")))

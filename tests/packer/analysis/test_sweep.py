@@ -25,6 +25,7 @@ from patchnpack.packer.analysis.baselines import baselines
 from patchnpack.packer.analysis.report import imbalance, pack_bytes
 from patchnpack.packer.analysis.setting import Setting, Sweep
 from patchnpack.packer.analysis.sweep import length_range, sweep
+from tests.packer.plans import random_samples
 
 
 def _rows(n: int = 700) -> Rows:
@@ -218,3 +219,16 @@ def test_a_sweep_of_patch_sizes_counts_and_skips_the_images_smaller_than_each() 
         assert found == {16: (images[0], 0, 0), 32: (images[1], 5, 25 - images[1])}
     with pytest.raises(ValueError, match=r"row 20 of 20x20 pixels is smaller than a patch of 32x32 \(5 of 25 rows are"):
         sweep(rows, Packing(seq_len=64, undersize="error"), patch_sizes=[16, 32])
+
+
+@pytest.mark.parametrize("scope", ["image", "sample"])
+@pytest.mark.parametrize("fill", ["none", "undrop", "trim"])
+def test_samples_are_swept_as_they_are_planned(fill: Any, scope: Any) -> None:
+    rows = random_samples(400, 4)
+    packing = Packing(seq_len=512, token_drop=BetaDrop(0.3, 0.6), fill=fill, scope=scope, max_images=20)
+    found = sweep(rows, packing, seq_lens=[512], algorithms=["subset_sum", "next_fit"], lookaheads=[64])
+    for s in found.settings:
+        swept = packing.replace(algorithm=s.algorithm, lookahead=s.lookahead, fill=s.fill)
+        made = plan(rows, swept)
+        assert (s.packs, s.tokens, s.images) == (len(made), made.tokens().sum(), len(made.images))
+        assert s.attention_cost == made.attention_cost().sum()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -203,3 +204,29 @@ def test_no_items_make_no_packs(algorithm: Algorithm) -> None:
 def test_errors_name_the_value_and_the_limit(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pack_lengths(**{"lengths": [1, 2], "capacity": 10, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ([1, 2], "counts has shape (2,); it must have one count per length, (3,)"),
+        ([1.0, 2, 3], "counts has dtype float64; each count must be a whole number"),
+        (
+            [1, 0, 3],
+            "counts[1] is 0; each count must be from 1 to max_items, 4: raise max_items, or leave",
+        ),
+        ([1, 2, 5], "counts[2] is 5; each count must be from 1 to max_items, 4"),
+    ],
+)
+def test_wrong_counts_are_an_error_that_names_them(counts: list[int], says: str) -> None:
+    for algorithm in get_args(Algorithm):
+        with pytest.raises(ValueError, match=re.escape(says)):
+            pack_lengths([3, 4, 5], 10, max_items=4, algorithm=algorithm, counts=counts)
+
+
+@pytest.mark.parametrize("algorithm", get_args(Algorithm))
+def test_counts_of_one_change_nothing(algorithm: Algorithm) -> None:
+    lengths = np.random.default_rng(0).integers(1, 60, 500)
+    plain = pack_lengths(lengths, 64, max_items=3, algorithm=algorithm, lookahead=50)
+    counted = pack_lengths(lengths, 64, max_items=3, algorithm=algorithm, lookahead=50, counts=np.ones(500, np.int8))
+    assert [each.tolist() for each in plain] == [each.tolist() for each in counted]

@@ -148,3 +148,23 @@ def test_real_tables_are_within_a_thousandth_of_the_bound(table: str, capacity: 
     lengths = np.minimum(np.random.default_rng(0).choice(lengths, 20_000), capacity)
     packs = check(lengths, capacity, 64)
     assert packs <= 1.001 * bound(lengths, capacity) + 1
+
+
+@given(
+    items=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 8)), min_size=1, max_size=80),
+    capacity=st.integers(40, 120),
+    max_items=st.sampled_from([8, 11, 24]),
+)
+@settings(max_examples=150, deadline=None)
+def test_items_that_count_for_several_are_packed_once_within_both_limits_and_as_well_as_best_fit_decreasing(
+    items: list[tuple[int, int]], capacity: int, max_items: int
+) -> None:
+    lengths, counts = np.array(items, np.int64).T.copy()
+    order, offsets = pack_by_patterns(lengths, capacity, max_items, counts)
+    packs = [order[a:b] for a, b in pairwise(offsets)]
+    assert sorted(order.tolist()) == list(range(len(items)))
+    assert all(lengths[pack].sum() <= capacity and counts[pack].sum() <= max_items for pack in packs)
+    assert all(pack.tolist() == sorted(pack) for pack in packs)
+    assert [pack[0] for pack in packs] == sorted(pack[0] for pack in packs)
+    classical = pack_lengths(lengths, capacity, max_items=max_items, algorithm="best_fit_decreasing", counts=counts)
+    assert len(packs) < len(classical[1])

@@ -4,12 +4,20 @@ from typing import Any
 
 import pytest
 
-from patchnpack.cli.parsers import parse_patch_size, parse_resolution, parse_storage_options, parse_token_drop
+from patchnpack.cli.parsers import (
+    parse_frames,
+    parse_patch_size,
+    parse_resolution,
+    parse_storage_options,
+    parse_token_drop,
+    parse_views,
+)
 from patchnpack.packer import (
     BetaDrop,
     ConstantDrop,
     DropToTokens,
     FitTokens,
+    Frames,
     Native,
     NoDrop,
     PatchSizes,
@@ -19,6 +27,7 @@ from patchnpack.packer import (
     ScheduledDrop,
     ScheduledResolution,
     Square,
+    Views,
 )
 from patchnpack.packer.policies.token_drop import TokenDrop
 
@@ -35,6 +44,7 @@ from patchnpack.packer.policies.token_drop import TokenDrop
         ("side:64:256:uniform", SampleSide(low=64, high=256, dist="uniform")),
         ("crop", RandomResizedCrop()),
         ("crop:196", RandomResizedCrop(max_tokens=196)),
+        ("crop:196:0.25:1", RandomResizedCrop(scale=(0.25, 1), max_tokens=196)),
         (
             "0=fit:64,1000=crop:100",
             ScheduledResolution(((0, FitTokens(64)), (1000, RandomResizedCrop(max_tokens=100)))),
@@ -58,14 +68,51 @@ def test_resolution_is_parsed(text: str, policy: Any) -> None:
         "side:64",
         "side:1:2:3:4",
         "crop:1:2",
+        "crop:9:0.5:2",
+        "crop:9:x:1",
+        "crop:9:0.1:0.5:1",
         "x=fit:4",
         "0=",
         "native:pad:pad",
     ],
 )
 def test_unknown_resolution_raises_and_is_quoted(text: str) -> None:
-    with pytest.raises(ValueError, match=r"--resolution is|edge is 'up'"):
+    with pytest.raises(ValueError, match=r"--resolution is"):
         parse_resolution(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "frames"),
+    [
+        ("", None),
+        ("8", Frames(8)),
+        ("8:random", Frames(8, "random")),
+        ("4:stride:2", Frames(4, "stride:2")),
+        ("4:skip", Frames(4, short="skip")),
+        ("4:first:repeat", Frames(4, "first", "repeat")),
+    ],
+)
+def test_frames_are_parsed(text: str, frames: Frames | None) -> None:
+    assert parse_frames(text) == frames
+
+
+@pytest.mark.parametrize("text", ["0", "all", "8:middle", "8:stride", "8:stride:0", ":first", "8:first:drop", "-8"])
+def test_invalid_frames_raise_and_are_quoted(text: str) -> None:
+    with pytest.raises(ValueError, match=f"^--frames is '{text}'"):
+        parse_frames(text)
+
+
+def test_views_are_parsed() -> None:
+    assert parse_views("") is None
+    assert parse_views("2=crop:196:0.25:1,8=native:resize,1=fit:9") == Views(
+        (2, RandomResizedCrop(scale=(0.25, 1.0), max_tokens=196)), (8, Native(edge="resize")), (1, FitTokens(9))
+    )
+
+
+@pytest.mark.parametrize("text", ["2", "crop:196", "0=crop", "2=", "2=big", "2=crop,", "x=crop", "1=crop:9:3:1"])
+def test_invalid_views_raise(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^--views is "):
+        parse_views(text)
 
 
 def test_patch_size_is_one_number_or_several() -> None:

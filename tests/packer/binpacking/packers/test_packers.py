@@ -26,6 +26,7 @@ def compare(
     flush: bool,
     least: list[int] | None = None,
     prices: Prices | None = None,
+    counts: list[int] | None = None,
 ) -> list[list[int]]:
     """Check that the compiled packer equals the reference; returns the packs."""
     if algorithm == "priced" and prices is None:
@@ -39,6 +40,7 @@ def compare(
         flush=flush,
         least=None if least is None else np.array(least, np.int64),
         prices=prices,
+        counts=counts,
     )
     found = [order[a:b].tolist() for a, b in pairwise(offsets)]
     limits = (lengths, capacity, max_items, lookahead, flush)
@@ -47,10 +49,10 @@ def compare(
             max((p for n, p in zip(prices.lengths, prices.values, strict=True) if n <= i), default=0)
             for i in range(capacity + 1)
         ]
-        expected = reference_priced.priced(*limits, least, each)
+        expected = reference_priced.priced(*limits, least, each, counts)
     else:
-        plain = getattr(reference, algorithm)
-        expected = plain(*limits) if least is None else plain(*limits, least)
+        cuts = {} if least is None else {"least": least}
+        expected = getattr(reference, algorithm)(*limits, **cuts, counts=counts)
     assert found == expected
     return found
 
@@ -72,6 +74,78 @@ def test_compiled_packers_equal_the_reference(
     values = data.draw(st.lists(st.integers(1, largest), min_size=1, max_size=12))
     each = data.draw(st.sampled_from([st.integers(1, largest), st.sampled_from(values)]))
     compare(algorithm, data.draw(st.lists(each, max_size=100)), capacity, max_items, lookahead, flush)
+
+
+def with_counts(data: st.DataObject, lengths: list[int], max_items: int) -> list[int]:
+    most = data.draw(st.sampled_from(sorted({1, max(1, max_items // 8), max_items})))
+    return data.draw(st.lists(st.integers(1, most), min_size=len(lengths), max_size=len(lengths)))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@given(
+    data=st.data(),
+    capacity=st.one_of(st.integers(1, 24), st.sampled_from([63, 128, 4097])),
+    max_items=st.one_of(st.integers(1, 12), st.just(64)),
+    lookahead=st.one_of(st.integers(1, 10), st.integers(50, 300)),
+    flush=st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_compiled_packers_equal_the_reference_where_items_count_for_several(
+    algorithm: str, data: st.DataObject, capacity: int, max_items: int, lookahead: int, flush: bool
+) -> None:
+    largest = data.draw(st.sampled_from(sorted({1, max(1, capacity // 8), max(1, capacity // 2), capacity})))
+    values = data.draw(st.lists(st.integers(1, largest), min_size=1, max_size=12))
+    each = data.draw(st.sampled_from([st.integers(1, largest), st.sampled_from(values)]))
+    lengths = data.draw(st.lists(each, max_size=100))
+    counts = with_counts(data, lengths, max_items)
+    packs = compare(algorithm, lengths, capacity, max_items, lookahead, flush, counts=counts)
+    assert all(sum(lengths[i] for i in pack) <= capacity for pack in packs)
+    assert all(sum(counts[i] for i in pack) <= max_items for pack in packs)
+    packed = [i for pack in packs for i in pack]
+    assert len(set(packed)) == len(packed)
+    assert len(packed) == len(lengths) or not flush
+
+
+@pytest.mark.parametrize("algorithm", CHOICES)
+@given(
+    data=st.data(),
+    items=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 6)), max_size=60),
+    capacity=st.integers(20, 70),
+    max_items=st.sampled_from([1, 3, 8, 64]),
+    lookahead=st.sampled_from([1, 5, 40]),
+    flush=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_items_that_may_be_cut_and_count_for_several_close_packs_as_the_reference_does(
+    algorithm: str,
+    data: st.DataObject,
+    items: list[tuple[int, int]],
+    capacity: int,
+    max_items: int,
+    lookahead: int,
+    flush: bool,
+) -> None:
+    lengths, least = [length for length, _ in items], [max(1, length - cut) for length, cut in items]
+    counts = with_counts(data, lengths, max_items)
+    packs = compare(algorithm, lengths, capacity, max_items, lookahead, flush, least, counts=counts)
+    assert all(sum(counts[i] for i in pack) <= max_items for pack in packs)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@given(
+    lengths=st.lists(st.integers(1, 40), max_size=120),
+    weight=st.integers(1, 9),
+    most=st.integers(1, 9),
+    lookahead=st.sampled_from([1, 7, 50]),
+)
+@settings(max_examples=60, deadline=None)
+def test_items_of_equal_count_are_packed_as_with_that_many_fewer_items_per_pack(
+    algorithm: Algorithm, lengths: list[int], weight: int, most: int, lookahead: int
+) -> None:
+    limits: dict[str, Any] = {"algorithm": algorithm, "lookahead": lookahead}
+    counted = pack_lengths(lengths, 60, max_items=weight * most, counts=[weight] * len(lengths), **limits)
+    plain = pack_lengths(lengths, 60, max_items=most, **limits)
+    assert [each.tolist() for each in counted] == [each.tolist() for each in plain]
 
 
 @given(
