@@ -197,9 +197,8 @@ def model_config(
             f"underlying is {underlying}, but patch_size is {packing.patch_size}; underlying needs several patch "
             "sizes, such as 8,16,32"
         )
-    return NaViTConfig(
-        num_classes=num_classes, patch_size=patch_size, channels=packing.channels, scope=packing.scope, **model
-    )
+    fields = {"patch_size": patch_size, "channels": packing.channels, "scope": packing.scope, **model}
+    return NaViTConfig(num_classes=num_classes, **fields)
 
 
 def start_from(
