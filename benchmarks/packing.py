@@ -114,7 +114,7 @@ def measure(table: str, lengths: np.ndarray, seq_len: int, peer: Callable[..., A
     """Yield a row per method and lookahead, for one table and L; bound and prices are rows as well."""
     tokens, images = int(lengths.sum()), len(lengths)
     common = {"table": table, "seq_len": seq_len, "images": images, "distinct_lengths": len(np.unique(lengths))}
-    limits = {"max_items": MAX_IMAGES}
+    limits: dict[str, Any] = {"max_items": MAX_IMAGES}
 
     def row(method: str, lookahead: str, packs: int, seconds: float, algorithm: str = "") -> Row:
         full, speed = round(100 * tokens / packs / seq_len, 4), round(images / seconds / 1e6, 4)

@@ -1,15 +1,15 @@
 """Measure the padding of packs whose images stay together in samples, against packs of the same images alone.
 
 Real sizes (see `size_tables.py`) are drawn with replacement, 24,000 per table, and neighbours are grouped into samples
-of three and of eight images. Sizes are native at patch 16; samples of more than L tokens are shrunk to fit, and the
-images alone have the sizes that they have in their samples, so both packings hold the same tokens. K does not limit
-packs.
+of three and of eight images. Sizes are native at patch 16, or shrunk to at most 256 tokens per image. Samples of more
+than L tokens are shrunk to fit, and the images alone have the sizes that they have in their samples, so both packings
+hold the same tokens. K does not limit packs.
 
     python benchmarks/samples.py [--images 24000] [--out CSV]
 
-Prints, for each number of images per sample and each L, the mean over all tables of the share of slots that are
-padding: for `auto` with a lookahead of 256 with samples and without, for `auto` with all samples in view, and for the
-lower bound that no packing of the samples can beat. Writes benchmarks/results/samples.csv, with a line per table.
+Prints, for each number of images per sample, each size and each L, the share of slots that are padding, on average over
+all tables: for `auto` with a lookahead of 256 with samples and without, for `auto` with all samples in view, and for
+the lower bound that no packing of the samples can beat. Writes benchmarks/results/samples.csv, with a line per table.
 """
 
 from __future__ import annotations
@@ -30,13 +30,21 @@ import numpy as np
 from bounds import column_generation_bound, martello_toth_bound, volume_bound
 from size_tables import CLOTHING, SIZES, size_tables
 
-from patchnpack import Packing
+from patchnpack import FitTokens, Native, Packing
 from patchnpack.packer import Rows, pack_lengths
 from patchnpack.packer.measure import measure
+from patchnpack.packer.policies.resolution import Resolution
 
 HERE = Path(__file__).resolve().parent
 GROUPS = (3, 8)
-SEQ_LENS = (4096, 8192, 16384)
+SETTINGS: tuple[tuple[str, Resolution, int], ...] = (
+    ("native", Native(), 4096),
+    ("native", Native(), 8192),
+    ("native", Native(), 16384),
+    ("at most 256 tokens", FitTokens(256), 2048),
+    ("at most 256 tokens", FitTokens(256), 4096),
+    ("at most 256 tokens", FitTokens(256), 8192),
+)
 COLUMNS = ("padding_bound", "padding_all_samples", "padding_samples", "padding_images")
 
 Row = dict[str, Any]
@@ -58,10 +66,10 @@ def packs_of(lengths: np.ndarray, capacity: int, lookahead: int, counts: np.ndar
     return len(offsets) - 1
 
 
-def compare(table: str, rows: Rows, images: int, seq_len: int) -> Row:
+def compare(table: str, rows: Rows, images: int, size: str, resolution: Resolution, seq_len: int) -> Row:
     """Pack the samples of one table at one length, and the same images alone."""
     samples = grouped(rows, images)
-    measured = measure(samples, Packing(seq_len=seq_len), seed=0, epoch=0)
+    measured = measure(samples, Packing(seq_len=seq_len, resolution=resolution), seed=0, epoch=0)
     alone = measured.images.keep.astype(np.int64)
     lengths, counts = measured.images.sample_sums(alone), measured.images.sample_counts()
     fewest = packs_of(lengths, seq_len, len(lengths), counts)
@@ -78,6 +86,7 @@ def compare(table: str, rows: Rows, images: int, seq_len: int) -> Row:
     return {
         "table": table,
         "images_per_sample": images,
+        "size": size,
         "seq_len": seq_len,
         "samples": len(lengths),
         "oversize": f"{measured.oversize.mean():.4f}",
@@ -90,25 +99,26 @@ def compared(images: int) -> Iterator[Row]:
     """Compare all tables, numbers of images per sample and lengths."""
     for table, rows in size_tables(SIZES, CLOTHING, images):
         for group in GROUPS:
-            for seq_len in SEQ_LENS:
-                yield compare(table, rows, group, seq_len)
+            for size, resolution, seq_len in SETTINGS:
+                yield compare(table, rows, group, size, resolution, seq_len)
         print(table, flush=True)
 
 
 def mean_table(results: list[Row]) -> Iterator[str]:
     """The lines of the table of means, in Markdown."""
     yield (
-        "| images per sample | L | samples per pack | oversize samples | bound | `auto`, all samples | "
+        "| images per sample | size | L | samples per pack | oversize samples | bound | `auto`, all samples | "
         "`auto`, R = 256 | the same images alone, R = 256 |"
     )
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for group in GROUPS:
-        for seq_len in SEQ_LENS:
-            some = [row for row in results if (row["images_per_sample"], row["seq_len"]) == (group, seq_len)]
+        for size, _, seq_len in SETTINGS:
+            wanted = (group, size, seq_len)
+            some = [row for row in results if (row["images_per_sample"], row["size"], row["seq_len"]) == wanted]
             mean = {name: np.mean([float(row[name]) for row in some]) for name in (*COLUMNS, "oversize")}
             per_pack = np.mean([float(row["samples_per_pack"]) for row in some])
             cells = " | ".join(f"{mean[column]:.2%}" for column in COLUMNS)
-            yield f"| {group} | {seq_len:,} | {per_pack:.1f} | {mean['oversize']:.0%} | {cells} |"
+            yield f"| {group} | {size} | {seq_len:,} | {per_pack:.1f} | {mean['oversize']:.0%} | {cells} |"
 
 
 def main() -> None:

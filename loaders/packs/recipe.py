@@ -64,7 +64,8 @@ class Recipe:
         label: None, or the member (and field) that holds the label.
         classes: index of each class name; None where labels are numbers.
         extras: members that batches return.
-        max_pixels, max_bytes, truncated: as for `ErrorPolicy`; they decide which images are bad.
+        max_pixels, max_bytes, truncated, on_bad: as for `ErrorPolicy`; they decide which images are bad, and what else
+            they leave out.
         pages: as for `PackedImageLoader`; it decides, too.
         source: names of the shards, number of images, a digest of everything that the index says of them, and a digest
             of the shards' bytes outside the images: labels and other members.
@@ -88,6 +89,7 @@ class Recipe:
     max_pixels: int
     max_bytes: int
     truncated: Literal["skip", "keep"]
+    on_bad: Literal["sample", "image"]
     pages: Pages
     source: dict[str, Any]
     decoders: str

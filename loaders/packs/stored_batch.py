@@ -87,7 +87,8 @@ class StoredBatchBuilder:
     ) -> None:
         self.num_parts, self.num_images = 1, sum(map(_count, packs))
         self.bad: list[tuple[int, BadRow]] = []
-        self.without_label = self.truncated = self.multi_page = 0
+        self.lost: list[int] = []
+        self.bad_samples = self.without_label = self.truncated = self.multi_page = 0
         self.warnings: list[str] = []
         self._context, self._packs, self._patch_size = context, packs, patch_size
         self._epoch, self._step, self._position = epoch, step, position
@@ -99,7 +100,8 @@ class StoredBatchBuilder:
         """Build the whole batch; `finish` raises what this raises."""
         try:
             self._batch = self._build()
-            self.counts = BatchCounts.of(self._batch)
+            self.lost, self.bad_samples = [number for number, _ in self.bad], len(self.bad)
+            self.counts = BatchCounts.of(self._batch, self._context.packing.scope)
         except BaseException as error:  # noqa: BLE001 - `finish` raises it in the training loop's thread
             self._error = error
         self._done.set()

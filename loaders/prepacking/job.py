@@ -235,6 +235,7 @@ class Job:
             max_pixels=self.errors.max_pixels,
             max_bytes=self.errors.max_bytes,
             truncated=self.errors.truncated,
+            on_bad=self.errors.on_bad,
             pages=self.pages,
             source={
                 "shards": names,
@@ -255,7 +256,7 @@ class Job:
     @cached_property
     def num_images(self) -> int:
         """Images to write over all epochs, the total that progress counts to."""
-        return self._loader.steps().order.num_images * self._store.part_epochs(self.recipe)
+        return self._loader.steps().order.num_samples * self._store.part_epochs(self.recipe)
 
     def run(self, task: int = 0, num_tasks: int = 1, progress: Progress = lambda images: None) -> bool:
         """Run task `task` of `num_tasks`: write its missing parts, and finish the folder if all parts are present.

@@ -80,8 +80,9 @@ class MixtureSource(ShardSource):
         indexes = [parts[i] for i in range(len(sources))]
         index, options = settle_names(_joined(indexes), options)
         rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
-        mixed = Mixed.of(given, indexes, rows.mask)
-        packing = rows.decide(index, options.packing or Packing(), options.seed, mixed.frequency(index, rows.mask))
+        index, heads = rows.usable(index), rows.heads(index)
+        mixed = Mixed.of(given, indexes, heads)
+        packing = rows.decide(index, options.packing or Packing(), options.seed, mixed.frequency(index, heads))
         return cls(
             options=options.settled(label=given_label if datasets else options.label),
             index=index,

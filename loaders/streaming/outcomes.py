@@ -47,6 +47,7 @@ class StreamOutcomes(Outcomes):
             self._next += 1
             if isinstance(outcome, BadRow):
                 self.add_bad(outcome, 0)
+                self.stats.bad_samples += 1
                 if self._on_bad is not None:
                     self._on_bad([outcome.row], self._step)
                 self.monitor.record(1, [(0, outcome)])

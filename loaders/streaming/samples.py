@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from patchnpack.loaders.assembly.context import BatchContext
-from patchnpack.loaders.assembly.samples import extra
+from patchnpack.loaders.assembly.samples import extra, repeats
 from patchnpack.loaders.datasets.pictures import is_stored, stored_bytes
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage, BadRow
+from patchnpack.loaders.imaging.decode_pages import Wanted
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
 from patchnpack.loaders.imaging.warnings import Warn
@@ -248,7 +249,7 @@ class StreamBatchContext(BatchContext):
 
     batch_samples: Sequence[Sample]
 
-    def samples(self, rows: np.ndarray) -> StreamBatch:
+    def samples(self, rows: np.ndarray, page: np.ndarray | None = None) -> StreamBatch:
         """Return the samples of the batch; `rows` must be theirs, in order."""
         assert [sample.row for sample in self.batch_samples] == rows.tolist(), (
             "the samples are not those that were planned"
@@ -261,7 +262,7 @@ class StreamBatch:
 
     def __init__(self, context: StreamBatchContext) -> None:
         rows = rows_of(context.batch_samples, 0)
-        self.width, self.height = rows.width, rows.height
+        self._rows, self.width, self.height = rows.row, rows.width, rows.height
         self.keys = [sample.key for sample in context.batch_samples]
         self.labels: np.ndarray | None = None
         self.pages = np.array([sample.header.pages for sample in context.batch_samples], np.int32)
@@ -270,6 +271,14 @@ class StreamBatch:
     def shard(self, i: int) -> str:
         """Return the shard of image i, without credentials."""
         return redact(self._batch_samples[i].shard)
+
+    def continued(self) -> np.ndarray:
+        """Return whether each image is made of the same image of the stream as the one before it, bool (M,)."""
+        return repeats(self._rows)
+
+    def shares(self, extension: str) -> np.ndarray:
+        """Return whether each image is of the same sample as the one before it, bool (M,)."""
+        return repeats(self._rows)
 
     def read(self, i: int) -> bytes | Image.Image | np.ndarray:
         """Return image i as it arrived."""
@@ -280,6 +289,20 @@ class StreamBatch:
     ) -> np.ndarray:
         """Decode image i upright and resize its `box` to `size`; `warn` gets what is odd. Raises BadImage."""
         return self._context.pixels(self.keys[i], data, self._batch_samples[i].header, size, box, strict, warn)
+
+    def decode_run(
+        self,
+        which: range,
+        data: Any,
+        sizes: Sequence[tuple[int, int]],
+        boxes: Sequence[tuple[int, ...] | None],
+        strict: bool,
+        warn: Warn,
+    ) -> Iterator[np.ndarray | BadImage]:
+        """Yield images that are made of the same image, in order, or why one is bad; see `Samples`."""
+        header = self._batch_samples[which.start].header
+        wanted = [Wanted(0, header, size, box) for size, box in zip(sizes, boxes, strict=True)]
+        yield from self._context.pixels_of_pages(self.keys[which.start], data, wanted, strict, warn)
 
     def label(self, i: int) -> Any:
         """Return the label of image i, `absent` where it has none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -58,7 +58,7 @@ def test_bad_images_are_logged_counted_and_left_out(
     )
     assert lines[1] == (
         f"bad image 's0i003' in {drawn.shards[0]} (header): it begins with b'no image'; only JPEG, PNG, WebP, GIF, "
-        "BMP, TIFF, AVIF, JPEG XL, JPEG 2000 and HEIC are read"
+        "BMP, TIFF, AVIF, JPEG XL, JPEG 2000, HEIC, MP4, WebM and AVI are read"
     )
     packs = stats["packs"]
     assert caplog.messages[-1] == (
@@ -121,8 +121,8 @@ class RecordingMonitor(ErrorMonitor):
     def quarantine(self, bad: BadRow, epoch: int) -> None:
         self.quarantined.append(bad.row)
 
-    def record(self, images: int, bad: list[tuple[int, BadRow]]) -> None:
-        assert images == 1
+    def record(self, images: int, bad: list[tuple[int, BadRow]], lost: Sequence[int] | None = None) -> None:
+        assert (images, lost) == (1, None)
         self.judged.append(bad[0][1].row if bad else "good")
 
 

@@ -109,4 +109,5 @@ def test_the_numbers_of_purposes_do_not_change() -> None:
         ("RESOLUTION", 7),
         ("PATCH_SIZE", 8),
         ("MIXTURE", 9),
+        ("FRAMES", 10),
     ]
