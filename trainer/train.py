@@ -170,7 +170,7 @@ def _evaluate_epoch(run: Run, validation: Batches | None, log: Log | None) -> di
         if hasattr(validation, "set_epoch"):
             validation.set_epoch(0)  # the same draws in each evaluation
         run.metrics = evaluate(run.evaluated(), validation, precision=run.config.precision, objective=run.objective)
-        row |= {f"val_{name}": run.metrics[name] for name in run.metrics.keys() - {"unlabelled", "seconds"}}
+        row |= {f"val_{name}": value for name, value in run.metrics.items() if name not in ("unlabelled", "seconds")}
         if log is not None and run.rank == 0:
             log(run.step, {f"validation/{name}": value for name, value in run.metrics.items()})
     return row
