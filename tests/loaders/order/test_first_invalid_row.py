@@ -51,3 +51,17 @@ def test_image_that_a_later_epoch_draws_too_large_is_named(shards: list[str]) ->
         ValueError, match=r"more than seq_len 16 .*; the first is '[ab]\d' in shard '.*[ab].tar', row \d"
     ):
         list(loader)
+
+
+def test_sample_that_cannot_be_packed_is_named_by_its_first_image(shards: list[str]) -> None:
+    packing = Packing(seq_len=40, patch_size=8, oversize="error")
+    with pytest.raises(
+        ValueError,
+        match=r"the sample of row 2 has .*; the first such sample begins with 'b0' in shard '.*b.tar', row 2",
+    ):
+        PackedImageLoader(shards, packing, batch_size=1, sample=r"key:(.)\d")
+    packing = Packing(seq_len=200, patch_size=16, resolution=Native(edge="crop"), undersize="error")
+    with pytest.raises(
+        ValueError, match=r"row 1 of 24x8 pixels .*; the first such sample begins with 'a0' in shard '.*a.tar', row 0"
+    ):
+        PackedImageLoader(shards, packing, batch_size=1, sample=r"key:(.)\d")
