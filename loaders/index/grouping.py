@@ -106,8 +106,8 @@ def _warn_of_order(index: Index, starts: np.ndarray, rows: array[int]) -> None:
         return
     samples = len(np.unique(np.searchsorted(starts, np.frombuffer(rows, np.int64), side="right")))
     _log.warning(
-        "the images of %s are not in the order of the numbers in their keys: the first is %r, after %r, in %r. A "
-        "sample's images are in the order of their rows: write numbers with leading zeros, or the images in their order",
+        "the images of %s are not in the order of the numbers in their keys: the first is %r, after %r, in %r. "
+        "A sample's images are in the order of their rows: give the numbers leading zeros, or write them in order",
         counted(samples, "sample"),
         index.keys[rows[0]],
         index.keys[rows[0] - 1],

@@ -65,3 +65,13 @@ def test_sample_that_cannot_be_packed_is_named_by_its_first_image(shards: list[s
         ValueError, match=r"row 1 of 24x8 pixels .*; the first such sample begins with 'a0' in shard '.*a.tar', row 0"
     ):
         PackedImageLoader(shards, packing, batch_size=1, sample=r"key:(.)\d")
+
+
+def test_samples_that_are_all_oversize_name_both_limits(shards: list[str]) -> None:
+    says = (
+        r"none of the 2 samples of 5 rows can be used: 2 have more than seq_len 200 tokens or max_images 1 images and "
+        r"oversize is 'skip'. To use some, raise seq_len or max_images, choose images with frames=Frames\(...\), or"
+    )
+    packing = Packing(seq_len=200, patch_size=8, max_images=1, oversize="skip")
+    with pytest.raises(ValueError, match=says):
+        PackedImageLoader(shards, packing, batch_size=1, sample=r"key:(.)\d")
