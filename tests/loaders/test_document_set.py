@@ -23,7 +23,7 @@ NUM_DOCUMENTS = 200
 ALGORITHMS = get_args(Algorithm)
 SOURCES = ("shards", "images", "patches")  # shards, and packed folders of both stores
 RULE = r"key:(.+)_\d+"
-PACKING = Packing(seq_len=128, patch_size=8, max_images=64)
+PACKING = Packing(seq_len=128, patch_size=8, max_images=64, lookahead=24)
 
 
 def write_documents(folder: Path) -> Documents:
@@ -156,7 +156,7 @@ class Stateful:
 
 
 def stream_of(items: list[dict[str, Any]], algorithm: Algorithm, **options: Any) -> Any:
-    packing = PACKING.replace(algorithm=algorithm, lookahead=32)
+    packing = PACKING.replace(algorithm=algorithm)
     return pack_stream(Stateful(items), packing, batch_size=1, label="cls", sample=RULE, **options)
 
 
