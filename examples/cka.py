@@ -54,8 +54,8 @@ def layers(model: NaViT, loader: PackedImageLoader) -> torch.Tensor:
         model(batch)
         stream = model.stream(batch)  # the blocks compute in the order of the stream, which may differ from the batch
         sums = torch.zeros(len(outputs), stream.rows, model.config.width)
-        sums.index_add_(1, stream.image, torch.stack(outputs))
-        pooled.append(sums / stream.image.bincount(minlength=stream.rows)[:, None])
+        sums.index_add_(1, stream.unit, torch.stack(outputs))
+        pooled.append(sums / stream.unit.bincount(minlength=stream.rows)[:, None])
         rows.append(batch.rows.flatten()[stream.columns])
         outputs.clear()
     for hook in hooks:

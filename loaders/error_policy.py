@@ -9,13 +9,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from patchnpack.loaders.errors import MAX_PIXELS, BadDataError, BadRow
 from patchnpack.packer.checks import check_choice, check_real, check_whole, shown
 
 _WINDOW = 10_000  # images over which `max_rate` is measured
 _JUDGED_FROM = 1_000  # images before `max_rate` is first checked
+
+OnBad = Literal["sample", "image"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,12 +29,16 @@ class ErrorPolicy:
 
     Attributes:
         on_error: "skip" leaves a bad image's slots empty and counts it; "raise" raises `BadDataError`.
-        max_rate: the largest share of bad images among the last 10,000 images of this rank; a larger one stops the run.
-            Checked from 1,000 images on; 1 allows any share.
-        max_consecutive: this many bad images in a row stop the run. Images with bad headers do not count, since they
-            are left out beforehand; `max_rate` limits them where there are 1,000 rows or more.
+        on_bad: of samples that hold several images, what a bad one leaves out: "sample" the whole sample, whose other
+            images are counted as left out; "image" only itself, and the sample's others keep their numbers (`frames`).
+            A file that cannot be read leaves out all its pages or frames, a label that cannot be read its sample.
+        max_rate: the largest share of bad images among the last 10,000 images of this rank, with those that are left
+            out with a bad one; a larger one stops the run. Checked from 1,000 images on; 1 allows any share.
+        max_consecutive: this many bad images in a row, without a usable one between, stop the run. Images with bad
+            headers do not count, since they are left out beforehand; `max_rate` limits them where there are 1,000 rows
+            or more.
         quarantine: file to which each bad image of each epoch is appended as a line of JSON (epoch, row, key, shard,
-            offset, stage, reason); all ranks may share it. None keeps no file.
+            offset, page, stage, reason); all ranks may share it. None keeps no file.
         max_pixels: an image with more pixels, by its header, is bad and is not decoded.
         max_bytes: an encoded image with more bytes is bad and is not read.
         truncated: "skip" treats a JPEG that ends early as bad; "keep" uses the part that exists and fills the rest with
@@ -49,6 +55,7 @@ class ErrorPolicy:
     """
 
     on_error: Literal["skip", "raise"] = "skip"
+    on_bad: OnBad = "sample"
     max_rate: float = 0.01
     max_consecutive: int = 100
     quarantine: str | os.PathLike[str] | None = None
@@ -68,6 +75,7 @@ class ErrorPolicy:
 
     def __post_init__(self) -> None:
         check_choice("on_error", self.on_error, ("skip", "raise"))
+        check_choice("on_bad", self.on_bad, get_args(OnBad))
         check_choice("truncated", self.truncated, ("skip", "keep"))
         share = "from 0 to 1, the share of images that may be bad"
         check_real("max_rate", self.max_rate, share)
@@ -100,7 +108,8 @@ class ErrorMonitor:
     def __init__(self, policy: ErrorPolicy) -> None:
         self._policy = policy
         self._judged = self._in_a_row = 0
-        self._bad_at: deque[int] = deque()  # the bad ones among the last 10,000 images, by number
+        self._lost_at: deque[int] = deque()  # those lost among the last 10,000 images, by number
+        self._lost = "bad"  # what became of them
 
     def quarantine(self, bad: BadRow, epoch: int) -> None:
         """Append a bad image to the quarantine file."""
@@ -113,13 +122,14 @@ class ErrorMonitor:
         finally:
             os.close(file)
 
-    def before_start(self, bad: int, images: int, first: BadRow | None) -> None:
+    def before_start(self, lost: int, images: int, first: BadRow | None, what: str = "have bad headers") -> None:
         """Judge the rows with bad headers before any image is read.
 
         Args:
-            bad: rows with bad headers.
-            images: all rows that would be used, bad ones included.
+            lost: rows with bad headers, and those left out with one of their sample.
+            images: all rows that would be used, the lost ones included.
             first: the first bad row; None if there is none.
+            what: what is wrong with the lost ones.
 
         Raises:
             BadDataError: any bad row under `on_error="raise"`, or more than `max_rate` of 1,000 or more rows.
@@ -128,9 +138,9 @@ class ErrorMonitor:
             return
         if self._policy.on_error == "raise":
             raise BadDataError(f"bad image {first}; remove it, or skip such images with on_error='skip'")
-        if images >= _JUDGED_FROM and bad > self._policy.max_rate * images:
+        if images >= _JUDGED_FROM and lost > self._policy.max_rate * images:
             raise BadDataError(
-                f"{bad} of {images} images have bad headers, more than max_rate {self._policy.max_rate} "
+                f"{lost} of {images} images {what}, more than max_rate {self._policy.max_rate} "
                 f"allows; the first is {first}. Fix or replace the images, or raise max_rate"
             )
 
@@ -149,24 +159,33 @@ class ErrorMonitor:
                 f"last is {bad[-1]}. Fix or replace the images, or raise max_rate"
             )
 
-    def record(self, images: int, bad: list[tuple[int, BadRow]]) -> None:
+    def record(self, images: int, bad: list[tuple[int, BadRow]], lost: Sequence[int] | None = None) -> None:
         """Judge the next images in order.
 
         Args:
             images: how many images these are.
             bad: the bad ones, each with its number among them, ascending.
+            lost: numbers of the bad ones and of those left out with them, ascending; None if only the bad ones are.
 
         Raises:
             BadDataError: any bad image under `on_error="raise"`, or a limit is reached.
         """
-        policy, begin = self._policy, self._judged
+        policy, begin, records = self._policy, self._judged, dict(bad)
+        lost = list(records) if lost is None else lost
+        if len(lost) > len(bad):
+            self._lost = "bad or left out with a bad one of their sample"
         last = -1
-        for number, row in bad:
+        for number in lost:
+            if number != last + 1:
+                self._in_a_row = 0
+            last = number
+            self._lost_at.append(begin + number)
+            row = records.get(number)
+            if row is None:
+                continue
             if policy.on_error == "raise":
                 raise BadDataError(f"bad image {row}; remove it, or skip such images with on_error='skip'")
-            self._in_a_row = self._in_a_row + 1 if number == last + 1 else 1
-            last = number
-            self._bad_at.append(begin + number)
+            self._in_a_row += 1
             if self._in_a_row >= policy.max_consecutive:
                 raise BadDataError(
                     f"{self._in_a_row} images in a row were bad, the limit that max_consecutive sets; the last is "
@@ -175,11 +194,12 @@ class ErrorMonitor:
         if last < images - 1:
             self._in_a_row = 0
         self._judged += images
-        while self._bad_at and self._bad_at[0] < self._judged - _WINDOW:
-            self._bad_at.popleft()
+        while self._lost_at and self._lost_at[0] < self._judged - _WINDOW:
+            self._lost_at.popleft()
         window = min(self._judged, _WINDOW)
-        if self._judged >= _JUDGED_FROM and len(self._bad_at) > policy.max_rate * window:
+        if self._judged >= _JUDGED_FROM and len(self._lost_at) > policy.max_rate * window:
             raise BadDataError(
-                f"{len(self._bad_at)} of the last {window} images were bad, more than max_rate {policy.max_rate} "
-                f"allows{f'; the last is {bad[-1][1]}' if bad else ''}. Fix or replace the images, or raise max_rate"
+                f"{len(self._lost_at)} of the last {window} images were {self._lost}, more than max_rate "
+                f"{policy.max_rate} allows{f'; the last is {bad[-1][1]}' if bad else ''}. Fix or replace the images, "
+                "or raise max_rate"
             )

@@ -33,6 +33,7 @@ class BadRow:
         key: the key of its sample.
         shard: the shard that holds it, without credentials.
         offset: its first byte in the shard; -1 in a stream.
+        page: its position among the pages or frames of its file, from 0.
         stage: "header" (found when the index was made), "limit", "read", "decode", "label" (a .json member that is not
             JSON) or "extras".
         reason: why it could not be used.
@@ -42,11 +43,14 @@ class BadRow:
     key: str
     shard: str
     offset: int
+    page: int = 0
     stage: str
     reason: str
 
     def __str__(self) -> str:
         where = self.shard if self.offset < 0 else f"{self.shard} at byte {self.offset}"
+        if self.page:
+            where += f", page {self.page + 1}"
         return f"{self.key!r} in {where} ({self.stage}): {self.reason}"
 
 

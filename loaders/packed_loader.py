@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 
 from patchnpack.loaders.assembly.buffers import BufferPool
-from patchnpack.loaders.assembly.pipeline import Pipeline, WorkerShard
+from patchnpack.loaders.assembly.pipeline import Pipeline, WorkerShard, check_rows
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.dataset import PackedDataset, WorkerDatasets
@@ -72,7 +72,8 @@ class PackedImageLoader:
         pages: what becomes of a file with several pages or frames, such as a TIFF or an animated GIF: "first" uses the
             first one and counts the file in `stats()["multi_page"]`; "error" makes it a bad image.
         transform: called as `transform(image, rng)` with a uint8 (H, W, C) array and a Generator keyed by (seed, epoch,
-            row); returns an array of the same shape and type. Runs in the decoding threads.
+            sample, view); returns an array of the same shape and type. Runs in the decoding threads, for each image:
+            frames of a clip get equal generators and so equal changes, views of a picture do not.
         where: maps an `Index` to a bool array, the rows to use; others are skipped, with all rows of their samples.
         index: an `Index`, or the file or address of one. None looks beside the shards and in the cache, then scans.
         path: the column of paths in a table; None is the only one with a usual name, such as "path" or "file_name".
@@ -182,27 +183,20 @@ class PackedImageLoader:
         self._rank_given, self.block = self._options.given_rank, self._options.block
         self.context = self.source.batch_context(BufferPool(keep=prefetch + 2))
         self._stats, self._monitor = Stats(), ErrorMonitor(self._options.policy)
-        self._check_headers()
+        check_rows(self.source.rows, self.context, self._monitor)
         self._next = Cursor(0, 0)  # where the next iterator begins
         self._cursor: Cursor | None = self._next  # where training stands; None if worker processes decide
         self._steps: Steps | None = None
         self._datasets = WorkerDatasets()
 
-    def _check_headers(self) -> None:
-        """Raise BadDataError if more images are bad by their headers than the policy allows."""
-        rows = self.source.rows
-        first = next((self.context.bad_row(row, *why) for row, why in rows.bad.items()), None)
-        self._monitor.before_start(len(rows.bad), len(rows.bad) + int(rows.mask.sum()), first)
-
     def __repr__(self) -> str:
         """A few lines: source, packing and position. Nothing is planned and no process group is asked."""
         given, rows, cursor = self._options, self.source.rows, self._cursor or self._next
-        bad, filtered = len(rows.bad), int(rows.filtered.sum())
-        unused = f"; {bad:,} bad, {filtered:,} left out by where" if bad or filtered else ""
+        used, unused = rows.describe(self.index)
         order = f"{'shuffled with' if given.shuffle else 'in order,'} seed {given.seed}"
         label = getattr(given.label, "__name__", given.label)
         return (
-            f"PackedImageLoader of {counted(int(rows.mask.sum()), 'image')} in {self.source.name}{unused}\n"
+            f"PackedImageLoader of {used} in {self.source.name}{unused}\n"
             f"  packing: {self.packing.summary()}\n"
             f"  batches: {counted(self.batch_size, 'pack')} each, {order}; "
             f"label: {label}; extras: {', '.join(given.extras) or 'none'}\n"
@@ -297,15 +291,20 @@ class PackedImageLoader:
     def stats(self) -> dict[str, Any]:
         """Return the totals of this rank since the loader was made.
 
-        batches, packs, empty_packs, images, tokens, tokens_before_drop, tokens_native, slots, padding (share of slots),
-        padding_in_packs (without empty packs), images_per_pack, drop_rate, attention_cost (sum of squared lengths),
-        attention_spread (standard deviation over mean of the packs' attention cost), bad_images, bad_by_stage and the
-        first bad images in `bad` (row, key, shard, offset, stage, reason), truncated (JPEGs that end early and were
-        kept), multi_page (files of which only the first page was used), warnings (of decoders, by kind: odd files
-        whose pixels are all there), skipped (by "oversize", "undersize", "where", "tail"), sources (images per source
-        of a `Mixture`), oversize, undersize, without_label, without_image (this rank's share of the samples that have
-        no image, and so no row; the same in every epoch), cache_hits and cache_misses (of shards opened in the cache),
+        batches, packs, empty_packs, images, samples, tokens, tokens_before_drop, tokens_native, slots, padding (share
+        of slots), padding_in_packs (without empty packs), images_per_pack, images_per_sample, drop_rate, attention_cost
+        (sum of squared lengths of images, or of samples with scope "sample"), attention_spread (standard deviation over
+        mean of the packs' attention cost), bad_images, bad_by_stage and the first bad images in `bad` (row, key, shard,
+        offset, page, stage, reason), bad_samples (of which no image is left) and left_out (images left out with a bad
+        one of their sample), truncated (JPEGs that end early and were kept), multi_page (images of files of which only
+        the first page was used), warnings (of decoders, by kind: odd files whose pixels are all there), skipped
+        (samples by "oversize", "undersize", "frames", "where", "tail"), sources (images per source of a `Mixture`),
+        oversize, undersize (samples), without_label, without_image (this rank's share of the samples that have no
+        image, and so no row; the same in every epoch), cache_hits and cache_misses (of shards opened in the cache),
         wait_s (seconds that the training loop waited), images_per_s, tokens_per_s.
+
+        Every sample is counted once: over all ranks, samples + bad_samples + skipped are those of the epochs. images +
+        bad_images + left_out are the images that were planned, and those of samples that are bad by their headers.
 
         The totals include worker processes of `as_dataset`, except `bad`, `bad_by_stage`, `sources` and wait_s. The
         logger "patchnpack" reports the totals every minute, at level INFO.
@@ -377,8 +376,7 @@ class PackedImageLoader:
             steps=steps,
             rank=self.rank()[0],
             repeat=self.repeat,
-            filtered=self.source.rows.filtered,
-            bad=self.source.rows.bad,
+            rows=self.source.rows,
             stats=self._stats,
             monitor=self._monitor,
             num_threads=self._options.num_threads or cpu_share(),

@@ -1,4 +1,4 @@
-"""Attention within images: one function with several backends, on a flat stream of tokens."""
+"""Attention within units, images or samples: one function with several backends, on a flat stream of tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-# T valid tokens of all images, end to end; N images; Q queries (T or N); H heads; E width of a head
-# in a run of n consecutive images of equal length: R queries and S tokens per image
+# T valid tokens of all units, end to end; N units; Q queries (T or N); H heads; E width of a head
+# in a run of n consecutive units of equal length: R queries and S tokens per unit
 
 BACKENDS = ("auto", "split", "varlen", "flash", "flex", "dense")
 _HALF = (torch.float16, torch.bfloat16)
@@ -76,22 +76,22 @@ def attention(
     one_query: bool = False,
     backend: str = "auto",
 ) -> torch.Tensor:
-    """Softmax attention of each image's queries over the tokens of the same image only.
+    """Softmax attention of each unit's queries over the tokens of the same unit only.
 
     Args:
-        q: (T, H, E), one query per token, or with `one_query` (N, H, E), one per image.
+        q: (T, H, E), one query per token, or with `one_query` (N, H, E), one per unit.
         k, v: (T, H, E).
-        cu_seqlens: int32 (N + 1,), start of each image in the stream, on the device of `q`.
-        lengths: tokens of each image as N host ints, so that nothing here waits for a device.
-        one_query: whether each image has a single query (attention pooling).
-        backend: "auto", "split" (image by image), "varlen" (torch's variable-length kernel), "flash" (the kernel of the
+        cu_seqlens: int32 (N + 1,), start of each unit in the stream, on the device of `q`.
+        lengths: tokens of each unit as N host ints, so that nothing here waits for a device.
+        one_query: whether each unit has a single query (attention pooling).
+        backend: "auto", "split" (unit by unit), "varlen" (torch's variable-length kernel), "flash" (the kernel of the
             flash-attn package), "flex" (torch's flex_attention with a block mask; no gradient on a CPU) or "dense" (a
             mask over all tokens, quadratic in T).
 
     Returns:
         A tensor of the shape and dtype of `q`.
 
-    `split` computes consecutive images of equal length as one batch, so a stream sorted by length is faster.
+    `split` computes consecutive units of equal length as one batch, so a stream sorted by length is faster.
 
     >>> q = k = v = torch.ones(5, 1, 8)
     >>> attention(q, k, v, cu_seqlens=torch.tensor([0, 2, 5], dtype=torch.int32), lengths=[2, 3]).shape
@@ -104,13 +104,13 @@ def attention(
         return _split(q, k, v, lengths, one_query)
     if chosen in ("varlen", "flash"):
         return _varlen(q, k, v, cu_seqlens, max(lengths), one_query, chosen == "flash")
-    image_T = torch.repeat_interleave(cu_seqlens.diff(), output_size=len(k))
-    image_Q = torch.arange(len(q), device=q.device) if one_query else image_T
+    unit_T = torch.repeat_interleave(cu_seqlens.diff(), output_size=len(k))
+    unit_Q = torch.arange(len(q), device=q.device) if one_query else unit_T
     q_1HQE, k_1HTE, v_1HTE = (x.transpose(0, 1)[None] for x in (q, k, v))
     if chosen == "flex":
-        out_1HQE = _flex(q_1HQE, k_1HTE, v_1HTE, image_Q, image_T)
+        out_1HQE = _flex(q_1HQE, k_1HTE, v_1HTE, unit_Q, unit_T)
     else:
-        mask_QT = image_Q[:, None] == image_T
+        mask_QT = unit_Q[:, None] == unit_T
         out_1HQE = F.scaled_dot_product_attention(q_1HQE, k_1HTE, v_1HTE, attn_mask=mask_QT)
     return out_1HQE[0].transpose(0, 1)
 
@@ -156,23 +156,19 @@ def _varlen(
 
 
 def _flex(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, image_Q: torch.Tensor, image_T: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, unit_Q: torch.Tensor, unit_T: torch.Tensor
 ) -> torch.Tensor:
     from torch.nn.attention.flex_attention import create_block_mask
 
     if q.device.type == "cpu":
         if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
             raise ValueError("attention backend 'flex' has no gradient on a CPU; use backend='auto' or torch.no_grad()")
-        q, k, v = (
-            q.detach(),
-            k.detach(),
-            v.detach(),
-        )  # flex_attention checks requires_grad even where no gradient is computed
+        q, k, v = (x.detach() for x in (q, k, v))  # flex_attention checks requires_grad even under no_grad
 
-    def same_image(b: torch.Tensor, h: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return image_Q[query] == image_T[key]
+    def same_unit(b: torch.Tensor, h: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return unit_Q[query] == unit_T[key]
 
-    mask = create_block_mask(same_image, None, None, len(image_Q), len(image_T), device=q.device)
+    mask = create_block_mask(same_unit, None, None, len(unit_Q), len(unit_T), device=q.device)
     out = _compiled_flex(q.device.type)(q, k, v, block_mask=mask)
     assert isinstance(out, torch.Tensor)
     return out

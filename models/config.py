@@ -18,6 +18,8 @@ _CHOICES = {
     "gelu": GELUS,
     "last_norm": ("tokens", "pooled", "none"),
     "block_norm": ("pre", "res_post"),
+    "scope": ("image", "sample"),
+    "time": ("none", "learned", "sinusoidal", "rope"),
 }
 
 
@@ -50,7 +52,10 @@ class NaViTConfig:
         position_keep_aspect: whether positions relative to the sides are taken in a square around the image, anchored
             at its upper left corner; "absolute" and "rope" are not relative. Requires a square `position_grid`.
         rope_base: base of the frequencies of "rope".
-        registers: learned extra tokens per image, discarded at the end (arXiv 2309.16588).
+        scope: what a token attends to, and what is pooled: its "image", or all images of its "sample".
+        time: position of a frame in its sample: "none", "learned" (a table), "sinusoidal", or "rope" (`axial_rope`).
+        max_frames: frames in the table of "learned".
+        registers: learned extra tokens per image or sample, discarded at the end (arXiv 2309.16588).
         pooling: reduction of tokens to one vector: "attention", "mean", "max", or "cls", which adds a class token.
         block_norm: "pre" normalises the input of each branch of a block; "res_post" normalises its output (Swin V2,
             arXiv 2111.09883, section 3.2).
@@ -61,8 +66,8 @@ class NaViTConfig:
         gelu: GELU of the MLPs: "erf" (exact) or "tanh" (the approximation that flax, and so big_vision, computes).
         norm_eps: epsilon of every norm.
         qk_norm: whether queries and keys are normalised per head (arXiv 2302.05442, section 2).
-        drop_path: probability that an image skips a branch of the last block in training; it falls linearly to 0 in the
-            first block (stochastic depth; arXiv 1603.09382, section 3).
+        drop_path: probability that an image, or sample, skips a branch of the last block in training; it falls linearly
+            to 0 in the first block (stochastic depth; arXiv 1603.09382, section 3).
         mean, std: one value per channel, or one for all, on the scale where pixels are 0 to 1.
         backend: backend of `attention`: "auto", "split", "varlen", "flash", "flex", or "dense", with which shapes
             depend only on those of the batch.
@@ -89,6 +94,9 @@ class NaViTConfig:
     position_align_corners: bool = False
     position_keep_aspect: bool = False
     rope_base: float = 10_000.0
+    scope: str = "image"
+    time: str = "none"
+    max_frames: int = 64
     registers: int = 0
     pooling: str = "attention"
     block_norm: str = "pre"
@@ -105,7 +113,7 @@ class NaViTConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "patch_size", "channels", "max_grid"):
+        for name in ("width", "depth", "heads", "patch_size", "channels", "max_grid", "max_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         self._check_positions()
@@ -123,11 +131,19 @@ class NaViTConfig:
             low = self.width - rest
             remedy = f"choose a width of {low} or {low + self.heads}"
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; {remedy}")
-        if self.position == "rope" and self.width // self.heads % 4:
+        multiple = (4 if self.position == "rope" else 1) * (2 if self.time == "rope" else 1)
+        if self.width // self.heads % multiple:
             raise ValueError(
                 f"width {self.width} over heads {self.heads} is {self.width // self.heads} features per head, but rope "
-                f"rotates pairs of features for rows and columns; choose a width that is a multiple of {4 * self.heads}"
+                f"rotates pairs of features on each axis; choose a width that is a multiple of {multiple * self.heads}"
             )
+        if self.time == "rope" and self.scope == "image":
+            raise ValueError(
+                "time is 'rope' with scope 'image', where tokens attend to one frame only, so that rotating by frame "
+                "changes nothing; set scope='sample', or another time"
+            )
+        if self.time == "sinusoidal" and self.width % 2:
+            raise ValueError(f"width {self.width} is odd, but time 'sinusoidal' needs an even one; choose 'learned'")
         if self.position == "sinusoidal" and self.combine != "stack":
             raise ValueError(
                 f"position_combine is {self.position_combine!r}; sinusoids are the same for columns and rows, so (x, y)"

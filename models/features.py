@@ -17,8 +17,8 @@ class Features:
 
     Attributes:
         tokens: (T, D), the valid tokens after the last norm, in the order of `PackedBatch.token_index`.
-        cu_seqlens: int32 (N + 1,), start of each image in `tokens`; images in the order of `PackedBatch.images`.
-        pooled: (B, K, D), input of the head; 0 where there is no image.
+        cu_seqlens: int32 (N + 1,), start of each image, or in scope "sample" of each sample, in `tokens`.
+        pooled: (B, K, D), input of the head; 0 where there is no image, or no sample.
     """
 
     tokens: torch.Tensor

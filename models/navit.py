@@ -13,12 +13,13 @@ from patchnpack.models.config import NaViTConfig
 from patchnpack.models.features import Features
 from patchnpack.models.patch_embed import PatchEmbed
 from patchnpack.models.pooling import GELUS, AttentionPooling, max_pool, mean_pool
-from patchnpack.models.pos_embed import axial_rope, make_pos_embed, rotate
+from patchnpack.models.pos_embed import axial_rope, make_pos_embed, rotate, wide
 from patchnpack.models.stream import Stream
 from patchnpack.packer.batch.packed_batch import PackedBatch
 
-# B packs, L token slots per pack, K maximum images per pack, T tokens of the stream, N images of the batch,
-# P patch size, C channels, D width, H heads, E width of a head, R prefix tokens per image
+# B packs, L token slots per pack, K maximum images per pack, T tokens of the stream, N units of the batch (its images,
+# or in scope "sample" its samples), P patch size, C channels, D width, H heads, E width of a head, R prefix tokens per
+# unit
 
 NO_LABEL = -100
 Rope = tuple[torch.Tensor, torch.Tensor]
@@ -74,7 +75,7 @@ class Block(nn.Module):
         if not self.training or self.drop_path == 0:
             return branch
         keep_N = torch.rand(stream.rows, device=branch.device) >= self.drop_path
-        return branch * (keep_N.to(branch.dtype) / (1 - self.drop_path))[stream.image, None]
+        return branch * (keep_N.to(branch.dtype) / (1 - self.drop_path))[stream.unit, None]
 
 
 class NaViT(nn.Module):
@@ -82,8 +83,8 @@ class NaViT(nn.Module):
 
     See NaViT, arXiv 2307.06304, section 2.1.
 
-    Maps a `PackedBatch` to logits per image. Inside, the valid tokens of the whole batch are one flat stream: padding
-    costs nothing, and an image's output depends on neither its pack nor the other images in it.
+    Maps a `PackedBatch` to logits per image, or with `scope="sample"` per sample. Inside, the valid tokens of the whole
+    batch are one flat stream: padding costs nothing, and an output depends on neither the pack nor what else is in it.
 
     >>> model = NaViT(NaViTConfig(num_classes=10, width=48, depth=1))
     >>> sum(p.numel() for p in model.parameters())
@@ -97,16 +98,9 @@ class NaViT(nn.Module):
         self.patch_embed = PatchEmbed(
             config.patch_size, config.channels, D, mean=config.mean, std=config.std, resize=config.patch_resize
         )
-        self.pos_embed = make_pos_embed(
-            config.position,
-            width=D,
-            max_grid=config.max_grid,
-            shape=config.position_shape,
-            combine=config.combine,
-            resize=config.position_resize,
-            antialias=config.position_antialias,
-            align_corners=config.position_align_corners,
-        )
+        self.pos_embed = make_pos_embed(config)
+        if config.time == "learned":
+            self.frame_embed = nn.Parameter(torch.randn(config.max_frames, D) * 0.2)
         if R := config.registers + (config.pooling == "cls"):  # the class token is the first
             self.prefix = nn.Parameter(torch.randn(R, D) * 0.02)
         self.blocks = nn.ModuleList(Block(config, config.drop_path * i / last) for i in range(config.depth))
@@ -145,11 +139,24 @@ class NaViT(nn.Module):
                     f"{config.max_grid}; raise max_grid to at least {int(sides.max())}, give position='fractional', or "
                     "use smaller images or larger patches"
                 )
+        if config.time == "learned" and batch.frames.device.type == "cpu":
+            last = int(F.pad(batch.frames, (0, 1)).max())
+            if last >= config.max_frames:
+                image = _keys(batch)[int(batch.frames[batch.image_mask].argmax())]
+                raise ValueError(
+                    f"image {image!r} is frame {last} of its sample, counted from 0, but the table of frames ends at "
+                    f"max_frames {config.max_frames}; raise max_frames to at least {last + 1}, give time='sinusoidal', "
+                    "or use fewer images per sample"
+                )
         if labels:
-            self._check_labels(batch)
+            self._check_labels(self.units(batch))
+
+    def units(self, batch: PackedBatch) -> PackedBatch:
+        """The batch whose segments are this model's units: itself, or in scope "sample" `batch.by_sample()`."""
+        return batch.by_sample() if self.config.scope == "sample" else batch
 
     def _check_labels(self, batch: PackedBatch) -> None:
-        classes, labels = self.config.num_classes, batch.labels
+        classes, labels, scope = self.config.num_classes, batch.labels, self.config.scope
         if classes == 0:
             raise ValueError("the model has num_classes 0, so there is no loss; set NaViTConfig(num_classes=...)")
         if labels.is_floating_point():
@@ -162,7 +169,7 @@ class NaViT(nn.Module):
             labels = labels[batch.image_mask]
             if len(labels) and (labels == NO_LABEL).all():
                 warnings.warn(
-                    f"none of the {len(labels)} images of the batch has a label, so their loss is 0; does the loader "
+                    f"none of the {len(labels)} {scope}s of the batch has a label, so their loss is 0; does the loader "
                     "set label=, such as label='cls'?",
                     stacklevel=4,
                 )
@@ -170,12 +177,17 @@ class NaViT(nn.Module):
             if len(wrong):
                 i = int(wrong[0])
                 raise ValueError(
-                    f"label {int(labels[i])} is not a class from 0 to {classes - 1} (image {_keys(batch)[i]!r}); set "
+                    f"label {int(labels[i])} is not a class from 0 to {classes - 1} ({scope} {_keys(batch)[i]!r}); set "
                     "num_classes to the number of classes, or check `label` and `classes` of the loader"
                 )
 
     def encode(
-        self, patches: torch.Tensor, coords: torch.Tensor, grids: torch.Tensor, stream: Stream
+        self,
+        patches: torch.Tensor,
+        coords: torch.Tensor,
+        grids: torch.Tensor,
+        stream: Stream,
+        frames: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute tokens (T, D) after the last norm, and pooled features (N, D).
 
@@ -183,24 +195,36 @@ class NaViT(nn.Module):
             patches: uint8 (B, L, S*S*C), of any patch size S.
             coords: integers (B, L, 2), as in `PackedBatch`.
             grids: integers (B, K, 2), as in `PackedBatch`.
-            stream: the slots that hold tokens, and their images.
+            stream: the slots that hold tokens, and their images and units.
+            frames: integers (B, K), as in `PackedBatch`; for models with `time`.
         """
         config, coords = self.config, coords.flatten(0, 1)[stream.slots]
         if stream.packs:  # values in padding must not become NaN
-            coords = coords * (stream.image < len(stream.columns))[:, None]
+            coords = coords * (stream.unit < len(stream.columns))[:, None]
         x = self.patch_embed(patches.flatten(0, 1)[stream.slots])
-        if self.pos_embed is not None:
-            grids = F.pad(grids.flatten(0, 1)[stream.columns].clamp(min=1), (0, 0, 0, 1), value=1)
-            if config.position_keep_aspect:
-                grids = grids.amax(1, keepdim=True).expand_as(grids)
-            residual = torch.promote_types(x.dtype, self.patch_embed.weight.dtype)
-            with torch.autocast(x.device.type, enabled=False):
-                x = (x + self.pos_embed(coords, grids[stream.image])).to(residual)  # rounded once, after the sum
-        rope = axial_rope(coords, config.width // config.heads, config.rope_base) if config.position == "rope" else None
+        places, added = [coords[:, 1], coords[:, 0]] if config.position == "rope" else [], []
+        with torch.autocast(x.device.type, enabled=False):
+            if self.pos_embed is not None:
+                grids = F.pad(grids.flatten(0, 1).clamp(min=1), (0, 0, 0, 1), value=1)
+                if config.position_keep_aspect:
+                    grids = grids.amax(1, keepdim=True).expand_as(grids)
+                added.append(self.pos_embed(coords, grids[stream.images]))
+            if config.time != "none":
+                assert frames is not None, "a model with time needs the frames of the batch"
+                frame_T = F.pad(frames.flatten(), (0, 1))[stream.images]
+                if config.time == "rope":
+                    places.append(frame_T)
+                elif config.time == "learned":
+                    added.append(F.embedding(frame_T, self.frame_embed.to(wide(self.frame_embed.dtype))))
+                else:
+                    added.append(torch.cat(axial_rope([frame_T], config.width, 10_000.0), -1)[:, 0])
+            if added:  # rounded once, after the sum
+                x = sum(added, x).to(torch.promote_types(x.dtype, self.patch_embed.weight.dtype))
+        rope = axial_rope(places, config.width // config.heads, config.rope_base) if places else None
         inner, old, new = stream, None, None
         if hasattr(self, "prefix"):
             inner, old, new = stream.with_prefix(len(self.prefix))
-            empty = x.new_empty(len(inner.image), x.shape[1])
+            empty = x.new_empty(len(inner.unit), x.shape[1])
             x = empty.index_copy(0, old, x).index_copy(0, new.flatten(), self.prefix.to(x.dtype).repeat(len(new), 1))
             if rope is not None:  # prefix tokens have no position, so they are not rotated
                 cos, sin = (angles.new_zeros(len(x), *angles.shape[1:]) for angles in rope)
@@ -225,11 +249,12 @@ class NaViT(nn.Module):
             dtype = torch.get_autocast_dtype(device.type)
         backend = attention_backend(device, dtype, self.config.backend)
         if backend == "dense":
-            return Stream.dense(batch.segment_ids, batch.image_mask.shape[1])
-        return Stream.flat(batch, backend)
+            samples = batch.samples if self.config.scope == "sample" else None
+            return Stream.dense(batch.segment_ids, batch.image_mask.shape[1], samples)
+        return Stream.flat(batch, self.units(batch), backend)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Compute logits (B, K, num_classes), 0 without an image.
+        """Compute logits (B, K, num_classes), 0 without an image; in scope "sample", column s - 1 is sample s.
 
         With num_classes 0, these are the pooled features (B, K, D).
 
@@ -238,30 +263,30 @@ class NaViT(nn.Module):
         """
         self.check(batch)
         stream = self.stream(batch)
-        _, pooled = self.encode(batch.patches, batch.coords, batch.grids, stream)
-        return in_columns(self.head(pooled), stream, batch.image_mask)
+        _, pooled = self.encode(batch.patches, batch.coords, batch.grids, stream, batch.frames)
+        return in_columns(self.head(pooled), stream, self.units(batch).image_mask)
 
     def features(self, batch: PackedBatch) -> Features:
         """Compute token features and pooled features of `batch`, for other heads; see `Features`."""
         self.check(batch)
-        stream = self.stream(batch)
-        tokens, pooled = self.encode(batch.patches, batch.coords, batch.grids, stream)
+        stream, units = self.stream(batch), self.units(batch)
+        tokens, pooled = self.encode(batch.patches, batch.coords, batch.grids, stream, batch.frames)
         in_slots = tokens.new_zeros(batch.segment_ids.numel(), tokens.shape[1]).index_copy(0, stream.slots, tokens)
         return Features(
             tokens=in_slots[batch.token_index],
-            cu_seqlens=batch.cu_seqlens,
-            pooled=in_columns(pooled, stream, batch.image_mask),
+            cu_seqlens=units.cu_seqlens,
+            pooled=in_columns(pooled, stream, units.image_mask),
         )
 
     def loss(self, batch: PackedBatch, reduction: str = "mean", label_smoothing: float = 0.0) -> torch.Tensor:
-        """Classification loss over the labelled images of the batch, 0-d; see `classification_loss`.
+        """Classification loss over the labelled images, or samples, of the batch, 0-d; see `classification_loss`.
 
-        Without a labelled image the loss is 0 and gives every parameter a gradient of 0, so that a rank with an empty
+        Without a labelled one the loss is 0 and gives every parameter a gradient of 0, so that a rank with an empty
         batch takes its step with the others. Ranks with unequal counts use the sum over the global number of images.
 
         Args:
             batch: on the model's device.
-            reduction: "mean" over images, or "sum".
+            reduction: "mean" over images or samples, or "sum".
             label_smoothing: share of the target spread evenly over the classes; int labels only.
 
         Raises:
@@ -270,7 +295,7 @@ class NaViT(nn.Module):
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction is {reduction!r}; choose 'mean' or 'sum'")
         self.check(batch, labels=True)
-        total, images = classification_loss(self(batch), batch, label_smoothing)
+        total, images = classification_loss(self(batch), self.units(batch), label_smoothing)
         return total if reduction == "sum" else total / images.clamp(min=1)
 
 
@@ -292,22 +317,37 @@ class DenseNaViT(nn.Module):
         self.model = model
 
     def forward(
-        self, patches: torch.Tensor, segment_ids: torch.Tensor, coords: torch.Tensor, grids: torch.Tensor
+        self,
+        patches: torch.Tensor,
+        segment_ids: torch.Tensor,
+        coords: torch.Tensor,
+        grids: torch.Tensor,
+        samples: torch.Tensor | None = None,
+        frames: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Compute the logits (B, K, num_classes) of `NaViT` from the fields of a `PackedBatch`."""
-        stream = Stream.dense(segment_ids, grids.shape[1])
-        _, pooled = self.model.encode(patches, coords, grids, stream)
-        return in_columns(self.model.head(pooled), stream, grids[..., 0] > 0)
+        """Compute the logits (B, K, num_classes) of `NaViT` from the fields of a `PackedBatch`.
+
+        Scope "sample" needs `samples`, and `time` needs `frames`.
+        """
+        scope, time, K, mask = self.model.config.scope, self.model.config.time, grids.shape[1], grids[..., 0] > 0
+        if (scope == "sample" and samples is None) or (time != "none" and frames is None):
+            raise ValueError(f"the model has scope {scope!r} and time {time!r}; pass it the batch's samples and frames")
+        samples = samples if scope == "sample" else None
+        if samples is not None:
+            mask = samples.amax(1, keepdim=True) > torch.arange(K, device=samples.device)
+        stream = Stream.dense(segment_ids, K, samples)
+        _, pooled = self.model.encode(patches, coords, grids, stream, frames)
+        return in_columns(self.model.head(pooled), stream, mask)
 
 
 def _keys(batch: PackedBatch) -> list[str]:
     return [key for keys in batch.keys for key in keys]
 
 
-def in_columns(values: torch.Tensor, stream: Stream, image_mask: torch.Tensor) -> torch.Tensor:
-    """Put each image's row of (N, D) at its place in `image_mask` (B, K); 0 without an image."""
-    placed = values.new_zeros(image_mask.numel(), values.shape[1]).index_copy(0, stream.columns, values)
-    return placed.unflatten(0, image_mask.shape).masked_fill(~image_mask[..., None], 0)
+def in_columns(values: torch.Tensor, stream: Stream, mask: torch.Tensor) -> torch.Tensor:
+    """Put each unit's row of (N, D) at its place in `mask` (B, K); 0 without a unit."""
+    placed = values.new_zeros(mask.numel(), values.shape[1]).index_copy(0, stream.columns, values)
+    return placed.unflatten(0, mask.shape).masked_fill(~mask[..., None], 0)
 
 
 def classification_loss(
@@ -318,7 +358,8 @@ def classification_loss(
     Args:
         logits: (B, K, classes), the output of `NaViT` for `batch`.
         batch: int64 labels give softmax cross entropy; float32 labels (multi-label or soft) give sigmoid cross entropy
-            summed over classes (Beyer et al., arXiv 2006.07159). -100, or a NaN target, means no label.
+            summed over classes (Beyer et al., arXiv 2006.07159). -100, or a NaN target, means no label. For a model of
+            scope "sample", give `batch.by_sample()`.
         label_smoothing: share of the target spread evenly over the classes; int labels only.
     """
     logits, labels = logits.float(), batch.labels

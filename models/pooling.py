@@ -1,4 +1,4 @@
-"""Pooling: one vector per image from a stream of tokens."""
+"""Pooling: one vector per image, or sample, from a stream of tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from patchnpack.models.stream import Stream
 
-# T tokens of a stream; N images; D width; H heads; E width of a head
+# T tokens of a stream; N units (images or samples); D width; H heads; E width of a head
 
 POOLINGS = ("attention", "mean", "max", "cls")
 GELUS = {"erf": "none", "tanh": "tanh"}  # to the `approximate` argument of `F.gelu`
@@ -19,7 +19,7 @@ class AttentionPooling(nn.Module):
 
     See arXiv 1810.00825, and the MAP head of arXiv 2106.04560.
 
-    A learned query attends to the tokens of each image; a residual MLP follows. The query is the same for every image,
+    A learned query attends to the tokens of each unit; a residual MLP follows. The query is the same for every unit,
     so it needs no projection: `query` (H, E) is already projected.
 
     >>> pool = AttentionPooling(width=8, heads=2, hidden=16)
@@ -48,7 +48,7 @@ class AttentionPooling(nn.Module):
 
 
 def mean_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
-    """Mean of each image's tokens, (T, D) -> (N, D); 0 for an image without tokens.
+    """Mean of each unit's tokens, (T, D) -> (N, D); 0 for a unit without tokens.
 
     Summed in at least float32.
 
@@ -56,17 +56,17 @@ def mean_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
     [[0.5], [2.0]]
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    total = wide.new_zeros(stream.rows, x.shape[1]).index_add(0, stream.image, wide)
-    count = wide.new_zeros(stream.rows).index_add(0, stream.image, wide.new_ones(len(x)))
+    total = wide.new_zeros(stream.rows, x.shape[1]).index_add(0, stream.unit, wide)
+    count = wide.new_zeros(stream.rows).index_add(0, stream.unit, wide.new_ones(len(x)))
     return (total / count.clamp(min=1)[:, None])[: len(stream.columns)].to(x.dtype)
 
 
 def max_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
-    """Maximum of each image's tokens, (T, D) -> (N, D); 0 for an image without tokens.
+    """Maximum of each unit's tokens, (T, D) -> (N, D); 0 for a unit without tokens.
 
     >>> max_pool(torch.arange(4.0)[:, None], Stream.dense(torch.tensor([[1, 1, 2, 0]]), 2)).tolist()
     [[1.0], [2.0]]
     """
-    index = stream.image[:, None].expand_as(x)
+    index = stream.unit[:, None].expand_as(x)
     largest = x.new_zeros(stream.rows, x.shape[1]).scatter_reduce(0, index, x, "amax", include_self=False)
     return largest[: len(stream.columns)]

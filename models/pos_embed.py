@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -243,21 +244,27 @@ class CoordinateMLP(nn.Module):
         return _linear(self.down, F.gelu(_linear(self.up, c)))
 
 
-def axial_rope(coords: torch.Tensor, head_width: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
+def axial_rope(places: Sequence[torch.Tensor], head_width: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines (T, 1, E/2) of the angles of axial RoPE.
 
-    See Heo et al., arXiv 2403.13298, section 3.1.
+    See Heo et al., arXiv 2403.13298, section 3.1, and for frames Qwen2-VL, arXiv 2409.12191, section 2.1.
 
-    The first half of the angles encodes rows, the second columns: the row or column number times base ** -(4k/E), for k
-    from 0 to E/4 - 1.
+    An axis with n angles has the token's place on it times base ** -(k/n), for k from 0 to n - 1. Rows come first, then
+    columns, then frames. One axis has all E/2 angles, two have half of them each. Of three, frames have a quarter,
+    rounded up to an even number, and the others half of the rest each.
 
-    >>> cos, sin = axial_rope(torch.tensor([[2, 3]]), 8, 100.0)
+    Args:
+        places: row and column, row, column and frame, or only the frame of each token, integers (T,) each.
+
+    >>> cos, sin = axial_rope([torch.tensor([3]), torch.tensor([2])], 8, 100.0)
     >>> [round(angle, 3) for angle in torch.atan2(sin, cos).flatten().tolist()]
     [3.0, 0.3, 2.0, 0.2]
     """
-    quarter, dtype = head_width // 4, wide(torch.get_default_dtype())
-    bands = base ** -(torch.arange(quarter, device=coords.device).to(dtype) / quarter)
-    angles = (coords.flip(-1)[..., None] * bands).flatten(1)[:, None]
+    pairs, dtype = head_width // 2, wide(torch.get_default_dtype())
+    frames = 2 * -(-pairs // 8)
+    sizes = [(pairs - frames) // 2] * 2 + [frames] if len(places) == 3 else [pairs // len(places)] * len(places)
+    bands = [base ** -(torch.arange(n, device=places[0].device).to(dtype) / n) for n in sizes]
+    angles = torch.cat([place[:, None] * band for place, band in zip(places, bands, strict=True)], 1)[:, None]
     return angles.cos(), angles.sin()
 
 
@@ -271,22 +278,15 @@ def rotate(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Te
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2).to(x.dtype)
 
 
-def make_pos_embed(
-    position: str,
-    *,
-    width: int,
-    max_grid: int,
-    shape: tuple[int, int],
-    combine: str,
-    resize: str,
-    antialias: bool,
-    align_corners: bool,
-) -> nn.Module | None:
-    """Make the module that embeds coords (T, 2) and grids (T, 2), in at least float32; None for "rope"."""
-    if position in AXIAL:
-        return FactorizedPosEmbed((max_grid, max_grid) if position == "absolute" else shape, width, position, combine)
-    if position == "grid":
-        return GridPosEmbed(shape, width, resize, antialias=antialias, align_corners=align_corners)
-    if position == "learned_grid":
-        return LearnedGridPosEmbed(shape, width)
-    return CoordinateMLP(width) if position == "mlp" else None
+def make_pos_embed(config: Any) -> nn.Module | None:
+    """Make the module of a `NaViTConfig` that embeds coords and grids, (T, 2), in at least float32; None for "rope"."""
+    kind, D, shape = config.position, config.width, config.position_shape
+    if kind in AXIAL:
+        rows = (config.max_grid, config.max_grid) if kind == "absolute" else shape
+        return FactorizedPosEmbed(rows, D, kind, config.combine)
+    if kind == "grid":
+        how = {"antialias": config.position_antialias, "align_corners": config.position_align_corners}
+        return GridPosEmbed(shape, D, config.position_resize, **how)
+    if kind == "learned_grid":
+        return LearnedGridPosEmbed(shape, D)
+    return CoordinateMLP(D) if kind == "mlp" else None

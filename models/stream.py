@@ -1,4 +1,4 @@
-"""`Stream`: a model's order of a batch's tokens, and attention within its images."""
+"""`Stream`: a model's order of a batch's tokens, and attention within its units: images or samples."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from patchnpack.models.attention import attention
 from patchnpack.packer.batch.packed_batch import PackedBatch
 
-# B packs, L token slots per pack, K maximum images per pack, N images, T tokens of the stream, Q queries (T or N),
-# R prefix tokens per image (class token, registers), H heads, E width of a head
+# B packs, L token slots per pack, K maximum images per pack, T tokens of the stream, N units (images, or in scope
+# "sample" samples), Q queries (T or N), R prefix tokens per unit (class token, registers), H heads, E width of a head
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,93 +19,105 @@ class Stream:
     """A sequence of T tokens in one of two layouts.
 
     ```
-    flat     a a a b b c c c c      valid tokens only, images end to end; lengths are known on the host
+    flat     a a a b b c c c c      valid tokens only, units end to end; lengths are known on the host
     dense    a a a b b . | c c c c . .      whole packs with padding (.): nothing needs to be known on the host, so
                                             shapes depend only on B, L and K, as compiling and exporting require
     ```
 
     Attributes:
         slots: int64 (T,), position of each token in the flattened B*L slots.
-        columns: int64 (N,), position of each image in the flattened B*K columns.
-        image: int64 (T,), number of each token's image, 0 to N - 1; N is padding.
-        lengths, cu_seqlens: tokens of each image, and its start, int32 (N + 1,); flat layout only.
+        images: int64 (T,), position of each token's image in the flattened B*K columns; B*K is padding.
+        columns: int64 (N,), position of each unit in the flattened B*K columns.
+        unit: int64 (T,), number of each token's unit, 0 to N - 1; N is padding.
+        lengths, cu_seqlens: tokens of each unit, and its start, int32 (N + 1,); flat layout only.
         packs: B in the dense layout, else 0.
         backend: backend of `attention` in the flat layout.
     """
 
     slots: torch.Tensor
+    images: torch.Tensor
     columns: torch.Tensor
-    image: torch.Tensor
+    unit: torch.Tensor
     lengths: list[int] = field(default_factory=list)
     cu_seqlens: torch.Tensor | None = None
     packs: int = 0
     backend: str = "dense"
 
     @staticmethod
-    def flat(batch: PackedBatch, backend: str) -> Stream:
-        """The valid tokens of `batch`; for "split" on a CPU, sorted by image length for speed."""
-        slots, lengths, cu_seqlens = batch.token_index, batch.lengths, batch.cu_seqlens
+    def flat(batch: PackedBatch, units: PackedBatch, backend: str) -> Stream:
+        """The valid tokens of `batch`, whose units are the segments of `units`.
+
+        For "split" on a CPU, units are sorted by length for speed.
+        """
+        slots, lengths, cu_seqlens = units.token_index, units.lengths, units.cu_seqlens
         if backend == "split" and slots.device.type == "cpu":
             order = sorted(range(len(lengths)), key=lengths.__getitem__)
             parts = torch.split(slots, lengths)
             slots = torch.cat([slots[:0], *(parts[i] for i in order)])
             lengths = [lengths[i] for i in order]
             cu_seqlens = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-        first = slots[cu_seqlens[:-1]]
-        (_, L), (_, K) = batch.segment_ids.shape, batch.image_mask.shape
+        (_, L), (_, K), first = batch.segment_ids.shape, batch.image_mask.shape, slots[cu_seqlens[:-1]]
         return Stream(
             slots=slots,
-            columns=first // L * K + batch.segment_ids.flatten()[first] - 1,
-            image=torch.repeat_interleave(cu_seqlens.diff().long(), output_size=len(slots)),
+            images=slots // L * K + batch.segment_ids.flatten()[slots] - 1,
+            columns=first // L * K + units.segment_ids.flatten()[first] - 1,
+            unit=torch.repeat_interleave(cu_seqlens.diff().long(), output_size=len(slots)),
             lengths=lengths,
             cu_seqlens=cu_seqlens,
             backend=backend,
         )
 
     @staticmethod
-    def dense(segment_ids: torch.Tensor, K: int) -> Stream:
-        """All slots of `segment_ids` (B, L), with B*K images, some of which may have no token."""
+    def dense(segment_ids: torch.Tensor, K: int, samples: torch.Tensor | None = None) -> Stream:
+        """All slots of `segment_ids` (B, L), with B*K units, some of which may have no token.
+
+        Units are images, or with `samples` (B, K), as in `PackedBatch`, samples.
+        """
         (B, L), device = segment_ids.shape, segment_ids.device
-        image = segment_ids + K * torch.arange(B, device=device)[:, None] - 1
+        first = K * torch.arange(B, device=device)[:, None] - 1
+        images = unit = torch.where(segment_ids > 0, segment_ids + first, B * K).flatten()
+        if samples is not None:
+            unit = F.pad((samples + first).flatten(), (0, 1), value=B * K)[images]
         return Stream(
             slots=torch.arange(B * L, device=device),
+            images=images,
             columns=torch.arange(B * K, device=device),
-            image=torch.where(segment_ids > 0, image, B * K).flatten(),
+            unit=unit,
             packs=B,
         )
 
     @property
     def rows(self) -> int:
-        """One more than the largest possible number in `image`.
+        """One more than the largest possible number in `unit`.
 
         That is N, plus one for padding in the dense layout.
         """
         return len(self.columns) + (self.packs > 0)
 
     def with_prefix(self, R: int) -> tuple[Stream, torch.Tensor, torch.Tensor]:
-        """Add R tokens to each image.
+        """Add R tokens to each unit.
 
         Returns the stream and the positions of old (T,) and new (N, R) tokens in it.
 
-        `slots` stays that of the old tokens: the new ones have no slot.
+        `slots` and `images` stay those of the old tokens: the new ones have none.
         """
-        N, T, device = len(self.columns), len(self.slots), self.image.device
+        N, T, device = len(self.columns), len(self.slots), self.unit.device
         token_T, starts, lengths = torch.arange(T, device=device), None, []
         if self.cu_seqlens is not None:
             starts = self.cu_seqlens + R * torch.arange(N + 1, dtype=torch.int32, device=device)
             first_N, lengths = starts[:-1], [length + R for length in self.lengths]
-            old = token_T + (self.image + 1) * R
-        else:  # after the slots of each pack; columns without an image get tokens, too, which see only each other
+            old = token_T + (self.unit + 1) * R
+        else:  # after the slots of each pack; columns without a unit get tokens, too, which see only each other
             K, L = N // self.packs, T // self.packs
             first_N = (self.columns // K + 1) * L + self.columns * R
             old = token_T + token_T // L * (K * R)
         new = first_N.long()[:, None] + torch.arange(R, device=device)
-        image = self.image.new_empty(T + N * R).index_copy(0, old, self.image)
-        image = image.index_copy(0, new.flatten(), torch.arange(N, device=device).repeat_interleave(R))
-        return replace(self, image=image, lengths=lengths, cu_seqlens=starts), old, new
+        unit = self.unit.new_empty(T + N * R).index_copy(0, old, self.unit)
+        unit = unit.index_copy(0, new.flatten(), torch.arange(N, device=device).repeat_interleave(R))
+        return replace(self, unit=unit, lengths=lengths, cu_seqlens=starts), old, new
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one_query: bool = False) -> torch.Tensor:
-        """Attention within images: q (Q, H, E), k and v (T, H, E) -> (Q, H, E).
+        """Attention within units: q (Q, H, E), k and v (T, H, E) -> (Q, H, E).
 
         See the function `attention`.
         """
@@ -113,7 +125,7 @@ class Stream:
             return attention(
                 q, k, v, cu_seqlens=self.cu_seqlens, lengths=self.lengths, one_query=one_query, backend=self.backend
             )
-        keys_BL = self.image.view(self.packs, -1)
+        keys_BL = self.unit.view(self.packs, -1)
         queries_BQ = self.columns.view(self.packs, -1) if one_query else keys_BL
         mask_BQL = queries_BQ[:, :, None] == keys_BL[:, None]
         if one_query:  # a softmax over no token is NaN, and so is its gradient

@@ -28,7 +28,7 @@ from patchnpack.packer.policies.views import Views
 
 if TYPE_CHECKING:
     from patchnpack.packer.batch.packed_batch import PackedBatch
-    from patchnpack.packer.batch.packed_image import PackedImage
+    from patchnpack.packer.batch.packed_image import PackedImage, PackedSample
 
 __all__ = [
     "Advice",
@@ -42,6 +42,7 @@ __all__ = [
     "NoDrop",
     "PackedBatch",
     "PackedImage",
+    "PackedSample",
     "Packing",
     "PackingReport",
     "PatchSizes",
@@ -65,5 +66,5 @@ __all__ = [
 
 if not TYPE_CHECKING:  # these two import torch, which takes more than a second
     __getattr__, __dir__ = lazy_names(
-        __name__, {"batch.packed_batch": ("PackedBatch",), "batch.packed_image": ("PackedImage",)}
+        __name__, {"batch.packed_batch": ("PackedBatch",), "batch.packed_image": ("PackedImage", "PackedSample")}
     )

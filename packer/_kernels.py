@@ -215,7 +215,7 @@ def place_image(
 def find_tokens(segment_ids: np.ndarray, token_index: np.ndarray, starts: np.ndarray) -> tuple[int, int]:
     """Find the tokens and the images in `segment_ids` (B, L).
 
-    Each image's tokens are contiguous.
+    Each image's tokens are contiguous, except for the padding that a failed image leaves inside a sample.
 
     Writes the flat position of each token to `token_index` and the number of tokens before each image, then the total,
     to `starts`. Returns the numbers of tokens and images. Images beyond the size of `starts` are counted, not written.
@@ -230,9 +230,9 @@ def find_tokens(segment_ids: np.ndarray, token_index: np.ndarray, starts: np.nda
                     if images < len(starts):
                         starts[images] = tokens
                     images += 1
+                before = segment
                 token_index[tokens] = b * segment_ids.shape[1] + slot
                 tokens += 1
-            before = segment
     if images < len(starts):
         starts[images] = tokens
     return tokens, images

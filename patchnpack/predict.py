@@ -31,14 +31,14 @@ def evaluation_packing(model: NaViT, fields: dict[str, Any]) -> Packing:
     """Build a deterministic packing for evaluation: no token drop, no drawn sizes.
 
     Args:
-        model: supplies the patch size if `fields` has None.
+        model: supplies the scope, and the patch size if `fields` has None.
         fields: fields of `Packing`.
 
     Raises:
         ValueError: `fields` has several patch sizes, or a resolution that draws sizes.
     """
     packing = Packing(
-        **{**fields, "patch_size": fields.get("patch_size") or model.config.patch_size},
+        **{**fields, "patch_size": fields.get("patch_size") or model.config.patch_size, "scope": model.config.scope},
         token_drop=NoDrop(),
         fill="none",
     )
@@ -54,7 +54,7 @@ def evaluation_packing(model: NaViT, fields: dict[str, Any]) -> Packing:
 
 
 def _run(model: NaViT, loader: Iterable[PackedBatch], precision: str) -> Iterator[tuple[PackedBatch, torch.Tensor]]:
-    """Yield each batch with the outputs for its images, float32 (N, C or D) on the CPU.
+    """Yield each batch, of images or samples by the model's scope, and their outputs, float32 (N, C or D) on the CPU.
 
     Images whose outputs are not finite are logged as a warning at the end.
     """
@@ -63,17 +63,19 @@ def _run(model: NaViT, loader: Iterable[PackedBatch], precision: str) -> Iterato
     for batch in loader:
         model.check(batch)
         with torch.no_grad(), autocast(device, precision):
-            out = model(batch.to(device, non_blocking=True)).float().cpu()[batch.image_mask]
+            out = model(batch.to(device, non_blocking=True)).float().cpu()
+        batch = model.units(batch)
+        out = out[batch.image_mask]
         keys = [key for keys in batch.keys for key in keys]
         broken += [keys[i] for i in (~out.isfinite().all(-1)).nonzero().flatten().tolist()]
         images += len(out)
         yield batch, out
     if broken:
         _log.warning(
-            "%s of %d images have outputs that are not finite, such as %r; try precision 'float32', or another "
-            "checkpoint",
+            "%s of %d %ss have outputs that are not finite, such as %r; try precision 'float32', or another checkpoint",
             len(broken),
             images,
+            model.config.scope,
             broken[0],
         )
 
@@ -89,11 +91,12 @@ def _table(columns: dict[str, list[Any]]) -> pa.Table:
 
 
 def predict(model: NaViT, loader: Iterable[PackedBatch], *, precision: str = "auto") -> pa.Table:
-    """Predict the class of every image.
+    """Predict the class of every image, or in scope "sample" of every sample.
 
     Returns:
-        One row per image, sorted by `row`: key, row, label (null if there is none), prediction (null if a logit is not
-        finite), logits (float32, C). Such images are counted in a warning.
+        One row per image, or per sample, with key and row of its first image, sorted by `row`: key, row, label (null if
+        there is none), prediction (null if a logit is not finite), logits (float32, C). Rows with such logits are
+        counted in a warning.
 
     Raises:
         ValueError: the model has no head.
@@ -116,10 +119,10 @@ def predict(model: NaViT, loader: Iterable[PackedBatch], *, precision: str = "au
 
 
 def features(model: NaViT, loader: Iterable[PackedBatch], *, precision: str = "auto") -> pa.Table:
-    """Compute the feature of every image, which is the input of the head.
+    """Compute the feature of every image, or in scope "sample" of every sample, which is the input of the head.
 
     Returns:
-        One row per image, sorted by `row`: key, row, feature (float32, D).
+        One row per image, or sample as in `predict`, sorted by `row`: key, row, feature (float32, D).
     """
     model = copy.copy(model.eval())
     model._modules = {**model._modules, "head": nn.Identity()}  # the copy shares the weights; `model` keeps its head
@@ -149,12 +152,14 @@ def sweep(
         options: options of `PackedImageLoader`, such as batch_size, label and classes.
 
     Returns:
-        For each packing: patch_size, resolution, tokens (mean per image), accuracy, loss, images, images_per_second.
+        For each packing: patch_size, resolution, tokens (mean per image), accuracy, loss, images, images_per_second;
+        in scope "sample", the last two count samples.
     """
     rows = []
     for resolution, packing in packings:
         loader = PackedImageLoader(index, packing, **options)
         metrics, stats = evaluate(model, loader, precision=precision), loader.stats()
+        count = metrics[f"{model.config.scope}s"]
         rows.append(
             {
                 "patch_size": packing.patch_size,
@@ -162,8 +167,8 @@ def sweep(
                 "tokens": stats["tokens"] / stats["images"],
                 "accuracy": metrics["accuracy"],
                 "loss": metrics["loss"],
-                "images": metrics["images"],
-                "images_per_second": metrics["images"] / metrics["seconds"],
+                "images": count,
+                "images_per_second": count / metrics["seconds"],
             }
         )
     return rows

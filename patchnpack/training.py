@@ -146,7 +146,7 @@ def model_config(
     """Build the model configuration for a packing.
 
     Args:
-        packing: its patch size and channels become those of the model.
+        packing: its patch size, channels and scope become those of the model.
         num_classes: outputs of the head.
         model: other fields of `NaViTConfig`.
         underlying: patch size of the weights, if the packing has several patch sizes (FlexiViT); None is 32.
@@ -163,7 +163,9 @@ def model_config(
             f"underlying is {underlying}, but patch_size is {packing.patch_size}; underlying needs several patch "
             "sizes, such as 8,16,32"
         )
-    return NaViTConfig(num_classes=num_classes, patch_size=patch_size, channels=packing.channels, **model)
+    return NaViTConfig(
+        num_classes=num_classes, patch_size=patch_size, channels=packing.channels, scope=packing.scope, **model
+    )
 
 
 def from_checkpoint(

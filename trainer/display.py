@@ -59,9 +59,11 @@ class Display:
     def show(self, progress: float, row: dict[str, float], keep: bool = False) -> None:
         """Show a row of metrics; with `keep`, as a permanent line."""
         self.last = time.perf_counter()
+        images, samples = row["images_per_second"], row["samples_per_second"]
         text = (
             f"epoch {row['epoch']}  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}  "
-            f"{row['images_per_second']:.0f} images/s  {row['tokens_per_second']:.0f} tokens/s  "
+            + (f"{samples:.0f} samples/s  " if samples != images else "")
+            + f"{images:.0f} images/s  {row['tokens_per_second']:.0f} tokens/s  "
             f"padding {row['padding']:.1%}"
         )
         if "val_loss" in row:

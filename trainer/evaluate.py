@@ -60,11 +60,12 @@ class Meter:
     hits: Any = 0
     labelled: Any = 0
     images: int = 0
+    samples: int = 0
     tokens: int = 0
     slots: int = 0
     start: float = field(default_factory=time.perf_counter)
 
-    SUMS: ClassVar = ("loss", "hits", "labelled", "images", "tokens", "slots")
+    SUMS: ClassVar = ("loss", "hits", "labelled", "images", "samples", "tokens", "slots")
 
     def add(self, batch: PackedBatch, outcome: Outcome, good: torch.Tensor | None = None) -> None:
         """Add one batch; loss and hits count only if `good`, 0-d bool, is True or None."""
@@ -74,6 +75,7 @@ class Meter:
         self.hits += outcome.hits
         self.labelled += outcome.images
         self.images += batch.num_images
+        self.samples += batch.num_samples
         self.tokens += batch.num_tokens
         self.slots += batch.segment_ids.numel()
 
@@ -90,16 +92,17 @@ class Meter:
     @classmethod
     def of_state(cls, state: dict[str, float]) -> Meter:
         """Restore a meter from the dict of `state`."""
-        sums: dict[str, Any] = {name: state[name] for name in cls.SUMS}
+        sums: dict[str, Any] = {name: state.get(name, 0.0) for name in cls.SUMS}
         return cls(start=time.perf_counter() - state["seconds"], **sums)
 
     def row(self) -> dict[str, float]:
-        """The means so far: loss, accuracy, images_per_second, tokens_per_second, padding."""
+        """The means so far: loss, accuracy, images_per_second, samples_per_second, tokens_per_second, padding."""
         seconds, labelled = time.perf_counter() - self.start, max(int(self.labelled), 1)
         return {
             "loss": float(self.loss) / labelled,
             "accuracy": int(self.hits) / labelled,
             "images_per_second": self.images / seconds,
+            "samples_per_second": self.samples / seconds,
             "tokens_per_second": self.tokens / seconds,
             "padding": 1 - self.tokens / max(self.slots, 1),
         }
@@ -108,7 +111,7 @@ class Meter:
 def evaluate(
     model: NaViT, loader: Batches, *, precision: str = "auto", objective: Objective | None = None
 ) -> dict[str, float]:
-    """Compute loss and accuracy over one pass of `loader`, counting each image once.
+    """Compute loss and accuracy over one pass of `loader`, counting each image, or in scope "sample" sample, once.
 
     With several ranks, each passes the loader of its own share and gets the metrics over all ranks.
 
@@ -120,9 +123,9 @@ def evaluate(
         objective: the objective to measure, on the same device; None means `Classification()`.
 
     Returns:
-        loss, accuracy, images (number of labelled images; others do not count), unlabelled, seconds. The loss is NaN or
-        infinite if that of a batch is, which is logged as a warning. An image with float targets is a hit if the class
-        with the highest logit has the highest target.
+        loss, accuracy, images (number of labelled images; others do not count), unlabelled, seconds. A model of scope
+        "sample" has samples in place of images. The loss is NaN or infinite if that of a batch is, which is logged as a
+        warning. With float targets, a hit is where the class with the highest logit has the highest target.
 
     Raises:
         ValueError: the loader has no length or no labelled image, or a batch does not fit the model.
@@ -151,16 +154,16 @@ def evaluate(
             bad,
             every,
         )
-    labelled = int(meter.labelled)
+    units, labelled, means = f"{model.config.scope}s", int(meter.labelled), meter.row()
+    every = int(getattr(meter, units))
     if labelled == 0:
         raise ValueError(
-            f"none of the {int(meter.images)} images of the evaluation data has a label; check `label` and the shards"
+            f"none of the {every} {units} of the evaluation data has a label; check `label` and the shards"
         )
-    means = meter.row()
     return {
         "loss": means["loss"],
         "accuracy": means["accuracy"],
-        "images": labelled,
-        "unlabelled": int(meter.images) - labelled,
+        units: labelled,
+        "unlabelled": every - labelled,
         "seconds": time.perf_counter() - meter.start,
     }

@@ -30,6 +30,11 @@ def check_loader(model: NaViT, loader: Any, *, labels: bool, patch_size: int | N
             f"image_mode is {loader.packing.image_mode!r}, so images have {channels} channels, but the model takes "
             f"{config.channels}; set NaViTConfig(channels={channels}), or another Packing(image_mode=...)"
         )
+    if loader.packing.scope != config.scope:
+        raise ValueError(
+            f"the packing has scope {loader.packing.scope!r}, by which packs are balanced, but the model has scope "
+            f"{config.scope!r}; set Packing(scope={config.scope!r}), or another NaViTConfig(scope=...)"
+        )
     if config.position == "absolute":
         grids: dict[int, Extreme] = loader.largest_grids()
         sides = [(-(-side * size // (patch_size or size)), image) for size, (side, image) in grids.items()]

@@ -42,9 +42,9 @@ def make_optimizer(model: NaViT, config: TrainConfig, others: Iterable[nn.Parame
     for name, parameter in model.named_parameters():
         part, _, rest = name.partition(".")
         above = depth - int(rest.partition(".")[0]) if part == "blocks" else 0
-        if part in ("patch_embed", "pos_embed", "prefix"):
+        if part in ("patch_embed", "pos_embed", "frame_embed", "prefix"):
             above = depth + 1
-        decayed = parameter.ndim > 1 and not name.startswith(("pos_embed.", "pool.query", "prefix"))
+        decayed = parameter.ndim > 1 and not name.startswith(("pos_embed.", "frame_embed", "pool.query", "prefix"))
         groups.setdefault((config.layer_decay**above, decayed), []).append(parameter)
     for parameter in others:
         groups.setdefault((1.0, parameter.ndim > 1), []).append(parameter)

@@ -133,7 +133,7 @@ class Run:
         keys = ((config.seed % 2**64, self.step, self.rank, i) for i in range(len(group)))
         rngs = [np.random.default_rng(key) for key in keys]
         prepared = [objective.prepare(self.model, batch, rng) for batch, rng in zip(group, rngs, strict=True)]
-        counted = torch.tensor(sum(objective.count(parts[0]) for parts in prepared))
+        counted = torch.tensor(sum(objective.count(self.model.units(parts[0])) for parts in prepared))
         images = over_ranks(counted, self.device).clamp(min=1)
         # The rate at the middle of the step, so that no step has a rate of 0.
         progress = self.progress if config.minutes else self._progress_at(self.step + 0.5)

@@ -29,9 +29,9 @@ class TrainResult:
     Attributes:
         model: the trained model, or its moving average, in evaluation mode.
         metrics: metrics of the last evaluation, or without validation of the last epoch's training.
-        history: one row per evaluation: step, epoch, minutes, the loss, accuracy, images_per_second, tokens_per_second
-            and padding of the epoch's training, skipped_steps of the run so far, and with validation val_loss,
-            val_accuracy and val_images.
+        history: one row per evaluation: step, epoch, minutes, the loss, accuracy, padding, and images, samples and
+            tokens _per_second of the epoch's training, skipped_steps of the run so far, and with validation val_loss,
+            val_accuracy, and val_images or in scope "sample" val_samples.
         losses: loss of every step, including the steps before the run was resumed; NaN or infinite for skipped ones.
         skipped_steps: number of steps skipped because their loss or gradient was not finite.
         checkpoint: path of the checkpoint; None without `out`.
@@ -60,7 +60,8 @@ def train(
     """Train a `NaViT` on a loader of packed batches.
 
     In a process group of several ranks, every rank calls this with the loader of its own share, and all train one model
-    (DDP). The loss of a step is the mean over its images, on all ranks and in `config.accumulate` batches.
+    (DDP). The loss of a step is the mean over its images, or in scope "sample" samples, on all ranks and in
+    `config.accumulate` batches.
 
     Args:
         model: a model, trained in place, or the configuration of a new one, initialised from `config.seed`.
@@ -175,7 +176,7 @@ def _evaluate_epoch(run: Run, validation: Batches | None, logs: Sequence[Log]) -
         if hasattr(validation, "set_epoch"):
             validation.set_epoch(0)  # the same draws in each evaluation
         run.metrics = evaluate(run.evaluated(), validation, precision=run.config.precision, objective=run.objective)
-        row |= {f"val_{name}": run.metrics[name] for name in ("loss", "accuracy", "images")}
+        row |= {f"val_{name}": run.metrics[name] for name in run.metrics.keys() - {"unlabelled", "seconds"}}
         for one in logs:
             one(run.step, {f"validation/{name}": value for name, value in run.metrics.items()})
     return row

@@ -1,4 +1,4 @@
-"""Batch builders: threads read, decode and write each image into its own slots of the batch."""
+"""`DecodedBatchBuilder`: threads read, decode and write each image into its own slots of the batch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import threading
 from collections.abc import Sequence
 from itertools import accumulate, chain, count, pairwise
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
+from patchnpack.loaders.assembly.building import BatchBuilder as BatchBuilder
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.assembly.stats import BatchCounts
 from patchnpack.loaders.errors import BadImage, BadRow, StallError
@@ -23,51 +24,8 @@ from patchnpack.packer.policies.random import Purpose, counter_hash
 _DONE = ""  # the stage of a part that has ended
 
 
-class BatchBuilder(Protocol):
-    """A batch that is being built. Threads `run` its parts in any order; `finish` waits for them.
-
-    Attributes:
-        num_parts: parts to run, at least 1.
-        num_images: images that were planned for the batch, M.
-        bad: the bad images, each with its number in the batch, ascending; complete once `finish` has returned.
-        without_label: images without a label; set once `finish` has returned.
-        truncated: JPEGs that end early and were kept; set once `finish` has returned.
-        multi_page: images with further pages, which are left out; set once `finish` has returned.
-        warnings: kind of each warning of a decoder; complete once `finish` has returned.
-        counts: what the batch holds; set once `finish` has returned.
-    """
-
-    num_parts: int
-    num_images: int
-    bad: list[tuple[int, BadRow]]
-    without_label: int
-    truncated: int
-    multi_page: int
-    warnings: list[str]
-    counts: BatchCounts
-
-    def run(self, part: int) -> None:
-        """Build one part, from 0 to `num_parts` - 1. Never raises: `finish` raises instead."""
-        ...
-
-    @property
-    def is_done(self) -> bool:
-        """Whether `finish` returns without waiting."""
-        ...
-
-    def finish(self) -> PackedBatch:
-        """Wait for all parts and return the batch.
-
-        Re-raises what a part raised, except BadImage.
-
-        Raises:
-            StallError: no part has finished for as long as the error policy allows.
-        """
-        ...
-
-
 class DecodedBatchBuilder:
-    """Builds a batch by decoding its images; see `BatchBuilder`.
+    """Builds a batch by decoding its images, each a sample; see `BatchBuilder`.
 
     Each image is a part, and the last part clears the padding of all packs. No two parts write the same byte, so
     writing takes no lock. The first part to run lays out the batch and the last one completes it: when the training
@@ -97,7 +55,8 @@ class DecodedBatchBuilder:
         self.num_images = len(images)
         self.num_parts = self.num_images + 1
         self.bad: list[tuple[int, BadRow]] = []
-        self.without_label = self.truncated = self.multi_page = 0
+        self.lost: list[int] = []
+        self.bad_samples = self.without_label = self.truncated = self.multi_page = 0
         self.warnings: list[str] = []
         self._truncated: set[int] = set()
         self._context, self._epoch, self._step, self._position = context, epoch, step, position
@@ -111,9 +70,12 @@ class DecodedBatchBuilder:
         self._running.acquire()  # until the last part has ended; an Event costs several times as much
         self._batch: PackedBatch | None = None
         self._fields: dict[str, Any] = {}  # of the batch, as far as they are known
+        # `samples` and `frames` of the batch, where samples hold several images.
+        self._numbers: np.ndarray | None = None
+        self._frames: np.ndarray | None = None
         self._error: tuple[int, BaseException] | None = None  # the part that raised it, first
 
-        self._samples = samples = context.samples(images.row)
+        self._samples = samples = context.samples(images.row, images.page)
         self._fill_columns()
         # Python integers: reading them from arrays one by one would cost more than everything else here.
         places = (self._first.tolist(), images.keep.tolist(), *images.grid.T.tolist())
@@ -157,7 +119,7 @@ class DecodedBatchBuilder:
     def _fill_fields(self) -> None:
         """Make the fields of the batch that need no pixels, and count it, as if no image were bad."""
         mask, samples = self._rows >= 0, self._samples
-        numbers = np.where(mask, np.arange(1, mask.shape[1] + 1, dtype=np.int32), 0)
+        numbers, frames = self._sample_columns(mask)
         self._fields = {
             "grids": torch.from_numpy(self._grids),
             "image_sizes": torch.from_numpy(self._sizes),
@@ -165,7 +127,7 @@ class DecodedBatchBuilder:
             "labels": torch.from_numpy(self._by_pack(self._labels)),
             "rows": torch.from_numpy(self._rows),
             "samples": torch.from_numpy(numbers),
-            "frames": torch.from_numpy(np.zeros_like(numbers)),
+            "frames": torch.from_numpy(frames),
             "keys": self._listed(samples.keys, self._counts),
             "patch_size": self._patch_size,
             "step": self._step,
@@ -176,9 +138,16 @@ class DecodedBatchBuilder:
             "lengths": self._images.keep.tolist(),
         }
         slots = len(self._counts) * self._context.packing.seq_len
-        self.counts = BatchCounts.of_columns(mask, self._grids, self._sizes, self._starts, self._patch_size, slots)
+        columns = mask, self._grids, self._sizes, self._starts
+        scope = self._context.packing.scope
+        self.counts = BatchCounts.of_columns(*columns, self._patch_size, slots, self._numbers, scope)
         if samples.labels is not None:
             self.without_label = self._count_without_label(self.num_images)
+
+    def _sample_columns(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return `PackedBatch.samples` and `PackedBatch.frames`, int32 (B, K) each."""
+        numbers = np.where(mask, np.arange(1, mask.shape[1] + 1, dtype=np.int32), 0)
+        return numbers, np.zeros_like(numbers)
 
     def _lay_out(self) -> None:
         packing, images = self._context.packing, self._images
@@ -210,7 +179,7 @@ class DecodedBatchBuilder:
             if self._error is None or part < self._error[0]:
                 if not self._laid_out:
                     self._lay_out_once()
-                if part == self.num_images:
+                if part == self.num_parts - 1:
                     _kernels.clear_padding(self._by_pack(self._patches), self._used)
                 else:
                     try:
@@ -302,7 +271,7 @@ class DecodedBatchBuilder:
         lines = [
             f"{names.get(thread)} is at stage {stage!r} of image {self._samples.keys[i]!r} in shard "
             f"{self._samples.shard(i)!r}"
-            for i, (stage, thread) in enumerate(zip(self._stages, self._threads, strict=True))
+            for i, stage, thread in zip(self._first_of_parts(), self._stages, self._threads, strict=False)
             if stage
         ]
         return (
@@ -311,7 +280,16 @@ class DecodedBatchBuilder:
             + ". If images may take this long, raise stall_s"
         )
 
+    def _first_of_parts(self) -> Sequence[int]:
+        """Return the first image of each part."""
+        return range(self.num_images)
+
+    def _settle(self) -> None:
+        """Set what the bad images take with them, once all parts have ended."""
+        self.lost, self.bad_samples = sorted(i for i, _ in self.bad), len(self.bad)
+
     def _complete(self) -> PackedBatch:
+        self._settle()
         if self.bad:
             return self._complete_without_bad()
         if self._samples.labels is None:
@@ -323,12 +301,14 @@ class DecodedBatchBuilder:
 
     def _complete_without_bad(self) -> PackedBatch:
         self.bad.sort(key=lambda bad: bad[0])
-        failed = {i for i, _ in self.bad}
+        failed = set(self.lost)
         edges = pairwise(accumulate(self._counts, initial=0))
         good = [[i for i in range(low, high) if i not in failed] for low, high in edges]
         self._close_ranks(failed, good)
         counts, kept = list(map(len, good)), list(chain.from_iterable(good))
-        derived = {"cu_seqlens", "token_index", "lengths", "samples", "frames"}  # `PackedBatch` finds them itself
+        derived = {"cu_seqlens", "token_index", "lengths"}  # `PackedBatch` finds them itself
+        if self._numbers is None:
+            derived |= {"samples", "frames"}
         batch = PackedBatch(
             **{name: value for name, value in self._fields.items() if name not in derived}
             | {
@@ -342,7 +322,7 @@ class DecodedBatchBuilder:
         self.without_label = self._count_without_label(len(kept))
         self.truncated = len(self._truncated - failed)
         self.multi_page = len(set(np.flatnonzero(self._samples.pages != 1).tolist()) - failed)
-        self.counts = BatchCounts.of(batch)
+        self.counts = BatchCounts.of(batch, self._context.packing.scope)
         return batch
 
     def _count_without_label(self, images: int) -> int:
@@ -374,10 +354,13 @@ class DecodedBatchBuilder:
                 (self._sizes, 0),
                 (self._rows, -1),
                 (self._by_pack(self._labels), self._context.labels.absent),
+                *(() if self._numbers is None else ((self._numbers, 0), (self._frames, 0))),
             ):
                 kept = array[b, columns].copy()
                 array[b] = empty
                 array[b, : len(columns)] = kept
+            if self._numbers is not None:
+                self._numbers[b, : len(columns)] = np.cumsum(np.diff(self._numbers[b, : len(columns)], prepend=0) > 0)
 
 
 def tuples(*columns: np.ndarray) -> list[tuple[int, ...]]:

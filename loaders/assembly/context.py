@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,8 +13,9 @@ import numpy as np
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.error_policy import ErrorPolicy
-from patchnpack.loaders.errors import BadRow
+from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.decode import decode
+from patchnpack.loaders.imaging.decode_pages import Wanted, decode_pages
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.user_decode import Decode, user_pixels
 from patchnpack.loaders.imaging.warnings import Warn
@@ -27,9 +29,10 @@ class Samples(Protocol):
     """The samples of a batch's M images, numbered from 0 in the order of the batch.
 
     Attributes:
-        keys: the key of each sample.
+        keys: the key of each image's sample.
         width, height: int32 (M,), upright size in pixels.
-        pages: int32 (M,), pages or frames of each image; -1 where its header does not count them.
+        pages: int32 (M,), pages or frames of each image, of which the first is used; -1 where its header does not count
+            them. 1 where all are used.
         labels: the labels, (M,) or (M, D), where they are known before anything is read; None where `label` reads each.
     """
 
@@ -43,6 +46,14 @@ class Samples(Protocol):
         """Return the shard of image i, without credentials."""
         ...
 
+    def continued(self) -> np.ndarray:
+        """Return whether each image comes from the same bytes as the one before it, bool (M,)."""
+        ...
+
+    def shares(self, extension: str) -> np.ndarray:
+        """Return whether each image has the same member of an extension as the one before it, bool (M,)."""
+        ...
+
     def read(self, i: int) -> Any:
         """Return the data that `decode` takes. Raises BadImage."""
         ...
@@ -51,6 +62,18 @@ class Samples(Protocol):
         self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool, warn: Warn
     ) -> np.ndarray:
         """Decode image i upright and resize its `box` to `size`; `warn` gets what is odd. Raises BadImage."""
+        ...
+
+    def decode_run(
+        self,
+        which: range,
+        data: Any,
+        sizes: Sequence[tuple[int, int]],
+        boxes: Sequence[tuple[int, ...] | None],
+        strict: bool,
+        warn: Warn,
+    ) -> Iterator[np.ndarray | BadImage]:
+        """Yield images that come from the same bytes, in order, each as `decode` makes it, or why it is bad."""
         ...
 
     def label(self, i: int) -> Any:
@@ -91,8 +114,11 @@ class BatchContext(ABC):
     user_decode: Decode | None = None
 
     @abstractmethod
-    def samples(self, rows: np.ndarray) -> Samples:
-        """Return the samples of these rows, int64 (M,). Any thread calls this, once per batch."""
+    def samples(self, rows: np.ndarray, page: np.ndarray | None = None) -> Samples:
+        """Return the samples of these rows, int64 (M,). Any thread calls this, once per batch.
+
+        `page` (M,) is the position of each image among the pages or frames of its file; None where all are 0.
+        """
 
     def pixels(
         self,
@@ -117,6 +143,30 @@ class BatchContext(ABC):
             header,
             size,
             box,
+            mode=packing.image_mode,
+            interpolation=packing.interpolation,
+            scaled=packing.scaled_decode,
+            strict=strict,
+            warn=warn,
+        )
+
+    def pixels_of_pages(
+        self, key: str, data: Any, wanted: Sequence[Wanted], strict: bool, warn: Warn
+    ) -> Iterator[np.ndarray | BadImage]:
+        """Yield several images of one file as `pixels` makes each, or why it is bad.
+
+        A `decode` function gets files of one page or frame: it is not told which page is wanted.
+        """
+        packing = self.packing
+        if self.user_decode is not None and isinstance(data, bytes) and wanted[0].header.pages == 1:
+            try:
+                data = user_pixels(self.user_decode, data, wanted[0].header, packing.channels, key)
+            except BadImage as error:
+                yield from repeat(error, len(wanted))
+                return
+        yield from decode_pages(
+            data,
+            wanted,
             mode=packing.image_mode,
             interpolation=packing.interpolation,
             scaled=packing.scaled_decode,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,10 +15,19 @@ from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.error_policy import ErrorMonitor
 from patchnpack.loaders.order.order import Pack
 from patchnpack.loaders.order.rank_steps import Steps
+from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.order.state import Cursor
 from patchnpack.packer import PackedBatch, Plan
 
 # B packs in a batch, W ranks, n workers
+
+
+def check_rows(rows: RowFilter, context: IndexedBatchContext, monitor: ErrorMonitor) -> None:
+    """Raise BadDataError if more images are bad by their headers than the policy allows."""
+    first = next((context.bad_row(row, *why) for row, why in rows.bad.items()), None)
+    used, lost = int(rows.mask.sum()), int((~rows.mask & ~rows.filtered).sum())
+    what = "have bad headers" + (", or share their sample with such an image" if lost > len(rows.bad) else "")
+    monitor.before_start(lost, lost + used, first, what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +58,7 @@ class Pipeline:
         steps: the packs of each step, over all ranks.
         rank: the rank of this process.
         repeat: whether the next epoch follows when one ends.
-        filtered: bool (n,), the rows that `where` leaves out.
-        bad: stage and reason of each row that cannot be used.
+        rows: which rows are used, and why the others are not.
         stats: counts batches and rows.
         monitor: judges every image.
         num_threads: decoding threads, at least 1.
@@ -61,8 +69,7 @@ class Pipeline:
     steps: Steps
     rank: int
     repeat: bool
-    filtered: np.ndarray
-    bad: Mapping[int, tuple[str, str]]
+    rows: RowFilter
     stats: Stats
     monitor: ErrorMonitor
     num_threads: int
@@ -120,9 +127,10 @@ class Pipeline:
             begin = Cursor(begin.epoch + 1, 0)
 
     def _rank_packs(self, begin: Cursor, left_out: LeftOut, *, count: bool) -> Iterator[tuple[list[Pack], int]]:
-        """Yield this rank's packs of each step and the position after it; with `count`, note the rows left out.
+        """Yield this rank's packs of each step and the position after it; with `count`, note the samples left out.
 
-        A resumed epoch notes only the rows left out after the cursor: the run before counted the others.
+        A resumed epoch notes only the samples left out after the cursor: the run before counted the others. A sample is
+        counted by its first row.
         """
         rank, world_size = self.rank, self.steps.world_size
 
@@ -137,11 +145,14 @@ class Pipeline:
 
         def note_tail(pack: Pack) -> None:
             if pack.images is not None:
-                left_out.skipped["tail"] += of_rank(pack.images.row)
+                left_out.skipped["tail"] += of_rank(pack.images.row[pack.images.sample_offsets()[:-1]])
 
         if count and not begin.position:
-            left_out.skipped["where"] += int(self.filtered[rank::world_size].sum())
-            for row, (stage, reason) in self.bad.items():
+            filtered, lost, images = self.rows.counts(self.context.index, rank, world_size)
+            left_out.skipped["where"] += filtered
+            left_out.bad_samples += lost
+            left_out.images += images
+            for row, (stage, reason) in self.rows.bad.items():
                 if row % world_size == rank:
                     left_out.bad.append((begin.epoch, self.context.bad_row(row, stage, reason)))
         for packs, position in self.steps.groups(begin, note, note_tail):

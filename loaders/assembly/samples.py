@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain, groupby, repeat
 from typing import Any, Self
 
 import numpy as np
 import xxhash
 
-from patchnpack.loaders.assembly.batch_builder import BatchBuilder, DecodedBatchBuilder, tuples
+from patchnpack.loaders.assembly.batch_builder import BatchBuilder, tuples
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.assembly.encoded import EncodedRows, encoded_rows
+from patchnpack.loaders.assembly.sample_batch_builder import builder_of
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.decode import decode_whole_jpeg
+from patchnpack.loaders.imaging.decode_pages import Wanted
 from patchnpack.loaders.imaging.formats import JPEG
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.warnings import Warn
@@ -52,11 +54,11 @@ class IndexedBatchContext(BatchContext):
     def builder(self, packs: Sequence[Pack], patch_size: int, *, epoch: int, step: int, position: int) -> BatchBuilder:
         """Return the builder of the batch that holds these packs."""
         images, counts = images_of(packs)
-        return DecodedBatchBuilder(self, images, counts, patch_size, epoch=epoch, step=step, position=position)
+        return builder_of(self, images, counts, patch_size, epoch=epoch, step=step, position=position)
 
-    def samples(self, rows: np.ndarray) -> IndexedSamples:
-        """Return the samples of these rows of the index, int64 (M,)."""
-        return IndexedSamples(self, rows)
+    def samples(self, rows: np.ndarray, page: np.ndarray | None = None) -> IndexedSamples:
+        """Return the samples of these rows of the index, int64 (M,); for `page` see `BatchContext`."""
+        return IndexedSamples(self, rows, page)
 
     def for_packing(self) -> Self:
         """Return the context that packed folders are written with: its index lists the members that they keep."""
@@ -70,10 +72,12 @@ class IndexedBatchContext(BatchContext):
         """
         return encoded_rows(self.index, self.reader, rows, self.samples(rows))
 
-    def bad_row(self, row: int, stage: str, reason: str) -> BadRow:
-        """Return the record of a row that could not be used."""
+    def bad_row(self, row: int, stage: str, reason: str, page: int | None = None) -> BadRow:
+        """Return the record of a row, or of one of its images by its page, that could not be used."""
         index = self.index
         file, offset = index.place(row)
+        if page is None:
+            page = 0 if index.samples is None else int(index.samples.page[row])
         return BadRow(
             row=row,
             key=index.keys[row],
@@ -81,6 +85,7 @@ class IndexedBatchContext(BatchContext):
             offset=offset,
             stage=stage,
             reason=reason,
+            page=page,
         )
 
     def member(self, row: int, extension: str) -> bytes | None:
@@ -118,21 +123,33 @@ def read_member(index: Index, reader: ShardReader, row: int, extension: str) -> 
 class IndexedSamples:
     """The samples of one batch's M rows; see `Samples`."""
 
-    def __init__(self, context: IndexedBatchContext, rows: np.ndarray) -> None:
-        index = context.index
+    def __init__(self, context: IndexedBatchContext, rows: np.ndarray, page: np.ndarray | None = None) -> None:
+        index, samples = context.index, context.index.samples
         shard = index.shard_of(rows)
-        self.width, self.height, self.pages = index.width[rows], index.height[rows], index.pages[rows]
+        self.width, self.height = index.width[rows], index.height[rows]
+        self.pages = index.pages[rows] if samples is None else np.where(samples.use_all(rows), 1, index.pages[rows])
         # Python integers: reading them from arrays one by one would cost more than everything else here.
         self._context, self._rows = context, rows
         self._bytes = tuples(shard, index.offset[rows], index.nbytes[rows], index.digest[rows])
         self._sizes = tuples(self.width, self.height)
         self._upright_jpeg = ((index.orientation[rows] == 1) & (index.format[rows] == JPEG)).tolist()
         self.keys = index.keys.listed(rows)
+        self._page = page
         self.labels = context.labels.known(rows)
 
     def shard(self, i: int) -> str:
         """Return the shard of image i, without credentials."""
         return redact(self._context.index.place(int(self._rows[i]))[0])
+
+    def continued(self) -> np.ndarray:
+        """Return whether each image comes from the same bytes as the one before it, bool (M,)."""
+        index, rows = self._context.index, self._rows
+        return repeats(index.shard_of(rows), index.offset[rows])
+
+    def shares(self, extension: str) -> np.ndarray:
+        """Return whether each image has the same member of an extension as the one before it, bool (M,)."""
+        index, rows = self._context.index, self._rows
+        return repeats(index.shard_of(rows), *index.members[extension][rows].T)
 
     def read(self, i: int) -> bytes:
         """Read the encoded bytes of image i and compare them with the digest in the index.
@@ -161,8 +178,30 @@ class IndexedSamples:
         header = Header(width, height, int(index.orientation[row]), int(index.format[row]))
         return context.pixels(self.keys[i], data, header, size, box, strict, warn)
 
+    def decode_run(
+        self,
+        which: range,
+        data: Any,
+        sizes: Sequence[tuple[int, int]],
+        boxes: Sequence[tuple[int, ...] | None],
+        strict: bool,
+        warn: Warn,
+    ) -> Iterator[np.ndarray | BadImage]:
+        """Yield images that come from the same bytes, in order, or why one is bad; see `Samples`."""
+        first, page, index = which.start, self._page, self._context.index
+        if len(which) == 1 and index.pages[self._rows[first]] == 1:
+            try:
+                yield self.decode(first, data, sizes[0], boxes[0], strict, warn)
+            except BadImage as error:
+                yield error
+            return
+        headers = index.headers(self._rows[which.start : which.stop])
+        pages = repeat(0) if page is None else page[which.start : which.stop].tolist()
+        wanted = list(map(Wanted, pages, headers, sizes, boxes))
+        yield from self._context.pixels_of_pages(self.keys[first], data, wanted, strict, warn)
+
     def label(self, i: int) -> Any:
-        """Return the label of image i, `absent` where it has none."""
+        """Return the label of image i's sample, `absent` where it has none."""
         return self._context.labels.of(int(self._rows[i]))
 
     def extra(self, i: int, extension: str) -> Any:
@@ -172,7 +211,17 @@ class IndexedSamples:
 
     def bad_row(self, i: int, stage: str, reason: str) -> BadRow:
         """Return the record of image i, which could not be used."""
-        return self._context.bad_row(int(self._rows[i]), stage, reason)
+        page = None if self._page is None else int(self._page[i])
+        return self._context.bad_row(int(self._rows[i]), stage, reason, page)
+
+
+def repeats(*columns: np.ndarray) -> np.ndarray:
+    """Return whether each item equals the one before it in all columns, bool (M,)."""
+    same = np.ones(len(columns[0]), np.bool_)
+    same[:1] = False
+    for column in columns:
+        same[1:] &= column[1:] == column[:-1]
+    return same
 
 
 def extra(extension: str, kind: str, data: bytes | None) -> Any:

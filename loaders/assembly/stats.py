@@ -15,6 +15,7 @@ import torch
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.warnings import WARNINGS
 from patchnpack.packer import PackedBatch, _kernels
+from patchnpack.packer.config import Scope
 
 LISTED = 1000  # bad images that `stats` lists at most; all are counted and logged
 
@@ -23,6 +24,7 @@ _SUMS = (
     "packs",
     "empty_packs",
     "images",
+    "samples",
     "tokens_native",
     "tokens_before_drop",
     "tokens",
@@ -34,11 +36,13 @@ _SUMS = (
     "oversize",
     "undersize",
     "bad_images",
+    "bad_samples",
+    "left_out",
     "cache_hits",
     "cache_misses",
 )
 
-_SKIPPED = ("oversize", "undersize", "where", "tail")
+_SKIPPED = ("oversize", "undersize", "frames", "where", "tail")
 
 # Sums that `report` needs for means and spreads only.
 _MOMENTS = ("drop_rates", "attention_squares")
@@ -53,6 +57,7 @@ class BatchCounts:
     packs: int
     empty_packs: int
     images: int
+    samples: int
     tokens_native: int
     tokens_before_drop: int
     tokens: int
@@ -62,8 +67,8 @@ class BatchCounts:
     attention_squares: float
 
     @classmethod
-    def of(cls, batch: PackedBatch) -> BatchCounts:
-        """Count a batch that is built."""
+    def of(cls, batch: PackedBatch, scope: Scope = "image") -> BatchCounts:
+        """Count a batch that is built; `scope` is what a token attends to."""
         return cls.of_columns(
             batch.image_mask.numpy(),
             batch.grids.numpy(),
@@ -71,6 +76,8 @@ class BatchCounts:
             batch.cu_seqlens.numpy(),
             batch.patch_size,
             batch.segment_ids.numel(),
+            batch.samples.numpy(),
+            scope,
         )
 
     @classmethod
@@ -82,15 +89,24 @@ class BatchCounts:
         starts: np.ndarray,
         patch_size: int,
         slots: int,
+        samples: np.ndarray | None = None,
+        scope: Scope = "image",
     ) -> BatchCounts:
-        """Count a batch of `slots` token slots by the columns of `PackedBatch`; `starts` are its `cu_seqlens`."""
+        """Count a batch of `slots` token slots by the columns of `PackedBatch`; `starts` are its `cu_seqlens`.
+
+        Without `samples`, each image is a sample. `scope` is what a token attends to.
+        """
         packs, native, before, drop_rates, attention, squares = _kernels.count_tokens(
             image_mask, grids, image_sizes, starts, patch_size
         )
+        if samples is not None and scope == "sample":
+            cost = _tokens_of_samples(samples, np.diff(starts)) ** 2
+            attention, squares = int(cost.sum()), float((cost.sum(1) ** 2).sum())
         return cls(
             packs=packs,
             empty_packs=len(image_mask) - packs,
             images=len(starts) - 1,
+            samples=len(starts) - 1 if samples is None else int(samples.max(1, initial=0).sum()),
             tokens_native=native,
             tokens_before_drop=before,
             tokens=int(starts[-1]),
@@ -101,6 +117,19 @@ class BatchCounts:
         )
 
 
+def _tokens_of_samples(samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the tokens of each pack's samples, float64 (B, K + 1).
+
+    Args:
+        samples: int32 (B, K), as of `PackedBatch`.
+        lengths: tokens of each image, int (N,).
+    """
+    B, K = samples.shape
+    pack, column = np.nonzero(samples)
+    number = pack * (K + 1) + samples[pack, column]
+    return np.bincount(number, lengths, minlength=B * (K + 1)).reshape(B, K + 1)
+
+
 _COUNTED = tuple(field.name for field in dataclasses.fields(BatchCounts))
 
 
@@ -108,14 +137,17 @@ _COUNTED = tuple(field.name for field in dataclasses.fields(BatchCounts))
 class Stats:
     """Running totals of one rank. Rank row % world_size counts a row that no rank decodes.
 
-    Summed over ranks, images + bad_images + skipped equals the rows of all completed epochs. `without_image` counts
-    samples that have no row: of a loader's source, once for all epochs, and of those that arrived in a stream.
+    Summed over ranks, samples + bad_samples + skipped equals the samples of all completed epochs, and images +
+    bad_images + left_out the images that were planned and those that were bad beforehand, with their samples' others.
+    One image per sample, images + bad_images + skipped equals the rows. `without_image` counts samples that have no
+    row: of a loader's source, once for all epochs, and of those that arrived in a stream.
     """
 
     batches: int = 0
     packs: int = 0
     empty_packs: int = 0
     images: int = 0
+    samples: int = 0
     tokens_native: int = 0
     tokens_before_drop: int = 0
     tokens: int = 0
@@ -135,6 +167,8 @@ class Stats:
     sources: dict[str, int] = field(default_factory=dict)
     warnings: dict[str, int] = field(default_factory=dict)
     bad_images: int = 0
+    bad_samples: int = 0
+    left_out: int = 0
     bad_by_stage: dict[str, int] = field(default_factory=dict)
     bad: list[BadRow] = field(default_factory=list)
     wait_s: float = 0.0
@@ -212,6 +246,7 @@ class Stats:
         totals["padding"] = 1 - self.tokens / self.slots if self.slots else 0.0
         totals["padding_in_packs"] = 1 - self.tokens / filled if filled else 0.0
         totals["images_per_pack"] = self.images / self.packs if self.packs else 0.0
+        totals["images_per_sample"] = self.images / self.samples if self.samples else 0.0
         totals["drop_rate"] = self.drop_rates / self.images if self.images else 0.0
         totals["attention_spread"] = spread / mean if mean else 0.0
         totals["images_per_s"] = self.images / self.run_s if self.run_s else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -12,13 +12,14 @@ from PIL import Image
 
 from patchnpack.loaders.assembly.batch_builder import tuples
 from patchnpack.loaders.assembly.encoded import HEADER, ByteStrings, EncodedRows
-from patchnpack.loaders.assembly.samples import IndexedBatchContext, IndexedSamples
+from patchnpack.loaders.assembly.samples import IndexedBatchContext, IndexedSamples, repeats
 from patchnpack.loaders.datasets.adapter import Picture
 from patchnpack.loaders.datasets.items import Items
 from patchnpack.loaders.datasets.labels import ItemLabels
 from patchnpack.loaders.datasets.pictures import load
 from patchnpack.loaders.datasets.stored_members import packed_index, stored_member
 from patchnpack.loaders.errors import BadImage, BadRow
+from patchnpack.loaders.imaging.decode_pages import Wanted
 from patchnpack.loaders.imaging.encode import encode_pixels
 from patchnpack.loaders.imaging.formats import PIXELS, PNG
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
@@ -42,9 +43,9 @@ class DatasetContext(IndexedBatchContext):
     pages: Pages
     labels: ItemLabels
 
-    def samples(self, rows: np.ndarray) -> DatasetSamples:
-        """Return the samples of these rows of the index, int64 (M,)."""
-        return DatasetSamples(self, rows)
+    def samples(self, rows: np.ndarray, page: np.ndarray | None = None) -> DatasetSamples:
+        """Return the samples of these rows of the index, int64 (M,); for `page` see `BatchContext`."""
+        return DatasetSamples(self, rows, page)
 
     def for_packing(self) -> Self:
         """Return the context that packed folders are written with: its index lists the label and the extras."""
@@ -86,18 +87,28 @@ class DatasetContext(IndexedBatchContext):
 class DatasetSamples(IndexedSamples):
     """The samples of one batch's M rows; see `Samples`."""
 
-    def __init__(self, context: DatasetContext, rows: np.ndarray) -> None:
-        super().__init__(context, rows)
+    def __init__(self, context: DatasetContext, rows: np.ndarray, page: np.ndarray | None = None) -> None:
+        super().__init__(context, rows, page)
         self.has_labels = context.labels.has_labels
         if context.labels.is_read:
             self.labels = None
         items, index = context.items, context.index
         self._of, self._row_list = context, rows.tolist()
-        self._places = tuples(items.adapter[rows], items.row[rows], items.number[rows])
+        self._items = items.adapter[rows], items.row[rows]
+        self._numbers = items.number[rows]
+        self._places = tuples(*self._items, self._numbers)
         self._is_known = (index.format[rows] != PIXELS).tolist()
         self._members: list[Mapping[str, Any]] = [{}] * len(rows)
         self._headers: dict[int, Header] = {}  # those that are read with the image
         self.bad: list[BadRow] = []  # of those that were encoded
+
+    def continued(self) -> np.ndarray:
+        """Return whether each image is made of the same image of an item as the one before it, bool (M,)."""
+        return repeats(*self._items, self._numbers)
+
+    def shares(self, extension: str) -> np.ndarray:
+        """Return whether each image is of the same item as the one before it, bool (M,)."""
+        return repeats(*self._items)
 
     def read(self, i: int) -> Any:
         """Read item i and compare its image with the index.
@@ -188,6 +199,23 @@ class DatasetSamples(IndexedSamples):
     def encoded_member(self, i: int, name: str, kind: str) -> bytes | None:
         """Return the bytes of a member of an item that was read, None where it has none. Raises ValueError."""
         return stored_member(self._of.items, self._row_list[i], name, self._members[i].get(name), kind)
+
+    def decode_run(
+        self,
+        which: range,
+        data: Any,
+        sizes: Sequence[tuple[int, int]],
+        boxes: Sequence[tuple[int, ...] | None],
+        strict: bool,
+        warn: Warn,
+    ) -> Iterator[np.ndarray | BadImage]:
+        """Yield images that are made of the same image of an item, or why one is bad; see `Samples`."""
+        header = self._headers.get(which.start)
+        if header is None:
+            yield from super().decode_run(which, data, sizes, boxes, strict, warn)
+            return
+        wanted = [Wanted(0, header, size, box) for size, box in zip(sizes, boxes, strict=True)]
+        yield from self._of.pixels_of_pages(self.keys[which.start], data, wanted, strict, warn)
 
     def label(self, i: int) -> Any:
         """Return the label of image i, `absent` where it has none. Raises BadImage."""

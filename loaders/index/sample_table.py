@@ -29,6 +29,7 @@ class SampleTable:
         frames: int32 (n,), images of the row, at least 1.
         member: for each row, which member of its sample is its image, such as "p2.jpg"; None where the sample has one
             image, and as a whole where no sample has several.
+        unused: bool (n,), rows that are left out of their samples; None for no such row.
     """
 
     rule: str
@@ -36,6 +37,7 @@ class SampleTable:
     page: np.ndarray
     frames: np.ndarray
     member: Texts[str | None] | None = None
+    unused: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -55,9 +57,37 @@ class SampleTable:
         """The sample, int64 (k,), of each row (int64 (k,))."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
+    def first_of(self, rows: np.ndarray) -> np.ndarray:
+        """The first row, int64 (k,), of the sample of each row (int64 (k,))."""
+        first: np.ndarray = self.starts[self.sample_of(rows)]
+        return first
+
+    def use_all(self, rows: np.ndarray) -> np.ndarray:
+        """Whether samples use all of the several pages or frames of the files of rows (int64 (k,)), bool (k,)."""
+        after = np.minimum(rows + 1, len(self.page) - 1)
+        return (self.frames[rows] > 1) | (self.page[rows] > 0) | ((after > rows) & (self.page[after] > 0))
+
     def rows_of(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of samples (int64 (k,)), sample by sample, and the offsets of each, int64 (k + 1,)."""
-        return ranges_of(self.starts, samples)
+        """The used rows of samples (int64 (k,)), sample by sample, and the offsets of each, int64 (k + 1,)."""
+        rows, offsets = ranges_of(self.starts, samples)
+        if self.unused is None:
+            return rows, offsets
+        used = ~self.unused[rows]
+        return rows[used], np.concatenate([[0], np.cumsum(used)]).astype(np.int64)[offsets]
+
+    def all_of(self, mask: np.ndarray) -> np.ndarray:
+        """Whether a mask of rows, bool (n,), holds all rows of each sample, bool (m,)."""
+        return np.logical_and.reduceat(mask, self.starts[:-1]) if len(self) else np.zeros(0, np.bool_)
+
+    def any_of(self, mask: np.ndarray) -> np.ndarray:
+        """Whether a mask of rows, bool (n,), holds any row of each sample, bool (m,)."""
+        return np.logical_or.reduceat(mask, self.starts[:-1]) if len(self) else np.zeros(0, np.bool_)
+
+    def heads(self, which: np.ndarray) -> np.ndarray:
+        """The first rows of samples, given as bool (m,), as a mask of all rows, bool (n,)."""
+        heads = np.zeros(len(self.page), np.bool_)
+        heads[self.starts[:-1]] = which
+        return heads
 
     def take(self, rows: np.ndarray) -> SampleTable:
         """The table of these rows, int64 (k,), which are whole samples."""
@@ -65,11 +95,20 @@ class SampleTable:
         first = np.flatnonzero(np.diff(sample, prepend=-1))
         starts = np.append(first, len(rows)).astype(np.int64)
         member = None if self.member is None else self.member.take(rows)
-        return SampleTable(rule=self.rule, starts=starts, page=self.page[rows], frames=self.frames[rows], member=member)
+        unused = None if self.unused is None else self.unused[rows]
+        return SampleTable(
+            rule=self.rule,
+            starts=starts,
+            page=self.page[rows],
+            frames=self.frames[rows],
+            member=member,
+            unused=unused,
+        )
 
     @classmethod
     def concatenate(cls, parts: Sequence[SampleTable]) -> SampleTable:
         """The samples of all parts, in order; the rule names those of all parts."""
+        assert all(part.unused is None for part in parts), "rows are left out once all parts are joined"
         rows = np.cumsum([0, *(part.starts[-1] for part in parts)])
         starts = [part.starts[:-1] + first for part, first in zip(parts, rows[:-1], strict=True)]
         names = [

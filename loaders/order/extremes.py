@@ -43,8 +43,10 @@ def largest_grids(order: Order) -> dict[int, Extreme]:
                 measured = measure(
                     chunk, packing, seed=order.seed, epoch=0, images_seen=images_seen, patch_size=patch_size
                 )
-                used = ~measured.skipped(packing)
-                see(patch_size, measured.images.grid.max(1)[used], rows[used])
+                used, images = ~measured.skipped(packing), measured.images
+                if images.frame is not None:
+                    used = np.repeat(used, np.diff(images.sample_offsets()))
+                see(patch_size, images.grid.max(1)[used], images.row[used])
     return {size: Extreme(largest[size], _describe(order.index, row[size])) for size in row}
 
 

@@ -1,7 +1,7 @@
 """The order of packs in an epoch, defined without ranks, threads or workers.
 
 1. The shards are shuffled, laid end to end and cut into S streams of equal rows (+-1).
-2. In each stream, rows are shuffled inside a window of shards and packed in that order.
+2. In each stream, samples are shuffled inside a window of shards and packed in that order.
 3. In windows of `balance` packs, each stream sorts its packs of one patch size by attention cost, cuts them into shares
    and mixes the shares. All streams mix them alike.
 4. Packs are handed out in blocks of one patch size. The S streams take turns: each contributes its share of a block.
@@ -75,11 +75,12 @@ class Order:
 
     Attributes:
         index: the images.
-        usable: bool (n,), the rows to plan; the others are bad or filtered out.
+        usable: bool (n,), the first rows of the samples to plan; the others are bad or filtered out. Where each row is
+            a sample of one image, the rows to plan.
         packing: what a sequence looks like.
         seed: seeds all shuffles and draws.
-        shuffle: whether shards and rows are shuffled.
-        shuffle_window: shards inside which rows are shuffled.
+        shuffle: whether shards and samples are shuffled.
+        shuffle_window: shards inside which samples are shuffled.
         num_streams: S, slices of the epoch, each packed separately.
         block: packs per block, a multiple of S.
         mixed: how several sources are mixed; None for a single source.
@@ -142,7 +143,7 @@ class Order:
             self.packing,
             seed=self.seed,
             epoch=epoch,
-            start=epoch * self.num_images,
+            start=epoch * self.num_samples,
             stream=stream,
             num_streams=self.num_streams,
             share=self._share,
@@ -156,7 +157,7 @@ class Order:
 
     @cached_property
     def used(self) -> int:
-        """Number of rows of the index that are used."""
+        """Number of samples of the index that are used."""
         return int(self.usable.sum())
 
     @property
@@ -171,8 +172,8 @@ class Order:
         )
 
     @property
-    def num_images(self) -> int:
-        """Images that are planned per epoch."""
+    def num_samples(self) -> int:
+        """Samples that are planned per epoch."""
         return self._passes.total if self.mixed is None else sum(self.mixed.images)
 
     @cached_property
@@ -181,7 +182,7 @@ class Order:
         return images_per_pack(self.index.rows(rows), self.packing, seed=self.seed)
 
     def stream_rows(self, epoch: int, stream: int) -> Iterator[Rows]:
-        """Yield the usable rows of one stream, a window of shards at a time."""
+        """Yield the rows of the usable samples of one stream, a window of shards at a time."""
         if self.mixed is not None:
             yield from self.mixed.rows(self._passes, epoch, stream, self.num_streams)
             return
@@ -189,9 +190,9 @@ class Order:
             yield self._passes.rows(epoch, window)
 
     def planned_rows(self, epoch: int) -> Rows:
-        """Return the usable rows of an epoch in this order, stream by stream."""
+        """Return the rows of the usable samples of an epoch in this order, stream by stream."""
         windows = [rows for stream in range(self.num_streams) for rows in self.stream_rows(epoch, stream)]
-        return Rows.concatenate(windows or [Rows.of_sizes([], [])])
+        return Rows.concatenate(windows or [self.index.rows(np.zeros(0, np.int64))])
 
     def planning_order(self) -> Order:
         """Return the order of rows in which packs are planned; another one where they were planned before."""

@@ -1,4 +1,7 @@
-"""`ShardShuffle`: passes over all usable rows, shards in random order, rows shuffled inside windows of shards."""
+"""`ShardShuffle`: passes over all usable samples, shards in random order, samples shuffled inside windows of shards.
+
+A sample is found by its first row. One image per sample, each row is a sample.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,16 @@ Run = tuple[int, int]  # rows [low, high)
 
 @dataclass(frozen=True, kw_only=True)
 class ShardShuffle:
-    """Everything that the order of rows depends on, except the number of the pass.
+    """Everything that the order of samples depends on, except the number of the pass.
 
-    A pass visits each usable row once.
+    A pass visits each usable sample once.
 
     Attributes:
         index: the images.
-        usable: bool (n,), the rows to visit; the others are bad or filtered out.
+        usable: bool (n,), the first rows of the samples to visit; the others are bad or filtered out.
         seed: seeds all shuffles.
-        shuffle: whether shards and rows are shuffled.
-        window: shards inside which rows are shuffled.
+        shuffle: whether shards and samples are shuffled.
+        window: shards inside which samples are shuffled.
     """
 
     index: Index
@@ -48,7 +51,10 @@ class ShardShuffle:
         ]
 
     def streams(self, number: int, num_streams: int) -> list[list[Run]]:
-        """Cut a pass over all shards, laid end to end, into S streams of equal rows (+-1); return the runs of each."""
+        """Cut a pass over all shards, laid end to end, into S streams of equal rows (+-1); return the runs of each.
+
+        A sample belongs to the stream that its first row is in.
+        """
         shards = self.shards(number)
         low, high = self.index.starts[shards], self.index.starts[shards + 1]
         ends = np.cumsum(high - low)
@@ -72,22 +78,24 @@ class ShardShuffle:
         return self.windows([(int(starts[i]), int(starts[i + 1])) for i in self.shards(number, low, high)])
 
     def rows(self, number: int, window: Sequence[Run]) -> Rows:
-        """Return the usable rows of a window, in the order of a pass."""
+        """Return the rows of the usable samples of a window, in the order of a pass."""
         which = np.concatenate([np.arange(low, high) for low, high in window])
-        rows = self.index.rows(which[self.usable[which]])
+        first = which[self.usable[which]]
+        rows = self.index.rows(first)
         if not self.shuffle:
             return rows
-        return rows.take(np.argsort(counter_hash(Purpose.ROW_ORDER, self.seed, number, rows.row_id), kind="stable"))
+        keys = rows.row_id if rows.offsets is None else self.index.row_id(first)
+        return rows.take(np.argsort(counter_hash(Purpose.ROW_ORDER, self.seed, number, keys), kind="stable"))
 
     def count(self, window: Sequence[Run]) -> int:
-        """Return the number of usable rows of a window."""
+        """Return the number of usable samples of a window."""
         return sum(int(self.usable[low:high].sum()) for low, high in window)
 
     def num_usable(self, low: int, high: int) -> int:
-        """Return the number of usable rows of the shards [low, high)."""
+        """Return the number of usable samples of the shards [low, high)."""
         return self.count([(int(self.index.starts[low]), int(self.index.starts[high]))])
 
     @cached_property
     def total(self) -> int:
-        """Number of usable rows."""
+        """Number of usable samples."""
         return int(self.usable.sum())

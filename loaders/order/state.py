@@ -35,7 +35,7 @@ def rows_digest(index: Index, usable: np.ndarray) -> str:
         index: n rows.
         usable: bool (n,).
     """
-    digest = xxhash.xxh3_128()
+    digest, samples = xxhash.xxh3_128(), index.samples
     for column in (
         index.starts,
         index.offset,
@@ -45,11 +45,9 @@ def rows_digest(index: Index, usable: np.ndarray) -> str:
         index.orientation,
         index.digest,
         usable,
+        *((samples.starts, samples.page, samples.frames) if samples is not None else ()),
     ):
         digest.update(np.ascontiguousarray(column).data)
-    if index.samples is not None:
-        for column in (index.samples.starts, index.samples.page, index.samples.frames):
-            digest.update(np.ascontiguousarray(column).data)
     return digest.hexdigest()
 
 
@@ -68,6 +66,7 @@ def fingerprint(order: Order, digest: str) -> dict[str, str]:
         "images": str(len(index)),
         "used": str(order.used),
         "index": digest,
+        **({"sample": repr(index.samples.rule)} if index.samples is not None else {}),
         **{f"packing.{field.name}": repr(getattr(packing, field.name)) for field in fields(packing)},
         "packing.prices": _digest_of(packing.prices),
         "seed": str(order.seed),
@@ -86,14 +85,18 @@ def _digest_of(prices: tuple[Prices, ...] | None) -> str:
 def _difference(name: str, saved: str | None, current: str | None) -> str:
     if name == "index":
         return (
-            "the same number of shards, images and used images, but other images or another order: bytes, sizes or "
+            "the same number of shards, images and used samples, but other images or another order: bytes, sizes or "
             "offsets in the shards differ"
         )
-    counts = {"shards": "{} shards", "images": "{} images in its index", "used": "{} images used of those in its index"}
+    counts = {
+        "shards": "{} shards",
+        "images": "{} images in its index",
+        "used": "{} samples used of those in its index",
+    }
     if name not in counts:
         return f"{name} = {saved}, this loader has {current}"
     why = (
-        "; where=, decode=, pages=, bad headers and the limits of ErrorPolicy decide which are used"
+        "; where=, decode=, pages=, bad headers and the limits and on_bad of ErrorPolicy decide which are used"
         if name == "used"
         else ""
     )

@@ -18,7 +18,7 @@ from patchnpack.loaders.errors import BadRow, StallError
 from patchnpack.loaders.labels.labels import count_absent
 from patchnpack.loaders.order.order import Pack
 from patchnpack.loaders.packs.mapped_parts import Maps, Record
-from patchnpack.loaders.packs.patch_part import EXTRA
+from patchnpack.loaders.packs.patch_part import EXTRA, SEVERAL, has_several
 from patchnpack.loaders.packs.stored_order import StoredPlan
 from patchnpack.packer import PackedBatch
 
@@ -87,6 +87,8 @@ class StoredBatchBuilder:
     ) -> None:
         self.num_parts, self.num_images = 1, sum(map(_count, packs))
         self.bad: list[tuple[int, BadRow]] = []
+        self.lost: list[int] = []
+        self.bad_samples = 0
         self.without_label = self.truncated = self.multi_page = 0
         self.warnings: list[str] = []
         self._context, self._packs, self._patch_size = context, packs, patch_size
@@ -99,7 +101,7 @@ class StoredBatchBuilder:
         """Build the whole batch; `finish` raises what this raises."""
         try:
             self._batch = self._build()
-            self.counts = BatchCounts.of(self._batch)
+            self.counts = BatchCounts.of(self._batch, self._context.packing.scope)
         except BaseException as error:  # noqa: BLE001 - `finish` raises it in the training loop's thread
             self._error = error
         self._done.set()
@@ -137,6 +139,7 @@ class StoredBatchBuilder:
             "image_sizes": ((B, K, 2), np.int32, 0),
             "rows": ((B, K), np.int64, -1),
             "labels": ((B, K, *labels.shape), labels.dtype, labels.absent),
+            **(dict.fromkeys(SEVERAL, ((B, K), np.int32, 0)) if has_several(context) else {}),
         }
         arrays: dict[str, np.ndarray] = {}
         run = self._run_of(found)
@@ -156,7 +159,9 @@ class StoredBatchBuilder:
                         array[b] = stored[0].fixed[name][stored[1]].reshape(shape[1:])
         mask = arrays["rows"] >= 0
         self.without_label = count_absent(arrays["labels"][mask])
-        self.multi_page = int((context.index.pages[arrays["rows"][mask]] != 1).sum())
+        in_batch, samples = arrays["rows"][mask], context.index.samples
+        further = context.index.pages[in_batch] != 1
+        self.multi_page = int((further if samples is None else further & ~samples.use_all(in_batch)).sum())
         keys, extras = self._keys_and_extras(found)
         return PackedBatch(
             patches=torch.from_numpy(patches),
@@ -201,6 +206,9 @@ class StoredBatchBuilder:
                 extras[name].append([extra(name, kind, value) for value in values])
             if (bad := batch.column("bad")[row].as_py()) != "[]":
                 self.bad += [(before + number, BadRow(**about)) for number, about in json.loads(bad)]
+            lost = batch.column("lost")[row].as_py()
+            self.lost += [before + number for number in lost]
+            self.bad_samples += batch.column("bad_samples")[row].as_py()
             self.truncated += batch.column("truncated")[row].as_py()
             self.warnings += batch.column("warnings")[row].as_py()
             before += _count(pack)

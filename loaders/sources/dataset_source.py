@@ -134,6 +134,7 @@ class DatasetSource(ShardSource):
         dataset = OpenedDataset.open(given, options, opener)
         index = dataset.index
         rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
+        index = rows.usable(index)
         packing = rows.decide(index, options.packing or Packing(), options.seed)
         return cls(
             options=options.settled(label=dataset.labels.label),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, IndexedSamples
 from patchnpack.loaders.datasets.samples import DatasetContext, DatasetSamples
+from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.warnings import Warn
 from patchnpack.loaders.sources.mixed_labels import MixedLabels
 
@@ -29,24 +31,41 @@ class MixedContext(IndexedBatchContext):
     starts: np.ndarray
     datasets: dict[int, DatasetContext]
 
-    def samples(self, rows: np.ndarray) -> MixedSamples:
-        """Return the samples of these rows of the index, int64 (M,)."""
-        return MixedSamples(self, rows)
+    def samples(self, rows: np.ndarray, page: np.ndarray | None = None) -> MixedSamples:
+        """Return the samples of these rows of the index, int64 (M,); for `page` see `BatchContext`."""
+        return MixedSamples(self, rows, page)
 
 
 class MixedSamples(IndexedSamples):
     """The samples of one batch's M rows; see `Samples`. Images of a data set are those of its own samples."""
 
-    def __init__(self, context: MixedContext, rows: np.ndarray) -> None:
-        super().__init__(context, rows)
+    def __init__(self, context: MixedContext, rows: np.ndarray, page: np.ndarray | None = None) -> None:
+        super().__init__(context, rows, page)
         self._of: list[tuple[DatasetSamples, int] | None] = [None] * len(rows)
+        self._parts: list[tuple[np.ndarray, DatasetSamples]] = []
         source = np.searchsorted(context.starts, rows, side="right") - 1
         for number, dataset in context.datasets.items():
             here = np.flatnonzero(source == number)
             if len(here):
-                samples = dataset.samples(rows[here] - context.starts[number])
+                samples = dataset.samples(rows[here] - context.starts[number], None if page is None else page[here])
+                self._parts.append((here, samples))
                 for j, i in enumerate(here.tolist()):
                     self._of[i] = samples, j
+
+    def continued(self) -> np.ndarray:
+        """Return whether each image is made of the same image as the one before it in its sample, bool (M,)."""
+        continued = super().continued()
+        for here, samples in self._parts:
+            continued[here] = samples.continued()
+        return continued
+
+    def shares(self, extension: str) -> np.ndarray:
+        """Return whether each image has the same member as the one before it in its sample, bool (M,)."""
+        in_shards = extension in self._context.index.members
+        shares = super().shares(extension) if in_shards else np.zeros(len(self._rows), np.bool_)
+        for here, samples in self._parts:
+            shares[here] = samples.shares(extension)
+        return shares
 
     def read(self, i: int) -> Any:
         """Read image i as its source does."""
@@ -61,6 +80,22 @@ class MixedSamples(IndexedSamples):
         if of is None:
             return super().decode(i, data, size, box, strict, warn)
         return of[0].decode(of[1], data, size, box, strict, warn)
+
+    def decode_run(
+        self,
+        which: range,
+        data: Any,
+        sizes: Sequence[tuple[int, int]],
+        boxes: Sequence[tuple[int, ...] | None],
+        strict: bool,
+        warn: Warn,
+    ) -> Iterator[np.ndarray | BadImage]:
+        """Yield images that come from the same bytes or item, in order, or why one is bad; see `Samples`."""
+        of = self._of[which.start]
+        if of is None:
+            yield from super().decode_run(which, data, sizes, boxes, strict, warn)
+            return
+        yield from of[0].decode_run(range(of[1], of[1] + len(which)), data, sizes, boxes, strict, warn)
 
     def label(self, i: int) -> Any:
         """Return the label of image i, `absent` of the mixture where it has none. Raises BadImage."""

@@ -59,7 +59,7 @@ class PackedSource:
         settled = _settle(folder, options)
         recipe = folder.recipe
         # The rows that the plan left out, whatever limits the loader has.
-        limits = ErrorPolicy(max_pixels=recipe.max_pixels, max_bytes=recipe.max_bytes)
+        limits = ErrorPolicy(max_pixels=recipe.max_pixels, max_bytes=recipe.max_bytes, on_bad=recipe.on_bad)
         rows = RowFilter.of(folder.index, None, limits, options.decode, recipe.pages)
         return cls(options=settled, rows=rows, folder=folder)
 
@@ -103,7 +103,7 @@ class PackedSource:
         recipe, shuffle = folder.recipe, options.shuffle
         return StoredOrder(
             index=folder.index,
-            usable=self.rows.mask,
+            usable=self.rows.heads(self.folder.index),
             packing=recipe.packing,
             seed=options.seed if shuffle else recipe.seed,
             shuffle=shuffle or recipe.shuffle,
@@ -135,8 +135,8 @@ class PackedSource:
     def _planned_order(self, recipe: Recipe, block: int) -> Order:
         """The order of the source's rows in which the packs were planned."""
         return Order(
-            index=self.folder.index.source_index(),
-            usable=self.rows.mask,
+            index=self.rows.usable(self.folder.index.source_index()),
+            usable=self.rows.heads(self.folder.index),
             packing=recipe.packing,
             seed=recipe.seed,
             shuffle=recipe.shuffle,

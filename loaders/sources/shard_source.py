@@ -52,6 +52,7 @@ class ShardSource:
         index, options = settle_names(shard_index(given, options, opener), options)
         rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
         # Decided once, from all rows: every epoch and every stream is packed alike.
+        index = rows.usable(index)
         packing = rows.decide(index, options.packing or Packing(), options.seed)
         return cls(options=options.settled(), index=index, rows=rows, packing=packing, opener=opener)
 
@@ -82,7 +83,7 @@ class ShardSource:
         options = self.options
         return Order(
             index=self.index,
-            usable=self.rows.mask,
+            usable=self.rows.heads(self.index),
             packing=self.packing,
             seed=options.seed,
             shuffle=options.shuffle,

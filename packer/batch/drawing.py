@@ -5,28 +5,39 @@ from __future__ import annotations
 import html
 import io
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cache
-from itertools import islice
+from itertools import groupby, islice
 from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image, ImageDraw
 
+from patchnpack.packer.batch.canvas import (
+    COLOURS,
+    FAINT,
+    GROUND,
+    INK,
+    PAPER,
+    RULE,
+    colour_of,
+    font,
+    hatch,
+    printable,
+    rgb,
+    text_on,
+    write,
+)
 from patchnpack.packer.batch.packed_image import PackedImage
 from patchnpack.packer.text import counted, floor_percent
 
 # L token slots per pack, P patch size, C channels, n slots per line, s width of a slot in pixels
 
-# Okabe and Ito's colours, which colour-blind readers can distinguish; the order alternates light and dark.
-_COLOURS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233))
-_PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (33, 37, 41), (99, 107, 115), (222, 226, 230)
-_GROUND, _STROKE = (238, 240, 243), (173, 181, 189)
-
 _MARGIN, _TAB, _EDGE, _LINE_GAP = 32, 16, 4, 6
 _MIN_SLOT, _MAX_SLOT, _MAX_STRIP = 7, 32, 420
 _THUMBS, _FRAME, _CAPTION, _CARD_GAP = (240, 200, 160, 120), 4, 132, 20
+_OUTLINE, _OUTLINE_TAB = 8, 22  # around the images of a sample, and above them for its name
 
 
 class Drawable(Protocol):
@@ -40,6 +51,8 @@ class Drawable(Protocol):
 
     @property
     def num_images(self) -> int: ...
+    @property
+    def num_samples(self) -> int: ...
     @property
     def num_tokens(self) -> int: ...
     def images(self) -> Iterator[PackedImage]: ...
@@ -56,6 +69,8 @@ def draw_packs(
     |2 2 2 2 2 2|///|      hatched: padding
     [1]       [ 2 ]        the images, assembled from patches and coords, at one scale; hatched: dropped tokens
     ```
+
+    The images of a sample that has several are outlined together, and each names its frame.
 
     Args:
         batch: grey, RGB or RGBA patches; transparent pixels are drawn over white.
@@ -106,7 +121,7 @@ def draw_packs(
         panels.append(_strip(patches[b], segments[b], room))
         panels.extend(_gallery(pack, classes, scale, room))
     if left := len(batch.keys) - len(packs):
-        panels.append(_line([(f"and {left} more {'pack' if left == 1 else 'packs'}", 17, _FAINT)], room))
+        panels.append(_line([(f"and {left} more {'pack' if left == 1 else 'packs'}", 17, FAINT)], room))
     return _stack(panels, width)
 
 
@@ -139,16 +154,16 @@ def _strip(patches: np.ndarray, segments: np.ndarray, room: int) -> Image.Image:
     n, s = _slots(len(segments), room)
     lines = _runs(segments, n, s)
     tops = np.cumsum([0] + [s + 2 * _EDGE + _LINE_GAP + _TAB * any(run[3] for run in line) for line in lines])
-    pixels = np.full((int(tops[-1]) - _LINE_GAP, n * s, 3), _PAPER, np.uint8)
+    pixels = np.full((int(tops[-1]) - _LINE_GAP, n * s, 3), PAPER, np.uint8)
     for i, line in enumerate(lines):
         body = pixels[tops[i + 1] - _LINE_GAP - s - 2 * _EDGE : tops[i + 1] - _LINE_GAP]
         for start, end, number, _ in line:
             box = body[:, start * s : end * s]
-            box[:] = _colour(number) if number else _hatch(*box.shape[:2])
+            box[:] = colour_of(number) if number else hatch(*box.shape[:2])
             if number:
                 _fill_slots(box[_EDGE:-_EDGE], patches[i * n + start : i * n + end])
             if start:
-                body[:, start * s - 1 : start * s + 1] = _PAPER
+                body[:, start * s - 1 : start * s + 1] = PAPER
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
     for top, line in zip(tops.tolist(), lines, strict=False):
@@ -198,16 +213,16 @@ def _fill_slots(box: np.ndarray, patches: np.ndarray) -> None:
     """Draw patches (n, P, P, C) side by side into `box` (s, n * s, 3), with lines between."""
     s, gap = len(box), int(len(box) >= 10)
     # One resize for all: a box filter mixes no neighbours, since patch edges fall on edges of drawn pixels.
-    row = _rgb(np.concatenate(patches, axis=1)).resize((len(patches) * (s - gap), s - gap), Image.Resampling.BOX)
+    row = rgb(np.concatenate(patches, axis=1)).resize((len(patches) * (s - gap), s - gap), Image.Resampling.BOX)
     cells = np.asarray(row).reshape(s - gap, len(patches), s - gap, 3)
     box.reshape(s, len(patches), s, 3)[: s - gap, :, gap:] = cells
 
 
 def _tab(draw: ImageDraw.ImageDraw, x: int, y: int, number: int) -> None:
-    colour = _colour(number) if number else _GROUND
+    colour = colour_of(number) if number else GROUND
     corners = (True, True, False, False)
     draw.rounded_rectangle((x, y, x + _tab_width(number) - 2, y + _TAB), 3, colour, corners=corners)
-    _write(draw, x + 5, y + 1, _tab_text(number), 13, _text_on(colour))
+    write(draw, x + 5, y + 1, _tab_text(number), 13, text_on(colour))
 
 
 def _tab_text(number: int) -> str:
@@ -215,49 +230,64 @@ def _tab_text(number: int) -> str:
 
 
 def _tab_width(number: int) -> int:
-    return int(_font(13).getlength(_tab_text(number))) + 11
+    return int(font(13).getlength(_tab_text(number))) + 11
 
 
 def _gallery(pack: list[PackedImage], classes: Sequence[str] | None, scale: float, room: int) -> list[Image.Image]:
-    """The images of one pack in rows, each above its caption."""
-    cards = [_card(number, image, classes, scale) for number, image in enumerate(pack, 1)]
-    rows: list[list[Image.Image]] = []
+    """The images of one pack in rows, each above its caption; those of one sample are outlined together."""
+    counts = Counter(image.sample for image in pack)
+    several = len(counts) < len(pack)
+    edge, top = (_OUTLINE, _OUTLINE_TAB) if several else (0, 0)
+    rows: list[list[tuple[int, Image.Image]]] = []
     left = 0
-    for card in cards:
+    for number, image in enumerate(pack, 1):
+        card = _card(number, image, classes, scale, frame=counts[image.sample] > 1)
         if card.width > left:
             rows.append([])
-            left = room
-        rows[-1].append(card)
+            left = room - 2 * edge
+        rows[-1].append((image.sample, card))
         left -= card.width + _CARD_GAP
-    pictures = []
+    first = pack[0].sample if pack else 0
+    pictures, named = [], set[int]()
     for row in rows:
-        picture = Image.new("RGB", (room, max(card.height for card in row)), _PAPER)
-        x = 0
-        for card in row:
-            picture.paste(card, (x, picture.height - card.height))
-            x += card.width + _CARD_GAP
+        picture = Image.new("RGB", (room, max(card.height for _, card in row) + top + edge), PAPER)
+        draw, x = ImageDraw.Draw(picture), edge
+        for sample, cards in groupby(row, lambda each: each[0]):
+            start = x
+            for _, card in cards:
+                picture.paste(card, (x, picture.height - edge - card.height))
+                x += card.width + _CARD_GAP
+            if counts[sample] > 1:
+                draw.rounded_rectangle(
+                    (start - edge, 0, x - _CARD_GAP + edge - 1, picture.height - 1), 5, outline=FAINT
+                )
+                name = "continued" if sample in named else f"{counts[sample]} images"
+                write(draw, start, 3, f"sample {sample - first + 1}: {name}", 14, FAINT)
+                named.add(sample)
         pictures.append(picture)
     return pictures
 
 
-def _card(number: int, image: PackedImage, classes: Sequence[str] | None, scale: float) -> Image.Image:
-    (gw, gh), colour = image.grid, _colour(number)
+def _card(number: int, image: PackedImage, classes: Sequence[str] | None, scale: float, *, frame: bool) -> Image.Image:
+    (gw, gh), colour = image.grid, colour_of(number)
     thumb = _thumb(image, scale)
     captions = [_shorten(image.key), f"{gw}x{gh} patches", f"{len(image.coords)} of {gw * gh} tokens"]
     if classes is not None:
         captions.insert(1, _class_name(image, classes))
-    badge = int(_font(15).getlength(str(number))) + 10
-    wide = max(_CAPTION, thumb.width + 2 * _FRAME, badge + 6 + int(_font(15).getlength(_printable(captions[0]))) + 1)
+    if frame:
+        captions.insert(1, f"frame {image.frame}")
+    badge = int(font(15).getlength(str(number))) + 10
+    wide = max(_CAPTION, thumb.width + 2 * _FRAME, badge + 6 + int(font(15).getlength(printable(captions[0]))) + 1)
     top = thumb.height + 2 * _FRAME + 6
-    card = Image.new("RGB", (wide, top + 20 * len(captions)), _PAPER)
+    card = Image.new("RGB", (wide, top + 20 * len(captions)), PAPER)
     draw = ImageDraw.Draw(card)
     draw.rectangle((0, 0, thumb.width + 2 * _FRAME - 1, thumb.height + 2 * _FRAME - 1), colour)
     card.paste(thumb, (_FRAME, _FRAME))
     draw.rounded_rectangle((0, top, badge - 1, top + 18), 3, colour)
-    _write(draw, 5, top + 1, str(number), 15, _text_on(colour))
-    _write(draw, badge + 6, top + 1, captions[0], 15, _INK)
+    write(draw, 5, top + 1, str(number), 15, text_on(colour))
+    write(draw, badge + 6, top + 1, captions[0], 15, INK)
     for i, caption in enumerate(captions[1:], 1):
-        _write(draw, 0, top + 1 + 20 * i, caption, 14, _FAINT)
+        write(draw, 0, top + 1 + 20 * i, caption, 14, FAINT)
     return card
 
 
@@ -268,11 +298,11 @@ def _thumb(image: PackedImage, scale: float) -> Image.Image:
     kept = np.zeros((gh, gw), np.uint8)
     x, y = image.coords.cpu().numpy().T
     kept[y, x] = 255
-    pixels = np.asarray(_rgb(image.pixels())).copy()
-    pixels[np.repeat(np.repeat(kept == 0, P, 0), P, 1)] = _GROUND
+    pixels = np.asarray(rgb(image.pixels())).copy()
+    pixels[np.repeat(np.repeat(kept == 0, P, 0), P, 1)] = GROUND
     thumb = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
     mask = Image.fromarray(kept).resize(size, Image.Resampling.NEAREST)
-    return Image.composite(thumb, Image.fromarray(_hatch(size[1], size[0], back=True)), mask)
+    return Image.composite(thumb, Image.fromarray(hatch(size[1], size[0], back=True)), mask)
 
 
 def _thumb_scale(packs: list[list[PackedImage]], P: int, room: int) -> float:
@@ -288,17 +318,19 @@ def _thumb_scale(packs: list[list[PackedImage]], P: int, room: int) -> float:
 
 def _header(batch: Drawable, room: int, dropped: bool) -> Image.Image:
     P, (B, L) = batch.patch_size, batch.segment_ids.shape
-    picture = Image.new("RGB", (room, 62), _PAPER)
+    picture = Image.new("RGB", (room, 62), PAPER)
     draw = ImageDraw.Draw(picture)
     title = f"{B} {'pack' if B == 1 else 'packs'} of {L} token slots"
-    x = _write(draw, 0, 0, title, 26, _INK) + 20
-    _write(draw, x, 8, f"{batch.num_images} images, patches of {P}x{P} pixels", 17, _FAINT)
+    x = write(draw, 0, 0, title, 26, INK) + 20
+    several = batch.num_samples < batch.num_images
+    samples = f" in {counted(batch.num_samples, 'sample')}" if several else ""
+    write(draw, x, 8, f"{batch.num_images} images{samples}, patches of {P}x{P} pixels", 17, FAINT)
     x = 0
     legend = [(None, "tokens of one image: one colour, one number"), (False, "padding"), (True, "dropped token")]
     for back, text in legend[: 2 + dropped]:
-        sample = np.full((16, 22, 3), _COLOURS[0], np.uint8) if back is None else _hatch(16, 22, back=back)
+        sample = np.full((16, 22, 3), COLOURS[0], np.uint8) if back is None else hatch(16, 22, back=back)
         picture.paste(Image.fromarray(sample), (round(x), 40))
-        x = _write(draw, x + 30, 39, text, 15, _FAINT) + 28
+        x = write(draw, x + 30, 39, text, 15, FAINT) + 28
     return picture
 
 
@@ -306,24 +338,24 @@ def _title(b: int, pack: list[PackedImage], L: int, room: int) -> Image.Image:
     tokens = sum(len(image.coords) for image in pack)
     images, full = counted(len(pack), "image"), f"{floor_percent(tokens, L)} full"
     words = [images, f"{tokens} of {L} tokens", full] if pack else ["empty"]
-    return _line([(f"Pack {b + 1}", 21, _INK), *((word, 17, _FAINT) for word in words)], room, rule=True)
+    return _line([(f"Pack {b + 1}", 21, INK), *((word, 17, FAINT) for word in words)], room, rule=True)
 
 
 def _line(words: list[tuple[str, int, tuple[int, int, int]]], room: int, rule: bool = False) -> Image.Image:
-    picture = Image.new("RGB", (room, 44), _PAPER)
+    picture = Image.new("RGB", (room, 44), PAPER)
     draw = ImageDraw.Draw(picture)
     if rule:
-        draw.line((0, 6, room, 6), _RULE)
+        draw.line((0, 6, room, 6), RULE)
     x = 0.0
     for text, size, fill in words:
-        x = _write(draw, x, 38 - round(size * 1.05), text, size, fill) + 24
+        x = write(draw, x, 38 - round(size * 1.05), text, size, fill) + 24
     return picture
 
 
 def _stack(panels: list[Image.Image], width: int) -> Image.Image:
     gap = 14
     height = 2 * _MARGIN + sum(panel.height for panel in panels) + gap * (len(panels) - 1)
-    picture = Image.new("RGB", (width, height), _PAPER)
+    picture = Image.new("RGB", (width, height), PAPER)
     y = _MARGIN
     for panel in panels:
         picture.paste(panel, (_MARGIN, y))
@@ -345,46 +377,3 @@ def _class_name(image: PackedImage, classes: Sequence[str]) -> str:
 
 def _shorten(key: str, limit: int = 14) -> str:
     return key if len(key) <= limit else f"{key[: limit // 2 - 3]}...{key[-limit // 2 :]}"
-
-
-def _rgb(pixels: np.ndarray) -> Image.Image:
-    """Convert uint8 (height, width, C) to an RGB picture; transparent pixels become white."""
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    if picture.mode == "RGBA":
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, _PAPER), picture)
-    return picture.convert("RGB")
-
-
-def _hatch(height: int, width: int, *, back: bool = False) -> np.ndarray:
-    """A pattern of slanted lines, uint8 (height, width, 3); `back` mirrors the slant."""
-    y, x = np.ogrid[:height, :width]
-    stroke = np.take([0.5, 1.0, 0.5, 0, 0, 0, 0, 0], (x - y if back else x + y) % 8)[..., None]
-    colours: np.ndarray = _GROUND * (1 - stroke) + np.multiply(_STROKE, stroke)
-    return np.round(colours).astype(np.uint8)
-
-
-def _colour(number: int) -> tuple[int, int, int]:
-    return _COLOURS[(number - 1) % len(_COLOURS)]
-
-
-def _text_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    return _INK if np.dot(colour, (0.299, 0.587, 0.114)) > 125 else _PAPER
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    # PIL built without FreeType has only one small bitmap font.
-    return ImageFont.load_default(size) if features.check("freetype2") else ImageFont.load_default_imagefont()
-
-
-def _printable(text: str) -> str:
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    # The bitmap font supports Latin-1 only.
-    return text if features.check("freetype2") else text.encode("latin-1", "replace").decode("latin-1")
-
-
-def _write(draw: ImageDraw.ImageDraw, x: float, y: float, text: str, size: int, fill: tuple[int, int, int]) -> float:
-    """Write `text` with its upper left corner at (x, y); returns the x at which it ends."""
-    text, font = _printable(text), _font(size)
-    draw.text((x, y), text, fill, font)
-    return x + font.getlength(text)

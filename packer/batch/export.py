@@ -4,6 +4,9 @@ Each export returns a dict of tensors on the batch's device, with the names that
 in the order of `batch.labels[batch.image_mask]`: pack by pack, column by column. All of these models derive positions
 from the size of an image's grid. An image with dropped tokens would get wrong positions, so it raises ValueError.
 
+An export has one row, or one grid, per image; with `samples=True`, its key "samples", int64 (N,), says which sample of
+the batch each belongs to, from 0.
+
 The models' own processors decode an image at full size and then resize it, as `Packing(scaled_decode=False)` does. Of
 other batches, the first with an image that shrinks at least twofold warns.
 """
@@ -45,6 +48,8 @@ class ExportableBatch(Protocol):
     scaled_decode: bool
     token_index: torch.Tensor
     lengths: list[int]
+
+    def sample_numbers(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,12 +145,17 @@ def _row_length(batch: ExportableBatch, max_num_patches: int | None) -> int:
     return max_num_patches
 
 
+def _samples(batch: ExportableBatch, wanted: bool) -> dict[str, torch.Tensor]:
+    return {"samples": torch.from_numpy(batch.sample_numbers()).to(batch.patches.device)} if wanted else {}
+
+
 def to_siglip2(
     batch: ExportableBatch,
     max_num_patches: int | None = None,
     mean: Channels = 0.5,
     std: Channels = 0.5,
     dtype: torch.dtype = torch.float32,
+    samples: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Inputs of transformers' `Siglip2VisionModel`: one row per image.
 
@@ -156,6 +166,7 @@ def to_siglip2(
         max_num_patches: M, slots per row; None means the tokens of the longest image.
         mean, std: one value, or one per channel, on the scale where pixels are 0 to 1.
         dtype: dtype of the pixels.
+        samples: whether to add "samples", the number of each image's sample.
 
     Returns:
         pixel_values (N, M, D) with padding 0; pixel_attention_mask int32 (N, M), 1 for tokens;
@@ -174,7 +185,8 @@ def to_siglip2(
     row = _row_length(batch, max_num_patches)
     tokens = _tokens(batch, "SigLIP 2")
     values, mask, _ = _rows(batch, tokens, row, normalize(tokens.patches, _channels(batch), mean, std, dtype))
-    return {"pixel_values": values, "pixel_attention_mask": mask.int(), "spatial_shapes": tokens.grids.flip(1)}
+    made = {"pixel_values": values, "pixel_attention_mask": mask.int(), "spatial_shapes": tokens.grids.flip(1)}
+    return made | _samples(batch, samples)
 
 
 def to_naflex(
@@ -183,6 +195,7 @@ def to_naflex(
     mean: Channels = 0.5,
     std: Channels = 0.5,
     dtype: torch.dtype = torch.float32,
+    samples: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Inputs of timm's `NaFlexVit`: one row per image.
 
@@ -194,6 +207,7 @@ def to_naflex(
         max_num_patches: M, slots per row; None means the tokens of the longest image.
         mean, std: one value, or one per channel, on the scale where pixels are 0 to 1.
         dtype: dtype of the pixels.
+        samples: whether to add "samples", the number of each image's sample.
 
     Returns:
         patches (N, M, D) with padding 0; patch_coord int64 (N, M, 2), (y, x), 0 in padding; patch_valid bool (N, M).
@@ -213,7 +227,7 @@ def to_naflex(
     patches, valid, slots = _rows(batch, tokens, row, normalize(tokens.patches, _channels(batch), mean, std, dtype))
     coord = tokens.coords.new_zeros((*valid.shape, 2))
     coord.flatten(0, 1)[slots] = tokens.coords.flip(1)
-    return {"patches": patches, "patch_coord": coord, "patch_valid": valid}
+    return {"patches": patches, "patch_coord": coord, "patch_valid": valid} | _samples(batch, samples)
 
 
 def _rows(
@@ -238,11 +252,14 @@ def to_qwen2_vl(
     dtype: torch.dtype = torch.float32,
     merge_size: int = 2,
     temporal_patch_size: int = 2,
+    samples: bool = False,
+    video: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Inputs of Qwen2-VL (arXiv 2409.12191): all images in one row, tokens by merge block.
+    """Inputs of Qwen2-VL (arXiv 2409.12191): all images or videos in one row, tokens by merge block.
 
-    A still image is repeated F times, since a patch spans F frames. The vision model alone calls the two inputs
-    `hidden_states` and `grid_thw`.
+    A patch spans F frames. With `video`, these are F consecutive images of a sample, and the last image is repeated
+    where their number is not a multiple of F, as the model's processor does. Otherwise each image is repeated F times.
+    The vision model alone calls the two inputs `hidden_states` and `grid_thw`.
 
     Args:
         batch: images without dropped tokens, whose grids are multiples of `merge_size`: `Packing(grid_multiple=2)`.
@@ -250,12 +267,16 @@ def to_qwen2_vl(
         dtype: dtype of the pixels.
         merge_size: side of a merge block, in tokens; blocks are in raster order, and so are the tokens in each.
         temporal_patch_size: F.
+        samples: whether to add "samples", the number of each image's sample; a video is a sample already.
+        video: whether each sample is a video; its images must have equal grids.
 
     Returns:
         pixel_values (T, C*F*P*P) in the order channel, frame, row, column; image_grid_thw int64 (N, 3), (1, gh, gw).
+        With `video`, pixel_values_videos, and video_grid_thw int64 (S, 3) for S samples, (images / F rounded up, gh,
+        gw).
 
     Raises:
-        ValueError: an image has dropped tokens, or its grid does not divide into blocks.
+        ValueError: an image has dropped tokens, its grid does not divide into blocks, or a video has unequal grids.
 
     >>> import numpy as np
     >>> from patchnpack import Packing, pack_stream
@@ -266,22 +287,55 @@ def to_qwen2_vl(
     """
     check_whole("merge_size", merge_size)
     check_whole("temporal_patch_size", temporal_patch_size)
-    m, tokens = merge_size, _tokens(batch, "Qwen2-VL")
+    if video and samples:
+        raise ValueError("samples is True with video=True, where row i is sample i; leave one out")
+    m, F, tokens = merge_size, temporal_patch_size, _tokens(batch, "Qwen2-VL")
     if len(odd := np.flatnonzero((tokens.sizes % m).any(1))):
         gw, gh = tokens.sizes[odd[0]].tolist()
         raise ValueError(
             f"image {_name(batch, int(odd[0]))} has a grid of {gw}x{gh} patches, and Qwen2-VL merges {m}x{m} of them "
             f"into one: both sides must be multiples of {m}; use Packing(grid_multiple={m})"
         )
-    P, C = batch.patch_size, _channels(batch)
+    P, C, device = batch.patch_size, _channels(batch), batch.patches.device
+    unit, place, counts = _clips(batch, tokens, video)
+    sizes, steps = tokens.sizes[place == 0], -(-counts // F)
+    rows = steps * sizes.prod(1)
+    start = (np.cumsum(rows) - rows)[unit] + place // F * tokens.sizes.prod(1)
+    end = np.where(place == counts[unit] - 1, F, place % F + 1)  # the last image fills the patch that it is in
     x, y = tokens.coords.T
     across = tokens.grids[tokens.image, 0] // m
     block, within = y // m * across + x // m, y % m * m + x % m
+    row = torch.from_numpy(start).to(device)[tokens.image] + block * m**2 + within
     values = normalize(tokens.patches, C, mean, std, dtype).view(-1, P, P, C).permute(0, 3, 1, 2)
-    frames = values.new_empty((len(values), C, temporal_patch_size, P, P))
-    frames[tokens.start[tokens.image] + block * m**2 + within] = values[:, :, None]
-    thw = torch.cat([torch.ones_like(tokens.grids[:, :1]), tokens.grids.flip(1)], 1)
-    return {"pixel_values": frames.flatten(1), "image_grid_thw": thw}
+    frames = values.new_empty((int(rows.sum()), C, F, P, P))
+    for f in range(F):
+        chosen = np.flatnonzero(np.repeat((place % F <= f) & (f < end), batch.lengths))
+        which = slice(None) if len(chosen) == len(values) else torch.from_numpy(chosen).to(device)
+        frames[row[which], :, f] = values[which]
+    thw = torch.from_numpy(np.column_stack([steps, sizes[:, ::-1]]).astype(np.int64)).to(device)
+    names = ("pixel_values_videos", "video_grid_thw") if video else ("pixel_values", "image_grid_thw")
+    return dict(zip(names, (frames.flatten(1), thw), strict=True)) | _samples(batch, samples)
+
+
+def _clips(batch: ExportableBatch, tokens: _Tokens, video: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number of each image's clip, its place in it, and the number of images of each clip, each int64.
+
+    A clip is a sample, or without `video` a single image.
+    """
+    N = len(tokens.sizes)
+    unit = batch.sample_numbers() if video else np.arange(N)
+    counts = np.bincount(unit)
+    place = np.arange(N) - (np.cumsum(counts) - counts)[unit]
+    if len(other := np.flatnonzero((tokens.sizes != tokens.sizes[place == 0][unit]).any(1))):
+        two = int(other[0])
+        one = two - int(place[two])
+        (gw, gh), (gw2, gh2) = tokens.sizes[one].tolist(), tokens.sizes[two].tolist()
+        raise ValueError(
+            f"the images {_name(batch, one)} and {_name(batch, two)} of one sample have grids of {gw}x{gh} and "
+            f"{gw2}x{gh2} patches, but the frames of a video must have equal grids; give them one size, such as "
+            "Packing(resolution=Square(224)), or leave out video=True"
+        )
+    return unit, place, counts
 
 
 def to_pixtral(
@@ -289,6 +343,7 @@ def to_pixtral(
     mean: Channels = CLIP_MEAN,
     std: Channels = CLIP_STD,
     dtype: torch.dtype = torch.float32,
+    samples: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Inputs of Pixtral (arXiv 2410.07073): whole images, padded to the largest.
 
@@ -296,6 +351,7 @@ def to_pixtral(
         batch: images without dropped tokens.
         mean, std: one value, or one per channel, on the scale where pixels are 0 to 1.
         dtype: dtype of the pixels.
+        samples: whether to add "samples", the number of each image's sample.
 
     Returns:
         pixel_values (N, C, H, W), padded with 0 at the right and the bottom; image_sizes int64 (N, 2), (height, width)
@@ -318,4 +374,5 @@ def to_pixtral(
     x, y = tokens.coords.T
     # A view in the order of `values`, so that the pixels are written once.
     canvas.permute(0, 2, 4, 3, 5, 1)[tokens.image, y, x] = values
-    return {"pixel_values": canvas.flatten(4, 5).flatten(2, 3), "image_sizes": tokens.grids.flip(1) * P}
+    made = {"pixel_values": canvas.flatten(4, 5).flatten(2, 3), "image_sizes": tokens.grids.flip(1) * P}
+    return made | _samples(batch, samples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,12 @@ import torch
 from patchnpack.packer import _kernels
 from patchnpack.packer.batch import export
 from patchnpack.packer.batch.normalize import normalize
-from patchnpack.packer.batch.packed_image import PackedImage
+from patchnpack.packer.batch.packed_image import PackedImage, PackedSample
+from patchnpack.packer.batch.samples import count_samples, merge_samples, one_image_samples
 from patchnpack.packer.text import counted, floor_percent
 
 # B packs in the batch, L token slots per pack, K maximum images per pack,
-# P patch size, C channels, T valid tokens of the whole batch, N images of the whole batch
+# P patch size, C channels; of the whole batch: T valid tokens, N images, S samples
 
 
 @dataclass(eq=False, kw_only=True, slots=True, repr=False)
@@ -52,6 +54,11 @@ class PackedBatch:
         cu_seqlens: int32 (N + 1,), start of each image in the flat order of valid tokens.
         token_index: int64 (T,), position of each valid token in the flattened (B*L) slots.
         lengths: tokens of each of the N images, as Python ints.
+        sample_sizes: number of images of each sample, one list per pack; None where each sample is one image.
+        sample_starts: int64 (S + 1,), first image of each sample in the flat order of images, then N; None likewise.
+
+    `cu_seqlens`, `lengths`, `max_seqlen`, `attention_mask()` and `labels` are those of images; those of samples are the
+    ones of `by_sample()`.
     """
 
     patches: torch.Tensor
@@ -74,6 +81,8 @@ class PackedBatch:
     cu_seqlens: torch.Tensor = field(init=False, repr=False)
     token_index: torch.Tensor = field(init=False, repr=False)
     lengths: list[int] = field(init=False, repr=False)
+    sample_sizes: list[list[int]] | None = field(init=False, repr=False)
+    sample_starts: torch.Tensor | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.samples.numel():
@@ -89,6 +98,8 @@ class PackedBatch:
         self.lengths = np.diff(cu_seqlens).tolist()
         self.cu_seqlens = torch.from_numpy(cu_seqlens)
         self.token_index = torch.from_numpy(token_index[:tokens])
+        assert np.array_equal(self.samples.numpy() > 0, mask), "a sample without an image, or an image without a sample"
+        self.sample_sizes, self.sample_starts = count_samples(self.samples.numpy())
 
     def __repr__(self) -> str:
         """A few lines: shapes, fill, images and position, without waiting for a device."""
@@ -96,9 +107,12 @@ class PackedBatch:
         ends = sorted({min(self.lengths), max(self.lengths)}) if self.lengths else []
         lengths = f", {' to '.join(map(str, ends))} tokens each" if ends else ""
         dtype = {name: str(getattr(self, name).dtype).removeprefix("torch.") for name in ("patches", "labels")}
+        sizes = [size for pack in self.sample_sizes or [] for size in pack]
+        ends = sorted({min(sizes), max(sizes)}) if sizes else []
+        samples = f"  samples: {len(sizes):,}, {' to '.join(map(str, ends))} images each\n" if sizes else ""
         return (
             f"PackedBatch of {counted(B, 'pack')} with {L} token slots, {floor_percent(self.num_tokens, B * L)} full\n"
-            f"  images: {self.num_images:,}{lengths}\n"
+            f"  images: {self.num_images:,}{lengths}\n{samples}"
             f"  patches: {dtype['patches']} {tuple(self.patches.shape)} on {device}, patch size {self.patch_size}\n"
             f"  labels: {dtype['labels']} {tuple(labels.shape)}; extras: {', '.join(self.extras) or 'none'}\n"
             f"  epoch {self.epoch}, step {self.step}, position {self.position}"
@@ -114,6 +128,11 @@ class PackedBatch:
     def num_images(self) -> int:
         """Number of images in the batch; a host int, so reading it never waits for a device."""
         return len(self.lengths)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples in the batch; a host int."""
+        return self.num_images if self.sample_sizes is None else sum(map(len, self.sample_sizes))
 
     @property
     def num_tokens(self) -> int:
@@ -136,6 +155,29 @@ class PackedBatch:
             value = getattr(self, f.name)
             setattr(moved, f.name, move(value) if isinstance(value, torch.Tensor) else value)
         return moved
+
+    def sample_numbers(self) -> np.ndarray:
+        """Number of each image's sample in the batch, from 0, int64 (N,), on the host."""
+        sizes = [1] * self.num_images if self.sample_sizes is None else [n for pack in self.sample_sizes for n in pack]
+        return np.repeat(np.arange(len(sizes)), sizes)
+
+    def by_sample(self) -> PackedBatch:
+        """The same tokens in the same slots, where a segment is a whole sample: the batch for scope "sample".
+
+        A sample becomes one tall image, its images one below another, left-aligned:
+
+        ```
+        samples      1 1 2                      1 2
+        segment_ids  1 1 1 1 2 2 3 3 3   ->     1 1 1 1 1 1 2 2 2
+        grids        (2,2) (1,2) (3,1)          (2,4) (3,1)
+        ```
+
+        Column s - 1 is sample s: `labels`, `rows`, `keys` and `extras` are those of its first image, and `image_mask`
+        says where there is a sample. `cu_seqlens`, `lengths` and `max_seqlen` are those of samples, and
+        `attention_mask()` lets a token attend to its whole sample. Works on any device without waiting for it. A batch
+        whose samples are single images returns itself.
+        """
+        return self if self.sample_sizes is None else PackedBatch.from_dict(merge_samples(self.to_dict()))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """A batch with the tensors on `device`; keys and extras are shared."""
@@ -175,6 +217,9 @@ class PackedBatch:
     def from_dict(cls, fields: Mapping[str, Any]) -> PackedBatch:
         """Rebuild the batch from the dict of `to_dict`; tensors may have moved to another device since."""
         batch = object.__new__(cls)
+        if "sample_sizes" not in fields:
+            sizes, starts = count_samples(fields["samples"].numpy())
+            fields = {**fields, "sample_sizes": sizes, "sample_starts": starts}
         for f in dataclasses.fields(cls):
             setattr(batch, f.name, fields[f.name])
         return batch
@@ -185,9 +230,10 @@ class PackedBatch:
         mean: export.Channels = 0.5,
         std: export.Channels = 0.5,
         dtype: torch.dtype = torch.float32,
+        samples: bool = False,
     ) -> dict[str, torch.Tensor]:
         """pixel_values, pixel_attention_mask, spatial_shapes: see `export.to_siglip2`."""
-        return export.to_siglip2(self, max_num_patches, mean, std, dtype)
+        return export.to_siglip2(self, max_num_patches, mean, std, dtype, samples)
 
     def to_naflex(
         self,
@@ -195,9 +241,10 @@ class PackedBatch:
         mean: export.Channels = 0.5,
         std: export.Channels = 0.5,
         dtype: torch.dtype = torch.float32,
+        samples: bool = False,
     ) -> dict[str, torch.Tensor]:
         """patches, patch_coord, patch_valid for timm: see `export.to_naflex`."""
-        return export.to_naflex(self, max_num_patches, mean, std, dtype)
+        return export.to_naflex(self, max_num_patches, mean, std, dtype, samples)
 
     def to_qwen2_vl(
         self,
@@ -206,25 +253,28 @@ class PackedBatch:
         dtype: torch.dtype = torch.float32,
         merge_size: int = 2,
         temporal_patch_size: int = 2,
+        samples: bool = False,
+        video: bool = False,
     ) -> dict[str, torch.Tensor]:
-        """pixel_values, image_grid_thw: see `export.to_qwen2_vl`."""
-        return export.to_qwen2_vl(self, mean, std, dtype, merge_size, temporal_patch_size)
+        """pixel_values, image_grid_thw, or those of videos: see `export.to_qwen2_vl`."""
+        return export.to_qwen2_vl(self, mean, std, dtype, merge_size, temporal_patch_size, samples, video)
 
     def to_pixtral(
         self,
         mean: export.Channels = export.CLIP_MEAN,
         std: export.Channels = export.CLIP_STD,
         dtype: torch.dtype = torch.float32,
+        samples: bool = False,
     ) -> dict[str, torch.Tensor]:
         """pixel_values, image_sizes: see `export.to_pixtral`."""
-        return export.to_pixtral(self, mean, std, dtype)
+        return export.to_pixtral(self, mean, std, dtype, samples)
 
     def images(self) -> Iterator[PackedImage]:
         """Iterate over the images, pack by pack: one record per image."""
-        ends = np.cumsum(self.lengths)
+        ends, samples = np.cumsum(self.lengths), self.sample_numbers()
         flat_coords, flat_patches = self.coords.flatten(0, 1), self.patches.flatten(0, 1)
-        columns = self.image_mask.nonzero().tolist()
-        for (b, j), end, length in zip(columns, ends, self.lengths, strict=True):
+        columns, frames = self.image_mask.nonzero().tolist(), self.frames[self.image_mask].tolist()
+        for i, ((b, j), end, length) in enumerate(zip(columns, ends, self.lengths, strict=True)):
             slots = self.token_index[end - length : end]
             label = self.labels[b, j]
             gw, gh = self.grids[b, j].tolist()
@@ -235,9 +285,11 @@ class PackedBatch:
                 coords=flat_coords[slots],
                 patches=flat_patches[slots],
                 patch_size=self.patch_size,
+                sample=int(samples[i]),
+                frame=frames[i],
             )
 
-
-def one_image_samples(image_mask: torch.Tensor) -> torch.Tensor:
-    """`PackedBatch.samples` of packs whose samples hold one image each, int32 (B, K)."""
-    return torch.where(image_mask, torch.arange(1, image_mask.shape[1] + 1, dtype=torch.int32), 0)
+    def images_by_sample(self) -> Iterator[PackedSample]:
+        """Iterate over the samples, pack by pack: one record per sample, with its images in order."""
+        for _, images in itertools.groupby(self.images(), lambda image: image.sample):
+            yield PackedSample(images=tuple(images))

@@ -1,4 +1,4 @@
-"""`PackedImage`: one image that was taken out of a pack."""
+"""`PackedImage` and `PackedSample`: an image, and the images of a sample, taken out of a pack."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class PackedImage:
         coords: int32 (n, 2), the (x, y) of each kept token in the grid.
         patches: uint8 (n, P*P*C), the kept tokens' pixels in row, column, channel order.
         patch_size: P, in pixels.
+        sample: number of the image's sample in the batch, from 0.
+        frame: the image's place in its sample, from 0.
     """
 
     key: str
@@ -29,6 +31,8 @@ class PackedImage:
     coords: torch.Tensor
     patches: torch.Tensor
     patch_size: int
+    sample: int = 0
+    frame: int = 0
 
     def __repr__(self) -> str:
         (gw, gh), label = self.grid, self.label
@@ -45,3 +49,24 @@ class PackedImage:
         x, y = self.coords.cpu().numpy().T
         canvas[y, x] = self.patches.cpu().numpy().reshape(len(x), P, P, -1)
         return canvas.transpose(0, 2, 1, 3, 4).reshape(gh * P, gw * P, -1)
+
+
+@dataclass(eq=False, frozen=True, slots=True)
+class PackedSample:
+    """The images of one sample, extracted from a pack.
+
+    Attributes:
+        images: at least one, in order; each knows its `frame`.
+    """
+
+    images: tuple[PackedImage, ...]
+
+    @property
+    def key(self) -> str:
+        """The key of the first image."""
+        return self.images[0].key
+
+    @property
+    def label(self) -> int | torch.Tensor:
+        """The sample's label, which each of its images carries."""
+        return self.images[0].label

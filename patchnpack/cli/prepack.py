@@ -73,6 +73,9 @@ def pack(
     root: Root = None,
     pages: Pages = "first",
     max_rate: Annotated[float, typer.Option(help="Maximum share of bad images.")] = 0.01,
+    on_bad: Annotated[
+        Literal["sample", "image"], typer.Option(help="What a bad image leaves out: its whole sample, or itself.")
+    ] = "sample",
     seed: Seed = 0,
     workers: Annotated[int | None, whole_flag("Processes on this machine; by default one per CPU.")] = None,
     task_index: Annotated[int | None, whole_flag("Run only this task of --num-tasks, from 0.")] = None,
@@ -116,7 +119,7 @@ def pack(
         classes=classes,
         extras=extra or [],
         pages=pages,  # type: ignore[arg-type]  # the loader checks it
-        errors=ErrorPolicy(max_rate=max_rate),
+        errors=ErrorPolicy(max_rate=max_rate, on_bad=on_bad),
         storage_options=options,
     )
     total = job.num_images

@@ -281,7 +281,7 @@ def _rows(
         usable = RowFilter.of(index, None, ErrorPolicy(), None, pages, has_heif())  # type: ignore[arg-type]
         if not usable.mask.any():
             raise usable.none_usable(index)
-        return index.rows(np.flatnonzero(usable.mask)), packing, len(usable.bad)
+        return usable.usable(index).rows(np.flatnonzero(usable.heads(index))), packing, len(usable.bad)
     from patchnpack.loaders import PackedImageLoader
     from patchnpack.loaders.plan_report import planned_rows
 

@@ -283,8 +283,8 @@ def evaluate_checkpoint(
     ]
     if pairs:
         hits = sum(y is not None and (x[y] == max(x) if isinstance(x, list) else x == y) for x, y in pairs)
-        typer.echo(f"accuracy: {hits / len(pairs):.4f} on {counted(len(pairs), 'labelled image')}")
-    typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {_excluded(loader)}")
+        typer.echo(f"accuracy: {hits / len(pairs):.4f} on {counted(len(pairs), f'labelled {model.config.scope}')}")
+    typer.echo(f"wrote {out}: {counted(len(table), model.config.scope)}, {_excluded(loader)}")
 
 
 @takes_evaluation
@@ -317,7 +317,7 @@ def write_features(
     loader = _evaluation_loader(model, index, packing, storage_options, batch_size=batch_size, pages=pages)
     table = features(model, loader, precision=precision)
     write_table(out, table)
-    typer.echo(f"wrote {out}: {counted(len(table), 'image')}, {_excluded(loader)}")
+    typer.echo(f"wrote {out}: {counted(len(table), model.config.scope)}, {_excluded(loader)}")
 
 
 @takes_evaluation

@@ -174,6 +174,8 @@ def to_big_vision(model: NaViT, kind: Literal["vit", "naflex"] = "vit") -> dict[
         "qk_norm": (False,),
         "registers": (0,),
         "layer_scale": (None,),
+        "scope": ("image",),
+        "time": ("none",),
         **({"position_resize": ("bilinear",), "channels": (3,)} if kind == "naflex" else {}),
         "position_antialias": (True,),
         "position_align_corners": (False,),

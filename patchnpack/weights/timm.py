@@ -202,6 +202,11 @@ def to_timm(model: NaViT, kind: Kind = "vit", *, like: Source | None = None) -> 
     else:
         original = read_weights(like)
         layout = layout_of(original, config.position_shape if "pos_embed" in original else None)
+    if (config.scope, config.time) != ("image", "none"):
+        raise ValueError(
+            f"scope is {config.scope!r} and time is {config.time!r}, but timm's models take single images; export a "
+            "model of scope 'image' and time 'none'"
+        )
     supported = {"grid"} if layout.kind == "vit" else {"grid", "fractional", "rope"}
     if config.position not in supported or (config.position == "fractional" and config.combine != "add"):
         raise ValueError(

@@ -51,6 +51,7 @@ def keys_of(loader: PackedImageLoader) -> list[str]:
     ("options", "message"),
     [
         ({"on_error": "warn"}, "on_error is 'warn'; it must be one of 'skip', 'raise'"),
+        ({"on_bad": "page"}, "on_bad is 'page'; it must be one of 'sample', 'image'"),
         ({"truncated": "use"}, "truncated is 'use'; it must be one of 'skip', 'keep'"),
         ({"max_rate": -0.1}, "max_rate is -0.1; it must be from 0 to 1"),
         ({"max_consecutive": 0}, "max_consecutive is 0; it must be at least 1"),
@@ -109,6 +110,32 @@ def test_consecutive_bad_images_stop_the_run_exactly_at_the_limit(batch: int) ->
     assert judged(policy, [*nine, False, *ten], batch) == 29 // batch * batch
 
 
+def test_images_left_out_between_bad_ones_neither_count_nor_break_a_row() -> None:
+    """Clips of 8 frames, each with a bad first frame that takes the others along."""
+    policy = ErrorPolicy(max_rate=1, max_consecutive=5)
+
+    def record(monitor: ErrorMonitor, clips: int) -> None:
+        for clip in range(clips):
+            monitor.record(8, [(0, bad(8 * clip))], list(range(8)))
+
+    monitor = ErrorMonitor(policy)
+    record(monitor, 4)
+    monitor.record(8, [], [])
+    record(monitor, 4)
+    with pytest.raises(BadDataError, match="5 images in a row were bad"):
+        record(monitor, 1)
+    broken = ErrorMonitor(policy)
+    for _ in range(20):  # a usable frame between
+        broken.record(8, [(3, bad())], [3, 4, 5, 6])
+
+
+def test_rows_left_out_with_bad_headers_count_before_the_start() -> None:
+    monitor = ErrorMonitor(ErrorPolicy(max_rate=0.01))
+    monitor.before_start(10, 1000, bad())
+    with pytest.raises(BadDataError, match="11 of 1000 images have bad headers, or share their sample with"):
+        monitor.before_start(11, 1000, bad(), "have bad headers, or share their sample with such an image")
+
+
 def test_messages_name_the_count_the_limit_and_an_image() -> None:
     with pytest.raises(BadDataError, match=r"3 images in a row .* max_consecutive sets; the last is 'k2' in a.tar"):
         ErrorMonitor(ErrorPolicy(max_consecutive=3)).record(3, [(i, bad(i)) for i in range(3)])
@@ -122,8 +149,10 @@ def test_quarantine_file_has_one_line_per_bad_image_and_epoch(tmp_path: Path) ->
     path = tmp_path / "bad.jsonl"
     for epoch in range(2):
         ErrorMonitor(ErrorPolicy(quarantine=path)).quarantine(bad(3), epoch)
-    said = {"row": 3, "key": "k3", "shard": "a.tar", "offset": 512, "stage": "decode", "reason": "it is broken"}
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"epoch": e, **said} for e in range(2)]
+    said = {"row": 3, "key": "k3", "shard": "a.tar", "offset": 512, "page": 0, "stage": "decode"}
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"epoch": e, **said, "reason": "it is broken"} for e in range(2)
+    ]
 
 
 def test_threads_and_ranks_append_whole_lines_to_one_file(tmp_path: Path) -> None:

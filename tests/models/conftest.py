@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,18 @@ def pack() -> Callable[..., PackedBatch]:
         return PackedBatch(**batch, image_sizes=batch["grids"] * P, keys=keys, patch_size=P)
 
     return packed
+
+
+def of_samples(batch: PackedBatch, sizes: list[list[int]], frames: list[list[int]] | None = None) -> PackedBatch:
+    """The batch with samples of these numbers of images; frames count from 0 in each if they are not given."""
+    samples, numbers = torch.zeros_like(batch.samples), torch.zeros_like(batch.frames)
+    for b, pack in enumerate(sizes):
+        counted = [i for n in pack for i in range(n)]
+        samples[b, : sum(pack)] = torch.repeat_interleave(
+            torch.arange(1, len(pack) + 1), torch.tensor(pack, dtype=torch.int64)
+        ).int()
+        numbers[b, : sum(pack)] = torch.tensor(counted if frames is None else frames[b], dtype=torch.int32)
+    return dataclasses.replace(batch, samples=samples, frames=numbers)
 
 
 @pytest.fixture

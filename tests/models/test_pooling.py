@@ -11,10 +11,12 @@ LENGTHS = [4, 1, 4, 6]
 
 
 def flat_stream(lengths: list[int]) -> Stream:
-    image = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    unit = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
     columns, slots = torch.arange(len(lengths)), torch.arange(sum(lengths))
-    return Stream(slots=slots, columns=columns, image=image, lengths=lengths, cu_seqlens=starts, backend="split")
+    return Stream(
+        slots=slots, images=unit, columns=columns, unit=unit, lengths=lengths, cu_seqlens=starts, backend="split"
+    )
 
 
 def test_pooling_equals_torch_multi_head_attention_image_by_image() -> None:

@@ -101,10 +101,10 @@ def test_positions_of_a_model_in_half_precision_are_computed_in_float32(
     coords, grids = (torch.cat([a, b]) for a, b in zip(raster(256, 1), raster(19, 23), strict=True))
     model = built(position, combine).to(dtype)
     if model.pos_embed is None:  # rope: independent of the dtype that new tensors have
-        expected = axial_rope(coords, 16, 10_000.0)
+        expected = axial_rope(coords.flip(-1).unbind(-1), 16, 10_000.0)
         torch.set_default_dtype(dtype)
         try:
-            angles = axial_rope(coords, 16, 10_000.0)
+            angles = axial_rope(coords.flip(-1).unbind(-1), 16, 10_000.0)
         finally:
             torch.set_default_dtype(torch.float32)
         assert [each.dtype for each in angles] == [torch.float32] * 2

@@ -127,7 +127,7 @@ def test_dropping_tokens_before_or_after_the_embedding_is_the_same(
         coords = batch.coords[0, : batch.num_tokens]
         tokens = model.patch_embed(batch.patches[0, : batch.num_tokens])
         if model.pos_embed is None:
-            return torch.cat([tokens, *(each.flatten(1) for each in axial_rope(coords, 8, 1e4))], 1)
+            return torch.cat([tokens, *(each.flatten(1) for each in axial_rope(coords.flip(-1).unbind(-1), 8, 1e4))], 1)
         return tokens + model.pos_embed(coords, batch.grids[0, :1].expand(len(coords), 2))
 
     before, after = embedded(pack([[dropped]])), embedded(pack([[image]]))[stays]

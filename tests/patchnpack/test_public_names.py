@@ -50,6 +50,7 @@ PUBLIC: dict[str, list[str]] = {
         "NoDrop",
         "PackedBatch",
         "PackedImage",
+        "PackedSample",
         "Packing",
         "PatchSizes",
         "Plan",

@@ -42,6 +42,13 @@ def test_weight_decay_spares_norms_biases_positions_and_the_pooling_query(config
     assert all(p.ndim == 2 for p in decayed["params"])
 
 
+def test_the_table_of_frames_is_spared_and_learns_at_the_embeddings_rate(config: NaViTConfig) -> None:
+    model = NaViT(dataclasses.replace(config, time="learned"))
+    groups = make_optimizer(model, settings(weight_decay=0.3, layer_decay=0.5)).param_groups
+    (group,) = (group for group in groups if any(parameter is model.frame_embed for parameter in group["params"]))
+    assert (group["weight_decay"], group["scale"]) == (0.0, 0.5 ** (config.depth + 1))
+
+
 def test_class_token_and_registers_are_spared_and_learn_at_the_embeddings_rate(config: NaViTConfig) -> None:
     model = NaViT(dataclasses.replace(config, pooling="cls", registers=2))
     groups = make_optimizer(model, settings(weight_decay=0.3, layer_decay=0.5)).param_groups

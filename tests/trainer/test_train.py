@@ -129,7 +129,8 @@ def test_out_receives_the_checkpoint_and_one_row_per_evaluation(
     assert [row["step"] for row in result.history] == [4, 8, 9]
     assert [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()] == result.history
     assert set(result.history[0]) == {
-        *("step", "epoch", "minutes", "loss", "accuracy", "images_per_second", "tokens_per_second", "padding"),
+        *("step", "epoch", "minutes", "loss", "accuracy", "images_per_second", "samples_per_second"),
+        *("tokens_per_second", "padding"),
         *("val_loss", "val_accuracy", "val_images", "skipped_steps"),
     }
     assert result.history[-1]["val_images"] == result.metrics["images"] == 8

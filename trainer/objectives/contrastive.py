@@ -67,7 +67,8 @@ class Contrastive(Objective):
 
     Args:
         image: the model, with `num_classes` 0, so that it returns pooled features.
-        text: member that holds the texts, one of the loader's `extras`. An image without a text does not count.
+        text: member that holds the texts, one of the loader's `extras`. An image without a text does not count. A
+            sample has the text of its first image.
         embed: E, width of the shared embedding space.
         tower: keyword arguments of `TextTower`.
         chunk: M, number of texts whose logits are held in memory at a time.
@@ -121,11 +122,12 @@ class Contrastive(Objective):
         return sum(text is not None for text in self._texts(batch))
 
     def embed(self, model: NaViT, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embed images and their texts: two float32 (N, E) of unit length."""
-        texts = self._texts(batch)
+        """Embed images, or in scope "sample" samples, and their texts: two float32 (N, E) of unit length."""
+        units = model.units(batch)
+        texts = self._texts(units)
         which = [i for i, text in enumerate(texts) if text is not None]
         index = torch.tensor(which, dtype=torch.int64).to(batch.patches.device, non_blocking=True)
-        images = self.projection(model(batch)[batch.image_mask][index])
+        images = self.projection(model(batch)[units.image_mask][index])
         words = self.tower([texts[i] for i in which])
         return F.normalize(images.float(), dim=-1), F.normalize(words.float(), dim=-1)
 
@@ -134,12 +136,8 @@ class Contrastive(Objective):
         images, texts = self.embed(model, *batches)
         total = sigmoid_loss(images, texts, self.scale.exp(), self.bias, chunk=self.chunk)
         with torch.no_grad():
-            best = torch.cat(
-                [
-                    torch.zeros(0, device=images.device),
-                    *((part @ texts.T).argmax(-1) for part in (images.split(self.chunk) if len(texts) else ())),
-                ]
-            )
+            parts = images.split(self.chunk) if len(texts) else ()
+            best = torch.cat([images.new_zeros(0), *((part @ texts.T).argmax(-1) for part in parts)])
             hits = (best == torch.arange(len(best), device=best.device)).sum()
         return Outcome(total, torch.as_tensor(len(images), device=total.device), hits)
 

@@ -19,7 +19,7 @@ from patchnpack.trainer.objectives.losses import Classification, Outcome
 
 
 def repatchify(batch: PackedBatch, patch_size: int) -> PackedBatch:
-    """Cut the images of a batch into patches of another size: one pack of all N images, in order.
+    """Cut the images of a batch into patches of another size: one pack of all N images, in order, and their samples.
 
     A side that is not a multiple of the new size is padded with 0, as with `Native(edge="pad")`. Labels are not copied.
 
@@ -30,7 +30,7 @@ def repatchify(batch: PackedBatch, patch_size: int) -> PackedBatch:
     Raises:
         ValueError: a token was dropped, so pixels are missing.
     """
-    P, new_P = batch.patch_size, patch_size
+    P, new_P, N = batch.patch_size, patch_size, batch.num_images
     lengths = torch.tensor(batch.lengths, dtype=torch.int64)
     grids = batch.grids[batch.image_mask].long()  # (N, 2)
     if len(wrong := (grids.prod(-1) != lengths).nonzero()):
@@ -42,20 +42,16 @@ def repatchify(batch: PackedBatch, patch_size: int) -> PackedBatch:
     new_grids = -(-grids * P // new_P)
     new_lengths = new_grids.prod(-1)
     total, channels = int(new_lengths.sum()), batch.patches.shape[-1] // P**2
-    image_T = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    dy, dx = torch.arange(P)[:, None], torch.arange(P)[None]
+    image_T, image_t = (torch.repeat_interleave(torch.arange(N), each) for each in (lengths, new_lengths))
+    first = new_lengths.cumsum(0) - new_lengths
     x, y = (batch.coords.flatten(0, 1)[batch.token_index].long().T[..., None, None] * P).unbind()
-    x, y = x + dx, y + dy  # (T, 1, P) and (T, P, 1): position of each pixel in its image
-    first = (new_lengths.cumsum(0) - new_lengths)[image_T][:, None, None]
-    token = first + y // new_P * new_grids[image_T, 0][:, None, None] + x // new_P
+    x, y = x + torch.arange(P), y + torch.arange(P)[:, None]  # (T, 1, P) and (T, P, 1): a pixel's place in its image
+    token = first[image_T][:, None, None] + y // new_P * new_grids[image_T, 0][:, None, None] + x // new_P
     place = (token * new_P + y % new_P) * new_P + x % new_P
     pixels = torch.zeros(total * new_P**2, channels, dtype=torch.uint8)
     pixels[place.flatten()] = batch.patches.flatten(0, 1)[batch.token_index].view(-1, channels)
-    image_t = torch.repeat_interleave(torch.arange(len(lengths)), new_lengths)
-    index_t = torch.arange(total) - (new_lengths.cumsum(0) - new_lengths)[image_t]
-    across = new_grids[image_t, 0]
+    index_t, across = torch.arange(total) - first[image_t], new_grids[image_t, 0]
     coords = torch.stack([index_t % across, index_t // across], -1)
-    N = len(lengths)
     return PackedBatch(
         patches=pixels.view(1, total, -1),
         segment_ids=(image_t + 1)[None].int(),
@@ -65,6 +61,8 @@ def repatchify(batch: PackedBatch, patch_size: int) -> PackedBatch:
         image_mask=torch.ones(1, N, dtype=torch.bool),
         labels=torch.full((1, N), -100),
         rows=batch.rows[batch.image_mask][None],
+        samples=torch.from_numpy(batch.sample_numbers() + 1).int()[None],
+        frames=batch.frames[batch.image_mask][None],
         keys=[[key for keys in batch.keys for key in keys]],
         patch_size=new_P,
     )
@@ -109,6 +107,8 @@ class Distillation(Classification):
             raise ValueError(
                 f"the student has {classes} classes, the teacher {teacher_classes}; they must be equal, and above 0"
             )
+        if model.config.scope != teacher.config.scope:
+            raise ValueError(f"the student has scope {model.config.scope!r}, the teacher {teacher.config.scope!r}")
         if self.task_weight or self.mixup or self.cutmix:
             (batch,) = super().prepare(model, batch, rng)
         model.check(batch)
@@ -143,13 +143,14 @@ class Distillation(Classification):
     def forward(self, model: NaViT, *batches: PackedBatch) -> Outcome:
         """Compute the outcome for (batch, the teacher's batch)."""
         (teacher,), (batch, seen), t = self._teacher, batches, self.temperature
+        units = model.units(batch)
         with torch.no_grad():
-            taught = teacher(seen)[seen.image_mask].float()  # (N, classes)
+            taught = teacher(seen)[teacher.units(seen).image_mask].float()  # (N, classes)
         logits = model(batch)
-        learnt = logits[batch.image_mask].float()
+        learnt = logits[units.image_mask].float()
         log_p, log_q = (taught / t).log_softmax(-1), (learnt / t).log_softmax(-1)
         total = t**2 * F.kl_div(log_q, log_p, reduction="sum", log_target=True) + 0 * logits.sum()
         if self.task_weight:
-            total = total + self.task_weight * self.outcome(logits, batch).total
+            total = total + self.task_weight * self.outcome(logits, units).total
         hits = (taught.argmax(-1) == learnt.argmax(-1)).sum()
-        return Outcome(total, torch.as_tensor(batch.num_images, device=total.device), hits)
+        return Outcome(total, torch.as_tensor(units.num_images, device=total.device), hits)

@@ -21,7 +21,7 @@ from patchnpack.trainer.objectives.mixing import mix
 class Outcome(NamedTuple):
     """The loss of a batch as 0-d tensors.
 
-    The loss summed over the counted images, their number, and the number of hits among them.
+    The loss summed over the counted images, or in scope "sample" samples, their number, and the hits among them.
     """
 
     total: torch.Tensor
@@ -51,7 +51,7 @@ class Objective(nn.Module):
 
     @abstractmethod
     def count(self, batch: PackedBatch) -> int:
-        """Count, on the host, the images that the loss sums over."""
+        """Count, on the host, the images that the loss sums over; `batch` is `model.units` of that of `prepare`."""
 
     @abstractmethod
     def forward(self, model: NaViT, *batches: PackedBatch) -> Outcome:
@@ -99,6 +99,10 @@ class Classification(Objective):
         """Check labels; with `rng`, mix images."""
         model.check(batch, labels=True)
         soft, mixing = batch.labels.is_floating_point(), self.mixing
+        if mixing and model.config.scope == "sample":
+            raise ValueError(
+                "mixup and cutmix mix single images, but the model has scope 'sample'; set both to 0, or scope='image'"
+            )
         if soft and mixing and self.loss == "auto":
             raise ValueError("mixup and cutmix with float labels need an explicit loss; choose 'softmax' or 'sigmoid'")
         if soft and self.loss == "softmax":
@@ -124,7 +128,7 @@ class Classification(Objective):
     def forward(self, model: NaViT, *batches: PackedBatch) -> Outcome:
         """Compute the loss of one batch."""
         (batch,) = batches
-        return self.outcome(model(batch), batch)
+        return self.outcome(model(batch), model.units(batch))
 
     def outcome(self, logits: torch.Tensor, batch: PackedBatch) -> Outcome:
         """Compare logits (B, K, C) with the labels. In a hit, the highest logit has the highest target."""

@@ -53,7 +53,8 @@ class Builder:
     ) -> None:
         self.num_parts, self.num_images = 3, num_images
         self.bad: list[tuple[int, BadRow]] = []
-        self.without_label = self.truncated = self.multi_page = 0
+        self.lost: list[int] = []
+        self.bad_samples = self.without_label = self.truncated = self.multi_page = 0
         self.warnings: list[str] = []
         self.step, self.threads = step, set[str]()
         self._gate, self._stall_s = gate, stall_s
@@ -140,7 +141,7 @@ def test_rows_left_out_are_counted_with_the_next_batch_and_the_last_ones_with_th
     counted = [(stats.skipped["oversize"], stats.bad_images, stats.skipped["tail"]) for _ in batches]
     # Without threads nothing is planned ahead, so the tail is unknown until the iterator ends.
     assert counted == [(1, 1, 0), (2, 2, 0), (3, 3, 0), (4, 4, 5 if num_threads else 0)]
-    assert stats.skipped == {"oversize": 4, "undersize": 0, "where": 0, "tail": 5}
+    assert stats.skipped == {"oversize": 4, "undersize": 0, "frames": 0, "where": 0, "tail": 5}
 
 
 def test_rows_left_out_are_counted_without_any_batch() -> None:
@@ -162,12 +163,13 @@ def test_bad_images_of_a_batch_are_counted_quarantined_and_judged(tmp_path: obje
         for step in range(4):
             builder = Builder(step, num_images=1)
             builder.bad = [(0, bad(step))] if step != 1 else []
+            builder.lost, builder.bad_samples = [number for number, _ in builder.bad], len(builder.bad)
             yield builder
 
     batches = run_batches(planned(), outcomes, num_threads=2, prefetch=1)
     with pytest.raises(BadDataError, match="2 images in a row"):
         list(batches)
-    assert outcomes.stats.bad_images == 3
+    assert outcomes.stats.bad_images == outcomes.stats.bad_samples == 3
     with open(path) as file:
         assert len(file.readlines()) == 3
     assert library_threads() == []

@@ -18,7 +18,7 @@ def bad(row: int) -> BadRow:
 
 def test_new_stats_are_zero_without_dividing_by_zero() -> None:
     report = Stats().report()
-    assert report["skipped"] == {"oversize": 0, "undersize": 0, "where": 0, "tail": 0}
+    assert report["skipped"] == {"oversize": 0, "undersize": 0, "frames": 0, "where": 0, "tail": 0}
     assert report["bad"] == []
     assert all(
         value == 0
@@ -39,7 +39,15 @@ def test_bad_image_is_counted_listed_and_logged(caplog: pytest.LogCaptureFixture
     report = stats.report()
     assert report["bad_images"] == 1
     assert report["bad"] == [
-        {"row": 3, "key": "k3", "shard": "a.tar", "offset": 1536, "stage": "decode", "reason": "it is broken"}
+        {
+            "row": 3,
+            "key": "k3",
+            "shard": "a.tar",
+            "offset": 1536,
+            "page": 0,
+            "stage": "decode",
+            "reason": "it is broken",
+        }
     ]
     assert caplog.messages == ["bad image 'k3' in a.tar at byte 1536 (decode): it is broken"]
 

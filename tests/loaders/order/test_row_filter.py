@@ -59,7 +59,13 @@ def test_where_chooses_rows_by_what_the_index_knows(index: Index) -> None:
     )
     expected = [key for key in index.keys if key.endswith("3")]
     assert sorted(key for batch in loader for keys in batch.keys for key in keys) == expected
-    assert loader.stats()["skipped"] == {"oversize": 0, "undersize": 0, "where": 60 - len(expected), "tail": 0}
+    assert loader.stats()["skipped"] == {
+        "oversize": 0,
+        "undersize": 0,
+        "frames": 0,
+        "where": 60 - len(expected),
+        "tail": 0,
+    }
 
 
 @pytest.mark.parametrize("result", [[0, 1, 2], np.ones(60), np.ones(59, np.bool_), True])

@@ -302,9 +302,9 @@ def test_set_epoch_keeps_the_cursor_only_in_its_own_epoch(index: Index) -> None:
         ({"num_streams": 2}, "num_streams = 1, this loader has 2"),
         (
             {"where": lambda index: index.width > 20},
-            r"\d+ images used of .*, this loader has \d+; where=, decode=, pages=, bad",
+            r"\d+ samples used of .*, this loader has \d+; where=, decode=, pages=, bad",
         ),
-        ({"where": lambda index: index.width != index.width[0]}, r"60 images used of those in its index, this"),
+        ({"where": lambda index: index.width != index.width[0]}, r"60 samples used of those in its index, this"),
     ],
 )
 def test_state_of_another_order_is_refused_with_the_difference(

@@ -1,6 +1,7 @@
 """`draw_packs` shows every patch in its slot and every image rebuilt, with dropped patches hatched."""
 
 import base64
+import dataclasses
 import io
 import re
 import subprocess
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from patchnpack.packer import PackedBatch
-from patchnpack.packer.batch import drawing
+from patchnpack.packer.batch import canvas, drawing
 from patchnpack.packer.batch.drawing import draw_html, draw_packs
 from tests.images import cut_patches
 
@@ -98,7 +99,7 @@ def test_image_drawn_at_its_own_size_is_rebuilt_pixel_for_pixel() -> None:
 def test_dropped_tokens_are_hatched_without_darkening_neighbours(scale: int) -> None:
     (image,) = batch_of([[plain(6, 5, (250, 250, 250))]], 40, keep=0.5).images()
     thumb = np.asarray(drawing._thumb(image, scale)).reshape(5, scale, 6, scale, 3).transpose(0, 2, 1, 3, 4)
-    hatched = (thumb == drawing._STROKE).all(-1).any((2, 3))
+    hatched = (thumb == canvas.STROKE).all(-1).any((2, 3))
     kept = np.zeros((5, 6), bool)
     x, y = image.coords.numpy().T
     kept[y, x] = True
@@ -117,11 +118,38 @@ def test_padding_is_hatched_wherever_it_lies() -> None:
     images = [plain(2, 2, (9, 99, 199)), plain(3, 2, (199, 99, 9))]
 
     def strokes(gap: int) -> int:
-        return int((np.asarray(draw_packs(batch_of([images], 10 + 2 * gap, gap=gap))) == drawing._STROKE).all(-1).sum())
+        return int((np.asarray(draw_packs(batch_of([images], 10 + 2 * gap, gap=gap))) == canvas.STROKE).all(-1).sum())
 
     legend = strokes(0)
     assert strokes(3) > 2 * legend
     assert strokes(6) > strokes(3)
+
+
+def test_images_of_one_sample_are_outlined_together_and_name_their_frames() -> None:
+    plain_batch = batch_of([[noise(2, 2, seed=i) for i in range(4)], [noise(3, 2)]], 32)
+    batch = dataclasses.replace(
+        plain_batch,
+        samples=torch.tensor([[1, 2, 2, 2], [1, 0, 0, 0]], dtype=torch.int32),
+        frames=torch.tensor([[0, 0, 1, 2], [0, 0, 0, 0]], dtype=torch.int32),
+    )
+    picture, without = draw_packs(batch), draw_packs(plain_batch)
+    (top, left), (bottom, right) = _outline(batch)
+    box = picture.crop((left, top, right, bottom))
+    assert all(holds(box, noise(2, 2, seed=i)) for i in (1, 2, 3))
+    assert not holds(box, noise(2, 2, seed=0))
+    assert picture.height > without.height
+    other = dataclasses.replace(batch, frames=batch.frames * 2)
+    assert draw_packs(other).tobytes() != picture.tobytes(), "a frame's number is not written"
+    narrow = draw_packs(batch, width=480)  # the outlined images need two rows
+    assert narrow.height > picture.height
+
+
+def _outline(batch: PackedBatch) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Upper left and lower right corner of the only outline: its sides are the longest runs of its colour."""
+    faint = (np.asarray(draw_packs(batch)) == canvas.FAINT).all(-1)
+    rows = np.flatnonzero(faint.sum(1) > 300)
+    (columns,) = np.nonzero(faint[rows[0]])
+    return (int(rows[0]), int(columns[0])), (int(rows[-1]) + 1, int(columns[-1]) + 1)
 
 
 def test_empty_pack_is_drawn_as_padding() -> None:
@@ -164,7 +192,7 @@ def test_neighbouring_images_have_different_colours_and_their_number_is_written_
     runs = [run for line in drawing._runs(segments, 40, 16) for run in line]
     assert [number for *_, number, labelled in runs if labelled] == [1, 2, 0, 4, 0]
     assert sum(end - start for start, end, *_ in runs) == 200
-    assert all(drawing._colour(number) != drawing._colour(number + 1) for number in range(1, 20))
+    assert all(canvas.colour_of(number) != canvas.colour_of(number + 1) for number in range(1, 20))
 
 
 def test_label_waits_for_the_first_line_with_room() -> None:
@@ -231,9 +259,9 @@ def test_any_key_can_be_written_with_and_without_freetype(
     if freetype and not features.check("freetype2"):
         pytest.skip("this PIL was built without FreeType")
     monkeypatch.setattr(features, "check", lambda feature: freetype)
-    drawing._font.cache_clear()
+    canvas.font.cache_clear()
     picture = draw_packs(batch_of([[noise(2, 2)]], 4, keys=key))
-    drawing._font.cache_clear()
+    canvas.font.cache_clear()
     assert picture.size[0] == 1600
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -128,6 +129,63 @@ def test_qwen2_vl_takes_blocks_in_raster_order_with_channels_first_and_frames_re
     np.testing.assert_allclose(found["pixel_values"].numpy(), np.stack(want), atol=1e-5)
 
 
+def _of_samples(batch: PackedBatch, sizes: list[list[int]]) -> PackedBatch:
+    samples = torch.zeros_like(batch.samples)
+    for b, pack in enumerate(sizes):
+        numbers = [s for s, size in enumerate(pack, 1) for _ in range(size)]
+        samples[b, : len(numbers)] = torch.tensor(numbers, dtype=torch.int32)
+    return dataclasses.replace(batch, samples=samples)
+
+
+def _clips() -> PackedBatch:
+    """Nine images of 4 x 2 patches in three packs, as samples of 3, 1, 4 and 1 images."""
+    batch = _batch(
+        PACKING.replace(seq_len=40, algorithm="next_fit", lookahead=1, fill="none"), grids=[(4, 2)] * 9, broken=False
+    )
+    assert batch.image_mask.sum(1).tolist() == [4, 4, 1]
+    return _of_samples(batch, [[3, 1], [4], [1]])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_qwen2_vl_gets_frames_of_a_sample_in_patches_that_span_them_and_repeats_the_last(frames: int) -> None:
+    batch = _clips()
+    found = batch.to_qwen2_vl(0.5, 0.5, temporal_patch_size=frames, video=True)
+    want, thw = [], []
+    for sample in batch.images_by_sample():
+        pixels = [_normalized(image.pixels(), 0.5, 0.5) for image in sample.images]
+        pixels += pixels[-1:] * (-len(pixels) % frames)
+        thw.append([len(pixels) // frames, 2, 4])
+        for first in range(0, len(pixels), frames):
+            for left, y, x in [(left, y, x) for left in (0, 2) for y in (0, 1) for x in (0, 1)]:
+                patches = [_patch(one, left + x, y).transpose(2, 0, 1) for one in pixels[first : first + frames]]
+                want.append(np.stack(patches, 1).reshape(-1))
+    assert list(found) == ["pixel_values_videos", "video_grid_thw"]
+    assert found["video_grid_thw"].tolist() == thw
+    np.testing.assert_allclose(found["pixel_values_videos"].numpy(), np.stack(want), atol=1e-5)
+
+
+def test_frames_of_unequal_grids_are_refused_as_a_video_and_exported_as_images() -> None:
+    batch = _of_samples(_batch(grids=[(2, 2), (4, 2), (2, 2)], broken=False), [[1, 2]])
+    a, b = (f"{gw}x{gh}" for gw, gh in batch.grids[0, 1:3].tolist())
+    message = rf"the images '.' and '.' of one sample have grids of {a} and {b} patches.*or leave out video=True"
+    with pytest.raises(ValueError, match=message):
+        batch.to_qwen2_vl(video=True)
+    assert batch.to_qwen2_vl()["image_grid_thw"].shape == (3, 3)
+
+
+@pytest.mark.parametrize("export", EXPORTS)
+def test_each_row_names_the_sample_of_its_image_if_asked(export: str) -> None:
+    batch = _clips()
+    found, plain = getattr(batch, export)(samples=True), getattr(batch, export)()
+    assert found.pop("samples").tolist() == [0, 0, 0, 1, 2, 2, 2, 2, 3]
+    assert list(found) == list(plain)
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+    assert getattr(_batch(), export)(samples=True)["samples"].tolist() == list(range(9))
+    if export == "to_qwen2_vl":
+        with pytest.raises(ValueError, match="samples is True with video=True, where row i is sample i"):
+            batch.to_qwen2_vl(samples=True, video=True)
+
+
 def test_pixtral_gets_each_image_in_the_corner_of_a_canvas_of_zeros() -> None:
     batch = _batch()
     found = batch.to_pixtral()
@@ -187,7 +245,8 @@ def test_an_empty_batch_exports_no_rows(export: str, shapes: list[tuple[int, ...
     fields = batch.to_dict()
     for name in ("segment_ids", "patches", "coords", "grids", "image_mask"):
         fields[name] = torch.zeros_like(fields[name])
-    made = {name: value for name, value in fields.items() if name not in ("cu_seqlens", "token_index", "lengths")}
+    given = {field.name for field in dataclasses.fields(PackedBatch) if field.init} - {"samples", "frames"}
+    made = {name: value for name, value in fields.items() if name in given}
     empty = PackedBatch(**made | {"keys": [[], [], []]})
     assert [tuple(tensor.shape) for tensor in getattr(empty, export)().values()] == shapes
 

@@ -5,6 +5,7 @@ The processors are those that work on numpy arrays: `Siglip2ImageProcessorPil` a
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from patchnpack import FitTokens, Native, PackedBatch, Packing, pack_stream
+from patchnpack.packer.batch.export import CLIP_MEAN, CLIP_STD
 
 # Importing a model takes seconds, so a missing package is detected first.
 transformers: Any = pytest.importorskip("transformers", reason="the group `frameworks` is not installed")
@@ -140,6 +142,37 @@ def test_qwen2_vl_gives_each_image_the_output_of_its_own_processor(family: str) 
         want = model(alone["pixel_values"], grid_thw=alone["image_grid_thw"]).pooler_output
         torch.testing.assert_close(output, want, atol=1e-4, rtol=1e-4)
     assert found.std(0).min() > 1e-2
+
+
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_qwen2_vl_gives_a_video_the_output_of_its_own_patches(count: int) -> None:
+    from transformers.models.qwen2_vl import configuration_qwen2_vl, modeling_qwen2_vl
+
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (56, 84, 3), np.uint8) for _ in range(count + 2)]
+    (packed,) = pack_stream(
+        [(frame, 0) for frame in frames],
+        Packing(seq_len=24 * len(frames), patch_size=14, algorithm="next_fit"),
+        batch_size=1,
+    )
+    numbers = torch.tensor([[1] * count + [2] * 2 + [0] * (64 - len(frames))], dtype=torch.int32)
+    batch = dataclasses.replace(packed, samples=numbers)
+    exported = batch.to_qwen2_vl(video=True)
+    assert exported["video_grid_thw"].tolist() == [[-(-count // 2), 4, 6], [1, 4, 6]]
+
+    # The patches of transformers' video processor, which itself needs torchvision: its rule, in its own order of axes.
+    clip = torch.stack([torch.from_numpy(image.pixels()) for image in list(batch.images())[:count]]).permute(0, 3, 1, 2)
+    clip = (clip / 255 - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
+    clip = torch.cat([clip, clip[-1:].expand(count % 2, -1, -1, -1)])
+    patches = clip.view(-1, 2, 3, 2, 2, 14, 3, 2, 14).permute(0, 3, 6, 4, 7, 2, 1, 5, 8).flatten(0, 4).flatten(1)
+    torch.testing.assert_close(exported["pixel_values_videos"][: len(patches)], patches, atol=1e-5, rtol=0)
+
+    config = configuration_qwen2_vl.Qwen2VLVisionConfig(depth=2, embed_dim=32, hidden_size=24, num_heads=2)
+    model = _randomized(modeling_qwen2_vl.Qwen2VisionTransformerPretrainedModel(config))
+    with torch.no_grad():
+        found = model(exported["pixel_values_videos"], grid_thw=exported["video_grid_thw"]).pooler_output
+        want = model(patches, grid_thw=exported["video_grid_thw"][:1]).pooler_output
+    torch.testing.assert_close(found[: len(want)], want, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -44,9 +44,13 @@ def test_fields_match_the_contract() -> None:
         "epoch",
         "position",
         "scaled_decode",
+        "samples",
+        "frames",
         "cu_seqlens",
         "token_index",
         "lengths",
+        "sample_sizes",
+        "sample_starts",
     ]
 
 

@@ -330,6 +330,9 @@ def test_a_rectangular_table_of_big_vision_maps() -> None:
     [
         ({"position_antialias": False}, lambda model: to_timm(model), "position_antialias is False.*use 'naflexvit'"),
         ({"position_keep_aspect": True}, lambda model: to_timm(model), "position_keep_aspect is True"),
+        ({"scope": "sample"}, lambda model: to_timm(model, "naflexvit"), "scope is 'sample' and time is 'none'"),
+        ({"time": "learned"}, lambda model: to_timm(model), "time is 'learned', but timm's models take single images"),
+        ({"scope": "sample"}, lambda model: to_big_vision(model), "scope is 'sample' and must be 'image'"),
         ({"block_norm": "res_post", "layer_scale": 1.0}, lambda model: to_timm(model), "ResPostBlock does not have"),
         ({"block_norm": "res_post"}, to_big_vision, "block_norm is 'res_post' and must be 'pre'"),
         ({"position_antialias": False}, to_big_vision, "position_antialias is False and must be True"),
