@@ -14,7 +14,6 @@ from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.pages import PageRun
 from patchnpack.loaders.index.grouping import fits, with_samples
 from patchnpack.loaders.index.sample_images import ImageMember, all_images, all_items, first_image, pages_of
-from patchnpack.loaders.index.sample_rule import MEMBERS, Sample, images_of, sample_rule
 from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.index.without_image import WithoutImage, listed, printable
@@ -24,6 +23,7 @@ from patchnpack.loaders.shards.member_names import find_member
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
 from patchnpack.loaders.shards.outside import digest_outside
 from patchnpack.loaders.shards.patterns import ShardNames, expand
+from patchnpack.loaders.shards.sample_rule import MEMBERS, Sample, images_of, sample_rule
 from patchnpack.loaders.shards.tar import TarSample, read_tar
 
 # n rows, s shards

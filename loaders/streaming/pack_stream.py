@@ -11,9 +11,9 @@ from patchnpack.loaders.assembly.transform import Transform, check_transform, wa
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
-from patchnpack.loaders.index.sample_rule import sample_rule
 from patchnpack.loaders.labels.label_rule import Classes, Label
 from patchnpack.loaders.members import check_extensions, checked_extras
+from patchnpack.loaders.shards.sample_rule import sample_rule
 from patchnpack.loaders.shards.tar import IMAGE
 from patchnpack.loaders.streaming.progress import Progress, has_state
 from patchnpack.loaders.streaming.samples import SampleReader
