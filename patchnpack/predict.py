@@ -105,9 +105,7 @@ def predict(model: NaViT, loader: Iterable[PackedBatch], *, precision: str = "au
         raise ValueError("the model has no classes, so it cannot predict any; use `patchnpack features` instead")
     columns: dict[str, list[Any]] = {name: [] for name in ("key", "row", "label", "prediction", "logits")}
     for batch, logits in _run(model.eval(), loader, precision):
-        labels = batch.labels[batch.image_mask]
-        absent = labels.isnan().any(-1) if labels.is_floating_point() else labels < 0
-        columns["label"] += [None if no else label for label, no in zip(labels.tolist(), absent.tolist(), strict=True)]
+        columns["label"] += _labels(batch)
         columns["key"] += [key for keys in batch.keys for key in keys]
         columns["row"] += batch.rows[batch.image_mask].tolist()
         finite = logits.isfinite().all(-1).tolist()
@@ -118,16 +116,33 @@ def predict(model: NaViT, loader: Iterable[PackedBatch], *, precision: str = "au
     return _table(columns)
 
 
-def features(model: NaViT, loader: Iterable[PackedBatch], *, precision: str = "auto") -> pa.Table:
+def _labels(batch: PackedBatch) -> list[Any]:
+    """The label of each image of a batch, None without one."""
+    labels = batch.labels[batch.image_mask]
+    absent = labels.isnan().any(-1) if labels.is_floating_point() else labels < 0
+    return [None if no else label for label, no in zip(labels.tolist(), absent.tolist(), strict=True)]
+
+
+def features(model: NaViT, loader: Iterable[PackedBatch], *, precision: str = "auto", labels: bool = False) -> pa.Table:
     """Compute the feature of every image, or in scope "sample" of every sample, which is the input of the head.
 
+    Args:
+        model: the model.
+        loader: yields each image once.
+        precision: as in `TrainConfig`.
+        labels: whether to return the labels, too.
+
     Returns:
-        One row per image, or sample as in `predict`, sorted by `row`: key, row, feature (float32, D).
+        One row per image, or sample as in `predict`, sorted by `row`: key, row, label if wanted (null where there is
+        none), feature (float32, D).
     """
     model = copy.copy(model.eval())
     model._modules = {**model._modules, "head": nn.Identity()}  # the copy shares the weights; `model` keeps its head
-    columns: dict[str, list[Any]] = {name: [] for name in ("key", "row", "feature")}
+    names = ("key", "row", *(["label"] if labels else []), "feature")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     for batch, pooled in _run(model, loader, precision):
+        if labels:
+            columns["label"] += _labels(batch)
         columns["key"] += [key for keys in batch.keys for key in keys]
         columns["row"] += batch.rows[batch.image_mask].tolist()
         columns["feature"].append(pooled)

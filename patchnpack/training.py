@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from patchnpack.augment import Compose, RandAugment, mirror_half
+from patchnpack.class_weights import class_weights as class_weights_of
 from patchnpack.loaders import Index, PackedImageLoader
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.packer import NoDrop, Packing, PatchSizes
 from patchnpack.packer.files import atomic_write
 from patchnpack.packer.policies.resolution import Resolution
-from patchnpack.trainer import Contrastive, Distillation, Objective, TrainConfig, TrainResult, load_checkpoint, train
+from patchnpack.trainer import (
+    Classification,
+    Contrastive,
+    Distillation,
+    Objective,
+    TrainConfig,
+    TrainResult,
+    train,
+)
+from patchnpack.weights.export import check_export
+from patchnpack.weights.files import open_model, with_config
 
 CLASSES_FILE = "classes.txt"  # in the folder of a run: the class names, if they come from folders or tables
 UNDERLYING = 32  # patch size of the weights in FlexiViT (arXiv 2212.08013, section 3.4)
 
 
 def train_on_shards(
-    shards: Index,
-    validation: Index | None,
-    packing: Packing,
+    shards: Index | str,
+    validation: Index | str | None,
+    packing: Packing | None,
     training: TrainConfig,
     *,
     model: dict[str, Any],
@@ -41,23 +52,27 @@ def train_on_shards(
     init: Path | None = None,
     teacher: Path | None = None,
     text: str | None = None,
+    class_weights: str | None = None,
+    export_to: str | None = None,
     pages: str = "first",
     resume: bool | None = None,
+    log: Callable[[int, dict[str, float]], None] | None = None,
     started: Callable[[], None] | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train a `NaViT` on packed batches of `shards`, and evaluate it on `validation` without token drop.
 
     Args:
-        shards: index of the training images. If its labels are names, their numbers hold for validation as well, and
-            are written to `classes.txt` in `out`.
-        validation: index of the validation images, or None.
-        packing: packing of the training images.
+        shards: index of the training images, or a packed folder. If its labels are names, their numbers hold for
+            validation as well, and are written to `classes.txt` in `out`.
+        validation: index of the validation images, a packed folder, or None.
+        packing: packing of the training images; None is that of the packed folder.
         training: the training configuration.
-        model: fields of `NaViTConfig` that do not follow from the packing or the classes.
+        model: fields of `NaViTConfig` that do not follow from the packing or the classes; with `init`, those that its
+            weights do not show.
         out: folder for checkpoints and history.
         batch_size: packs per batch.
-        label: member that holds the label, such as "cls" or "json:FIELD".
+        label: member that holds the label, such as "cls" or "json:FIELD"; None for a packed folder is its own.
         classes: file with one class name per line.
         num_classes: outputs of the head; None is one more than the highest label of `shards`.
         flip: mirror half of the training images at random.
@@ -65,22 +80,24 @@ def train_on_shards(
         eval_resolution: resolution policy for validation; None is the policy of `packing`, which must not draw sizes.
         eval_patch_size: patch size for validation; None is the patch size of `packing`, or the middle one of several.
         underlying: patch size of the weights, if the packing has several patch sizes; None is 32.
-        init: checkpoint to start from; its head is replaced if the number of classes differs.
-        teacher: checkpoint of the teacher for distillation.
+        init: weights to start from, as `open_model` takes them; the head is replaced if the number of classes differs.
+        teacher: the teacher for distillation, a checkpoint or weights of another library.
         text: member with the texts for image-text training, which reads no labels.
         pages: "first" or "error": what becomes of files with several pages, as in `PackedImageLoader`.
-        resume, started: as in `train`.
+        class_weights: "balanced", or a file with a weight per class; see `patchnpack.class_weights`.
+        export_to: "timm" or "big_vision": raise before training if the model could not be exported there.
+        resume, log, started: as in `train`.
         storage_options: options for remote shards.
 
     Raises:
         ValueError: options contradict each other; raised before training starts.
     """
     if text is not None:
-        _check_image_text(training, num_classes=num_classes, teacher=teacher)
-        if text.lstrip(".").lower() not in shards.members:
+        _check_image_text(training, num_classes=num_classes, teacher=teacher, class_weights=class_weights)
+        if isinstance(shards, Index) and text.lstrip(".").lower() not in shards.members:
             found = ", ".join(sorted(shards.members))
             raise ValueError(f"text is {text!r}, which no sample has; their members are {found}: name one of them")
-    teacher_model = None if teacher is None else load_checkpoint(teacher).model
+    teacher_model = None if teacher is None else open_model(teacher)
     needs_labels = text is None and (teacher_model is None or training.task_weight or training.mixup or training.cutmix)
     transforms: list[Any] = [step for step in (mirror_half if flip else None, augment) if step is not None]
     shared: dict[str, Any] = {
@@ -91,18 +108,26 @@ def train_on_shards(
         "pages": pages,
         "storage_options": storage_options,
     }
-    if shared["label"] is None:
+    if shared["label"] is None and isinstance(shards, Index):
         shared["classes"] = None
     transform = Compose(transforms) if transforms else None
     loader = PackedImageLoader(shards, packing, shuffle=True, seed=training.seed, transform=transform, **shared)
+    packing = loader.packing
     if shared["classes"] is None and loader.classes is not None:
         # Names that come with the data: the validation images may lack some, and must not be numbered by themselves.
         shared["classes"], started = loader.classes, _with_classes(started, out, loader.classes)
     held_out = None
-    if validation is not None:
-        held_out = PackedImageLoader(
-            validation, _validation_packing(packing, eval_resolution, eval_patch_size), **shared
-        )
+    if isinstance(validation, str):
+        held_out = PackedImageLoader(validation, None, **shared | {"label": label, "classes": classes})
+        if held_out.classes != loader.classes:
+            raise ValueError(
+                f"validation is {validation!r}, whose classes are not those of the training data; pack it with them"
+            )
+    elif validation is not None:
+        if shared["label"] is None and text is None:  # a packed folder knows its label
+            shared["label"] = loader.source.options.label
+        evaluated = _validation_packing(packing, eval_resolution, eval_patch_size)
+        held_out = PackedImageLoader(validation, evaluated, **shared)
     if text is not None:
         num_classes = 0
     elif teacher_model is not None and num_classes is None:
@@ -114,8 +139,11 @@ def train_on_shards(
         if init is None:
             network = NaViT(model_config(packing, num_classes, model, underlying))
         else:
-            network = from_checkpoint(init, num_classes, model, underlying)
-        objective = _objective(network, training, teacher_model, text)
+            network = start_from(init, num_classes, model, underlying)
+        if export_to is not None:
+            check_export(network, export_to)
+        weights = None if class_weights is None else class_weights_of(class_weights, loader, num_classes)
+        objective = _objective(network, training, teacher_model, text, weights)
     return train(
         network,
         loader,
@@ -124,6 +152,7 @@ def train_on_shards(
         objective=objective,
         out=out,
         resume=resume,
+        log=log,
         started=started,
     )
 
@@ -132,12 +161,17 @@ def _with_classes(started: Callable[[], None] | None, out: Path, classes: Mappin
     """Return `started`, called once the class names are in a file of the run's folder."""
 
     def begin() -> None:
-        text = "".join(f"{name}\n" for name in classes)
-        atomic_write(out / CLASSES_FILE, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+        write_classes(out, classes)
         if started is not None:
             started()
 
     return begin
+
+
+def write_classes(out: Path, classes: Mapping[str, int]) -> None:
+    """Write class names, in the order of their numbers, to the file of a run's folder."""
+    text = "".join(f"{name}\n" for name in classes)
+    atomic_write(out / CLASSES_FILE, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
 
 
 def model_config(
@@ -163,52 +197,42 @@ def model_config(
             f"underlying is {underlying}, but patch_size is {packing.patch_size}; underlying needs several patch "
             "sizes, such as 8,16,32"
         )
-    return NaViTConfig(
-        num_classes=num_classes, patch_size=patch_size, channels=packing.channels, scope=packing.scope, **model
-    )
+    fields = {"patch_size": patch_size, "channels": packing.channels, "scope": packing.scope, **model}
+    return NaViTConfig(num_classes=num_classes, **fields)
 
 
-def from_checkpoint(
-    path: Path, num_classes: int, model: dict[str, Any] | None = None, underlying: int | None = None
+def start_from(
+    path: Path, num_classes: int, model: Mapping[str, Any] | None = None, underlying: int | None = None
 ) -> NaViT:
-    """Load the model of a checkpoint, with a new head if the number of classes differs.
+    """Load weights to start from, with a new head if the number of classes differs.
 
     Args:
-        path: the checkpoint.
+        path: a checkpoint, or weights of another library, as `open_model` takes them.
         num_classes: outputs of the head.
-        model: fields of `NaViTConfig`; only `drop_path` may differ from the checkpoint.
-        underlying: patch size of the weights; None is that of the checkpoint.
+        model: fields of `NaViTConfig` that the weights do not show; drop_path is 0 unless it is among them.
+        underlying: patch size of the weights; None is that of the file.
 
     Raises:
-        ValueError: `model` or `underlying` contradicts the checkpoint.
+        ValueError: `model` or `underlying` contradicts the weights.
     """
-    loaded, model = load_checkpoint(path).model, dict(model or {})
-    asked = {**model, "patch_size": loaded.config.patch_size if underlying is None else underlying}
-    changes = {"num_classes": num_classes, "drop_path": asked.pop("drop_path", 0.0)}
-    for field in dataclasses.fields(NaViTConfig):
-        value = asked.get(field.name, field.default)
-        # The default stands for a flag that was left out, so it takes the value of the checkpoint.
-        if value not in (field.default, saved := getattr(loaded.config, field.name)) and field.name in asked:
-            raise ValueError(f"{field.name} is {value}, but {path} has {saved}; leave it out, or start without init")
-    network = NaViT(dataclasses.replace(loaded.config, **changes))
-    weights = loaded.state_dict()
-    if num_classes != loaded.config.num_classes:
-        weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
-        weights |= {name: value for name, value in network.state_dict().items() if name.startswith("head.")}
-    network.load_state_dict(weights)
-    return network
+    fields = dict(model or {}) | ({} if underlying is None else {"patch_size": underlying})
+    loaded = open_model(path, fields)
+    return with_config(loaded, num_classes=num_classes, drop_path=fields.get("drop_path", 0.0))
 
 
-def _objective(network: NaViT, training: TrainConfig, teacher: NaViT | None, text: str | None) -> Objective | None:
-    """The objective of distillation or image-text training; None is classification."""
+def _objective(
+    network: NaViT, training: TrainConfig, teacher: NaViT | None, text: str | None, weights: np.ndarray | None
+) -> Objective | None:
+    """The objective of distillation, image-text training or weighted classes; None is plain classification."""
     if text is not None:
         config = network.config
         tower = {"width": config.width, "depth": config.depth, "heads": config.heads}
         return Contrastive(network, text=text, tower=tower)
+    task = {name: getattr(training, name) for name in ("loss", "label_smoothing", "mixup", "cutmix")}
+    task |= {} if weights is None else {"class_weights": weights.tolist()}
     if teacher is not None:
-        task = {name: getattr(training, name) for name in ("loss", "label_smoothing", "mixup", "cutmix")}
         return Distillation(teacher, temperature=training.temperature, task_weight=training.task_weight, **task)
-    return None
+    return None if weights is None else Classification(**task)
 
 
 def _validation_packing(packing: Packing, resolution: Resolution | None, patch_size: int | None) -> Packing:

@@ -1,33 +1,11 @@
-"""Output of a run: a progress bar or lines on the terminal, and scalars for TensorBoard."""
+"""Output of a run: a progress bar or lines on the terminal."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-
-class TensorBoard:
-    """Write scalars to `folder`. Scalars after `step`, left by a killed run, are purged.
-
-    Raises:
-        ValueError: the package tensorboard is not installed.
-    """
-
-    def __init__(self, folder: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                "tensorboard=True needs the extra `tensorboard`: pip install 'patchnpack[tensorboard]'"
-            ) from error
-        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
-
-    def __call__(self, step: int, scalars: dict[str, float]) -> None:
-        for name, value in scalars.items():
-            self.writer.add_scalar(name, value, step)
 
 
 class Display:

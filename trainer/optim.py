@@ -30,22 +30,45 @@ def learning_rate(progress: float, config: TrainConfig) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * min((progress - config.warmup) / (1 - config.warmup), 1.0)))
 
 
+def _height(name: str, depth: int) -> int:
+    """How far a parameter is from the head: 0 for head and pooling, 1 for the last block, depth + 1 for embeddings."""
+    part, _, rest = name.partition(".")
+    if part in ("patch_embed", "pos_embed", "frame_embed", "prefix"):
+        return depth + 1
+    return depth - int(rest.partition(".")[0]) if part == "blocks" else 0
+
+
+def freeze(model: NaViT, first: int | str) -> None:
+    """Freeze the embeddings and the `first` blocks, or with "backbone" everything except the head; see `TrainConfig`.
+
+    Raises:
+        ValueError: the model has fewer blocks.
+    """
+    depth, whole = model.config.depth, first == "backbone"
+    blocks = depth if whole else int(first)
+    if blocks > depth:
+        raise ValueError(f"freeze is {first}, but the model has {depth} blocks; give at most {depth}, or 'backbone'")
+    for name, parameter in model.named_parameters():
+        if not name.startswith("head.") and (whole or (blocks and _height(name, depth) > depth - blocks)):
+            parameter.requires_grad_(False)
+    for block in list(model.blocks)[:blocks]:
+        block.drop_path = 0.0  # type: ignore[assignment]  # a Block's float
+
+
 def make_optimizer(model: NaViT, config: TrainConfig, others: Iterable[nn.Parameter] = ()) -> torch.optim.AdamW:
     """Make AdamW with weight decay on matrices only.
 
     `scale` of each group multiplies its learning rate.
 
     With `layer_decay` d the head and the pooling have scale 1, the last block d, the block before it d squared and so
-    on, and the embeddings have the smallest. `others` are parameters outside the model, with scale 1.
+    on, and the embeddings have the smallest. `others` are parameters outside the model, with scale 1. Frozen parameters
+    are left out.
     """
     depth, groups = model.config.depth, dict[tuple[float, bool], list[nn.Parameter]]()
     for name, parameter in model.named_parameters():
-        part, _, rest = name.partition(".")
-        above = depth - int(rest.partition(".")[0]) if part == "blocks" else 0
-        if part in ("patch_embed", "pos_embed", "frame_embed", "prefix"):
-            above = depth + 1
-        decayed = parameter.ndim > 1 and not name.startswith(("pos_embed.", "frame_embed", "pool.query", "prefix"))
-        groups.setdefault((config.layer_decay**above, decayed), []).append(parameter)
+        if parameter.requires_grad:
+            decayed = parameter.ndim > 1 and not name.startswith(("pos_embed.", "frame_embed", "pool.query", "prefix"))
+            groups.setdefault((config.layer_decay ** _height(name, depth), decayed), []).append(parameter)
     for parameter in others:
         groups.setdefault((1.0, parameter.ndim > 1), []).append(parameter)
     settings = [

@@ -322,7 +322,7 @@ class Run:
         state = content["state"]
         if not state:
             raise ValueError(f"{path} holds a model but no run; give another `out`, or resume=False to delete it")
-        self._check_same(path, content)
+        extended = self._check_same(path, content)
         self.model.load_state_dict(content["model"])
         self.objective.load_state_dict(state["objective"]["weights"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -331,6 +331,8 @@ class Run:
         self.step, self.epoch, self.batches = content["step"], state["epoch"], state["batches"]
         self.metrics, self.history, self.old_losses = content["metrics"], state["history"], state["losses"]
         self.anchor, self.clock = tuple(state["anchor"]), state["minutes"]
+        if extended:  # the added steps have a schedule of their own; `plan` counts them
+            self.anchor = (0.0, self.step, 0)
         self.bad.skipped, self.bad.in_row = state.get("skipped", (0, 0))
         self.saved_step, self.saved_minutes = self.step, self.clock
         self.began = time.perf_counter() - 60 * self.clock
@@ -344,7 +346,8 @@ class Run:
             return None
         return len(loader) - self.batches if self.batches and self.config.epochs else None
 
-    def _check_same(self, path: Path, content: dict[str, Any]) -> None:
+    def _check_same(self, path: Path, content: dict[str, Any]) -> bool:
+        """Raise ValueError if the checkpoint is of another run; return whether it adds steps to a finished one."""
         # Through the classes, so that fields added since have their defaults.
         saved = dataclasses.asdict(NaViTConfig(**content["model_config"]))
         saved |= dataclasses.asdict(TrainConfig(**content["train_config"]))
@@ -355,12 +358,17 @@ class Run:
             settings = self.objective.settings()
             given |= {f"the objective's {name}": value for name, value in settings.items()}
             saved |= {f"the objective's {name}": value for name, value in objective.get("settings", settings).items()}
+        (start, begin, left), extended = content["state"]["anchor"], False
+        finished = start >= 1 or (left and content["step"] >= begin + left)
         for name in sorted(given.keys() - TrainConfig.FREE - {"backend"}):
-            if given[name] != saved.get(name):
+            if name in ("epochs", "steps") and finished and (saved[name] or math.inf) < (given[name] or 0):
+                extended = True
+            elif given[name] != saved.get(name):
                 raise ValueError(
                     f"{path} is of a run with {name} {saved.get(name)}, but this run has {given[name]}; use the same "
                     "configuration, another `out`, or resume=False to delete the checkpoint and start again"
                 )
+        return extended
 
 
 def _steps_left(loader: Batches, config: TrainConfig, epoch: int, batches_left: int | None) -> int:

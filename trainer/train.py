@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,10 @@ import torch
 from patchnpack.models.config import NaViTConfig
 from patchnpack.models.navit import NaViT
 from patchnpack.trainer.device import find_device
-from patchnpack.trainer.display import Display, TensorBoard
+from patchnpack.trainer.display import Display
 from patchnpack.trainer.evaluate import Batches, evaluate
 from patchnpack.trainer.objectives.losses import Classification, Objective
+from patchnpack.trainer.optim import freeze
 from patchnpack.trainer.ranks import over_ranks, rank_and_size
 from patchnpack.trainer.run import CHECKPOINT, Run
 from patchnpack.trainer.train_config import TrainConfig
@@ -74,7 +75,8 @@ def train(
         out: folder, created if absent, for `checkpoint.pt` and `history.jsonl`, written at the end of each epoch.
         resume: None resumes from the checkpoint in `out` if there is one, True requires one, False deletes it. The
             losses of a resumed run equal those of an uninterrupted run, on a CPU bit for bit. A finished run returns
-            its result.
+            its result, or with more epochs or steps in `config` trains those that are added, with a schedule of their
+            own.
         log: called on rank 0 with the step and its scalars, every `log_steps` steps and after each evaluation. Give it
             on all ranks or on none.
         started: called on rank 0 after all checks, before the first step.
@@ -87,8 +89,8 @@ def train(
     """
     rank, _ = rank_and_size()
     device, folder = find_device(config.device), None if out is None else Path(out)
-    if folder is None and (resume or config.tensorboard or config.save_every or config.save_minutes):
-        raise ValueError("resume, tensorboard, save_every and save_minutes need a folder; give out=")
+    if folder is None and (resume or config.save_every or config.save_minutes):
+        raise ValueError("resume, save_every and save_minutes need a folder; give out=")
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         Display(config.log_every, quiet=rank > 0) as display,
@@ -98,6 +100,7 @@ def train(
         if objective is None:
             mixing = {name: getattr(config, name) for name in ("loss", "label_smoothing", "mixup", "cutmix")}
             objective = Classification(**mixing)
+        freeze(model, config.freeze)
         _check_trainable(model, objective)
         objective.check_loader(model, loader)
         if validation is not None:
@@ -110,15 +113,11 @@ def train(
         run.plan(loader, batches_left)
         if started is not None and rank == 0:
             started()
-        board = TensorBoard(folder, run.step) if config.tensorboard and folder and rank == 0 else None
-        logs = [one for one in (log, board) if one is not None and rank == 0]
         try:
-            _train_epochs(run, loader, validation, display, logs, logging=log is not None or config.tensorboard)
+            _train_epochs(run, loader, validation, display, log)
         except KeyboardInterrupt:
             display.say(run.stopped())
             raise
-        if board:
-            board.writer.close()
         over_ranks(torch.zeros(1), device)  # a barrier: no rank returns before the checkpoint is written
     return TrainResult(
         model=run.evaluated().eval(),
@@ -141,33 +140,28 @@ def _check_trainable(model: NaViT, objective: Objective) -> None:
         )
 
 
-def _train_epochs(
-    run: Run, loader: Batches, validation: Batches | None, display: Display, logs: Sequence[Log], *, logging: bool
-) -> None:
-    """Take the remaining steps, evaluate, and save at the end of each epoch.
-
-    With `logging`, every rank collects scalars, since they are sums over ranks; `logs` is empty except on rank 0.
-    """
+def _train_epochs(run: Run, loader: Batches, validation: Batches | None, display: Display, log: Log | None) -> None:
+    """Take the remaining steps, evaluate, and save at the end of each epoch."""
     config = run.config
     while run.progress < 1:
         for _ in run.steps(loader):
-            if logging and run.step % config.log_steps == 0:
-                scalars = run.scalars(loader)
-                for one in logs:
-                    one(run.step, scalars)
+            if log is not None and run.step % config.log_steps == 0:
+                scalars = run.scalars(loader)  # on every rank, since they are sums over ranks
+                if run.rank == 0:
+                    log(run.step, scalars)
             if display.due():
                 display.show(run.progress, {"epoch": run.epoch, **run.meter.row()})
         run.check_finite()
         if run.progress < 1 and (run.epoch + 1) % config.eval_every:
             run.end_epoch()
             continue
-        row = _evaluate_epoch(run, validation, logs)
+        row = _evaluate_epoch(run, validation, log)
         run.history.append(row)
         run.end_epoch()
         display.show(run.progress, row, keep=True)
 
 
-def _evaluate_epoch(run: Run, validation: Batches | None, logs: Sequence[Log]) -> dict[str, float]:
+def _evaluate_epoch(run: Run, validation: Batches | None, log: Log | None) -> dict[str, float]:
     """Compute the history row of an epoch and set `run.metrics`."""
     row = {"step": run.step, "epoch": run.epoch, "minutes": run.minutes()}
     row |= run.meter.over_ranks(run.device).row() | {"skipped_steps": run.bad.skipped}
@@ -176,7 +170,7 @@ def _evaluate_epoch(run: Run, validation: Batches | None, logs: Sequence[Log]) -
         if hasattr(validation, "set_epoch"):
             validation.set_epoch(0)  # the same draws in each evaluation
         run.metrics = evaluate(run.evaluated(), validation, precision=run.config.precision, objective=run.objective)
-        row |= {f"val_{name}": run.metrics[name] for name in run.metrics.keys() - {"unlabelled", "seconds"}}
-        for one in logs:
-            one(run.step, {f"validation/{name}": value for name, value in run.metrics.items()})
+        row |= {f"val_{name}": value for name, value in run.metrics.items() if name not in ("unlabelled", "seconds")}
+        if log is not None and run.rank == 0:
+            log(run.step, {f"validation/{name}": value for name, value in run.metrics.items()})
     return row

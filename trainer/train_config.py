@@ -22,6 +22,8 @@ class TrainConfig:
         warmup: share of the budget in which the learning rate grows linearly.
         cooldown: share of the budget at the end of "rsqrt" in which the learning rate falls to 0.
         layer_decay: learning rate of each block over that of the next block (arXiv 2106.08254, section 3.2).
+        freeze: number of first blocks that do not train, nor do the embeddings before them; or "backbone", with which
+            only the head trains. Frozen blocks skip no branch (`drop_path`).
         weight_decay: weight decay of matrices; norms, biases, position tables and the pooling query have none.
         betas: betas of AdamW.
         clip: maximum norm of the gradient over all parameters.
@@ -36,9 +38,8 @@ class TrainConfig:
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         save_every, save_minutes: steps, and minutes, between checkpoints, besides those at the end of each epoch.
         keep: number of newest checkpoints to keep.
-        log_steps: steps between the scalars for `log` and TensorBoard.
+        log_steps: steps between the scalars for `log`.
         log_every: seconds between lines when the output is not a terminal.
-        tensorboard: whether to write scalars to `out` for TensorBoard (extra `tensorboard`).
         seed: seed of the initial weights and, with step and rank, of every draw.
         device: "auto" is CUDA if available, else the CPU.
         precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the hardware supports it.
@@ -57,6 +58,7 @@ class TrainConfig:
     warmup: float = 0.1
     cooldown: float = 0.2
     layer_decay: float = 1.0
+    freeze: int | str = 0
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0
@@ -74,15 +76,13 @@ class TrainConfig:
     keep: int = 1
     log_steps: int = 10
     log_every: float = 20.0
-    tensorboard: bool = False
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
 
     # Settings that may change when a run is resumed, since they change no finite loss.
     FREE: ClassVar[frozenset[str]] = frozenset(
-        {"eval_every", "save_every", "save_minutes", "keep", "log_steps", "log_every", "tensorboard", "device"}
-        | {"skip_bad_steps"}
+        {"eval_every", "save_every", "save_minutes", "keep", "log_steps", "log_every", "device", "skip_bad_steps"}
     )
 
     def __post_init__(self) -> None:
@@ -100,6 +100,8 @@ class TrainConfig:
         for name in ("weight_decay", "mixup", "cutmix", "task_weight", "skip_bad_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.freeze != "backbone" and not (isinstance(self.freeze, int) and self.freeze >= 0):
+            raise ValueError(f"freeze is {self.freeze!r}; give a number of blocks, at least 0, or 'backbone'")
         if self.layer_decay > 1:
             raise ValueError(f"layer_decay is {self.layer_decay}; it must be at most 1, which disables it")
         choices = {

@@ -151,14 +151,14 @@ class BatchContext(ABC):
         )
 
     def pixels_of_pages(
-        self, key: str, data: Any, wanted: Sequence[Wanted], strict: bool, warn: Warn
+        self, key: str, data: Any, wanted: Sequence[Wanted], strict: bool, warn: Warn, *, paged: bool = False
     ) -> Iterator[np.ndarray | BadImage]:
         """Yield several images of one file as `pixels` makes each, or why it is bad.
 
-        A `decode` function gets files of one page or frame: it is not told which page is wanted.
+        A `decode` function does not get files that are `paged`: it could not know which page is wanted.
         """
         packing = self.packing
-        if self.user_decode is not None and isinstance(data, bytes) and wanted[0].header.pages == 1:
+        if self.user_decode is not None and isinstance(data, bytes) and not paged:
             try:
                 data = user_pixels(self.user_decode, data, wanted[0].header, packing.channels, key)
             except BadImage as error:

@@ -124,10 +124,9 @@ class IndexedSamples:
     """The samples of one batch's M rows; see `Samples`."""
 
     def __init__(self, context: IndexedBatchContext, rows: np.ndarray, page: np.ndarray | None = None) -> None:
-        index, samples = context.index, context.index.samples
+        index = context.index
         shard = index.shard_of(rows)
-        self.width, self.height = index.width[rows], index.height[rows]
-        self.pages = index.pages[rows] if samples is None else np.where(samples.use_all(rows), 1, index.pages[rows])
+        self.width, self.height, self.pages = index.width[rows], index.height[rows], index.pages[rows]
         # Python integers: reading them from arrays one by one would cost more than everything else here.
         self._context, self._rows = context, rows
         self._bytes = tuples(shard, index.offset[rows], index.nbytes[rows], index.digest[rows])
@@ -189,7 +188,8 @@ class IndexedSamples:
     ) -> Iterator[np.ndarray | BadImage]:
         """Yield images that come from the same bytes, in order, or why one is bad; see `Samples`."""
         first, page, index = which.start, self._page, self._context.index
-        if len(which) == 1 and index.pages[self._rows[first]] == 1:
+        paged = self._is_paged(first)
+        if len(which) == 1 and not paged:
             try:
                 yield self.decode(first, data, sizes[0], boxes[0], strict, warn)
             except BadImage as error:
@@ -198,7 +198,15 @@ class IndexedSamples:
         headers = index.headers(self._rows[which.start : which.stop])
         pages = repeat(0) if page is None else page[which.start : which.stop].tolist()
         wanted = list(map(Wanted, pages, headers, sizes, boxes))
-        yield from self._context.pixels_of_pages(self.keys[first], data, wanted, strict, warn)
+        yield from self._context.pixels_of_pages(self.keys[first], data, wanted, strict, warn, paged=paged)
+
+    def _is_paged(self, i: int) -> bool:
+        """Return whether image i is one of several pages or frames of its file, which are all in the index."""
+        samples, row = self._context.index.samples, int(self._rows[i])
+        if samples is None:
+            return False
+        follows = row + 1 < len(samples.page) and samples.page[row + 1] > 0
+        return bool(samples.page[row] > 0 or samples.frames[row] > 1 or follows)
 
     def label(self, i: int) -> Any:
         """Return the label of image i's sample, `absent` where it has none."""

@@ -167,6 +167,23 @@ class DatasetSamples(IndexedSamples):
             return super().decode(i, data, size, box, strict, warn)
         return self._of.pixels(self.keys[i], data, header, size, box, strict, warn)
 
+    def decode_run(
+        self,
+        which: range,
+        data: Any,
+        sizes: Sequence[tuple[int, int]],
+        boxes: Sequence[tuple[int, ...] | None],
+        strict: bool,
+        warn: Warn,
+    ) -> Iterator[np.ndarray | BadImage]:
+        """Yield images that are made of the same image of an item, or why one is bad; see `Samples`."""
+        header = self._headers.get(which.start)
+        if header is None:
+            yield from super().decode_run(which, data, sizes, boxes, strict, warn)
+            return
+        wanted = [Wanted(0, header, size, box) for size, box in zip(sizes, boxes, strict=True)]
+        yield from self._of.pixels_of_pages(self.keys[which.start], data, wanted, strict, warn)
+
     def encoded(self, i: int) -> tuple[bytes, Header, int]:
         """Read image i and its label; return encoded bytes, their header and their digest.
 
@@ -199,23 +216,6 @@ class DatasetSamples(IndexedSamples):
     def encoded_member(self, i: int, name: str, kind: str) -> bytes | None:
         """Return the bytes of a member of an item that was read, None where it has none. Raises ValueError."""
         return stored_member(self._of.items, self._row_list[i], name, self._members[i].get(name), kind)
-
-    def decode_run(
-        self,
-        which: range,
-        data: Any,
-        sizes: Sequence[tuple[int, int]],
-        boxes: Sequence[tuple[int, ...] | None],
-        strict: bool,
-        warn: Warn,
-    ) -> Iterator[np.ndarray | BadImage]:
-        """Yield images that are made of the same image of an item, or why one is bad; see `Samples`."""
-        header = self._headers.get(which.start)
-        if header is None:
-            yield from super().decode_run(which, data, sizes, boxes, strict, warn)
-            return
-        wanted = [Wanted(0, header, size, box) for size, box in zip(sizes, boxes, strict=True)]
-        yield from self._of.pixels_of_pages(self.keys[which.start], data, wanted, strict, warn)
 
     def label(self, i: int) -> Any:
         """Return the label of image i, `absent` where it has none. Raises BadImage."""

@@ -62,11 +62,6 @@ class SampleTable:
         first: np.ndarray = self.starts[self.sample_of(rows)]
         return first
 
-    def use_all(self, rows: np.ndarray) -> np.ndarray:
-        """Whether samples use all of the several pages or frames of the files of rows (int64 (k,)), bool (k,)."""
-        after = np.minimum(rows + 1, len(self.page) - 1)
-        return (self.frames[rows] > 1) | (self.page[rows] > 0) | ((after > rows) & (self.page[after] > 0))
-
     def rows_of(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The used rows of samples (int64 (k,)), sample by sample, and the offsets of each, int64 (k + 1,)."""
         rows, offsets = ranges_of(self.starts, samples)

@@ -29,7 +29,8 @@ class KeptRows(NamedTuple):
     @property
     def files(self) -> np.ndarray:
         """The rows that bring bytes, int64."""
-        return self.rows[self.file == np.arange(len(self.rows))]
+        files: np.ndarray = self.rows[self.file == np.arange(len(self.rows))]
+        return files
 
 
 def kept_rows(plan: Plan, index: Index) -> KeptRows:
@@ -62,4 +63,5 @@ def positions_in(kept: KeptRows, images: Images, ends: np.ndarray) -> np.ndarray
     order = np.lexsort([kept.rows, pack_of])
     span = int(kept.rows.max(initial=0)) + 1
     place = np.searchsorted(pack_of[order] * span + kept.rows[order], packs * span + images.row)
-    return (order[place] - kept.ends[packs]).astype(np.int32)
+    positions: np.ndarray = (order[place] - kept.ends[packs]).astype(np.int32)
+    return positions

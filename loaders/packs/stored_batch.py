@@ -159,9 +159,7 @@ class StoredBatchBuilder:
                         array[b] = stored[0].fixed[name][stored[1]].reshape(shape[1:])
         mask = arrays["rows"] >= 0
         self.without_label = count_absent(arrays["labels"][mask])
-        in_batch, samples = arrays["rows"][mask], context.index.samples
-        further = context.index.pages[in_batch] != 1
-        self.multi_page = int((further if samples is None else further & ~samples.use_all(in_batch)).sum())
+        self.multi_page = int((context.index.pages[arrays["rows"][mask]] != 1).sum())
         keys, extras = self._keys_and_extras(found)
         return PackedBatch(
             patches=torch.from_numpy(patches),

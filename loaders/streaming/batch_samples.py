@@ -96,7 +96,8 @@ class StreamBatch:
 
     def continued(self) -> np.ndarray:
         """Return whether each image comes from the same file as the one before it, bool (M,)."""
-        return self.shares("") & (np.diff(self._files, prepend=-1) == 0)
+        same: np.ndarray = self.shares("") & (np.diff(self._files, prepend=-1) == 0)
+        return same
 
     def shares(self, extension: str) -> np.ndarray:
         """Return whether each image is of the same sample of the stream as the one before it, bool (M,)."""
@@ -126,7 +127,9 @@ class StreamBatch:
         """Yield images that come from the same file, in order, or why one is bad; see `Samples`."""
         part = slice(which.start, which.stop)
         wanted = list(map(Wanted, self._pages[part], self._headers[part], sizes, boxes))
-        yield from self._context.pixels_of_pages(self.keys[which.start], data, wanted, strict, warn)
+        runs = self._batch_samples[which.start].runs
+        paged = sum(run.frames for run in runs if run.file == self._files[which.start]) > 1
+        yield from self._context.pixels_of_pages(self.keys[which.start], data, wanted, strict, warn, paged=paged)
 
     def label(self, i: int) -> Any:
         """Return the label of image i's sample, the first in its group; `absent` where it has none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -18,8 +18,7 @@ REMEMBERED = 1 << 16  # names of groups that are known to have been
 _LONGEST = 1 << 14  # samples that a group may hold: all wait in memory until it ends
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """Samples of the stream that are one sample for the planner: neighbours whose names agree, or a single one.
 
     Attributes:

@@ -36,6 +36,7 @@ class Outcome(NamedTuple):
 
 
 NOTHING = Outcome()
+_GOOD = Outcome(1)
 
 
 def of_bad(bad: Sequence[BadRow], left_out: int = 0, bad_samples: int = 0) -> Outcome:
@@ -90,7 +91,10 @@ class StreamOutcomes(Outcomes):
                 self.stats.left_out += len(outcome.lost) - len(outcome.bad)
                 if self._on_bad is not None:
                     self._on_bad([row], self._step)
-            if outcome.images:
+            if not outcome.lost:
+                if outcome.images:
+                    self.monitor.record(outcome.images, [])
+            else:
                 self.monitor.record(outcome.images, list(outcome.bad), list(outcome.lost))
 
     def judge(self, batch: PackedBatch, builder: BatchBuilder) -> None:
@@ -99,6 +103,12 @@ class StreamOutcomes(Outcomes):
         self.stats.bad_samples += builder.bad_samples
         self.stats.left_out += len(builder.lost) - len(builder.bad)
         rows, groups = self._planned.pop(batch.step)
+        if not builder.lost and len(rows) == len(groups):  # one image each, nearly always
+            before = any(sample.bad for group in groups for sample in group.samples)
+            if not before and all(len(group.samples) == 1 for group in groups):
+                for row in rows:
+                    self.record(row, _GOOD)
+                return
         images: dict[int, list[int]] = {}
         for number, row in enumerate(rows):
             images.setdefault(row, []).append(number)

@@ -50,7 +50,8 @@ class Progress:
     """
 
     def __init__(self, samples: Iterable[Any], rule: str | None = None) -> None:
-        self._samples, self._rule = samples, rule
+        self._samples: Any = samples
+        self._rule = rule
         self.row = self.step = self.position = self.seen = 0
         self._stream: tuple[int, int] | None = None
         self._checkpoints: deque[tuple[int, Any]] = deque([(0, None)])  # None: as the iterable begins

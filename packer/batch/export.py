@@ -308,10 +308,11 @@ def to_qwen2_vl(
     row = torch.from_numpy(start).to(device)[tokens.image] + block * m**2 + within
     values = normalize(tokens.patches, C, mean, std, dtype).view(-1, P, P, C).permute(0, 3, 1, 2)
     frames = values.new_empty((int(rows.sum()), C, F, P, P))
-    for f in range(F):
-        chosen = np.flatnonzero(np.repeat((place % F <= f) & (f < end), batch.lengths))
-        which = slice(None) if len(chosen) == len(values) else torch.from_numpy(chosen).to(device)
-        frames[row[which], :, f] = values[which]
+    if len(counts) == len(unit):  # single images: one write for all frames
+        frames[row] = values[:, :, None]
+    for f in range(F if len(counts) < len(unit) else 0):
+        chosen = torch.from_numpy(np.flatnonzero(np.repeat((place % F <= f) & (f < end), batch.lengths))).to(device)
+        frames[row[chosen], :, f] = values[chosen]
     thw = torch.from_numpy(np.column_stack([steps, sizes[:, ::-1]]).astype(np.int64)).to(device)
     names = ("pixel_values_videos", "video_grid_thw") if video else ("pixel_values", "image_grid_thw")
     return dict(zip(names, (frames.flatten(1), thw), strict=True)) | _samples(batch, samples)

@@ -85,10 +85,6 @@ class PackedBatch:
     sample_starts: torch.Tensor | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.samples.numel():
-            self.samples = one_image_samples(self.image_mask)
-        if not self.frames.numel():
-            self.frames = torch.zeros_like(self.samples)
         # Counted once, on the host: on a GPU each of these counts would synchronise.
         mask = self.image_mask.numpy()
         token_index = np.empty(self.segment_ids.numel(), np.int64)
@@ -98,8 +94,14 @@ class PackedBatch:
         self.lengths = np.diff(cu_seqlens).tolist()
         self.cu_seqlens = torch.from_numpy(cu_seqlens)
         self.token_index = torch.from_numpy(token_index[:tokens])
-        assert np.array_equal(self.samples.numpy() > 0, mask), "a sample without an image, or an image without a sample"
-        self.sample_sizes, self.sample_starts = count_samples(self.samples.numpy())
+        self.sample_sizes = self.sample_starts = None
+        if self.samples.numel():
+            assert np.array_equal(self.samples.numpy() > 0, mask), "samples and images must be in the same columns"
+            self.sample_sizes, self.sample_starts = count_samples(self.samples.numpy())
+        else:
+            self.samples = one_image_samples(mask)
+        if not self.frames.numel():
+            self.frames = torch.zeros_like(self.samples)
 
     def __repr__(self) -> str:
         """A few lines: shapes, fill, images and position, without waiting for a device."""

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 # B packs, L token slots per pack, K maximum images, and so samples, per pack; S samples of the whole batch
 
 
-def one_image_samples(image_mask: torch.Tensor) -> torch.Tensor:
+def one_image_samples(image_mask: np.ndarray) -> torch.Tensor:
     """`PackedBatch.samples` of packs whose samples hold one image each, int32 (B, K)."""
-    return torch.where(image_mask, torch.arange(1, image_mask.shape[1] + 1, dtype=torch.int32), 0)
+    return torch.from_numpy(np.where(image_mask, np.arange(1, image_mask.shape[1] + 1, dtype=np.int32), np.int32(0)))
 
 
 def count_samples(samples: np.ndarray) -> tuple[list[list[int]] | None, torch.Tensor | None]:

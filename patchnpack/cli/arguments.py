@@ -13,6 +13,7 @@ from patchnpack.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from patchnpack.loaders import Index
+    from patchnpack.packer import Packing
 
 Shards = Annotated[
     list[str],
@@ -71,6 +72,67 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
         logging.basicConfig(format="%(message)s")
 
 
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether an option comes from the command line or a file rather than from its default."""
+    return getattr(context.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"
+
+
+def was_typed(context: typer.Context, name: str) -> bool:
+    """Whether an option comes from the command line."""
+    return getattr(context.get_parameter_source(name), "name", "DEFAULT") == "COMMANDLINE"
+
+
+def packed_folder(shards: list[str]) -> str | None:
+    """Return the packed folder that the value of `Shards` names, else None."""
+    from patchnpack.loaders.shards.patterns import is_image_folder, is_packed_folder
+
+    [*others, last] = shards
+    return last if not others and is_packed_folder(last) and not is_image_folder(last, None) else None
+
+
+def open_source(
+    shards: list[str],
+    image: str,
+    sample: str | None,
+    storage: list[str] | None,
+    path: str | None = None,
+    root: str | None = None,
+) -> Index | str:
+    """Open what `PackedImageLoader` takes: a packed folder by its name, or else the index of `open_shards`.
+
+    Raises:
+        ValueError: an option that decides what is packed is given with a packed folder.
+    """
+    folder = packed_folder(shards)
+    if folder is None:
+        return open_shards(shards, image, sample, storage, path, root)
+    for name, value in (("sample", sample), ("path", path), ("root", root)):
+        if value is not None:
+            raise ValueError(f"{name} is {value!r}, which a packed folder was made with, if at all; leave it out")
+    return folder
+
+
+def packing_of(
+    context: typer.Context, source: Index | str, packing: Packing, storage: list[str] | None
+) -> tuple[Packing, bool]:
+    """Return the packing for a source, and whether the source is a packed folder.
+
+    A packed folder has its own, in which only the options that were given are replaced: if they contradict it, the
+    loader raises.
+    """
+    import dataclasses
+
+    from patchnpack.loaders.packs.manifest import read_manifest
+    from patchnpack.loaders.remote.storage import open_folder
+
+    if not isinstance(source, str):
+        return packing, False
+    recipe = read_manifest(open_folder(source, parse_storage_options(storage or []))).recipe
+    names = {field.name for field in dataclasses.fields(packing)} & context.params.keys()
+    changes = {name: getattr(packing, name) for name in names if was_given(context, name)}
+    return recipe.packing.replace(**changes), True
+
+
 def open_shards(
     shards: list[str],
     image: str,
@@ -105,12 +167,12 @@ def open_all(
     storage: list[str] | None,
     path: str | None,
     root: str | None,
-) -> list[Index]:
-    """Open several sources as `open_shards` does; `path` and `root` are for those with tables, if one has any."""
+) -> list[Index | str]:
+    """Open several sources as `open_source` does; `path` and `root` are for those with tables, if one has any."""
     from patchnpack.loaders.index.file_sources import has_table
 
-    tables = [has_table(shards, path) for shards in sources]
+    tables = [packed_folder(shards) is None and has_table(shards, path) for shards in sources]
     return [
-        open_shards(shards, image, sample, storage, *((path, root) if is_table or not any(tables) else (None, None)))
+        open_source(shards, image, sample, storage, *((path, root) if is_table or not any(tables) else (None, None)))
         for shards, is_table in zip(sources, tables, strict=True)
     ]

@@ -20,7 +20,8 @@ from patchnpack.cli.arguments import (
     Shards,
     Storage,
     TablePath,
-    open_shards,
+    open_source,
+    packing_of,
 )
 from patchnpack.cli.options import takes_packing, whole_flag
 from patchnpack.cli.parsers import parse_storage_options
@@ -158,6 +159,7 @@ def make_index(
 
 @takes_packing
 def show(
+    context: typer.Context,
     shards: Shards,
     *,
     packing: Packing,
@@ -186,8 +188,10 @@ def show(
 
     check_whole("--packs", packs)
     make_folder_of(out)
+    source = open_source(shards, image, sample, storage_options, path, root)
+    packing, _ = packing_of(context, source, packing, storage_options)
     loader = PackedImageLoader(
-        open_shards(shards, image, sample, storage_options, path, root),
+        source,
         packing,
         batch_size=packs,
         shuffle=shuffle,

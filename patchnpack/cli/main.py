@@ -13,7 +13,9 @@ import typer
 from patchnpack.cli.arguments import set_verbosity
 from patchnpack.cli.data import make_index, shard, show
 from patchnpack.cli.errors import flags_of, in_flags, message_of, notes_of
+from patchnpack.cli.evaluation import add_evaluation_commands
 from patchnpack.cli.prepack import add_prepack_commands
+from patchnpack.cli.probe import add_probe_commands
 from patchnpack.cli.report import report
 from patchnpack.cli.training import add_training_commands
 from patchnpack.loaders.errors import BadDataError
@@ -69,6 +71,8 @@ app.command()(report)
 app.command()(show)
 add_prepack_commands(app)
 add_training_commands(app)
+add_evaluation_commands(app)
+add_probe_commands(app)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from patchnpack.cli.model_fields import parse_model_fields
 from patchnpack.cli.parsers import (
     FRAMES,
     RESOLUTIONS,
@@ -109,7 +110,8 @@ def takes(
 def _parameter(name: str, flag: FieldFlag) -> inspect.Parameter:
     kind = flag.kind or type(flag.default)
     makes = {int: whole_flag, int | None: whole_flag, float: _number_flag, float | None: _number_flag}
-    option = makes[kind](flag.help) if kind in makes else typer.Option(help=flag.help)
+    metavar = "KEY=VALUE" if kind == list[str] | None else None
+    option = makes[kind](flag.help) if kind in makes else typer.Option(help=flag.help, metavar=metavar)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option], default=flag.default
     )
@@ -209,7 +211,20 @@ MODEL_FLAGS = {
     "drop_path": FieldFlag(0.0, "Probability of skipping a branch in the last block (stochastic depth)."),
 }
 
-takes_model = takes("model", MODEL_FLAGS, dict)
+MODEL = FieldFlag(
+    None,
+    "Field of NaViTConfig, such as pooling=mean, registers=4 or position_grid=4,16; may be repeated.",
+    list[str] | None,
+    parse=lambda texts: parse_model_fields(texts or ()),
+)
+takes_model = takes("model", {**MODEL_FLAGS, "model": MODEL}, dict)
+takes_model_fields = takes("model", {"model": MODEL}, lambda model: model)
+
+
+def parse_freeze(text: str) -> int | str:
+    """Parse the value of --freeze; `TrainConfig` checks it."""
+    return int(text) if text.isdecimal() else text
+
 
 TRAINING_FLAGS = {
     "epochs": FieldFlag(
@@ -223,6 +238,9 @@ TRAINING_FLAGS = {
     "warmup": FieldFlag(0.1, "Share of the budget for linear warmup."),
     "cooldown": FieldFlag(0.2, "Share of the budget for the final cooldown to 0, for rsqrt."),
     "layer_decay": FieldFlag(1.0, "Learning rate of a block relative to the next block."),
+    "freeze": FieldFlag(
+        "0", "Number of first blocks that do not train, or backbone: only the head trains.", parse=parse_freeze
+    ),
     "weight_decay": FieldFlag(0.05, "Weight decay of AdamW, for matrices only."),
     "clip": FieldFlag(1.0, "Maximum gradient norm."),
     "skip_bad_steps": FieldFlag(
@@ -240,7 +258,6 @@ TRAINING_FLAGS = {
     "save_minutes": FieldFlag(None, "Minutes between additional checkpoints.", float | None),
     "keep": FieldFlag(1, "Number of newest checkpoints to keep."),
     "log_steps": FieldFlag(10, "Steps between log entries."),
-    "tensorboard": FieldFlag(False, "Write TensorBoard scalars to OUT."),
     "seed": FieldFlag(0, "Random seed of initial weights, shuffles and draws."),
     "device": FieldFlag("auto", "auto, cpu or cuda."),
     "precision": FieldFlag("auto", "auto, float32 or bfloat16."),

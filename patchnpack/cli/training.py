@@ -1,9 +1,9 @@
-"""The commands `train`, `eval`, `features` and `sweep`: thin commands over library calls."""
+"""The command `train`, and what commands that read a checkpoint share with it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,46 +23,24 @@ from patchnpack.cli.arguments import (
     Storage,
     TablePath,
     open_all,
-    open_shards,
+    packed_folder,
+    packing_of,
+    was_given,
 )
-from patchnpack.cli.options import takes_evaluation, takes_model, takes_packing, takes_training, whole_flag
-from patchnpack.cli.parsers import parse_patch_size, parse_resolution, parse_storage_options
-from patchnpack.cli.run_file import RUN_FILE, RunFile, read_run_file, write_run_file
+from patchnpack.cli.model_fields import given_fields
+from patchnpack.cli.options import MODEL_FLAGS, PACKING_FLAGS, takes_model, takes_packing, takes_training, whole_flag
+from patchnpack.cli.parsers import parse_resolution, parse_storage_options
+from patchnpack.cli.run_file import RUN_FILE, RunFile, write_run_file
 
 if TYPE_CHECKING:
-    from patchnpack.loaders import Index, PackedImageLoader
-    from patchnpack.models import NaViT
     from patchnpack.packer import Packing
     from patchnpack.trainer import TrainConfig
 
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
-
-
-def _with_defaults_of_run(context: typer.Context, checkpoint: Path) -> Path:
-    """Take option defaults from the run.toml beside the checkpoint, so that evaluation packs as training did."""
-    from patchnpack.packer import PatchSizes
-
-    path = checkpoint.parent / RUN_FILE
-    if path.exists():
-        run = read_run_file(path)
-        run["resolution"] = run.get("eval_resolution", run.get("resolution", "native"))
-        patch_size = str(run.get("eval_patch_size", run.get("patch_size", "")))
-        sizes = parse_patch_size(patch_size) if patch_size else 0
-        run["patch_size"] = (
-            str(sorted(sizes.sizes)[len(sizes.sizes) // 2]) if isinstance(sizes, PatchSizes) else patch_size
-        )
-        fields = {parameter.name for parameter in context.command.params} - {"checkpoint", "shards", "out"}
-        context.default_map = {name: value for name, value in run.items() if name in fields}
-    return checkpoint
-
-
-CheckpointFile = Annotated[
-    Path,
-    typer.Argument(
-        is_eager=True,
-        callback=_with_defaults_of_run,
-        help="A checkpoint.pt. If a run.toml lies beside it, packing and label options default to those of the run.",
+ClassWeights = Annotated[
+    str | None,
+    typer.Option(
+        help="Factors of the classes in the loss: balanced, or a file with one weight per line, in the order of the "
+        "classes, or with lines NAME WEIGHT."
     ),
 ]
 
@@ -118,6 +96,7 @@ def train(
     num_classes: Annotated[int | None, whole_flag("Number of classes; default: highest label + 1.")] = None,
     flip: Annotated[bool, typer.Option(help="Mirror half of the training images at random.")] = False,
     augment: Annotated[str, typer.Option(help="RandAugment for training images as COUNT:MAGNITUDE, such as 2:9.")] = "",
+    class_weights: ClassWeights = None,
     eval_resolution: Annotated[
         str | None, typer.Option(help="Resolution policy for validation; required if --resolution draws sizes.")
     ] = None,
@@ -127,9 +106,22 @@ def train(
     underlying: Annotated[
         int | None, typer.Option(help="Patch size of the weights, if --patch-size has several; default: 32.")
     ] = None,
-    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
-    teacher: Annotated[Path | None, typer.Option(help="Checkpoint of the teacher for distillation.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights to start from: a checkpoint.pt, or a .safetensors, .npz or .pth of timm, big_vision or "
+            "transformers, with its config.json beside it; --model gives what they do not show, such as heads=12."
+        ),
+    ] = None,
+    export_to: Annotated[
+        str | None,
+        typer.Option("--for", help="Refuse a model that could not be exported: timm or big_vision."),
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Teacher for distillation: a checkpoint, or weights as for --init.")
+    ] = None,
     text: Annotated[str | None, typer.Option(help="Member with texts, such as txt, for image-text training.")] = None,
+    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard scalars to OUT.")] = False,
     image: Images = IMAGES,
     sample: Sample = None,
     path: TablePath = None,
@@ -141,25 +133,29 @@ def train(
 
     patchnpack train 'train-{000000..000009}.tar' --validation validation-000000.tar --resolution fit:144 --epochs 10
 
-    The same command resumes a run that was killed. Under torchrun, all ranks train one model.
+    The same command resumes a run that was killed, and with more epochs or steps extends one that is finished. Under
+    torchrun, all ranks train one model.
     """
     from patchnpack.augment import parse_augment
+    from patchnpack.tensorboard import TensorBoard
     from patchnpack.training import train_on_shards
 
+    fields = given_fields(context, model)
     with _process_group(training.device) as first:
         transform = parse_augment(augment)
-        index, *held_out = open_all(
+        source, *held_out = open_all(
             [shards, validation] if validation else [shards], image, sample, storage_options, path, root
         )
+        packing, is_packed = packing_of(context, source, packing, storage_options)
         result = train_on_shards(
-            index,
+            source,
             held_out[0] if held_out else None,
             packing,
             training,
-            model=model,
+            model=fields,
             out=out,
             batch_size=batch_size,
-            label=label or None,
+            label=(label or None) if not is_packed or was_given(context, "label") else None,
             classes=classes,
             num_classes=num_classes,
             flip=flip,
@@ -170,10 +166,13 @@ def train(
             init=init,
             teacher=teacher,
             text=text,
+            class_weights=class_weights,
+            export_to=export_to,
             pages=pages,
             resume=resume,
+            log=TensorBoard(out) if tensorboard else None,
             storage_options=parse_storage_options(storage_options or []),
-            started=lambda: _write_run(context, out),
+            started=lambda: write_run(context, out, fields),
         )
     if first:
         for name, value in result.metrics.items():
@@ -183,218 +182,27 @@ def train(
         typer.echo(f"wrote {result.checkpoint}")
 
 
-def _write_run(context: typer.Context, out: Path) -> None:
+def write_run(context: typer.Context, out: Path, fields: Mapping[str, Any] | None = None) -> None:
+    """Write the options of a command to run.toml in `out`; fields of the model that no flag holds become its table.
+
+    Options that the weights of --init or a packed folder decide are left out unless they were given.
+    """
     from patchnpack.training import CLASSES_FILE
 
     names = [str(parameter.name) for parameter in context.command.params]
-    excluded = ("config", "resume", "help", "storage_options")  # storage options may hold credentials
+    excluded = ["config", "resume", "help", "storage_options", "model"]  # storage options may hold credentials
+    decided = [*(MODEL_FLAGS if context.params.get("init") else ())]
+    decided += [*PACKING_FLAGS, "label"] if packed_folder(list(context.params["shards"])) else []
+    excluded += [name for name in decided if not was_given(context, name)]
     values = {name: context.params[name] for name in names if name not in excluded}
-    if values["classes"] is None and (out / CLASSES_FILE).exists():  # so that evaluation numbers them alike
+    if values.get("classes") is None and (out / CLASSES_FILE).exists():  # so that evaluation numbers them alike
         values["classes"] = str(out / CLASSES_FILE)
+    if fields:
+        values["model"] = {name: value for name, value in fields.items() if name not in MODEL_FLAGS}
+        values |= {name: value for name, value in fields.items() if name in MODEL_FLAGS}
     write_run_file(out / RUN_FILE, values)
 
 
-def _open(checkpoint: Path, device: str) -> NaViT:
-    from patchnpack.trainer import load_checkpoint
-    from patchnpack.trainer.device import find_device
-
-    return load_checkpoint(checkpoint, find_device(device)).model
-
-
-def _evaluation_loader(
-    model: NaViT,
-    index: Index,
-    packing: dict[str, Any],
-    storage: list[str] | None,
-    **options: Any,
-) -> PackedImageLoader:
-    """A loader that yields each image of the index once, packed for the model."""
-    from patchnpack.loaders import PackedImageLoader
-    from patchnpack.predict import evaluation_packing
-
-    return PackedImageLoader(
-        index,
-        evaluation_packing(model, packing),
-        storage_options=parse_storage_options(storage or []),
-        **options,
-    )
-
-
-def _check_output(flag: str, path: Path, suffix: str) -> None:
-    """Reject a path with the wrong suffix; create its parent folder."""
-    from patchnpack.packer.files import make_folder_of
-
-    if path.suffix != suffix:
-        raise ValueError(f"{flag} is {str(path)!r}; it must end in {suffix}")
-    make_folder_of(path)
-
-
-def _excluded(loader: PackedImageLoader) -> str:
-    from patchnpack.packer.text import counted
-
-    stats = loader.stats()
-    without = f", {counted(stats['without_image'], 'sample')} without an image" if stats["without_image"] else ""
-    pages = f", {stats['multi_page']} with further pages" if stats["multi_page"] else ""
-    warnings = f", {counted(sum(stats['warnings'].values()), 'warning')} of decoders" if stats["warnings"] else ""
-    left_out = f"{counted(stats['bad_images'], 'bad image')}, {sum(stats['skipped'].values())} skipped{without}"
-    return left_out + pages + warnings
-
-
-@takes_evaluation
-def evaluate_checkpoint(
-    checkpoint: CheckpointFile,
-    shards: Shards,
-    *,
-    packing: dict[str, Any],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Output file, .parquet.")] = Path("predictions.parquet"),
-    batch_size: BatchSize = 4,
-    label: Label = "cls",
-    classes: Classes = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    image: Images = IMAGES,
-    sample: Sample = None,
-    path: TablePath = None,
-    root: Root = None,
-    pages: Pages = "first",
-    storage_options: Storage = None,
-) -> None:
-    """Write the prediction of a trained model for each image: key, row, label, prediction and logits.
-
-    patchnpack eval runs/first/checkpoint.pt validation-000000.tar -o predictions.parquet
-    """
-    from patchnpack.packer.text import counted
-    from patchnpack.predict import predict, write_table
-
-    _check_output("--out", out, ".parquet")
-    model = _open(checkpoint, device)
-    index = open_shards(shards, image, sample, storage_options, path, root)
-    loader = _evaluation_loader(
-        *(model, index, packing, storage_options),
-        batch_size=batch_size,
-        label=label or None,
-        classes=classes,
-        pages=pages,
-    )
-    table = predict(model, loader, precision=precision)
-    write_table(out, table)
-    pairs = [
-        (x, y) for x, y in zip(*(table[c].to_pylist() for c in ("label", "prediction")), strict=True) if x is not None
-    ]
-    if pairs:
-        hits = sum(y is not None and (x[y] == max(x) if isinstance(x, list) else x == y) for x, y in pairs)
-        typer.echo(f"accuracy: {hits / len(pairs):.4f} on {counted(len(pairs), f'labelled {model.config.scope}')}")
-    typer.echo(f"wrote {out}: {counted(len(table), model.config.scope)}, {_excluded(loader)}")
-
-
-@takes_evaluation
-def write_features(
-    checkpoint: CheckpointFile,
-    shards: Shards,
-    *,
-    packing: dict[str, Any],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Output file, .parquet.")] = Path("features.parquet"),
-    batch_size: BatchSize = 4,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    image: Images = IMAGES,
-    sample: Sample = None,
-    path: TablePath = None,
-    root: Root = None,
-    pages: Pages = "first",
-    storage_options: Storage = None,
-) -> None:
-    """Write the feature vector of each image: key, row and feature.
-
-    patchnpack features runs/first/checkpoint.pt train-000000.tar -o features.parquet
-    """
-    from patchnpack.packer.text import counted
-    from patchnpack.predict import features, write_table
-
-    _check_output("--out", out, ".parquet")
-    model = _open(checkpoint, device)
-    index = open_shards(shards, image, sample, storage_options, path, root)
-    loader = _evaluation_loader(model, index, packing, storage_options, batch_size=batch_size, pages=pages)
-    table = features(model, loader, precision=precision)
-    write_table(out, table)
-    typer.echo(f"wrote {out}: {counted(len(table), model.config.scope)}, {_excluded(loader)}")
-
-
-@takes_evaluation
-def sweep_checkpoint(
-    checkpoint: CheckpointFile,
-    shards: Shards,
-    *,
-    packing: dict[str, Any],
-    patch_sizes: Annotated[
-        str, typer.Option(help="Patch sizes to evaluate, such as 8,16,32; default: --patch-size.")
-    ] = "",
-    resolutions: Annotated[
-        str, typer.Option(help="Resolution policies to evaluate, such as fit:64,fit:144; default: --resolution.")
-    ] = "",
-    out: Annotated[Path, typer.Option("-o", "--out", help="Output table, .csv.")] = Path("sweep.csv"),
-    plot: Annotated[Path | None, typer.Option(help="Plot of accuracy over tokens per image, .png.")] = None,
-    batch_size: BatchSize = 4,
-    label: Label = "cls",
-    classes: Classes = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    image: Images = IMAGES,
-    sample: Sample = None,
-    path: TablePath = None,
-    root: Root = None,
-    pages: Pages = "first",
-    storage_options: Storage = None,
-) -> None:
-    """Evaluate a model at several patch sizes and resolutions: accuracy over tokens per image.
-
-    patchnpack sweep runs/first/checkpoint.pt validation-000000.tar --resolutions fit:64,fit:144 --plot sweep.png
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    from patchnpack.packer import PatchSizes
-    from patchnpack.predict import check_can_plot, evaluation_packing, plot_sweep, sweep, write_sweep
-
-    _check_output("--out", out, ".csv")
-    if plot is not None:
-        _check_output("--plot", plot, ".png")
-        check_can_plot()
-    model = _open(checkpoint, device)
-    sizes = parse_patch_size(patch_sizes, "--patch-sizes") if patch_sizes else packing["patch_size"]
-    policies = [(text, parse_resolution(text, "--resolutions")) for text in resolutions.split(",") if text]
-    policies = policies or [(str(packing["resolution"]), packing["resolution"])]
-    packings = [
-        (name, evaluation_packing(model, {**packing, "patch_size": size, "resolution": policy}))
-        for size in (sizes.sizes if isinstance(sizes, PatchSizes) else (sizes,))
-        for name, policy in policies
-    ]
-    rows = sweep(
-        model,
-        open_shards(shards, image, sample, storage_options, path, root),
-        packings,
-        precision=precision,
-        batch_size=batch_size,
-        label=label,
-        classes=classes,
-        pages=pages,
-        storage_options=parse_storage_options(storage_options or []),
-    )
-    table = Table("patch size", "resolution", "tokens per image", "accuracy", "loss", "images/s", box=None)
-    for row in rows:
-        shown = {"tokens": ".1f", "accuracy": ".4f", "loss": ".4f", "images_per_second": ".0f"}
-        numbers = [format(row[name], form) for name, form in shown.items()]
-        table.add_row(str(row["patch_size"]), row["resolution"], *numbers)
-    Console(highlight=False, markup=False).print(table)
-    write_sweep(out, rows)
-    if plot is not None:
-        plot_sweep(plot, rows)
-    typer.echo(f"wrote {out}" + (f" and {plot}" if plot else ""))
-
-
 def add_training_commands(app: typer.Typer) -> None:
-    """Add the commands to the app."""
+    """Add the command to the app."""
     app.command("train")(train)
-    app.command("eval")(evaluate_checkpoint)
-    app.command("features")(write_features)
-    app.command("sweep")(sweep_checkpoint)

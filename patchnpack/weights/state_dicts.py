@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import re
@@ -41,7 +42,7 @@ def read_weights(source: Source, prefix: str = "") -> Weights:
     >>> read_weights({"a.w": np.ones(2), "b.w": np.ones(3)}, prefix="a.")
     {'w': tensor([1., 1.])}
     """
-    found = source if isinstance(source, Mapping) else _read_file(Path(source))
+    found = source if isinstance(source, Mapping) else read_file(Path(source))
     if not isinstance(found, Mapping) or not found:
         raise ValueError(f"the state dict is {found!r:.80}; it must be a mapping from names to arrays")
     chosen = {name: value for name, value in found.items() if str(name).startswith(prefix)}
@@ -50,7 +51,8 @@ def read_weights(source: Source, prefix: str = "") -> Weights:
     return {name.removeprefix(prefix): _tensor(name, value, found) for name, value in chosen.items()}
 
 
-def _read_file(path: Path) -> Any:
+def read_file(path: Path) -> Any:
+    """Read the content of a file of weights, without executing code; see `read_weights`."""
     if path.suffix not in (".npz", ".safetensors", ".pth", ".pt", ".bin"):
         raise ValueError(f"{path} ends in {path.suffix!r}; give a .npz, .safetensors, .pth, .pt or .bin file")
     try:
@@ -65,6 +67,17 @@ def _read_file(path: Path) -> Any:
         raise ValueError(
             f"{path} cannot be read as plain arrays, and code in it is never executed: {reason}"
         ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file of JSON that holds an object; anything else is a ValueError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}; it must be an object")
+    return content
 
 
 def _read_safetensors(path: Path) -> Weights:

@@ -463,3 +463,43 @@ def test_members_of_a_tar_are_a_sample_with_one_label(tmp_path: Path) -> None:
         assert found == {name: list(range(len(pages))) for name, pages in documents.pages.items()}
         total = conserved([loader.stats() for loader in ranks])
         assert (total["samples"], total["images"]) == (17, documents.num_images)
+
+
+def test_decode_function_gets_files_of_one_page(tmp_path: Path, tiffs: tuple[str, dict[str, list[np.ndarray]]]) -> None:
+    shard, pages = tiffs
+    given: list[bytes] = []
+
+    def decode(data: bytes) -> np.ndarray:
+        given.append(data)
+        with Image.open(io.BytesIO(data)) as file:
+            return np.asarray(file.convert("RGB"))
+
+    loader = PackedImageLoader(shard, PACKING, batch_size=1, sample="members", label="cls", decode=decode)
+    batches = list(loader)
+    assert check_pages(batches, pages) == {name: list(range(len(of_file))) for name, of_file in pages.items()}
+    assert given == [dict(read_tar(shard))["t0.tif"]]
+    views = PackedImageLoader(
+        shard, PACKING.replace(views=VIEWS, max_images=64), batch_size=1, sample="members", label="cls", decode=decode
+    )
+    given.clear()
+    assert sum(batch.num_images for batch in views) == 5 * 21
+    assert len(given) == 1
+
+
+def test_frames_of_an_animation_come_from_one_row(tmp_path: Path) -> None:
+    drawn = [draw_image(24, 16, seed=i, mode="P") for i in range(6)]
+    file = io.BytesIO()
+    drawn[0].save(file, "GIF", save_all=True, append_images=drawn[1:], loop=0)
+    with Image.open(file) as gif:
+        frames = []
+        for number in range(6):
+            gif.seek(number)
+            frames.append(np.asarray(gif.convert("RGB")))
+    shard = write_tar(tmp_path / "clips.tar", [("g1.gif", file.getvalue()), ("g1.cls", b"1")])
+    for how, chosen in (("first", [0, 1, 2]), ("stride:2", [0, 2, 4])):
+        loader = PackedImageLoader(
+            shard, PACKING.replace(frames=Frames(3, how=how)), batch_size=1, sample="members", label="cls"
+        )
+        assert len(loader.index) == 1
+        assert check_pages(list(loader), {"g1": [frames[number] for number in chosen]}) == {"g1": [0, 1, 2]}
+        assert (loader.stats()["samples"], loader.stats()["images"]) == (1, 3)

@@ -131,7 +131,15 @@ PUBLIC: dict[str, list[str]] = {
         "to_csv",
         "write_page",
     ],
-    "patchnpack.weights": ["from_big_vision", "from_timm", "to_big_vision", "to_timm"],
+    "patchnpack.weights": [
+        "export_model",
+        "from_big_vision",
+        "from_timm",
+        "from_transformers",
+        "open_model",
+        "to_big_vision",
+        "to_timm",
+    ],
 }
 
 

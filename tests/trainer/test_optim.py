@@ -10,7 +10,7 @@ from torch import nn
 
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.trainer import TrainConfig, learning_rate
-from patchnpack.trainer.optim import Average, make_optimizer, set_learning_rate
+from patchnpack.trainer.optim import Average, freeze, make_optimizer, set_learning_rate
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -66,6 +66,38 @@ def test_layers_further_from_the_head_learn_more_slowly(config: NaViTConfig) -> 
     assert rates["head.weight"] == rates["pool.query"] == rates["norm.weight"] == rate[id(other)] == 0.8
     assert [rates[f"blocks.{i}.qkv.weight"] for i in (2, 1, 0)] == [0.4, 0.2, 0.1]
     assert rates["patch_embed.weight"] == rates["pos_embed.x"] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("first", "trained"),
+    [
+        (0, {"patch_embed", "pos_embed", "prefix", "blocks.0", "blocks.1", "blocks.2", "norm", "pool", "head"}),
+        (2, {"blocks.2", "norm", "pool", "head"}),
+        (3, {"norm", "pool", "head"}),
+        ("backbone", {"head"}),
+    ],
+)
+def test_frozen_parts_have_no_gradient_no_optimizer_state_and_no_stochastic_depth(
+    first: int | str, trained: set[str], config: NaViTConfig
+) -> None:
+    model = NaViT(dataclasses.replace(config, depth=3, registers=1, drop_path=0.3))
+    freeze(model, first)
+    parts = {
+        ".".join(name.split(".")[: 2 if name.startswith("blocks") else 1])
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    assert parts == trained
+    held = {id(p) for group in make_optimizer(model, settings()).param_groups for p in group["params"]}
+    assert held == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    blocks: Any = model.blocks
+    dropped = [block.drop_path for block in blocks]
+    assert dropped == [0.0 if first == "backbone" or i < int(first) else 0.15 * i for i in range(3)]
+
+
+def test_more_frozen_blocks_than_there_are_is_an_error(config: NaViTConfig) -> None:
+    with pytest.raises(ValueError, match=rf"freeze is 9, but the model has {config.depth} blocks; give at most"):
+        freeze(NaViT(config), 9)
 
 
 def test_the_average_follows_its_formula(config: NaViTConfig) -> None:

@@ -18,7 +18,7 @@ import torch
 from webdataset import ShardWriter
 
 from patchnpack.models import NaViT, NaViTConfig
-from patchnpack.trainer import Classification, Distillation, TrainConfig, load_checkpoint, train
+from patchnpack.trainer import Classification, Distillation, TrainConfig, learning_rate, load_checkpoint, train
 from patchnpack.trainer.checkpoint import save_checkpoint
 from tests.images import encode_image
 
@@ -111,6 +111,48 @@ def test_a_finished_run_returns_its_result_again(tmp_path: Path, batches: list[A
     first = train(small, batches, config=settings(), out=tmp_path)
     again = train(small, Interrupted(batches, 0), config=settings(), out=tmp_path)
     assert (again.losses, again.metrics, again.history) == (first.losses, first.metrics, first.history)
+
+
+@pytest.mark.parametrize(("budget", "first", "more"), [("epochs", 2, 3), ("steps", 7, 12)])
+def test_a_finished_run_is_extended_with_a_schedule_of_its_own(
+    budget: str, first: int, more: int, tmp_path: Path, batches: list[Any], small: NaViTConfig
+) -> None:
+    def config(count: int, **changes: Any) -> TrainConfig:
+        return settings(**{"epochs": None, budget: count, **changes})
+
+    rates: list[float] = []
+    before = train(small, batches, config=config(first), out=tmp_path)
+    extended = train(
+        small,
+        batches,
+        config=config(more, log_steps=1),
+        out=tmp_path,
+        log=lambda step, row: rates.append(row.get("train/lr", -1)),
+    )
+    rates = [rate for rate in rates if rate >= 0]
+    assert extended.losses[: len(before.losses)] == before.losses
+    assert len(extended.losses) == (more if budget == "steps" else 5 * more)
+    assert [row["epoch"] for row in extended.history] == [*range(len(extended.history))]
+    added = len(extended.losses) - len(before.losses)
+    progress = [(i + 0.5) / added for i in range(added)]
+    assert rates == pytest.approx([learning_rate(p, config(more)) for p in progress])
+    assert train(small, Interrupted(batches, 0), config=config(more), out=tmp_path).losses == extended.losses
+    with pytest.raises(ValueError, match=rf"a run with {budget} {more}, but this run has {first}"):
+        train(small, batches, config=config(first), out=tmp_path)
+
+
+def test_an_extension_that_is_killed_resumes_and_an_unfinished_run_is_not_extended(
+    tmp_path: Path, batches: list[Any], small: NaViTConfig
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for out in (whole, parts):
+        train(small, batches, config=settings(epochs=1), out=out)
+    unbroken = train(small, batches, config=settings(epochs=3), out=whole)
+    with pytest.raises(Stopped):
+        train(small, Interrupted(batches, 7), config=settings(epochs=3, save_every=1), out=parts)
+    with pytest.raises(ValueError, match=r"a run with epochs 3, but this run has 4"):
+        train(small, batches, config=settings(epochs=4), out=parts)
+    assert train(small, batches, config=settings(epochs=3), out=parts).losses == unbroken.losses
 
 
 class _Named(list[Any]):
@@ -255,7 +297,7 @@ def test_resume_true_requires_a_checkpoint_and_false_deletes_it(
     save_checkpoint(tmp_path / "checkpoint.pt", anew.model)
     with pytest.raises(ValueError, match=r"holds a model but no run"):
         train(small, batches, config=settings(), out=tmp_path)
-    for changes in ({"resume": True}, {"config": settings(tensorboard=True)}, {"config": settings(save_every=1)}):
+    for changes in ({"resume": True}, {"config": settings(save_every=1)}):
         with pytest.raises(ValueError, match=r"need a folder; give out="):
             train(small, batches, **{"config": settings(), **changes})  # type: ignore[arg-type]
 

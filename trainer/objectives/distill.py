@@ -82,13 +82,11 @@ class Distillation(Classification):
         teacher: the teacher, put in evaluation mode; neither trained nor saved.
         temperature: t.
         task_weight: weight of the classification loss over the labelled images; with 0, no labels are needed.
-        task: keyword arguments of `Classification`: loss, label_smoothing, mixup, cutmix.
+        task: keyword arguments of `Classification`.
     """
 
-    def __init__(
-        self, teacher: NaViT, *, temperature: float = 1.0, task_weight: float = 0.0, **task: float | str
-    ) -> None:
-        super().__init__(**task)  # type: ignore[arg-type]  # checked there
+    def __init__(self, teacher: NaViT, *, temperature: float = 1.0, task_weight: float = 0.0, **task: Any) -> None:
+        super().__init__(**task)
         if temperature <= 0 or task_weight < 0:
             raise ValueError(
                 f"temperature is {temperature} and task_weight is {task_weight}; temperature must be above 0, and "
@@ -127,7 +125,7 @@ class Distillation(Classification):
         """Number of images."""
         return batch.num_images
 
-    def settings(self) -> dict[str, float | str]:
+    def settings(self) -> dict[str, Any]:
         """The arguments, with the teacher as a digest of its configuration and weights."""
         own = super().settings()
         return own | {"temperature": self.temperature, "task_weight": self.task_weight, "teacher": self._digest}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +66,7 @@ class Objective(nn.Module):
         """The objective that evaluation measures."""
         return self
 
-    def settings(self) -> dict[str, float | str]:
+    def settings(self) -> dict[str, Any]:
         """The settings of the loss besides its weights; a resumed run must have the same."""
         return {}
 
@@ -78,20 +79,35 @@ class Classification(Objective):
             labels, sigmoid for float32 ones. Softmax takes float targets that sum to 1.
         label_smoothing: share of the target spread evenly over the classes; unused for float targets with a sigmoid.
         mixup, cutmix: as in `mix`.
+        class_weights: factor of each class in the loss, but not of evaluation; None is 1 each. With a softmax, an image
+            counts as its target weighs the classes, as in `F.cross_entropy(weight=)`, but divided by the images.
 
     >>> Classification(loss="hinge")
     Traceback (most recent call last):
     ValueError: loss is 'hinge'; choose 'auto', 'softmax' or 'sigmoid'
     """
 
+    weights: torch.Tensor | None
+
     def __init__(
-        self, *, loss: str = "auto", label_smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0
+        self,
+        *,
+        loss: str = "auto",
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if loss not in ("auto", "softmax", "sigmoid"):
             raise ValueError(f"loss is {loss!r}; choose 'auto', 'softmax' or 'sigmoid'")
         self.loss, self.label_smoothing, self.mixup, self.cutmix = loss, label_smoothing, mixup, cutmix
         self.mixing = bool(mixup or cutmix)
+        self.class_weights = None if class_weights is None else tuple(map(float, class_weights))
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
+        if weights is not None and not (weights.isfinite().all() and (weights >= 0).all() and weights.any()):
+            raise ValueError(f"class_weights is {self.class_weights}; give finite weights of at least 0, not all 0")
+        self.register_buffer("weights", weights, persistent=False)
 
     def prepare(
         self, model: NaViT, batch: PackedBatch, rng: np.random.Generator | None = None
@@ -120,6 +136,10 @@ class Classification(Objective):
     def check_loader(self, model: NaViT, loader: Any) -> None:
         """Check channels, grids and labels; see `check_loader`."""
         check_loader(model, loader, labels=True)
+        if self.class_weights and len(self.class_weights) != (classes := model.config.num_classes):
+            raise ValueError(
+                f"class_weights has {len(self.class_weights)} weights for {classes} classes; give one each"
+            )
 
     def count(self, batch: PackedBatch) -> int:
         """Number of images with a label."""
@@ -137,25 +157,26 @@ class Classification(Objective):
         kind = self.loss if self.loss != "auto" else "sigmoid" if soft and not self.mixing else "softmax"
         hits = labels.gather(-1, best[..., None])[..., 0] == labels.amax(-1) if soft else labels == best
         hits = (hits & batch.image_mask).sum()
-        if soft == (kind == "sigmoid") and not (soft and self.mixing):
+        if self.weights is None and soft == (kind == "sigmoid") and not (soft and self.mixing):
             return Outcome(*classification_loss(logits, batch, self.label_smoothing), hits)
         labelled, logits, classes = _labelled(batch), logits.float(), logits.shape[-1]
         targets = labels.nan_to_num() if soft else F.one_hot(labels.clamp(min=0), classes).float()
         targets = targets * (1 - self.label_smoothing) + self.label_smoothing / classes
         each = (
-            -(targets * logits.log_softmax(-1)).sum(-1)
+            -targets * logits.log_softmax(-1)
             if kind == "softmax"
-            else F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
+            else F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         )
+        each = (each if self.weights is None else each * self.weights).sum(-1)
         return Outcome((each * labelled).sum(), labelled.sum(), hits)
 
     def for_evaluation(self) -> Objective:
         """The plain loss, without smoothing and mixing."""
         return Classification(loss=self.loss)
 
-    def settings(self) -> dict[str, float | str]:
+    def settings(self) -> dict[str, Any]:
         """The arguments."""
-        names = ("loss", "label_smoothing", "mixup", "cutmix")
+        names = ("loss", "label_smoothing", "mixup", "cutmix", "class_weights")
         return {name: getattr(self, name) for name in names}
 
 

@@ -55,7 +55,7 @@ def images_in_order(index: Index) -> Images:
     wide = PACKING.replace(seq_len=1 << 16, max_images=1000, algorithm="next_fit")
     images = plan(replace(index, samples=None).rows(rows), wide).images
     assert images.row.tolist() == rows.tolist()
-    return replace(images, frame=(rows - index.samples.first_of(rows)).astype(np.int32))
+    return replace(images, frame=(rows - index.samples.starts[index.samples.sample_of(rows)]).astype(np.int32))
 
 
 def build(

@@ -161,7 +161,7 @@ def test_init_starts_from_a_checkpoint(shards: Shards, tmp_path: Path, run: Path
     old, new = (load_checkpoint(path).model for path in (run, tmp_path / "tuned" / "checkpoint.pt"))
     assert (new.config.width, new.config.num_classes) == (24, 3)
     torch.testing.assert_close(new.patch_embed.weight, old.patch_embed.weight, rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match=r"width is 48, but .* has 24; leave it out, or start without init"):
+    with pytest.raises(ValueError, match=r"width is 48, but .* has 24; leave it out, or give other weights"):
         ran("train", shards(), *rest, "--width=48", "-o", tmp_path / "wide")
 
 
@@ -230,10 +230,20 @@ def test_train_resumes_an_existing_run(shards: Shards, tmp_path: Path, run: Path
     content = json.loads((tmp_path / "run" / "history.jsonl").read_text().splitlines()[-1])
     printed = ran("train", "--config", tmp_path / "run" / "run.toml", "--resume")
     assert f"loss: {content['loss']:.4g}" in printed
-    with pytest.raises(ValueError, match=r"with epochs 1, but this run has 2"):
-        ran("train", "--config", tmp_path / "run" / "run.toml", "--epochs=2")
-    ran("train", "--config", tmp_path / "run" / "run.toml", "--epochs=2", "--no-resume")
-    assert load_checkpoint(run).train_config["epochs"] == 2
+    with pytest.raises(ValueError, match=r"with lr 0.0002, but this run has 0.1"):
+        ran("train", "--config", tmp_path / "run" / "run.toml", "--lr=0.1")
+    ran("train", "--config", tmp_path / "run" / "run.toml", "--lr=0.1", "--no-resume")
+    assert load_checkpoint(run).train_config["lr"] == 0.1
+
+
+def test_a_finished_run_is_extended_by_more_epochs(shards: Shards, tmp_path: Path, run: Path) -> None:
+    steps = load_checkpoint(run).step
+    ran("train", "--config", tmp_path / "run" / "run.toml", "--epochs=3")
+    extended = load_checkpoint(run)
+    assert (extended.step, extended.train_config["epochs"]) == (3 * steps, 3)
+    assert [row["epoch"] for row in extended.state["history"]] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"with epochs 3, but this run has 1"):
+        ran("train", "--config", tmp_path / "run" / "run.toml", "--epochs=1")
 
 
 def test_max_grid_and_position_are_flags_stored_in_run_toml(shards: Shards, tmp_path: Path) -> None:

@@ -47,6 +47,49 @@ def test_each_loss_is_its_formula_image_by_image(
     assert count.item() == objective.count(batch) == 3
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_class_weights_multiply_the_terms_of_their_classes(
+    kind: str, smoothing: float, draw: Draw, pack: Pack, build: Build, config: NaViTConfig
+) -> None:
+    labels, weights = [1, 4, 0, -100], [0.5, 2.0, 0.0, 1.0, 3.0]
+    batch, model = pack([images(draw, labels)]), build(config)
+    objective = Classification(loss=kind, label_smoothing=smoothing, class_weights=weights)
+    total, count, _ = objective(model, *objective.prepare(model, batch))
+    logits, known = model(batch)[0, :3].detach(), torch.tensor(labels[:3])
+    if kind == "softmax":
+        expected = F.cross_entropy(
+            logits, known, weight=torch.tensor(weights), label_smoothing=smoothing, reduction="sum"
+        )
+    else:
+        targets = F.one_hot(known, 5) * (1 - smoothing) + smoothing / 5
+        expected = F.binary_cross_entropy_with_logits(logits, targets, weight=torch.tensor(weights), reduction="sum")
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert count.item() == 3, "a step divides by images, not by their weights"
+    plain = objective.for_evaluation()
+    assert isinstance(plain, Classification)
+    assert plain.class_weights is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, -1.0], r"class_weights is \(1\.0, -1\.0\); give finite weights of at least 0"),
+        ([0.0, 0.0], r"not all 0"),
+        ([1.0, math.nan], r"give finite weights"),
+    ],
+)
+def test_class_weights_are_finite_and_not_negative(weights: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Classification(class_weights=weights)
+
+
+def test_class_weights_are_as_many_as_the_classes(draw: Draw, pack: Pack, config: NaViTConfig) -> None:
+    batches = [pack([images(draw, [1, 4, 0])])]
+    with pytest.raises(ValueError, match=r"class_weights has 2 weights for 5 classes; give one each"):
+        train(config, batches, config=TrainConfig(steps=1), objective=Classification(class_weights=[1.0, 2.0]))
+
+
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("changes", [{}, {"mixup": 0.2}, {"cutmix": 0.2}, {"mixup": 0.2, "cutmix": 0.2}], ids=str)
 def test_each_loss_learns_a_tiny_task(
