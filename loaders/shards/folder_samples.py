@@ -36,10 +36,10 @@ class FolderSample:
 def samples_of(found: ImageFolder, members: Sequence[str], rule: SampleRule | None) -> list[FolderSample]:
     """Return the samples of a folder, in the order of their first images.
 
-    By a key, the images of a sample are its members `1.png`, `2.png` and so on, in the natural order of their names;
-    the members beside an image have its number, too. Files called as the sample, such as `doc7.json` for the images
-    `doc7_1.png` and `doc7_2.png`, are members of the sample, and are no longer counted as left out. Samples have one
-    `.cls` member.
+    By a key, the images of a sample are its members `1.png`, `2.png` and so on (`01.png` where there are ten), in the
+    natural order of their names; the members beside an image have its number, too. Files called as the
+    sample, such as `doc7.json` for the images `doc7_1.png` and `doc7_2.png`, are members of the sample, and are no
+    longer counted as left out. Samples have one `.cls` member.
 
     Args:
         found: the images of the folder.
@@ -96,13 +96,14 @@ def _joined(
     """The sample of these images."""
     images = sorted(images, key=lambda image: natural_key(image.key))
     files, labels, others = dict[str, str](), list[str](), list[str]()
+    digits = len(str(len(images)))  # so that plain order is natural order, too
     for number, image in enumerate(images, 1):
         others += image.members
         for member, path in image.files.items():
             if member == _LABEL:
                 labels.append(path)
             else:
-                files[f"{number}.{member}"] = path
+                files[f"{number:0{digits}d}.{member}"] = path
     for member, path in _own(found, name, images, members):
         if member == _LABEL:
             labels.append(path)
