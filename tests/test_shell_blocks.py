@@ -199,7 +199,7 @@ def bucket(data: Path) -> Iterator[dict[str, str]]:
 
 
 def lay_out(folder: Path, data: Path, page: str) -> None:
-    """Create what pages assume: .venv/, photos/, documents/, scripts, sizes.csv, shards in ., clothing/, weights, maybe shards/."""
+    """Create what pages assume: .venv/, photos/, documents/, scripts, sizes.csv, shards in . and clothing/."""
     write_timm_folders(folder)
     (folder / "sizes.csv").write_text("width,height\n" + "640,480\n500,375\n" * 50)
     shutil.copytree(data / "photos", folder / "photos")

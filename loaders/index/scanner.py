@@ -19,6 +19,7 @@ from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.index.without_image import WithoutImage, listed, printable
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards import parquet
+from patchnpack.loaders.shards.keys import natural_key
 from patchnpack.loaders.shards.member_names import find_member
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
 from patchnpack.loaders.shards.outside import digest_outside
@@ -300,7 +301,10 @@ def _refuse_empty(
             "only; embed the images in it, or write tars"
         )
     if extensions:
+        inner = sorted((name for name in extensions if name.rpartition(".")[2] in images), key=natural_key)
+        several = f"give sample='members' to use members such as .{inner[0]} as images, " if inner else ""
         raise ValueError(
             f"shard {redact(shard)!r} has no image: its members end in {listed(extensions)} and "
-            f"image={';'.join(images)!r} asks for {listed(images)}; name one of its extensions, or leave the shard out"
+            f"image={';'.join(images)!r} asks for {listed(images)}; {several}name one of its "
+            "extensions, or leave the shard out"
         )
