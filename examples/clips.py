@@ -50,7 +50,7 @@ def draw_clip(label: int, rng: np.random.Generator) -> np.ndarray:
     cover = np.clip(radius[:, None, None] + 0.5 - distance, 0, 1)[..., None]
     dark, light = rng.uniform(0, 110, 3), rng.uniform(140, 255, 3)
     noise = rng.normal(0, 4, (frames, height, width, 1))
-    clip = np.clip(dark + (light - dark) * cover + noise, 0, 255).astype(np.uint8)
+    clip: np.ndarray = np.clip(dark + (light - dark) * cover + noise, 0, 255).astype(np.uint8)
     return clip if label == 0 else clip[::-1]
 
 
