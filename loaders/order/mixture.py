@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
@@ -187,7 +188,7 @@ class _Sequence:
                 skip = 0
                 # A row that repeats within an epoch gets new draws.
                 repeat = np.uint64(i - self._first << _REPEAT_BIT)
-                yield Rows(row=rows.row, row_id=rows.row_id ^ repeat, width=rows.width, height=rows.height)
+                yield dataclasses.replace(rows, row_id=rows.row_id ^ repeat)
 
     def take(self, wanted: int) -> Rows:
         """Return the next `wanted` rows."""

@@ -236,7 +236,15 @@ def rows_of(samples: Sequence[Sample], stream: int) -> Rows:
         row_id=row.astype(np.uint64) | np.uint64(stream << 32),
         width=np.array([sample.header.width for sample in samples], np.int32),
         height=np.array([sample.header.height for sample in samples], np.int32),
+        bytes_per_pixel=np.array([_bytes_per_pixel(sample) for sample in samples], np.float64),
     )
+
+
+def _bytes_per_pixel(sample: Sample) -> float:
+    """Encoded bytes per pixel of a sample's image; 0 for a PIL image or an array."""
+    header = sample.header
+    encoded = len(sample.image) if isinstance(sample.image, bytes) else 0
+    return encoded / (header.width * header.height * max(1, header.pages))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

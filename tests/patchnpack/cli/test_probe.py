@@ -67,7 +67,7 @@ def test_a_run_for_timm_is_refused_where_it_could_not_be_exported(shards: Shards
         ran(*common)
     with pytest.raises(ValueError, match=r"position is 'absolute' .* which timm's naflexvit does not have"):
         ran(*common, "--model=norm_eps=1e-6")
-    with pytest.raises(ValueError, match=r"the format is 'keras'; choose 'timm' or 'big_vision'"):
+    with pytest.raises(ValueError, match=r"the format is 'keras'; choose 'timm', 'big_vision' or 'onnx'"):
         ran(*common[:-3], "--for=keras", "-o", tmp_path / "run")
     assert not (tmp_path / "run" / "run.toml").exists()
     ran(*common, "--model=norm_eps=1e-6", "--position=grid")
