@@ -142,7 +142,7 @@ def timm_config_of(model: NaViT, kind: Kind) -> Mapping[str, Any]:
     else:
         tables = {"grid": "learned", "fractional": "factorized", "rope": "none"}
         arguments |= {
-            "pos_embed": tables[config.position],
+            "pos_embed": tables[config.positions[0]],
             "pos_embed_grid_size": [rows, columns],
             "pos_embed_interp_mode": config.position_resize,
             "pos_embed_antialias": config.position_antialias,

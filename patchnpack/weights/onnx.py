@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -87,9 +86,8 @@ def to_onnx(model: NaViT) -> bytes:
     finally:
         model.train(training)
     assert program is not None
-    file = io.BytesIO()
-    program.save(file)
-    return file.getvalue()
+    content: bytes = program.model_proto.SerializeToString()
+    return content
 
 
 @contextlib.contextmanager

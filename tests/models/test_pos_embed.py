@@ -191,8 +191,9 @@ def test_aligned_corners_put_the_corner_patches_on_the_corner_entries_of_a_learn
     for aligned in (False, True):
         embed = LearnedGridPosEmbed((3, 4), 6, align_corners=aligned)
         with torch.no_grad():  # all weight on the upper left of the four entries
-            embed.weights[2].weight.zero_()
-            embed.weights[2].bias.copy_(torch.tensor([100.0, 0.0, 0.0, 0.0]))
+            down: Any = embed.weights[2]
+            down.weight.zero_()
+            down.bias.copy_(torch.tensor([100.0, 0.0, 0.0, 0.0]))
         x, y = coords.double().unbind(1)
         x, y = (x / 6 * 3, y / 4 * 2) if aligned else ((x + 0.5) / 7 * 4 - 0.5, (y + 0.5) / 5 * 3 - 0.5)
         assert_near(embed(coords, grids), embed.table[y.clamp(min=0).long(), x.clamp(min=0).long()], 1e-6)
@@ -205,6 +206,15 @@ def test_a_side_of_one_patch_or_one_entry_has_a_place_in_a_learned_grid(aligned:
     for shape, (gw, gh) in (((1, 4), (3, 5)), ((4, 4), (1, 1)), ((2, 1), (1, 9))):
         embedded = LearnedGridPosEmbed(shape, 6, align_corners=aligned)(*raster(gw, gh))
         assert embedded.isfinite().all()
+
+
+def test_the_field_aligns_the_corners_of_a_learned_grid_beside_other_positions() -> None:
+    for position in ("learned_grid", ("learned_grid", "mlp")):
+        aligned, half = (built(position, "auto", position_align_corners=value) for value in (True, False))
+        half.load_state_dict(aligned.state_dict())
+        assert aligned.pos_embed is not None
+        assert half.pos_embed is not None
+        assert not torch.allclose(aligned.pos_embed(*raster(5, 7)), half.pos_embed(*raster(5, 7)))
 
 
 def test_several_positions_are_added() -> None:
