@@ -169,7 +169,8 @@ class Index:
         """
         pixels = self.width[rows].astype(np.float64) * self.height[rows] * frames
         if page is not None:
-            file = np.cumsum(page == 0) - 1
+            begins = (np.diff(page, prepend=0) <= 0) | (np.diff(self.offset[rows], prepend=-1) != 0)
+            file = np.cumsum(begins) - 1
             pixels = np.bincount(file, pixels)[file]
         encoded: np.ndarray = self.nbytes[rows] * (self.format[rows] != PIXELS) / np.maximum(pixels, 1)
         return encoded

@@ -47,7 +47,7 @@ class LoaderOptions:
     seed: int
     repeat: bool
     image: str
-    sample: Sample = field(repr=False)
+    sample: Sample | Any = field(repr=False)  # of a mixture, also a dict with the rule of each source
     label: Label | Any = field(repr=False)  # of a mixture, also a dict with the label of each source
     classes: Classes = field(repr=False)
     extras: Sequence[str]
@@ -94,8 +94,8 @@ class LoaderOptions:
         check_extensions(self.image)
         check_decode(self.decode)
         check_pages(self.pages)
-        rule = sample_rule(self.sample)
-        if self.pages == "error" and rule is not None and rule.is_members:
+        given = self.sample.values() if isinstance(self.sample, Mapping) else [self.sample]
+        if self.pages == "error" and any(rule is not None and rule.is_members for rule in map(sample_rule, given)):
             raise ValueError(
                 "pages is 'error', which refuses files of several pages, and sample is 'members', which uses all; give "
                 "only one of them"
