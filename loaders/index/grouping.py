@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import xxhash
 
-from patchnpack.loaders.index.sample_rule import MEMBERS, SampleRule
 from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.remote.addresses import redact
+from patchnpack.loaders.shards.sample_rule import MEMBERS, SampleRule
 from patchnpack.packer.checks import shown
 from patchnpack.packer.text import counted
 
@@ -119,13 +119,15 @@ def _check_once(index: Index, rule: SampleRule, starts: np.ndarray, names: np.nd
             continue
         there, here = (redact(index.shards[int(index.shard_of(row))]) for row in (before, again))
         where = "after other rows" if there == here else f"in another shard than row {before}, of {there!r}"
+        flag = "" if rule.is_function else f" --sample '{rule.name}'"
         folder = index.table_of(int(index.shard_of(again))) is not None
         remedy = (
-            "rename the files so that those of a sample follow each other"
+            f"write shards, `patchnpack shard FOLDER -o SHARDS{flag}`, and load them with sample='members', or rename "
+            "the files so that those of a sample follow each other"
             if folder
-            else "write the images of a sample one after another into one shard, or as members of one sample, "
-            f"{shown(name + '.1.jpg')}, {shown(name + '.2.jpg')}, and give sample='members'; a folder of images in "
-            "place of shards is read in the order of its names"
+            else "write the images of a sample as members of one sample, "
+            f"{shown(name + '.1.jpg')}, {shown(name + '.2.jpg')}, and give sample='members'; of a folder of images, "
+            f"`patchnpack shard FOLDER -o SHARDS{flag}` writes such shards"
         )
         raise ValueError(
             f"sample {name!r} (sample='{rule.name}') returns {where}: with key {index.keys[again]!r} in row {again} of "

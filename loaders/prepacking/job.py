@@ -22,7 +22,6 @@ from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.pages import Pages
-from patchnpack.loaders.index.sample_rule import Sample
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.labels.label_rule import Classes
 from patchnpack.loaders.packed_loader import PackedImageLoader
@@ -46,6 +45,7 @@ from patchnpack.loaders.prepacking.sources import check_source
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
 from patchnpack.loaders.remote.storage import Folder, check_writable, open_folder
 from patchnpack.loaders.shards.patterns import ShardNames
+from patchnpack.loaders.shards.sample_rule import Sample
 from patchnpack.loaders.sources.dataset_source import DatasetSource
 from patchnpack.packer import Packing, PatchSizes, Plan
 from patchnpack.packer.checks import check_whole

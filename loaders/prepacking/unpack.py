@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from patchnpack.loaders.assembly.samples import read_member
-from patchnpack.loaders.index.sample_rule import MEMBERS
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.members import encode_member
 from patchnpack.loaders.packed_loader import PackedImageLoader
@@ -24,6 +23,7 @@ from patchnpack.loaders.packs.recipe import PARTS, as_json
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.storage import Folder, check_writable, open_folder
 from patchnpack.loaders.shards.keys import escape_extension, escape_key, unused
+from patchnpack.loaders.shards.sample_rule import MEMBERS
 from patchnpack.loaders.shards.tar import KEY_HEADER, MEMBER_HEADER
 from patchnpack.packer.checks import check_whole
 

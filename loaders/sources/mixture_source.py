@@ -16,7 +16,6 @@ from patchnpack.loaders.datasets.hugging_face import HuggingFaceAdapter
 from patchnpack.loaders.datasets.labels import label_members
 from patchnpack.loaders.imaging.readers.heif import has_heif
 from patchnpack.loaders.index.file_sources import has_table
-from patchnpack.loaders.index.sample_rule import Sample
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.label_rule import Label
 from patchnpack.loaders.labels.labels import Labels
@@ -26,6 +25,7 @@ from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.shards.names import names_of
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.reader import ShardReader
+from patchnpack.loaders.shards.sample_rule import Sample
 from patchnpack.loaders.sources.class_names import joined_classes, settle_names
 from patchnpack.loaders.sources.dataset_source import DatasetSource, OpenedDataset, items_of_options
 from patchnpack.loaders.sources.mixed_labels import MixedLabels

@@ -11,7 +11,6 @@ from patchnpack.loaders.assembly.transform import Transform, check_transform
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
-from patchnpack.loaders.index.sample_rule import Sample, sample_rule
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.classes import Classes, listed_classes
 from patchnpack.loaders.labels.label_rule import Label
@@ -19,6 +18,7 @@ from patchnpack.loaders.members import check_extensions, checked_extras
 from patchnpack.loaders.order.rank_steps import Even
 from patchnpack.loaders.order.row_filter import Where
 from patchnpack.loaders.process import checked_rank, process_rank
+from patchnpack.loaders.shards.sample_rule import Sample, sample_rule
 from patchnpack.packer import Packing
 from patchnpack.packer.checks import check_choice, check_flag, check_whole, shown
 

@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from patchnpack.loaders.errors import BadRow
-from patchnpack.loaders.index.sample_rule import SampleRule
+from patchnpack.loaders.shards.sample_rule import SampleRule
 from patchnpack.loaders.streaming.samples import BadSample, Sample
 from patchnpack.packer.checks import shown
 

@@ -11,9 +11,9 @@ from patchnpack.loaders.assembly.transform import Transform, check_transform, wa
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
-from patchnpack.loaders.index.sample_rule import sample_rule
 from patchnpack.loaders.labels.label_rule import Classes, Label
 from patchnpack.loaders.members import check_extensions, checked_extras
+from patchnpack.loaders.shards.sample_rule import images_of, sample_rule
 from patchnpack.loaders.shards.tar import IMAGE
 from patchnpack.loaders.streaming.progress import Progress, has_state
 from patchnpack.loaders.streaming.samples import SampleReader
@@ -65,7 +65,8 @@ def pack_stream(
             multiplies its own image count by ranks x workers.
         batch_size: B, packs in a batch.
         image: members that hold the image, separated by ";". If a sample has several, the first one listed is used. A
-            member that is None is absent, and the case of names does not matter, here and below.
+            member that is None is absent, and the case of names does not matter, here and below. With
+            `sample="members"`, the default includes videos.
         label: None, "cls" (or any member that holds text or a number), "json:FIELD", or a callable from a sample's dict
             to an int or an array. The second item of a pair is its label: a number, a text, an array or None.
         classes: names of the classes as a list, a file with one name per line, or a mapping from name to index.
@@ -113,6 +114,7 @@ def pack_stream(
     check_pages(pages)
     check_transform(transform)
     rule = sample_rule(sample)
+    image = images_of(image, rule)
     if rule is not None and rule.is_members and pages == "error":
         raise ValueError(
             "pages is 'error', which refuses files of several pages, and sample is 'members', which uses all their "

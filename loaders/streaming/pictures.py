@@ -13,7 +13,7 @@ from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.imaging.pages import PageRun, Pages, page_headers, refusal_of_pages
-from patchnpack.loaders.index.sample_images import natural_key
+from patchnpack.loaders.shards.keys import natural_key
 
 Picture = bytes | Image.Image | np.ndarray
 

@@ -15,11 +15,11 @@ from patchnpack.loaders.assembly.samples import extra
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.pages import Pages
-from patchnpack.loaders.index.sample_rule import SampleRule
 from patchnpack.loaders.index.scanner import extensions_of
 from patchnpack.loaders.labels.label_rule import Classes, Label, LabelRule
 from patchnpack.loaders.labels.labels import LabelKind
 from patchnpack.loaders.remote.addresses import redact
+from patchnpack.loaders.shards.sample_rule import SampleRule
 from patchnpack.loaders.streaming.pictures import (
     Picture,
     PictureReader,

@@ -18,8 +18,8 @@ from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.imaging.user_decode import Decode
-from patchnpack.loaders.index.sample_rule import SampleRule
 from patchnpack.loaders.process import cpu_share, process_rank
+from patchnpack.loaders.shards.sample_rule import SampleRule
 from patchnpack.loaders.streaming.batch_samples import StreamBatchContext, rows_of
 from patchnpack.loaders.streaming.grouping import Group, Grouping
 from patchnpack.loaders.streaming.outcomes import NOTHING, StreamOutcomes, of_bad

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from patchnpack.loaders import Index, open_index, save_index, scan, update_index
 from patchnpack.loaders.index.grouping import with_samples
-from patchnpack.loaders.index.sample_rule import sample_rule
 from patchnpack.loaders.shards.opener import ShardOpener
+from patchnpack.loaders.shards.sample_rule import sample_rule
 from tests.loaders.index.samples import write_documents, write_rows
 
 BY_KEY = r"key:(.+)_\d+"
