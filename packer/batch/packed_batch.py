@@ -21,6 +21,8 @@ from patchnpack.packer.text import counted, floor_percent
 # B packs in the batch, L token slots per pack, K maximum images per pack,
 # P patch size, C channels; of the whole batch: T valid tokens, N images, S samples
 
+_NONE = torch.empty(0, dtype=torch.int32)
+
 
 @dataclass(eq=False, kw_only=True, slots=True, repr=False)
 class PackedBatch:
@@ -76,8 +78,8 @@ class PackedBatch:
     epoch: int = 0
     position: int = 0
     scaled_decode: bool = False
-    samples: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))  # filled in if empty
-    frames: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
+    samples: torch.Tensor = _NONE  # filled in if empty
+    frames: torch.Tensor = _NONE
     cu_seqlens: torch.Tensor = field(init=False, repr=False)
     token_index: torch.Tensor = field(init=False, repr=False)
     lengths: list[int] = field(init=False, repr=False)
