@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from patchnpack.cli.main import app
-from patchnpack.cli.run_file import read_run_file
+from patchnpack.cli.options.run_file import read_run_file
 from patchnpack.models import NaViT
 from patchnpack.trainer import Classification, load_checkpoint
 
