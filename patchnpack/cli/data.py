@@ -129,11 +129,11 @@ def make_index(
         )
     what = "file" if any(index.files) else "shard"
     held = sum(len(table) for table in index.files if table is not None) or len(index.shards)
-    images = counted(len(index), "image")
+    found = counted(len(index), "image")
     if index.samples is not None:
-        images = f"{counted(index.samples.images, 'image')} of {counted(len(index.samples), 'sample')}"
+        found = f"{counted(index.samples.images, 'image')} of {counted(len(index.samples), 'sample')}"
     typer.echo(
-        f"{file}: {images} in {counted(held, what)} ({num_read} read now); "
+        f"{file}: {found} in {counted(held, what)} ({num_read} read now); "
         f"{counted(len(index.bad), 'bad image')}, {counted(int(index.without_image.sum()), 'sample')} without an image"
     )
     for row, reason in itertools.islice(index.bad.items(), 10):

@@ -30,7 +30,7 @@ def test_balanced_weights_even_out_the_images_that_are_read(shards: Shards) -> N
 def test_in_scope_sample_each_sample_counts_once(label: Any, tmp_path: Path) -> None:
     shard = write_documents(tmp_path / "a.tar", {"a": [1, 2, 3], "b": [1], "c": [1, 2]})  # of classes 0, 1 and 2
 
-    def counts(scope: Literal["image", "sample"]) -> list[int]:
+    def counts(scope: Literal["image", "sample"]) -> Any:
         packing = Packing(seq_len=64, scope=scope)
         read = PackedImageLoader(shard, packing, batch_size=1, label=label, sample="members")
         return class_counts(read, 3).tolist()
