@@ -11,20 +11,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
-from patchnpack.loaders.index.file_sources import (
+from patchnpack.loaders.index.files.file_sources import (
     TableOptions,
     file_source_name,
     is_file_source,
     is_folder,
     open_file_source,
 )
-from patchnpack.loaders.index.grouping import check_rule, fits, with_samples
 from patchnpack.loaders.index.index_file import is_index, load_index, save_index
 from patchnpack.loaders.index.remote_index import (
     find_beside,
     load_remote_index,
     names_index,
 )
+from patchnpack.loaders.index.samples.grouping import check_rule, fits, with_samples
 from patchnpack.loaders.index.scanner import changed_shards, extensions_of, is_made_for, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.index.without_image import warn_without_image

@@ -12,9 +12,9 @@ import xxhash
 
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.pages import PageRun
-from patchnpack.loaders.index.grouping import fits, with_samples
-from patchnpack.loaders.index.sample_images import ImageMember, all_images, all_items, first_image, pages_of
 from patchnpack.loaders.index.sample_table import SampleTable
+from patchnpack.loaders.index.samples.grouping import fits, with_samples
+from patchnpack.loaders.index.samples.sample_images import ImageMember, all_images, all_items, first_image, pages_of
 from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.index.without_image import WithoutImage, listed, printable
 from patchnpack.loaders.remote.addresses import redact

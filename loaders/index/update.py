@@ -7,18 +7,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from patchnpack.loaders.index.file_scan import changed_files, scan_files
-from patchnpack.loaders.index.file_sources import (
+from patchnpack.loaders.index.files.file_scan import changed_files, scan_files
+from patchnpack.loaders.index.files.file_sources import (
     TableOptions,
     file_source_name,
     is_file_source,
     is_folder,
     list_source,
 )
-from patchnpack.loaders.index.grouping import fits, with_samples
 from patchnpack.loaders.index.index_file import check_suffix, load_index, save_index
 from patchnpack.loaders.index.remote_index import check_addresses, load_remote_index, save_remote_index
 from patchnpack.loaders.index.resolve import common_folder, real_path
+from patchnpack.loaders.index.samples.grouping import fits, with_samples
 from patchnpack.loaders.index.scanner import changed_shards, is_made_for, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact

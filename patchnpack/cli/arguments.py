@@ -169,7 +169,7 @@ def open_all(
     root: str | None,
 ) -> list[Index | str]:
     """Open several sources as `open_source` does; `path` and `root` are for those with tables, if one has any."""
-    from patchnpack.loaders.index.file_sources import has_table
+    from patchnpack.loaders.index.files.file_sources import has_table
 
     tables = [packed_folder(shards) is None and has_table(shards, path) for shards in sources]
     return [

@@ -13,8 +13,8 @@ import numpy as np
 from webdataset import TarWriter
 
 from patchnpack.loaders.process import cpu_share
-from patchnpack.loaders.shards.folder_samples import FolderSample, samples_of
-from patchnpack.loaders.shards.image_folder import (
+from patchnpack.loaders.shards.folders.folder_samples import FolderSample, samples_of
+from patchnpack.loaders.shards.folders.image_folder import (
     ImageFolder,
     count_by_extension,
     folders_that_are_no_classes,

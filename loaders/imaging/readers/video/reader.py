@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from patchnpack.loaders.errors import MAX_PIXELS
-from patchnpack.loaders.imaging.readers.boxes import boxes, sample_count
+from patchnpack.loaders.imaging.readers.boxed.boxes import boxes, sample_count
 from patchnpack.loaders.imaging.readers.facts import Facts
-from patchnpack.loaders.imaging.readers.key_frames import gives_a_frame, is_clean_key
+from patchnpack.loaders.imaging.readers.video.key_frames import gives_a_frame, is_clean_key
 from patchnpack.loaders.imaging.signatures import is_avi, is_matroska
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import numpy as np
 from patchnpack.loaders.files.folder import list_folder
 from patchnpack.loaders.files.listing import Listing
 from patchnpack.loaders.files.path_table import SUFFIXES, list_table, suffix_of
-from patchnpack.loaders.index.file_scan import changed_files, scan_files
+from patchnpack.loaders.index.files.file_scan import changed_files, scan_files
 from patchnpack.loaders.index.index_file import is_index, load_index, save_index
 from patchnpack.loaders.index.scanner import extensions_of
 from patchnpack.loaders.index.table import IMAGE, Index

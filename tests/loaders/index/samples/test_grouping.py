@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchnpack.loaders import Index, open_index, save_index, scan, update_index
-from patchnpack.loaders.index.grouping import with_samples
+from patchnpack.loaders.index.samples.grouping import with_samples
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.sample_rule import sample_rule
-from tests.loaders.index.samples import write_documents, write_rows
+from tests.loaders.index.samples.rows import write_documents, write_rows
 
 BY_KEY = r"key:(.+)_\d+"
 KEYS = [f"{name}_{page}" for name in "abc" for page in range(3)]
@@ -235,7 +235,7 @@ def test_concatenated_rows_without_samples_are_samples_of_one(shard: str, tmp_pa
 
 
 def test_folder_groups_files_by_their_paths(tmp_path: Path, opener: ShardOpener) -> None:
-    from tests.loaders.index.samples import jpeg
+    from tests.loaders.index.samples.rows import jpeg
 
     for number, name in enumerate(["a/1.jpg", "a/2.jpg", "b/c/1.jpg"]):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)

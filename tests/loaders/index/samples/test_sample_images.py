@@ -13,7 +13,7 @@ from patchnpack.loaders.imaging.header import read_header
 from patchnpack.loaders.labels.labels import Labels
 from patchnpack.loaders.order.state import rows_digest
 from tests.images import write_tar
-from tests.loaders.index.samples import jpeg, write_documents
+from tests.loaders.index.samples.rows import jpeg, write_documents
 
 
 def members_of(index: Index) -> list[str | None]:

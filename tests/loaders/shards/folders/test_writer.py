@@ -7,7 +7,7 @@ import pytest
 
 from patchnpack import PackedImageLoader, Packing
 from patchnpack.loaders import Written, scan, write_shards
-from patchnpack.loaders.shards import writer as writer_module
+from patchnpack.loaders.shards.folders import writer as writer_module
 from patchnpack.loaders.shards.tar import read_samples
 from tests.images import draw_image, encode_image
 

@@ -21,9 +21,18 @@ from patchnpack.loaders.imaging.decode_pages import Wanted, decode_pages
 from patchnpack.loaders.imaging.formats import VIDEO_EXTENSIONS, VIDEOS, find_reader, is_image, is_video
 from patchnpack.loaders.imaging.header import Header, read_header
 from patchnpack.loaders.imaging.pages import page_headers
-from patchnpack.loaders.imaging.readers import video as reader
-from patchnpack.loaders.imaging.readers.key_frames import gives_a_frame
-from tests.loaders.imaging.videos import HEIGHT, KINDS, WIDTH, encode, pictures, sequential, trimmed, video
+from patchnpack.loaders.imaging.readers.video import reader
+from patchnpack.loaders.imaging.readers.video.key_frames import gives_a_frame
+from tests.loaders.imaging.readers.video.videos import (
+    HEIGHT,
+    KINDS,
+    WIDTH,
+    encode,
+    pictures,
+    sequential,
+    trimmed,
+    video,
+)
 
 av: Any = pytest.importorskip("av")
 
