@@ -100,8 +100,8 @@ def test_concatenated_rows_without_samples_are_samples_of_one(tmp_path: Path) ->
     members = scan(write_documents(tmp_path / "b.tar", {"a": [1, 2], "b": [1]}), sample="members")
     plain = scan(write_rows(tmp_path / "a.tar", [f"{name}_{page}" for name in "abc" for page in range(3)]))
     joined = Index.concatenate([plain.select([0]), members])
-    assert joined.samples.starts.tolist() == [*range(9), 9, 11, 12]
     assert joined.samples is not None
+    assert joined.samples.starts.tolist() == [*range(9), 9, 11, 12]
     assert joined.samples.frames.tolist() == [1] * 12
     assert joined.name_of(0) == "a_0"
     assert joined.name_of(10) == "a.p2.jpg"
