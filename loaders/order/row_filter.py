@@ -16,9 +16,9 @@ import numpy as np
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.formats import HEIC, VIDEOS
 from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
-from patchnpack.loaders.imaging.readers.heif import MISSING as MISSING_HEIF
-from patchnpack.loaders.imaging.readers.video import MISSING as MISSING_AV
-from patchnpack.loaders.imaging.readers.video import has_av
+from patchnpack.loaders.imaging.readers.boxed.heif import MISSING as MISSING_HEIF
+from patchnpack.loaders.imaging.readers.video.reader import MISSING as MISSING_AV
+from patchnpack.loaders.imaging.readers.video.reader import has_av
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.first_invalid_row import naming_first_invalid_row

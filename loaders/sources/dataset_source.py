@@ -16,9 +16,9 @@ from patchnpack.loaders.datasets.labels import ItemLabels, check_extras
 from patchnpack.loaders.datasets.samples import DatasetContext
 from patchnpack.loaders.datasets.sizes import fingerprint_of, index_of
 from patchnpack.loaders.imaging.formats import PIXELS
-from patchnpack.loaders.imaging.readers.heif import has_heif
-from patchnpack.loaders.index.grouping import with_samples
-from patchnpack.loaders.index.page_rows import files_of
+from patchnpack.loaders.imaging.readers.boxed.heif import has_heif
+from patchnpack.loaders.index.samples.grouping import with_samples
+from patchnpack.loaders.index.samples.page_rows import files_of
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.order.mixture import Mixture
 from patchnpack.loaders.order.order import Order

@@ -53,8 +53,8 @@ def shard(
     patchnpack shard pages -o shards --sample 'key:(.+)_[0-9]+'
     """
     from patchnpack.loaders import write_shards
-    from patchnpack.loaders.shards.image_folder import count_by_extension
-    from patchnpack.loaders.shards.writer import CLASSES
+    from patchnpack.loaders.shards.folders.image_folder import count_by_extension
+    from patchnpack.loaders.shards.folders.writer import CLASSES
     from patchnpack.packer.text import counted
 
     with progress_bar("writing shards") as progress:

@@ -257,7 +257,7 @@ def _rows(
 
         from patchnpack.loaders.error_policy import ErrorPolicy
         from patchnpack.loaders.imaging.pages import check_pages
-        from patchnpack.loaders.imaging.readers.heif import has_heif
+        from patchnpack.loaders.imaging.readers.boxed.heif import has_heif
         from patchnpack.loaders.order.row_filter import RowFilter
 
         check_pages(pages)

@@ -88,7 +88,7 @@ def open_both(
 
     `path` and `root` are for those of the two that are tables, if one is.
     """
-    from patchnpack.loaders.index.file_sources import has_table
+    from patchnpack.loaders.index.files.file_sources import has_table
 
     sources = [shards, validation] if validation else [shards]
     tables = [packed_folder(each) is None and has_table(each, images.path) for each in sources]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from patchnpack.loaders.imaging.readers.boxes import boxes
+from patchnpack.loaders.imaging.readers.boxed.boxes import boxes
 from patchnpack.loaders.imaging.readers.codecs import codec
 from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind
 

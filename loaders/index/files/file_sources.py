@@ -16,8 +16,9 @@ import numpy as np
 from patchnpack.loaders.files.folder import list_folder
 from patchnpack.loaders.files.listing import Listing
 from patchnpack.loaders.files.path_table import SUFFIXES, list_table, suffix_of
-from patchnpack.loaders.index.file_scan import changed_files, scan_files
+from patchnpack.loaders.index.files.file_scan import changed_files, scan_files
 from patchnpack.loaders.index.index_file import is_index, load_index, save_index
+from patchnpack.loaders.index.samples.grouping import has_members
 from patchnpack.loaders.index.scanner import extensions_of
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.remote.addresses import is_remote, redact
@@ -164,8 +165,7 @@ def _beside(listing: Listing) -> Index | None:
         if os.path.exists(file) and is_index(file):
             with suppress(ValueError):
                 found = load_index(file)
-                by_members = found.samples is not None and found.samples.rule == MEMBERS
-                if found.shards == (listing.name,) and by_members == (listing.samples is not None):
+                if found.shards == (listing.name,) and has_members(found) == (listing.samples is not None):
                     return found
     return None
 

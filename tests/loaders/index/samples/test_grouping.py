@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchnpack.loaders import Index, open_index, save_index, scan, update_index
-from patchnpack.loaders.index.grouping import with_samples
+from patchnpack.loaders.index.samples.grouping import with_samples
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.sample_rule import sample_rule
-from tests.loaders.index.samples import write_documents, write_rows
+from tests.loaders.index.samples.rows import write_documents, write_rows
 
 BY_KEY = r"key:(.+)_\d+"
 KEYS = [f"{name}_{page}" for name in "abc" for page in range(3)]
@@ -220,22 +220,8 @@ def test_update_of_members_keeps_the_samples_of_unchanged_shards(tmp_path: Path)
     assert (read, index.samples) == (2, None)
 
 
-def test_concatenated_rows_without_samples_are_samples_of_one(shard: str, tmp_path: Path) -> None:
-    members = scan(write_documents(tmp_path / "b.tar", {"a": [1, 2], "b": [1]}), sample="members")
-    plain = scan(shard)
-    joined = Index.concatenate([plain.select([0]), members])
-    assert starts_of(joined) == [*range(9), 9, 11, 12]
-    assert joined.samples is not None
-    assert joined.samples.frames.tolist() == [1] * 12
-    assert joined.name_of(0) == "a_0"
-    assert joined.name_of(10) == "a.p2.jpg"
-    back = joined.select([1])
-    assert back.samples is not None
-    assert (starts_of(back), list(back.samples.member or [])) == ([0, 2, 3], ["p1.jpg", "p2.jpg", "p1.jpg"])
-
-
 def test_folder_groups_files_by_their_paths(tmp_path: Path, opener: ShardOpener) -> None:
-    from tests.loaders.index.samples import jpeg
+    from tests.loaders.index.samples.rows import jpeg
 
     for number, name in enumerate(["a/1.jpg", "a/2.jpg", "b/c/1.jpg"]):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)

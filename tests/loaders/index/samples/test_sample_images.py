@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchnpack.loaders import Index, PackedImageLoader, load_index, save_index, scan
+from patchnpack.loaders import Index, PackedImageLoader, scan
 from patchnpack.loaders.imaging.header import read_header
 from patchnpack.loaders.labels.labels import Labels
-from patchnpack.loaders.order.state import rows_digest
 from tests.images import write_tar
-from tests.loaders.index.samples import jpeg, write_documents
+from tests.loaders.index.samples.rows import jpeg, write_documents
 
 
 def members_of(index: Index) -> list[str | None]:
@@ -87,36 +86,11 @@ def test_unreadable_page_is_a_bad_row_of_its_sample(tmp_path: Path) -> None:
     assert index.samples.starts.tolist() == [0, 3]
 
 
-@pytest.mark.parametrize("name", ["index.parquet", "index.arrow"])
-def test_index_file_holds_the_samples(name: str, tmp_path: Path) -> None:
-    shards = [write_documents(tmp_path / f"{i}.tar", {f"a{i}": [2, 1, 10], f"b{i}": [1]}) for i in range(2)]
-    index = scan(shards, sample="members")
-    save_index(index, tmp_path / name)
-    loaded = load_index(tmp_path / name)
-    assert index.samples is not None
-    assert loaded.samples is not None
-    for column in ("starts", "page", "frames"):
-        ours, theirs = getattr(index.samples, column), getattr(loaded.samples, column)
-        assert (ours.dtype, ours.tolist()) == (theirs.dtype, theirs.tolist())
-    assert (loaded.samples.rule, members_of(loaded)) == ("members", members_of(index))
-
-
 def test_names_of_pages_take_no_column_each(tmp_path: Path) -> None:
     """Members of images would be a column of the index for each place in a clip."""
     index = scan(write_documents(tmp_path / "a.tar", {"a": range(200), "b": range(200)}), sample="members")
     assert len(index) == 400
     assert set(index.members) == {"jpg", "cls", "txt"}
-
-
-def test_digest_of_a_state_depends_on_the_samples(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from patchnpack.loaders.index.sample_table import SampleTable
-
-    index = scan(write_documents(tmp_path / "a.tar", {"a": [1, 2], "b": [1, 2]}), sample="members")
-    usable = np.ones(4, np.bool_)
-    other = replace(index, samples=SampleTable.of_images("members", np.array([0, 1, 4])))
-    assert len({rows_digest(made, usable) for made in (index, other, replace(index, samples=None))}) == 3
 
 
 def read_nothing(row: int, extension: str) -> bytes | None:

@@ -15,8 +15,8 @@ from patchnpack.loaders.files.listing import Listing
 from patchnpack.loaders.files.table import FileTable
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.pages import PageRun
-from patchnpack.loaders.index.page_rows import has_several, is_given, is_several, pages_at, with_pages
-from patchnpack.loaders.index.sample_images import pages_of
+from patchnpack.loaders.index.samples.page_rows import has_several, is_given, is_several, pages_at, with_pages
+from patchnpack.loaders.index.samples.sample_images import pages_of
 from patchnpack.loaders.index.table import Index, Texts
 from patchnpack.loaders.remote.addresses import is_remote
 from patchnpack.loaders.shards.opener import ShardOpener

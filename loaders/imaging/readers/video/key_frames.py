@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-# Codecs whose key frames set everything anew, so that each frame presented behind one has the same pixels wherever
+# Codecs whose key frames reset the decoder, so that each frame presented after one has the same pixels wherever
 # decoding began. H.264 is not among them: files also mark frames from which a picture is only built up bit by bit.
 _CLEAN = {
     *("mpeg1video", "mpeg2video", "mpeg4", "hevc", "vp8", "vp9", "av1"),

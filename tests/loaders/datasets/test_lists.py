@@ -17,7 +17,7 @@ from patchnpack import PackedImageLoader
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.sources.dataset_source import OpenedDataset
 from patchnpack.loaders.sources.options import LoaderOptions
-from tests.loaders.index.samples import jpeg
+from tests.loaders.index.samples.rows import jpeg
 
 WIDTHS = [[10, 11], [], [12], [13, 14, 15]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from patchnpack.loaders.imaging.readers.boxes import boxes
+from patchnpack.loaders.imaging.readers.boxed.boxes import boxes
 from patchnpack.loaders.imaging.readers.codecs import codec
 from patchnpack.loaders.imaging.readers.depth import to_8_bits
 from patchnpack.loaders.imaging.readers.facts import SEVERAL, Facts, unsupported_kind

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from patchnpack.loaders.errors import MAX_PIXELS
-from patchnpack.loaders.imaging.readers.boxes import boxes, sample_count
+from patchnpack.loaders.imaging.readers.boxed.boxes import boxes, sample_count
 from patchnpack.loaders.imaging.readers.facts import Facts
-from patchnpack.loaders.imaging.readers.key_frames import gives_a_frame, is_clean_key
+from patchnpack.loaders.imaging.readers.video.key_frames import gives_a_frame, is_clean_key
 from patchnpack.loaders.imaging.signatures import is_avi, is_matroska
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ def _orientation(data: bytes, found: _Packets, stream: VideoStream) -> int:
     end = data.find(_CLUSTER)
     if _PROJECTION not in data[: end if end >= 0 else 4096]:
         return 1
-    frame = _Frames(found, stream).frame(0)  # PyAV tells the rotation of frames, not of streams
+    frame = _Frames(found, stream).frame(0)  # PyAV reports the rotation of frames, not of streams
     matrix = None if isinstance(frame, Exception) else frame.side_data.get("DISPLAYMATRIX")
     return 1 if matrix is None else orientation_of_matrix(np.frombuffer(matrix, np.int32).reshape(3, 3)[:2, :2])
 

@@ -16,9 +16,9 @@ from patchnpack.loaders.labels.labels import KnownLabels
 from patchnpack.loaders.order.state import decoders
 from patchnpack.loaders.packs.arrow_file import Codec
 from patchnpack.loaders.packs.manifest import Manifest
-from patchnpack.loaders.packs.patch_part import patch_part
+from patchnpack.loaders.packs.patches.patch_part import patch_part
+from patchnpack.loaders.packs.patches.stored_batch import StoredBatchContext
 from patchnpack.loaders.packs.recipe import Recipe
-from patchnpack.loaders.packs.stored_batch import StoredBatchContext
 from patchnpack.loaders.packs.stored_index import Places
 from patchnpack.loaders.shards.member_names import find_member
 from patchnpack.loaders.shards.reader import ShardReader

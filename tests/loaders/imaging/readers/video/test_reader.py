@@ -21,9 +21,17 @@ from patchnpack.loaders.imaging.decode_pages import Wanted, decode_pages
 from patchnpack.loaders.imaging.formats import VIDEO_EXTENSIONS, VIDEOS, find_reader, is_image, is_video
 from patchnpack.loaders.imaging.header import Header, read_header
 from patchnpack.loaders.imaging.pages import page_headers
-from patchnpack.loaders.imaging.readers import video as reader
-from patchnpack.loaders.imaging.readers.key_frames import gives_a_frame
-from tests.loaders.imaging.videos import HEIGHT, KINDS, WIDTH, encode, pictures, sequential, trimmed, video
+from patchnpack.loaders.imaging.readers.video import reader
+from tests.loaders.imaging.readers.video.videos import (
+    HEIGHT,
+    KINDS,
+    WIDTH,
+    encode,
+    pictures,
+    sequential,
+    trimmed,
+    video,
+)
 
 av: Any = pytest.importorskip("av")
 
@@ -184,16 +192,6 @@ def test_one_decode_makes_all_parts_of_a_frame(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(reader, "_pixels", made)
     frames(video("h264"), [5, 5, 9, 5, 9])
     assert made.call_count == 2
-
-
-@pytest.mark.parametrize(("codec", "shown", "hidden"), [("vp8", b"\x10", b"\x00"), ("vp9", b"\x82", b"\x80")])
-def test_packets_that_show_nothing_are_no_frames(codec: str, shown: bytes, hidden: bytes) -> None:
-    assert gives_a_frame(av.Packet(shown + b"\0\0"), codec)
-    assert not gives_a_frame(av.Packet(hidden + b"\0\0"), codec)
-    if codec == "vp9":
-        assert gives_a_frame(av.Packet(b"\x88\0\0"), codec)  # shows a frame that was decoded before
-        assert gives_a_frame(av.Packet(hidden + b"\0\xc1"), codec)  # several frames
-        assert gives_a_frame(av.Packet(b"\xb1\0"), codec)  # profile 3 has a bit more
 
 
 def test_the_first_frame_is_the_image_of_a_video() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from patchnpack.loaders.errors import MAX_PIXELS
-from patchnpack.loaders.imaging.readers.boxes import Box, boxes, sample_count
+from patchnpack.loaders.imaging.readers.boxed.boxes import Box, boxes, sample_count
 from patchnpack.loaders.imaging.readers.codecs import codec
 from patchnpack.loaders.imaging.readers.facts import Facts, Run, unsupported_kind
 

@@ -13,7 +13,7 @@ from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.keys import natural_key
-from patchnpack.loaders.shards.sample_rule import MEMBERS, SampleRule
+from patchnpack.loaders.shards.sample_rule import MEMBERS, SampleRule, is_by_members
 from patchnpack.packer.checks import shown
 from patchnpack.packer.text import counted
 
@@ -26,8 +26,12 @@ _log = logging.getLogger("patchnpack")
 
 def fits(index: Index, rule: SampleRule | None) -> bool:
     """Whether the rows of an index are those that a rule asks for: with or without all members of each sample."""
-    by_members = index.samples is not None and index.samples.rule == MEMBERS
-    return by_members == (rule is not None and rule.is_members)
+    return has_members(index) == is_by_members(rule)
+
+
+def has_members(index: Index) -> bool:
+    """Whether an index was made by "members"."""
+    return index.samples is not None and index.samples.rule == MEMBERS
 
 
 def with_samples(index: Index, rule: SampleRule | None) -> Index:

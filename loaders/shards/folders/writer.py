@@ -13,15 +13,15 @@ import numpy as np
 from webdataset import TarWriter
 
 from patchnpack.loaders.process import cpu_share
-from patchnpack.loaders.shards.folder_samples import FolderSample, samples_of
-from patchnpack.loaders.shards.image_folder import (
+from patchnpack.loaders.shards.folders.folder_samples import FolderSample, samples_of
+from patchnpack.loaders.shards.folders.image_folder import (
     ImageFolder,
     count_by_extension,
     folders_that_are_no_classes,
     read_image_folder,
     remedy_for_videos,
 )
-from patchnpack.loaders.shards.sample_rule import Sample, images_of, sample_rule
+from patchnpack.loaders.shards.sample_rule import Sample, images_of, is_by_members, sample_rule
 from patchnpack.loaders.shards.tar import IMAGE, read_samples
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.files import atomic_write
@@ -138,7 +138,7 @@ def write_shards(
         raise ValueError(f"folders is {folders!r}; it must be one of {', '.join(map(repr, get_args(Folders)))}")
     folder, out, rule = Path(folder), Path(out), sample_rule(sample)
     members = [name.strip().lstrip(".").lower() for name in members]
-    found = _find_images(folder, images_of(image, rule), members, out, is_members=rule is not None and rule.is_members)
+    found = _find_images(folder, images_of(image, rule), members, out, is_members=is_by_members(rule))
     joined = samples_of(found, members, rule)
     samples, names = _assign_classes(found, joined, folders, classes)
     if seed is not None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from patchnpack.loaders.packs.arrow_file import MappedFile
-from patchnpack.loaders.packs.patch_part import FIXED, SEVERAL
+from patchnpack.loaders.packs.patches.patch_part import FIXED, SEVERAL
 from patchnpack.loaders.shards.reader import ShardReader
 
 # N packs of a record batch

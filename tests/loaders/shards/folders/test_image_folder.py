@@ -16,7 +16,7 @@ from patchnpack import PackedImageLoader, Packing
 from patchnpack.cli.main import app
 from patchnpack.loaders import write_shards
 from patchnpack.loaders.imaging.formats import EXTENSIONS
-from patchnpack.loaders.shards.image_folder import read_image_folder
+from patchnpack.loaders.shards.folders.image_folder import read_image_folder
 from patchnpack.loaders.shards.tar import read_samples
 from tests.images import draw_image, encode_image
 

@@ -17,9 +17,9 @@ from patchnpack.loaders.assembly.stats import BatchCounts
 from patchnpack.loaders.errors import BadRow, StallError
 from patchnpack.loaders.labels.labels import count_absent
 from patchnpack.loaders.order.order import Pack
-from patchnpack.loaders.packs.mapped_parts import Maps, Record
-from patchnpack.loaders.packs.patch_part import EXTRA, SEVERAL, has_several
-from patchnpack.loaders.packs.stored_order import StoredPlan
+from patchnpack.loaders.packs.patches.mapped_parts import Maps, Record
+from patchnpack.loaders.packs.patches.patch_part import EXTRA, SEVERAL, has_several
+from patchnpack.loaders.packs.patches.stored_order import StoredPlan
 from patchnpack.packer import PackedBatch
 
 # B packs in a batch, L token slots in a pack, K images in a pack at most, D values in a target

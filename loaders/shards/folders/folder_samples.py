@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from patchnpack.loaders.shards.image_folder import FolderImage, ImageFolder
+from patchnpack.loaders.shards.folders.image_folder import FolderImage, ImageFolder
 from patchnpack.loaders.shards.keys import escape_key, natural_key
 from patchnpack.loaders.shards.sample_rule import SampleRule
 from patchnpack.packer.text import counted

@@ -16,7 +16,7 @@ from patchnpack.loaders.imaging.formats import JPEG, OTHER_JPEG
 from patchnpack.loaders.imaging.header import UnsupportedImage, read_header
 from patchnpack.loaders.imaging.warnings import WARNINGS
 from tests.images import draw_image, encode_image
-from tests.loaders.imaging import odd_jpegs as odd
+from tests.loaders.imaging.readers import odd_jpegs as odd
 
 WIDTH, HEIGHT = 64, 48
 PICTURE = draw_image(WIDTH, HEIGHT)

@@ -14,8 +14,8 @@ from PIL import Image
 from patchnpack.loaders import Index, load_index, open_index, save_index, scan, update_index
 from patchnpack.loaders.shards.opener import ShardOpener
 from tests.images import draw_image, encode_image, write_tar
-from tests.loaders.datasets.test_lists_of_images import opened
-from tests.loaders.index.samples import jpeg
+from tests.loaders.datasets.test_lists import opened
+from tests.loaders.index.samples.rows import jpeg
 
 
 def tiff(*widths: int) -> bytes:
