@@ -277,7 +277,7 @@ def test_views_of_single_pictures_share_a_pack_and_equal_views_made_one_by_one(
 
 def context_builder(context: Any, image: Any) -> bytes:
     """The patches of one image, decoded by itself."""
-    from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder
+    from patchnpack.loaders.assembly.builders.decoded_batch_builder import DecodedBatchBuilder
 
     builder = DecodedBatchBuilder(context, image, [1], 8, epoch=0, step=0, position=0)
     for part in range(builder.num_parts):
