@@ -73,7 +73,7 @@ def test_each_sample_is_in_one_pack_in_order_and_once_an_epoch(
 
 
 def test_threads_change_nothing_and_epochs_do(index: Index) -> None:
-    one, four = (loader_of(index, shuffle=True, num_threads=threads) for threads in (1, 4))
+    one, four = (loader_of(index, shuffle=True, num_threads=n, prefetch=n) for n in (1, 4))
     first, second = [[contents(batch) for batch in one] for _ in range(2)]
     assert [contents(batch) for batch in four] == first
     assert [contents(batch) for batch in four] == second
@@ -119,8 +119,8 @@ def test_state_is_elastic(documents: Documents, index: Index, before: int) -> No
     used = [next(iterator) for _ in range(3) for iterator in iterators]
     states = [loader.state_dict() for loader in saved]
     assert all(state == states[0] for state in states)
-    for after in WORLD_SIZES:
-        ranks = ranks_of(index, after, **options)
+    for after, batch_size in ((1, 1), (2, 2), (3, 1), (5, 3)):
+        ranks = ranks_of(index, after, **options, batch_size=batch_size)
         for loader in ranks:
             loader.load_state_dict(states[0])
         rest = [batch for loader in ranks for batch in loader]
@@ -158,7 +158,9 @@ def test_bad_pages_are_counted_and_everything_is_conserved(
     index, file = damaged.index(), tmp_path / "bad.jsonl"
     errors = ErrorPolicy(on_bad=on_bad, quarantine=file, max_rate=1)
     ranks = ranks_of(index, world_size, errors=errors, shuffle=True)
-    batches = [batch for loader in ranks for batch in loader]
+    of_ranks = [list(loader) for loader in ranks]
+    assert len(set(map(len, of_ranks))) == 1
+    batches = [batch for of_rank in of_ranks for batch in of_rank]
     check_documents(batches, damaged)
     pages = {name: len(pages) for name, pages in damaged.pages.items()}
     expected = dict(whole(damaged))

@@ -99,6 +99,35 @@ def test_bad_page_of_a_file_is_named_by_its_number(
         assert (stats["images"], stats["bad_images"], stats["left_out"], stats["bad_samples"]) == (20, 1, 0, 0)
 
 
+class Items:
+    """Files of three pages with a label and a text, of which page 0 of item 1 has no pixels."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        data = tiff_of([np.asarray(draw_image(16, 24, seed=page)) for page in range(3)])
+        return {"image": _without_pixels(data, 0) if i == 1 else data, "label": i, "txt": f"the text of {i}"}
+
+
+def test_pages_of_an_item_keep_its_label_and_members_where_the_first_page_is_bad() -> None:
+    loader = PackedImageLoader(
+        Items(),
+        PACKING,
+        batch_size=1,
+        sample="members",
+        label="label",
+        extras=["txt"],
+        errors=ErrorPolicy(on_bad="image"),
+    )
+    (batch,) = loader
+    assert batch.frames[batch.image_mask].tolist() == [0, 1, 2, 1, 2, 0, 1, 2]
+    labels = [0, 0, 0, 1, 1, 2, 2, 2]
+    assert batch.labels[batch.image_mask].tolist() == labels
+    assert batch.extras["txt"] == [[f"the text of {label}" for label in labels]]
+    assert (loader.stats()["without_label"], loader.stats()["bad_images"]) == (0, 1)
+
+
 def _without_pixels(data: bytes, page: int) -> bytes:
     """A TIFF whose pixels of one page lie behind its end."""
     changed = bytearray(data)

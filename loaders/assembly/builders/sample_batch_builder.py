@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from threading import get_ident
 from typing import Any
@@ -121,11 +122,12 @@ class SampleBatchBuilder(DecodedBatchBuilder):
                     return
 
     def _read(self, name: str, i: int) -> None:
-        """Read the label or an extra with image i."""
+        """Read the label or an extra with image i, whose part was read with its first image."""
+        first = self._parts[bisect_right(self._parts, i) - 1]
         if name == _LABEL:
-            self._labels[self._column[i]] = self._samples.label(i)
+            self._labels[self._column[i]] = self._samples.label(first)
         else:
-            self._extras[name][i] = self._samples.extra(i, name)
+            self._extras[name][i] = self._samples.extra(first, name)
 
     def _fail(self, i: int, error: BadImage, which: Sequence[int] = ()) -> None:
         """Record image i as bad, and the images that cannot be used without it as left out with it."""
