@@ -21,7 +21,7 @@ class Given(SimpleNamespace):
         return np.broadcast_to((self.first + rows).reshape(-1, *[1] * len(self.shape)), shape)
 
     def of(self, row: int) -> int:
-        return self.first + row
+        return int(self.first + row)
 
 
 def given(first: int, **changes: Any) -> Any:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from patchnpack.loaders import ErrorPolicy
 from patchnpack.loaders.streaming.pictures import PictureReader, image_members, pictures_in
@@ -36,14 +35,14 @@ def test_members_are_in_natural_order(names: list[str], members: list[str]) -> N
 def test_images_are_numbered_without_the_bad_ones_and_files_with_them() -> None:
     drawn = [draw_image(16, 24, seed=1), draw_image(24, 16, seed=2), draw_image(24, 16, seed=3), draw_image(90, 90)]
     pages = encode_image(drawn[0], "TIFF", save_all=True, append_images=drawn[1:3])
-    values: list[Any] = [b"no image", pages, drawn[3], np.asarray(drawn[0]), None]
+    animation = encode_image(drawn[0], "PNG", save_all=True, append_images=[draw_image(16, 24, seed=4)])
+    values: list[Any] = [b"no image", pages, drawn[3], animation, np.asarray(drawn[0])]
     reader = PictureReader(ErrorPolicy(max_pixels=1000), any_kind=False, pages="first", all_pages=True)
-    pictures, runs, bad = reader.all(values[:4], "a")
-    assert len(pictures) == 4
-    assert isinstance(pictures[2], Image.Image)
+    pictures, runs, bad = reader.all(values, "a")
+    assert pictures[0] == b""
+    assert pictures[1:4] == values[1:4]
     numbers = [(run.file, run.page, run.frames, run.number) for run in runs]
-    assert sorted(numbers, key=lambda of: of[3]) == numbers
-    assert sum(run.frames for run in runs) == 4
-    assert [(run.file, run.header.width) for run in runs] == [(1, 16), (1, 24), (1, 24), (3, 16)]
+    assert numbers == [(1, 0, 1, 0), (1, 1, 1, 1), (1, 2, 1, 2), (3, 0, 2, 3), (4, 0, 1, 5)]
+    assert [run.header.width for run in runs] == [16, 24, 24, 16, 16]
     assert [each.stage for each in bad] == ["header", "limit"]
     assert [each.reason.partition(":")[0] for each in bad] == [f"picture {n} of the sample" for n in (1, 3)]
