@@ -155,9 +155,8 @@ class RowFilter:
         total = sum(int(_times(rows, frequency).sum()) for rows in chunks(heads))
         step = max(1, total // sample_size(packing.lookahead))
         for rows in chunks(heads):
-            tokens, times = [], _times(rows, frequency)
+            tokens, times, chunk = [], _times(rows, frequency), index.rows(rows)
             for size in sizes:
-                chunk = index.rows(rows)
                 with naming_first_invalid_row(index, chunk, packing, seed=seed, epoch=0):
                     measured = measure(chunk, packing, seed=seed, epoch=0, patch_size=size)
                 tokens.append(measured.images.sample_sums(measured.images.keep))

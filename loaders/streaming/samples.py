@@ -241,7 +241,7 @@ class SampleReader:
         """Return the sample of some images, whose label `LabelRule.of_sample` gets from `read` and `read_all`."""
         pictures: Sequence[Picture] = ()
         runs: Sequence[Run] = ()
-        bad: list[BadRow] = []
+        bad: Sequence[BadRow] = ()
         try:
             if self.all_pages:
                 pictures, runs, reasons = self._pictures.all(images, key)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from patchnpack.loaders.assembly.building import BatchBuilder
-from patchnpack.loaders.assembly.sample_batch_builder import builder_of
+from patchnpack.loaders.assembly.builders.batch_builder import BatchBuilder
+from patchnpack.loaders.assembly.builders.sample_batch_builder import builder_of
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.members import encode_member
 from patchnpack.loaders.packs.arrow_file import Codec, digest_of, file_bytes

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from patchnpack.loaders.assembly.batch_builder import BatchBuilder
+from patchnpack.loaders.assembly.builders.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, extra
 from patchnpack.loaders.assembly.stats import BatchCounts
 from patchnpack.loaders.errors import BadRow, StallError

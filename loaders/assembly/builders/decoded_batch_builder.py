@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchnpack.loaders.assembly.building import BatchBuilder as BatchBuilder
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.assembly.stats import BatchCounts
 from patchnpack.loaders.errors import BadImage, BadRow, StallError
@@ -53,7 +52,6 @@ class DecodedBatchBuilder:
         position: int,
     ) -> None:
         self.num_images = len(images)
-        self.num_parts = self.num_images + 1
         self.bad: list[tuple[int, BadRow]] = []
         self.lost: list[int] = []
         self.bad_samples = self.without_label = self.truncated = self.multi_page = 0
@@ -62,9 +60,6 @@ class DecodedBatchBuilder:
         self._context, self._epoch, self._step, self._position = context, epoch, step, position
         self._images, self._counts, self._patch_size = images, counts, patch_size
         self._extras: dict[str, list[Any]] = {name: [None] * self.num_images for name in context.extras}
-        # Stage of each part, None before it starts, and the thread that runs it.
-        self._stages: list[str | None] = [None] * self.num_parts
-        self._threads = [0] * self.num_parts
         self._laid_out, self._ended = False, count(1)  # counting up is atomic, and cheaper than taking a lock
         self._lock, self._running = threading.Lock(), threading.Lock()
         self._running.acquire()  # until the last part has ended; an Event costs several times as much
@@ -83,9 +78,21 @@ class DecodedBatchBuilder:
         self._places = list(zip(*places, tuples(*images.size.T), strict=True))
         whole = (images.box[:, 2] == samples.width) & (images.box[:, 3] == samples.height)
         self._boxes = None if whole.all() else tuples(*images.box.T)
+        self.num_parts = self._divide() + 1  # the last one clears the padding
+        # Stage of each part, None before it starts, and the thread that runs it.
+        self._stages: list[str | None] = [None] * self.num_parts
+        self._threads = [0] * self.num_parts
         if context.transform is not None:
-            self._transform_keys = counter_hash(Purpose.TRANSFORM, context.seed, epoch, images.key)
+            self._transform_keys = counter_hash(Purpose.TRANSFORM, context.seed, epoch, self._draw_keys())
         self._fill_fields()
+
+    def _divide(self) -> int:
+        """Divide the images into parts, and return how many these are."""
+        return self.num_images
+
+    def _draw_keys(self) -> np.ndarray:
+        """Return the key of each image's draws in the transform, uint64 (M,)."""
+        return self._images.key
 
     def _fill_columns(self) -> None:
         """Write what is known of each image into its column."""

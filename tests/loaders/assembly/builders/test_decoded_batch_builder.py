@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder
 from patchnpack.loaders.assembly.buffers import BufferPool
+from patchnpack.loaders.assembly.builders.decoded_batch_builder import DecodedBatchBuilder
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
 from patchnpack.loaders.assembly.stats import BatchCounts
 from patchnpack.loaders.error_policy import ErrorPolicy

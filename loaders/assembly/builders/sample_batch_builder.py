@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from threading import get_ident
 from typing import Any
 
 import numpy as np
 
-from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder
+from patchnpack.loaders.assembly.builders.decoded_batch_builder import DecodedBatchBuilder
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.errors import BadImage
 from patchnpack.packer import Images
-from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # B packs in the batch, K images in a pack at most, M images in the batch
 
@@ -36,37 +36,30 @@ class SampleBatchBuilder(DecodedBatchBuilder):
     for the same reason are recorded once, with the first of them.
     """
 
-    def __init__(
-        self,
-        context: BatchContext,
-        images: Images,
-        counts: Sequence[int],
-        patch_size: int,
-        *,
-        epoch: int,
-        step: int,
-        position: int,
-    ) -> None:
+    def _divide(self) -> int:
+        """Divide the images into parts, and note what they share."""
+        images, samples = self._images, self._samples
         assert images.frame is not None
         self._frame = images.frame
         begins = images.frame == 0
         self._sample, self._sample_starts = np.cumsum(begins) - 1, images.sample_offsets()
-        super().__init__(context, images, counts, patch_size, epoch=epoch, step=step, position=position)
-        self._parts: list[int] = [*np.flatnonzero(begins | ~self._samples.continued()).tolist(), self.num_images]
-        self.num_parts = len(self._parts)  # the last one clears the padding
-        self._stages, self._threads = [None] * self.num_parts, [0] * self.num_parts
+        self._parts: list[int] = [*np.flatnonzero(begins | ~samples.continued()).tolist(), self.num_images]
         self._failed: set[int] = set()  # images that cannot be used
         # For what images share, the image that it is read with.
-        self._read_with = {name: _firsts(begins | ~self._samples.shares(name)) for name in context.extras}
-        if self._samples.labels is None:
+        self._read_with = {name: _firsts(begins | ~samples.shares(name)) for name in self._context.extras}
+        if samples.labels is None:
             self._read_with[_LABEL] = _firsts(begins)
-        if context.transform is not None:
-            # One key for each view of a sample: frames of a clip are changed alike, views are not.
-            views = 1 if context.packing.views is None else context.packing.views.count
-            _, first, which = np.unique(
-                self._sample * views + images.frame % views, return_index=True, return_inverse=True
-            )
-            self._transform_keys = counter_hash(Purpose.TRANSFORM, context.seed, epoch, images.key[first])[which]
+        return len(self._parts) - 1
+
+    def _draw_keys(self) -> np.ndarray:
+        """Return the key of each image's draws in the transform, uint64 (M,): one for each view of a sample.
+
+        So the frames of a clip are changed alike, and its views are not.
+        """
+        views = 1 if self._context.packing.views is None else self._context.packing.views.count
+        view = self._sample * views + self._frame % views
+        _, first, which = np.unique(view, return_index=True, return_inverse=True)
+        return self._images.key[first][which]
 
     def _sample_columns(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return `PackedBatch.samples` and `PackedBatch.frames`, int32 (B, K) each."""
@@ -129,11 +122,12 @@ class SampleBatchBuilder(DecodedBatchBuilder):
                     return
 
     def _read(self, name: str, i: int) -> None:
-        """Read the label or an extra with image i."""
+        """Read the label or an extra with image i, whose part was read with its first image."""
+        first = self._parts[bisect_right(self._parts, i) - 1]
         if name == _LABEL:
-            self._labels[self._column[i]] = self._samples.label(i)
+            self._labels[self._column[i]] = self._samples.label(first)
         else:
-            self._extras[name][i] = self._samples.extra(i, name)
+            self._extras[name][i] = self._samples.extra(first, name)
 
     def _fail(self, i: int, error: BadImage, which: Sequence[int] = ()) -> None:
         """Record image i as bad, and the images that cannot be used without it as left out with it."""

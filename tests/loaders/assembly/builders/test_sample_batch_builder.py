@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from patchnpack.loaders import Index
-from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder
 from patchnpack.loaders.assembly.buffers import BufferPool
-from patchnpack.loaders.assembly.sample_batch_builder import SampleBatchBuilder, builder_of
+from patchnpack.loaders.assembly.builders.decoded_batch_builder import DecodedBatchBuilder
+from patchnpack.loaders.assembly.builders.sample_batch_builder import SampleBatchBuilder, builder_of
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.labels.labels import Labels
