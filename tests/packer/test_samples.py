@@ -33,8 +33,8 @@ from patchnpack.packer import (
     plan,
 )
 from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
-from patchnpack.packer.measure import measure
-from tests.packer.plans import assert_same_plan, joined, random_rows, random_samples, samples_of
+from patchnpack.packer.planning.measure import measure
+from tests.packer.planning.plans import assert_same_plan, joined, random_rows, random_samples, samples_of
 
 ALGORITHMS = get_args(Algorithm)
 VIEWS = Views((2, RandomResizedCrop(scale=(0.25, 1), max_tokens=16)), (3, RandomResizedCrop(max_tokens=4)))

@@ -12,11 +12,11 @@ from patchnpack.packer.binpacking.pack_lengths import SAMPLE, is_undecided, pack
 from patchnpack.packer.binpacking.patterns import pack_by_patterns
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Packing
-from patchnpack.packer.decision import Decision
-from patchnpack.packer.fill import fewest_tokens, fill_packs
-from patchnpack.packer.images import Images, Rows
-from patchnpack.packer.measure import Measured, measure
-from patchnpack.packer.plan import Plan
+from patchnpack.packer.planning.decision import Decision
+from patchnpack.packer.planning.fill import fewest_tokens, fill_packs
+from patchnpack.packer.planning.images import Images, Rows
+from patchnpack.packer.planning.measure import Measured, measure
+from patchnpack.packer.planning.plan import Plan
 from patchnpack.packer.policies.patch_sizes import PatchSizes
 
 # n samples, M images, N packs

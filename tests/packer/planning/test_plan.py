@@ -34,11 +34,11 @@ from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
 from patchnpack.packer.binpacking.packers import reference, reference_priced
 from patchnpack.packer.binpacking.patterns import pack_by_patterns
 from patchnpack.packer.binpacking.pricing.prices import Prices, price_table
-from patchnpack.packer.measure import measure
+from patchnpack.packer.planning.measure import measure
 from patchnpack.packer.policies import reference_draws
 from patchnpack.packer.policies.resolution import Resolution
 from patchnpack.packer.policies.token_drop import TokenDrop
-from tests.packer.plans import assert_same_plan, joined, random_rows, rows_of, take
+from tests.packer.planning.plans import assert_same_plan, joined, random_rows, rows_of, take
 
 ALGORITHMS = get_args(Algorithm)
 DROPS: list[TokenDrop] = [ConstantDrop(0), ConstantDrop(0.5), ConstantDrop(0.9), BetaDrop(0.5, 0.9),
