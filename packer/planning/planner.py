@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -111,7 +112,7 @@ class Planner:
             for size in packing.patch_sizes
         ]
         arrived, under, few = [at_size.images for at_size in measured], measured[0].undersize, measured[0].few
-        over = np.any([at_size.oversize for at_size in measured], axis=0)
+        over = reduce(np.logical_or, (at_size.oversize for at_size in measured))
         skipped = Measured(arrived[0], over, under, few).skipped(packing)
         if skipped.any():
             arrived = [images.take_samples(~skipped) for images in arrived]
