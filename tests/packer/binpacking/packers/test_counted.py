@@ -43,7 +43,7 @@ def test_requeue_queues_the_waiting_items_that_count_for_few_enough_in_order_of_
     assert _counted.requeue(lengths, counts, gone, 1, n, 4, *queues)[:3] == (6, 38, 4)  # every item that waits
     waiting, tokens, heaviest, peak = _counted.requeue(lengths, counts, gone, 1, n, 2, *queues)
     assert (waiting, tokens, heaviest, peak) == (4, 22, 2, 3 if numbered else 0)
-    queued = {}
+    queued: dict[int, list[int]] = {}
     for length in np.flatnonzero(head >= 0).tolist():
         item, queued[length] = head[length], []
         while item >= 0:
