@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from patchnpack.cli.parsers import (
+from patchnpack.cli.options.parsers import (
     parse_frames,
     parse_patch_size,
     parse_resolution,

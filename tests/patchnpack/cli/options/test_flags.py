@@ -7,10 +7,10 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from patchnpack.cli.arguments import IMAGES
-from patchnpack.cli.options import (
+from patchnpack.cli.options.flags import (
     ALGORITHMS,
     EVALUATION_FLAGS,
+    IMAGES,
     MODEL_FLAGS,
     PACKING_FLAGS,
     TRAINING_FLAGS,

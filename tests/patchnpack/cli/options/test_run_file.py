@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from patchnpack.cli.run_file import RunFile, read_run_file, run_file_text
+from patchnpack.cli.options.run_file import RunFile, read_run_file, run_file_text
 
 app = typer.Typer()
 

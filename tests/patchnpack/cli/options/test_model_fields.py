@@ -10,12 +10,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from patchnpack.cli.model_fields import given_fields, parse_model_fields
-from patchnpack.cli.options import takes_model
-from patchnpack.cli.run_file import RunFile, read_run_file, run_file_text
+from patchnpack.cli.options.flags import takes_model
+from patchnpack.cli.options.model_fields import given_fields, parse_model_fields
+from patchnpack.cli.options.run_file import RunFile, read_run_file, run_file_text
 from patchnpack.models import NaViTConfig
 from patchnpack.trainer import load_checkpoint
-from tests.patchnpack.cli.test_training import SMALL, ran
+from tests.patchnpack.cli.runs import SMALL, ran
 
 Shards = Callable[..., str]
 OF_FLAGS = ("num_classes", "patch_size", "channels", "scope")

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from patchnpack.cli.model_fields import parse_model_fields
-from patchnpack.cli.parsers import (
+from patchnpack.cli.options.model_fields import parse_model_fields
+from patchnpack.cli.options.parsers import (
     FRAMES,
     RESOLUTIONS,
     TOKEN_DROPS,
     parse_frames,
     parse_patch_size,
     parse_resolution,
+    parse_storage_options,
     parse_token_drop,
     parse_views,
 )
@@ -115,6 +116,49 @@ def _parameter(name: str, flag: FieldFlag) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option], default=flag.default
     )
+
+
+class ImageOptions(NamedTuple):
+    """Which images a command reads, and how it reaches them.
+
+    Attributes:
+        image: extensions of image files, separated by semicolons.
+        sample: which images belong together, or None.
+        path: the column of paths in a table, or None.
+        root: the folder that the paths in a table count from, or None.
+        storage_options: options for remote shards.
+    """
+
+    image: str
+    sample: str | None
+    path: str | None
+    root: str | None
+    storage_options: dict[str, Any]
+
+
+# The default of `--image`: IMAGE of loaders/shards/tar.py, which imports PIL.
+IMAGES = "jpg;jpeg;jpe;jfif;png;apng;webp;gif;bmp;dib;tif;tiff;avif;avifs;jxl;jp2;j2k;j2c;jpc;jpf;jpx;heic;heif;hif"
+
+IMAGE_FLAGS = {
+    "image": FieldFlag(IMAGES, "Extensions of image files, separated by semicolons."),
+    "sample": FieldFlag(
+        None,
+        "Images that belong together: members (of a tar's sample, of a list, pages of a file), or key:REGEX such as "
+        "'key:(.+)_[0-9]+'; default: each image is alone.",
+        str | None,
+    ),
+    "path": FieldFlag(
+        None, "Column of paths in a table; default: the only one with a usual name, such as file_name.", str | None
+    ),
+    "root": FieldFlag(None, "Folder that the paths in a table count from; default: that of the table.", str | None),
+    "storage_options": FieldFlag(
+        None,
+        "Option for remote shards, such as anon=true, endpoint_url=URL or retry.attempts=3; may be repeated.",
+        list[str] | None,
+        parse=lambda texts: parse_storage_options(texts or ()),
+    ),
+}
+takes_images = takes("images", IMAGE_FLAGS, ImageOptions)
 
 
 def make_packing(**values: Any) -> Packing:
