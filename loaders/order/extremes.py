@@ -10,7 +10,7 @@ from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.labels import NO_LABEL, KnownLabels, Labels
 from patchnpack.loaders.order.order import Order, chunks
 from patchnpack.loaders.remote.addresses import redact
-from patchnpack.packer.measure import measure
+from patchnpack.packer.planning.measure import measure
 from patchnpack.packer.policies.sampled_resolution import ScheduledResolution
 
 

@@ -26,8 +26,8 @@ from patchnpack.loaders.order.order import chunks
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.packer import Packing
 from patchnpack.packer.binpacking.pack_lengths import sample_size
-from patchnpack.packer.decision import decide
-from patchnpack.packer.measure import measure
+from patchnpack.packer.planning.decision import decide
+from patchnpack.packer.planning.measure import measure
 from patchnpack.packer.policies.random import Purpose, counter_hash
 from patchnpack.packer.text import counted
 
@@ -132,8 +132,8 @@ class RowFilter:
     def decide(self, index: Index, packing: Packing, seed: int, frequency: Frequency | None = None) -> Packing:
         """Return `packing` with what the token counts of all samples that are used decide, in epoch 0.
 
-        These are what "auto" stands for, and the prices of "priced"; see `packer.decision.decide`. The selection that
-        compares the algorithms is spread evenly over the samples, in random order.
+        These are what "auto" stands for, and the prices of "priced"; see `packer.planning.decision.decide`. The
+        selection that compares the algorithms is spread evenly over the samples, in random order.
 
         Args:
             index: of the rows.

@@ -19,7 +19,7 @@ from patchnpack.loaders.index.scanner import extensions_of
 from patchnpack.loaders.labels.label_rule import Classes, Label, LabelRule
 from patchnpack.loaders.labels.labels import LabelKind
 from patchnpack.loaders.remote.addresses import redact
-from patchnpack.loaders.shards.sample_rule import SampleRule
+from patchnpack.loaders.shards.sample_rule import SampleRule, is_by_members
 from patchnpack.loaders.streaming.pictures import (
     Picture,
     PictureReader,
@@ -121,7 +121,7 @@ class SampleReader:
         pages: Pages = "first",
         rule: SampleRule | None = None,
     ) -> None:
-        self.all_pages = rule is not None and rule.is_members
+        self.all_pages = is_by_members(rule)
         self._keeps_others = errors.on_bad == "image"
         self._pictures = PictureReader(errors, any_kind, pages, all_pages=self.all_pages)
         self._asked = [name.lstrip(".") for name in extras]

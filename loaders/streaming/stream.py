@@ -26,7 +26,7 @@ from patchnpack.loaders.streaming.outcomes import NOTHING, StreamOutcomes, of_ba
 from patchnpack.loaders.streaming.progress import Progress
 from patchnpack.loaders.streaming.samples import NoImage, Sample, SampleReader
 from patchnpack.packer import Images, PackedBatch, Packing, Plan, Planner, Rows
-from patchnpack.packer.planner import images_per_pack
+from patchnpack.packer.planning.planner import images_per_pack
 
 # B packs in a batch
 

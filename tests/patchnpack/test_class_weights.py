@@ -9,7 +9,7 @@ import pytest
 
 from patchnpack import PackedImageLoader, Packing
 from patchnpack.class_weights import balanced_weights, class_counts, class_weights, read_weights_file
-from tests.loaders.index.samples import write_documents
+from tests.loaders.index.samples.rows import write_documents
 
 Shards = Callable[..., str]
 

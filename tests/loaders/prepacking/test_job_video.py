@@ -12,7 +12,7 @@ from patchnpack.loaders.prepacking.verify import verify
 from patchnpack.packer import Frames, Packing
 from tests.images import write_tar
 from tests.loaders.conftest import contents
-from tests.loaders.imaging.videos import KINDS, encode
+from tests.loaders.imaging.readers.video.videos import KINDS, encode
 from tests.loaders.prepacking.documents import image
 
 PACKING = Packing(seq_len=1024, patch_size=8, max_images=32)

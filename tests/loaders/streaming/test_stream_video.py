@@ -9,7 +9,7 @@ import pytest
 
 from patchnpack import Frames
 from patchnpack.loaders import pack_stream
-from tests.loaders.imaging.videos import KINDS, encode, sequential
+from tests.loaders.imaging.readers.video.videos import KINDS, encode, sequential
 from tests.loaders.streaming.documents import PACKING, padded, page, pixels_in
 
 WIDE = PACKING.replace(seq_len=1024, max_images=32)

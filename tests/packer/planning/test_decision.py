@@ -10,9 +10,9 @@ import pytest
 from patchnpack.packer import Packing, Planner, Rows, plan
 from patchnpack.packer.binpacking.pack_lengths import SAMPLE
 from patchnpack.packer.binpacking.pricing.prices import Prices
-from patchnpack.packer.decision import decide
-from patchnpack.packer.measure import measure
-from tests.packer.plans import assert_same_plan, joined, random_rows, take
+from patchnpack.packer.planning.decision import decide
+from patchnpack.packer.planning.measure import measure
+from tests.packer.planning.plans import assert_same_plan, joined, random_rows, take
 
 
 def test_auto_is_decided_once_by_the_first_rows_however_they_are_split() -> None:

@@ -1,13 +1,12 @@
+"""Planning rows of one image each. `test_samples.py` plans samples of several."""
+
 from __future__ import annotations
 
 import pickle
-import re
 from dataclasses import fields
 from itertools import pairwise
-from typing import Any, get_args
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +17,6 @@ from patchnpack.packer import (
     Images,
     Native,
     Packing,
-    Plan,
     Planner,
     RandomResizedCrop,
     Rows,
@@ -30,17 +28,16 @@ from patchnpack.packer import (
     plan,
 )
 from patchnpack.packer.binpacking import reference_fill
-from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
+from patchnpack.packer.binpacking.algorithms import CHOICES
 from patchnpack.packer.binpacking.packers import reference, reference_priced
 from patchnpack.packer.binpacking.patterns import pack_by_patterns
 from patchnpack.packer.binpacking.pricing.prices import Prices, price_table
-from patchnpack.packer.measure import measure
+from patchnpack.packer.planning.measure import measure
 from patchnpack.packer.policies import reference_draws
 from patchnpack.packer.policies.resolution import Resolution
 from patchnpack.packer.policies.token_drop import TokenDrop
-from tests.packer.plans import assert_same_plan, joined, random_rows, rows_of, take
+from tests.packer.planning.plans import ALGORITHMS, assert_same_plan, images_equal, joined, random_rows, rows_of, take
 
-ALGORITHMS = get_args(Algorithm)
 DROPS: list[TokenDrop] = [ConstantDrop(0), ConstantDrop(0.5), ConstantDrop(0.9), BetaDrop(0.5, 0.9),
                           ScheduledDrop(drop=ConstantDrop(0.9), start=1, end=0, midpoint=20, tau=5)]  # fmt: skip
 RESOLUTIONS: list[Resolution] = [
@@ -56,14 +53,6 @@ RESOLUTIONS: list[Resolution] = [
     RandomResizedCrop(max_tokens=60),
     ScheduledResolution(((0, FitTokens(20)), (15, RandomResizedCrop()))),
 ]
-
-
-def _exactly(message: str) -> str:
-    return f"^{re.escape(message)}$"
-
-
-def _equal(one: Images, other: Images) -> bool:
-    return all(np.array_equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(Images))
 
 
 @st.composite
@@ -137,7 +126,7 @@ def test_a_plan_is_the_reference_packing_of_rows_measured_one_by_one(
             if cap is not None:
                 tokens = [min(n, max(kept, cap)) for n, kept in zip(tokens, expected.keep.tolist(), strict=True)]
             expected.keep[:] = reference_fill.undrop(tokens, expected.keep.tolist(), packing.seq_len)
-        assert _equal(made.pack(i), expected)
+        assert images_equal(made.pack(i), expected)
 
 
 @given(sizes, packings(), st.data())
@@ -235,124 +224,3 @@ def test_a_plan_has_the_documented_dtypes_and_shapes() -> None:
         assert made.offsets.shape == (len(made) + 1,)
         assert (str(made.patch_size.dtype), made.patch_size.shape) == ("int32", (len(made),))
         assert made.tokens().shape == (len(made),)
-
-
-# Oversize
-
-EDGES = [Native(edge="pad"), Native(edge="crop"), Native(edge="resize"), FitTokens(500), FitTokens(500, edge="pad"),
-         FitTokens(500, upsample=True)]  # fmt: skip
-EXTREME = [(1, 5000), (5000, 1), (48, 5000), (5000, 48), (5000, 5000), (48, 48), (16, 48), (333, 777), (48, 240_000)]
-
-every_edge = pytest.mark.parametrize("resolution", EDGES, ids=str)
-
-
-def _mixed_rows(resolution: Any) -> Rows:
-    narrow = isinstance(resolution, Native) and resolution.edge == "crop"
-    extreme = [size for size in EXTREME if min(size) >= 48] if narrow else EXTREME
-    return rows_of(extreme + np.random.default_rng(3).integers(48, 800, (100, 2)).tolist())
-
-
-@every_edge
-@pytest.mark.parametrize("m", [1, 2, 3])
-@pytest.mark.parametrize("seq_len", [9, 50, 100])
-@pytest.mark.parametrize("drop", [0, 0.5])
-def test_no_image_is_over_seq_len_after_any_policy(resolution: Any, m: int, seq_len: int, drop: float) -> None:
-    rows = _mixed_rows(resolution)
-    base = Packing(seq_len=seq_len, resolution=resolution, grid_multiple=m, token_drop=ConstantDrop(drop))
-    tokens = resolution.sizes(rows.width, rows.height, 16, m).grid.prod(1)
-    over = rows.row[base.token_drop.keep(tokens, np.zeros(len(rows), np.uint64), seq_len) > seq_len]
-    assert len(over) > 20
-    for policy in ("shrink", "drop", "skip"):
-        made = plan(rows, base.replace(oversize=policy))
-        assert (made.images.keep <= seq_len).all()
-        assert (made.images.keep >= 1).all()
-        assert (made.images.grid % m == 0).all()
-        assert (made.tokens() <= seq_len).all()
-        np.testing.assert_array_equal(made.oversize, over)
-        np.testing.assert_array_equal(made.skipped, over if policy == "skip" else [])
-        if policy != "drop" and not drop:
-            assert (made.images.grid.prod(1) <= seq_len).all()
-
-
-@every_edge
-def test_each_oversize_policy_leaves_images_that_fit_unchanged(resolution: Any) -> None:
-    rows = _mixed_rows(resolution)
-    base = Packing(seq_len=100, resolution=resolution)
-    free = measure(rows, base.replace(seq_len=10**6), seed=0, epoch=0)[0]
-    fits = ~np.isin(rows.row, plan(rows, base).oversize)
-    assert fits.any() or getattr(resolution, "upsample", False)
-    for policy in ("shrink", "drop", "skip"):
-        images, over, *_ = measure(rows, base.replace(oversize=policy), seed=0, epoch=0)
-        np.testing.assert_array_equal(over, ~fits)
-        assert _equal(images.take(np.isin(images.row, rows.row[fits])), free.take(fits))
-
-
-def test_shrink_gives_the_largest_size_that_fits() -> None:
-    rows = rows_of([(300, 200), (2000, 100), (48, 240_000)])
-    images = measure(rows, Packing(seq_len=24), seed=0, epoch=0)[0]
-    assert images.grid.tolist() == [[6, 4], [20, 1], [1, 24]]
-    assert images.size.tolist() == [[96, 64], [320, 16], [1, 384]]
-
-
-def test_drop_keeps_the_grid_and_fills_a_pack() -> None:
-    images = measure(rows_of([(320, 320), (64, 64)]), Packing(seq_len=100, oversize="drop"), seed=0, epoch=0)[0]
-    assert images.grid.tolist() == [[20, 20], [4, 4]]
-    assert images.keep.tolist() == [100, 16]
-
-
-def test_drop_keeps_the_tokens_of_the_token_drop_where_they_fit() -> None:
-    packing = Packing(seq_len=100, oversize="drop", token_drop=ConstantDrop(0.9))
-    assert measure(rows_of([(320, 320)]), packing, seed=0, epoch=0)[0].keep.tolist() == [40]
-
-
-def test_oversize_error_names_the_row_its_size_its_tokens_the_limit_and_the_remedy() -> None:
-    rows = rows_of([(64, 64), (320, 160), (640, 640)], start=7)
-    with pytest.raises(
-        ValueError,
-        match=_exactly(
-            "row 8 of 320x160 pixels has 200 tokens, more than seq_len 100 (2 rows do); raise seq_len or patch_size, "
-            "or choose oversize='shrink', 'drop' or 'skip'"
-        ),
-    ):
-        plan(rows, Packing(seq_len=100, oversize="error"))
-    assert len(plan(rows_of([(64, 64)]), Packing(seq_len=100, oversize="error"))) == 1
-
-
-def test_plans_cut_in_pieces_and_concatenated_are_the_plan() -> None:
-    rows = Rows.of_sizes(np.arange(16, 216, 2), np.arange(220, 20, -2))
-    made = plan(rows, Packing(seq_len=50, patch_size=16, oversize="skip"))
-    assert len(made.skipped)
-    pieces = [made.take(0, 1), made.take(1, 1), made.take(1, 7), made.take(7, len(made))]
-    assert [len(piece) for piece in pieces] == [1, 0, 6, len(made) - 7]
-    assert all(len(piece.skipped) == len(piece.oversize) == 0 for piece in pieces)
-    again = Plan.concatenate(pieces)
-    assert again.algorithm == made.algorithm
-    for name in ("offsets", "patch_size"):
-        assert getattr(again, name).tolist() == getattr(made, name).tolist()
-    for name in ("row", "key", "box", "size", "grid", "keep"):
-        assert getattr(again.images, name).tolist() == getattr(made.images, name).tolist()
-    twice = Plan.concatenate([made, made])
-    assert twice.skipped.tolist() == made.skipped.tolist() * 2
-    assert [twice.pack(len(made) + i).row.tolist() for i in (0, 3)] == [made.pack(i).row.tolist() for i in (0, 3)]
-
-
-def test_an_image_smaller_than_a_patch_is_an_error_where_it_is_asked_for() -> None:
-    with pytest.raises(ValueError, match="row 1 of 10x12 pixels is smaller than a patch of 16x16"):
-        plan(Rows.of_sizes([64, 10], [64, 12]), Packing(undersize="error"))
-
-
-def test_columns_of_unequal_length_are_an_error() -> None:
-    with pytest.raises(ValueError, match=r"the columns have lengths .*'width': 2, 'height': 3"):
-        Rows.of_sizes([1, 2], [1, 2, 3])
-
-
-def test_of_sizes_numbers_the_rows_from_0() -> None:
-    rows = Rows.of_sizes([64, 32], [16, 48])
-    assert len(rows) == 2
-    assert rows.offsets is None
-    assert {name: (column.dtype.type, column.tolist()) for name, column in rows._columns().items()} == {
-        "row": (np.int64, [0, 1]),
-        "row_id": (np.uint64, [0, 1]),
-        "width": (np.int32, [64, 32]),
-        "height": (np.int32, [16, 48]),
-    }

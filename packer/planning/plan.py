@@ -9,7 +9,7 @@ import numpy as np
 
 from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.config import Scope
-from patchnpack.packer.images import Images, sums_between
+from patchnpack.packer.planning.images import Images, sums_between
 
 # M images in the plan's packs, N packs
 

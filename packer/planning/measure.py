@@ -8,8 +8,8 @@ import numpy as np
 
 from patchnpack.packer.binpacking import _fill
 from patchnpack.packer.config import Packing
-from patchnpack.packer.images import Images, Rows, sums_between
-from patchnpack.packer.members import Members, members_of
+from patchnpack.packer.planning.images import Images, Rows, sums_between
+from patchnpack.packer.planning.members import Members, members_of
 from patchnpack.packer.policies.random import Purpose, counter_hash
 from patchnpack.packer.policies.resolution import Resolution, Sizes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,11 @@ from patchnpack.packer.binpacking.pack_lengths import SAMPLE, is_undecided, pack
 from patchnpack.packer.binpacking.patterns import pack_by_patterns
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Packing
-from patchnpack.packer.decision import Decision
-from patchnpack.packer.fill import fewest_tokens, fill_packs
-from patchnpack.packer.images import Images, Rows
-from patchnpack.packer.measure import Measured, measure
-from patchnpack.packer.plan import Plan
+from patchnpack.packer.planning.decision import Decision
+from patchnpack.packer.planning.fill import fewest_tokens, fill_packs
+from patchnpack.packer.planning.images import Images, Rows
+from patchnpack.packer.planning.measure import Measured, measure
+from patchnpack.packer.planning.plan import Plan
 from patchnpack.packer.policies.patch_sizes import PatchSizes
 
 # n samples, M images, N packs
@@ -111,7 +112,7 @@ class Planner:
             for size in packing.patch_sizes
         ]
         arrived, under, few = [at_size.images for at_size in measured], measured[0].undersize, measured[0].few
-        over = np.any([at_size.oversize for at_size in measured], axis=0)
+        over = reduce(np.logical_or, (at_size.oversize for at_size in measured))
         skipped = Measured(arrived[0], over, under, few).skipped(packing)
         if skipped.any():
             arrived = [images.take_samples(~skipped) for images in arrived]

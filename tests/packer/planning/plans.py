@@ -3,12 +3,62 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+from hypothesis import strategies as st
 
-from patchnpack.packer import Images, Plan, Rows
+from patchnpack.packer import (
+    BetaDrop,
+    ConstantDrop,
+    FitTokens,
+    Frames,
+    Images,
+    Native,
+    Packing,
+    PatchSizes,
+    Plan,
+    RandomResizedCrop,
+    Rows,
+    SampleSide,
+    Square,
+    Views,
+)
+from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.policies.random import Purpose, counter_hash
+
+ALGORITHMS = get_args(Algorithm)
+
+
+VIEWS = Views((2, RandomResizedCrop(scale=(0.25, 1), max_tokens=16)), (3, RandomResizedCrop(max_tokens=4)))
+
+
+sample_sizes = st.lists(
+    st.lists(st.tuples(st.integers(10, 200), st.integers(10, 200)), min_size=1, max_size=5), max_size=25
+)
+
+
+@st.composite
+def sample_packings(draw: st.DrawFn) -> Packing:
+    views = draw(st.sampled_from([None, None, VIEWS]))
+    policies = [Native(), FitTokens(20), Square(32), SampleSide(low=16, high=90), RandomResizedCrop(max_tokens=30)]
+    patch_sizes: list[int | PatchSizes] = [16, PatchSizes((16, 32))]
+    frames = draw(st.sampled_from([None, Frames(2), Frames(3, "random", "repeat"), Frames(2, "first", "skip")]))
+    return Packing(
+        seq_len=draw(st.integers(60, 150)),
+        resolution=Native() if views else draw(st.sampled_from(policies)),
+        frames=Frames(1) if views and frames else frames,
+        views=views,
+        oversize=draw(st.sampled_from(["drop", "skip"] if views else ["shrink", "drop", "skip"])),
+        undersize=draw(st.sampled_from(["pad", "skip"])),
+        token_drop=draw(st.sampled_from([ConstantDrop(0), BetaDrop(0.5, 0.9)])),
+        algorithm=draw(st.sampled_from(ALGORITHMS)),
+        lookahead=draw(st.sampled_from([1, 3, 16, 256])),
+        max_images=draw(st.sampled_from([5, 12, 64])),
+        fill=draw(st.sampled_from(["none", "undrop"])),
+        scope=draw(st.sampled_from(["image", "sample"])),
+        patch_size=draw(st.sampled_from(patch_sizes)),
+    )
 
 
 def rows_of(sizes: list[tuple[int, int]], start: int = 0) -> Rows:
@@ -60,8 +110,16 @@ def joined(parts: list[Plan]) -> Plan:
     )
 
 
+def images_equal(one: Images, other: Images) -> bool:
+    return all(np.array_equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(Images))
+
+
 def assert_same_plan(one: Plan, other: Plan) -> None:
     for name in ("offsets", "patch_size", "skipped", "oversize", "undersize", "few"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     for f in fields(Images):
         np.testing.assert_array_equal(getattr(one.images, f.name), getattr(other.images, f.name))
+
+
+def clip(frames: int, width: int = 320, height: int = 240) -> Rows:
+    return samples_of([[(width, height)]], frames=[[frames]])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from patchnpack.packer.config import Packing
-from patchnpack.packer.images import Rows, ranges_of, sums_between
+from patchnpack.packer.planning.images import Rows, ranges_of, sums_between
 from patchnpack.packer.policies.frames import Frames
 from patchnpack.packer.policies.random import Purpose, counter_hash, image_ids
 

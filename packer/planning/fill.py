@@ -6,7 +6,7 @@ import numpy as np
 
 from patchnpack.packer.binpacking import _fill
 from patchnpack.packer.config import Packing
-from patchnpack.packer.images import Images
+from patchnpack.packer.planning.images import Images
 
 # M images
 
