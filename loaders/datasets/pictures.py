@@ -6,7 +6,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ _load_locks = [threading.Lock() for _ in range(64)]
 
 def is_picture(value: Any) -> bool:
     """Return whether a member of an item is an image, by its type and first bytes."""
-    if isinstance(value, bytes | bytearray):
+    if isinstance(value, bytes | bytearray | memoryview):
         return is_image(bytes(value[:16]))
     if isinstance(value, np.ndarray | torch.Tensor):
         return value.ndim == 3 or (value.ndim == 2 and "uint8" in str(value.dtype))
@@ -44,8 +44,19 @@ def is_stored(value: Any) -> bool:
 
 
 def is_list_of_pictures(value: Any) -> bool:
-    """Return whether a member of an item is a list of images."""
-    return isinstance(value, list | tuple) and len(value) > 0 and all(map(is_picture, value))
+    """Return whether a member of an item is a list of images, or an array or tensor of several."""
+    images = images_in(value)
+    return images is not None and len(images) > 0 and (images is not value or all(map(is_picture, images)))
+
+
+def images_in(value: Any) -> Sequence[Any] | None:
+    """Return the images of a list or tuple, or of an array (images, height, width, C) or a tensor; None of one image.
+
+    The axes of a tensor are (images, C, height, width).
+    """
+    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 4:
+        return list(value)
+    return value if isinstance(value, list | tuple) else None
 
 
 def as_picture(value: Any, row: str) -> Picture:
@@ -73,6 +84,11 @@ def as_picture(value: Any, row: str) -> Picture:
         return read_file(os.fspath(value), row)
     if value is None:
         raise BadImage("it has no image: the value is None", "read")
+    if is_list_of_pictures(value):
+        raise ValueError(
+            f"the image of {row} is a {type(value).__name__} of {len(value)} images; give sample='members' to make "
+            "each row a sample of several images"
+        )
     if isinstance(value, torch.Tensor):
         if value.dtype != torch.uint8 or value.ndim != 3 or value.shape[0] not in _CHANNELS:
             raise ValueError(_not_pixels(f"a {value.dtype} tensor {tuple(value.shape)}", row))
@@ -85,11 +101,6 @@ def as_picture(value: Any, row: str) -> Picture:
         ):
             raise ValueError(_not_pixels(f"a {value.dtype} array {value.shape}", row))
         return value
-    if is_list_of_pictures(value):
-        raise ValueError(
-            f"the image of {row} is a {type(value).__name__} of {len(value)} images; give sample='members' to make "
-            "each row a sample of several images"
-        )
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     raise ValueError(
         f"the image of {row} is a {kind}; it must be encoded bytes, a PIL image, a uint8 array (height, width, C) or "
