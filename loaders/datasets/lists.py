@@ -12,7 +12,7 @@ import numpy as np
 
 from patchnpack.loaders.datasets.adapter import Picture
 from patchnpack.loaders.datasets.objects import IMAGE, PROBE, ObjectAdapter
-from patchnpack.loaders.datasets.pictures import as_picture, images_in, is_list_of_pictures, is_picture
+from patchnpack.loaders.datasets.pictures import as_picture, holds_several, is_list_of_pictures, is_picture
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.process import cpu_share
 
@@ -53,8 +53,8 @@ class ListAdapter(ObjectAdapter):
         def count(first: int) -> None:
             for row in range(first, min(first + _BLOCK, n)):
                 with suppress(BadImage):  # reported when its size is read
-                    images = images_in(self._images(row))
-                    counts[row] = 1 if images is None else len(images)
+                    images = self._images(row)
+                    counts[row] = len(images) if holds_several(images) else 1
 
         with ThreadPoolExecutor(cpu_share(), "patchnpack-counts") as pool:
             list(pool.map(count, range(0, n, _BLOCK)))
@@ -65,8 +65,8 @@ class ListAdapter(ObjectAdapter):
         last = getattr(self._read, "item", None)
         members = last[1] if number and last is not None and last[0] == row else self.members_of(row)
         self._read.item = row, members
-        images = images_in(members.get(self.image or IMAGE))
-        if images is None:
+        images = members.get(self.image or IMAGE)
+        if not holds_several(images):
             return self.picture(row, members), members
         if number >= len(images):
             raise ValueError(

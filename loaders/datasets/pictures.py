@@ -6,7 +6,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -45,18 +45,15 @@ def is_stored(value: Any) -> bool:
 
 def is_list_of_pictures(value: Any) -> bool:
     """Return whether a member of an item is a list of images, or an array or tensor of several."""
-    images = images_in(value)
-    return images is not None and len(images) > 0 and (images is not value or all(map(is_picture, images)))
+    return holds_several(value) and len(value) > 0 and all(map(is_picture, value))
 
 
-def images_in(value: Any) -> Sequence[Any] | None:
-    """Return the images of a list or tuple, or of an array (images, height, width, C) or a tensor; None of one image.
+def holds_several(value: Any) -> bool:
+    """Return whether a value is made to hold several images, or none.
 
-    The axes of a tensor are (images, C, height, width).
+    It is a list, a tuple, an array (images, height, width, C) or a tensor (images, C, height, width).
     """
-    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 4:
-        return list(value)
-    return value if isinstance(value, list | tuple) else None
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 4)
 
 
 def as_picture(value: Any, row: str) -> Picture:

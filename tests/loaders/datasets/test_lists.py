@@ -222,6 +222,14 @@ def test_plain_lists_of_items_are_no_names_of_shards(kind: str, counts: tuple[in
     assert sorted(found) == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "given", [[(["a.tar"], 0.5)], [(["a.tar", "b.parquet"], 1)], [["a.tar"]], [["a.tar", "b.tar"]]]
+)
+def test_lists_of_names_of_shards_are_no_items(given: Any) -> None:
+    with pytest.raises(ValueError, match="give one flat list of shards"):
+        PackedImageLoader(given, PACKING, batch_size=1, sample="members")
+
+
 def test_paths_of_images_come_in_lists(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(encoded(number))
