@@ -65,7 +65,7 @@ class ListAdapter(ObjectAdapter):
         last = getattr(self._read, "item", None)
         members = last[1] if number and last is not None and last[0] == row else self.members_of(row)
         self._read.item = row, members
-        images = members.get(self.image or IMAGE)
+        images: Any = members.get(self.image or IMAGE)
         if not holds_several(images):
             return self.picture(row, members), members
         if number >= len(images):
