@@ -66,6 +66,13 @@ def attention_backend(device: torch.device | str, dtype: torch.dtype | None = No
     return chosen
 
 
+def unit_of_tokens(cu_seqlens: torch.Tensor, T: int) -> torch.Tensor:
+    """Number of the unit of each of T tokens, int64; N for tokens after the last unit."""
+    places = torch.arange(T, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    return torch.searchsorted(cu_seqlens[1:], places, right=True)
+
+
+@torch.compiler.disable  # the lengths differ from batch to batch
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -75,6 +82,7 @@ def attention(
     lengths: Sequence[int],
     one_query: bool = False,
     backend: str = "auto",
+    bound: int = 0,
 ) -> torch.Tensor:
     """Softmax attention of each unit's queries over the tokens of the same unit only.
 
@@ -87,6 +95,7 @@ def attention(
         backend: "auto", "split" (unit by unit), "varlen" (torch's variable-length kernel), "flash" (the kernel of the
             flash-attn package), "flex" (torch's flex_attention with a block mask; no gradient on a CPU) or "dense" (a
             mask over all tokens, quadratic in T).
+        bound: a bound of `lengths`, for streams that end with padding, so that no argument of a kernel varies; else 0.
 
     Returns:
         A tensor of the shape and dtype of `q`.
@@ -98,19 +107,20 @@ def attention(
     torch.Size([5, 1, 8])
     """
     if not lengths:
-        return q + k + v  # empty, but keeps every input in the graph of the loss
+        return q + 0 * (k + v).sum(0)  # keeps every input in the graph of the loss
     chosen = attention_backend(q.device, q.dtype, backend)
     if chosen == "split":
         return _split(q, k, v, lengths, one_query)
     if chosen in ("varlen", "flash"):
-        return _varlen(q, k, v, cu_seqlens, max(lengths), one_query, chosen == "flash")
-    unit_T = torch.repeat_interleave(cu_seqlens.diff(), output_size=len(k))
+        return _varlen(q, k, v, cu_seqlens, bound or max(lengths), one_query, chosen == "flash", bound > 0)
+    unit_T = unit_of_tokens(cu_seqlens, len(k))
     unit_Q = torch.arange(len(q), device=q.device) if one_query else unit_T
     q_1HQE, k_1HTE, v_1HTE = (x.transpose(0, 1)[None] for x in (q, k, v))
     if chosen == "flex":
         out_1HQE = _flex(q_1HQE, k_1HTE, v_1HTE, unit_Q, unit_T)
     else:
         mask_QT = unit_Q[:, None] == unit_T
+        mask_QT = mask_QT | ~mask_QT.any(-1, keepdim=True)  # of units without tokens
         out_1HQE = F.scaled_dot_product_attention(q_1HQE, k_1HTE, v_1HTE, attn_mask=mask_QT)
     return out_1HQE[0].transpose(0, 1)
 
@@ -119,11 +129,11 @@ def _split(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[
     runs = [(length, len(list(run))) for length, run in itertools.groupby(lengths)]
     tokens = [n * length for length, n in runs]
     queries = [n for _, n in runs] if one_query else tokens
-    parts = []
-    for (_, n), *qkv in zip(runs, torch.split(q, queries), torch.split(k, tokens), torch.split(v, tokens), strict=True):
+    parts, splits = [], [x[: sum(sizes)].split(sizes) for x, sizes in ((q, queries), (k, tokens), (v, tokens))]
+    for (_, n), *qkv in zip(runs, *splits, strict=True):
         q_nHRE, k_nHSE, v_nHSE = (x.unflatten(0, (n, -1)).transpose(1, 2) for x in qkv)
         parts.append(_softmax_attention(q_nHRE, k_nHSE, v_nHSE).transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts)
+    return torch.cat([*parts, 0 * q[sum(queries) :]])
 
 
 def _softmax_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -142,6 +152,7 @@ def _varlen(
     longest: int,
     one_query: bool,
     flash: bool,
+    padded: bool,
 ) -> torch.Tensor:
     cu_q, longest_q = cu_seqlens, longest
     if one_query:
@@ -150,9 +161,13 @@ def _varlen(
         from flash_attn import flash_attn_varlen_func as kernel
     else:
         from torch.nn.attention.varlen import varlen_attn as kernel
+    if padded:  # of which kernels leave outputs and gradients as they find them
+        after = (torch.arange(len(k), device=k.device) >= cu_seqlens[-1])[:, None, None]
+        absent = (cu_seqlens.diff() == 0)[:, None, None] if one_query else after
+        q, k, v = q.masked_fill(absent, 0), k.masked_fill(after, 0), v.masked_fill(after, 0)
     out = kernel(q, k, v, cu_q, cu_seqlens, longest_q, longest)
     assert isinstance(out, torch.Tensor)
-    return out
+    return out.masked_fill(absent, 0) if padded else out
 
 
 def _flex(

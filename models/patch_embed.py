@@ -59,7 +59,7 @@ def pi_resize(weight: torch.Tensor, P: int, S: int, mode: str = "bilinear") -> t
     if P == S:
         return weight
     with torch.autocast(weight.device.type, enabled=False):
-        A_SP = torch.from_numpy(_pi_matrix(P, S, mode)).to(weight)
+        A_SP = torch.from_numpy(_pi_matrix(P, S, mode)).to(weight, non_blocking=True)
         rows = A_SP @ weight.unflatten(1, (P, -1))  # (D, S, P*C)
         return (A_SP @ rows.unflatten(2, (P, -1))).flatten(1)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 
-from patchnpack.models.attention import attention
+from patchnpack.models.attention import attention, unit_of_tokens
 from patchnpack.packer.batch.packed_batch import PackedBatch
 
 # B packs, L token slots per pack, K maximum images per pack, T tokens of the stream, N units (images, or in scope
@@ -27,10 +27,11 @@ class Stream:
     Attributes:
         slots: int64 (T,), position of each token in the flattened B*L slots.
         images: int64 (T,), position of each token's image in the flattened B*K columns; B*K is padding.
-        columns: int64 (N,), position of each unit in the flattened B*K columns.
+        columns: int64 (N,), position of each unit in the flattened B*K columns; B*K is a unit without tokens.
         unit: int64 (T,), number of each token's unit, 0 to N - 1; N is padding.
         lengths, cu_seqlens: tokens of each unit, and its start, int32 (N + 1,); flat layout only.
         packs: B in the dense layout, else 0.
+        bound: of a flat stream that ends with padding, the largest possible length of a unit; else 0.
         backend: backend of `attention` in the flat layout.
     """
 
@@ -41,6 +42,7 @@ class Stream:
     lengths: list[int] = field(default_factory=list)
     cu_seqlens: torch.Tensor | None = None
     packs: int = 0
+    bound: int = 0
     backend: str = "dense"
 
     @staticmethod
@@ -50,21 +52,26 @@ class Stream:
         For "split" on a CPU, units are sorted by length for speed.
         """
         slots, lengths, cu_seqlens = units.token_index, units.lengths, units.cu_seqlens
+        (_, L), (B, K), columns = batch.segment_ids.shape, batch.image_mask.shape, units.column_index
         if backend == "split" and slots.device.type == "cpu":
             order = sorted(range(len(lengths)), key=lengths.__getitem__)
-            parts = torch.split(slots, lengths)
-            slots = torch.cat([slots[:0], *(parts[i] for i in order)])
+            *parts, padding = torch.split(slots, [*lengths, len(slots) - sum(lengths)])
+            slots, columns = torch.cat([*(parts[i] for i in order), padding]), columns[order]
             lengths = [lengths[i] for i in order]
             cu_seqlens = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-        (_, L), (_, K), first = batch.segment_ids.shape, batch.image_mask.shape, slots[cu_seqlens[:-1]]
+        images = slots // L * K + batch.segment_ids.flatten()[slots] - 1
+        unit = unit_of_tokens(cu_seqlens, len(slots))
+        if units.seqlen_bound:
+            images = images.where(unit < len(columns), B * K)
         return Stream(
             slots=slots,
-            images=slots // L * K + batch.segment_ids.flatten()[slots] - 1,
-            columns=first // L * K + units.segment_ids.flatten()[first] - 1,
-            unit=torch.repeat_interleave(cu_seqlens.diff().long(), output_size=len(slots)),
+            images=images,
+            columns=columns,
+            unit=unit,
             lengths=lengths,
             cu_seqlens=cu_seqlens,
             backend=backend,
+            bound=units.seqlen_bound,
         )
 
     @staticmethod
@@ -88,11 +95,13 @@ class Stream:
 
     @property
     def rows(self) -> int:
-        """One more than the largest possible number in `unit`.
+        """One more than the largest possible number in `unit`: N, plus one if there may be padding."""
+        return len(self.columns) + self.padded
 
-        That is N, plus one for padding in the dense layout.
-        """
-        return len(self.columns) + (self.packs > 0)
+    @property
+    def padded(self) -> bool:
+        """Whether there may be padding."""
+        return self.packs > 0 or self.bound > 0
 
     def with_prefix(self, R: int) -> tuple[Stream, torch.Tensor, torch.Tensor]:
         """Add R tokens to each unit.
@@ -106,7 +115,7 @@ class Stream:
         if self.cu_seqlens is not None:
             starts = self.cu_seqlens + R * torch.arange(N + 1, dtype=torch.int32, device=device)
             first_N, lengths = starts[:-1], [length + R for length in self.lengths]
-            old = token_T + (self.unit + 1) * R
+            old = token_T + (self.unit + 1).clamp(max=N) * R
         else:  # after the slots of each pack; columns without a unit get tokens, too, which see only each other
             K, L = N // self.packs, T // self.packs
             first_N = (self.columns // K + 1) * L + self.columns * R
@@ -114,7 +123,8 @@ class Stream:
         new = first_N.long()[:, None] + torch.arange(R, device=device)
         unit = self.unit.new_empty(T + N * R).index_copy(0, old, self.unit)
         unit = unit.index_copy(0, new.flatten(), torch.arange(N, device=device).repeat_interleave(R))
-        return replace(self, unit=unit, lengths=lengths, cu_seqlens=starts), old, new
+        bound = self.bound and self.bound + R
+        return replace(self, unit=unit, lengths=lengths, cu_seqlens=starts, bound=bound), old, new
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one_query: bool = False) -> torch.Tensor:
         """Attention within units: q (Q, H, E), k and v (T, H, E) -> (Q, H, E).
@@ -122,9 +132,8 @@ class Stream:
         See the function `attention`.
         """
         if self.cu_seqlens is not None:
-            return attention(
-                q, k, v, cu_seqlens=self.cu_seqlens, lengths=self.lengths, one_query=one_query, backend=self.backend
-            )
+            how = {"one_query": one_query, "backend": self.backend, "bound": self.bound}
+            return attention(q, k, v, cu_seqlens=self.cu_seqlens, lengths=self.lengths, **how)
         keys_BL = self.unit.view(self.packs, -1)
         queries_BQ = self.columns.view(self.packs, -1) if one_query else keys_BL
         mask_BQL = queries_BQ[:, :, None] == keys_BL[:, None]

@@ -16,14 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Taken(NamedTuple):
-    """A step that is not judged yet.
-
-    Attributes:
-        step: its number, from 1.
-        seen: its loss and gradient norm, float32 (2,), on the CPU once `copied` has happened.
-        copied: event of the copy to the CPU; None if `seen` was there at once.
-        batch: a batch of the step.
-    """
+    """A step to judge: its number, loss and gradient norm (2,), on the CPU once `copied`, and one of its batches."""
 
     step: int
     seen: torch.Tensor

@@ -78,6 +78,13 @@ def make_optimizer(model: NaViT, config: TrainConfig, others: Iterable[nn.Parame
     return torch.optim.AdamW(settings, lr=config.lr, betas=config.betas, fused=True)
 
 
+def start_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give AdamW the states of step 0 that its first step would make, for a checkpoint to fill."""
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of each group to `lr` times its `scale`."""
     for group in optimizer.param_groups:

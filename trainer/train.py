@@ -18,6 +18,7 @@ from patchnpack.trainer.objectives.losses import Classification, Objective
 from patchnpack.trainer.optim import freeze
 from patchnpack.trainer.ranks import over_ranks, rank_and_size
 from patchnpack.trainer.run import CHECKPOINT, Run
+from patchnpack.trainer.sharding import whole_model
 from patchnpack.trainer.train_config import TrainConfig
 
 Log = Callable[[int, dict[str, float]], None]
@@ -61,11 +62,12 @@ def train(
     """Train a `NaViT` on a loader of packed batches.
 
     In a process group of several ranks, every rank calls this with the loader of its own share, and all train one model
-    (DDP). The loss of a step is the mean over its images, or in scope "sample" samples, on all ranks and in
+    (DDP, or FSDP2). The loss of a step is the mean over its images, or in scope "sample" samples, on all ranks and in
     `config.accumulate` batches.
 
     Args:
-        model: a model, trained in place, or the configuration of a new one, initialised from `config.seed`.
+        model: a model, trained in place, or the configuration of a new one, initialised from `config.seed`. FSDP shards
+            the model in place; the result is a whole copy.
         loader: each `iter` is one epoch. If the loader has them, `set_epoch(epoch)` is called before each epoch,
             `total_steps(epochs)` gives the length of the schedule, and `state_dict` and `load_state_dict` its position.
             A loader without `state_dict` is fast-forwarded: the batches of an interrupted epoch are drawn and skipped.
@@ -120,7 +122,7 @@ def train(
             raise
         over_ranks(torch.zeros(1), device)  # a barrier: no rank returns before the checkpoint is written
     return TrainResult(
-        model=run.evaluated().eval(),
+        model=whole_model(run.evaluated()).eval(),
         metrics=run.metrics,
         history=run.history,
         losses=run.all_losses().tolist(),

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from patchnpack.models.navit import NaViT, classification_loss
+from patchnpack.packer.batch.mixing import mix
 from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.trainer.loader_check import check_loader
-from patchnpack.trainer.objectives.mixing import mix
 
 # B packs, K maximum images per pack, C classes
 
