@@ -72,7 +72,6 @@ def unit_of_tokens(cu_seqlens: torch.Tensor, T: int) -> torch.Tensor:
     return torch.searchsorted(cu_seqlens[1:], places, right=True)
 
 
-@torch.compiler.disable  # the lengths differ from batch to batch
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -254,8 +254,7 @@ class NaViT(nn.Module):
 
     def stream(self, batch: PackedBatch) -> Stream:
         """The stream in which this model computes `batch`, by its backend for the device and dtype."""
-        device = batch.patches.device
-        dtype = self.patch_embed.weight.dtype
+        device, dtype = batch.patches.device, self.patch_embed.weight.dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         backend = attention_backend(device, dtype, self.config.backend)

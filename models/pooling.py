@@ -48,9 +48,7 @@ class AttentionPooling(nn.Module):
 
 
 def mean_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
-    """Mean of each unit's tokens, (T, D) -> (N, D); 0 for a unit without tokens.
-
-    Summed in at least float32.
+    """Mean of each unit's tokens, (T, D) -> (N, D), summed in at least float32; 0 without tokens.
 
     >>> mean_pool(torch.arange(4.0)[:, None], Stream.dense(torch.tensor([[1, 1, 2, 0]]), 2)).tolist()
     [[0.5], [2.0]]

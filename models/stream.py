@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,9 +105,7 @@ class Stream:
         return self.packs > 0 or self.bound > 0
 
     def with_prefix(self, R: int) -> tuple[Stream, torch.Tensor, torch.Tensor]:
-        """Add R tokens to each unit.
-
-        Returns the stream and the positions of old (T,) and new (N, R) tokens in it.
+        """Add R tokens to each unit; returns the stream and the positions of old (T,) and new (N, R) tokens in it.
 
         `slots` and `images` stay those of the old tokens: the new ones have none.
         """
@@ -127,13 +126,9 @@ class Stream:
         return replace(self, unit=unit, lengths=lengths, cu_seqlens=starts, bound=bound), old, new
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one_query: bool = False) -> torch.Tensor:
-        """Attention within units: q (Q, H, E), k and v (T, H, E) -> (Q, H, E).
-
-        See the function `attention`.
-        """
-        if self.cu_seqlens is not None:
-            how = {"one_query": one_query, "backend": self.backend, "bound": self.bound}
-            return attention(q, k, v, cu_seqlens=self.cu_seqlens, lengths=self.lengths, **how)
+        """Attention within units: q (Q, H, E), k and v (T, H, E) -> (Q, H, E); see `attention`."""
+        if not self.packs:
+            return self._attend_flat(q, k, v, one_query)
         keys_BL = self.unit.view(self.packs, -1)
         queries_BQ = self.columns.view(self.packs, -1) if one_query else keys_BL
         mask_BQL = queries_BQ[:, :, None] == keys_BL[:, None]
@@ -142,3 +137,9 @@ class Stream:
         q_BHQE, k_BHLE, v_BHLE = (x.unflatten(0, (self.packs, -1)).transpose(1, 2) for x in (q, k, v))
         out_BHQE = F.scaled_dot_product_attention(q_BHQE, k_BHLE, v_BHLE, attn_mask=mask_BQL[:, None])
         return out_BHQE.transpose(1, 2).flatten(0, 1)
+
+    @torch.compiler.disable  # the lengths differ from batch to batch
+    def _attend_flat(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one_query: bool) -> torch.Tensor:
+        assert self.cu_seqlens is not None
+        how: dict[str, Any] = {"one_query": one_query, "backend": self.backend, "bound": self.bound}
+        return attention(q, k, v, cu_seqlens=self.cu_seqlens, lengths=self.lengths, **how)

@@ -50,9 +50,7 @@ def save_checkpoint(
     state: dict[str, Any] | None = None,
     shards: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint of tensors and plain dicts.
-
-    `torch.load(path, weights_only=True)` reads it.
+    """Write a checkpoint of tensors and plain dicts, which `torch.load(path, weights_only=True)` reads.
 
     `load_checkpoint` loads `state["ema"]`, a state dict of the model, in preference to the weights of `model`. With
     `shards`, the tensors are in that "folder" beside the file, in so many "files" (see `save_shards`).

@@ -56,9 +56,7 @@ def freeze(model: NaViT, first: int | str) -> None:
 
 
 def make_optimizer(model: NaViT, config: TrainConfig, others: Iterable[nn.Parameter] = ()) -> torch.optim.AdamW:
-    """Make AdamW with weight decay on matrices only.
-
-    `scale` of each group multiplies its learning rate.
+    """Make AdamW with weight decay on matrices only; `scale` of each group multiplies its learning rate.
 
     With `layer_decay` d the head and the pooling have scale 1, the last block d, the block before it d squared and so
     on, and the embeddings have the smallest. `others` are parameters outside the model, with scale 1. Frozen parameters

@@ -24,13 +24,12 @@ from patchnpack.models.config import NaViTConfig
 from patchnpack.models.navit import NaViT
 from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.packer.files import atomic_write
+from patchnpack.trainer import optim, sharding
 from patchnpack.trainer.bad_steps import BadSteps
 from patchnpack.trainer.checkpoint import read_checkpoint, save_checkpoint
 from patchnpack.trainer.evaluate import Batches, Meter, autocast
 from patchnpack.trainer.objectives.losses import Objective, Outcome
-from patchnpack.trainer.optim import Average, learning_rate, make_optimizer, set_learning_rate, start_moments
 from patchnpack.trainer.ranks import over_ranks, rank_and_size
-from patchnpack.trainer.sharding import fill, load_shards, local, save_shards, shard, whole
 from patchnpack.trainer.train_config import TrainConfig
 
 CHECKPOINT = "checkpoint.pt"
@@ -57,17 +56,17 @@ class Run:
     ) -> None:
         self.model, self.objective, self.config, self.device, self.folder = model, objective, config, device, folder
         self.rank, self.size = rank_and_size()
-        self.average = Average(model, config.ema) if config.ema else None
+        self.average = optim.Average(model, config.ema) if config.ema else None
         model.activation_checkpointing = config.activation_checkpointing
         for block in model.blocks if config.compile else ():
             block.compile(dynamic=True)  # one graph for all blocks and batches
         self.module: nn.Module = _Step(model, objective)
         if self.size > 1 and config.sharding == "fsdp":
-            shard(model, objective, *([self.average.model] if self.average else []))
+            sharding.shard(model, objective, *([self.average.model] if self.average else []))
         elif self.size > 1:
             # DDP keeps its group alive past destroy_process_group, so it gets a group of its own.
             self.module = DistributedDataParallel(self.module, process_group=dist.new_group())
-        self.optimizer = make_optimizer(model, config, objective.parameters())
+        self.optimizer = optim.make_optimizer(model, config, objective.parameters())
         self.step, self.epoch, self.batches = 0, 0, 0  # batches: number of batches of this epoch used so far
         self.meter, self.metrics, self.history = Meter(), dict[str, float](), list[dict[str, float]]()
         self.losses: list[torch.Tensor] = []  # loss over all ranks of each step
@@ -77,6 +76,7 @@ class Run:
         self.anchor = (0.0, 0, 0)  # progress, step, and steps left at that step
         self.loader_state: dict[str, Any] = {}
         self.began, self.saved_step, self.saved_minutes = time.perf_counter(), 0, 0.0
+        self.clock = 0.0  # minutes after the last step
 
     def evaluated(self) -> NaViT:
         """The model to evaluate and return: the moving average, if the run keeps one."""
@@ -104,8 +104,6 @@ class Run:
         if self.config.minutes:
             return min(self.clock / self.config.minutes, 1.0)
         return self._progress_at(self.step)
-
-    clock = 0.0  # minutes after the last step
 
     def _progress_at(self, step: float) -> float:
         start, begin, left = self.anchor
@@ -145,7 +143,7 @@ class Run:
         images = over_ranks(counted, self.device).clamp(min=1)
         # The rate at the middle of the step, so that no step has a rate of 0.
         progress = self.progress if config.minutes else self._progress_at(self.step + 0.5)
-        set_learning_rate(self.optimizer, learning_rate(progress, config))
+        optim.set_learning_rate(self.optimizer, optim.learning_rate(progress, config))
         self.optimizer.zero_grad()
         total, outcomes = torch.zeros((), device=self.device), list[Outcome]()
         for i, (parts, rng) in enumerate(zip(prepared, rngs, strict=True), 1):
@@ -159,7 +157,7 @@ class Run:
                 (outcome.total * self.size / images).backward()
             outcomes.append(outcome._replace(total=outcome.total.detach()))
             total += outcome.total.detach()
-        norm = whole(nn.utils.clip_grad_norm_(self.module.parameters(), config.clip))
+        norm = sharding.whole(nn.utils.clip_grad_norm_(self.module.parameters(), config.clip))
         self._update(torch.stack([total / images, norm.float()]), group, outcomes)
         if config.minutes:
             self.clock = self.minutes()
@@ -193,7 +191,7 @@ class Run:
         self.bad.judge(self._kept(), wait=True)
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
         averages = self.average.model.parameters() if self.average else ()
-        tensors = map(local, (*self.module.parameters(), *moments, *averages))
+        tensors = map(sharding.local, (*self.module.parameters(), *moments, *averages))
         finite = [each.isfinite().all().to(self.device) for each in tensors]
         loss = torch.zeros((), device=self.device)
         if self.folder is not None and self.bad.good_batch is not None:
@@ -254,10 +252,7 @@ class Run:
         return f"stopped at step {self.step}; run it again to resume from the checkpoint of step {self.saved_step}"
 
     def save_due(self) -> bool:
-        """Whether a checkpoint is due by steps or minutes; the same on all ranks.
-
-        Every rank must call it.
-        """
+        """Whether a checkpoint is due by steps or minutes; the same on all ranks, all of which must call it."""
         config = self.config
         if config.save_every and self.step - self.saved_step >= config.save_every:
             return True
@@ -277,7 +272,7 @@ class Run:
         tensors, shards = self._tensors(), {}
         if self.config.sharding == "fsdp":
             name = f"{SHARDS}-{self.step:010d}"
-            shards, tensors = {"folder": name, "files": save_shards(self.folder / name, tensors)}, {}
+            shards, tensors = {"folder": name, "files": sharding.save_shards(self.folder / name, tensors)}, {}
         if self.rank:
             return
         path = self.folder / CHECKPOINT
@@ -285,12 +280,9 @@ class Run:
             kept = self.folder / f"checkpoint-{before:010d}.pt"
             kept.unlink(missing_ok=True)
             os.link(path, kept)  # a second name for the same file, so that a complete checkpoint exists at any time
+        objective = {"name": type(self.objective).__name__, "settings": self.objective.settings()}
         state = {
-            "objective": {
-                "name": type(self.objective).__name__,
-                "settings": self.objective.settings(),
-                "weights": tensors.get("objective", {}),
-            },
+            "objective": objective | {"weights": tensors.get("objective", {})},
             "ema": tensors.get("ema", {}),
             "loader": self.loader_state,
             "epoch": self.epoch,
@@ -318,10 +310,7 @@ class Run:
         return parts | {"optimizer": self.optimizer.state_dict()["state"]}
 
     def restore(self, loader: Batches, resume: bool | None) -> int | None:
-        """Resume from the checkpoint in the folder, if there is one.
-
-        Returns the number of batches left in a started epoch, else None.
-        """
+        """Resume from the checkpoint in the folder, if any; returns the batches left in a started epoch, else None."""
         if self.folder is None:
             return None
         path = self.folder / CHECKPOINT
@@ -340,12 +329,12 @@ class Run:
         if not state:
             raise ValueError(f"{path} holds a model but no run; give another `out`, or resume=False to delete it")
         extended = self._check_same(path, content)
-        start_moments(self.optimizer)
+        optim.start_moments(self.optimizer)
         if shards := content.get("shards"):
-            load_shards(self.folder / shards["folder"], shards["files"], self._tensors())
+            sharding.load_shards(self.folder / shards["folder"], shards["files"], self._tensors())
         else:
             saved = {"model": content["model"], "objective": state["objective"]["weights"], "ema": state["ema"]}
-            fill(self._tensors(), saved | {"optimizer": content["optimizer"]["state"]})
+            sharding.fill(self._tensors(), saved | {"optimizer": content["optimizer"]["state"]})
         self.step, self.epoch, self.batches = content["step"], state["epoch"], state["batches"]
         self.metrics, self.history, self.old_losses = content["metrics"], state["history"], state["losses"]
         self.anchor, self.clock = tuple(state["anchor"]), state["minutes"]

@@ -51,10 +51,7 @@ def whole_model(model: NaViT) -> NaViT:
 
 
 def save_shards(folder: Path, tensors: Tensors) -> int:
-    """Write tensors into a folder as safetensors, a file per rank; returns the number of files.
-
-    Every rank must call it. What the folder held is deleted.
-    """
+    """Replace a folder by a file of safetensors per rank; returns their number. Every rank must call it."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 

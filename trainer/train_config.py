@@ -44,10 +44,8 @@ class TrainConfig:
         device: "auto" is CUDA if available, else the CPU.
         precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the hardware supports it.
         activation_checkpointing: whether the backward pass recomputes each block instead of keeping its activations.
-            Gradients do not change, a step takes longer.
         compile: whether `torch.compile` compiles the blocks, once for all lengths.
-        sharding: with several ranks, "ddp" keeps the model on each, "fsdp" shares out weights, their average, gradients
-            and moments (FSDP2), and each rank writes its share of a checkpoint.
+        sharding: with several ranks, "ddp" keeps the model on each; "fsdp" (FSDP2) shares it and its checkpoints out.
 
     >>> TrainConfig(epochs=10, minutes=5)
     Traceback (most recent call last):

@@ -44,31 +44,30 @@ def of_many_lengths(draw: Draw, pack: Pack) -> list[Any]:
 
 
 @pytest.mark.parametrize("variant", [{}, {"position": "rope", "registers": 2}, {"backend": "dense"}])
-def test_twelve_blocks_and_batches_of_all_lengths_share_their_graphs(
+def test_all_blocks_and_batches_of_all_lengths_share_their_graphs(
     variant: dict[str, Any], draw: Draw, pack: Pack, build: Build, config: NaViTConfig
 ) -> None:
-    model: NaViT = build(dataclasses.replace(config, depth=12, drop_path=0.5, **variant)).train()
+    model: NaViT = build(dataclasses.replace(config, depth=3, drop_path=0.5, **variant)).train()
     eager = build(model.config).train()
     for block in model.blocks:
-        block.compile(dynamic=True, backend="aot_eager")
-    compiled = []
-    for batch in of_many_lengths(draw, pack):
+        block.compile(dynamic=True, backend="eager")
+    batches = of_many_lengths(draw, pack)
+    for i, batch in enumerate(batches):
         gradients = []
         for each in (model, eager):
             each.zero_grad()
             torch.manual_seed(0)
-            each.loss(batch).backward()
+            with torch._dynamo.config.patch(error_on_recompile=i > 0):
+                each.loss(batch).backward()
             gradients.append([p.grad for p in each.parameters() if p.grad is not None])
         assert_near(gradients[0], gradients[1], 1e-5)
-        compiled.append(graphs())
-    assert 0 < compiled[1] <= 6, "the first block, which skips no branch, and the others"
-    assert compiled[1:] == compiled[1:2] * 4, f"a batch of other lengths compiled again: {compiled}"
+    assert 0 < graphs() <= 4, "the parts before and after attention, for the first block, which skips no branch, too"
 
 
 def test_a_run_compiles_its_blocks_once(
     draw: Draw, pack: Pack, config: NaViTConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     small = dataclasses.replace(config, num_classes=2, depth=3)
     settings: dict[str, Any] = {"lr": 1e-3, "precision": "float32", "ema": 0.9}
     batches = of_many_lengths(draw, pack)
@@ -76,11 +75,11 @@ def test_a_run_compiles_its_blocks_once(
     result = train(
         small,
         batches,
-        config=TrainConfig(steps=15, log_steps=1, compile=True, **settings),
+        config=TrainConfig(steps=5, log_steps=1, compile=True, **settings),
         validation=batches[:2],
         log=lambda *_: counts.append(graphs()),
     )
-    assert_near(result.losses, train(small, batches, config=TrainConfig(steps=15, **settings)).losses, 1e-4)
+    assert_near(result.losses, train(small, batches, config=TrainConfig(steps=5, **settings)).losses, 1e-4)
     assert counts[-1] == counts[1] > 0
     checkpointed = TrainConfig(steps=5, compile=True, activation_checkpointing=True, **settings)
     assert_near(train(small, batches, config=checkpointed).losses[:1], result.losses[:1], 1e-5)

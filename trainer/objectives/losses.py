@@ -20,10 +20,7 @@ from patchnpack.trainer.loader_check import check_loader
 
 
 class Outcome(NamedTuple):
-    """The loss of a batch as 0-d tensors.
-
-    The loss summed over the counted images, or in scope "sample" samples, their number, and the hits among them.
-    """
+    """The loss summed over the counted images (in scope "sample" samples), their number, and the hits; all 0-d."""
 
     total: torch.Tensor
     images: torch.Tensor
