@@ -85,7 +85,7 @@ class Stream:
         first = K * torch.arange(B, device=device)[:, None] - 1
         images = unit = torch.where(segment_ids > 0, segment_ids + first, B * K).flatten()
         if samples is not None:
-            unit = F.pad((samples + first).flatten(), (0, 1), value=B * K)[images]
+            unit = torch.where(images < B * K, F.pad((samples + first).flatten(), (0, 1))[images], B * K)
         return Stream(
             slots=torch.arange(B * L, device=device),
             images=images,
@@ -97,7 +97,7 @@ class Stream:
     @property
     def rows(self) -> int:
         """One more than the largest possible number in `unit`: N, plus one if there may be padding."""
-        return len(self.columns) + self.padded
+        return self.columns.shape[0] + self.padded
 
     @property
     def padded(self) -> bool:
@@ -105,11 +105,11 @@ class Stream:
         return self.packs > 0 or self.bound > 0
 
     def with_prefix(self, R: int) -> tuple[Stream, torch.Tensor, torch.Tensor]:
-        """Add R tokens to each unit; returns the stream and the positions of old (T,) and new (N, R) tokens in it.
+        """Add R tokens to each unit; also return the places of old (T,) and new (N, R) ones.
 
         `slots` and `images` stay those of the old tokens: the new ones have none.
         """
-        N, T, device = len(self.columns), len(self.slots), self.unit.device
+        N, T, device = self.columns.shape[0], self.slots.shape[0], self.unit.device
         token_T, starts, lengths = torch.arange(T, device=device), None, []
         if self.cu_seqlens is not None:
             starts = self.cu_seqlens + R * torch.arange(N + 1, dtype=torch.int32, device=device)
@@ -126,7 +126,7 @@ class Stream:
         return replace(self, unit=unit, lengths=lengths, cu_seqlens=starts, bound=bound), old, new
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one_query: bool = False) -> torch.Tensor:
-        """Attention within units: q (Q, H, E), k and v (T, H, E) -> (Q, H, E); see `attention`."""
+        """Attention within units (`attention`): q (Q, H, E), k and v (T, H, E) -> (Q, H, E)."""
         if not self.packs:
             return self._attend_flat(q, k, v, one_query)
         keys_BL = self.unit.view(self.packs, -1)

@@ -9,15 +9,16 @@ from patchnpack.packer.analysis.setting import Sweep
 from patchnpack.packer.analysis.sweep import sweep
 from patchnpack.packer.binpacking.pack_lengths import pack_lengths
 from patchnpack.packer.config import Packing
-from patchnpack.packer.images import Images, Rows
-from patchnpack.packer.plan import Plan
-from patchnpack.packer.planner import Planner, plan
+from patchnpack.packer.planning.images import Images, Rows
+from patchnpack.packer.planning.plan import Plan
+from patchnpack.packer.planning.planner import Planner, plan
 from patchnpack.packer.policies.frames import Frames
 from patchnpack.packer.policies.patch_sizes import PatchSizes
 from patchnpack.packer.policies.resolution import FitTokens, Native, Square
 from patchnpack.packer.policies.sampled_resolution import RandomResizedCrop, SampleSide, ScheduledResolution
 from patchnpack.packer.policies.token_drop import (
     BetaDrop,
+    ComplexityDrop,
     ConstantDrop,
     DropToTokens,
     NoDrop,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Advice",
     "BetaDrop",
+    "ComplexityDrop",
     "ConstantDrop",
     "DropToTokens",
     "FitTokens",

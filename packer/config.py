@@ -18,6 +18,7 @@ from patchnpack.packer.policies.resolution import Native, Resolution, Square
 from patchnpack.packer.policies.sampled_resolution import RESOLUTIONS, ScheduledResolution
 from patchnpack.packer.policies.token_drop import (
     BetaDrop,
+    ComplexityDrop,
     ConstantDrop,
     DropToTokens,
     NoDrop,
@@ -27,7 +28,7 @@ from patchnpack.packer.policies.token_drop import (
 )
 from patchnpack.packer.policies.views import Views
 
-TOKEN_DROPS = (NoDrop, ConstantDrop, BetaDrop, ResolutionDrop, DropToTokens, ScheduledDrop)
+TOKEN_DROPS = (NoDrop, ConstantDrop, BetaDrop, ResolutionDrop, ComplexityDrop, DropToTokens, ScheduledDrop)
 
 _PRICED_BY = ("algorithm", "seq_len", "patch_size")
 
@@ -35,6 +36,7 @@ Fill = Literal["none", "undrop", "trim", "rescale"]
 Oversize = Literal["shrink", "drop", "skip", "error"]
 Undersize = Literal["pad", "skip", "error"]
 Scope = Literal["image", "sample"]
+Select = Literal["random", "detail"]
 ImageMode = Literal["L", "RGB", "RGBA"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
@@ -45,6 +47,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm": get_args(Algorithm),
     "fill": get_args(Fill),
     "scope": get_args(Scope),
+    "select": get_args(Select),
     "image_mode": get_args(ImageMode),
     "interpolation": get_args(Interpolation),
 }
@@ -68,7 +71,9 @@ class Packing:
             ("pad"; policies that resize enlarge it), skip and count its sample ("skip"), or raise ValueError ("error").
             With `PatchSizes`, the largest size decides.
         token_drop: policy for how many tokens each image loses: `NoDrop`, `ConstantDrop`, `BetaDrop`, `ResolutionDrop`,
-            `DropToTokens` or `ScheduledDrop`.
+            `ComplexityDrop`, `DropToTokens` or `ScheduledDrop`.
+        select: how the kept tokens are chosen: "random" chooses at random, "detail" keeps the tokens whose pixels have
+            the largest variance, which is computed after decoding.
         frames: which images of each sample are used, as `Frames`; None uses all.
         views: several images of each picture, as `Views`, which then sizes them instead of `resolution`; None makes
             one.
@@ -106,6 +111,7 @@ class Packing:
     oversize: Oversize = "shrink"
     undersize: Undersize = "pad"
     token_drop: TokenDrop = field(default_factory=NoDrop)
+    select: Select = "random"
     frames: Frames | None = None
     views: Views | None = None
     algorithm: Algorithm = "auto"

@@ -77,11 +77,11 @@ class Samples(Protocol):
         ...
 
     def label(self, i: int) -> Any:
-        """Return the label of image i, `absent` where it has none."""
+        """Return the label of image i, which was read, `absent` where it has none. Raises BadImage."""
         ...
 
     def extra(self, i: int, extension: str) -> Any:
-        """Return the value of another member of the sample. Raises BadImage."""
+        """Return the value of another member of the sample of image i, which was read. Raises BadImage."""
         ...
 
     def bad_row(self, i: int, stage: str, reason: str) -> BadRow:

@@ -12,18 +12,19 @@ import xxhash
 
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.pages import PageRun
-from patchnpack.loaders.index.grouping import fits, with_samples
-from patchnpack.loaders.index.sample_images import ImageMember, all_images, all_items, first_image, pages_of
-from patchnpack.loaders.index.sample_rule import MEMBERS, Sample, images_of, sample_rule
 from patchnpack.loaders.index.sample_table import SampleTable
+from patchnpack.loaders.index.samples.grouping import fits, with_samples
+from patchnpack.loaders.index.samples.sample_images import ImageMember, all_images, all_items, first_image, pages_of
 from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.index.without_image import WithoutImage, listed, printable
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards import parquet
+from patchnpack.loaders.shards.keys import natural_key
 from patchnpack.loaders.shards.member_names import find_member
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
 from patchnpack.loaders.shards.outside import digest_outside
 from patchnpack.loaders.shards.patterns import ShardNames, expand
+from patchnpack.loaders.shards.sample_rule import MEMBERS, Sample, images_of, is_by_members, sample_rule
 from patchnpack.loaders.shards.tar import TarSample, read_tar
 
 # n rows, s shards
@@ -64,7 +65,7 @@ def scan(
     meta = stat_shards(paths, opener)
     if known is not None and not (is_made_for(known, image) and fits(known, rule)):
         known = None
-    by_members = rule is not None and rule.is_members
+    by_members = is_by_members(rule)
     numbers = {} if known is None else {path: i for i, path in enumerate(known.shards)}
     changed = changed_shards(meta, known)
     done = len(paths) - len(changed)
@@ -300,7 +301,10 @@ def _refuse_empty(
             "only; embed the images in it, or write tars"
         )
     if extensions:
+        inner = sorted((name for name in extensions if name.rpartition(".")[2] in images), key=natural_key)
+        several = f"give sample='members' to use members such as .{inner[0]} as images, " if inner else ""
         raise ValueError(
             f"shard {redact(shard)!r} has no image: its members end in {listed(extensions)} and "
-            f"image={';'.join(images)!r} asks for {listed(images)}; name one of its extensions, or leave the shard out"
+            f"image={';'.join(images)!r} asks for {listed(images)}; {several}name one of its "
+            "extensions, or leave the shard out"
         )

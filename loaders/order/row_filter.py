@@ -16,9 +16,9 @@ import numpy as np
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.formats import HEIC, VIDEOS
 from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
-from patchnpack.loaders.imaging.readers.heif import MISSING as MISSING_HEIF
-from patchnpack.loaders.imaging.readers.video import MISSING as MISSING_AV
-from patchnpack.loaders.imaging.readers.video import has_av
+from patchnpack.loaders.imaging.readers.boxed.heif import MISSING as MISSING_HEIF
+from patchnpack.loaders.imaging.readers.video.reader import MISSING as MISSING_AV
+from patchnpack.loaders.imaging.readers.video.reader import has_av
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.first_invalid_row import naming_first_invalid_row
@@ -26,8 +26,8 @@ from patchnpack.loaders.order.order import chunks
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.packer import Packing
 from patchnpack.packer.binpacking.pack_lengths import sample_size
-from patchnpack.packer.decision import decide
-from patchnpack.packer.measure import measure
+from patchnpack.packer.planning.decision import decide
+from patchnpack.packer.planning.measure import measure
 from patchnpack.packer.policies.random import Purpose, counter_hash
 from patchnpack.packer.text import counted
 
@@ -132,8 +132,8 @@ class RowFilter:
     def decide(self, index: Index, packing: Packing, seed: int, frequency: Frequency | None = None) -> Packing:
         """Return `packing` with what the token counts of all samples that are used decide, in epoch 0.
 
-        These are what "auto" stands for, and the prices of "priced"; see `packer.decision.decide`. The selection that
-        compares the algorithms is spread evenly over the samples, in random order.
+        These are what "auto" stands for, and the prices of "priced"; see `packer.planning.decision.decide`. The
+        selection that compares the algorithms is spread evenly over the samples, in random order.
 
         Args:
             index: of the rows.
@@ -155,9 +155,8 @@ class RowFilter:
         total = sum(int(_times(rows, frequency).sum()) for rows in chunks(heads))
         step = max(1, total // sample_size(packing.lookahead))
         for rows in chunks(heads):
-            tokens, times = [], _times(rows, frequency)
+            tokens, times, chunk = [], _times(rows, frequency), index.rows(rows)
             for size in sizes:
-                chunk = index.rows(rows)
                 with naming_first_invalid_row(index, chunk, packing, seed=seed, epoch=0):
                     measured = measure(chunk, packing, seed=seed, epoch=0, patch_size=size)
                 tokens.append(measured.images.sample_sums(measured.images.keep))
@@ -204,11 +203,12 @@ class RowFilter:
             lost.insert(0, f"{few} have too few images for frames={packing.frames}")
             remedies.append("choose short='keep' or 'repeat'")
         if left_out > undersize + few and packing is not None:
-            lost.insert(
-                0,
-                f"{left_out - undersize - few} have more than seq_len {packing.seq_len} tokens and oversize is 'skip'",
-            )
-            remedies.append("raise seq_len, or choose oversize='shrink'")
+            limits, remedy = f"seq_len {packing.seq_len} tokens", "raise seq_len, or choose oversize='shrink'"
+            if index.samples is not None:
+                limits += f" or max_images {packing.max_images} images"
+                remedy = "raise seq_len or max_images, choose images with frames=Frames(...), or choose oversize='drop'"
+            lost.insert(0, f"{left_out - undersize - few} have more than {limits} and oversize is 'skip'")
+            remedies.append(remedy)
         return ValueError(
             f"none of the {_counted(index)} can be used: {'; '.join(lost)}. To use some, {', or '.join(remedies)}"
         )

@@ -21,9 +21,9 @@ from patchnpack.packer.binpacking.pack_lengths import is_undecided, pack_ready, 
 from patchnpack.packer.binpacking.pricing.cutting_stock import GROUPS
 from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.config import Fill, Packing
-from patchnpack.packer.fill import fewest_tokens, fill_packs, most_tokens
-from patchnpack.packer.images import Images, Rows, sums_between
-from patchnpack.packer.measure import measure
+from patchnpack.packer.planning.fill import fewest_tokens, fill_packs, most_tokens
+from patchnpack.packer.planning.images import Images, Rows, sums_between
+from patchnpack.packer.planning.measure import measure
 
 # n rows, M images, N packs
 
@@ -106,7 +106,7 @@ def try_packing(
         packs=packs,
         tokens=tokens,
         oversize=measured.oversize,
-        images=len(measured.keep),
+        samples=len(measured.keep),
         most_tokens=max(tokens, most),
     )
 
@@ -149,6 +149,7 @@ def settings_of(
                 algorithm=algorithm,
                 lookahead=lookahead,
                 fill=_fill_with(packing, algorithm),
+                samples=len(measured.keep),
                 images=images,
                 oversize=measured.oversize,
                 undersize=measured.undersize,
