@@ -112,16 +112,21 @@ def attention(
         return _split(q, k, v, lengths, one_query)
     if chosen in ("varlen", "flash"):
         return _varlen(q, k, v, cu_seqlens, bound or max(lengths), one_query, chosen == "flash", bound > 0)
-    unit_T = unit_of_tokens(cu_seqlens, len(k))
-    unit_Q = torch.arange(len(q), device=q.device) if one_query else unit_T
-    q_1HQE, k_1HTE, v_1HTE = (x.transpose(0, 1)[None] for x in (q, k, v))
-    if chosen == "flex":
-        out_1HQE = _flex(q_1HQE, k_1HTE, v_1HTE, unit_Q, unit_T)
-    else:
-        mask_QT = unit_Q[:, None] == unit_T
-        mask_QT = mask_QT | ~mask_QT.any(-1, keepdim=True)  # of units without tokens
-        out_1HQE = F.scaled_dot_product_attention(q_1HQE, k_1HTE, v_1HTE, attn_mask=mask_QT)
-    return out_1HQE[0].transpose(0, 1)
+    unit_1T = unit_of_tokens(cu_seqlens, len(k))[None]
+    unit_1Q = torch.arange(len(q), device=q.device)[None] if one_query else unit_1T
+    return (_flex if chosen == "flex" else masked_attention)(q, k, v, unit_1Q, unit_1T)
+
+
+def masked_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, unit_BQ: torch.Tensor, unit_BL: torch.Tensor
+) -> torch.Tensor:
+    """Attention of queries to the tokens with their number, in each of B packs: q (B*Q, H, E), k and v (B*L, H, E)."""
+    mask_BQL = unit_BQ[:, :, None] == unit_BL[:, None]
+    if unit_BQ is not unit_BL:  # a softmax over no token is NaN, and so is its gradient
+        mask_BQL = mask_BQL | ~mask_BQL.any(-1, keepdim=True)
+    q_BHQE, k_BHLE, v_BHLE = (x.unflatten(0, (unit_BL.shape[0], -1)).transpose(1, 2) for x in (q, k, v))
+    out_BHQE = F.scaled_dot_product_attention(q_BHQE, k_BHLE, v_BHLE, attn_mask=mask_BQL[:, None])
+    return out_BHQE.transpose(1, 2).flatten(0, 1)
 
 
 def _split(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int], one_query: bool) -> torch.Tensor:
@@ -164,13 +169,12 @@ def _varlen(
         after = (torch.arange(len(k), device=k.device) >= cu_seqlens[-1])[:, None, None]
         absent = (cu_seqlens.diff() == 0)[:, None, None] if one_query else after
         q, k, v = q.masked_fill(absent, 0), k.masked_fill(after, 0), v.masked_fill(after, 0)
-    out = kernel(q, k, v, cu_q, cu_seqlens, longest_q, longest)
-    assert isinstance(out, torch.Tensor)
+    out: torch.Tensor = kernel(q, k, v, cu_q, cu_seqlens, longest_q, longest)
     return out.masked_fill(absent, 0) if padded else out
 
 
 def _flex(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, unit_Q: torch.Tensor, unit_T: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, unit_1Q: torch.Tensor, unit_1T: torch.Tensor
 ) -> torch.Tensor:
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -179,13 +183,15 @@ def _flex(
             raise ValueError("attention backend 'flex' has no gradient on a CPU; use backend='auto' or torch.no_grad()")
         q, k, v = (x.detach() for x in (q, k, v))  # flex_attention checks requires_grad even under no_grad
 
+    unit_Q, unit_T = unit_1Q[0], unit_1T[0]
+
     def same_unit(b: torch.Tensor, h: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return unit_Q[query] == unit_T[key]
 
-    mask = create_block_mask(same_unit, None, None, len(unit_Q), len(unit_T), device=q.device)
-    out = _compiled_flex(q.device.type)(q, k, v, block_mask=mask)
-    assert isinstance(out, torch.Tensor)
-    return out
+    mask = create_block_mask(same_unit, None, None, len(q), len(k), device=q.device)
+    q_1HQE, k_1HTE, v_1HTE = (x.transpose(0, 1)[None] for x in (q, k, v))
+    out: torch.Tensor = _compiled_flex(q.device.type)(q_1HQE, k_1HTE, v_1HTE, block_mask=mask)
+    return out[0].transpose(0, 1)
 
 
 @functools.cache

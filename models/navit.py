@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from patchnpack.packer.batch.packed_batch import PackedBatch
 
 NO_LABEL = -100
 Rope = tuple[torch.Tensor, torch.Tensor]
-Kept = tuple[torch.Tensor | None, torch.Tensor | None]
+Kept = Sequence[torch.Tensor | None]
 
 
 class Block(nn.Module):
@@ -57,9 +58,8 @@ class Block(nn.Module):
             self.scale2 = nn.Parameter(torch.full((D,), config.layer_scale))
 
     def forward(self, x: torch.Tensor, stream: Stream, rope: Rope | None, kept: Kept = (None, None)) -> torch.Tensor:
-        q_THE, k_THE, v_THE = (
-            self.qkv(self.norm1(x) if self.norm_first else x).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        )
+        normed = self.norm1(x) if self.norm_first else x
+        q_THE, k_THE, v_THE = self.qkv(normed).unflatten(-1, (3, self.heads, -1)).unbind(1)
         q_THE, k_THE = self.q_norm(q_THE), self.k_norm(k_THE)
         if rope is not None:
             q_THE, k_THE = rotate(q_THE, rope), rotate(k_THE, rope)
@@ -80,10 +80,8 @@ class Block(nn.Module):
         """Factors (T, 1) of the two branches, 0 for units that skip one; `forward` draws nothing, so it repeats."""
         if not self.training or self.drop_path == 0:
             return None, None
-        kept = (torch.rand(2, stream.rows, device=stream.unit.device) >= self.drop_path).to(dtype) / (
-            1 - self.drop_path
-        )
-        return kept[0, stream.unit, None], kept[1, stream.unit, None]
+        drawn_2N = torch.rand(2, stream.columns.shape[0] + 1, device=stream.unit.device)
+        return ((drawn_2N >= self.drop_path).to(dtype) / (1 - self.drop_path))[:, stream.unit, None].unbind()
 
 
 class NaViT(nn.Module):
@@ -208,8 +206,7 @@ class NaViT(nn.Module):
             frames: integers (B, K), as in `PackedBatch`; for models with `time`.
         """
         config, coords = self.config, coords.flatten(0, 1)[stream.slots]
-        if stream.padded:  # values in padding must not become NaN
-            coords = coords * (stream.unit < stream.columns.shape[0])[:, None]
+        coords = coords * (stream.unit < stream.columns.shape[0])[:, None]  # values in padding must not become NaN
         x = self.patch_embed(patches.flatten(0, 1)[stream.slots])
         places, added = [coords[:, 1], coords[:, 0]] if "rope" in config.positions else [], []
         with torch.autocast(x.device.type, enabled=False):
@@ -229,17 +226,15 @@ class NaViT(nn.Module):
                     added.append(torch.cat(axial_rope([frame_T], config.width, 10_000.0), -1)[:, 0])
             if added:  # rounded once, after the sum
                 x = sum(added, x).to(torch.promote_types(x.dtype, self.patch_embed.weight.dtype))
-        rope = axial_rope(places, config.width // config.heads, config.rope_base) if places else None
         inner, old, new = stream, None, None
         if hasattr(self, "prefix"):
             inner, old, new = stream.with_prefix(len(self.prefix))
             empty = x.new_empty(inner.unit.shape[0], x.shape[1])
-            x = empty.index_copy(0, old, x).index_copy(
-                0, new.flatten(), self.prefix.to(x.dtype).repeat(new.shape[0], 1)
-            )
-            if rope is not None:  # prefix tokens have no position, so they are not rotated
-                cos, sin = (angles.new_zeros(x.shape[0], *angles.shape[1:]) for angles in rope)
-                rope = (cos + 1).index_copy(0, old, rope[0]), sin.index_copy(0, old, rope[1])
+            prefix = self.prefix.to(x.dtype).repeat(new.shape[0], 1)
+            x = empty.index_copy(0, old, x).index_copy(0, new.flatten(), prefix)
+            # Prefix tokens have no position: rope does not rotate those at place 0.
+            places = [place.new_zeros(x.shape[0]).index_copy(0, old, place) for place in places]
+        rope = axial_rope(places, config.width // config.heads, config.rope_base) if places else None
         again = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
             inputs = x, inner, rope, block.draw(inner, x.dtype)  # type: ignore[operator]

@@ -103,9 +103,8 @@ class PatchEmbed(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_size, self.resize, pixels = patch_size, resize, patch_size * patch_size * channels
-        self.weight = nn.Parameter(torch.empty(width, pixels))
+        self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(width, pixels), std=pixels**-0.5))
         self.bias = nn.Parameter(torch.zeros(width))
-        nn.init.trunc_normal_(self.weight, std=pixels**-0.5)
         # On the scale of bytes. Not in the state dict, since the configuration holds them.
         self.register_buffer("mean", 255 * torch.tensor(mean), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std), persistent=False)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from patchnpack.models.attention import attention, unit_of_tokens
+from patchnpack.models.attention import attention, masked_attention, unit_of_tokens
 from patchnpack.packer.batch.packed_batch import PackedBatch
 
 # B packs, L token slots per pack, K maximum images per pack, T tokens of the stream, N units (images, or in scope
@@ -62,11 +62,9 @@ class Stream:
             cu_seqlens = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
         images = slots // L * K + batch.segment_ids.flatten()[slots] - 1
         unit = unit_of_tokens(cu_seqlens, len(slots))
-        if units.seqlen_bound:
-            images = images.where(unit < len(columns), B * K)
         return Stream(
             slots=slots,
-            images=images,
+            images=images.where(unit < len(columns), B * K),
             columns=columns,
             unit=unit,
             lengths=lengths,
@@ -94,16 +92,6 @@ class Stream:
             packs=B,
         )
 
-    @property
-    def rows(self) -> int:
-        """One more than the largest possible number in `unit`: N, plus one if there may be padding."""
-        return self.columns.shape[0] + self.padded
-
-    @property
-    def padded(self) -> bool:
-        """Whether there may be padding."""
-        return self.packs > 0 or self.bound > 0
-
     def with_prefix(self, R: int) -> tuple[Stream, torch.Tensor, torch.Tensor]:
         """Add R tokens to each unit; also return the places of old (T,) and new (N, R) ones.
 
@@ -130,16 +118,9 @@ class Stream:
         if not self.packs:
             return self._attend_flat(q, k, v, one_query)
         keys_BL = self.unit.view(self.packs, -1)
-        queries_BQ = self.columns.view(self.packs, -1) if one_query else keys_BL
-        mask_BQL = queries_BQ[:, :, None] == keys_BL[:, None]
-        if one_query:  # a softmax over no token is NaN, and so is its gradient
-            mask_BQL = mask_BQL | ~mask_BQL.any(-1, keepdim=True)
-        q_BHQE, k_BHLE, v_BHLE = (x.unflatten(0, (self.packs, -1)).transpose(1, 2) for x in (q, k, v))
-        out_BHQE = F.scaled_dot_product_attention(q_BHQE, k_BHLE, v_BHLE, attn_mask=mask_BQL[:, None])
-        return out_BHQE.transpose(1, 2).flatten(0, 1)
+        return masked_attention(q, k, v, self.columns.view(self.packs, -1) if one_query else keys_BL, keys_BL)
 
-    @torch.compiler.disable  # the lengths differ from batch to batch
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the lengths differ from batch to batch
     def _attend_flat(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one_query: bool) -> torch.Tensor:
-        assert self.cu_seqlens is not None
-        how: dict[str, Any] = {"one_query": one_query, "backend": self.backend, "bound": self.bound}
-        return attention(q, k, v, cu_seqlens=self.cu_seqlens, lengths=self.lengths, **how)
+        how: Any = {name: getattr(self, name) for name in ("cu_seqlens", "lengths", "backend", "bound")}
+        return attention(q, k, v, one_query=one_query, **how)

@@ -303,9 +303,8 @@ class Run:
 
     def _tensors(self) -> dict[str, Any]:
         """The tensors of a checkpoint, in nested dicts."""
-        modules = {"model": self.model, "objective": self.objective} | (
-            {"ema": self.average.model} if self.average else {}
-        )
+        ema = {"ema": self.average.model} if self.average else {}
+        modules = {"model": self.model, "objective": self.objective, **ema}
         parts: dict[str, Any] = {name: module.state_dict() for name, module in modules.items()}
         return parts | {"optimizer": self.optimizer.state_dict()["state"]}
 

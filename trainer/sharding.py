@@ -30,14 +30,12 @@ def shard(*modules: nn.Module) -> None:
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """The rows of a tensor that this rank holds; a tensor that is not sharded itself."""
-    rows: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return rows
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All rows of a tensor, from all ranks. Every rank must call it."""
-    rows: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return rows
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def whole_model(model: NaViT) -> NaViT:
@@ -50,16 +48,31 @@ def whole_model(model: NaViT) -> NaViT:
     return copy
 
 
+def checkpoints() -> tuple[Any, Any]:
+    """torch's distributed checkpoints, and their safetensors storage; ValueError if they cannot be written or read."""
+    try:
+        import safetensors.torch  # noqa: F401  # it reads the files
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint import hf_storage
+
+        if [*map(int, torch.__version__.split(".")[:2])] < [2, 9]:
+            raise ImportError("it is too old")
+    except ImportError as error:
+        raise ValueError(
+            f"checkpoints of sharding 'fsdp' need safetensors, and torch 2.9 or later ({error}; torch is "
+            f"{torch.__version__}); run: pip install 'patchnpack[weights]', or train with sharding='ddp'"
+        ) from error
+    return dcp, hf_storage
+
+
 def save_shards(folder: Path, tensors: Tensors) -> int:
     """Replace a folder by a file of safetensors per rank; returns their number. Every rank must call it."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-
+    dcp, storage = checkpoints()
     if rank_and_size()[0] == 0:
         shutil.rmtree(folder, ignore_errors=True)
-    over_ranks(torch.zeros(1), local(next(iter(tensors["model"].values()))).device)  # a barrier
+    over_ranks(torch.zeros(1), next(iter(tensors["model"].values())).device)  # a barrier
     with warnings.catch_warnings(action="ignore"):  # without a process group, torch says so
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        writer = storage.HuggingFaceStorageWriter(str(folder), save_distributed=True)
         dcp.save(tensors, storage_writer=writer, no_dist=not is_distributed())
     return len(list(folder.glob("*.safetensors")))
 
@@ -69,15 +82,13 @@ def load_shards(folder: Path, files: int, tensors: Tensors | None = None) -> Ten
 
     Each rank reads its own rows of `tensors`, which are filled; with None it reads everything, by itself.
     """
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-
     if (found := len(list(folder.glob("*.safetensors")))) != files:
         raise ValueError(
             f"{folder} holds {found} of the {files} files of a sharded checkpoint; copy the folder together with its "
             "checkpoint.pt"
         )
-    reader, alone = HuggingFaceStorageReader(str(folder)), tensors is None or not is_distributed()
+    dcp, storage = checkpoints()
+    reader, alone = storage.HuggingFaceStorageReader(str(folder)), tensors is None or not is_distributed()
     if tensors is None:
         tensors = {}
         for name, saved in reader.read_metadata().state_dict_metadata.items():

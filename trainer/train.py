@@ -11,6 +11,7 @@ import torch
 
 from patchnpack.models.config import NaViTConfig
 from patchnpack.models.navit import NaViT
+from patchnpack.trainer import sharding
 from patchnpack.trainer.device import find_device
 from patchnpack.trainer.display import Display
 from patchnpack.trainer.evaluate import Batches, evaluate
@@ -18,7 +19,6 @@ from patchnpack.trainer.objectives.losses import Classification, Objective
 from patchnpack.trainer.optim import freeze
 from patchnpack.trainer.ranks import over_ranks, rank_and_size
 from patchnpack.trainer.run import CHECKPOINT, Run
-from patchnpack.trainer.sharding import whole_model
 from patchnpack.trainer.train_config import TrainConfig
 
 Log = Callable[[int, dict[str, float]], None]
@@ -93,6 +93,8 @@ def train(
     device, folder = find_device(config.device), None if out is None else Path(out)
     if folder is None and (resume or config.save_every or config.save_minutes):
         raise ValueError("resume, save_every and save_minutes need a folder; give out=")
+    if folder is not None and config.sharding == "fsdp":
+        sharding.checkpoints()
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         Display(config.log_every, quiet=rank > 0) as display,
@@ -122,7 +124,7 @@ def train(
             raise
         over_ranks(torch.zeros(1), device)  # a barrier: no rank returns before the checkpoint is written
     return TrainResult(
-        model=whole_model(run.evaluated()).eval(),
+        model=sharding.whole_model(run.evaluated()).eval(),
         metrics=run.metrics,
         history=run.history,
         losses=run.all_losses().tolist(),

@@ -43,7 +43,7 @@ class _Careless(torch.autograd.Function):
         *qkv, cu_q, cu_k = ctx.saved_tensors
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_() for x in qkv]
-            out = _compute(*leaves, cu_q, cu_k)
+            out = _compute(leaves[0], leaves[1], leaves[2], cu_q, cu_k)
             used = ~out.isnan()
             found = torch.autograd.grad(out[used].dot(gradients[0][used]), leaves)
         for x, cu in zip(found, (cu_q, cu_k, cu_k), strict=True):

@@ -98,7 +98,7 @@ def test_steps_of_all_models_run_without_the_host(position: str, pooling: str, b
             patch_size=P if time == "none" else 2 * P,  # resizes the weights
         )
         object.__setattr__(model.config, "backend", next(backends))
-        mixing = {"mixup": 0.5, "cutmix": 0.5} if scope == "image" else {}
+        mixing: dict[str, Any] = {"mixup": 0.5, "cutmix": 0.5} if scope == "image" else {}
         step(model, Classification(**mixing, label_smoothing=0.1), batch)
 
 
@@ -110,14 +110,15 @@ def test_steps_of_all_objectives_run_without_the_host(
 ) -> None:
     model = make(scope=scope, num_classes=0 if name == "contrastive" else 5, drop_path=0.5)
     teacher = make(scope=scope, patch_size=2 * P if name == "other patches" else P, width=12).to(META)
-    objective: Objective = {
+    makers: dict[str, Callable[[], Objective]] = {
         "sigmoid": lambda: Classification(loss="sigmoid"),
         "weighted": lambda: Classification(class_weights=[1, 2, 3, 4, 5.0]),
         "soft": lambda: Classification(loss="softmax"),
         "contrastive": lambda: Contrastive(model, embed=8, chunk=2, tower={"width": 12, "depth": 1, "heads": 2}),
         "distillation": lambda: Distillation(teacher, temperature=2.0, task_weight=0.5),
         "other patches": lambda: Distillation(teacher),
-    }[name]()
+    }
+    objective = makers[name]()
     if name == "soft":
         labels = F.one_hot(batch.labels.clamp(min=0), 5).float()
         batch.labels = labels.masked_fill(batch.labels[..., None] < 0, torch.nan)
@@ -157,10 +158,10 @@ def test_evaluation_reads_nothing_until_its_end(batch: PackedBatch, monkeypatch:
 
     monkeypatch.setattr(Meter, "over_ranks", read)
     for objective in (Classification(), Distillation(make().to(META))):
-        stack = contextlib.ExitStack()
+        model, stack = make().to(META), contextlib.ExitStack()
         stack.enter_context(nothing_on_the_host())
         with stack, pytest.raises(AtTheEnd):
-            evaluate(make().to(META), Guarded([0, 0]), objective=objective)
+            evaluate(model, Guarded([0, 0]), objective=objective)
     assert guarded == 4
 
 

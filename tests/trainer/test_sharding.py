@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ Pack = Callable[..., Any]
 
 @pytest.fixture
 def group() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
@@ -102,6 +103,28 @@ def test_a_sharded_run_on_one_rank_is_kept_resumed_and_read(
     assert all(torch.equal(read[name], weight) for name, weight in result.model.state_dict().items())
     train(small, batches, config=TrainConfig(**settings, epochs=1), out=tmp_path, resume=False)
     assert not list(tmp_path.glob("shards-*")), "a new run deletes the shards of the old one"
+
+
+def test_sharding_without_safetensors_is_refused_before_the_first_step(
+    tmp_path: Path, batches: list[Any], config: NaViTConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"epochs": 1, "precision": "float32", "sharding": "fsdp"}
+    small = dataclasses.replace(config, num_classes=2)
+    train(small, batches, config=TrainConfig(**settings), out=tmp_path / "before")
+    message = (
+        r"sharding 'fsdp' need safetensors.*run: pip install 'patchnpack\[weights\]', or train with sharding='ddp'"
+    )
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "safetensors", None)
+        with pytest.raises(ValueError, match=message):
+            train(small, batches, config=TrainConfig(**settings), out=tmp_path / "out", started=pytest.fail)
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(tmp_path / "before" / "checkpoint.pt")
+        assert not (tmp_path / "out").exists()
+        assert len(train(small, batches, config=TrainConfig(**settings)).losses) == 3, "nothing is written without out"
+    monkeypatch.setattr(torch, "__version__", "2.8.0+cpu")
+    with pytest.raises(ValueError, match=r"torch 2\.9 or later \(it is too old; torch is 2\.8\.0\+cpu\)"):
+        train(small, batches, config=TrainConfig(**settings), out=tmp_path / "out")
 
 
 def test_an_unknown_sharding_is_refused() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from patchnpack.models.navit import NaViT
 from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.trainer.objectives.losses import Objective, Outcome
-from patchnpack.trainer.ranks import rank_and_size
+from patchnpack.trainer.ranks import over_ranks, rank_and_size
 
 # N image-text pairs of this rank, M texts per chunk, W ranks, S maximum bytes per text, D width, E embedding
 
@@ -172,11 +172,8 @@ class _Ring(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
         images, texts, scale, bias, chunk = inputs
         rank, size = rank_and_size()
-        counts = torch.zeros(size, dtype=torch.int64, device=images.device)
-        counts[rank] = len(texts)
-        if size > 1:
-            dist.all_reduce(counts)
-        lengths = counts.tolist() if size > 1 else [len(texts)]
+        counts = len(texts) * F.one_hot(torch.tensor(rank), size)
+        lengths = counts.tolist() if size == 1 else over_ranks(counts, images.device).tolist()
         total, d_images, d_scale, d_bias = (torch.zeros_like(x) for x in (scale, images, scale, bias))
         travelling = torch.stack([texts, torch.zeros_like(texts)])  # texts and their gradient, (2, N, E)
         for hop in range(size):
