@@ -23,10 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 @functools.cache
 def _has(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the parent package is absent
-        return False
+    return importlib.util.find_spec(module) is not None
 
 
 @functools.cache

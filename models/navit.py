@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,8 @@ class Block(nn.Module):
         D, E, hidden = config.width, config.width // config.heads, int(config.mlp_ratio * config.width)
         bias, eps = config.bias, config.norm_eps
         self.heads, self.drop_path, self.gelu = config.heads, drop_path, GELUS[config.gelu]
-        self.norm_first = config.block_norm == "pre"
+        self.norm_first, self.dense = config.block_norm == "pre", config.backend == "dense"
+        self.attend: Callable[..., torch.Tensor] = Stream.attend
         self.norm1 = nn.LayerNorm(D, eps, bias=bias)
         self.qkv = nn.Linear(D, 3 * D, bias=bias if config.qkv_bias is None else config.qkv_bias)
         self.q_norm = nn.LayerNorm(E, eps, bias=bias) if config.qk_norm else nn.Identity()
@@ -64,7 +66,7 @@ class Block(nn.Module):
         if rope is not None:
             q_THE, k_THE = rotate(q_THE, rope), rotate(k_THE, rope)
         # On CUDA, autocast normalises in float32.
-        mixed_THE = stream.attend(q_THE.to(v_THE.dtype), k_THE.to(v_THE.dtype), v_THE)
+        mixed_THE = self.attend(stream, q_THE.to(v_THE.dtype), k_THE.to(v_THE.dtype), v_THE)
         x = x + self._branch(self.out(mixed_THE.flatten(1)), self.norm1, "scale1", kept[0])
         hidden = F.gelu(self.up(self.norm2(x) if self.norm_first else x), approximate=self.gelu)
         return x + self._branch(self.down(hidden), self.norm2, "scale2", kept[1])
@@ -75,6 +77,11 @@ class Block(nn.Module):
         if hasattr(self, scale):
             branch = branch * getattr(self, scale)
         return branch if kept is None else branch * kept.to(branch.dtype)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile; attention stays outside, unless the backend is "dense", since its lengths vary between batches."""
+        self.attend = Stream.attend if self.dense else torch.compiler.disable(Stream.attend)
+        super().compile(*args, **options)
 
     def draw(self, stream: Stream, dtype: torch.dtype) -> Kept:
         """Factors (T, 1) of the two branches, 0 for units that skip one; `forward` draws nothing, so it repeats."""

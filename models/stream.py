@@ -115,12 +115,8 @@ class Stream:
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one_query: bool = False) -> torch.Tensor:
         """Attention within units (`attention`): q (Q, H, E), k and v (T, H, E) -> (Q, H, E)."""
-        if not self.packs:
-            return self._attend_flat(q, k, v, one_query)
+        if self.cu_seqlens is not None:
+            how: Any = {name: getattr(self, name) for name in ("cu_seqlens", "lengths", "backend", "bound")}
+            return attention(q, k, v, one_query=one_query, **how)
         keys_BL = self.unit.view(self.packs, -1)
         return masked_attention(q, k, v, self.columns.view(self.packs, -1) if one_query else keys_BL, keys_BL)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the lengths differ from batch to batch
-    def _attend_flat(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one_query: bool) -> torch.Tensor:
-        how: Any = {name: getattr(self, name) for name in ("cu_seqlens", "lengths", "backend", "bound")}
-        return attention(q, k, v, one_query=one_query, **how)

@@ -67,39 +67,70 @@ def make(**fields: Any) -> NaViT:
     return NaViT(NaViTConfig(**{"num_classes": 5, "width": 24, "depth": 1, "heads": 3, "patch_size": P} | fields))
 
 
-def step(model: NaViT, objective: Objective, batch: PackedBatch, **settings: Any) -> Run:
-    """One step of two batches on the meta device, with all that `train` does in it."""
-    config = TrainConfig(steps=9, ema=0.9, accumulate=2, precision="float32", **settings)
+def step(model: NaViT, objective: Objective, batch: PackedBatch, accumulate: int = 2, **settings: Any) -> Run:
+    """One step of some batches on the meta device, with all that `train` does in it."""
+    config = TrainConfig(steps=9, ema=0.9, accumulate=accumulate, precision="float32", **settings)
     run = Run(model.to(META).train(), objective.to(META), config, META, None)
     with nothing_on_the_host():
-        run._take([batch, batch])
+        run._take([batch] * accumulate)
     assert run.losses[0].is_meta
     assert all(p.grad is not None for p in run.module.parameters() if p.requires_grad)
     return run
 
 
+PAIRS = list(itertools.product(POSITIONS, POOLINGS))
+KERNELS = [name for name in BACKENDS if name != "auto"]
+# Models that differ in position, pooling, scope with time, and backend. Two of each position and pooling make all pairs
+# of options occur: 7 scopes and 5 backends take turns.
+ALL = list(itertools.product(PAIRS, SCOPES, KERNELS))
+SOME = [(PAIRS[i // 2], SCOPES[i % len(SCOPES)], KERNELS[i % len(KERNELS)]) for i in range(2 * len(PAIRS))]
+
+
+def test_the_models_of_the_short_suite_have_all_pairs_of_options() -> None:
+    def pairs(models: list[Any]) -> set[Any]:
+        options = [(*pair, scope, backend) for pair, scope, backend in models]
+        return {pair for each in options for pair in itertools.combinations(enumerate(each), 2)}
+
+    assert pairs(SOME) == pairs(ALL)
+
+
+def check_steps(pair: tuple[str, str], scope_time: tuple[str, str], backend: str, batch: PackedBatch) -> None:
+    (position, pooling), (scope, time) = pair, scope_time
+    model = make(
+        position=position,
+        pooling=pooling,
+        scope=scope,
+        time=time,
+        registers=1 if time == "learned" else 0,
+        width=48 if "rope" in (position, time) else 24,
+        heads=3,
+        drop_path=0.5,
+        patch_size=P if time == "none" else 2 * P,  # resizes the weights
+    )
+    object.__setattr__(model.config, "backend", backend)
+    mixing: dict[str, Any] = {"mixup": 0.5, "cutmix": 0.5} if scope == "image" else {}
+    step(model, Classification(**mixing, label_smoothing=0.1), batch, accumulate=1)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("position", POSITIONS)
-def test_steps_of_all_models_run_without_the_host(position: str, pooling: str, batch: PackedBatch) -> None:
-    backends = itertools.cycle(name for name in BACKENDS if name != "auto")
-    for _ in range(POSITIONS.index(position) + POOLINGS.index(pooling)):  # so that all pairs with a backend occur
-        next(backends)
-    for scope, time in SCOPES:
-        model = make(
-            position=position,
-            pooling=pooling,
-            scope=scope,
-            time=time,
-            registers=1 if time == "learned" else 0,
-            width=48 if "rope" in (position, time) else 24,
-            heads=3,
-            drop_path=0.5,
-            patch_size=P if time == "none" else 2 * P,  # resizes the weights
-        )
-        object.__setattr__(model.config, "backend", next(backends))
-        mixing: dict[str, Any] = {"mixup": 0.5, "cutmix": 0.5} if scope == "image" else {}
-        step(model, Classification(**mixing, label_smoothing=0.1), batch)
+@pytest.mark.parametrize(("pair", "scope_time", "backend"), SOME, ids=["-".join([*a, *b, c]) for a, b, c in SOME])
+def test_steps_of_all_models_run_without_the_host(
+    pair: tuple[str, str], scope_time: tuple[str, str], backend: str, batch: PackedBatch
+) -> None:
+    check_steps(pair, scope_time, backend, batch)
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("pair", PAIRS, ids=map("-".join, PAIRS))
+def test_steps_of_every_combination_run_without_the_host(pair: tuple[str, str], batch: PackedBatch) -> None:
+    for _, scope_time, backend in (model for model in ALL if model[0] == pair):
+        check_steps(pair, scope_time, backend, batch)
+
+
+@pytest.mark.parametrize("position", [("learned_grid", "mlp"), ("grid", "rope")])
+def test_steps_with_added_positions_run_without_the_host(position: tuple[str, ...], batch: PackedBatch) -> None:
+    step(make(position=position, width=48, position_keep_aspect=True), Classification(), batch)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -87,12 +87,16 @@ def test_two_ranks_are_one_with_twice_the_batch_and_one_that_accumulates(tmp_pat
         close(each, one)
         close(each, first)
     assert torch.equal(sharded[0]["weights"], sharded[1]["weights"]), "each rank returns the whole model"
+    assert len(list((tmp_path / "sharded").glob("shards-*/*.safetensors"))) == 2
+    read = load_checkpoint(tmp_path / "sharded" / "checkpoint.pt")  # on one rank
+    assert torch.equal(torch.cat([p.detach().flatten() for p in read.model.parameters()]), sharded[0]["weights"])
     assert first["losses"] == second["losses"]
     assert torch.equal(first["weights"], second["weights"])
     assert Counter(first["keys"] + second["keys"]) == Counter(one["keys"])
     assert set(Counter(one["keys"]).values()) == {1}, "every image once an epoch, over both ranks"
 
 
+@pytest.mark.soak
 def test_a_sharded_run_that_is_killed_resumes_on_one_rank_and_on_three(tmp_path: Path, shard: str) -> None:
     (whole,) = start(tmp_path / "whole", shard, ranks=1, batch_size=6)
     start(tmp_path / "killed", shard, ranks=2, batch_size=3, die=3, sharding="fsdp")
