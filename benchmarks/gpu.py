@@ -172,6 +172,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print(f"No GPU: torch {torch.__version__} finds no CUDA device, so nothing was tested or measured on one.")
+        if torch.version.cuda is None and torch.version.hip is None:
+            print("This torch is built for CPUs. On a machine with a GPU, install one that is built for CUDA.")
         return 0
     device = torch.device("cuda")
     name = torch.cuda.get_device_name(device)

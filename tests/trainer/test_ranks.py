@@ -89,7 +89,7 @@ def test_two_ranks_are_one_with_twice_the_batch_and_one_that_accumulates(tmp_pat
     assert torch.equal(sharded[0]["weights"], sharded[1]["weights"]), "each rank returns the whole model"
     assert len(list((tmp_path / "sharded").glob("shards-*/*.safetensors"))) == 2
     read = load_checkpoint(tmp_path / "sharded" / "checkpoint.pt")  # on one rank
-    assert torch.equal(torch.cat([p.detach().flatten() for p in read.model.parameters()]), sharded[0]["weights"])
+    assert_near(torch.cat([p.detach().flatten() for p in read.model.parameters()]), sharded[0]["weights"], 1e-6)
     assert first["losses"] == second["losses"]
     assert torch.equal(first["weights"], second["weights"])
     assert Counter(first["keys"] + second["keys"]) == Counter(one["keys"])

@@ -40,6 +40,15 @@ def test_the_samples_of_a_padded_batch_are_padded_and_move_with_it() -> None:
     assert units.max_seqlen == batch.segment_ids.shape[1]
 
 
+def test_selected_images_of_a_padded_batch_are_those_of_the_batch() -> None:
+    batch = example_batch()
+    mask = batch.image_mask & (torch.arange(batch.image_mask.shape[1]) > 0)
+    selected, padded = batch.select(mask), batch.padded().select(mask)
+    assert padded.max_seqlen == selected.max_seqlen == max(selected.lengths)
+    assert torch.equal(padded.cu_seqlens, selected.cu_seqlens)
+    assert torch.equal(padded.token_index, selected.token_index)
+
+
 def test_a_batch_that_does_not_fit_is_refused_with_the_number_that_does() -> None:
     batch = example_batch()
     N, T = batch.num_images, batch.num_tokens
