@@ -27,7 +27,8 @@ class Stream:
 
     Attributes:
         slots: int64 (T,), position of each token in the flattened B*L slots.
-        images: int64 (T,), position of each token's image in the flattened B*K columns; B*K is padding.
+        images: int64 (T,), position of each token's image in the flattened B*K columns; in padding B*K, -1 or any
+            image.
         columns: int64 (N,), position of each unit in the flattened B*K columns; B*K is a unit without tokens.
         unit: int64 (T,), number of each token's unit, 0 to N - 1; N is padding.
         lengths, cu_seqlens: tokens of each unit, and its start, int32 (N + 1,); flat layout only.
@@ -53,20 +54,18 @@ class Stream:
         For "split" on a CPU, units are sorted by length for speed.
         """
         slots, lengths, cu_seqlens = units.token_index, units.lengths, units.cu_seqlens
-        (_, L), (B, K), columns = batch.segment_ids.shape, batch.image_mask.shape, units.column_index
+        (_, L), (_, K), columns = batch.segment_ids.shape, batch.image_mask.shape, units.column_index
         if backend == "split" and slots.device.type == "cpu":
             order = sorted(range(len(lengths)), key=lengths.__getitem__)
             *parts, padding = torch.split(slots, [*lengths, len(slots) - sum(lengths)])
             slots, columns = torch.cat([*(parts[i] for i in order), padding]), columns[order]
             lengths = [lengths[i] for i in order]
             cu_seqlens = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-        images = slots // L * K + batch.segment_ids.flatten()[slots] - 1
-        unit = unit_of_tokens(cu_seqlens, len(slots))
         return Stream(
             slots=slots,
-            images=images.where(unit < len(columns), B * K),
+            images=slots // L * K + batch.segment_ids.flatten()[slots] - 1,
             columns=columns,
-            unit=unit,
+            unit=unit_of_tokens(cu_seqlens, len(slots)),
             lengths=lengths,
             cu_seqlens=cu_seqlens,
             backend=backend,

@@ -33,7 +33,7 @@ from patchnpack.trainer.ranks import over_ranks, rank_and_size
 from patchnpack.trainer.train_config import TrainConfig
 
 CHECKPOINT = "checkpoint.pt"
-SHARDS = "shards"  # folders of sharded checkpoints, with the step
+SHARDS = "shards"  # folders of sharded checkpoints, with epoch and step
 HISTORY = "history.jsonl"
 
 
@@ -271,7 +271,7 @@ class Run:
             return
         tensors, shards = self._tensors(), {}
         if self.config.sharding == "fsdp":
-            name = f"{SHARDS}-{self.step:010d}"
+            name = f"{SHARDS}-{self.epoch:05d}-{self.step:010d}"  # never that of the checkpoint to replace
             shards, tensors = {"folder": name, "files": sharding.save_shards(self.folder / name, tensors)}, {}
         if self.rank:
             return

@@ -100,9 +100,9 @@ def make(build: Build, config: NaViTConfig, backend: str, **fields: Any) -> NaVi
 
 @pytest.fixture
 def batch(draw: Draw, pack: Pack) -> PackedBatch:
-    """A batch with padding, an empty pack and samples of several images."""
-    packs = [[draw(5, 3, 1), draw(3, 5, 2, keep=9), draw(1, 1, 0)], [], [draw(4, 4, 3), draw(2, 6, 1)]]
-    return of_samples(pack(packs), [[2, 1], [], [2]])
+    """A batch with padding, an empty pack, one that an image fills, and a sample of several images."""
+    packs = [[draw(5, 3, 1), draw(3, 5, 2, keep=9), draw(1, 1, 0)], [], [draw(6, 8, 3)]]
+    return of_samples(pack(packs), [[2, 1], [], [1]])
 
 
 @pytest.fixture(autouse=True)

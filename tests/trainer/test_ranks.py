@@ -101,7 +101,7 @@ def test_a_sharded_run_that_is_killed_resumes_on_one_rank_and_on_three(tmp_path:
     (whole,) = start(tmp_path / "whole", shard, ranks=1, batch_size=6)
     start(tmp_path / "killed", shard, ranks=2, batch_size=3, die=3, sharding="fsdp")
     saved = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)
-    assert (saved["step"], saved["shards"]) == (2, {"folder": "shards-0000000002", "files": 2})
+    assert (saved["step"], saved["shards"]) == (2, {"folder": "shards-00000-0000000002", "files": 2})
     assert not saved["model"], "the weights are in the shards alone"
     for name, ranks, batch_size, sharding in (("one", 1, 6, "ddp"), ("three", 3, 2, "fsdp")):
         shutil.copytree(tmp_path / "killed", tmp_path / name)
@@ -111,7 +111,7 @@ def test_a_sharded_run_that_is_killed_resumes_on_one_rank_and_on_three(tmp_path:
             close(each, whole)
         read = load_checkpoint(tmp_path / name / "checkpoint.pt")
         assert_near(torch.cat([p.detach().flatten() for p in read.model.parameters()]), whole["weights"], 1e-5)
-    assert [path.name for path in (tmp_path / "three").glob("shards-*")] == ["shards-0000000006"]
+    assert [path.name for path in (tmp_path / "three").glob("shards-*")] == ["shards-00002-0000000006"]
     assert not list((tmp_path / "one").glob("shards-*")), "the folder that no checkpoint needs any more is deleted"
 
 

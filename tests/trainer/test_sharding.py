@@ -14,7 +14,9 @@ import torch.distributed as dist
 
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.trainer import Contrastive, TrainConfig, load_checkpoint, train
+from patchnpack.trainer.optim import freeze
 from patchnpack.trainer.sharding import fill, load_shards, local, save_shards, shard, whole, whole_model
+from tests.closeness import assert_near
 
 Draw = Callable[..., Any]
 Pack = Callable[..., Any]
@@ -51,6 +53,29 @@ def test_a_sharded_model_computes_the_same_and_is_gathered_whole(
     assert torch.equal(whole(model.get_parameter(name)), weights[name])
     assert torch.equal(local(model.get_parameter(name)), weights[name])
     assert local(weights[name]) is whole(weights[name]) is weights[name]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
+def test_frozen_compiled_and_recomputed_blocks_are_sharded_with_equal_gradients(
+    group: None, config: NaViTConfig, batches: list[Any]
+) -> None:
+    gradients = []
+    for sharded in (False, True):
+        torch.manual_seed(0)
+        model = NaViT(dataclasses.replace(config, depth=3)).train()
+        freeze(model, 1)
+        model.activation_checkpointing = sharded
+        for block in model.blocks if sharded else ():
+            block.compile(dynamic=True, backend="eager")
+        if sharded:
+            shard(model)
+        model.loss(batches[0]).backward()
+        gradients.append({name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert not any(name.startswith(("blocks.0", "patch_embed")) for name in gradients[0])
+    for name, gradient in gradients[0].items():
+        assert_near(gradients[1][name], gradient, 1e-5)
 
 
 def test_an_objective_with_scalars_is_sharded(group: None, config: NaViTConfig) -> None:
@@ -96,7 +121,10 @@ def test_a_sharded_run_on_one_rank_is_kept_resumed_and_read(
     whole_run = train(small, batches, config=TrainConfig(**settings, epochs=2), out=tmp_path / "other")
     assert result.losses[:6] == whole_run.losses
     assert len(plain.losses) == len(result.losses) == 9
-    assert sorted(path.name for path in tmp_path.glob("shards-*")) == ["shards-0000000006", "shards-0000000009"]
+    assert sorted(path.name for path in tmp_path.glob("shards-*")) == [
+        "shards-00002-0000000006",
+        "shards-00003-0000000009",
+    ]
     for path, step in ((tmp_path / "checkpoint.pt", 9), (tmp_path / "checkpoint-0000000006.pt", 6)):
         assert load_checkpoint(path).step == step
     read = load_checkpoint(tmp_path / "checkpoint.pt").model.state_dict()
