@@ -133,6 +133,29 @@ def test_a_sharded_run_on_one_rank_is_kept_resumed_and_read(
     assert not list(tmp_path.glob("shards-*")), "a new run deletes the shards of the old one"
 
 
+def test_a_sharded_run_that_is_interrupted_resumes_bit_for_bit(
+    tmp_path: Path, batches: list[Any], config: NaViTConfig
+) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(step: int, scalars: dict[str, float]) -> None:
+        if step == 6:
+            raise Interrupted
+
+    small = dataclasses.replace(config, num_classes=2, width=12)
+    settings: dict[str, Any] = {"lr": 3e-3, "precision": "float32", "ema": 0.9, "epochs": 3, "log_steps": 1}
+    whole_run = train(small, batches, config=TrainConfig(**settings))
+    sharded = TrainConfig(**settings, sharding="fsdp", save_every=2)
+    with pytest.raises(Interrupted):
+        train(small, batches, config=sharded, out=tmp_path, log=interrupt)
+    assert [path.name for path in tmp_path.glob("shards-*")] == ["shards-00001-0000000005"]
+    resumed = train(small, batches, config=sharded, out=tmp_path)
+    assert resumed.losses == whole_run.losses
+    ours, theirs = resumed.model.state_dict(), whole_run.model.state_dict()
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
+
+
 def test_sharding_without_safetensors_is_refused_before_the_first_step(
     tmp_path: Path, batches: list[Any], config: NaViTConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
