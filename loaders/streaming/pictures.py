@@ -12,7 +12,8 @@ from patchnpack.loaders.datasets.pictures import is_stored, stored_bytes
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
-from patchnpack.loaders.imaging.pages import PageRun, Pages, page_headers, refusal_of_pages
+from patchnpack.loaders.imaging.pages import PageRun, Pages, refusal_of_pages
+from patchnpack.loaders.index.samples.sample_images import pages_of
 from patchnpack.loaders.shards.keys import natural_key
 
 Picture = bytes | Image.Image | np.ndarray
@@ -100,7 +101,7 @@ class PictureReader:
 
     def _runs_of(self, picture: Picture, key: str) -> list[PageRun]:
         if isinstance(picture, bytes) and self._all_pages:
-            return page_headers(picture)
+            return pages_of(picture, every=True)
         return [PageRun(_header_of(picture, key), None, 0, 1)]
 
     def _refusal(self, picture: Picture, run: PageRun) -> tuple[str | None, str]:
