@@ -103,10 +103,9 @@ def load_shards(folder: Path, files: int, tensors: Tensors | None = None) -> Ten
 def fill(tensors: Tensors, values: Tensors) -> None:
     """Copy values that every rank has in whole into tensors, sharded or not."""
     for name, value in values.items():
-        tensor = tensors[name]
         if isinstance(value, dict):
-            fill(tensor, value)
-        elif hasattr(tensor, "placements"):
+            fill(tensors.get(name, {}), value)  # a part may be absent where its values are none
+        elif hasattr(tensor := tensors[name], "placements"):
             from torch.distributed.tensor import distribute_tensor
 
             tensor.copy_(distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements))
