@@ -87,7 +87,7 @@ class Block(nn.Module):
         """Factors (T, 1) of the two branches, 0 for units that skip one; `forward` draws nothing, so it repeats."""
         if not self.training or self.drop_path == 0:
             return None, None
-        drawn_2N = torch.rand(2, stream.columns.shape[0] + 1, device=stream.unit.device)
+        drawn_2N = F.pad(torch.rand(2, stream.columns.shape[0], device=stream.unit.device), (0, 1))  # and padding
         return ((drawn_2N >= self.drop_path).to(dtype) / (1 - self.drop_path))[:, stream.unit, None].unbind()
 
 
