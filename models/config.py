@@ -68,7 +68,7 @@ class NaViTConfig:
         qk_norm: whether queries and keys are normalised per head (arXiv 2302.05442, section 2).
         drop_path: probability that an image, or sample, skips a branch of the last block in training; it falls linearly
             to 0 in the first block (stochastic depth; arXiv 1603.09382, section 3).
-        mean, std: one value per channel, or one for all, on the scale where pixels are 0 to 1.
+        mean, std: one value per channel, or one for all, in the units of the pixels; of uint8, where they are 0 to 1.
         backend: backend of `attention`: "auto", "split", "varlen", "flash", "flex", or "dense", with which shapes
             depend only on those of the batch.
 

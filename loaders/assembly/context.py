@@ -14,8 +14,10 @@ from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage, BadRow
+from patchnpack.loaders.imaging.bands import BandRequest, band_request
 from patchnpack.loaders.imaging.decode import decode
 from patchnpack.loaders.imaging.decode_pages import Wanted, decode_pages
+from patchnpack.loaders.imaging.decode_values import decode_pages_of_values, decode_values
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.user_decode import Decode, user_pixels
 from patchnpack.loaders.imaging.warnings import Warn
@@ -113,6 +115,11 @@ class BatchContext(ABC):
     errors: ErrorPolicy
     user_decode: Decode | None = None
 
+    @property
+    def bands(self) -> BandRequest | None:
+        """What `packing` asks for beyond 8-bit colours; None if it asks for no more."""
+        return band_request(self.packing)
+
     @abstractmethod
     def samples(self, rows: np.ndarray, page: np.ndarray | None = None) -> Samples:
         """Return the samples of these rows, int64 (M,). Any thread calls this, once per batch.
@@ -137,7 +144,11 @@ class BatchContext(ABC):
         """
         packing = self.packing
         if self.user_decode is not None and isinstance(data, bytes):
-            data = user_pixels(self.user_decode, data, header, packing.channels, key)
+            data, header = user_pixels(self.user_decode, data, header, packing, key)
+        if self.bands is not None and self.bands.takes(header):
+            return decode_values(
+                data, header, size, box, self.bands, interpolation=packing.interpolation, strict=strict, warn=warn
+            )
         return decode(
             data,
             header,
@@ -160,10 +171,16 @@ class BatchContext(ABC):
         packing = self.packing
         if self.user_decode is not None and isinstance(data, bytes) and not paged:
             try:
-                data = user_pixels(self.user_decode, data, wanted[0].header, packing.channels, key)
+                data, header = user_pixels(self.user_decode, data, wanted[0].header, packing, key)
             except BadImage as error:
                 yield from repeat(error, len(wanted))
                 return
+            wanted = [item._replace(header=header) for item in wanted]
+        if self.bands is not None and any(self.bands.takes(item.header) for item in wanted):
+            yield from decode_pages_of_values(
+                data, wanted, self.bands, interpolation=packing.interpolation, strict=strict, warn=warn
+            )
+            return
         yield from decode_pages(
             data,
             wanted,

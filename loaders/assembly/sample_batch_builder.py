@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder
+from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder, bytes_of
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.errors import BadImage
 from patchnpack.packer import Images, _kernels
@@ -120,7 +120,7 @@ class SampleBatchBuilder(DecodedBatchBuilder):
             pixels = self._transformed(i, pixels)
         self._stages[part] = "assemble"
         first, keep, gw, gh, _ = self._places[i]
-        _kernels.place_image(pixels, self._patch_size, gw, gh, self._coords, self._patches, first, keep)
+        _kernels.place_image(bytes_of(pixels), self._patch_size, gw, gh, self._coords, self._patches, first, keep)
         for name, read_with in self._read_with.items():
             if read_with[i] == i:
                 try:

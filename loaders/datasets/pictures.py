@@ -20,6 +20,7 @@ from patchnpack.loaders.imaging.formats import is_image
 from patchnpack.loaders.imaging.header import decode_errors_as_bad_image
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.backend import import_optional
+from patchnpack.packer.dtypes import DTYPES
 
 _CHANNELS = (1, 3, 4)
 _MORE = 1 << 20  # bytes to read where a file has not ended
@@ -52,8 +53,8 @@ def as_picture(value: Any, row: str) -> Picture:
     """Return the image that a value is, reads or describes.
 
     Args:
-        value: encoded bytes, a PIL image, a uint8 array (height, width, C), a uint8 tensor (C, height, width), the path
-            of a file, or a dict of bytes and path.
+        value: encoded bytes, a PIL image, an array (height, width, C) of one of `DTYPES`, a uint8 tensor (C, height,
+            width), the path of a file, or a dict of bytes and path.
         row: names the row in errors.
 
     Raises:
@@ -78,11 +79,7 @@ def as_picture(value: Any, row: str) -> Picture:
             raise ValueError(_not_pixels(f"a {value.dtype} tensor {tuple(value.shape)}", row))
         return np.ascontiguousarray(value.permute(1, 2, 0).numpy())
     if isinstance(value, np.ndarray):
-        if (
-            value.dtype != np.uint8
-            or value.ndim not in (2, 3)
-            or value.shape[2:] not in ((), *((c,) for c in _CHANNELS))
-        ):
+        if value.dtype.name not in DTYPES or value.ndim not in (2, 3):
             raise ValueError(_not_pixels(f"a {value.dtype} array {value.shape}", row))
         return value
     if is_list_of_pictures(value):
@@ -95,6 +92,14 @@ def as_picture(value: Any, row: str) -> Picture:
         f"the image of {row} is a {kind}; it must be encoded bytes, a PIL image, a uint8 array (height, width, C) or "
         "the path of a file: name the member that holds the image with image="
     )
+
+
+def check_colors(image: Picture, row: str) -> None:
+    """Raise ValueError for an array that 8-bit colours do not hold."""
+    if isinstance(image, np.ndarray) and (
+        image.dtype != np.uint8 or image.shape[2:] not in ((), *((c,) for c in _CHANNELS))
+    ):
+        raise ValueError(_not_pixels(f"a {image.dtype} array {image.shape}", row))
 
 
 def _undecoded(image: Image.Image) -> bytes | None:
@@ -112,7 +117,8 @@ def _not_pixels(found: str, row: str) -> str:
     return (
         f"the image of {row} is {found}; it must be bytes, a PIL image, or uint8: an array (height, width, C) or a "
         "tensor (C, height, width). Remove ToTensor, Normalize and resizing from the data set's transform: the loader "
-        "sizes the images, and the model normalizes them"
+        "sizes the images, and the model normalizes them. Values of other types or bands need Packing(channels=..., "
+        "dtype=...), or convert="
     )
 
 

@@ -16,9 +16,10 @@ import numpy as np
 import xxhash
 
 from patchnpack.loaders.datasets.items import Items
+from patchnpack.loaders.datasets.pictures import check_colors
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.formats import PIXELS
-from patchnpack.loaders.imaging.header import header_or_reason
+from patchnpack.loaders.imaging.header import Header, header_or_reason
 from patchnpack.loaders.imaging.pages import PageRun
 from patchnpack.loaders.index.index_file import load_index, save_index
 from patchnpack.loaders.index.page_rows import files_of, is_several, with_pages
@@ -47,6 +48,7 @@ def index_of(
     num_threads: int,
     progress: Callable[[int, int], None] | None = None,
     by_members: bool = False,
+    values: bool = False,
 ) -> Index:
     """Return the index of a data set's n images, in one virtual shard.
 
@@ -58,12 +60,13 @@ def index_of(
         num_threads: threads that read.
         progress: called with (images done, n).
         by_members: whether the images of a row are one sample, with all pages or frames of each.
+        values: whether arrays may hold other values than 8-bit colours.
 
     Raises:
         OSError, RuntimeError, ValueError: as `Items.read`.
         ValueError: `sizes` has another shape, or a size below 1.
     """
-    columns = _Columns(len(items), by_members)
+    columns = _Columns(len(items), by_members, values)
     if sizes is not None:
         given = _checked(sizes, len(items))
         columns.width[:], columns.height[:], columns.format[:] = given[:, 0], given[:, 1], PIXELS
@@ -145,13 +148,14 @@ def _checked(sizes: Any, n: int) -> np.ndarray:
 class _Columns:
     """The columns of the index, filled by threads: a row is written by one of them."""
 
-    def __init__(self, n: int, by_members: bool) -> None:
-        self._by_members = by_members
+    def __init__(self, n: int, by_members: bool, values: bool) -> None:
+        self._by_members, self._values = by_members, values
         self._several: dict[int, list[PageRun]] = {}  # of the files with several pages or frames, where all are used
         self.nbytes, self.digest = np.zeros(n, np.int64), np.zeros(n, np.uint64)
         self.width, self.height = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self.orientation, self.format = np.ones(n, np.uint8), np.zeros(n, np.uint8)
-        self.pages = np.ones(n, np.int32)
+        self.pages, self.bands = np.ones(n, np.int32), np.full(n, 3, np.int32)
+        self.dtype = np.zeros(n, np.uint8)
         self.reasons: dict[int, str] = {}
 
     def fill(self, i: int, items: Items) -> None:
@@ -168,10 +172,13 @@ class _Columns:
                 self._several[i] = pages
             header, reason, *_ = pages[0]
         else:
-            header, reason = header_or_reason(image)
+            if not self._values:
+                check_colors(image, items.describe(i))
+            header, reason = header_or_reason(image, values=self._values)
         if reason is not None:
             self.reasons[i] = reason
-        self.width[i], self.height[i], self.orientation[i], self.format[i], self.pages[i] = header
+        for name, value in zip(Header._fields, header, strict=True):
+            getattr(self, name)[i] = value
 
     def index(self, items: Items) -> Index:
         """Return the index with these columns."""
@@ -189,6 +196,8 @@ class _Columns:
             orientation=self.orientation,
             format=self.format,
             pages=self.pages,
+            bands=self.bands,
+            dtype=self.dtype,
             digest=self.digest,
             reasons=Texts.of(map(self.reasons.get, range(n))),
             cls=Texts.of([None] * n),

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.imaging.bands import band_request
 from patchnpack.loaders.imaging.header import Header, read_header
+from patchnpack.packer import Packing
+from patchnpack.packer.dtypes import DTYPES
 
 Decode = Callable[[bytes], np.ndarray | None]
 
@@ -32,8 +35,12 @@ def check_decode(decode: object) -> None:
         raise ValueError(f"decode is {name}{signature}; {wanted} ({error})") from error
 
 
-def user_pixels(decode: Decode, data: bytes, header: Header, channels: int, key: str) -> bytes | np.ndarray:
-    """Call `decode` on an encoded image: uint8 (height, width, channels), or `data` itself if `decode` returns None.
+def user_pixels(
+    decode: Decode, data: bytes, header: Header, packing: Packing, key: str
+) -> tuple[bytes | np.ndarray, Header]:
+    """Call `decode` on an encoded image. Return its pixels, or `data` if it returns None, and their header.
+
+    The pixels are (height, width, C) of the packing's channels and dtype.
 
     Raises:
         BadImage: `decode` raised it, or returned None for an image that only a `decode` function can read.
@@ -52,15 +59,16 @@ def user_pixels(decode: Decode, data: bytes, header: Header, channels: int, key:
         )
         raise
     if pixels is None:
-        read_header(data)  # raises if only a decode function can read the image
-        return data
+        if band_request(packing) is None:
+            read_header(data)  # raises if only a decode function can read the image
+        return data, header
     width, height = (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)
     found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-    if found != f"uint8 {(height, width, channels)}":
+    wanted = f"{packing.dtype} {(height, width, packing.channels)}"
+    if found != wanted:
         before_exif = " before its EXIF orientation, which the loader applies" if header.orientation > 1 else ""
         raise ValueError(
-            f"decode returned {found} for image {key!r}; it must return uint8 {(height, width, channels)}, the height "
-            f"and width of the header{before_exif} and the channels of Packing's image_mode, or None to leave the "
-            "image to the loader"
+            f"decode returned {found} for image {key!r}; it must return {wanted}, the height and width of the "
+            f"header{before_exif} and the channels and dtype of Packing, or None to leave the image to the loader"
         )
-    return pixels  # type: ignore[no-any-return]  # it is an array: its name says so
+    return pixels, header._replace(bands=packing.channels, dtype=DTYPES.index(packing.dtype))

@@ -98,7 +98,8 @@ class _Columns:
         self.digest = np.zeros(f, np.uint64)
         self.width, self.height = np.zeros(f, np.int32), np.zeros(f, np.int32)
         self.orientation, self.format = np.ones(f, np.uint8), np.zeros(f, np.uint8)
-        self.pages = np.ones(f, np.int32)
+        self.pages, self.bands = np.ones(f, np.int32), np.zeros(f, np.int32)
+        self.dtype = np.zeros(f, np.uint8)
         self.reasons: dict[int, str] = {}
         self._several: dict[int, list[PageRun]] = {}  # of the files with several pages or frames, where all are used
         self._is_image = np.zeros(f, np.bool_)
@@ -182,6 +183,8 @@ class _Columns:
             orientation=self.orientation[number],
             format=self.format[number],
             pages=self.pages[number],
+            bands=self.bands[number],
+            dtype=self.dtype[number],
             digest=self.digest[number],
             reasons=Texts.of(map(reasons.get, range(n))),
             cls=self._cls(),

@@ -22,7 +22,7 @@ from patchnpack.packer.files import absent, atomic_write
 
 # n rows, s shards
 
-VERSION = 6
+VERSION = 7
 _KEY = INDEX_KEY
 _MEMBER = "member."
 _BY_SHARD = {
@@ -41,6 +41,8 @@ _COLUMNS: dict[str, pa.DataType] = {
     "orientation": pa.uint8(),
     "format": pa.uint8(),
     "pages": pa.int32(),
+    "bands": pa.int32(),
+    "dtype": pa.uint8(),
     "digest": pa.uint64(),
     "reasons": pa.large_string(),
     "cls": pa.large_string(),

@@ -194,7 +194,8 @@ def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]
         rows.add(sample, chosen, get, text, by_members)
     if not rows.samples:
         _refuse_empty(shard, columns.images, without.samples, extensions, images)
-    width, height, orientation, format, pages = np.array(rows.headers, np.int32).reshape(len(rows.samples), 5).T
+    headers = np.array(rows.headers, np.int32).reshape(len(rows.samples), len(Header._fields)).T
+    width, height, orientation, format, pages, bands, dtype = headers
     offset, nbytes = np.array(rows.ranges, np.int64).reshape(len(rows.samples), 2).T
     return Index(
         shards=(shard,),
@@ -209,6 +210,8 @@ def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]
         orientation=orientation.astype(np.uint8),
         format=format.astype(np.uint8),
         pages=pages,
+        bands=bands,
+        dtype=dtype.astype(np.uint8),
         digest=np.array(rows.digests, np.uint64),
         reasons=Texts.of(rows.reasons),
         cls=Texts.of(rows.texts),

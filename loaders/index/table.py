@@ -41,9 +41,11 @@ class Index:
         format: uint8 (n,), position in `patchnpack.loaders.imaging.formats.FORMATS`.
         pages: int32 (n,), pages or frames of the image; -1 where its header does not count them, as in a JPEG XL
             animation. 1 where `samples` have all of them.
+        bands: int32 (n,), channels of the values that are stored; 0 where they are not read.
+        dtype: uint8 (n,), type of these values, a position in `patchnpack.packer.dtypes.DTYPES`.
         digest: uint64 (n,), XXH3 of the encoded bytes.
-        reasons: why each image cannot be used, None if it can. A row with a reason and a width is an image that only a
-            `decode` function can read.
+        reasons: why each image cannot be used as 8-bit colours, None if it can. A row with a reason and a width is an
+            image that only a `decode` function can read or, if `bands` is not 0, a packing that asks for its bands.
         cls: text of each sample's `cls_member`, None if absent.
         members: for each extension, int64 (n, 2), offset and nbytes of that member; (-1, -1) if absent.
         without_image: int64 (s,), samples per shard without an image, which have no row.
@@ -73,6 +75,8 @@ class Index:
     orientation: np.ndarray
     format: np.ndarray
     pages: np.ndarray
+    bands: np.ndarray
+    dtype: np.ndarray
     digest: np.ndarray
     reasons: Texts[str | None]
     cls: Texts[str | None]
@@ -156,7 +160,7 @@ class Index:
 
     def headers(self, which: np.ndarray) -> list[Header]:
         """The headers of rows `which` (int64)."""
-        columns = (self.width, self.height, self.orientation, self.format, self.pages)
+        columns = (getattr(self, name) for name in Header._fields)
         return list(map(Header._make, zip(*(column[which].tolist() for column in columns), strict=True)))
 
     def reader(self, opener: ShardOpener | None = None) -> ShardReader:

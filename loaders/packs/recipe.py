@@ -17,7 +17,7 @@ from patchnpack.packer.policies.sampled_resolution import RESOLUTIONS
 
 StoreKind = Literal["images", "patches"]
 
-SCHEMA = 2  # of the folder and of all files in it
+SCHEMA = 3  # of the folder and of all files in it
 RECIPE, MANIFEST = PACKED_FOLDER_FILES
 ROWS = "rows.arrow"
 PARTS, MARKERS, PLANS = "parts", "done", "plans"  # folders
@@ -96,6 +96,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_store(self.store)
+        if callable(self.packing.convert):
+            raise ValueError(
+                f"convert is {self.packing.convert!r}, a function, which the recipe of a packed folder cannot hold; "
+                "give 'scale', 'exact' or 'window:LOW:HIGH', or convert the files first"
+            )
         if self.compression not in _COMPRESSIONS["patches"]:
             raise ValueError(f"compression is {self.compression!r}; it must be 'lz4', 'zstd', or None")
         if self.compression not in _COMPRESSIONS[self.store]:

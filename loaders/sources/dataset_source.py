@@ -15,6 +15,7 @@ from patchnpack.loaders.datasets.items import Items, is_iterable_only, items_of
 from patchnpack.loaders.datasets.labels import ItemLabels, check_extras
 from patchnpack.loaders.datasets.samples import DatasetContext
 from patchnpack.loaders.datasets.sizes import fingerprint_of, index_of
+from patchnpack.loaders.imaging.bands import band_request
 from patchnpack.loaders.imaging.formats import PIXELS
 from patchnpack.loaders.imaging.readers.heif import has_heif
 from patchnpack.loaders.index.grouping import with_samples
@@ -63,6 +64,7 @@ class OpenedDataset:
             folder=opener.folder / "indexes",
             num_threads=options.num_threads or cpu_share(),
             by_members=rule is not None and rule.is_members,
+            values=options.packing is not None and band_request(options.packing) is not None,
         )
         index = with_samples(index, rule)
         if len(index) > len(items) and index.samples is not None:  # a row for each page
@@ -133,7 +135,9 @@ class DatasetSource(ShardSource):
         opener = shard_opener(options)
         dataset = OpenedDataset.open(given, options, opener)
         index = dataset.index
-        rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
+        rows = RowFilter.of(
+            index, options.where, options.policy, options.decode, options.pages, has_heif(), options.packing
+        )
         index = rows.usable(index)
         packing = rows.decide(index, options.packing or Packing(), options.seed)
         return cls(

@@ -79,7 +79,9 @@ class MixtureSource(ShardSource):
                 parts[i] = replace(index, shards=(f"{index.shards[0]} {names[i]!r}",), image=options.image)
         indexes = [parts[i] for i in range(len(sources))]
         index, options = settle_names(_joined(indexes), options)
-        rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
+        rows = RowFilter.of(
+            index, options.where, options.policy, options.decode, options.pages, has_heif(), options.packing
+        )
         index, heads = rows.usable(index), rows.heads(index)
         mixed = Mixed.of(given, indexes, heads)
         packing = rows.decide(index, options.packing or Packing(), options.seed, mixed.frequency(index, heads))

@@ -60,7 +60,7 @@ class PackedSource:
         recipe = folder.recipe
         # The rows that the plan left out, whatever limits the loader has.
         limits = ErrorPolicy(max_pixels=recipe.max_pixels, max_bytes=recipe.max_bytes, on_bad=recipe.on_bad)
-        rows = RowFilter.of(folder.index, None, limits, options.decode, recipe.pages)
+        rows = RowFilter.of(folder.index, None, limits, options.decode, recipe.pages, packing=recipe.packing)
         return cls(options=settled, rows=rows, folder=folder)
 
     @property

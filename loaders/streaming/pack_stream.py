@@ -9,6 +9,7 @@ from typing import Any
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.assembly.transform import Transform, check_transform, watched
 from patchnpack.loaders.error_policy import ErrorPolicy
+from patchnpack.loaders.imaging.bands import band_request
 from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
 from patchnpack.loaders.labels.label_rule import Classes, Label
@@ -109,7 +110,16 @@ def pack_stream(
     progress = Progress(samples) if has_state(samples) else None
     stream = Stream(
         samples=samples,
-        reader=SampleReader(image, label, classes, extras, policy, any_kind=decode is not None, pages=pages),
+        reader=SampleReader(
+            image,
+            label,
+            classes,
+            extras,
+            policy,
+            any_kind=decode is not None,
+            pages=pages,
+            bands=band_request(packing or Packing()),
+        ),
         packing=packing if packing is not None else Packing(),
         batch_size=batch_size,
         decode=decode,

@@ -15,6 +15,7 @@ from patchnpack.loaders.assembly.samples import extra, repeats
 from patchnpack.loaders.datasets.pictures import is_stored, stored_bytes
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage, BadRow
+from patchnpack.loaders.imaging.bands import BandRequest
 from patchnpack.loaders.imaging.decode_pages import Wanted
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
@@ -73,6 +74,7 @@ class SampleReader:
     Args:
         image, label, classes, extras, errors, pages: those of `pack_stream`.
         any_kind: accept encoded images of every kind, since a `decode` function will get them.
+        bands: what the packing asks for beyond 8-bit colours.
     """
 
     def __init__(
@@ -84,8 +86,9 @@ class SampleReader:
         errors: ErrorPolicy,
         any_kind: bool = False,
         pages: Pages = "first",
+        bands: BandRequest | None = None,
     ) -> None:
-        self._errors, self._any_kind, self._pages = errors, any_kind, pages
+        self._errors, self._any_kind, self._pages, self._bands = errors, any_kind, pages, bands
         self._asked = [name.lstrip(".") for name in extras]
         self.extras = [name.lower() for name in self._asked]
         extensions_of(image)  # refuses an image without extensions
@@ -213,7 +216,7 @@ class SampleReader:
     def _checked_image(self, image: Any, key: str) -> tuple[bytes | Image.Image | np.ndarray, Header]:
         if is_stored(image):  # as Hugging Face's Image(decode=False) gives it
             image = stored_bytes(image["bytes"], image["path"], f"sample {key!r}")
-        image, header = _header_of(image, key, self._any_kind)
+        image, header = _header_of(image, key, self._any_kind, self._bands)
         nbytes = len(image) if isinstance(image, bytes) else 0
         if (reason := self._errors.beyond(header.width * header.height, nbytes)) is not None:
             raise BadImage(reason, "limit")
@@ -318,22 +321,30 @@ class StreamBatch:
         return self._batch_samples[i].bad_row(stage, reason)
 
 
-def _header_of(image: Any, key: str, any_kind: bool) -> tuple[bytes | Image.Image | np.ndarray, Header]:
+def _header_of(
+    image: Any, key: str, any_kind: bool, bands: BandRequest | None
+) -> tuple[bytes | Image.Image | np.ndarray, Header]:
     if isinstance(image, bytes | bytearray | memoryview):
         data = bytes(image)
         try:
-            return data, read_header(data)
+            header = read_header(data)
         except UnsupportedImage as error:
-            if not any_kind:
+            if not any_kind and bands is None:
                 raise
-            return data, error.header
+            header = error.header
+        if not any_kind and bands is not None:
+            bands.check(header)
+        return data, header
     if not isinstance(image, Image.Image | np.ndarray):
         raise ValueError(
             f"the image of sample {key!r} is a {type(image).__module__}.{type(image).__qualname__}; it must be encoded "
             "bytes, a PIL image or a uint8 array (height, width, C)"
         )
     try:
-        return image, image_header(image)
+        header = image_header(image, values=bands is not None)
+        if bands is not None:
+            bands.check(header)
+        return image, header
     except ValueError as error:
         error.add_note(f"raised for the sample with key {key!r}")
         raise

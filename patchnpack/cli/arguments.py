@@ -60,7 +60,10 @@ Storage = Annotated[
     ),
 ]
 # The default of `--image`: IMAGE of loaders/shards/tar.py, which imports PIL.
-IMAGES = "jpg;jpeg;jpe;jfif;png;apng;webp;gif;bmp;dib;tif;tiff;avif;avifs;jxl;jp2;j2k;j2c;jpc;jpf;jpx;heic;heif;hif"
+IMAGES = (
+    "jpg;jpeg;jpe;jfif;png;apng;webp;gif;bmp;dib;tif;tiff;avif;avifs;jxl;jp2;j2k;j2c;jpc;jpf;jpx;heic;heif;hif;"
+    "dcm;dicom"
+)
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:

@@ -18,6 +18,7 @@ from patchnpack.cli.parsers import (
     FRAMES,
     RESOLUTIONS,
     TOKEN_DROPS,
+    parse_convert,
     parse_frames,
     parse_patch_size,
     parse_resolution,
@@ -165,7 +166,17 @@ PACKING_FLAGS = {
     "balance": FieldFlag(256, "Window of packs reordered to even out attention cost; 0 turns it off."),
     "scope": FieldFlag("image", "What a token attends to, for the attention cost: its image or its sample."),
     "grid_multiple": FieldFlag(1, "Make both sides of every grid a multiple of this."),
-    "image_mode": FieldFlag("RGB", "RGB, L or RGBA."),
+    "image_mode": FieldFlag("RGB", "Colours of 8 bits: RGB, L or RGBA."),
+    "channels": FieldFlag(
+        None, "Bands per pixel, instead of --image-mode; 1, 3 and 4 of uint8 are colours.", int | None
+    ),
+    "dtype": FieldFlag("uint8", "Type of the pixels' values: uint8, uint16, int16 or float32."),
+    "convert": FieldFlag(
+        None,
+        "How files of another depth or number of bands become these: scale, exact, window:LOW:HIGH or MODULE:FUNCTION.",
+        str | None,
+        parse=parse_convert,
+    ),
     "interpolation": FieldFlag("bicubic", "Resize filter, by its name in PIL."),
 }
 
@@ -184,6 +195,9 @@ _OF_EVALUATION = (
     "max_images",
     "grid_multiple",
     "image_mode",
+    "channels",
+    "dtype",
+    "convert",
     "interpolation",
 )
 EVALUATION_FLAGS = {

@@ -278,7 +278,7 @@ def _rows(
         from patchnpack.loaders.order.row_filter import RowFilter
 
         check_pages(pages)
-        usable = RowFilter.of(index, None, ErrorPolicy(), None, pages, has_heif())  # type: ignore[arg-type]
+        usable = RowFilter.of(index, None, ErrorPolicy(), None, pages, has_heif(), packing)  # type: ignore[arg-type]
         if not usable.mask.any():
             raise usable.none_usable(index)
         return usable.usable(index).rows(np.flatnonzero(usable.heads(index))), packing, len(usable.bad)
