@@ -16,7 +16,6 @@ from patchnpack.loaders.dataset import PackedDataset, WorkerDatasets
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.imaging.user_decode import Decode
-from patchnpack.loaders.index.sample_rule import Sample
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.labels.label_rule import Classes, Label
 from patchnpack.loaders.order.extremes import Extreme, label_range, largest_grids
@@ -26,6 +25,7 @@ from patchnpack.loaders.order.row_filter import Where
 from patchnpack.loaders.order.state import Cursor, from_dict, to_dict
 from patchnpack.loaders.process import cpu_share, process_rank
 from patchnpack.loaders.shards.patterns import ShardNames
+from patchnpack.loaders.shards.sample_rule import Sample
 from patchnpack.loaders.sources.open_source import open_source
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.packer import PackedBatch, Packing

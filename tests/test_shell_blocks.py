@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
 
 from patchnpack.cli.main import app
 from tests.timm_folders import write_timm_folders
@@ -43,6 +44,7 @@ SMALLER = [
     (r"--num-tasks 64\b", "--num-tasks 2"),
     (r"examples/segment\.py", "examples/segment.py --images 6"),
     (r"examples/cka\.py", "examples/cka.py --images 6 --epochs 1"),
+    (r"examples/clips\.py", "examples/clips.py --clips 12 --epochs 1"),
     (r"examples/native_vs_square\.py", "examples/native_vs_square.py --epochs 1 --seeds 1 --width 24 --depth 1"),
     # tests/benchmarks/test_probe.py runs the script; the shapes have too few classes to split.
     (r"benchmarks/probe\.py .*", "benchmarks/probe.py --help | grep -e --seeds"),
@@ -198,7 +200,7 @@ def bucket(data: Path) -> Iterator[dict[str, str]]:
 
 
 def lay_out(folder: Path, data: Path, page: str) -> None:
-    """Create what pages assume: .venv/, photos/, scripts, sizes.csv, shards in ., clothing/, weights, maybe shards/."""
+    """Create what pages assume: .venv/, photos/, documents/, scripts, sizes.csv, shards in . and clothing/."""
     write_timm_folders(folder)
     (folder / "sizes.csv").write_text("width,height\n" + "640,480\n500,375\n" * 50)
     shutil.copytree(data / "photos", folder / "photos")
@@ -206,6 +208,11 @@ def lay_out(folder: Path, data: Path, page: str) -> None:
         shutil.copytree(data / "shards", folder / name, dirs_exist_ok=True)
     for name in ("docs/images", "data", "shared", ".venv/bin"):
         (folder / name).mkdir(parents=True)
+    for document, pages in (("invoice", 2), ("letter", 4), ("report", 3)):  # as in docs/samples.md
+        for number in range(1, pages + 1):
+            path = folder / "documents" / f"{document}_{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (150, 200), (60 * number, 99, 99)).save(path)
     (folder / ".venv/bin/activate").touch()  # `commands` is already on PATH
     for name in ("benchmarks", "examples"):
         (folder / name).symlink_to(ROOT / name)

@@ -106,13 +106,28 @@ def encoded_rows(index: Index, reader: ShardReader, rows: np.ndarray, samples: S
 
 
 def other_members(index: Index, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Return where the members of the rows' samples lie, (offset, nbytes) by extension, without the image itself."""
+    """Return where the members of the rows' samples lie, (offset, nbytes) by extension, without the image itself.
+
+    Of neighbouring rows of one sample that share a member, only the first has it: it is stored once.
+    """
     members = {}
     for extension, where in index.members.items():
         if ((where[:, 0] >= 0) & (where[:, 0] != index.offset)).any():
             members[extension] = where[rows]
-            members[extension][where[rows, 0] == index.offset[rows]] = -1
+            members[extension][(where[rows, 0] == index.offset[rows]) | shared(index, rows, where)] = -1
     return members
+
+
+def shared(index: Index, rows: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Return whether each row has the same member as the row before it, in its sample, bool (M,).
+
+    `where` (n, 2) says where the member of each row of the index lies.
+    """
+    same = np.zeros(len(rows), np.bool_)
+    if index.samples is not None:
+        offset, sample = where[rows, 0], index.samples.sample_of(rows)
+        same[1:] = (offset[1:] >= 0) & (offset[1:] == offset[:-1]) & (sample[1:] == sample[:-1])
+    return same
 
 
 def _read(

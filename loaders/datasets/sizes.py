@@ -24,8 +24,8 @@ from patchnpack.loaders.imaging.pages import PageRun
 from patchnpack.loaders.index.index_file import load_index, save_index
 from patchnpack.loaders.index.page_rows import files_of, is_several, with_pages
 from patchnpack.loaders.index.sample_images import pages_of
-from patchnpack.loaders.index.sample_rule import MEMBERS
 from patchnpack.loaders.index.table import Index, Texts
+from patchnpack.loaders.shards.sample_rule import MEMBERS
 
 # n images
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from patchnpack.loaders.files.listing import Listing, Values, positions, stat_files
 from patchnpack.loaders.files.texts import Texts, TextsBuilder
-from patchnpack.loaders.imaging.formats import EXTENSIONS
+from patchnpack.loaders.imaging.formats import EXTENSIONS, VIDEO_EXTENSIONS
 from patchnpack.loaders.remote.addresses import is_remote, redact
 from patchnpack.loaders.shards.image_folder import (
     ImageFolder,
@@ -18,6 +18,7 @@ from patchnpack.loaders.shards.image_folder import (
     find_images,
     is_hidden,
     note_folders,
+    remedy_for_videos,
     walk_folder,
 )
 from patchnpack.loaders.shards.opener import ShardOpener
@@ -114,7 +115,11 @@ def _refuse(folder: str, others: dict[str, int], extensions: list[str], examples
             pattern = "/".join(filter(None, [where.rstrip("/"), inside, "*" + suffix]))
             raise ValueError(f"{where!r} is a folder of {others[suffix]} shards; name the shards: {pattern!r}")
     known = [suffix for suffix in others if suffix[1:] in EXTENSIONS]
-    remedy = f"add image={known[0][1:]!r}" if known else "name another folder, or the extensions with image="
+    remedy = "name another folder, or the extensions with image="
+    if known:
+        remedy = f"add image={known[0][1:]!r}"
+    elif not set(VIDEO_EXTENSIONS) & set(extensions):
+        remedy = remedy_for_videos(others) + remedy
     raise ValueError(
         f"{where!r} holds no image (image={';'.join(extensions)!r}), nor do its sub-folders, but "
         f"{count_by_extension(others)}; {remedy}"

@@ -18,12 +18,12 @@ from patchnpack.loaders.files.listing import Listing
 from patchnpack.loaders.files.path_table import SUFFIXES, list_table, suffix_of
 from patchnpack.loaders.index.file_scan import changed_files, scan_files
 from patchnpack.loaders.index.index_file import is_index, load_index, save_index
-from patchnpack.loaders.index.sample_rule import MEMBERS
 from patchnpack.loaders.index.scanner import extensions_of
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.remote.addresses import is_remote, redact
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.patterns import INDEX_NAMES, is_packed_folder
+from patchnpack.loaders.shards.sample_rule import MEMBERS
 from patchnpack.loaders.shards.tar import IMAGE_OR_VIDEO
 
 _LOG_EVERY_S = 10.0

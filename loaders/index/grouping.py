@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from dataclasses import replace
 
 import numpy as np
 import xxhash
 
-from patchnpack.loaders.index.sample_rule import MEMBERS, SampleRule
 from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.remote.addresses import redact
+from patchnpack.loaders.shards.keys import natural_key
+from patchnpack.loaders.shards.sample_rule import MEMBERS, SampleRule
 from patchnpack.packer.checks import shown
 from patchnpack.packer.text import counted
 
 # n rows, m samples
 
 _BLOCK = 1 << 14  # keys that are texts at a time
+
+_log = logging.getLogger("patchnpack")
 
 
 def fits(index: Index, rule: SampleRule | None) -> bool:
@@ -75,7 +79,8 @@ def _by_key(index: Index, rule: SampleRule) -> SampleTable:
     assert group is not None
     starts, names = array("q"), array("Q")  # of each sample: its first row, and a hash of its name
     begins = set(index.starts.tolist())
-    last, unmatched = None, array("q")
+    last, before, unmatched = None, "", array("q")
+    disordered = array("q")  # rows that follow one with a higher number, such as f2 after f10
     for first in range(0, n, _BLOCK):
         for row, key in enumerate(index.keys[first : first + _BLOCK], first):
             name = group(key)
@@ -84,12 +89,30 @@ def _by_key(index: Index, rule: SampleRule) -> SampleTable:
             elif name != last or row in begins:
                 starts.append(row)
                 names.append(xxhash.xxh3_64_intdigest(name.encode("utf-8", "surrogateescape")))
-            last = name
+            elif (len(key) < len(before) or key < before) and natural_key(key) < natural_key(before):
+                disordered.append(row)
+            last, before = name, key
     if unmatched:
         _refuse_unmatched(index, rule, unmatched)
     found = np.frombuffer(starts, np.int64) if n else np.zeros(0, np.int64)
+    _warn_of_order(index, found, disordered)
     _check_once(index, rule, found, np.frombuffer(names, np.uint64) if n else np.zeros(0, np.uint64))
     return SampleTable.of_images(rule.name, np.append(found, n))
+
+
+def _warn_of_order(index: Index, starts: np.ndarray, rows: array[int]) -> None:
+    """Warn if rows of a sample are not in the order of the numbers in their keys."""
+    if not rows:
+        return
+    samples = len(np.unique(np.searchsorted(starts, np.frombuffer(rows, np.int64), side="right")))
+    _log.warning(
+        "the images of %s are not in the order of the numbers in their keys: the first is %r, after %r, in %r. "
+        "A sample's images are in the order of their rows: give the numbers leading zeros, or write them in order",
+        counted(samples, "sample"),
+        index.keys[rows[0]],
+        index.keys[rows[0] - 1],
+        redact(index.place(rows[0])[0]),
+    )
 
 
 def _refuse_unmatched(index: Index, rule: SampleRule, rows: array[int]) -> None:
@@ -119,13 +142,15 @@ def _check_once(index: Index, rule: SampleRule, starts: np.ndarray, names: np.nd
             continue
         there, here = (redact(index.shards[int(index.shard_of(row))]) for row in (before, again))
         where = "after other rows" if there == here else f"in another shard than row {before}, of {there!r}"
+        flag = "" if rule.is_function else f" --sample '{rule.name}'"
         folder = index.table_of(int(index.shard_of(again))) is not None
         remedy = (
-            "rename the files so that those of a sample follow each other"
+            f"write shards, `patchnpack shard FOLDER -o SHARDS{flag}`, and load them with sample='members', or rename "
+            "the files so that those of a sample follow each other"
             if folder
-            else "write the images of a sample one after another into one shard, or as members of one sample, "
-            f"{shown(name + '.1.jpg')}, {shown(name + '.2.jpg')}, and give sample='members'; a folder of images in "
-            "place of shards is read in the order of its names"
+            else "write the images of a sample as members of one sample, "
+            f"{shown(name + '.1.jpg')}, {shown(name + '.2.jpg')}, and give sample='members'; of a folder of images, "
+            f"`patchnpack shard FOLDER -o SHARDS{flag}` writes such shards"
         )
         raise ValueError(
             f"sample {name!r} (sample='{rule.name}') returns {where}: with key {index.keys[again]!r} in row {again} of "

@@ -10,9 +10,9 @@ import numpy as np
 
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.pages import PageRun
-from patchnpack.loaders.index.sample_rule import MEMBERS
 from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.index.table import Index, Texts
+from patchnpack.loaders.shards.sample_rule import MEMBERS
 
 # n rows, m samples
 

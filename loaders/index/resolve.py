@@ -25,7 +25,6 @@ from patchnpack.loaders.index.remote_index import (
     load_remote_index,
     names_index,
 )
-from patchnpack.loaders.index.sample_rule import MEMBERS, Sample, SampleRule, images_of, sample_rule
 from patchnpack.loaders.index.scanner import changed_shards, extensions_of, is_made_for, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.index.without_image import warn_without_image
@@ -34,6 +33,7 @@ from patchnpack.loaders.shards.names import names_of
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
 from patchnpack.loaders.shards.outside import Outside
 from patchnpack.loaders.shards.patterns import INDEX_NAMES, ShardNames, expand
+from patchnpack.loaders.shards.sample_rule import MEMBERS, Sample, SampleRule, images_of, sample_rule
 from patchnpack.packer.files import absent
 
 _CHECK_THREADS = 16  # shards compared at a time

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from patchnpack.loaders.imaging.header import header_or_reason
 from patchnpack.loaders.imaging.pages import PageRun, page_headers
+from patchnpack.loaders.shards.keys import natural_key
 from patchnpack.loaders.shards.parquet import column_of
 from patchnpack.loaders.shards.tar import TarSample
-
-_DIGITS = re.compile(r"(\d+)")
 
 
 class ImageMember(NamedTuple):
@@ -72,16 +70,6 @@ def all_items(columns: Sequence[str]) -> Choose:
         return [member for *_, member in sorted(found)]
 
     return choose
-
-
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a key that sorts names as people do: runs of digits by their number.
-
-    >>> sorted(["p10", "p2", "cover", "p2b", ""], key=natural_key)
-    ['', 'cover', 'p2', 'p2b', 'p10']
-    """
-    parts = _DIGITS.split(name)
-    return tuple((0, int(part), part) if i % 2 else (1, 0, part) for i, part in enumerate(parts) if part)
 
 
 def pages_of(data: bytes, *, every: bool) -> list[PageRun]:

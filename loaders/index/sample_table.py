@@ -57,6 +57,11 @@ class SampleTable:
         """The sample, int64 (k,), of each row (int64 (k,))."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
+    def first_of(self, rows: np.ndarray) -> np.ndarray:
+        """The first row, int64 (k,), of the sample of each row (int64 (k,))."""
+        first: np.ndarray = self.starts[self.sample_of(rows)]
+        return first
+
     def rows_of(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The used rows of samples (int64 (k,)), sample by sample, and the offsets of each, int64 (k + 1,)."""
         rows, offsets = ranges_of(self.starts, samples)

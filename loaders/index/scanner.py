@@ -14,16 +14,17 @@ from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.pages import PageRun
 from patchnpack.loaders.index.grouping import fits, with_samples
 from patchnpack.loaders.index.sample_images import ImageMember, all_images, all_items, first_image, pages_of
-from patchnpack.loaders.index.sample_rule import MEMBERS, Sample, images_of, sample_rule
 from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.index.without_image import WithoutImage, listed, printable
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards import parquet
+from patchnpack.loaders.shards.keys import natural_key
 from patchnpack.loaders.shards.member_names import find_member
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
 from patchnpack.loaders.shards.outside import digest_outside
 from patchnpack.loaders.shards.patterns import ShardNames, expand
+from patchnpack.loaders.shards.sample_rule import MEMBERS, Sample, images_of, sample_rule
 from patchnpack.loaders.shards.tar import TarSample, read_tar
 
 # n rows, s shards
@@ -303,7 +304,10 @@ def _refuse_empty(
             "only; embed the images in it, or write tars"
         )
     if extensions:
+        inner = sorted((name for name in extensions if name.rpartition(".")[2] in images), key=natural_key)
+        several = f"give sample='members' to use members such as .{inner[0]} as images, " if inner else ""
         raise ValueError(
             f"shard {redact(shard)!r} has no image: its members end in {listed(extensions)} and "
-            f"image={';'.join(images)!r} asks for {listed(images)}; name one of its extensions, or leave the shard out"
+            f"image={';'.join(images)!r} asks for {listed(images)}; {several}name one of its "
+            "extensions, or leave the shard out"
         )

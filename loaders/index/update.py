@@ -19,7 +19,6 @@ from patchnpack.loaders.index.grouping import fits, with_samples
 from patchnpack.loaders.index.index_file import check_suffix, load_index, save_index
 from patchnpack.loaders.index.remote_index import check_addresses, load_remote_index, save_remote_index
 from patchnpack.loaders.index.resolve import common_folder, real_path
-from patchnpack.loaders.index.sample_rule import Sample, SampleRule, images_of, sample_rule
 from patchnpack.loaders.index.scanner import changed_shards, is_made_for, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
@@ -27,6 +26,7 @@ from patchnpack.loaders.remote.errors import RemoteNotFound
 from patchnpack.loaders.shards.names import names_of
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.patterns import INDEX_NAMES, ShardNames, expand
+from patchnpack.loaders.shards.sample_rule import Sample, SampleRule, images_of, sample_rule
 
 
 def update_index(

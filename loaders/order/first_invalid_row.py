@@ -20,8 +20,9 @@ def naming_first_invalid_row(index: Index, rows: Rows, packing: Packing, *, seed
         row = _first_invalid(rows, packing, seed, epoch)
         if row is None:
             raise
-        shard = redact(index.place(row)[0])
-        raise ValueError(f"{error}; the first is {index.keys[row]!r} in shard {shard!r}, row {row}") from error
+        shard, several = redact(index.place(row)[0]), index.samples is not None
+        first = f"the first {'such sample begins with' if several else 'is'} {index.keys[row]!r}"
+        raise ValueError(f"{error}; {first} in shard {shard!r}, row {row}") from error
 
 
 def _first_invalid(rows: Rows, packing: Packing, seed: int, epoch: int) -> int | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from typing import Any
 
@@ -16,9 +16,9 @@ from patchnpack.packer import Rows
 from patchnpack.packer.checks import check_real, check_whole, shown
 from patchnpack.packer.policies.random import Purpose, counter_hash
 
-# k sources, N images in an epoch
+# k sources, N samples in an epoch
 
-_WINDOW = 1 << 16  # images that are mixed at a time
+_WINDOW = 1 << 16  # samples that are mixed at a time
 _REPEAT_BIT = 52  # from this bit on, `row_id` counts how often a row has repeated in an epoch
 
 
@@ -28,12 +28,13 @@ class Mixture:
 
     Of N images per epoch, round(w N) come from a source whose share of all weights is w. A source yields its images in
     passes; each pass holds every image once, and the next epoch continues where the last one stopped. Within an epoch
-    the sources are mixed evenly.
+    the sources are mixed evenly. Where `sample=` joins images, samples are counted, not images: a document of nine
+    pages counts as one.
 
     Attributes:
         sources: for each name, (source, weight): shards, an index, a folder of images, a table of paths or a data set,
             as for `PackedImageLoader`, and a number above 0. Only the ratios of the weights matter.
-        images_per_epoch: N; None is the number of images of all sources.
+        images_per_epoch: N, samples where `sample=` joins images; None is the number that all sources have.
 
     Raises:
         ValueError: there is no source, a source is not a pair, a weight is not above 0, or N is below 1.
@@ -75,7 +76,7 @@ class Mixed:
     Attributes:
         names: names of the k sources.
         shards: k + 1 numbers: source i has the shards `shards[i]` to `shards[i + 1] - 1`.
-        images: images per epoch of each source.
+        images: images per epoch of each source; samples, where these may hold several.
     """
 
     names: tuple[str, ...]
@@ -89,7 +90,7 @@ class Mixed:
         Args:
             mixture: the sources and their weights.
             parts: the index of each source.
-            usable: bool, over the rows of all parts.
+            usable: bool, over the rows of all parts: the first rows of the samples that are used.
 
         Raises:
             ValueError: no row of a source can be used, or the weight of a source amounts to no image.
@@ -129,7 +130,7 @@ class Mixed:
                 shift = counter_hash(Purpose.MIXTURE, shuffle.seed, epoch, number) / 2.0**64 if shuffle.shuffle else 0.5
                 places.append((np.arange(high - low) + shift) / max(1, high - low))
             order = np.argsort(np.concatenate(places), kind="stable")
-            yield _joined(parts).take(order)
+            yield Rows.concatenate(parts).take(order)
 
     def shards_in_order(self, shuffle: ShardShuffle, epoch: int) -> Iterator[int]:
         """Yield the shards of an epoch in approximate access order; revisited shards repeat."""
@@ -139,7 +140,10 @@ class Mixed:
         yield from (shard for _, shard in sorted(visits))
 
     def frequency(self, index: Index, usable: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """Return a function from rows to how often each comes in 1,000 epochs, int64, at least 1."""
+        """Return a function from rows to how often each comes in 1,000 epochs, int64, at least 1.
+
+        `usable` is bool over the rows of the index: the first rows of the samples that are used.
+        """
         starts = index.starts[list(self.shards)]
         held = [int(usable[low:high].sum()) for low, high in pairwise(starts.tolist())]
         times = np.array([max(1, 1000 * n // usable) for n, usable in zip(self.images, held, strict=True)])
@@ -173,7 +177,7 @@ class _Sequence:
         self._first, self._skip = epoch_begin // held, begin % held
         self._shuffle, self._low, self._high = shuffle, low, high
         self._windows = self._from(begin // held)
-        self._rest = Rows.of_sizes([], [])
+        self._rest = shuffle.index.rows(np.zeros(0, np.int64))
 
     def _from(self, number: int) -> Iterator[Rows]:
         skip = self._skip
@@ -187,7 +191,7 @@ class _Sequence:
                 skip = 0
                 # A row that repeats within an epoch gets new draws.
                 repeat = np.uint64(i - self._first << _REPEAT_BIT)
-                yield Rows(row=rows.row, row_id=rows.row_id ^ repeat, width=rows.width, height=rows.height)
+                yield replace(rows, row_id=rows.row_id ^ repeat)
 
     def take(self, wanted: int) -> Rows:
         """Return the next `wanted` rows."""
@@ -199,8 +203,4 @@ class _Sequence:
             self._rest = self._rest.take(slice(wanted, None))
             parts.append(part)
             wanted -= len(part)
-        return _joined(parts)
-
-
-def _joined(parts: Sequence[Rows]) -> Rows:
-    return Rows.concatenate([part for part in parts if len(part)] or [Rows.of_sizes([], [])])
+        return Rows.concatenate(parts or [self._rest.take(slice(0))])

@@ -209,11 +209,12 @@ class RowFilter:
             lost.insert(0, f"{few} have too few images for frames={packing.frames}")
             remedies.append("choose short='keep' or 'repeat'")
         if left_out > undersize + few and packing is not None:
-            lost.insert(
-                0,
-                f"{left_out - undersize - few} have more than seq_len {packing.seq_len} tokens and oversize is 'skip'",
-            )
-            remedies.append("raise seq_len, or choose oversize='shrink'")
+            limits, remedy = f"seq_len {packing.seq_len} tokens", "raise seq_len, or choose oversize='shrink'"
+            if index.samples is not None:
+                limits += f" or max_images {packing.max_images} images"
+                remedy = "raise seq_len or max_images, choose images with frames=Frames(...), or choose oversize='drop'"
+            lost.insert(0, f"{left_out - undersize - few} have more than {limits} and oversize is 'skip'")
+            remedies.append(remedy)
         return ValueError(
             f"none of the {_counted(index)} can be used: {'; '.join(lost)}. To use some, {', or '.join(remedies)}"
         )

@@ -16,6 +16,7 @@ from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.label_rule import Classes, Label
 from patchnpack.loaders.labels.labels import Labels
 from patchnpack.loaders.packs.arrow_file import Codec, byte_lists, digest_of, file_bytes, value_offsets
+from patchnpack.loaders.packs.kept_rows import kept_rows, positions_in
 from patchnpack.loaders.packs.manifest import Manifest, bad_entry
 from patchnpack.loaders.packs.recipe import SCHEMA, Recipe
 from patchnpack.loaders.packs.stored_index import IMAGE, MEMBER, Places
@@ -43,7 +44,7 @@ class ImageStore:
         first = next((plan for plan in plans if len(plan)), None)
         if first is None:
             return 1
-        rows = first.images.row
+        rows = kept_rows(first, index).files
         pixels = index.width[rows].astype(np.int64) * index.height[rows] * packing.channels
         return int(np.where(index.format[rows] == PIXELS, pixels, index.nbytes[rows]).sum()) // len(first)
 
@@ -55,26 +56,26 @@ class ImageStore:
         Raises:
             OSError: the source has changed since it was indexed.
         """
-        index, rows, images = context.index, plan.images.row, plan.images
-        encoded = context.encoded(rows)
+        index, images, kept = context.index, plan.images, kept_rows(plan, context.index)
+        encoded = context.encoded(kept.files)
         data = {IMAGE: encoded.image} | {MEMBER + name: strings for name, strings in encoded.members.items()}
-        ends = plan.offsets.astype(np.int32)
-
-        def lists(values: np.ndarray) -> pa.ListArray:
-            flat = pa.array(np.ascontiguousarray(values).ravel())
-            if values.ndim == 2:
-                flat = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-            return pa.ListArray.from_arrays(pa.array(ends), flat)
-
+        files = np.cumsum(kept.file == np.arange(len(kept.rows))) - 1  # position in `encoded` of each row's file
+        header = {name: column[files] for name, column in encoded.header.items()}
+        header |= {name: getattr(index, name)[kept.rows] for name in ("width", "height")}
+        by_image = {name: getattr(images, name) for name in ("box", "size", "grid", "keep")}
+        if images.frame is not None:
+            by_image |= {"image_row": positions_in(kept, images, plan.offsets), "frame": images.frame}
+        if images.page is not None:
+            by_image["page"] = images.page
+        keys = pa.array([index.keys[row] for row in kept.rows.tolist()], pa.string())
+        file_ends = np.append(files, len(kept.files))[kept.ends].astype(np.int32)
         columns: dict[str, pa.Array] = {
             "patch_size": pa.array(plan.patch_size, pa.int32()),
-            "row": lists(rows),
-            "key": pa.ListArray.from_arrays(
-                pa.array(ends), pa.array([index.keys[row] for row in rows.tolist()], pa.string())
-            ),
-            **{name: lists(column) for name, column in encoded.header.items()},
-            **{name: lists(getattr(images, name)) for name in ("box", "size", "grid", "keep")},
-            **{name: byte_lists(ends, part.values, part.offsets, part.valid) for name, part in data.items()},
+            "row": _lists(kept.rows, kept.ends),
+            "key": pa.ListArray.from_arrays(pa.array(kept.ends), keys),
+            **{name: _lists(column, kept.ends) for name, column in header.items()},
+            **{name: _lists(column, plan.offsets.astype(np.int32)) for name, column in by_image.items()},
+            **{name: byte_lists(file_ends, part.values, part.offsets, part.valid) for name, part in data.items()},
         }
         metadata = {b"patchnpack": b'{"schema": %d, "store": "images"}' % SCHEMA}
         batch = pa.RecordBatch.from_arrays(list(columns.values()), list(columns)).replace_schema_metadata(metadata)
@@ -83,15 +84,17 @@ class ImageStore:
             "nbytes": file.size,
             "digest": digest_of(file),
             "packs": len(plan),
-            "images": len(rows),
+            "images": len(images),
             "begins": value_offsets(file, list(data)),
             "bad": [bad_entry(row) for row in encoded.bad],
         }
         return file, marker if encoded.told is None else marker | {"told": encoded.told}
 
-    def locate(self, places: Places, number: int, rows: np.ndarray, marker: dict[str, Any]) -> None:
+    def locate(self, places: Places, number: int, plan: Plan, marker: dict[str, Any]) -> None:
         """Move the offsets of a part's images from its marker to `places`."""
-        places.add(number, rows, marker.pop("begins"), marker.pop("told", None))
+        kept = kept_rows(plan, places.index)
+        places.add(number, kept.files, marker.pop("begins"), marker.pop("told", None))
+        places.repeat(kept.rows, kept.rows[kept.file])
 
     def check_options(
         self,
@@ -125,3 +128,11 @@ class ImageStore:
     def draw_seed(self, recipe: Recipe, seed: int) -> int:
         """Return the loader's seed: it decides which tokens are kept."""
         return seed
+
+
+def _lists(values: np.ndarray, ends: np.ndarray) -> pa.ListArray:
+    """Return a column of lists: list i holds the values `ends[i]` to `ends[i + 1] - 1`."""
+    flat = pa.array(np.ascontiguousarray(values).ravel())
+    if values.ndim == 2:
+        flat = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    return pa.ListArray.from_arrays(pa.array(ends), flat)

@@ -18,7 +18,8 @@ class Manifest:
 
     Attributes:
         recipe: what the folder was made by.
-        counts: packs, images, tokens, slots, bad, oversize, undersize, skipped, without_label; over all plans.
+        counts: packs, samples, images, tokens, slots, bad (images), left_out (images, with a bad one of their sample),
+            oversize, undersize, skipped (samples), without_label; over all plans.
         padding: share of the slots that hold no token.
         packs: for each epoch, the number of packs of each stream.
         files: for each file by name, its nbytes and digest; for a part, also the other fields of its marker.

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from patchnpack.loaders.packs.arrow_file import MappedFile
-from patchnpack.loaders.packs.patch_part import FIXED
+from patchnpack.loaders.packs.patch_part import FIXED, SEVERAL
 from patchnpack.loaders.shards.reader import ShardReader
 
 # N packs of a record batch
@@ -28,7 +28,7 @@ class Record:
         self.patch_size = batch.column("patch_size")[0].as_py()
         self.patches = file.values(batch.column("patches").buffers()[2], np.uint8)[: _used(batch)].reshape(N, -1)
         self.fixed = {}
-        for name in FIXED:
+        for name in (*FIXED, *(name for name in SEVERAL if name in batch.schema.names)):
             values = batch.column(name).values
             self.fixed[name] = file.values(values.buffers()[1], values.type.to_pandas_dtype())[: len(values)].reshape(
                 N, -1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
@@ -56,8 +55,8 @@ class PackStore(Protocol):
         """
         ...
 
-    def locate(self, places: Places, number: int, rows: np.ndarray, marker: dict[str, Any]) -> None:
-        """Move what the marker of part `number` says about where its rows lie from the marker to `places`."""
+    def locate(self, places: Places, number: int, plan: Plan, marker: dict[str, Any]) -> None:
+        """Move what the marker of part `number` says about where the rows of its packs lie to `places`."""
         ...
 
     # Reading

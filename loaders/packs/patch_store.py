@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
@@ -49,7 +48,7 @@ class PatchStore:
         """Decode the images of a part; return its file and its marker. See `patch_part`."""
         return patch_part(plan, context, compression)
 
-    def locate(self, places: Places, number: int, rows: np.ndarray, marker: dict[str, Any]) -> None:
+    def locate(self, places: Places, number: int, plan: Plan, marker: dict[str, Any]) -> None:
         """Note nothing: packs are found by their numbers, not by the rows in them."""
 
     def check_options(

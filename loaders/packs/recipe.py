@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from patchnpack.loaders.error_policy import OnBad
 from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.shards.patterns import PACKED_FOLDER_FILES
 from patchnpack.packer import Frames, Packing, PatchSizes, ScheduledDrop, ScheduledResolution, Views
@@ -61,11 +62,12 @@ class Recipe:
         part_packs: packs per part.
         compression: of a patch store's parts: None, "lz4" or "zstd".
         image: extensions of image files.
+        sample: the rule that says which images are one sample; None for one image each.
         label: None, or the member (and field) that holds the label.
         classes: index of each class name; None where labels are numbers.
         extras: members that batches return.
-        max_pixels, max_bytes, truncated, on_bad: as for `ErrorPolicy`; they decide which images are bad, and what else
-            they leave out.
+        max_pixels, max_bytes, truncated, on_bad: as for `ErrorPolicy`; they decide which images are bad, and what these
+            leave out.
         pages: as for `PackedImageLoader`; it decides, too.
         source: names of the shards, number of images, a digest of everything that the index says of them, and a digest
             of the shards' bytes outside the images: labels and other members.
@@ -83,13 +85,14 @@ class Recipe:
     part_packs: int
     compression: str | None
     image: str
+    sample: str | None
     label: str | None
     classes: dict[str, int] | None
     extras: tuple[str, ...]
     max_pixels: int
     max_bytes: int
     truncated: Literal["skip", "keep"]
-    on_bad: Literal["sample", "image"]
+    on_bad: OnBad
     pages: Pages
     source: dict[str, Any]
     decoders: str

@@ -18,7 +18,7 @@ from patchnpack.loaders.errors import BadRow, StallError
 from patchnpack.loaders.labels.labels import count_absent
 from patchnpack.loaders.order.order import Pack
 from patchnpack.loaders.packs.mapped_parts import Maps, Record
-from patchnpack.loaders.packs.patch_part import EXTRA
+from patchnpack.loaders.packs.patch_part import EXTRA, SEVERAL, has_several
 from patchnpack.loaders.packs.stored_order import StoredPlan
 from patchnpack.packer import PackedBatch
 
@@ -88,7 +88,8 @@ class StoredBatchBuilder:
         self.num_parts, self.num_images = 1, sum(map(_count, packs))
         self.bad: list[tuple[int, BadRow]] = []
         self.lost: list[int] = []
-        self.bad_samples = self.without_label = self.truncated = self.multi_page = 0
+        self.bad_samples = 0
+        self.without_label = self.truncated = self.multi_page = 0
         self.warnings: list[str] = []
         self._context, self._packs, self._patch_size = context, packs, patch_size
         self._epoch, self._step, self._position = epoch, step, position
@@ -100,7 +101,6 @@ class StoredBatchBuilder:
         """Build the whole batch; `finish` raises what this raises."""
         try:
             self._batch = self._build()
-            self.lost, self.bad_samples = [number for number, _ in self.bad], len(self.bad)
             self.counts = BatchCounts.of(self._batch, self._context.packing.scope)
         except BaseException as error:  # noqa: BLE001 - `finish` raises it in the training loop's thread
             self._error = error
@@ -139,6 +139,7 @@ class StoredBatchBuilder:
             "image_sizes": ((B, K, 2), np.int32, 0),
             "rows": ((B, K), np.int64, -1),
             "labels": ((B, K, *labels.shape), labels.dtype, labels.absent),
+            **(dict.fromkeys(SEVERAL, ((B, K), np.int32, 0)) if has_several(context) else {}),
         }
         arrays: dict[str, np.ndarray] = {}
         run = self._run_of(found)
@@ -203,6 +204,9 @@ class StoredBatchBuilder:
                 extras[name].append([extra(name, kind, value) for value in values])
             if (bad := batch.column("bad")[row].as_py()) != "[]":
                 self.bad += [(before + number, BadRow(**about)) for number, about in json.loads(bad)]
+            lost = batch.column("lost")[row].as_py()
+            self.lost += [before + number for number in lost]
+            self.bad_samples += batch.column("bad_samples")[row].as_py()
             self.truncated += batch.column("truncated")[row].as_py()
             self.warnings += batch.column("warnings")[row].as_py()
             before += _count(pack)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from patchnpack.loaders.assembly.encoded import other_members
+from patchnpack.loaders.assembly.encoded import other_members, shared
 from patchnpack.loaders.imaging.formats import usual_extension
 from patchnpack.loaders.index.index_file import index_of_table, index_table
 from patchnpack.loaders.index.table import Index
@@ -59,7 +59,7 @@ class Places:
 
     def __init__(self, index: Index) -> None:
         n = len(index)
-        self._index = index
+        self.index = index
         self.part = np.full(n, -1, np.int32)
         self.offset = np.full(n, -1, np.int64)
         self.columns = {name: getattr(index, name).copy() for name in TOLD}
@@ -81,7 +81,7 @@ class Places:
 
     def _add_members(self, rows: np.ndarray, begins: Mapping[str, int]) -> None:
         """Note where the members lie whose sizes the index knows."""
-        index = self._index
+        index = self.index
         others = other_members(index, rows)
         for extension, where in index.members.items():
             place = np.full((len(rows), 2), -1, np.int64)
@@ -91,6 +91,8 @@ class Places:
                 present = others[extension][:, 0] >= 0
                 size = np.where(present, others[extension][:, 1], 0)
                 place[present] = np.stack([_consecutive(begins[MEMBER + extension], size), size], 1)[present]
+            if (again := shared(index, rows, where) & ~image).any():
+                place = place[np.maximum.accumulate(np.where(again, 0, np.arange(len(rows))))]
             self.members[extension][rows] = place
 
     def _add_told_members(self, rows: np.ndarray, begins: Mapping[str, int], sizes: Mapping[str, list[int]]) -> None:
@@ -102,11 +104,17 @@ class Places:
             self.members[name][rows] = place
         for format in np.unique(self.columns["format"][rows]).tolist():
             name = usual_extension(format)
-            if name in self._index.members:
+            if name in self.index.members:
                 name = IMAGE + "." + name
             here = rows[self.columns["format"][rows] == format]
             places = self.members.setdefault(name, np.full((len(self.part), 2), -1, np.int64))
             places[here] = np.stack([self.offset[here], self.columns["nbytes"][here]], 1)
+
+    def repeat(self, rows: np.ndarray, files: np.ndarray) -> None:
+        """Note that rows have the bytes and the members of other rows, `files`: further pages those of the first."""
+        rows, files = rows[rows != files], files[rows != files]
+        for column in (self.part, self.offset, self.columns["nbytes"], self.columns["digest"], *self.members.values()):
+            column[rows] = column[files]
 
     def index_bytes(self, parts: Sequence[str], part_bytes: Sequence[int], names: Sequence[str]) -> pa.Buffer:
         """Return the file of the index.
@@ -116,7 +124,7 @@ class Places:
             part_bytes: their sizes.
             names: names of the source's shards.
         """
-        index = self._index
+        index = self.index
         away = self.part < 0
         part = np.where(away, len(parts) + index.shard_of(np.arange(len(index))), self.part).astype(np.int32)
         columns = (
@@ -162,3 +170,12 @@ def read_rows(fd: int, prefix: str, version: Callable[[str], str]) -> StoredInde
     index = index_of_table(table, about, shards)
     part = table.column(_PART).combine_chunks().to_numpy()
     return StoredIndex(**{field.name: getattr(index, field.name) for field in fields(Index)}, part=part)
+
+
+def sample_starts(data: bytes) -> np.ndarray | None:
+    """Return the first row of each sample, and the number of rows, of the file of `read_rows`; None without samples."""
+    with pa.ipc.open_file(pa.BufferReader(data)) as file:
+        table = file.read_all()
+    about = json.loads((table.schema.metadata or {})[_KEY])
+    index = index_of_table(table, about | {"versions": [""] * len(about["shards"])}, about["shards"])
+    return None if index.samples is None else index.samples.starts

@@ -12,7 +12,7 @@ import numpy as np
 
 from patchnpack.loaders.order.order import Order, Pack
 from patchnpack.packer import Images, PatchSizes, Plan
-from patchnpack.packer.policies.random import Purpose, counter_hash
+from patchnpack.packer.policies.random import Purpose, counter_hash, image_ids
 
 # N packs of a stream, M images in them
 
@@ -90,20 +90,26 @@ class StoredOrder(Order):
     def _take(
         self, arrays: Mapping[str, np.ndarray], numbers: np.ndarray, epoch: int, stream: int, first: bool
     ) -> StoredPlan:
-        """Take packs out of a plan by number; the `first` ones bring the rows that the plan left out."""
+        """Take packs out of a plan by number; the `first` ones bring the samples that the plan left out."""
         ends = arrays["offsets"]
         low, count = ends[numbers], ends[numbers + 1] - ends[numbers]
         offsets = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
         which = np.repeat(low - offsets[:-1], count) + np.arange(offsets[-1])
         row, none = arrays["row"][which], np.zeros(0, np.int64)
+        ids, page, frame = self.index.row_id(row), None, None
+        if "frame" in arrays:
+            page, frame, views = arrays["page"][which], arrays["frame"][which], self.packing.views
+            ids = image_ids(ids, page, 0 if views is None else frame % views.count)
         images = Images(
             row=row,
             # Keyed by the epoch itself, not by its plan's: other tokens are kept each epoch.
-            key=counter_hash(Purpose.TOKEN_DROP, self.draw_seed, epoch, self.index.row_id(row)),
+            key=counter_hash(Purpose.TOKEN_DROP, self.draw_seed, epoch, ids),
             box=arrays["box"].reshape(-1, 4)[which],
             size=arrays["size"].reshape(-1, 2)[which],
             grid=arrays["grid"].reshape(-1, 2)[which],
             keep=arrays["keep"][which],
+            page=page,
+            frame=frame,
         )
         return StoredPlan(
             offsets=offsets,
@@ -113,6 +119,8 @@ class StoredOrder(Order):
             oversize=arrays["oversize"] if first else none,
             undersize=arrays.get("undersize", none) if first else none,
             algorithm=self.packing.algorithm,
+            few=arrays.get("few", none) if first else none,
+            scope=self.packing.scope,
             epoch=self.planned_epoch(epoch),
             stream=stream,
             numbers=numbers,

@@ -23,7 +23,10 @@ from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.storage import Folder
 
 _LISTED = 1000  # bad images that the manifest lists; it counts all
-_COUNTS = ("packs", "images", "tokens", "slots", "bad", "oversize", "undersize", "skipped", "without_label")
+_COUNTS = (
+    *("packs", "samples", "images", "tokens", "slots", "bad", "left_out", "oversize", "undersize", "skipped"),
+    "without_label",
+)
 
 
 class Finisher:
@@ -92,7 +95,8 @@ class Finisher:
                 )
             self._bad += marker.pop("bad")
             self._counts["without_label"] += marker.get("without_label", 0)
-            store.locate(places, number, plan.images.row, marker)
+            self._counts["left_out"] += marker.get("left_out", 0)
+            store.locate(places, number, plan, marker)
             self._files[f"{PARTS}/{name}.arrow"] = marker
         images = sum(marker["images"] for marker in self._files.values())
         self._monitor.judge_all(images, [BadRow(**bad) for bad in self._bad], "in all")
@@ -111,6 +115,9 @@ class Finisher:
                 for what in ("oversize", "undersize", "skipped"):
                     self._counts[what] += len(arrays[what])
                 self._counts["images"] += len(arrays["row"])
+                self._counts["samples"] += (
+                    int((arrays["frame"] == 0).sum()) if "frame" in arrays else len(arrays["row"])
+                )
                 self._counts["tokens"] += int(arrays["keep"].sum(dtype=np.int64))
                 self._write(plan_name(epoch, stream), arrays_bytes(arrays))
         return packs

@@ -22,7 +22,6 @@ from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.pages import Pages
-from patchnpack.loaders.index.sample_rule import Sample
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.labels.label_rule import Classes
 from patchnpack.loaders.packed_loader import PackedImageLoader
@@ -46,6 +45,7 @@ from patchnpack.loaders.prepacking.sources import check_source
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
 from patchnpack.loaders.remote.storage import Folder, check_writable, open_folder
 from patchnpack.loaders.shards.patterns import ShardNames
+from patchnpack.loaders.shards.sample_rule import Sample
 from patchnpack.loaders.sources.dataset_source import DatasetSource
 from patchnpack.packer import Packing, PatchSizes, Plan
 from patchnpack.packer.checks import check_whole
@@ -77,7 +77,8 @@ class Job:
         errors: what to do about bad images. A patch store decodes all images when it is written, and `max_rate` applies
             to all of them together.
         image, sample, path, root, sizes, thread_safe, fingerprint: of the source, as for `PackedImageLoader`;
-            `image=None` is its default, or that of the `Index`.
+            `image=None` is its default, or that of the `Index`, and so is `sample=None`. Samples of several images are
+            kept whole: an image store keeps all their files, each once, whichever images `Packing` chooses.
         storage_options: options for the folder and for remote shards.
         cache_dir, cache_limit: of remote shards, as for `PackedImageLoader`.
 
@@ -156,7 +157,7 @@ class Job:
             return job
         shards = tuple(shard if is_remote(shard) else os.path.abspath(shard) for shard in self.index.shards)
         index = replace(self.index, shards=shards)
-        return replace(self, source=index, out=out, path=None, root=None)
+        return replace(self, source=index, out=out, sample=None, path=None, root=None)
 
     @cached_property
     def folder(self) -> Folder:
@@ -229,6 +230,7 @@ class Job:
             part_packs=self.part_packs or self._default_part_packs(),
             compression=self.compression,
             image=self.index.image,
+            sample=None if self.index.samples is None else self.index.samples.rule,
             label=label,
             classes=None if classes is None else dict(classes),
             extras=tuple(loader.context.extras),
@@ -255,7 +257,7 @@ class Job:
 
     @cached_property
     def num_images(self) -> int:
-        """Images to write over all epochs, the total that progress counts to."""
+        """Samples to write over all epochs, the total that progress counts to."""
         return self._loader.steps().order.num_samples * self._store.part_epochs(self.recipe)
 
     def run(self, task: int = 0, num_tasks: int = 1, progress: Progress = lambda images: None) -> bool:
@@ -263,7 +265,7 @@ class Job:
 
         Args:
             task, num_tasks: number of the task, and of tasks. Tasks may run anywhere, repeatedly, and concurrently.
-            progress: called with the number of images of each part, once it is present.
+            progress: called with the number of samples of each part, once it is present.
 
         Returns:
             Whether the folder is finished.
@@ -301,7 +303,7 @@ class Job:
                 continue
             if name + ".json" not in present:
                 self._write(name, plan)
-            progress(len(plan.images))
+            progress(plan.num_samples)
         if not set(expected) <= set(self.folder.names(MARKERS, ".json")):
             return False
         self._finish()

@@ -23,7 +23,7 @@ def parts(order: Order, recipe: Recipe) -> Iterator[tuple[str, Plan]]:
                 yield unit_name(epoch, stream, number), plan
                 number += 1
             if part_epochs < recipe.epochs:
-                # An epoch without parts of its own may give these images a size that fits.
+                # An epoch without parts of its own may give these samples a size that fits, or other frames.
                 rows = np.concatenate([np.zeros(0, np.int64), *skipped])
                 for low in range(0, len(rows), recipe.part_packs):
                     yield unit_name(epoch, stream, number), _one_per_pack(rows[low : low + recipe.part_packs])
@@ -51,6 +51,7 @@ def plan_arrays(plans: Iterable[Plan]) -> dict[str, np.ndarray]:
     """Return the plan of a stream as arrays; see `StoredOrder.plan`."""
     plan = Plan.concatenate(list(plans))
     images = plan.images
+    several = {"page": images.page, "frame": images.frame, "few": plan.few} if images.frame is not None else {}
     return {
         "offsets": plan.offsets,
         "patch_size": plan.patch_size,
@@ -61,6 +62,7 @@ def plan_arrays(plans: Iterable[Plan]) -> dict[str, np.ndarray]:
         "skipped": plan.skipped,
         "oversize": plan.oversize,
         "undersize": plan.undersize,
+        **{name: column for name, column in several.items() if column is not None},
     }
 
 
@@ -71,7 +73,7 @@ def _noting_skipped(plans: Iterable[Plan], skipped: list[np.ndarray]) -> Iterato
 
 
 def _one_per_pack(rows: np.ndarray) -> Plan:
-    """Return packs of one image each, for images that no pack of this epoch holds."""
+    """Return packs of one image each, the first of each sample that no pack of this epoch holds."""
     n, none = len(rows), np.zeros(0, np.int64)
     images = Images(
         row=rows,

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from patchnpack.loaders.imaging.formats import EXTENSIONS
+from patchnpack.loaders.imaging.formats import EXTENSIONS, VIDEO_EXTENSIONS
 from patchnpack.loaders.shards.keys import escape_key
 from patchnpack.packer.files import absent
 
@@ -184,6 +184,16 @@ def count_by_extension(counts: Mapping[str, int], limit: int = 5) -> str:
     listed = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     text = ", ".join(f"{count} of {name}" for name, count in listed[:limit])
     return text if len(listed) <= limit else f"{text}, {sum(count for _, count in listed[limit:])} of others"
+
+
+def remedy_for_videos(counts: Mapping[str, int]) -> str:
+    """Return what to give where files that are left out are videos, with a comma; "" where none is.
+
+    >>> remedy_for_videos({".mp4": 20}), remedy_for_videos({".md": 1})
+    ("give sample='members' to use the frames of videos, ", '')
+    """
+    is_video = any(kind[1:] in VIDEO_EXTENSIONS for kind in counts)
+    return "give sample='members' to use the frames of videos, " if is_video else ""
 
 
 def walk_folder(folder: Path, found: ImageFolder, without: Path | None = None) -> Iterator[tuple[str, list[str]]]:

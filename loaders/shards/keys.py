@@ -1,4 +1,4 @@
-"""Keys of samples as names of tar members that webdataset reads back and that unpack safely."""
+"""Keys of samples as names of tar members that webdataset reads back and that unpack safely, and their order."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import count
 
 import xxhash
 
+_DIGITS = re.compile(r"(\d+)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_BYTES = 200  # of a folder or of a file's stem; file systems allow 255
 
@@ -45,6 +46,16 @@ def unused(name: str, used: Container[str]) -> str:
     'a_3'
     """
     return name if name not in used else next(new for i in count(2) if (new := f"{name}_{i}") not in used)
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Return a key that sorts names as people do: runs of digits by their number.
+
+    >>> sorted(["p10", "p2", "cover", "p2b", ""], key=natural_key)
+    ['', 'cover', 'p2', 'p2b', 'p10']
+    """
+    parts = _DIGITS.split(name)
+    return tuple((0, int(part), part) if i % 2 else (1, 0, part) for i, part in enumerate(parts) if part)
 
 
 def _shortened(part: str) -> str:

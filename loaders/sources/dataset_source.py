@@ -20,7 +20,6 @@ from patchnpack.loaders.imaging.formats import PIXELS
 from patchnpack.loaders.imaging.readers.heif import has_heif
 from patchnpack.loaders.index.grouping import with_samples
 from patchnpack.loaders.index.page_rows import files_of
-from patchnpack.loaders.index.sample_rule import sample_rule
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.order.mixture import Mixture
 from patchnpack.loaders.order.order import Order
@@ -28,6 +27,7 @@ from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.process import cpu_share
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.reader import ShardReader
+from patchnpack.loaders.shards.sample_rule import sample_rule
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.loaders.sources.shard_source import ShardSource, shard_opener
 from patchnpack.packer import Packing

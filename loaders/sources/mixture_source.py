@@ -25,6 +25,7 @@ from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.shards.names import names_of
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.reader import ShardReader
+from patchnpack.loaders.shards.sample_rule import Sample
 from patchnpack.loaders.sources.class_names import joined_classes, settle_names
 from patchnpack.loaders.sources.dataset_source import DatasetSource, OpenedDataset, items_of_options
 from patchnpack.loaders.sources.mixed_labels import MixedLabels
@@ -66,15 +67,19 @@ class MixtureSource(ShardSource):
         numbers = [i for i, source in enumerate(sources) if DatasetSource.accepts(source)]
         others = [i for i in range(len(sources)) if i not in numbers]
         _check_options(options, len(numbers), len(others))
-        given_label, labels = options.label, _labels_by_source(options.label, names)
+        given_label, labels = options.label, _by_source("label", options.label, names)
+        rules = _by_source("sample", options.sample, names)
         options = replace(options, label=_common_label({names[i]: labels[names[i]] for i in others}))
         opener = shard_opener(options)
-        parts = dict(zip(others, _indexes([sources[i] for i in others], options, opener), strict=True))
+        found = _indexes([sources[i] for i in others], [rules[names[i]] for i in others], options, opener)
+        parts = dict(zip(others, found, strict=True))
         datasets: dict[int, OpenedDataset] = {}
         if numbers:
-            options = _settled_by_all(parts, {names[i]: (sources[i], labels[names[i]]) for i in numbers}, options)
+            given_here = {names[i]: (sources[i], labels[names[i]], rules[names[i]]) for i in numbers}
+            options = _settled_by_all(parts, given_here, options)
             for i in numbers:
-                datasets[i] = _open_dataset(sources[i], replace(options, label=labels[names[i]]), opener)
+                own = replace(options, label=labels[names[i]], sample=rules[names[i]])
+                datasets[i] = _open_dataset(sources[i], own, opener)
                 index = datasets[i].index
                 parts[i] = replace(index, shards=(f"{index.shards[0]} {names[i]!r}",), image=options.image)
         indexes = [parts[i] for i in range(len(sources))]
@@ -115,7 +120,7 @@ class MixtureSource(ShardSource):
             return super().labels(reader)
         names, starts, indexed = self.mixed.names, self._starts, None
         others = [i for i in range(len(names)) if i not in self.datasets]
-        labels = _labels_by_source(self.options.label, list(names))
+        labels = _by_source("label", self.options.label, list(names))
         label = _common_label({names[i]: labels[names[i]] for i in others})
         if label is not None:
             rows = [range(starts[i], starts[i + 1]) for i in others]
@@ -171,18 +176,18 @@ def _check_options(options: LoaderOptions, num_datasets: int, num_others: int) -
         )
 
 
-def _labels_by_source(label: Any, names: list[str]) -> dict[str, Label]:
-    """Return the label of each source; `label` is one for all, or a dict by source."""
-    if not isinstance(label, Mapping):
-        return dict.fromkeys(names, label)
-    if set(label) != set(names):
-        wrong = [f"has no source {name!r}" for name in names if name not in label]
-        wrong += [f"names {name!r}, which is no source" for name in label if name not in names]
+def _by_source(option: str, given: Any, names: list[str]) -> dict[str, Any]:
+    """Return what each source is given as `option`, which is one value for all, or a dict by source."""
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(names, given)
+    if set(given) != set(names):
+        wrong = [f"has no source {name!r}" for name in names if name not in given]
+        wrong += [f"names {name!r}, which is no source" for name in given if name not in names]
         raise ValueError(
-            f"label {wrong[0]}; a dict gives each source of the mixture its label, None for no label: the sources are "
-            f"{', '.join(map(repr, names))}"
+            f"{option} {wrong[0]}; a dict gives each source of the mixture its {option}, None for no {option}: the "
+            f"sources are {', '.join(map(repr, names))}"
         )
-    return dict(label)
+    return dict(given)
 
 
 def _common_label(labels: dict[str, Label]) -> Label:
@@ -202,13 +207,13 @@ def _joined(parts: list[Index]) -> Index:
 
 
 def _settled_by_all(
-    parts: dict[int, Index], datasets: dict[str, tuple[Any, Label]], options: LoaderOptions
+    parts: dict[int, Index], datasets: dict[str, tuple[Any, Label, Sample]], options: LoaderOptions
 ) -> LoaderOptions:
     """Return the options with the members that `extras` names, and the classes that all sources name together.
 
     Args:
         parts: the indexes of the sources that are no data sets.
-        datasets: each other source, with its label.
+        datasets: each other source, with its label and its rule for samples.
         options: as given.
     """
     classes = options.classes
@@ -216,8 +221,10 @@ def _settled_by_all(
         index = _joined(list(parts.values()))
         options = replace(options, extras=extra_members(options.extras, index))
         _, options = settle_names(index, options)
-    items = {name: items_of_options(given, options) for name, (given, _) in datasets.items()}
-    members = {name: label_members(items[name], label) for name, (_, label) in datasets.items()}
+    items = {
+        name: items_of_options(given, replace(options, sample=rule)) for name, (given, _, rule) in datasets.items()
+    }
+    members = {name: label_members(items[name], label) for name, (_, label, _) in datasets.items()}
     if options.classes is not None and options.label is None and not any(map(any, members.values())):
         raise ValueError("classes= names the classes of labels, and label is None; give label=, such as 'label'")
     if classes is not None:
@@ -240,8 +247,8 @@ def _open_dataset(given: Any, options: LoaderOptions, opener: ShardOpener) -> Op
     return OpenedDataset.open(given, options, opener)
 
 
-def _indexes(sources: list[Any], options: LoaderOptions, opener: ShardOpener) -> list[Index]:
-    """Open the index of each source; `path` and `root` are for those that are tables of paths."""
+def _indexes(sources: list[Any], rules: list[Sample], options: LoaderOptions, opener: ShardOpener) -> list[Index]:
+    """Open the index of each source by its rule; `path` and `root` are for those that are tables of paths."""
     sources = [
         source if isinstance(source, Index | str | os.PathLike) else names_of(source)  # a generator yields names once
         for source in sources
@@ -251,6 +258,6 @@ def _indexes(sources: list[Any], options: LoaderOptions, opener: ShardOpener) ->
     if not any(tables):  # the first names the option that it has no use for
         plain = options
     return [
-        shard_index(source, options if is_table else plain, opener)
-        for source, is_table in zip(sources, tables, strict=True)
+        shard_index(source, replace(options if is_table else plain, sample=rule), opener)
+        for source, rule, is_table in zip(sources, rules, tables, strict=True)
     ]

@@ -11,7 +11,6 @@ from patchnpack.loaders.assembly.transform import Transform, check_transform
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
-from patchnpack.loaders.index.sample_rule import Sample, sample_rule
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.classes import Classes, listed_classes
 from patchnpack.loaders.labels.label_rule import Label
@@ -19,6 +18,7 @@ from patchnpack.loaders.members import check_extensions, checked_extras
 from patchnpack.loaders.order.rank_steps import Even
 from patchnpack.loaders.order.row_filter import Where
 from patchnpack.loaders.process import checked_rank, process_rank
+from patchnpack.loaders.shards.sample_rule import Sample, sample_rule
 from patchnpack.packer import Packing
 from patchnpack.packer.checks import check_choice, check_flag, check_whole, shown
 
@@ -47,7 +47,7 @@ class LoaderOptions:
     seed: int
     repeat: bool
     image: str
-    sample: Sample = field(repr=False)
+    sample: Sample | Any = field(repr=False)  # of a mixture, also a dict with the rule of each source
     label: Label | Any = field(repr=False)  # of a mixture, also a dict with the label of each source
     classes: Classes = field(repr=False)
     extras: Sequence[str]
@@ -94,8 +94,8 @@ class LoaderOptions:
         check_extensions(self.image)
         check_decode(self.decode)
         check_pages(self.pages)
-        rule = sample_rule(self.sample)
-        if self.pages == "error" and rule is not None and rule.is_members:
+        given = self.sample.values() if isinstance(self.sample, Mapping) else [self.sample]
+        if self.pages == "error" and any(rule is not None and rule.is_members for rule in map(sample_rule, given)):
             raise ValueError(
                 "pages is 'error', which refuses files of several pages, and sample is 'members', which uses all; give "
                 "only one of them"

@@ -135,7 +135,7 @@ class PackedSource:
     def _planned_order(self, recipe: Recipe, block: int) -> Order:
         """The order of the source's rows in which the packs were planned."""
         return Order(
-            index=self.folder.index.source_index(),
+            index=self.rows.usable(self.folder.index.source_index()),
             usable=self.rows.heads(self.folder.index),
             packing=recipe.packing,
             seed=recipe.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from patchnpack.loaders.assembly.stats import Stats
@@ -14,6 +14,7 @@ from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
 from patchnpack.loaders.labels.label_rule import Classes, Label
 from patchnpack.loaders.members import check_extensions, checked_extras
+from patchnpack.loaders.shards.sample_rule import images_of, sample_rule
 from patchnpack.loaders.shards.tar import IMAGE
 from patchnpack.loaders.streaming.progress import Progress, has_state
 from patchnpack.loaders.streaming.samples import SampleReader
@@ -36,6 +37,7 @@ def pack_stream(
     transform: Transform | None = None,
     decode: Decode | None = None,
     pages: Pages = "first",
+    sample: str | Callable[[str], str] | None = None,
     seed: int = 0,
     drop_last: bool = False,
     num_threads: int | None = None,
@@ -64,7 +66,8 @@ def pack_stream(
             multiplies its own image count by ranks x workers.
         batch_size: B, packs in a batch.
         image: members that hold the image, separated by ";". If a sample has several, the first one listed is used. A
-            member that is None is absent, and the case of names does not matter, here and below.
+            member that is None is absent, and the case of names does not matter, here and below. With
+            `sample="members"`, the default includes videos.
         label: None, "cls" (or any member that holds text or a number), "json:FIELD", or a callable from a sample's dict
             to an int or an array. The second item of a pair is its label: a number, a text, an array or None.
         classes: names of the classes as a list, a file with one name per line, or a mapping from name to index.
@@ -72,6 +75,11 @@ def pack_stream(
             decoded values unchanged; None where a sample lacks the member.
         decode: called with the bytes of each encoded image, as in `PackedImageLoader`; PIL images and arrays skip it.
         pages: "first" or "error": what becomes of files with several pages or frames, as in `PackedImageLoader`.
+        sample: which images are one sample, and so share a pack, in order. None: each alone. "members": those of one
+            item of `samples`: all members that `image` names, in natural order (p2 before p10), the images in a list or
+            in an array (frames, height, width, C), and all pages and frames of encoded files. "key:REGEX", or a
+            function from a key to a name: neighbouring items whose names agree; the group of the expression, which must
+            match the whole key, is the name.
         transform: called as `transform(image, rng)`, as in `PackedImageLoader`.
         seed: seeds every draw. Draws differ between ranks and workers but not between calls: change it each epoch.
         drop_last: leave out an incomplete last batch; otherwise empty packs fill it.
@@ -106,8 +114,15 @@ def pack_stream(
     check_decode(decode)
     check_pages(pages)
     check_transform(transform)
+    rule = sample_rule(sample)
+    image = images_of(image, rule)
+    if rule is not None and rule.is_members and pages == "error":
+        raise ValueError(
+            "pages is 'error', which refuses files of several pages, and sample is 'members', which uses all their "
+            "pages; leave out one of the two"
+        )
     stats, policy = Stats(), errors if errors is not None else ErrorPolicy()
-    progress = Progress(samples) if has_state(samples) else None
+    progress = Progress(samples, None if rule is None else rule.name) if has_state(samples) else None
     stream = Stream(
         samples=samples,
         reader=SampleReader(
@@ -118,8 +133,10 @@ def pack_stream(
             policy,
             any_kind=decode is not None,
             pages=pages,
+            rule=rule,
             bands=band_request(packing or Packing()),
         ),
+        rule=rule,
         packing=packing if packing is not None else Packing(),
         batch_size=batch_size,
         decode=decode,
@@ -194,8 +211,8 @@ class PackedStream(Iterator[PackedBatch]):
     def stats(self) -> dict[str, Any]:
         """Return the totals so far, as `PackedImageLoader.stats` does.
 
-        Once the stream has ended, images + bad_images + skipped + without_image equals the number of samples that
-        arrived. Samples that are in no batch are counted with the next batch.
+        Once the stream has ended, samples + bad_samples + skipped + without_image equals the number of samples that
+        arrived, or of groups, where `sample` joins them. Samples that are in no batch are counted with the next batch.
         """
         return self._stats.report()
 

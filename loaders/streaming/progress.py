@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from patchnpack.loaders.errors import BadRow
-from patchnpack.loaders.streaming.samples import NoImage, Sample
+from patchnpack.loaders.streaming.samples import BadSample, NoImage, Sample
 
-VERSION = 1
+VERSION = 2
 _EVERY = 64  # samples between two states of the iterable: a resumed stream reads up to so many again
 _KEPT = 64  # batches whose states can still be asked for
 _LIMITS = (
@@ -38,20 +37,27 @@ class Progress:
     ```
 
     A state holds the iterable's state at that checkpoint, and the used rows since. A stream that loads it reads the
-    samples from there, and passes over those that are used.
+    samples from there, and passes over those that are used. Samples that are grouped are used together, so a group that
+    waits is read again as a whole.
+
+    Args:
+        samples: the iterable.
+        rule: name of the rule that groups them, None for none.
 
     Attributes:
         row: the row of the first sample that arrives.
-        step, position, seen: batches, packs and samples before the first one.
+        step, position, seen: batches, packs and samples (groups, where they are grouped) before the first one.
     """
 
-    def __init__(self, samples: Iterable[Any]) -> None:
+    def __init__(self, samples: Iterable[Any], rule: str | None = None) -> None:
         self._samples: Any = samples
+        self._rule = rule
         self.row = self.step = self.position = self.seen = 0
         self._stream: tuple[int, int] | None = None
         self._checkpoints: deque[tuple[int, Any]] = deque([(0, None)])  # None: as the iterable begins
         self._arrived = self._oldest = 0
         self._used: dict[int, int] = {}  # the batch with which each row was used
+        self._followers = Counter[int]()  # by the same batch, used rows that are not the first of their group
         self._identities: dict[int, int] = {}
         self._expected: dict[int, int] = {}  # identities of the rows that arrive again
         self._replayed: set[int] = set()  # those of them that were used before the state
@@ -77,7 +83,7 @@ class Progress:
             if self._arrived - self._checkpoints[-1][0] >= _EVERY:  # now all that arrived has been noted
                 self._checkpoints.append((self._arrived, self._samples.state_dict()))
 
-    def arrive(self, read: Sample | BadRow | NoImage) -> bool:
+    def arrive(self, read: Sample | BadSample | NoImage) -> bool:
         """Note the next sample; return whether it is new, and not one that was used before the state was saved."""
         identity = _identity(read)
         self._arrived = read.row + 1
@@ -101,15 +107,19 @@ class Progress:
             self._used[read.row] = self.step - 1
         return is_new
 
-    def use(self, rows: Iterable[int], step: int) -> None:
-        """Note rows that are used by a batch, or left out before it."""
+    def use(self, rows: Sequence[int], step: int) -> None:
+        """Note the rows of a group that are used by a batch, or left out before it."""
         self._used.update(dict.fromkeys(rows, step))
+        if len(rows) > 1:
+            self._followers[step] += len(rows) - 1
         self._forget(step - _KEPT)
 
     def _forget(self, step: int) -> None:
         """Drop what only the states before a batch need."""
         while self._used.get(self._oldest, step) < step:
             self._oldest += 1
+        for old in [old for old in self._followers if old < step and len(self._followers) > 2 * _KEPT]:
+            self._followers[step] += self._followers.pop(old)
         while len(self._checkpoints) > 1 and self._checkpoints[1][0] <= self._oldest:
             first, _ = self._checkpoints.popleft()
             for row in range(first, self._checkpoints[0][0]):
@@ -141,6 +151,8 @@ class Progress:
             "identities": [self._identities[number] for number in range(row, used[-1] + 1 if used else row)],
             "step": step + 1,
             "position": position,
+            "seen": row + len(used) - sum(count for by, count in self._followers.items() if by <= step),
+            "sample": self._rule,
             "stream": self._stream,
         }
 
@@ -152,6 +164,7 @@ class Progress:
         """
         try:
             version, row, step, position = (int(state[name]) for name in ("version", "row", "step", "position"))
+            seen, rule = int(state.get("seen", 0)), state.get("sample")
             expected = dict(enumerate(map(int, state["identities"]), row))
             replayed = set(map(int, state["used"]))
             stream = None if state["stream"] is None else (int(state["stream"][0]), int(state["stream"][1]))
@@ -167,6 +180,11 @@ class Progress:
             raise ValueError(
                 f"the state has version {version}, but this release reads {VERSION}; begin the stream again"
             )
+        if rule != self._rule:
+            raise ValueError(
+                f"the state is of a stream with sample={rule!r}, and this one has sample={self._rule!r}; resume with "
+                "the same, or begin the stream again"
+            )
         if iterable is not None:
             self._samples.load_state_dict(iterable)
         self.row = self._arrived = self._oldest = row
@@ -174,16 +192,18 @@ class Progress:
         self._expected, self._replayed = expected, replayed
         self._used, self._identities = dict.fromkeys(replayed, step - 1), dict(expected)
         self._checkpoints = deque([(row, iterable)])
-        self.seen = row + len(replayed)
+        self.seen, self._followers = seen, Counter({step - 1: row + len(replayed) - seen})
 
 
-def _identity(read: Sample | BadRow | NoImage) -> int:
-    """Return a number by which a sample is recognized when it arrives again: of its image and its label."""
+def _identity(read: Sample | BadSample | NoImage) -> int:
+    """Return a number by which a sample is recognized when it arrives again: of its images and its label."""
     if not isinstance(read, Sample):
         return 0
-    image = read.image
-    pixels: Any = image if isinstance(image, bytes) else b""
-    if isinstance(image, np.ndarray):
-        pixels = np.ascontiguousarray(image).data
-    about = f"{read.header} {read.label!r}".encode()
-    return xxhash.xxh3_64_intdigest(about, seed=xxhash.xxh3_64_intdigest(pixels))
+    identity = 0
+    for picture in read.pictures:
+        pixels: Any = picture if isinstance(picture, bytes) else b""
+        if isinstance(picture, np.ndarray):
+            pixels = np.ascontiguousarray(picture).data
+        identity = xxhash.xxh3_64_intdigest(pixels, seed=identity)
+    about = f"{[run.header for run in read.runs]} {read.label!r}".encode()
+    return xxhash.xxh3_64_intdigest(about, seed=identity)

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from patchnpack.loaders.assembly.context import BatchContext
-from patchnpack.loaders.assembly.samples import extra, repeats
-from patchnpack.loaders.datasets.pictures import is_stored, stored_bytes
+from patchnpack.loaders.assembly.samples import extra
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.bands import BandRequest
-from patchnpack.loaders.imaging.decode_pages import Wanted
-from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
-from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
-from patchnpack.loaders.imaging.warnings import Warn
+from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.index.scanner import extensions_of
 from patchnpack.loaders.labels.label_rule import Classes, Label, LabelRule
 from patchnpack.loaders.labels.labels import LabelKind
 from patchnpack.loaders.remote.addresses import redact
-from patchnpack.packer import Rows
-
-# M images
+from patchnpack.loaders.shards.sample_rule import SampleRule
+from patchnpack.loaders.streaming.pictures import (
+    Picture,
+    PictureReader,
+    Run,
+    image_members,
+    in_picture,
+    pictures_in,
+    stage_of,
+)
 
 _log = logging.getLogger("patchnpack")
 
@@ -42,23 +45,54 @@ class Sample:
         row: the number of the sample in order of arrival, from 0.
         key: its key, or the row as text where it has none.
         shard: the shard that the sample names, or "the stream".
-        image: encoded bytes, a PIL image or an array.
-        header: size and orientation of the image.
+        pictures: its files and decoded pictures: encoded bytes, PIL images or arrays.
+        runs: sizes of its images, in order.
         label: an int, an array, or None.
         extras: its other members, in the order of `extras`.
+        bad: the pictures that are left out of it.
     """
 
     row: int
     key: str
     shard: str
-    image: bytes | Image.Image | np.ndarray
-    header: Header
+    pictures: Sequence[Picture]
+    runs: Sequence[Run]
     label: int | np.ndarray | None
     extras: tuple[Any, ...]
+    bad: Sequence[BadRow] = ()
 
-    def bad_row(self, stage: str, reason: str) -> BadRow:
-        """Return the record of this sample, which could not be used."""
-        return _bad_row(self.row, self.key, self.shard, stage, reason)
+    @property
+    def num_images(self) -> int:
+        """The number of its images."""
+        return sum(run.frames for run in self.runs)
+
+    def run_of(self, number: int) -> Run:
+        """Return the run that holds image `number` of the sample."""
+        runs = self.runs
+        return runs[0] if len(runs) == 1 else runs[bisect_right(runs, number, key=attrgetter("number")) - 1]
+
+    def bad_row(self, stage: str, reason: str, number: int) -> BadRow:
+        """Return the record of image `number` of this sample, which could not be used."""
+        run = self.run_of(number)
+        if len(self.pictures) > 1:
+            reason = in_picture(run.file, reason)
+        return bad_row(self.row, self.key, self.shard, stage, reason, run.page + number - run.number)
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A sample of which no image is used, since images of it are bad.
+
+    Attributes:
+        row, key: as of `Sample`.
+        bad: the bad images, at least one.
+        left_out: its other images.
+    """
+
+    row: int
+    key: str
+    bad: Sequence[BadRow]
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +108,7 @@ class SampleReader:
     Args:
         image, label, classes, extras, errors, pages: those of `pack_stream`.
         any_kind: accept encoded images of every kind, since a `decode` function will get them.
+        rule: which images are one sample; None for one image each.
         bands: what the packing asks for beyond 8-bit colours.
     """
 
@@ -86,9 +121,12 @@ class SampleReader:
         errors: ErrorPolicy,
         any_kind: bool = False,
         pages: Pages = "first",
+        rule: SampleRule | None = None,
         bands: BandRequest | None = None,
     ) -> None:
-        self._errors, self._any_kind, self._pages, self._bands = errors, any_kind, pages, bands
+        self.all_pages = rule is not None and rule.is_members
+        self._keeps_others = errors.on_bad == "image"
+        self._pictures = PictureReader(errors, any_kind, pages, all_pages=self.all_pages, bands=bands)
         self._asked = [name.lstrip(".") for name in extras]
         self.extras = [name.lower() for name in self._asked]
         extensions_of(image)  # refuses an image without extensions
@@ -98,8 +136,8 @@ class SampleReader:
         self._arrived, self._members, self._warned = 0, "", False
         self._unseen = {"image", *self._asked} | ({"label"} if label is not None else set())
 
-    def read(self, sample: Any) -> Sample | BadRow | NoImage:
-        """Read the next sample; return it, or the record of an image that cannot be used or that it does not have.
+    def read(self, sample: Any) -> Sample | BadSample | NoImage:
+        """Read the next sample; return it, or why none of its images is used.
 
         Raises:
             ValueError: the sample is neither a dict nor a pair, its image has an unsupported type, or its label is
@@ -147,19 +185,23 @@ class SampleReader:
             f"{self._members}: name one of them, or leave the option out"
         )
 
-    def _read_dict(self, row: int, sample: Mapping[str, Any]) -> Sample | BadRow | NoImage:
+    def _read_dict(self, row: int, sample: Mapping[str, Any]) -> Sample | BadSample | NoImage:
         key, shard = str(sample.get("__key__", row)), str(sample.get("__url__", _STREAM))
         if not self._members:
             self._members = _listed(sample)
-        image = next((image for name in self._images if (image := _member(sample, name)) is not None), None)
-        if image is None:
+        if self.all_pages:
+            images = [each for name in image_members(sample, self._images) for each in pictures_in(sample[name])]
+        else:
+            image = next((image for name in self._images if (image := _member(sample, name)) is not None), None)
+            images = [] if image is None else [image]
+        if not images:
             return self._no_image(row, key, shard, f"its members are {_listed(sample) or 'all None'}, and image=")
         self._unseen.discard("image")
         return self._sample(
             row,
             key,
             shard,
-            image,
+            images,
             lambda: tuple(self._extra(sample, name) for name in self._asked),
             lambda name: _member(sample, name),
             lambda: dict(sample),
@@ -175,54 +217,53 @@ class SampleReader:
             )
         return NoImage(row)
 
-    def _read_pair(self, row: int, image: Any, label: Any) -> Sample | BadRow | NoImage:
+    def _read_pair(self, row: int, image: Any, label: Any) -> Sample | BadSample | NoImage:
         if self._label is not None or self.extras:
             raise ValueError(
                 f"sample {row} of the stream is a pair, whose second item is its label; label={self._label!r} and "
                 f"extras={self.extras!r} name members of a dict: leave them out, or pass dicts"
             )
+        images = [] if image is None else list(pictures_in(image)) if self.all_pages else [image]
         if not row:
-            self._members = "those of a pair whose image is None" if image is None else ""
-        if image is None:
+            self._members = "" if images else "those of a pair whose image is None"
+        if not images:
             return self._no_image(row, str(row), _STREAM, "the first item of its pair is None, and image=")
         self._unseen.clear()
-        return self._sample(row, str(row), _STREAM, image, lambda: (), lambda _: label, dict)
+        return self._sample(row, str(row), _STREAM, images, lambda: (), lambda _: label, dict)
 
     def _sample(
         self,
         row: int,
         key: str,
         shard: str,
-        image: Any,
+        images: Sequence[Any],
         read_extras: Callable[[], tuple[Any, ...]],
         read: Callable[[str], Any],
         read_all: Callable[[], dict[str, Any]],
-    ) -> Sample | BadRow:
-        """Return the sample of an image, whose label `LabelRule.of_sample` gets from `read` and `read_all`."""
+    ) -> Sample | BadSample:
+        """Return the sample of some images, whose label `LabelRule.of_sample` gets from `read` and `read_all`."""
+        pictures: Sequence[Picture] = ()
+        runs: Sequence[Run] = ()
+        bad: list[BadRow] = []
         try:
-            image, header = self._checked_image(image, key)
+            if self.all_pages:
+                pictures, runs, reasons = self._pictures.all(images, key)
+                bad = [bad_row(row, key, shard, *why) for why in reasons]
+                if bad and not (runs and self._keeps_others):
+                    return BadSample(row, key, bad, sum(run.frames for run in runs))
+            else:
+                pictures, runs = self._pictures.one(images[0], key)
             extras = read_extras()
             label = self._rule.of_sample(read, read_all, lambda: f"the sample with key {key!r}")
         except BadImage as error:
-            stage = "header" if error.stage == "decode" else error.stage
-            return _bad_row(row, key, shard, stage, str(error))
+            lost = max(0, sum(run.frames for run in runs) - 1)
+            return BadSample(row, key, [*bad, bad_row(row, key, shard, stage_of(error), str(error))], lost)
         if label is not None:
             self._unseen.discard("label")
             if self._kind is None:
                 self._kind = LabelKind(np.shape(label))
             self._kind.check(label, key)
-        return Sample(row, key, shard, image, header, label, extras)
-
-    def _checked_image(self, image: Any, key: str) -> tuple[bytes | Image.Image | np.ndarray, Header]:
-        if is_stored(image):  # as Hugging Face's Image(decode=False) gives it
-            image = stored_bytes(image["bytes"], image["path"], f"sample {key!r}")
-        image, header = _header_of(image, key, self._any_kind, self._bands)
-        nbytes = len(image) if isinstance(image, bytes) else 0
-        if (reason := self._errors.beyond(header.width * header.height, nbytes)) is not None:
-            raise BadImage(reason, "limit")
-        if self._pages == "error" and header.pages != 1:
-            raise BadImage(refusal_of_pages(header.pages))
-        return image, header
+        return Sample(row, key, shard, pictures, runs, label, extras, bad)
 
     def _extra(self, sample: Mapping[str, Any], name: str) -> Any:
         data = _member(sample, name)
@@ -231,127 +272,9 @@ class SampleReader:
         return extra(name, name.lower(), data) if isinstance(data, bytes) else data
 
 
-def rows_of(samples: Sequence[Sample], stream: int) -> Rows:
-    """Return the rows that a plan needs. `stream` is the number of this stream among those that train together."""
-    row = np.array([sample.row for sample in samples], np.int64)
-    return Rows(
-        row=row,
-        row_id=row.astype(np.uint64) | np.uint64(stream << 32),
-        width=np.array([sample.header.width for sample in samples], np.int32),
-        height=np.array([sample.header.height for sample in samples], np.int32),
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StreamBatchContext(BatchContext):
-    """The batch context of one batch of a stream.
-
-    Attributes:
-        batch_samples: the samples of the batch, in the order of its images.
-    """
-
-    batch_samples: Sequence[Sample]
-
-    def samples(self, rows: np.ndarray, page: np.ndarray | None = None) -> StreamBatch:
-        """Return the samples of the batch; `rows` must be theirs, in order."""
-        assert [sample.row for sample in self.batch_samples] == rows.tolist(), (
-            "the samples are not those that were planned"
-        )
-        return StreamBatch(self)
-
-
-class StreamBatch:
-    """The samples of one batch; see `Samples`."""
-
-    def __init__(self, context: StreamBatchContext) -> None:
-        rows = rows_of(context.batch_samples, 0)
-        self._rows, self.width, self.height = rows.row, rows.width, rows.height
-        self.keys = [sample.key for sample in context.batch_samples]
-        self.labels: np.ndarray | None = None
-        self.pages = np.array([sample.header.pages for sample in context.batch_samples], np.int32)
-        self._batch_samples, self._context = context.batch_samples, context
-
-    def shard(self, i: int) -> str:
-        """Return the shard of image i, without credentials."""
-        return redact(self._batch_samples[i].shard)
-
-    def continued(self) -> np.ndarray:
-        """Return whether each image is made of the same image of the stream as the one before it, bool (M,)."""
-        return repeats(self._rows)
-
-    def shares(self, extension: str) -> np.ndarray:
-        """Return whether each image is of the same sample as the one before it, bool (M,)."""
-        return repeats(self._rows)
-
-    def read(self, i: int) -> bytes | Image.Image | np.ndarray:
-        """Return image i as it arrived."""
-        return self._batch_samples[i].image
-
-    def decode(
-        self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool, warn: Warn
-    ) -> np.ndarray:
-        """Decode image i upright and resize its `box` to `size`; `warn` gets what is odd. Raises BadImage."""
-        return self._context.pixels(self.keys[i], data, self._batch_samples[i].header, size, box, strict, warn)
-
-    def decode_run(
-        self,
-        which: range,
-        data: Any,
-        sizes: Sequence[tuple[int, int]],
-        boxes: Sequence[tuple[int, ...] | None],
-        strict: bool,
-        warn: Warn,
-    ) -> Iterator[np.ndarray | BadImage]:
-        """Yield images that are made of the same image, in order, or why one is bad; see `Samples`."""
-        header = self._batch_samples[which.start].header
-        wanted = [Wanted(0, header, size, box) for size, box in zip(sizes, boxes, strict=True)]
-        yield from self._context.pixels_of_pages(self.keys[which.start], data, wanted, strict, warn)
-
-    def label(self, i: int) -> Any:
-        """Return the label of image i, `absent` where it has none."""
-        label = self._batch_samples[i].label
-        return self._context.labels.absent if label is None else label
-
-    def extra(self, i: int, extension: str) -> Any:
-        """Return the value of another member of the sample."""
-        return self._batch_samples[i].extras[self._context.extras.index(extension)]
-
-    def bad_row(self, i: int, stage: str, reason: str) -> BadRow:
-        """Return the record of image i, which could not be used."""
-        return self._batch_samples[i].bad_row(stage, reason)
-
-
-def _header_of(
-    image: Any, key: str, any_kind: bool, bands: BandRequest | None
-) -> tuple[bytes | Image.Image | np.ndarray, Header]:
-    if isinstance(image, bytes | bytearray | memoryview):
-        data = bytes(image)
-        try:
-            header = read_header(data)
-        except UnsupportedImage as error:
-            if not any_kind and bands is None:
-                raise
-            header = error.header
-        if not any_kind and bands is not None:
-            bands.check(header)
-        return data, header
-    if not isinstance(image, Image.Image | np.ndarray):
-        raise ValueError(
-            f"the image of sample {key!r} is a {type(image).__module__}.{type(image).__qualname__}; it must be encoded "
-            "bytes, a PIL image or a uint8 array (height, width, C)"
-        )
-    try:
-        header = image_header(image, values=bands is not None)
-        if bands is not None:
-            bands.check(header)
-        return image, header
-    except ValueError as error:
-        error.add_note(f"raised for the sample with key {key!r}")
-        raise
-
-
-def _bad_row(row: int, key: str, shard: str, stage: str, reason: str) -> BadRow:
-    return BadRow(row=row, key=key, shard=shard, offset=-1, stage=stage, reason=reason)
+def bad_row(row: int, key: str, shard: str, stage: str, reason: str, page: int = 0) -> BadRow:
+    """Return the record of an image of a sample, which could not be used."""
+    return BadRow(row=row, key=key, shard=shard, offset=-1, stage=stage, reason=reason, page=page)
 
 
 def _member(sample: Mapping[str, Any], name: str) -> Any:

@@ -10,18 +10,21 @@ from typing import Any
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from patchnpack.loaders.assembly.batch_builder import BatchBuilder, DecodedBatchBuilder
 from patchnpack.loaders.assembly.buffers import BufferPool
+from patchnpack.loaders.assembly.building import BatchBuilder
 from patchnpack.loaders.assembly.prefetch_loop import run_batches
+from patchnpack.loaders.assembly.sample_batch_builder import builder_of
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
-from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.loaders.process import cpu_share, process_rank
-from patchnpack.loaders.streaming.outcomes import StreamOutcomes
+from patchnpack.loaders.shards.sample_rule import SampleRule
+from patchnpack.loaders.streaming.batch_samples import StreamBatchContext, rows_of
+from patchnpack.loaders.streaming.grouping import Group, Grouping
+from patchnpack.loaders.streaming.outcomes import NOTHING, StreamOutcomes, of_bad
 from patchnpack.loaders.streaming.progress import Progress
-from patchnpack.loaders.streaming.samples import NoImage, Sample, SampleReader, StreamBatchContext, rows_of
+from patchnpack.loaders.streaming.samples import NoImage, Sample, SampleReader
 from patchnpack.packer import Images, PackedBatch, Packing, Plan, Planner, Rows
 from patchnpack.packer.planner import images_per_pack
 
@@ -44,6 +47,7 @@ class Stream:
         *,
         samples: Iterable[Any],
         reader: SampleReader,
+        rule: SampleRule | None,
         packing: Packing,
         batch_size: int,
         decode: Decode | None,
@@ -63,7 +67,8 @@ class Stream:
         on_bad = None if progress is None else progress.use
         self._outcomes = StreamOutcomes(stats, ErrorMonitor(errors), on_bad)
         self._buffers = BufferPool(keep=prefetch + 2)
-        self._waiting: dict[int, Sample] = {}
+        self._grouping, self._several = Grouping(rule), rule is not None
+        self._waiting: dict[int, tuple[Group, Sample]] = {}  # by row, with the group that the sample is of
         self._step = self._position = 0  # batches and packs before the next one
         self._number, self._count = 0, 1  # which of how many streams that train together this is
 
@@ -81,10 +86,11 @@ class Stream:
             num_threads = cpu_share() if worker is None else 0
         yield from run_batches(self._builders(), self._outcomes, num_threads=num_threads, prefetch=self._prefetch)
         total = self._outcomes.stats
+        samples = f" of {total.samples} samples" if self._several else ""
         _log.info(
-            "the stream ended: %d images in %d packs, %d bad; left out: %d oversize, %d undersize, %d at the end, %d "
+            "the stream ended: %d images%s in %d packs, %d bad; left out: %d oversize, %d undersize, %d at the end, %d "
             "without image%s",
-            *(total.images, total.packs, total.bad_images),
+            *(total.images, samples, total.packs, total.bad_images),
             *(total.skipped[reason] for reason in ("oversize", "undersize", "tail")),
             *(total.without_image, total.oddities()),
         )
@@ -101,9 +107,14 @@ class Stream:
         if group and not self._drop_last:
             yield self._builder(group, patch_size)
         elif group:
-            self._leave_out(np.concatenate([pack.row for pack in group]), "tail")
+            images = Images.concatenate(group)
+            self._leave_out(images.row[images.sample_offsets()[:-1]], "tail")
 
-    def _builder(self, group: Sequence[Images], patch_size: int) -> BatchBuilder:
+    def _builder(self, packs: Sequence[Images], patch_size: int) -> BatchBuilder:
+        images = Images.concatenate(packs)
+        rows = images.row.tolist()
+        waiting = [self._waiting[row] for row in rows]
+        groups = [waiting[i][0] for i in images.sample_offsets()[:-1].tolist()]
         context = StreamBatchContext(
             packing=self._packing,
             labels=self._reader.labels(),
@@ -113,15 +124,18 @@ class Stream:
             buffers=self._buffers,
             errors=self._errors,
             user_decode=self._decode,
-            batch_samples=[self._waiting.pop(row) for pack in group for row in pack.row.tolist()],
+            batch_samples=waiting,
+            all_pages=self._reader.all_pages,
         )
-        self._use(sample.row for sample in context.batch_samples)
+        self._outcomes.expect(self._step, rows, groups)
+        for group in groups:
+            self._use(group)
         step, self._step = self._step, self._step + 1
         self._position += self._batch_size
-        counts = [*map(len, group), *[0] * (self._batch_size - len(group))]
-        return DecodedBatchBuilder(
+        counts = [*map(len, packs), *[0] * (self._batch_size - len(packs))]
+        return builder_of(
             context,
-            Images.concatenate(group),
+            images,
             counts,
             patch_size,
             epoch=0,
@@ -129,17 +143,22 @@ class Stream:
             position=self._position,
         )
 
-    def _use(self, rows: Iterable[int]) -> None:
-        """Note rows that the next batch uses, or that are left out before it."""
+    def _use(self, group: Group) -> None:
+        """Note a group that the next batch uses, or that is left out before it; it waits no longer."""
+        rows = group.rows()
+        for row in rows:
+            del self._waiting[row]
         if self._progress is not None:
             self._progress.use(rows, self._step)
 
     def _leave_out(self, rows: np.ndarray, reason: str) -> None:
+        """Leave out the groups that these rows are of."""
         self._outcomes.left_out.skipped[reason] += len(rows)
-        self._use(rows.tolist())
         for row in rows.tolist():
-            del self._waiting[row]
-            self._outcomes.record(row, False)
+            group = self._waiting[row][0]
+            self._use(group)
+            for sample in group.samples:
+                self._outcomes.record(sample.row, of_bad(sample.bad))
 
     def _packs(self) -> Iterator[tuple[int, Images]]:
         """Yield the patch size and the images of each pack as soon as no later sample can change it."""
@@ -176,33 +195,55 @@ class Stream:
 
     def _arrivals(self) -> Iterator[Rows]:
         """Yield the rows to plan next: first `lookahead` samples, which the packers wait for, then a few at a time."""
-        arrived: list[Sample] = []
+        arrived: list[Group] = []
         wanted = self._packing.lookahead
-        progress = self._progress
-        for sample in self._samples if progress is None else progress.samples((self._number, self._count)):
-            read = self._reader.read(sample)
-            if progress is not None and not progress.arrive(read):  # it was used before the state was saved
-                self._outcomes.record(read.row, False)
+        for group in self._groups():
+            if group.bad and not self._keep_without_bad(group):
                 continue
-            if isinstance(read, NoImage):
-                self._outcomes.left_out.without_image += 1
-                self._use([read.row])
-                self._outcomes.record(read.row, False)
-                continue
-            if isinstance(read, BadRow):
-                self._outcomes.record(read.row, read)
-                continue
-            self._waiting[read.row] = read
-            arrived.append(read)
+            for sample in group.samples:
+                self._waiting[sample.row] = group, sample
+            arrived.append(group)
             if len(arrived) == wanted:
-                rows, wanted = rows_of(arrived, self._number), _CHUNK
+                rows, wanted = rows_of(arrived, self._number, several=self._several), _CHUNK
                 arrived.clear()  # only `_waiting` may refer to samples
                 yield rows
         self._reader.end()
         if arrived:
-            rows = rows_of(arrived, self._number)
+            rows = rows_of(arrived, self._number, several=self._several)
             arrived.clear()
             yield rows
+
+    def _groups(self) -> Iterator[Group]:
+        """Yield the groups of the samples that arrive and have an image, those that a state says are used left out."""
+        progress = self._progress
+        for sample in self._samples if progress is None else progress.samples((self._number, self._count)):
+            read = self._reader.read(sample)
+            if progress is not None and not progress.arrive(read):  # it was used before the state was saved
+                self._outcomes.record(read.row, NOTHING)
+                group = None if isinstance(read, NoImage) else self._grouping.pass_over(read)
+            elif isinstance(read, NoImage):
+                self._outcomes.left_out.without_image += 1
+                if progress is not None:
+                    progress.use([read.row], self._step)
+                self._outcomes.record(read.row, NOTHING)
+                group = None
+            else:
+                group = self._grouping.add(read)
+            if group is not None:
+                yield group
+        if (group := self._grouping.finish()) is not None:
+            yield group
+
+    def _keep_without_bad(self, group: Group) -> bool:
+        """Record the bad samples of a group, and return whether it is used without them; if not, record the others."""
+        is_used = bool(group.samples) and self._errors.on_bad == "image"
+        for number, bad in enumerate(group.bad):
+            lost = int(not is_used and not number)  # the group is lost with the first
+            self._outcomes.record(bad.row, of_bad(bad.bad, bad.left_out, lost))
+        if not is_used:
+            for sample in group.samples:
+                self._outcomes.record(sample.row, of_bad(sample.bad, sample.num_images))
+        return is_used
 
     @contextmanager
     def _naming_samples(self, rows: Rows) -> Iterator[None]:
@@ -210,7 +251,7 @@ class Stream:
         try:
             yield
         except ValueError as error:
-            first, last = (self._waiting[row] for row in rows.row[[0, -1]].tolist())
+            first, last = (self._waiting[row][1] for row in rows.row[[0, -1]].tolist())
             error.add_note(
                 f"rows number the samples in order of arrival, from 0; this one is between {first.row} (key "
                 f"{first.key!r}) and {last.row} (key {last.key!r})"

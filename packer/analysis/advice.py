@@ -10,6 +10,7 @@ from patchnpack.packer.analysis.baselines import BUCKETS
 from patchnpack.packer.analysis.length_search import EQUAL_PADDING, TOLERANCE, LengthSearch
 from patchnpack.packer.analysis.setting import MAX_OVERSIZE, Setting, Sweep
 from patchnpack.packer.analysis.sweep import ROUND_MULTIPLES
+from patchnpack.packer.text import counted
 
 # Pack counts within this share count as equal at one length: the first algorithm and lookahead of the sweep is
 # preferred.
@@ -63,7 +64,7 @@ def best_setting(settings: Sequence[Setting]) -> Setting:
 
 
 def _acceptable(setting: Setting) -> bool:
-    return setting.oversize <= MAX_OVERSIZE * (setting.images + setting.skipped)
+    return setting.oversize <= MAX_OVERSIZE * (setting.samples + setting.skipped)
 
 
 def _better(setting: Setting, current: Setting) -> bool:
@@ -98,7 +99,7 @@ def advise(sweep: Sweep) -> Advice:
         flags += f" --fill {best.fill}"
     sentences = [
         _setting(best, flags, sweep.current),
-        _savings(best, sweep.current),
+        _savings(best, sweep.current, sweep.item),
         _large_images(best, sweep),
         *_other_lengths(best, sweep, own),
         _round(best, sweep, own),
@@ -117,10 +118,10 @@ def _setting(best: Setting, flags: str, current: Setting | None) -> str:
     return f"Set {flags}: {padding}{compared}."
 
 
-def _savings(best: Setting, current: Setting | None) -> str:
+def _savings(best: Setting, current: Setting | None, item: str) -> str:
     """The slots saved compared with each baseline, then each baseline that needs fewer slots."""
     buckets = f"{BUCKETS} buckets of similar length"
-    shares = [("padding each image to the longest", best.saved_longest)]
+    shares = [(f"padding each {item} to the longest", best.saved_longest)]
     if best.algorithm != "next_fit":
         shares.insert(0, ("next-fit at this length", best.saved_next_fit))
     if current is not None and not best.current and _same_images(best, current):
@@ -133,7 +134,7 @@ def _savings(best: Setting, current: Setting | None) -> str:
         words.append(f"Slots saved: {', '.join(first)}{' and ' if first else ''}{last}.")
     for baseline, share in shares:
         if share < 0:
-            caveat = ", but a batch would hold only images of similar size" if baseline == buckets else ""
+            caveat = f", but a batch would hold only {item}s of similar size" if baseline == buckets else ""
             verb = "needs" if baseline == _CURRENT else "would need"
             fewer = _percent(1 - 1 / (1 - share))
             words.append(f"{baseline[0].upper()}{baseline[1:]} {verb} {fewer} fewer slots{caveat}.")
@@ -147,30 +148,36 @@ def _large_images(best: Setting, sweep: Sweep) -> str:
         "skip": "are skipped",
         "error": "raise an error",
     }[sweep.packing.oversize]
-    current = sweep.current
-    words = [_oversize(best, treated, sweep.images)]
-    if best.oversize > MAX_OVERSIZE * sweep.images:
+    current, what = sweep.current, f"{sweep.item}s"
+    words = [_oversize(best, treated, sweep)]
+    if best.oversize > MAX_OVERSIZE * sweep.samples:
+        fewer = ", or their number with --frames" if sweep.item == "sample" else ""
         words.append(
             "No length in the sweep does better: try longer ones with --sweep-seq-len, or limit the size of the images "
-            "with --resolution fit:TOKENS."
+            f"with --resolution fit:TOKENS{fewer}."
         )
     if current is not None and not best.current:
-        exceeding = f"At the current {current.seq_len:,} slots, {_share(current.oversize, sweep.images)} {treated}"
+        exceeding = (
+            f"At the current {current.seq_len:,} slots, {_share(current.oversize, sweep.samples, what)} {treated}"
+        )
         if current.lost > best.lost + _OTHER_IMAGES:
             words.append(
                 f"{exceeding}, which removes {_percent(current.lost)} of all tokens: the figures of "
-                "this setting are not comparable, since they are those of other images."
+                f"this setting are not comparable, since they are those of other {what}."
             )
         elif not _acceptable(current):
             words.append(f"{exceeding}.")
     return " ".join(words)
 
 
-def _oversize(setting: Setting, treated: str, images: int) -> str:
+def _oversize(setting: Setting, treated: str, sweep: Sweep) -> str:
+    limit = f"more than {setting.seq_len:,} tokens"
+    if sweep.item == "sample":
+        limit += f" or {counted(sweep.packing.max_images, 'image')}"
     if not setting.oversize:
-        return f"All images fit: none has more than {setting.seq_len:,} tokens."
+        return f"All {sweep.item}s fit: none has {limit}."
     return (
-        f"{_share(setting.oversize, images)} have more than {setting.seq_len:,} tokens and {treated}, which removes "
+        f"{_share(setting.oversize, sweep.samples, f'{sweep.item}s')} have {limit} and {treated}, which removes "
         f"{_percent(setting.lost, 2)} of all tokens."
     )
 
@@ -184,10 +191,10 @@ def _other_lengths(best: Setting, sweep: Sweep, own: int) -> list[str]:
         # little.
         gain = min(best.padding, max(0.0, best.padding - least) + max(search.gap, TOLERANCE))
         multiples = f"multiple of {search.multiple}" if search.multiple > 1 else "length"
-        sample = f", measured on {search.images:,} images" if search.images < best.images else ""
+        some = f", measured on {search.samples:,} {sweep.item}s" if search.samples < best.samples else ""
         points = f" by more than {math.ceil(1e4 * gain) / 100:.2f} percentage points" if gain > 0.00005 else ""
         between = f"from {search.shortest:,} to {search.longest:,} slots"
-        return [f"No {multiples} {between} reduces padding{points}{sample}."]
+        return [f"No {multiples} {between} reduces padding{points}{some}."]
     longer = [s.padding for s in sweep.settings if s.patch_size == own and s.seq_len > best.seq_len]
     if not longer:
         return []
@@ -224,10 +231,11 @@ def _round(best: Setting, sweep: Sweep, own: int) -> str:
 def _costs(best: Setting, sweep: Sweep, own: int) -> str:
     shorter = [s for s in sweep.settings if s.patch_size == own and 2 * s.seq_len <= best.seq_len and _acceptable(s)]
     half = min(shorter, key=lambda s: s.padding, default=None)
+    memory = f"{best.pack_bytes / 2**20:.2f} MiB"
     return (
-        "Attention costs the same at every length that removes no tokens, since each image attends only to itself. "
-        f"Memory grows with the length: a pack takes {best.pack_bytes / 2**20:.2f} MiB of a batch, so longer sequences "
-        "need a smaller batch_size."
+        "Attention costs the same at every length that removes no tokens, since each "
+        f"{sweep.packing.scope} attends only to itself. Memory grows with the length: a pack takes {memory} of a "
+        "batch, so longer sequences need a smaller batch_size."
         + (
             f" At half the length or less, {half.seq_len:,} slots leave {_percent(half.padding)} padding."
             if half

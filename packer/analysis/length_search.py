@@ -29,15 +29,15 @@ class Trial:
     Attributes:
         packs: number of packs.
         tokens: slots that hold a token.
-        oversize: images of more tokens than the sequence has slots.
-        images: images in packs.
-        most_tokens: bound on the tokens of these images however their packs are filled, at least `tokens`.
+        oversize: samples that are too large for a sequence.
+        samples: samples in packs.
+        most_tokens: bound on the tokens of these samples however their packs are filled, at least `tokens`.
     """
 
     packs: int
     tokens: int
     oversize: int
-    images: int
+    samples: int
     most_tokens: int
 
 
@@ -49,7 +49,7 @@ class LengthSearch:
         patch_size: P, in pixels.
         shortest, longest: the range of the search.
         multiple: every length is a multiple of this.
-        images: images that were packed at each length: all, or a sample of many.
+        samples: samples that were packed at each length: all, or some of many.
         padding: each length, in ascending order, with the least padding of the swept algorithms and lookaheads.
         best: the length that pads least.
         advised: the shortest of the lengths that pad as little as the best, to within `EQUAL_PADDING`.
@@ -61,7 +61,7 @@ class LengthSearch:
     shortest: int
     longest: int
     multiple: int
-    images: int
+    samples: int
     padding: tuple[tuple[int, float], ...]
     best: int
     advised: int
@@ -122,7 +122,7 @@ def search_lengths(
         shortest=first,
         longest=last,
         multiple=multiple,
-        images=search.tried[best].images,
+        samples=search.tried[best].samples,
         padding=tuple((length, 1 - search.filled(length)) for length in lengths),
         best=best,
         advised=search.advised(),
@@ -143,7 +143,7 @@ class _Search:
     def try_length(self, length: int) -> None:
         trial = self.tried[length] = self.pack(length)
         self.most_filled = max(self.most_filled, self.filled(length))
-        self.work += _work(trial.images, length)
+        self.work += _work(trial.samples, length)
 
     def filled(self, length: int) -> float:
         """Share of the slots of a tried length that hold tokens."""

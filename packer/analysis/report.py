@@ -33,6 +33,8 @@ class Distributions:
 
     Attributes:
         tokens_per_image: images by number of kept tokens.
+        tokens_per_sample: samples by number of kept tokens.
+        images_per_sample: samples by number of images.
         aspect: images by width over height of the source.
         drop_rate: images by share of dropped tokens.
         images_per_pack: packs by number of images.
@@ -42,6 +44,8 @@ class Distributions:
     """
 
     tokens_per_image: Histogram
+    tokens_per_sample: Histogram
+    images_per_sample: Histogram
     aspect: Histogram
     drop_rate: Histogram
     images_per_pack: Histogram
@@ -77,10 +81,10 @@ class PackingReport:
         tokens_native: patches of the images at their own sizes, sides rounded up.
         tokens_before_drop: patches of the images at the sizes that the packing gives them.
         tokens: tokens of the images after dropping.
-        tokens_per_image: smallest, median, mean and largest number of tokens.
+        tokens_per_image, tokens_per_sample: smallest, median, mean and largest number of tokens.
         drop_rate: mean share of an image's tokens that is dropped.
         packs: number of packs of `packing.seq_len` slots.
-        images_per_pack: smallest, mean and largest number of images.
+        images_per_pack, samples_per_pack: smallest, mean and largest number.
         oversize: samples of more than `seq_len` tokens or `max_images` images, treated as `packing.oversize` says.
         undersize: samples with an image smaller than a patch, treated as `packing.undersize` says.
         skipped: samples skipped, by reason: "oversize", "undersize" and, if any, "frames".
@@ -110,9 +114,11 @@ class PackingReport:
     tokens_before_drop: int
     tokens: int
     tokens_per_image: tuple[int, float, float, int]
+    tokens_per_sample: tuple[int, float, float, int]
     drop_rate: float
     packs: int
     images_per_pack: tuple[int, float, int]
+    samples_per_pack: tuple[int, float, int]
     oversize: int
     undersize: int
     skipped: dict[str, int]
@@ -131,6 +137,11 @@ class PackingReport:
     planning_seconds_per_million: float
     pricing: Pricing | None
     distributions: Distributions
+
+    @property
+    def item(self) -> str:
+        """What is packed: "sample" where any has several images, otherwise "image"."""
+        return "sample" if self.images > self.samples else "image"
 
     @property
     def padding(self) -> float:
@@ -186,8 +197,7 @@ def report(
         )
     keep, before = images.keep.astype(np.int64), images.grid.prod(1, dtype=np.int64)
     counts, attention, source = np.diff(made.offsets), made.attention_cost(), row_positions(images, rows)
-    of_sample = images.sample_counts() if images.frame is not None else np.ones(1, np.int64)
-    assert of_sample is not None
+    of_sample, tokens = np.diff(images.sample_offsets()), images.sample_sums(keep)
     patch = np.repeat(made.patch_size, counts).astype(np.int64)
     native = -(-rows.width[source].astype(np.int64) // patch) * -(-rows.height[source].astype(np.int64) // patch)
     steps = -(-len(made) // step)
@@ -195,19 +205,21 @@ def report(
         packing=packing,
         samples=made.num_samples,
         images=len(images),
-        images_per_sample=(int(of_sample.min()), float(of_sample.mean()), int(of_sample.max())),
+        images_per_sample=_range(of_sample),
         tokens_native=int(native.sum()),
         tokens_before_drop=int(before.sum()),
         tokens=int(keep.sum()),
-        tokens_per_image=(int(keep.min()), float(np.median(keep)), float(keep.mean()), int(keep.max())),
+        tokens_per_image=_quartet(keep),
+        tokens_per_sample=_quartet(tokens),
         drop_rate=float((1 - keep / before).mean()),
         packs=len(made),
-        images_per_pack=(int(counts.min()), float(counts.mean()), int(counts.max())),
+        images_per_pack=_range(counts),
+        samples_per_pack=_range(made.samples_per_pack()),
         oversize=len(made.oversize),
         undersize=len(made.undersize),
         skipped=skipped,
         attention_cost=int(attention.sum()),
-        attention_per_pack=(int(attention.min()), float(attention.mean()), int(attention.max())),
+        attention_per_pack=_range(attention),
         attention_spread=float(attention.std() / attention.mean()),
         baselines=baselines(made, rows, packing, seed=seed, epoch=epoch, block=step),
         batch_size=batch_size,
@@ -222,6 +234,8 @@ def report(
         pricing=_pricing(made, packing) if made.algorithm == "priced" else None,
         distributions=Distributions(
             tokens_per_image=Histogram.of_counts(keep),
+            tokens_per_sample=Histogram.of_counts(tokens),
+            images_per_sample=Histogram.of_counts(of_sample),
             aspect=Histogram.of(rows.width[source] / rows.height[source], _ASPECTS),
             drop_rate=Histogram.of(1 - keep / before, np.linspace(0, 1, 21)),
             images_per_pack=Histogram.of_counts(counts),
@@ -267,6 +281,14 @@ def imbalance(
         part = slice(first, first + window)
         parts.append(cost[part][window_order(attention[part], patch_size[part], ranks, drawn)])
     return as_packed, load_imbalance(np.concatenate(parts), ranks)
+
+
+def _range(values: np.ndarray) -> tuple[int, float, int]:
+    return int(values.min()), float(values.mean()), int(values.max())
+
+
+def _quartet(values: np.ndarray) -> tuple[int, float, float, int]:
+    return int(values.min()), float(np.median(values)), float(values.mean()), int(values.max())
 
 
 def _fill_in_order(made: Plan, packing: Packing) -> tuple[tuple[float, float], ...]:

@@ -8,7 +8,7 @@ from patchnpack.packer.analysis.length_search import LengthSearch
 from patchnpack.packer.binpacking.algorithms import Algorithm
 from patchnpack.packer.config import Fill, Packing
 
-# A length that a larger share of the images exceeds is not advised: it pads little because it removes tokens.
+# A length that a larger share of the samples exceeds is not advised: it pads little because it removes tokens.
 MAX_OVERSIZE = 0.01
 
 
@@ -22,22 +22,23 @@ class Setting:
         algorithm: packing algorithm.
         lookahead: R, number of images that it chooses from; 1 for next_fit.
         fill: use of leftover slots: the packing's own, or "undrop" where the algorithm cannot trim or rescale.
+        samples: samples in packs.
         images: images in packs.
-        oversize: images of more than L tokens.
-        undersize: images smaller than a patch.
-        skipped: images that were skipped, as oversize or undersize.
+        oversize: samples of more than L tokens or `max_images` images.
+        undersize: samples with an image smaller than a patch.
+        skipped: samples that were skipped, as oversize or undersize or for too few frames.
         lost: share of the tokens that the limit L removes, by shrinking, dropping or skipping, compared with no limit.
         packs: number of packs of L slots.
         tokens: slots that hold a token.
-        packs_next_fit: packs that next-fit needs for the same images.
-        slots_longest: slots of the same images padded to the longest.
-        slots_bucketed: slots of the same images padded to the longest of their bucket, with 8 buckets of similar
+        packs_next_fit: packs that next-fit needs for the same samples.
+        slots_longest: slots of the same samples padded to the longest.
+        slots_bucketed: slots of the same samples padded to the longest of their bucket, with 8 buckets of similar
             length.
         at_most_images: packs that hold `max_images` images and are not full.
-        attention_cost: sum of the images' squared token counts.
+        attention_cost: sum of the squared token counts of the images, or of the samples (`Packing.scope`).
         model_imbalance: cost of the costliest of the packs that run in parallel over their mean, after balancing.
         pack_bytes: bytes of one pack in a batch.
-        packing_seconds_per_million: seconds on one core to pack a million such images, once measured.
+        packing_seconds_per_million: seconds on one core to pack a million such samples, once measured.
         current: whether this is the swept packing's own configuration.
     """
 
@@ -46,6 +47,7 @@ class Setting:
     algorithm: Algorithm
     lookahead: int
     fill: Fill
+    samples: int
     images: int
     oversize: int
     undersize: int
@@ -96,11 +98,11 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """The result of a sweep on n images.
+    """The result of a sweep on n samples.
 
     Attributes:
         packing: the configuration that all settings share.
-        images: n.
+        samples: n.
         ranks, width: ranks and model width that `Setting.model_imbalance` is for.
         settings: the settings, by patch size, sequence length, algorithm and lookahead.
         searches: for each patch size, the search for the sequence lengths; empty where these were given.
@@ -108,12 +110,17 @@ class Sweep:
     """
 
     packing: Packing
-    images: int
+    samples: int
     ranks: int
     width: int
     settings: tuple[Setting, ...]
     searches: tuple[LengthSearch, ...]
     seconds: float
+
+    @property
+    def item(self) -> str:
+        """What is packed: "sample" where any has several images, otherwise "image"."""
+        return "sample" if any(setting.images > setting.samples for setting in self.settings) else "image"
 
     @property
     def current(self) -> Setting | None:

@@ -49,7 +49,7 @@ def sweep(
     (210 with trim or rescale), whatever the number of settings.
 
     Args:
-        rows: the images, in order of arrival.
+        rows: the samples, in order of arrival.
         packing: the configuration that all settings share.
         seq_lens: sequence lengths; by default those that `search_lengths` finds at each patch size, from the shortest
             length that at most 1 % of the images exceed to 4 times the power of two that so many fit into, and for
@@ -115,7 +115,7 @@ def sweep(
         raise ValueError(f"none of the {len(rows)} images is left to pack at any sequence length; give longer seq_lens")
     return Sweep(
         packing=packing,
-        images=len(rows),
+        samples=len(rows),
         ranks=ranks,
         width=width,
         settings=tuple(settings),

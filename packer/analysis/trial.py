@@ -106,7 +106,7 @@ def try_packing(
         packs=packs,
         tokens=tokens,
         oversize=measured.oversize,
-        images=len(measured.keep),
+        samples=len(measured.keep),
         most_tokens=max(tokens, most),
     )
 
@@ -149,6 +149,7 @@ def settings_of(
                 algorithm=algorithm,
                 lookahead=lookahead,
                 fill=_fill_with(packing, algorithm),
+                samples=len(measured.keep),
                 images=images,
                 oversize=measured.oversize,
                 undersize=measured.undersize,

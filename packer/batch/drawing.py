@@ -242,13 +242,18 @@ def _gallery(pack: list[PackedImage], classes: Sequence[str] | None, scale: floa
     edge, top = (_OUTLINE, _OUTLINE_TAB) if several else (0, 0)
     rows: list[list[tuple[int, Image.Image]]] = []
     left = 0
-    for number, image in enumerate(pack, 1):
-        card = _card(number, image, classes, scale, frame=counts[image.sample] > 1)
-        if card.width > left:
-            rows.append([])
-            left = room - 2 * edge
-        rows[-1].append((image.sample, card))
-        left -= card.width + _CARD_GAP
+    cards = [_card(n, image, classes, scale, frame=counts[image.sample] > 1) for n, image in enumerate(pack, 1)]
+    for sample, group in groupby(zip(pack, cards, strict=True), lambda each: each[0].sample):
+        whole = [card for _, card in group]
+        wide = sum(card.width + _CARD_GAP for card in whole) - _CARD_GAP
+        if left < wide <= room - 2 * edge:  # a sample that fits into a row is not split
+            left = 0
+        for card in whole:
+            if card.width > left:
+                rows.append([])
+                left = room - 2 * edge
+            rows[-1].append((sample, card))
+            left -= card.width + _CARD_GAP
     first = pack[0].sample if pack else 0
     pictures, named = [], set[int]()
     for row in rows:

@@ -16,10 +16,13 @@ from patchnpack.packer.batch import export
 from patchnpack.packer.batch.normalize import normalize
 from patchnpack.packer.batch.packed_image import PackedImage, PackedSample
 from patchnpack.packer.batch.samples import count_samples, merge_samples, one_image_samples
+from patchnpack.packer.batch.select import select_images
 from patchnpack.packer.text import counted, floor_percent
 
 # B packs in the batch, L token slots per pack, K maximum images per pack,
 # P patch size, C channels; of the whole batch: T valid tokens, N images, S samples
+
+_NONE = torch.empty(0, dtype=torch.int32)
 
 
 @dataclass(eq=False, kw_only=True, slots=True, repr=False)
@@ -76,8 +79,8 @@ class PackedBatch:
     epoch: int = 0
     position: int = 0
     scaled_decode: bool = False
-    samples: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))  # filled in if empty
-    frames: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
+    samples: torch.Tensor = _NONE  # filled in if empty
+    frames: torch.Tensor = _NONE
     cu_seqlens: torch.Tensor = field(init=False, repr=False)
     token_index: torch.Tensor = field(init=False, repr=False)
     lengths: list[int] = field(init=False, repr=False)
@@ -180,6 +183,26 @@ class PackedBatch:
         whose samples are single images returns itself.
         """
         return self if self.sample_sizes is None else PackedBatch.from_dict(merge_samples(self.to_dict()))
+
+    def select(self, mask: torch.Tensor) -> PackedBatch:
+        """The batch of the images where `mask` is True; the slots of the others become padding.
+
+        ```
+        segment_ids  1 1 1 1 2 2 3 3 3    mask  True False True    ->    1 1 1 1 0 0 2 2 2
+        ```
+
+        Tokens stay in their slots, and shapes stay (B, L) and (B, K). Images close ranks in the columns, and samples in
+        their numbers; `frames` stay. With V views per picture of which the first two are global,
+        `batch.select(batch.frames % V < 2)` holds the global views. Select before `to(device)`: on a GPU, `select`
+        waits for `mask`.
+
+        Args:
+            mask: bool (B, K). Columns without an image do not count.
+
+        Raises:
+            ValueError: `mask` has another shape or dtype.
+        """
+        return PackedBatch.from_dict(select_images(self.to_dict(), mask))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """A batch with the tensors on `device`; keys and extras are shared."""

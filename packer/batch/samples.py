@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 def one_image_samples(image_mask: np.ndarray) -> torch.Tensor:
     """`PackedBatch.samples` of packs whose samples hold one image each, int32 (B, K)."""
-    return torch.from_numpy(np.where(image_mask, np.arange(1, image_mask.shape[1] + 1, dtype=np.int32), np.int32(0)))
+    return torch.from_numpy(image_mask * np.arange(1, image_mask.shape[1] + 1, dtype=np.int32))
 
 
 def count_samples(samples: np.ndarray) -> tuple[list[list[int]] | None, torch.Tensor | None]:

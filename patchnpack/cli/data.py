@@ -47,6 +47,13 @@ def shard(
         typer.Option(help="File with one class name per line, from another data set with the same classes."),
     ] = None,
     image: Images = IMAGES,
+    sample: Annotated[
+        str | None,
+        typer.Option(
+            help="Images to write as one sample, in natural order: key:REGEX such as 'key:(.+)_[0-9]+'; members also "
+            "writes videos. Load the shards with --sample members."
+        ),
+    ] = None,
     members: Annotated[
         str, typer.Option(help="Extensions of other files to store with each image, separated by semicolons.")
     ] = "txt;json;cls",
@@ -56,6 +63,8 @@ def shard(
     """Write the image files in FOLDER into webdataset shards, byte for byte.
 
     patchnpack shard photos -o shards --validation 0.1
+
+    patchnpack shard pages -o shards --sample 'key:(.+)_[0-9]+'
     """
     from patchnpack.loaders import write_shards
     from patchnpack.loaders.shards.image_folder import count_by_extension
@@ -72,12 +81,16 @@ def shard(
             classes=classes,
             image=image,
             members=members.split(";") if members else (),
+            sample=sample,
             seed=seed if shuffle else None,
             progress=progress,
         )
     kept = f" ({written.kept} already existed)" if written.kept else ""
     held_out = f" and {written.validation:,} for validation" if written.validation else ""
-    typer.echo(f"{out}: {counted(written.images, 'image')}{held_out} in {counted(len(written.shards), 'shard')}{kept}")
+    several = written.samples < written.images + written.validation
+    of = f" of {counted(written.samples, 'sample')}" if several else ""
+    shards = counted(len(written.shards), "shard")
+    typer.echo(f"{out}: {counted(written.images, 'image')}{held_out}{of} in {shards}{kept}")
     if written.classes:
         names = ", ".join(written.classes[:5]) + (" ..." if len(written.classes) > 5 else "")
         typer.echo(f"{out / CLASSES}: {len(written.classes)} classes: {names}")

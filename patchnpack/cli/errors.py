@@ -102,6 +102,8 @@ def in_flags(message: str, flags: Mapping[str, Flag]) -> str:
     """
     if not flags:
         return message
+    if "frames" in flags:
+        message = re.sub(r"Packing\(frames=Frames\((\d+)\)\)", rf"{flags['frames'].on} \1", message)
     ordered = sorted(flags, key=len, reverse=True)
     name = "|".join(ordered)
     compound = "|".join(n for n in ordered if "_" in n) or "(?!)"  # (?!) matches nothing

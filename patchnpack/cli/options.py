@@ -164,7 +164,7 @@ PACKING_FLAGS = {
     "max_trim": FieldFlag(0.05, "Largest share of an image's tokens that trim drops."),
     "max_scale": FieldFlag(0.05, "Largest relative change of an image's sides by rescale."),
     "balance": FieldFlag(256, "Window of packs reordered to even out attention cost; 0 turns it off."),
-    "scope": FieldFlag("image", "What a token attends to, for the attention cost: its image or its sample."),
+    "scope": FieldFlag("image", "What a token attends to: its image or its sample; sets attention cost and model."),
     "grid_multiple": FieldFlag(1, "Make both sides of every grid a multiple of this."),
     "image_mode": FieldFlag("RGB", "Colours of 8 bits: RGB, L or RGBA."),
     "channels": FieldFlag(

@@ -210,9 +210,13 @@ def _summary(manifest: Manifest) -> str:
         labels = "with all members of their samples"
     nbytes = sum(about["nbytes"] for about in manifest.files.values())
     plans = f" in {recipe.epochs} plans" if recipe.epochs > 1 else ""
+    images = counted(counts["images"], "image")
+    if counts["samples"] < counts["images"]:
+        images = f"{images} of {counted(counts['samples'], 'sample')}"
+    bad = f"{counts['bad']} bad" + (f" and {counts['left_out']} left out with them" if counts["left_out"] else "")
     return (
         f"{counted(counts['packs'], 'pack')} of {recipe.packing.seq_len} slots{plans}, {manifest.padding:.1%} padding; "
-        f"{counted(counts['images'], 'image')}, {labels}, {counts['bad']} bad, {counts['skipped']} skipped; "
+        f"{images}, {labels}, {bad}, {counts['skipped']} skipped; "
         f"{counted(len(manifest.files), 'file')} of {nbytes} bytes"
     )
 

@@ -89,6 +89,8 @@ def charts(report: PackingReport, sweep: Sweep) -> list[Chart]:
     makers: list[Callable[[], Chart | None]] = [
         lambda: _baselines(report),
         lambda: _tokens(report),
+        lambda: _tokens_per_sample(report),
+        lambda: _images_per_sample(report),
         lambda: _padding(sweep),
         lambda: _images_per_pack(report),
         lambda: _fill(report),
@@ -163,9 +165,24 @@ def _baselines(report: PackingReport) -> Chart:
 
 
 def _tokens(report: PackingReport) -> Chart:
-    low, median, mean, high = report.tokens_per_image
+    return _token_counts(
+        "tokens", "image", report.images, report.tokens_per_image, report.distributions.tokens_per_image
+    )
+
+
+def _tokens_per_sample(report: PackingReport) -> Chart | None:
+    if report.item == "image":
+        return None
+    histogram = report.distributions.tokens_per_sample
+    return _token_counts("samples", "sample", report.samples, report.tokens_per_sample, histogram)
+
+
+def _token_counts(
+    name: str, item: str, count: int, tokens: tuple[int, float, float, int], histogram: Histogram
+) -> Chart:
+    low, median, mean, high = tokens
     with _axes() as (figure, axes):
-        _bars(axes, report.distributions.tokens_per_image)
+        _bars(axes, histogram)
         axes.axvline(median, color=_SERIES[1], linewidth=1.6)
         axes.annotate(
             f" median {median:,.0f} ",
@@ -175,11 +192,24 @@ def _tokens(report: PackingReport) -> Chart:
             va="bottom",
             color=_SERIES[1],
         )
-        axes.set_xlabel("tokens per image")
-        axes.set_ylabel("images")
+        axes.set_xlabel(f"tokens per {item}")
+        axes.set_ylabel(f"{item}s")
         axes.xaxis.set_major_formatter(_THOUSANDS)
-    words = f"{report.images:,} images with {low:,} to {high:,} tokens, median {median:,.0f}, mean {mean:,.0f}."
-    return _chart(figure, "tokens", "Tokens per image", words)
+    words = f"{count:,} {item}s with {low:,} to {high:,} tokens, median {median:,.0f}, mean {mean:,.0f}."
+    return _chart(figure, name, f"Tokens per {item}", words)
+
+
+def _images_per_sample(report: PackingReport) -> Chart | None:
+    if report.item == "image":
+        return None
+    low, mean, high = report.images_per_sample
+    with _axes() as (figure, axes):
+        _bars(axes, report.distributions.images_per_sample)
+        axes.set_xlabel("images per sample")
+        axes.set_ylabel("samples")
+        _whole_bins(axes, report.distributions.images_per_sample)
+    words = f"{report.samples:,} samples of {low} to {high} images, mean {mean:.2f}."
+    return _chart(figure, "images_per_sample", "Images per sample", words)
 
 
 def _padding(sweep: Sweep) -> Chart:
@@ -202,7 +232,7 @@ def _padding(sweep: Sweep) -> Chart:
                 for n in lengths
             ]
             found = [s for s in best if s is not None]
-            fair = [s.oversize <= MAX_OVERSIZE * sweep.images for s in found]
+            fair = [s.oversize <= MAX_OVERSIZE * sweep.samples for s in found]
             x, y = [s.seq_len for s in found], [s.padding for s in found]
             colour = _SERIES[number % len(_SERIES)]
             axes.plot(x, y, color=colour, linewidth=1.8, label=algorithm)
@@ -228,7 +258,7 @@ def _padding(sweep: Sweep) -> Chart:
             axes.tick_params(axis="x", labelrotation=45)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.set_xlabel("sequence length in slots; hollow markers: over 1 % of the images are longer")
+        axes.set_xlabel(f"sequence length in slots; hollow markers: over 1 % of the {sweep.item}s are longer")
         axes.set_ylabel("padding")
         axes.legend(loc="lower left", ncols=4, bbox_to_anchor=(0, 1), borderaxespad=0)
     title, caption = f"Padding by sequence length, patch size {own}", "Each algorithm at its best lookahead."
@@ -351,5 +381,5 @@ def _packs(report: PackingReport) -> Chart:
         axes.xaxis.set_major_formatter(_THOUSANDS)
         axes.set_xlabel("slots; each block is one image with its token count, hatching is padding")
     words = "; ".join(f"pack {row + 1}: {len(pack)} images, {sum(pack)} tokens" for row, pack in enumerate(packs))
-    caption = f"{len(packs)} packs of {seq_len:,} slots. No image is split across packs."
+    caption = f"{len(packs)} packs of {seq_len:,} slots. No {report.item} is split across packs."
     return _chart(figure, "packs", "The first packs", caption, f"{caption} {words}.")

@@ -14,7 +14,9 @@ from patchnpack.packer.analysis.setting import Setting, Sweep
 
 # `PackedImageLoader.stats()` has these names too. Its values are equal after an epoch in the same order.
 SHARED_WITH_STATS = (
+    "samples",
     "images",
+    "images_per_sample",
     "tokens_native",
     "tokens_before_drop",
     "tokens",
@@ -44,24 +46,34 @@ def report_fields(
     """
     packing = report.packing
     min_images, mean_images, max_images = report.images_per_pack
+    min_of_sample, mean_of_sample, max_of_sample = report.images_per_sample
+    min_samples, mean_samples, max_samples = report.samples_per_pack
     return {
         "source": source,
         "packing": repr(packing),
         "seq_len": packing.seq_len,
         "patch_sizes": list(packing.patch_sizes),
+        "samples": report.samples,
         "images": report.images,
+        "images_per_sample": mean_of_sample,
+        "images_per_sample_min": min_of_sample,
+        "images_per_sample_max": max_of_sample,
         "bad_images": bad_images,
         "without_image": without_image,
         "tokens_native": report.tokens_native,
         "tokens_before_drop": report.tokens_before_drop,
         "tokens": report.tokens,
-        "tokens_per_image": dict(zip(("min", "median", "mean", "max"), report.tokens_per_image, strict=True)),
+        "tokens_per_image": _quartet(report.tokens_per_image),
+        "tokens_per_sample": _quartet(report.tokens_per_sample),
         "drop_rate": report.drop_rate,
         "packs": report.packs,
         "padding_in_packs": report.padding,
         "images_per_pack": mean_images,
         "images_per_pack_min": min_images,
         "images_per_pack_max": max_images,
+        "samples_per_pack": mean_samples,
+        "samples_per_pack_min": min_samples,
+        "samples_per_pack_max": max_samples,
         "oversize": report.oversize,
         "oversize_policy": packing.oversize,
         "undersize": report.undersize,
@@ -89,7 +101,7 @@ def report_fields(
 def sweep_fields(sweep: Sweep, advice: Advice) -> dict[str, Any]:
     """Convert a sweep and its advice to a JSON-serialisable dict."""
     return {
-        "images": sweep.images,
+        "samples": sweep.samples,
         "ranks": sweep.ranks,
         "width": sweep.width,
         "seconds": sweep.seconds,
@@ -116,7 +128,12 @@ def setting_fields(setting: Setting, advice: Advice) -> dict[str, Any]:
 def baseline_rows(report: PackingReport) -> list[dict[str, Any]]:
     """List the methods that a report compares, the configuration itself first, as rows of a table."""
     packing = report.packing
-    same = {"seq_len": packing.seq_len, "patch_size": " ".join(map(str, packing.patch_sizes)), "images": report.images}
+    same = {
+        "seq_len": packing.seq_len,
+        "patch_size": " ".join(map(str, packing.patch_sizes)),
+        "samples": report.samples,
+        "images": report.images,
+    }
     return [{**same, **dataclasses.asdict(baseline), "padding": baseline.padding} for baseline in report.baselines]
 
 
@@ -131,6 +148,10 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
+
+
+def _quartet(values: tuple[int, float, float, int]) -> dict[str, float]:
+    return dict(zip(("min", "median", "mean", "max"), values, strict=True))
 
 
 def _imbalance(imbalance: tuple[float, float]) -> dict[str, float]:

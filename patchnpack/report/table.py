@@ -25,13 +25,15 @@ def facts(report: PackingReport, *, bad: int = 0, without_image: int = 0, source
         source: what the images are from, such as the names of the shards; "" leaves the line out.
     """
     packing, drops_tokens = report.packing, report.tokens != report.tokens_before_drop
-    low, median, mean, high = report.tokens_per_image
-    min_images, mean_images, max_images = report.images_per_pack
+    several, item = report.item == "sample", report.item
     min_cost, mean_cost, max_cost = report.attention_per_pack
     lines = [
         *([("source", source)] if source else []),
-        ("packing", f"{packing.seq_len} slots, patch size {_sizes(packing)}, {packing.resolution}"),
+        ("packing", f"{packing.seq_len} slots, patch size {_sizes(packing)}, {packing.views or packing.resolution}"),
+        *([("", str(packing.frames))] if packing.frames else []),
+        *([("samples", f"{report.samples:,}")] if several else []),
         ("images", f"{report.images:,}"),
+        *([("images per sample", _range(report.images_per_sample))] if several else []),
         ("tokens", f"{report.tokens:,}" + (f", {report.tokens_before_drop:,} before dropping" if drops_tokens else "")),
     ]
     if report.tokens_before_drop != report.tokens_native:
@@ -39,22 +41,28 @@ def facts(report: PackingReport, *, bad: int = 0, without_image: int = 0, source
     if drops_tokens:
         lines.append(("dropped", f"{report.drop_rate:.1%} of an image's tokens on average"))
     lines += [
-        ("tokens per image", f"{low:,} to {high:,}, median {median:,.0f}, mean {mean:,.1f}"),
+        ("tokens per image", _quartet(report.tokens_per_image)),
+        *([("tokens per sample", _quartet(report.tokens_per_sample))] if several else []),
         ("packs", f"{report.packs:,}"),
         ("padding", f"{report.padding:.2%} of the slots"),
-        ("images per pack", f"{min_images} to {max_images}, mean {mean_images:.2f}"),
-        ("oversize", f"{counted(report.oversize, 'image')} with more than {packing.seq_len} tokens" + _fate(report)),
+        *([("samples per pack", _range(report.samples_per_pack))] if several else []),
+        ("images per pack", _range(report.images_per_pack)),
+        ("oversize", f"{counted(report.oversize, item)} with more than {_limit(report)}" + _fate(report)),
     ]
     if report.undersize:
         fate = {"pad": "padded or enlarged to one", "skip": "skipped", "error": ""}[packing.undersize]
-        lines.append(("undersize", f"{counted(report.undersize, 'image')} smaller than a patch, {fate}"))
+        small = "with an image smaller than a patch" if several else "smaller than a patch"
+        lines.append(("undersize", f"{counted(report.undersize, item)} {small}, {fate}"))
+    if packing.frames and (few := report.skipped.get("frames")):
+        lines.append(("frames", f"{counted(few, 'sample')} with fewer than {packing.frames.count} images, skipped"))
     if bad:
-        lines.append(("bad images", f"{bad:,}, left out because their headers or sizes are unusable"))
+        others = ", with the others of their samples" if several else ""
+        lines.append(("bad images", f"{bad:,}, left out because their headers or sizes are unusable{others}"))
     if without_image:
         lines.append(("without image", f"{counted(without_image, 'sample')}, left out"))
     return [
         *lines,
-        ("attention per pack", f"{min_cost:,} to {max_cost:,} pairs of tokens,"),
+        ("attention per pack", f"{min_cost:,} to {max_cost:,} pairs of tokens{_within(packing, several)},"),
         ("", f"mean {mean_cost:,.0f}, standard deviation {report.attention_spread:.0%} of the mean"),
         (
             "load imbalance",
@@ -66,7 +74,7 @@ def facts(report: PackingReport, *, bad: int = 0, without_image: int = 0, source
             "epoch",
             f"{counted(report.steps, 'step')} of {report.batch_size} x {report.ranks} packs" + _empty(report),
         ),
-        ("planning", f"{report.planning_seconds_per_million:.2f} s per million images on one core"),
+        ("planning", f"{report.planning_seconds_per_million:.2f} s per million {item}s on one core"),
         *_pricing(report.pricing),
     ]
 
@@ -126,7 +134,7 @@ def print_sweep(sweep: Sweep, advice: Advice, console: Console) -> None:
         first = next(iter(by_lookahead.values()))
         columns = ["", "", "", ""]
         if (patch_size, seq_len) != last:
-            share = first.oversize / sweep.images
+            share = first.oversize / sweep.samples
             columns = [
                 str(patch_size),
                 f"{seq_len:,}",
@@ -140,7 +148,7 @@ def print_sweep(sweep: Sweep, advice: Advice, console: Console) -> None:
     console.print(f"padding of {len(sweep.settings)} settings, computed in {sweep.seconds:.1f} s; R is the lookahead")
     console.print(table)
     current = ", = current setting" if sweep.current else ""
-    console.print(f"* best setting{current}; oversize: images with more tokens than slots; MiB per pack")
+    console.print(f"* best setting{current}; oversize: {_oversize(sweep)}; MiB per pack")
     console.print()
     for sentence in advice.sentences:
         console.print(sentence)
@@ -168,8 +176,33 @@ def _empty(report: PackingReport) -> str:
     return f", {counted(report.empty_packs, 'empty pack')} in the last" if report.empty_packs else ""
 
 
+def _range(values: tuple[int, float, int]) -> str:
+    low, mean, high = values
+    return f"{low:,} to {high:,}, mean {mean:,.2f}"
+
+
+def _quartet(values: tuple[int, float, float, int]) -> str:
+    low, median, mean, high = values
+    return f"{low:,} to {high:,}, median {median:,.0f}, mean {mean:,.1f}"
+
+
+def _limit(report: PackingReport) -> str:
+    """What an oversize image or sample has more of."""
+    images = f" or {counted(report.packing.max_images, 'image')}" if report.item == "sample" else ""
+    return f"{report.packing.seq_len} tokens{images}"
+
+
+def _within(packing: Packing, several: bool) -> str:
+    return f" within {packing.scope}s" if several else ""
+
+
+def _oversize(sweep: Sweep) -> str:
+    images = ", or more than --max-images images" if sweep.item == "sample" else ""
+    return f"{sweep.item}s with more tokens than slots{images}"
+
+
 def _fate(report: PackingReport) -> str:
-    """What happens to oversize images."""
+    """What happens to oversize images or samples."""
     if not report.oversize:
         return ""
     return {

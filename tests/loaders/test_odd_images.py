@@ -127,7 +127,7 @@ def test_state_is_refused_where_pages_leaves_out_other_rows(shard: str) -> None:
     first, error = (
         PackedImageLoader(shard, PACKING, batch_size=2, image=IMAGES, pages=pages) for pages in ("first", "error")
     )
-    with pytest.raises(ValueError, match=r"9 images used.*this loader has 6; where=, decode=, pages="):
+    with pytest.raises(ValueError, match=r"9 samples used.*this loader has 6; where=, decode=, pages="):
         error.load_state_dict(first.state_dict())
 
 

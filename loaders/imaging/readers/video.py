@@ -141,7 +141,7 @@ class _Frames:
     def frame(self, number: int) -> Any:
         """A frame of PyAV, not before the last one asked for; `Damaged` for one that is missing or damaged."""
         if number >= len(self._found.shown):
-            return Damaged(f"frame {number} is missing: the file ends behind frame {len(self._found.shown) - 1}")
+            return Damaged(f"the frame is missing: the file holds {len(self._found.shown)} frames")
         start = self._start(number)
         if start > min(self._position, self._damaged_at):
             self._restart(start)
@@ -151,12 +151,12 @@ class _Frames:
                 if shown == number:
                     return frame
             if self._damage is not None:
-                return Damaged(f"frame {number} is damaged, or needs a frame that is: {self._damage}")
+                return Damaged(f"the frame is damaged, or needs a frame that is: {self._damage}")
             if self._ready or self._position > len(self._found.packets):
                 break
             self._feed()
         if not self._is_exact:
-            return Damaged(f"frame {number} is missing: decoding gives {self._count} frames")
+            return Damaged(f"the frame is missing: decoding gives {self._count} frames")
         self._is_exact, self._keys = False, [0]  # libav has left out a frame: times do not number the others, either
         self._restart(0)
         return self.frame(number)
@@ -227,7 +227,7 @@ def _opened(data: bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
             stream.codec_context.options, stream.codec_context.thread_count = limits, 1
             yield container, stream
     except av.FFmpegError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f"the file is no video that libav can read, or is damaged: {error.strerror}") from error
 
 
 def _packets(data: bytes, container: InputContainer, stream: VideoStream) -> _Packets:

@@ -127,3 +127,18 @@ def test_a_warning_is_counted_once_per_page() -> None:
 def test_an_image_held_by_pil_is_decoded_once() -> None:
     image = Image.open(io.BytesIO(encode_image(draw_image(64, 48), "PNG")))
     assert len(list(decode_pages(image, views(image_header(image))))) == 10
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (200, 1), (1, 200), (7, 90)])
+def test_views_of_tiny_and_thin_images_are_those_made_one_by_one(kind: str, size: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    data = encode_image(draw_image(*size), kind, exif=exif.tobytes())
+    header = read_header(data)
+    width, height = header.width, header.height
+    assert (height, width) == size
+    boxes = [None, (0, 0, 1, 1), (width // 2, height // 2, width - width // 2, height - height // 2)]
+    wanted = [Wanted(0, header, to, box) for box in boxes for to in ((1, 1), (16, 16), (3, 40), (width, height))]
+    for mode in ("RGB", "L", "RGBA"):
+        assert_each_as_alone(data, wanted, mode=mode, scaled=False)

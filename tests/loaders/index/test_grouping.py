@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from patchnpack.loaders import Index, open_index, save_index, scan, update_index
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.index.grouping import with_samples
-from patchnpack.loaders.index.sample_rule import sample_rule
 from patchnpack.loaders.shards.opener import ShardOpener
+from patchnpack.loaders.shards.sample_rule import sample_rule
 from tests.loaders.index.samples import write_documents, write_rows
 
 BY_KEY = r"key:(.+)_\d+"
@@ -243,3 +243,19 @@ def test_folder_groups_files_by_their_paths(tmp_path: Path, opener: ShardOpener)
     assert (list(index.keys), starts_of(index)) == (["a/1", "a/2", "b/c/1"], [0, 2, 3])
     assert starts_of(open_index(tmp_path / "in", sample="members", opener=opener)) == [0, 1, 2, 3]
     assert open_index(tmp_path / "in", opener=opener).samples is None
+
+
+def test_rows_out_of_the_order_of_their_numbers_are_warned_of(
+    tmp_path: Path, opener: ShardOpener, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = [*(f"a_{page}" for page in (1, 10, 11, 2, 9)), "b_2", "b_10", *(f"c_{page}" for page in (3, 1))]
+    shard = write_rows(tmp_path / "disordered.tar", keys)
+    index = open_index(shard, sample=BY_KEY, opener=opener)
+    assert starts_of(index) == [0, 5, 7, 9]
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("the images of 2 samples are not in the order of the numbers in their keys: ")
+    assert f"the first is 'a_2', after 'a_11', in '{shard}'" in warning
+    caplog.clear()
+    ordered = write_rows(tmp_path / "ordered.tar", ["a_9", "a_10", "b_1", "b_02", "cover_0", "x12y3_0", "x12y3_1"])
+    assert starts_of(open_index(ordered, sample=BY_KEY, opener=opener)) == [0, 2, 4, 5, 7]
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

@@ -51,3 +51,27 @@ def test_image_that_a_later_epoch_draws_too_large_is_named(shards: list[str]) ->
         ValueError, match=r"more than seq_len 16 .*; the first is '[ab]\d' in shard '.*[ab].tar', row \d"
     ):
         list(loader)
+
+
+def test_sample_that_cannot_be_packed_is_named_by_its_first_image(shards: list[str]) -> None:
+    packing = Packing(seq_len=40, patch_size=8, oversize="error")
+    with pytest.raises(
+        ValueError,
+        match=r"the sample of row 2 has .*; the first such sample begins with 'b0' in shard '.*b.tar', row 2",
+    ):
+        PackedImageLoader(shards, packing, batch_size=1, sample=r"key:(.)\d")
+    packing = Packing(seq_len=200, patch_size=16, resolution=Native(edge="crop"), undersize="error")
+    with pytest.raises(
+        ValueError, match=r"row 1 of 24x8 pixels .*; the first such sample begins with 'a0' in shard '.*a.tar', row 0"
+    ):
+        PackedImageLoader(shards, packing, batch_size=1, sample=r"key:(.)\d")
+
+
+def test_samples_that_are_all_oversize_name_both_limits(shards: list[str]) -> None:
+    says = (
+        r"none of the 2 samples of 5 rows can be used: 2 have more than seq_len 200 tokens or max_images 1 images and "
+        r"oversize is 'skip'. To use some, raise seq_len or max_images, choose images with frames=Frames\(...\), or"
+    )
+    packing = Packing(seq_len=200, patch_size=8, max_images=1, oversize="skip")
+    with pytest.raises(ValueError, match=says):
+        PackedImageLoader(shards, packing, batch_size=1, sample=r"key:(.)\d")

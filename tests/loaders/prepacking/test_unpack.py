@@ -17,7 +17,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from patchnpack.loaders import PackedImageLoader, scan
 from patchnpack.loaders.prepacking import unpack as unpack_module
 from patchnpack.loaders.prepacking.job import Job
-from patchnpack.loaders.prepacking.unpack import _tar, unpack
+from patchnpack.loaders.prepacking.unpack import Unpacked, _tar, unpack
 from patchnpack.loaders.shards.keys import escape_key
 from patchnpack.loaders.shards.tar import read_samples
 from patchnpack.packer import ConstantDrop, Packing, PatchSizes
@@ -224,7 +224,7 @@ def test_any_keys_and_members_are_read_back_from_unpacked_shards(
 ) -> None:
     names = list(dict.fromkeys(names or ["png"]))
     wanted = {key: {name: f"{i} {j}".encode() for j, name in enumerate(names)} for i, key in enumerate(keys)}
-    data = _tar([(key, list(members.items())) for key, members in wanted.items()])
+    data = _tar([Unpacked(key, list(members.items())) for key, members in wanted.items()])
     folder = tmp_path_factory.mktemp("tar")
     (folder / "a.tar").write_bytes(data)
     found = read_samples(str(folder / "a.tar"))

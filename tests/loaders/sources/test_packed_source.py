@@ -209,12 +209,12 @@ def test_options_that_the_packs_have_decided_are_refused(store: Any, index: Inde
 def test_packs_of_another_schema_are_refused(packed: Path, index: Index) -> None:
     for name in ("manifest.json", "recipe.json"):
         text = (packed / name).read_text()
-        (packed / name).write_text(text.replace('"schema": 2', '"schema": 99', 1))
+        (packed / name).write_text(text.replace('"schema": 3', '"schema": 99', 1))
     with pytest.raises(
-        ValueError, match=r"has schema 99, this version reads 2; read it with the patchnpack that made it"
+        ValueError, match=r"has schema 99, this version reads 3; read it with the patchnpack that made it"
     ):
         PackedImageLoader(packed, batch_size=1)
-    with pytest.raises(ValueError, match=r"has schema 99, this version reads 2"):
+    with pytest.raises(ValueError, match=r"has schema 99, this version reads 3"):
         Job(source=index, out=str(packed), packing=PACKING, part_packs=3, label="cls")
 
 

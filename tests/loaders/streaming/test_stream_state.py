@@ -212,7 +212,7 @@ def test_samples_without_a_state_give_a_stream_without_one() -> None:
     ("change", "message"),
     [
         ({"row": None}, "this is not the state of a stream"),
-        ({"version": 9}, "the state has version 9, but this release reads 1"),
+        ({"version": 9}, "the state has version 9, but this release reads 2"),
         ({"used": [1]}, "the state names used rows without their identities"),
     ],
 )

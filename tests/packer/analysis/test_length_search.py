@@ -109,7 +109,7 @@ def test_the_search_ends_where_nothing_packs_well() -> None:
     def pack(length: int) -> Trial:
         next(trials)
         half = 1000 * length // 2  # half empty everywhere
-        return Trial(packs=1000, tokens=half, oversize=0, images=500_000, most_tokens=half)
+        return Trial(packs=1000, tokens=half, oversize=0, samples=500_000, most_tokens=half)
 
     found = search_lengths(pack, 1000, 100_000, patch_size=16)
     assert found.gap > 0.4  # unproved, and said so

@@ -145,7 +145,7 @@ def test_many_rows_are_sampled_for_the_search_only(monkeypatch: pytest.MonkeyPat
     whole = sweep(_rows(), Packing())
     monkeypatch.setattr(sweeping, "_SAMPLE", 300)
     sampled = sweep(_rows(), Packing())
-    assert (whole.searches[0].images, sampled.searches[0].images) == (700, 300)
+    assert (whole.searches[0].samples, sampled.searches[0].samples) == (700, 300)
     assert {s.images for s in sampled.settings} == {700}
     drop = ScheduledDrop(drop=ConstantDrop(0.6), start=1.0, end=0.0, midpoint=350, tau=50)
     scheduled = sweep(_rows(), Packing(token_drop=drop, fill="none"))

@@ -144,6 +144,17 @@ def test_images_of_one_sample_are_outlined_together_and_name_their_frames() -> N
     assert narrow.height > picture.height
 
 
+def test_a_sample_that_fits_into_a_row_is_not_split() -> None:
+    batch = batch_of([[noise(2, 2, seed=i) for i in range(8)]], 32)
+    alone, halves = (
+        dataclasses.replace(batch, samples=torch.tensor([numbers], dtype=torch.int32))
+        for numbers in ([1, 2, 3, 4, 5, 5, 5, 5], [1, 1, 1, 1, 2, 2, 2, 2])
+    )
+    faint = [(np.asarray(draw_packs(each, width=800)) == canvas.FAINT).all(-1).sum(1) > 300 for each in (alone, halves)]
+    assert faint[0].sum() == 2, "one outline, with an upper and a lower side"
+    assert faint[1].sum() == 4
+
+
 def _outline(batch: PackedBatch) -> tuple[tuple[int, int], tuple[int, int]]:
     """Upper left and lower right corner of the only outline: its sides are the longest runs of its colour."""
     faint = (np.asarray(draw_packs(batch)) == canvas.FAINT).all(-1)

@@ -134,4 +134,4 @@ def test_verify_exits_with_1_and_names_the_damaged_file(shards: Shards, tmp_path
     assert result.exit_code == 1
     assert f"parts/{part.name} does not have the bytes that were written" in result.output
     manifest = json.loads((out / "manifest.json").read_bytes())
-    assert manifest["schema"] == 2
+    assert manifest["schema"] == 3

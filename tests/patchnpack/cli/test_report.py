@@ -146,7 +146,7 @@ def test_json_holds_the_sweep_if_requested(shards: Shards) -> None:
     path = shards()
     assert "sweep" not in json.loads(run(app, ["report", path, "--json"]).stdout)
     found = json.loads(run(app, ["report", path, "--json", "--sweep", "--batch-size", "2", "--ranks", "3"]).stdout)
-    assert found["sweep"]["images"] == 24
+    assert found["sweep"]["samples"] == 24
     assert (found["batch_size"], found["ranks"]) == (2, 3)
 
 

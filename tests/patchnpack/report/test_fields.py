@@ -24,6 +24,7 @@ from patchnpack.report.fields import (
     sweep_fields,
     to_csv,
 )
+from tests.packer.plans import random_samples
 
 ROWS = Rows.of_sizes(*np.random.default_rng(3).integers(48, 385, (2, 300)))
 PACKING = Packing(seq_len=512, token_drop=ConstantDrop(0.2))
@@ -71,6 +72,20 @@ def test_csv_round_trip_preserves_the_rows() -> None:
     assert [{name: str(value) for name, value in row.items()} for row in rows] == back
     baselines = list(csv.DictReader(io.StringIO(to_csv(baseline_rows(report(ROWS, PACKING))))))
     assert [row["name"] for row in baselines][:3] == ["packed, subset_sum", "packed, next_fit", "padded to the longest"]
+
+
+def test_fields_count_samples_and_their_images() -> None:
+    rows = random_samples(200, 5)
+    fields = report_fields(report(rows, PACKING))
+    counts = np.diff(rows.offsets)
+    assert (fields["samples"], fields["images"]) == (200, len(rows.row))
+    assert fields["images_per_sample"] == counts.mean()
+    assert (fields["images_per_sample_min"], fields["images_per_sample_max"]) == (1, 5)
+    assert fields["samples_per_pack"] == 200 / fields["packs"]
+    assert sum(fields["distributions"]["images_per_sample"]["counts"]) == 200
+    assert sum(fields["distributions"]["tokens_per_sample"]["counts"]) == 200
+    assert fields["tokens_per_sample"]["mean"] == fields["tokens"] / 200
+    assert {row["samples"] for row in baseline_rows(report(rows, PACKING))} == {200}
 
 
 def test_fields_shared_with_stats_exist_in_both() -> None:

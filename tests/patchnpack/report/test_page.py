@@ -18,6 +18,7 @@ from patchnpack.packer.analysis.advice import advise
 from patchnpack.packer.analysis.report import report
 from patchnpack.packer.analysis.sweep import sweep
 from patchnpack.report.page import Picture, check_page, render_page, write_page
+from tests.packer.plans import random_samples
 
 CHARTS = ["baselines", "padding", "tokens", "aspects", "drops", "images", "fill", "attention", "packs"]
 HOSTILE = "<script>alert('key')</script>\"'><img src=x onerror=alert(1)>"
@@ -33,6 +34,17 @@ def page(packing: Packing | None = None, images: int = 300, **settings: Any) -> 
     return render_page(
         report(rows, packing), swept, advise(swept), title=HOSTILE, picture=picture, bad_images=3, without_image=5
     )
+
+
+def test_a_page_of_samples_counts_them_and_has_charts_of_them() -> None:
+    rows, packing = random_samples(200, 5), Packing(seq_len=1024)
+    swept = sweep(rows, packing, seq_lens=[1024], lookaheads=[64])
+    text = render_page(report(rows, packing), swept, advise(swept), title="documents")
+    assert f"{len(rows.row):,} images in 200 samples, packed" in text
+    assert "share of samples with more tokens than slots or more than 64 images" in text
+    found = [figure["id"] for figure in _Elements(text).all("figure")]
+    assert [name for name in found if name in ("samples", "images_per_sample")] == ["samples", "images_per_sample"]
+    assert "samples" not in CHARTS, "pages of single images have no such chart"
 
 
 class _Elements(HTMLParser):

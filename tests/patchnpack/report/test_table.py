@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from patchnpack.packer import ConstantDrop, Packing, Rows
+from patchnpack.packer import ConstantDrop, Frames, Packing, Rows
 from patchnpack.packer.analysis.advice import advise
 from patchnpack.packer.analysis.report import report
 from patchnpack.packer.analysis.sweep import sweep
-from patchnpack.report.table import print_report, print_sweep
+from patchnpack.report.table import facts, print_report, print_sweep
+from tests.packer.plans import random_samples
 
 
 def _printed(packing: Packing, width: int = 80, **left_out: Any) -> str:
@@ -46,6 +47,38 @@ def test_table_reports_bad_images_oversize_images_and_token_drop() -> None:
     assert "without image" not in _printed(Packing(seq_len=128))
     assert re.search(r"oversize .* more than 128 tokens, skipped", text)
     assert "before dropping" in text
+
+
+def test_samples_of_several_images_have_lines_of_their_own_and_single_images_none() -> None:
+    rows = random_samples(200, 5)
+    packing = Packing(seq_len=256, max_images=8, oversize="skip", scope="sample", frames=Frames(3, short="skip"))
+    lines = dict(facts(report(rows, packing), bad=2))
+    found = report(rows, packing)
+    assert lines["samples"] == f"{found.samples:,}"
+    assert lines["images"] == f"{3 * found.samples:,}"
+    assert lines["images per sample"] == "3 to 3, mean 3.00"
+    assert lines["frames"] == f"{found.skipped['frames']} samples with fewer than 3 images, skipped"
+    assert lines["oversize"] == f"{found.oversize} samples with more than 256 tokens or 8 images, skipped"
+    assert lines["bad images"].endswith("with the others of their samples")
+    assert "within samples" in lines["attention per pack"]
+    assert "million samples" in lines["planning"]
+    words = dict(facts(report(Rows.of_sizes([64] * 40, [64] * 40), Packing(seq_len=64))))
+    assert not {"samples", "images per sample", "tokens per sample", "samples per pack"} & words.keys()
+    assert not any("sample" in text for text in words.values())
+
+
+def test_a_sweep_of_samples_advises_about_samples() -> None:
+    swept = sweep(random_samples(200, 5), Packing(seq_len=128, scope="sample"))
+    assert swept.samples == 200
+    assert {setting.samples for setting in swept.settings} == {200}
+    sentences = " ".join(advise(swept).sentences)
+    for words in ("All samples fit: none has more than", "or 64 images", "of 200 samples", "each sample attends only"):
+        assert words in sentences
+    assert not re.search(r"\d images \(", sentences), "a share counts samples"
+    out = io.StringIO()
+    print_sweep(swept, advise(swept), Console(file=out, width=80, highlight=False))
+    assert max(map(len, out.getvalue().splitlines())) <= 80
+    assert "or more than --max-images images" in " ".join(out.getvalue().split())
 
 
 @pytest.mark.parametrize("lookaheads", [(64,), (64, 256, 1024, 4096, 16384)])

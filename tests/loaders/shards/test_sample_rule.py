@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from patchnpack.loaders.index.sample_rule import sample_rule
+from patchnpack.loaders.shards.sample_rule import sample_rule
 
 
 def test_none_is_no_rule() -> None:
