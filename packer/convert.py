@@ -93,7 +93,8 @@ def converted(values: np.ndarray, convert: Convert, channels: int, dtype: Dtype,
         least, most = 0.0, 1.0 if dtype == "float32" else float(np.iinfo(dtype).max)
     share = (mixed.astype(np.float64) - low) / (high - low)
     scaled = least + share.clip(0, 1) * (most - least)
-    return scaled.astype(dtype) if dtype == "float32" else np.rint(scaled).astype(dtype)
+    rounded: np.ndarray = (scaled if dtype == "float32" else np.rint(scaled)).astype(dtype)
+    return rounded
 
 
 def _window(convert: str) -> tuple[float, float] | None:
@@ -124,7 +125,8 @@ def _with_channels(values: np.ndarray, channels: int) -> np.ndarray:
         return np.repeat(values, channels, 2)
     if bands == 3 and channels == 1:
         grey = values.astype(np.float64) @ _GREY
-        return (grey if values.dtype.kind == "f" else np.rint(grey))[..., None].astype(values.dtype)
+        result: np.ndarray = (grey if values.dtype.kind == "f" else np.rint(grey))[..., None].astype(values.dtype)
+        return result
     raise ValueError(
         f"it has {values.shape[2]} bands and channels is {channels}; give convert=, a function that chooses among them"
     )

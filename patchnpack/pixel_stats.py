@@ -104,8 +104,12 @@ def pixel_stats(loader: PackedImageLoader, *, images: int | None = None, seed: i
     if not parts:
         raise ValueError(f"none of {len(rows)} images could be read, so there are no pixels to count")
     pixels = sum(part.pixels for part in parts)
-    about = {"dtype": packing.dtype, "images": len(parts), "bad": len(rows) - len(parts), "pixels": pixels}
-    return PixelStats(**about, **(_of_sums(parts) if histogram is None else _of_histogram(histogram, packing.dtype)))
+    about: dict[str, Any] = {"images": len(parts), "bad": len(rows) - len(parts), "pixels": pixels}
+    return PixelStats(
+        dtype=packing.dtype,
+        **about,
+        **(_of_sums(parts) if histogram is None else _of_histogram(histogram, packing.dtype)),
+    )
 
 
 def _span(dtype: Dtype) -> int:

@@ -30,7 +30,7 @@ KINDS = [
 def sources(dtype: str, channels: int, n: int = 7) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
     sizes = rng.integers(17, 60, (n, 2)).tolist()
-    return {f"{i:03}": arrays.values(dtype, channels, *size, seed=i) for i, size in enumerate(sizes)}
+    return {f"{i:03}": arrays.values(dtype, channels, height, width, seed=i) for i, (height, width) in enumerate(sizes)}
 
 
 def shard_of(images: dict[str, np.ndarray], path: Path) -> str:

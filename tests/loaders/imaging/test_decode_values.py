@@ -37,6 +37,15 @@ def request_of(header: Header, **changes: Any) -> BandRequest:
     return BandRequest(header.bands, DTYPES[header.dtype], None, False)._replace(**changes)
 
 
+def paged(data: bytes, header: Header, wanted: list[Wanted]) -> list[np.ndarray]:
+    """The values of several pages."""
+    found = []
+    for values in decode_pages_of_values(data, wanted, request_of(header)):
+        assert isinstance(values, np.ndarray), values
+        found.append(values)
+    return found
+
+
 def whole(data: bytes, **changes: Any) -> np.ndarray:
     """All values of an encoded image."""
     header = header_of(data)
@@ -144,7 +153,7 @@ def test_pages_of_a_tiff_of_16_bits_are_decoded_each() -> None:
     data = file.getvalue()
     runs = page_headers(data)
     wanted = [Wanted(run.page, run.header, (run.header.width, run.header.height)) for run in runs]
-    found = list(decode_pages_of_values(data, wanted, request_of(runs[0].header)))
+    found = paged(data, runs[0].header, wanted)
     assert all(np.array_equal(one, page) for one, page in zip(found, pages, strict=True))
 
 
@@ -161,13 +170,13 @@ def test_npz_has_a_page_per_array_and_4_axes_are_frames() -> None:
     assert [(run.header.width, run.header.height, run.header.bands) for run in runs] == [(41, 33, 2), (9, 8, 3)]
     for run, array in zip(runs, (a, b), strict=True):
         wanted = [Wanted(run.page, run.header, (run.header.width, run.header.height))]
-        (found,) = decode_pages_of_values(data, wanted, request_of(run.header))
+        (found,) = paged(data, run.header, wanted)
         assert np.array_equal(found, array)
     frames = np.stack([arrays.values("uint16", 2, seed=i) for i in range(4)])
     (run,) = page_headers(arrays.npy(frames))
     assert run.frames == 4
     wanted = [Wanted(i, run.header, (41, 33)) for i in (3, 1, 3)]
-    made = decode_pages_of_values(arrays.npy(frames), wanted, request_of(run.header))
+    made = paged(arrays.npy(frames), run.header, wanted)
     assert all(np.array_equal(one, frames[i]) for one, i in zip(made, (3, 1, 3), strict=True))
 
 
@@ -247,7 +256,7 @@ def test_frames_of_a_dicom_file_are_decoded_each() -> None:
     (run,) = page_headers(data)
     assert run.frames == 3
     wanted = [Wanted(i, run.header, (41, 33)) for i in (0, 2)]
-    found = list(decode_pages_of_values(data, wanted, request_of(run.header)))
+    found = paged(data, run.header, wanted)
     assert all(np.array_equal(one[..., 0], frames[i]) for one, i in zip(found, (0, 2), strict=True))
 
 
@@ -265,7 +274,7 @@ def test_compressed_dicom_holds_its_values(syntax: str, encode: Any) -> None:
     data = arrays.dicom([stored, stored + 1], SYNTAX + syntax, encode, BitsStored=13)
     (run,) = page_headers(data)
     wanted = [Wanted(1, run.header, (41, 33))]
-    (found,) = decode_pages_of_values(data, wanted, request_of(run.header))
+    (found,) = paged(data, run.header, wanted)
     assert np.array_equal(found[..., 0], stored + 1)
 
 
