@@ -14,8 +14,9 @@ compare how soon.
   aspect ratios not seen in training (NaViT, arXiv 2307.06304, section 3.4). Width 64, depth 2. There are twice as many
   pictures as images, a tenth of that per size to evaluate on, and other pictures for each seed. For a quick look, run
   with `--images 120 --seeds 1 --epochs 1`.
-* token_drop: half of the tokens dropped, at a rate drawn per image (section 3.3), against no token drop. Both train on
-  equal numbers of packs, and so with equal compute, and are evaluated on whole images.
+* token_drop: half of the tokens dropped, at a rate drawn per image (section 3.3) or one that follows the image's bytes
+  (`ComplexityDrop`), random tokens or those without detail, against no token drop. All train on equal numbers of packs,
+  and so with equal compute, and are evaluated on whole images.
 
     python benchmarks/learning.py patch_sizes|distillation|positions|token_drop [--seeds 3] [--epochs 4]
 
@@ -40,9 +41,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from patchnpack import BetaDrop, PackedImageLoader, Packing, PatchSizes
+from patchnpack import BetaDrop, ComplexityDrop, PackedImageLoader, Packing, PatchSizes
 from patchnpack.loaders import Index, scan
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.trainer import Distillation, TrainConfig, evaluate, train
@@ -176,11 +178,21 @@ def positions(data: Data, seed: int) -> Iterator[Found]:
 def token_drop(data: Data, seed: int) -> Iterator[Found]:
     whole = Packing(seq_len=256, patch_size=16)
     dropped = whole.replace(token_drop=BetaDrop(mean=0.5, max=0.8))
+    index = data.train
+    simple, detailed = np.quantile(index.nbytes / (index.width.astype(float) * index.height), [0.05, 0.95]).tolist()
+    follows = whole.replace(token_drop=ComplexityDrop(0.2, 0.8, simple, detailed))  # a mean rate of about a half
     steps = _steps(data, whole)
-    packings = {"none": whole, "half, undrop": dropped, "half, none given back": dropped.replace(fill="none")}
+    packings = {
+        "none": whole,
+        "half, undrop": dropped,
+        "half, none given back": dropped.replace(fill="none"),
+        "half, most detail": dropped.replace(select="detail"),
+        "by bytes, undrop": follows,
+        "by bytes, most detail": follows.replace(select="detail"),
+    }
     for name, packing in packings.items():
         model, minutes = data.fit(packing, seed, NaViTConfig(**MODEL), steps=steps)
-        epochs = steps / _steps(Data(data.train, data.validation, 1), packing)
+        epochs = steps / _steps(replace(data, epochs=1), packing)
         yield name, {"whole images": data.accuracy(model, whole), "epochs": epochs}, minutes
 
 

@@ -9,6 +9,8 @@ from patchnpack.models.patch_embed import RESIZES
 from patchnpack.models.pooling import GELUS, POOLINGS
 from patchnpack.models.pos_embed import AXIAL, COMBINES, POSITIONS
 
+_LEAST = dict.fromkeys(("width", "depth", "heads", "patch_size", "channels", "max_grid", "max_frames"), 1)
+_LEAST["registers"] = 0
 _CHOICES = {
     "patch_resize": RESIZES,
     "position": POSITIONS,
@@ -39,7 +41,7 @@ class NaViTConfig:
         mlp_ratio: hidden width of the MLPs over `width`.
         position: position embedding: "absolute", "fractional", "sinusoidal" or "fourier" (`FactorizedPosEmbed`), "grid"
             (`GridPosEmbed`), "learned_grid" (`LearnedGridPosEmbed`), "mlp" (`CoordinateMLP`), or "rope" (`axial_rope`).
-            All except "absolute" support any grid.
+            All except "absolute" support any grid. Several, such as ("learned_grid", "mlp"), are added.
         position_combine: combination of columns and rows in `FactorizedPosEmbed`: "add", "stack" or "product". "auto"
             is "stack" for "sinusoidal", where the others could not distinguish columns from rows, and "add" otherwise.
         max_grid: patches per side in the tables of "absolute".
@@ -47,8 +49,8 @@ class NaViTConfig:
         position_resize: interpolation of "grid": "bilinear" or "bicubic".
         position_antialias: whether resizing the table of "grid" to fewer entries averages over those that a patch
             covers.
-        position_align_corners: whether the corner entries of "grid" lie on the corner patches, as in
-            `F.interpolate(align_corners=True)`; requires `position_antialias=False`.
+        position_align_corners: whether the corner entries of "grid" and "learned_grid" lie on the corner patches, as in
+            `F.interpolate(align_corners=True)`; "grid" requires `position_antialias=False`.
         position_keep_aspect: whether positions relative to the sides are taken in a square around the image, anchored
             at its upper left corner; "absolute" and "rope" are not relative. Requires a square `position_grid`.
         rope_base: base of the frequencies of "rope".
@@ -85,7 +87,7 @@ class NaViTConfig:
     patch_resize: str = "bilinear"
     channels: int = 3
     mlp_ratio: float = 4.0
-    position: str = "absolute"
+    position: str | tuple[str, ...] = "absolute"
     position_combine: str = "auto"
     max_grid: int = 128
     position_grid: int | tuple[int, int] = 16
@@ -113,25 +115,24 @@ class NaViTConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "patch_size", "channels", "max_grid", "max_frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes is {self.num_classes}; give the number of classes, or 0 for no head")
         self._check_positions()
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+            for value in self.positions if name == "position" else (getattr(self, name),):
+                if value not in choices:
+                    raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
         for name in ("norm_eps", "rope_base"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if self.registers < 0:
-            raise ValueError(f"registers is {self.registers}; give a number of tokens, at least 0")
-        if self.num_classes < 0:
-            raise ValueError(f"num_classes is {self.num_classes}; give the number of classes, or 0 for no head")
         if rest := self.width % self.heads:
             low = self.width - rest
             remedy = f"choose a width of {low} or {low + self.heads}"
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; {remedy}")
-        multiple = (4 if self.position == "rope" else 1) * (2 if self.time == "rope" else 1)
+        multiple = (4 if "rope" in self.positions else 1) * (2 if self.time == "rope" else 1)
         if self.width // self.heads % multiple:
             raise ValueError(
                 f"width {self.width} over heads {self.heads} is {self.width // self.heads} features per head, but rope "
@@ -144,17 +145,18 @@ class NaViTConfig:
             )
         if self.time == "sinusoidal" and self.width % 2:
             raise ValueError(f"width {self.width} is odd, but time 'sinusoidal' needs an even one; choose 'learned'")
-        if self.position == "sinusoidal" and self.combine != "stack":
+        if "sinusoidal" in self.positions and self.combine("sinusoidal") != "stack":
             raise ValueError(
                 f"position_combine is {self.position_combine!r}; sinusoids are the same for columns and rows, so (x, y)"
                 " and (y, x) would get equal embeddings: choose 'stack'"
             )
-        halves = (self.combine == "stack") + (self.position in ("sinusoidal", "fourier"))
-        if self.position in AXIAL and self.width % 2**halves:
-            raise ValueError(
-                f"width {self.width} cannot be split evenly for position {self.position!r} with {self.combine!r}; "
-                f"choose a multiple of {2**halves}"
-            )
+        for kind in set(self.positions) & set(AXIAL):
+            halves = (self.combine(kind) == "stack") + (kind in ("sinusoidal", "fourier"))
+            if self.width % 2**halves:
+                raise ValueError(
+                    f"width {self.width} cannot be split evenly for position {kind!r} with {self.combine(kind)!r}; "
+                    f"choose a multiple of {2**halves}"
+                )
         if self.mlp_ratio * self.width < 1:
             raise ValueError(
                 f"mlp_ratio {self.mlp_ratio} leaves no hidden unit at width {self.width}; use a larger one, usually 4"
@@ -174,18 +176,23 @@ class NaViTConfig:
             attention_backend("cpu", backend=self.backend)
 
     def _check_positions(self) -> None:
+        kinds = self.positions
+        if not kinds or len(set(kinds)) < len(kinds):
+            raise ValueError(f"position is {self.position!r}; give one, or several different ones, which are added")
+        object.__setattr__(self, "position", kinds[0] if len(kinds) == 1 else kinds)  # one spelling of a single one
         grid = self.position_grid if isinstance(self.position_grid, int) else tuple(self.position_grid)
         rows, columns = shape = (grid, grid) if isinstance(grid, int) else (*grid, 0)[:2]
         if (not isinstance(grid, int) and len(grid) != 2) or min(shape) < 1:
             raise ValueError(f"position_grid is {grid}; give one number, or (rows, columns), each at least 1")
         object.__setattr__(self, "position_grid", rows if rows == columns else shape)  # one spelling of a square
-        if self.position_align_corners and (self.position_antialias or self.position != "grid"):
+        aligned = not self.position_antialias if "grid" in kinds else "learned_grid" in kinds
+        if self.position_align_corners and not aligned:
             raise ValueError(
                 f"position_align_corners is set with position {self.position!r} and position_antialias "
                 f"{self.position_antialias}; it needs position 'grid' and position_antialias=False, since torch's own "
-                "antialiased resize with align_corners misplaces rows"
+                "antialiased resize with align_corners misplaces rows, or 'learned_grid'"
             )
-        if self.position_keep_aspect and (self.position in ("absolute", "rope") or rows != columns):
+        if self.position_keep_aspect and (set(kinds) <= {"absolute", "rope"} or rows != columns):
             raise ValueError(
                 f"position_keep_aspect is set with position {self.position!r} and position_grid {grid}; it needs "
                 "positions relative to the sides and a square table: choose 'grid' or 'fractional', and one number"
@@ -198,8 +205,12 @@ class NaViTConfig:
         return (grid, grid) if isinstance(grid, int) else grid
 
     @property
-    def combine(self) -> str:
-        """Combination of columns and rows: `position_combine` with "auto" resolved."""
+    def positions(self) -> tuple[str, ...]:
+        """The position embeddings that are added."""
+        return (self.position,) if isinstance(self.position, str) else tuple(self.position)
+
+    def combine(self, kind: str) -> str:
+        """Combination of columns and rows in position `kind`: `position_combine` with "auto" resolved."""
         if self.position_combine != "auto":
             return self.position_combine
-        return "stack" if self.position == "sinusoidal" else "add"
+        return "stack" if kind == "sinusoidal" else "add"

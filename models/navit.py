@@ -130,7 +130,7 @@ class NaViT(nn.Module):
                 f"the batch has {channels} channels, but the model takes {config.channels}; "
                 f"set NaViTConfig(channels={channels}), or another Packing(channels=...)"
             )
-        if config.position == "absolute" and batch.grids.device.type == "cpu":
+        if "absolute" in config.positions and batch.grids.device.type == "cpu":
             sides = F.pad(batch.grids.amax(-1).flatten(), (0, 1))
             if int(sides.max()) > config.max_grid:
                 image = _keys(batch)[int(batch.image_mask.flatten()[: int(sides.argmax())].sum())]
@@ -200,9 +200,9 @@ class NaViT(nn.Module):
         """
         config, coords = self.config, coords.flatten(0, 1)[stream.slots]
         if stream.packs:  # values in padding must not become NaN
-            coords = coords * (stream.unit < len(stream.columns))[:, None]
+            coords = coords * (stream.unit < stream.columns.shape[0])[:, None]
         x = self.patch_embed(patches.flatten(0, 1)[stream.slots])
-        places, added = [coords[:, 1], coords[:, 0]] if config.position == "rope" else [], []
+        places, added = [coords[:, 1], coords[:, 0]] if "rope" in config.positions else [], []
         with torch.autocast(x.device.type, enabled=False):
             if self.pos_embed is not None:
                 grids = F.pad(grids.flatten(0, 1).clamp(min=1), (0, 0, 0, 1), value=1)
@@ -224,10 +224,12 @@ class NaViT(nn.Module):
         inner, old, new = stream, None, None
         if hasattr(self, "prefix"):
             inner, old, new = stream.with_prefix(len(self.prefix))
-            empty = x.new_empty(len(inner.unit), x.shape[1])
-            x = empty.index_copy(0, old, x).index_copy(0, new.flatten(), self.prefix.to(x.dtype).repeat(len(new), 1))
+            empty = x.new_empty(inner.unit.shape[0], x.shape[1])
+            x = empty.index_copy(0, old, x).index_copy(
+                0, new.flatten(), self.prefix.to(x.dtype).repeat(new.shape[0], 1)
+            )
             if rope is not None:  # prefix tokens have no position, so they are not rotated
-                cos, sin = (angles.new_zeros(len(x), *angles.shape[1:]) for angles in rope)
+                cos, sin = (angles.new_zeros(x.shape[0], *angles.shape[1:]) for angles in rope)
                 rope = (cos + 1).index_copy(0, old, rope[0]), sin.index_copy(0, old, rope[1])
         for block in self.blocks:
             x = block(x, inner, rope)
@@ -315,6 +317,7 @@ class DenseNaViT(nn.Module):
     def __init__(self, model: NaViT) -> None:
         super().__init__()
         self.model = model
+        self.train(model.training)  # exporters ask the outermost module
 
     def forward(
         self,

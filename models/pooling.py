@@ -41,7 +41,7 @@ class AttentionPooling(nn.Module):
 
     def forward(self, x: torch.Tensor, stream: Stream) -> torch.Tensor:
         k_THE, v_THE = self.kv(x).unflatten(-1, (2, *self.query.shape)).unbind(1)
-        q_NHE = self.query.to(k_THE.dtype).repeat(len(stream.columns), 1, 1)
+        q_NHE = self.query.to(k_THE.dtype).repeat(stream.columns.shape[0], 1, 1)
         pooled: torch.Tensor = self.out(stream.attend(q_NHE, k_THE, v_THE, one_query=True).flatten(1))
         hidden = F.gelu(self.up(self.norm(pooled)), approximate=self.gelu)
         return pooled + self.down(hidden)
@@ -57,8 +57,8 @@ def mean_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     total = wide.new_zeros(stream.rows, x.shape[1]).index_add(0, stream.unit, wide)
-    count = wide.new_zeros(stream.rows).index_add(0, stream.unit, wide.new_ones(len(x)))
-    return (total / count.clamp(min=1)[:, None])[: len(stream.columns)].to(x.dtype)
+    count = wide.new_zeros(stream.rows).index_add(0, stream.unit, wide.new_ones(x.shape[0]))
+    return (total / count.clamp(min=1)[:, None])[: stream.columns.shape[0]].to(x.dtype)
 
 
 def max_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
@@ -69,4 +69,4 @@ def max_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
     """
     index = stream.unit[:, None].expand_as(x)
     largest = x.new_zeros(stream.rows, x.shape[1]).scatter_reduce(0, index, x, "amax", include_self=False)
-    return largest[: len(stream.columns)]
+    return largest[: stream.columns.shape[0]]

@@ -26,6 +26,15 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def centres(index: torch.Tensor, sides: torch.Tensor, G: int, align_corners: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Place of row `index` of `sides` rows among G rows, and rows of G per row.
+
+    With `align_corners` it is x (G - 1) for x = index / (side - 1), else x G - 1/2 for x = (index + 1/2) / side.
+    """
+    scale = (G - 1) / (sides - 1).clamp(min=1) if align_corners else G / sides
+    return index * scale if align_corners else (index + 0.5) * scale - 0.5, scale
+
+
 def resampling(
     index: torch.Tensor,
     sides: torch.Tensor,
@@ -48,8 +57,7 @@ def resampling(
     index, sides = index[:, None].to(dtype), sides[:, None].to(dtype)
     if G == 1:
         return torch.ones_like(index)
-    scale = (G - 1) / (sides - 1).clamp(min=1) if align_corners else G / sides
-    centre = index * scale if align_corners else (index + 0.5) * scale - 0.5
+    centre, scale = centres(index, sides, G, align_corners)
     if mode == "bicubic" and not antialias:  # four rows, of which those beyond an edge repeat the row at the edge
         away = (torch.arange(-2, G + 2, device=index.device) - centre).abs()
         weights = _cubic(away, -0.75)
@@ -87,10 +95,7 @@ class FourierFeatures(nn.Module):
 
 
 def sinusoids(r: torch.Tensor, width: int) -> torch.Tensor:
-    """Fixed features (T, W) of r (T,) in [0, 1].
-
-    Sines and cosines with geometric wavelengths from 2 to 2 / 128.
-    """
+    """Sines and cosines (T, W) of r (T,) in [0, 1], of wavelengths from 2 to 2 / 128."""
     exponents = torch.linspace(0, math.log2(_OCTAVES), width // 2, dtype=r.dtype, device=r.device)
     angles = r[:, None] * (math.pi * 2**exponents)
     return torch.cat([angles.sin(), angles.cos()], 1)
@@ -196,15 +201,16 @@ class GridPosEmbed(nn.Module):
 class LearnedGridPosEmbed(nn.Module):
     """A learned table of rows x columns with learned interpolation.
 
-    A token lies between four entries of the table, at (dx, dy) in [0, 1] from the upper left one. An MLP of (dx, dy)
-    and a softmax give the weights of the four entries.
+    A token lies between four entries of the table (see `centres`), at (dx, dy) in [0, 1] from the upper left one. An
+    MLP of (dx, dy) and a softmax give the weights of the four entries.
 
     >>> LearnedGridPosEmbed((16, 16), 8)(torch.tensor([[0, 0], [4, 29]]), torch.tensor([[5, 3], [7, 30]])).shape
     torch.Size([2, 8])
     """
 
-    def __init__(self, shape: tuple[int, int], width: int, hidden: int = 16) -> None:
+    def __init__(self, shape: tuple[int, int], width: int, hidden: int = 16, *, align_corners: bool = False) -> None:
         super().__init__()
+        self.align_corners = align_corners
         self.table = nn.Parameter(torch.empty(*shape, width))  # [y, x]
         nn.init.trunc_normal_(self.table, std=0.2)
         self.weights = nn.Sequential(nn.Linear(2, hidden), nn.GELU(), nn.Linear(hidden, 4))
@@ -212,7 +218,7 @@ class LearnedGridPosEmbed(nn.Module):
     def forward(self, coords: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         table, (rows, columns, _) = self.table.to(wide(self.table.dtype)), self.table.shape
         place = [
-            ((coords[:, axis].to(table.dtype) + 0.5) * (side / grids[:, axis]) - 0.5).clamp(0, side - 1)
+            centres(coords[:, axis].to(table.dtype), grids[:, axis], side, self.align_corners)[0].clamp(0, side - 1)
             for axis, side in enumerate((columns, rows))
         ]
         low = [each.floor().long() for each in place]
@@ -269,24 +275,32 @@ def axial_rope(places: Sequence[torch.Tensor], head_width: int, base: float) -> 
 
 
 def rotate(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotate features of x (T, H, E) by the angles of `axial_rope`; same dtype.
-
-    Each pair (2i, 2i + 1) is rotated by one angle.
-    """
+    """Rotate each pair (2i, 2i + 1) of features of x (T, H, E) by an angle of `axial_rope`."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rope
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2).to(x.dtype)
 
 
+class SumPosEmbed(nn.ModuleDict):
+    """The sum of several position embeddings."""
+
+    def forward(self, coords: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        return torch.stack([embed(coords, grids) for embed in self.values()]).sum(0)
+
+
 def make_pos_embed(config: Any) -> nn.Module | None:
     """Make the module of a `NaViTConfig` that embeds coords and grids, (T, 2), in at least float32; None for "rope"."""
-    kind, D, shape = config.position, config.width, config.position_shape
-    if kind in AXIAL:
-        rows = (config.max_grid, config.max_grid) if kind == "absolute" else shape
-        return FactorizedPosEmbed(rows, D, kind, config.combine)
-    if kind == "grid":
-        how = {"antialias": config.position_antialias, "align_corners": config.position_align_corners}
-        return GridPosEmbed(shape, D, config.position_resize, **how)
-    if kind == "learned_grid":
-        return LearnedGridPosEmbed(shape, D)
-    return CoordinateMLP(D) if kind == "mlp" else None
+    D, shape, align_corners = config.width, config.position_shape, config.position_align_corners
+    embeds = dict[str, nn.Module]()
+    for kind in config.positions:
+        if kind in AXIAL:
+            rows = (config.max_grid, config.max_grid) if kind == "absolute" else shape
+            embeds[kind] = FactorizedPosEmbed(rows, D, kind, config.combine(kind))
+        elif kind == "grid":
+            how = {"antialias": config.position_antialias, "align_corners": align_corners}
+            embeds[kind] = GridPosEmbed(shape, D, config.position_resize, **how)
+        elif kind == "learned_grid":
+            embeds[kind] = LearnedGridPosEmbed(shape, D, align_corners=align_corners)
+        elif kind == "mlp":
+            embeds[kind] = CoordinateMLP(D)
+    return SumPosEmbed(embeds) if len(embeds) > 1 else next(iter(embeds.values()), None)

@@ -77,7 +77,7 @@ class Stream:
         first = K * torch.arange(B, device=device)[:, None] - 1
         images = unit = torch.where(segment_ids > 0, segment_ids + first, B * K).flatten()
         if samples is not None:
-            unit = F.pad((samples + first).flatten(), (0, 1), value=B * K)[images]
+            unit = torch.where(images < B * K, F.pad((samples + first).flatten(), (0, 1))[images], B * K)
         return Stream(
             slots=torch.arange(B * L, device=device),
             images=images,
@@ -88,20 +88,15 @@ class Stream:
 
     @property
     def rows(self) -> int:
-        """One more than the largest possible number in `unit`.
-
-        That is N, plus one for padding in the dense layout.
-        """
-        return len(self.columns) + (self.packs > 0)
+        """Possible numbers in `unit`: N, plus one for padding in the dense layout."""
+        return self.columns.shape[0] + (self.packs > 0)
 
     def with_prefix(self, R: int) -> tuple[Stream, torch.Tensor, torch.Tensor]:
-        """Add R tokens to each unit.
-
-        Returns the stream and the positions of old (T,) and new (N, R) tokens in it.
+        """Add R tokens to each unit; also return the places of old (T,) and new (N, R) ones.
 
         `slots` and `images` stay those of the old tokens: the new ones have none.
         """
-        N, T, device = len(self.columns), len(self.slots), self.unit.device
+        N, T, device = self.columns.shape[0], self.slots.shape[0], self.unit.device
         token_T, starts, lengths = torch.arange(T, device=device), None, []
         if self.cu_seqlens is not None:
             starts = self.cu_seqlens + R * torch.arange(N + 1, dtype=torch.int32, device=device)
@@ -117,10 +112,7 @@ class Stream:
         return replace(self, unit=unit, lengths=lengths, cu_seqlens=starts), old, new
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one_query: bool = False) -> torch.Tensor:
-        """Attention within units: q (Q, H, E), k and v (T, H, E) -> (Q, H, E).
-
-        See the function `attention`.
-        """
+        """Attention within units (`attention`): q (Q, H, E), k and v (T, H, E) -> (Q, H, E)."""
         if self.cu_seqlens is not None:
             return attention(
                 q, k, v, cu_seqlens=self.cu_seqlens, lengths=self.lengths, one_query=one_query, backend=self.backend

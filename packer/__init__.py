@@ -18,6 +18,7 @@ from patchnpack.packer.policies.resolution import FitTokens, Native, Square
 from patchnpack.packer.policies.sampled_resolution import RandomResizedCrop, SampleSide, ScheduledResolution
 from patchnpack.packer.policies.token_drop import (
     BetaDrop,
+    ComplexityDrop,
     ConstantDrop,
     DropToTokens,
     NoDrop,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Advice",
     "BetaDrop",
+    "ComplexityDrop",
     "ConstantDrop",
     "DropToTokens",
     "FitTokens",

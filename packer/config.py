@@ -20,6 +20,7 @@ from patchnpack.packer.policies.resolution import Native, Resolution, Square
 from patchnpack.packer.policies.sampled_resolution import RESOLUTIONS, ScheduledResolution
 from patchnpack.packer.policies.token_drop import (
     BetaDrop,
+    ComplexityDrop,
     ConstantDrop,
     DropToTokens,
     NoDrop,
@@ -29,7 +30,7 @@ from patchnpack.packer.policies.token_drop import (
 )
 from patchnpack.packer.policies.views import Views
 
-TOKEN_DROPS = (NoDrop, ConstantDrop, BetaDrop, ResolutionDrop, DropToTokens, ScheduledDrop)
+TOKEN_DROPS = (NoDrop, ConstantDrop, BetaDrop, ResolutionDrop, ComplexityDrop, DropToTokens, ScheduledDrop)
 
 _PRICED_BY = ("algorithm", "seq_len", "patch_size")
 
@@ -37,6 +38,7 @@ Fill = Literal["none", "undrop", "trim", "rescale"]
 Oversize = Literal["shrink", "drop", "skip", "error"]
 Undersize = Literal["pad", "skip", "error"]
 Scope = Literal["image", "sample"]
+Select = Literal["random", "detail"]
 ImageMode = Literal["L", "RGB", "RGBA"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
@@ -47,6 +49,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm": get_args(Algorithm),
     "fill": get_args(Fill),
     "scope": get_args(Scope),
+    "select": get_args(Select),
     "image_mode": get_args(ImageMode),
     "interpolation": get_args(Interpolation),
     "dtype": DTYPES,
@@ -72,7 +75,9 @@ class Packing:
             ("pad"; policies that resize enlarge it), skip and count its sample ("skip"), or raise ValueError ("error").
             With `PatchSizes`, the largest size decides.
         token_drop: policy for how many tokens each image loses: `NoDrop`, `ConstantDrop`, `BetaDrop`, `ResolutionDrop`,
-            `DropToTokens` or `ScheduledDrop`.
+            `ComplexityDrop`, `DropToTokens` or `ScheduledDrop`.
+        select: which tokens an image keeps: "random" ones, or those with the most "detail", the largest variance of
+            their pixels, which is found when the image is decoded.
         frames: which images of each sample are used, as `Frames`; None uses all.
         views: several images of each picture, as `Views`, which then sizes them instead of `resolution`; None makes
             one.
@@ -118,6 +123,7 @@ class Packing:
     oversize: Oversize = "shrink"
     undersize: Undersize = "pad"
     token_drop: TokenDrop = field(default_factory=NoDrop)
+    select: Select = "random"
     frames: Frames | None = None
     views: Views | None = None
     algorithm: Algorithm = "auto"

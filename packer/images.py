@@ -26,6 +26,8 @@ class Rows:
         page: int32 (m,), position of the row's first image in its file; None with `offsets` None.
         frames: int32 (m,), number of the row's images, which follow each other in its file; None with `offsets` None.
         offsets: int64 (n + 1,), first row of each sample; None where each row is a sample of one image.
+        bytes_per_pixel: float64 (m,), encoded bytes per pixel of the row's file, 0 where they are not known; None where
+            none are.
     """
 
     row: np.ndarray
@@ -35,6 +37,7 @@ class Rows:
     page: np.ndarray | None = None
     frames: np.ndarray | None = None
     offsets: np.ndarray | None = None
+    bytes_per_pixel: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         # The kernels read the columns together and do not check their lengths.
@@ -50,6 +53,19 @@ class Rows:
     def first(self) -> np.ndarray | slice:
         """Position of each sample's first row: its row and `row_id` stand for the sample."""
         return slice(None) if self.offsets is None else self.offsets[:-1]
+
+    def complexity(self) -> np.ndarray:
+        """Encoded bytes per pixel of each sample, the mean over its images, float64 (n,); 0 where one is not known."""
+        each = self.bytes_per_pixel
+        if each is None:
+            return np.zeros(len(self))
+        if self.offsets is None or not len(self):
+            return each[: len(self)]
+        assert self.frames is not None
+        known = np.minimum.reduceat(each, self.offsets[:-1]) > 0
+        total = np.add.reduceat(each * self.frames, self.offsets[:-1])
+        mean: np.ndarray = known * total / np.add.reduceat(self.frames, self.offsets[:-1])
+        return mean
 
     def take(self, which: np.ndarray | slice) -> Rows:
         """The samples at `which`, in that order."""

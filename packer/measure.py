@@ -130,6 +130,7 @@ class _Sizer:
         self._images_seen = None if images_seen is None else images_seen[members.sample]
         drawn = any(policy.draws for policy in packing.size_policies)
         self._draws = counter_hash(Purpose.RESOLUTION, seed, epoch, members.crop_ids(rows)) if drawn else None
+        self._bytes = _known_complexity(rows, packing)[members.sample] if packing.token_drop.needs_bytes else None
         self._rate_key = counter_hash(Purpose.DROP_RATE, seed, epoch, rows.row_id[rows.first])[members.sample]
 
     def sized(self, which: np.ndarray | slice, max_tokens: np.ndarray | None) -> tuple[Sizes, np.ndarray]:
@@ -149,7 +150,8 @@ class _Sizer:
                 sizes.box[here] = of_views.box if of_views.box is not None else self._whole(at[here])
         seen = None if self._images_seen is None else self._images_seen[which]
         tokens = sizes.grid.prod(1, dtype=np.int64)
-        return sizes, self._packing.token_drop.keep(tokens, self._rate_key[which], self._packing.seq_len, seen)
+        drop, encoded = self._packing.token_drop, None if self._bytes is None else self._bytes[which]
+        return sizes, drop.keep(tokens, self._rate_key[which], self._packing.seq_len, seen, encoded)
 
     def _sizes(self, policy: Resolution, which: np.ndarray | slice, max_tokens: np.ndarray | None) -> Sizes:
         return policy.sizes(
@@ -166,6 +168,19 @@ class _Sizer:
         """The boxes of whole images, int32 (., 4)."""
         none = np.zeros(len(which), np.int32)
         return np.stack([none, none, self._width[which], self._height[which]], 1).astype(np.int32)
+
+
+def _known_complexity(rows: Rows, packing: Packing) -> np.ndarray:
+    """The encoded bytes per pixel of each sample; ValueError if one is not known."""
+    complexity = rows.complexity()
+    unknown = complexity <= 0
+    if unknown.any():
+        raise ValueError(
+            f"token_drop is {packing.token_drop}, which follows the encoded bytes of an image, and those of row "
+            f"{rows.row[rows.first][unknown.argmax()]} are not known ({int(unknown.sum())} of {len(rows)} rows): sizes "
+            "alone, PIL images and arrays have none. Use encoded images, such as the bytes of a JPEG, or another drop"
+        )
+    return complexity
 
 
 def _undersize(rows: Rows, members: Members, packing: Packing) -> np.ndarray:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from patchnpack.loaders import ErrorPolicy, Mixture, PackedImageLoader, pack_stream
     from patchnpack.packer import (
         BetaDrop,
+        ComplexityDrop,
         ConstantDrop,
         DropToTokens,
         FitTokens,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BetaDrop",
+    "ComplexityDrop",
     "ConstantDrop",
     "DropToTokens",
     "ErrorPolicy",
@@ -57,6 +59,7 @@ if not TYPE_CHECKING:  # `patchnpack --help` imports this package, and needs non
             "loaders": ("ErrorPolicy", "Mixture", "PackedImageLoader", "pack_stream"),
             "packer": (
                 "BetaDrop",
+                "ComplexityDrop",
                 "ConstantDrop",
                 "DropToTokens",
                 "FitTokens",

@@ -7,9 +7,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import onnxruntime
 import pyarrow.parquet as pq
 import pytest
 
+from patchnpack import FitTokens, PackedImageLoader, Packing
+from patchnpack.weights import open_model
+from tests.closeness import assert_near
 from tests.test_shell_blocks import ROOT, commands, shell_blocks, smaller
 from tests.timm_folders import write_timm_folders
 
@@ -44,3 +48,9 @@ def test_the_page_fine_tunes_evaluates_and_exports_on_photographs(commands: Path
         tables = [pq.read_table(tmp_path / f"{name}.parquet") for name in (trained, exported)]
         assert len(tables[0]) == 341
         assert tables[0].equals(tables[1])
+    model = open_model(tmp_path / "runs" / "naflex").eval()
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    packing = Packing(seq_len=512, resolution=FitTokens(64))
+    for batch in PackedImageLoader(str(tmp_path / "clothing" / VALIDATION), packing, batch_size=3):
+        inputs = {each.name: getattr(batch, each.name).numpy() for each in session.get_inputs()}
+        assert_near(session.run(["logits"], inputs)[0], model(batch), 1e-5)

@@ -40,7 +40,7 @@ def check_loader(model: NaViT, loader: Any, *, labels: bool, patch_size: int | N
             f"the packing has scope {loader.packing.scope!r}, by which packs are balanced, but the model has scope "
             f"{config.scope!r}; set Packing(scope={config.scope!r}), or another NaViTConfig(scope=...)"
         )
-    if config.position == "absolute":
+    if "absolute" in config.positions:
         grids: dict[int, Extreme] = loader.largest_grids()
         sides = [(-(-side * size // (patch_size or size)), image) for size, (side, image) in grids.items()]
         side, image = max(sides, default=(0, ""))

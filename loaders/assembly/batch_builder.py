@@ -75,6 +75,7 @@ class DecodedBatchBuilder:
         self._frames: np.ndarray | None = None
         self._error: tuple[int, BaseException] | None = None  # the part that raised it, first
 
+        self._by_detail = context.packing.select == "detail"
         self._samples = samples = context.samples(images.row, images.page)
         self._fill_columns()
         # Python integers: reading them from arrays one by one would cost more than everything else here.
@@ -209,7 +210,7 @@ class DecodedBatchBuilder:
         # Between two images, the processor's caches hold pixels and no Python: each frame and each object costs a
         # multiple of what it costs in a loop of its own, so this path has few.
         context, samples, stages = self._context, self._samples, self._stages
-        first, keep, gw, gh, size = self._places[i]
+        size = self._places[i][4]
         self._threads[i] = get_ident()
         stages[i] = "read"
         data = samples.read(i)
@@ -226,12 +227,19 @@ class DecodedBatchBuilder:
             stages[i] = "transform"
             pixels = self._transformed(i, pixels)
         stages[i] = "assemble"
-        # As bytes, so that one compiled kernel serves all types: it moves whole pixels.
-        _kernels.place_image(bytes_of(pixels), self._patch_size, gw, gh, self._coords, self._patches, first, keep)
+        self._place(i, pixels)
         if samples.labels is None:
             self._labels[self._column[i]] = samples.label(i)
         for extension in context.extras:
             self._extras[extension][i] = samples.extra(i, extension)
+
+    def _place(self, i: int, pixels: np.ndarray) -> None:
+        """Write the kept tokens of image i into its slots."""
+        first, keep, gw, gh, _ = self._places[i]
+        if self._by_detail and keep < gw * gh:
+            _kernels.choose_detailed(pixels, self._patch_size, gw, gh, self._coords, first, keep)
+        # As bytes, so that one compiled kernel serves all types: it moves whole pixels.
+        _kernels.place_image(bytes_of(pixels), self._patch_size, gw, gh, self._coords, self._patches, first, keep)
 
     def _transformed(self, i: int, pixels: np.ndarray) -> np.ndarray:
         assert self._context.transform is not None

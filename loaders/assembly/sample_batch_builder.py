@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder, bytes_of
+from patchnpack.loaders.assembly.batch_builder import DecodedBatchBuilder
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.errors import BadImage
-from patchnpack.packer import Images, _kernels
+from patchnpack.packer import Images
 from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # B packs in the batch, K images in a pack at most, M images in the batch
@@ -119,8 +119,7 @@ class SampleBatchBuilder(DecodedBatchBuilder):
             self._stages[part] = "transform"
             pixels = self._transformed(i, pixels)
         self._stages[part] = "assemble"
-        first, keep, gw, gh, _ = self._places[i]
-        _kernels.place_image(bytes_of(pixels), self._patch_size, gw, gh, self._coords, self._patches, first, keep)
+        self._place(i, pixels)
         for name, read_with in self._read_with.items():
             if read_with[i] == i:
                 try:

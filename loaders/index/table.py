@@ -12,6 +12,7 @@ import pyarrow as pa
 from patchnpack.loaders.files.reader import FileReader
 from patchnpack.loaders.files.table import FileTable
 from patchnpack.loaders.files.texts import Texts as Texts
+from patchnpack.loaders.imaging.formats import PIXELS
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.remote.addresses import redact
@@ -146,7 +147,13 @@ class Index:
     def rows(self, which: np.ndarray) -> Rows:
         """The columns that a plan needs, of the samples whose first rows are `which` (int64)."""
         if self.samples is None:
-            return Rows(row=which, row_id=self.row_id(which), width=self.width[which], height=self.height[which])
+            return Rows(
+                row=which,
+                row_id=self.row_id(which),
+                width=self.width[which],
+                height=self.height[which],
+                bytes_per_pixel=self._bytes_per_pixel(which, np.maximum(self.pages[which], 1)),
+            )
         row, offsets = self.samples.rows_of(self.samples.sample_of(which))
         return Rows(
             row=row,
@@ -156,7 +163,21 @@ class Index:
             page=self.samples.page[row],
             frames=self.samples.frames[row],
             offsets=offsets,
+            bytes_per_pixel=self._bytes_per_pixel(row, self.samples.frames[row], self.samples.page[row]),
         )
+
+    def _bytes_per_pixel(self, rows: np.ndarray, frames: np.ndarray, page: np.ndarray | None = None) -> np.ndarray:
+        """Encoded bytes per pixel of the file of each row, float64; 0 where the bytes are pixels, or not known.
+
+        `frames` images lie in each row, from image `page` of their file on; without it, each row is a file.
+        """
+        pixels = self.width[rows].astype(np.float64) * self.height[rows] * frames
+        if page is not None:
+            begins = (np.diff(page, prepend=0) <= 0) | (np.diff(self.offset[rows], prepend=-1) != 0)
+            file = np.cumsum(begins) - 1
+            pixels = np.bincount(file, pixels)[file]
+        encoded: np.ndarray = self.nbytes[rows] * (self.format[rows] != PIXELS) / np.maximum(pixels, 1)
+        return encoded
 
     def headers(self, which: np.ndarray) -> list[Header]:
         """The headers of rows `which` (int64)."""

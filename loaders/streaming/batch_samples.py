@@ -37,6 +37,7 @@ def rows_of(groups: Sequence[Group], stream: int, *, several: bool = False) -> R
         "row_id": row.astype(np.uint64) | np.uint64(stream << 32),
         "width": np.array([run.header.width for _, run in runs], np.int32),
         "height": np.array([run.header.height for _, run in runs], np.int32),
+        "bytes_per_pixel": np.array([each for sample in samples for each in _bytes_per_pixel(sample, several)]),
     }
     if several:
         counts = [sum(len(sample.runs) for sample in group.samples) for group in groups]
@@ -46,6 +47,16 @@ def rows_of(groups: Sequence[Group], stream: int, *, several: bool = False) -> R
             "offsets": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         }
     return Rows(**columns)
+
+
+def _bytes_per_pixel(sample: Sample, several: bool) -> list[float]:
+    """Return the encoded bytes per pixel of the file of each run; 0 for a PIL image or an array."""
+    pixels = [0] * len(sample.pictures)
+    for run in sample.runs:
+        frames = run.frames if several else max(1, run.header.pages)
+        pixels[run.file] += run.header.width * run.header.height * frames
+    encoded = [len(picture) if isinstance(picture, bytes) else 0 for picture in sample.pictures]
+    return [encoded[run.file] / max(1, pixels[run.file]) for run in sample.runs]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -259,9 +259,9 @@ def _gallery(pack: list[PackedImage], classes: Sequence[str] | None, scale: floa
     for row in rows:
         picture = Image.new("RGB", (room, max(card.height for _, card in row) + top + edge), PAPER)
         draw, x = ImageDraw.Draw(picture), edge
-        for sample, cards in groupby(row, lambda each: each[0]):
+        for sample, placed in groupby(row, lambda each: each[0]):
             start = x
-            for _, card in cards:
+            for _, card in placed:
                 picture.paste(card, (x, picture.height - edge - card.height))
                 x += card.width + _CARD_GAP
             if counts[sample] > 1:

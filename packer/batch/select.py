@@ -31,7 +31,7 @@ def select_images(fields: Mapping[str, Any], mask: torch.Tensor) -> dict[str, An
     padding = segment_ids[..., None] == 0
 
     def columns(name: str, absent: float) -> torch.Tensor:
-        values = fields[name]
+        values: torch.Tensor = fields[name]
         tail = (1,) * (values.ndim - 2)
         taken = values.gather(1, place_BK.view(B, K, *tail).expand(B, K, *values.shape[2:]))
         return taken.masked_fill(~valid_BK.view(B, K, *tail), absent)

@@ -1,9 +1,10 @@
-"""Token drops: how many tokens each image keeps, drawn once per image before packing."""
+"""Token drops: how many tokens each image keeps, decided once per image before packing."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,9 +19,17 @@ class TokenDrop(ABC):
 
     __slots__ = ()
 
+    needs_bytes: ClassVar[bool] = False
+    """Whether the rates follow the encoded bytes of the images."""
+
     @abstractmethod
     def rates(
-        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+        self,
+        tokens: np.ndarray,
+        keys: np.ndarray,
+        seq_len: int,
+        images_seen: np.ndarray | None = None,
+        bytes_per_pixel: np.ndarray | None = None,
     ) -> np.ndarray:
         """Drop rate of each image, float64 (n,); each depends on its own image alone.
 
@@ -29,6 +38,7 @@ class TokenDrop(ABC):
             keys: uint64 (n,), keys of each image's random draw.
             seq_len: L, token slots per pack.
             images_seen: int64 (n,), images seen in training before each; 0 by default.
+            bytes_per_pixel: float64 (n,), encoded bytes per pixel of each; for drops with `needs_bytes`.
         """
 
     @property
@@ -40,10 +50,15 @@ class TokenDrop(ABC):
         return None
 
     def keep(
-        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+        self,
+        tokens: np.ndarray,
+        keys: np.ndarray,
+        seq_len: int,
+        images_seen: np.ndarray | None = None,
+        bytes_per_pixel: np.ndarray | None = None,
     ) -> np.ndarray:
         """Tokens that each image keeps, int64 (n,), at least 1. The arguments are those of `rates`."""
-        kept: np.ndarray = tokens * (1 - self.rates(tokens, keys, seq_len, images_seen))
+        kept: np.ndarray = tokens * (1 - self.rates(tokens, keys, seq_len, images_seen, bytes_per_pixel))
         whole: np.ndarray = np.maximum(1, np.rint(kept)).astype(np.int64)
         return whole
 
@@ -58,7 +73,12 @@ class NoDrop(TokenDrop):
     """
 
     def rates(
-        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+        self,
+        tokens: np.ndarray,
+        keys: np.ndarray,
+        seq_len: int,
+        images_seen: np.ndarray | None = None,
+        bytes_per_pixel: np.ndarray | None = None,
     ) -> np.ndarray:
         """See `TokenDrop.rates`."""
         return np.zeros(len(tokens))
@@ -90,7 +110,12 @@ class ConstantDrop(TokenDrop):
             raise ValueError(f"rate is {self.rate}; the share of tokens to drop must be at least 0 and below 1")
 
     def rates(
-        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+        self,
+        tokens: np.ndarray,
+        keys: np.ndarray,
+        seq_len: int,
+        images_seen: np.ndarray | None = None,
+        bytes_per_pixel: np.ndarray | None = None,
     ) -> np.ndarray:
         """See `TokenDrop.rates`."""
         return np.full(len(tokens), float(self.rate))
@@ -129,7 +154,12 @@ class BetaDrop(TokenDrop):
             )
 
     def rates(
-        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+        self,
+        tokens: np.ndarray,
+        keys: np.ndarray,
+        seq_len: int,
+        images_seen: np.ndarray | None = None,
+        bytes_per_pixel: np.ndarray | None = None,
     ) -> np.ndarray:
         """See `TokenDrop.rates`."""
         m = self.mean / self.max
@@ -175,13 +205,84 @@ class ResolutionDrop(TokenDrop):
             raise ValueError(f"std is {self.std}; it must be above 0 and at most 1")
 
     def rates(
-        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+        self,
+        tokens: np.ndarray,
+        keys: np.ndarray,
+        seq_len: int,
+        images_seen: np.ndarray | None = None,
+        bytes_per_pixel: np.ndarray | None = None,
     ) -> np.ndarray:
         """See `TokenDrop.rates`."""
         mean = self.low + (self.high - self.low) * np.minimum(tokens / seq_len, 1)
         rate = np.empty(len(keys))
         _draws.truncated_normal(keys, mean, self.std, 0.0, 1.0, rate)
         return rate
+
+
+@dataclass(frozen=True, slots=True)
+class ComplexityDrop(TokenDrop):
+    """Drop fewer tokens of images with more detail, judged by their encoded bytes per pixel.
+
+    An encoder spends bytes where there is something to see, and the index knows them without decoding. The rate falls
+    linearly in the logarithm of the bytes per pixel, from `high` at `simple` and below to `low` at `detailed` and
+    above. All images of a sample have the rate of their mean. Bytes per pixel depend on the encoder, so use it for
+    images of one format and quality. See NaViT, arXiv 2307.06304, section 2.2, for drop rates that differ per image.
+
+    ```
+    low 0.2, high 0.8      a plain wall, 0.05 bytes |..2..5..|      0.16 |0.2.4..7|      a crowd, 0.5 |0123.567|
+    ```
+
+    Attributes:
+        low: rate of detailed images, at least 0 and below `high`.
+        high: rate of simple images, below 1.
+        simple, detailed: encoded bytes per pixel at which the rate is `high` and `low`. The defaults suit JPEG
+            photographs.
+
+    >>> import numpy as np
+    >>> drop, keys = ComplexityDrop(low=0.2, high=0.8), np.zeros(4, np.uint64)
+    >>> drop.keep(np.full(4, 100), keys, 1024, bytes_per_pixel=np.array([0.01, 0.05, 0.158, 0.6])).tolist()
+    [20, 20, 50, 80]
+    """
+
+    needs_bytes: ClassVar[bool] = True
+
+    low: float
+    high: float
+    simple: float = 0.05
+    detailed: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "simple", "detailed"):
+            check_real(name, getattr(self, name))
+        if not 0 <= self.low < self.high < 1:
+            raise ValueError(
+                f"low is {self.low} and high is {self.high}; they are the rates of detailed and of simple images, so "
+                "it must be 0 <= low < high < 1 (one rate for all images is ConstantDrop)"
+            )
+        if not 0 < self.simple < self.detailed < float("inf"):
+            raise ValueError(
+                f"simple is {self.simple} and detailed is {self.detailed}; they are encoded bytes per pixel, so it "
+                "must be 0 < simple < detailed"
+            )
+
+    def rates(
+        self,
+        tokens: np.ndarray,
+        keys: np.ndarray,
+        seq_len: int,
+        images_seen: np.ndarray | None = None,
+        bytes_per_pixel: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """See `TokenDrop.rates`.
+
+        Raises:
+            ValueError: `bytes_per_pixel` is None.
+        """
+        if bytes_per_pixel is None:
+            raise ValueError(f"{self} needs the encoded bytes per pixel of each image; give bytes_per_pixel")
+        detail = np.log(bytes_per_pixel / self.simple) / np.log(self.detailed / self.simple)
+        rates: np.ndarray = self.high + (self.low - self.high) * np.clip(detail, 0, 1)
+        return rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +314,12 @@ class DropToTokens(TokenDrop):
         return self.tokens
 
     def rates(
-        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+        self,
+        tokens: np.ndarray,
+        keys: np.ndarray,
+        seq_len: int,
+        images_seen: np.ndarray | None = None,
+        bytes_per_pixel: np.ndarray | None = None,
     ) -> np.ndarray:
         """See `TokenDrop.rates`."""
         return 1 - np.minimum(1, self.tokens / tokens)
@@ -252,7 +358,7 @@ class ScheduledDrop(TokenDrop):
     tau: float
 
     def __post_init__(self) -> None:
-        kinds = (NoDrop, ConstantDrop, BetaDrop, ResolutionDrop, DropToTokens)
+        kinds = (NoDrop, ConstantDrop, BetaDrop, ResolutionDrop, ComplexityDrop, DropToTokens)
         if not isinstance(self.drop, kinds):
             raise ValueError(
                 f"drop is {self.drop!r}; it must be one of {', '.join(t.__name__ + '(...)' for t in kinds)}"
@@ -272,6 +378,11 @@ class ScheduledDrop(TokenDrop):
         """That of the drop. Where the factor lets an image keep more, its own count is the cap."""
         return self.drop.cap
 
+    @property
+    def needs_bytes(self) -> bool:  # type: ignore[override]  # a class variable of the others
+        """That of the drop."""
+        return self.drop.needs_bytes
+
     def factors(self, images_seen: np.ndarray) -> np.ndarray:
         """The factor after `images_seen` (n,) images, float64 (n,)."""
         # The sigmoid as a tanh, which does not overflow.
@@ -279,9 +390,15 @@ class ScheduledDrop(TokenDrop):
         return self.start + (self.end - self.start) * done
 
     def rates(
-        self, tokens: np.ndarray, keys: np.ndarray, seq_len: int, images_seen: np.ndarray | None = None
+        self,
+        tokens: np.ndarray,
+        keys: np.ndarray,
+        seq_len: int,
+        images_seen: np.ndarray | None = None,
+        bytes_per_pixel: np.ndarray | None = None,
     ) -> np.ndarray:
         """See `TokenDrop.rates`."""
         images_seen = np.zeros(len(tokens), np.int64) if images_seen is None else images_seen
-        scaled: np.ndarray = self.drop.rates(tokens, keys, seq_len) * self.factors(images_seen)
+        rates = self.drop.rates(tokens, keys, seq_len, None, bytes_per_pixel)
+        scaled: np.ndarray = rates * self.factors(images_seen)
         return scaled

@@ -147,6 +147,7 @@ PACKING_FLAGS = {
         f"Share of each image's tokens to drop: {TOKEN_DROPS}; append @FIRST:LAST:MIDPOINT:TAU for a schedule.",
         parse=parse_token_drop,
     ),
+    "select": FieldFlag("random", "Which tokens stay: random ones, or those with the most detail."),
     "frames": FieldFlag(
         "",
         f"Images used of each sample, all by default: {FRAMES}; append :repeat or :skip for samples with fewer.",
@@ -219,7 +220,8 @@ MODEL_FLAGS = {
     "position": FieldFlag(
         "absolute",
         "Position embedding: absolute (tables of --max-grid), fractional, sinusoidal, fourier, grid, learned_grid, mlp "
-        "or rope, which take any grid.",
+        "or rope, which take any grid; several, such as learned_grid,mlp, are added.",
+        parse=lambda text: tuple(text.split(",")) if "," in text else text,
     ),
     "max_grid": FieldFlag(128, "Most patches per side of an image, for the tables of --position absolute."),
     "drop_path": FieldFlag(0.0, "Probability of skipping a branch in the last block (stochastic depth)."),

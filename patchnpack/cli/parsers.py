@@ -19,7 +19,7 @@ RESOLUTIONS = (
     "crop:TOKENS, crop:TOKENS:LOW:HIGH or square:PIXELS"
 )
 FRAMES = "COUNT, COUNT:uniform, COUNT:random, COUNT:first or COUNT:stride:N"
-TOKEN_DROPS = "a rate, beta:MEAN:MAX, resolution:LOW:HIGH:STD or to:TOKENS"
+TOKEN_DROPS = "a rate, beta:MEAN:MAX, resolution:LOW:HIGH:STD, complexity:LOW:HIGH[:SIMPLE:DETAILED] or to:TOKENS"
 
 
 def parse_convert(text: str | None) -> str | Callable[..., Any] | None:
@@ -153,27 +153,37 @@ def parse_views(text: str) -> Views | None:
 def parse_token_drop(text: str) -> TokenDrop:
     """Parse the value of --token-drop.
 
-    Values are a rate (0 drops nothing), "beta:MEAN:MAX", "resolution:LOW:HIGH:STD" or "to:TOKENS". A suffix
-    "@FIRST:LAST:MIDPOINT:TAU" puts the drop on a schedule (`ScheduledDrop`).
+    Values are a rate (0 drops nothing), "beta:MEAN:MAX", "resolution:LOW:HIGH:STD", "complexity:LOW:HIGH" with
+    optional ":SIMPLE:DETAILED" (encoded bytes per pixel), or "to:TOKENS". A suffix "@FIRST:LAST:MIDPOINT:TAU" puts the
+    drop on a schedule (`ScheduledDrop`).
 
     >>> parse_token_drop("beta:0.5:0.8")
     BetaDrop(mean=0.5, max=0.8)
     """
-    from patchnpack.packer import BetaDrop, ConstantDrop, DropToTokens, NoDrop, ResolutionDrop, ScheduledDrop
+    from patchnpack.packer import (
+        BetaDrop,
+        ComplexityDrop,
+        ConstantDrop,
+        DropToTokens,
+        NoDrop,
+        ResolutionDrop,
+        ScheduledDrop,
+    )
 
     text, at, schedule = text.partition("@")
     name, *values = text.split(":") if ":" in text else ("constant", text)
-    kinds: dict[str, tuple[Callable[..., TokenDrop], type[float], int]] = {
-        "constant": (lambda rate: ConstantDrop(rate) if rate else NoDrop(), float, 1),
-        "beta": (BetaDrop, float, 2),
-        "resolution": (ResolutionDrop, float, 3),
-        "to": (DropToTokens, int, 1),
+    kinds: dict[str, tuple[Callable[..., TokenDrop], type[float], tuple[int, ...]]] = {
+        "constant": (lambda rate: ConstantDrop(rate) if rate else NoDrop(), float, (1,)),
+        "beta": (BetaDrop, float, (2,)),
+        "resolution": (ResolutionDrop, float, (3,)),
+        "complexity": (ComplexityDrop, float, (2, 4)),
+        "to": (DropToTokens, int, (1,)),
     }
     try:
-        make, number, count = kinds[name]
+        make, number, counts = kinds[name]
         numbers = [number(value) for value in values]
         factors = [float(value) for value in schedule.split(":")] if at else []
-        if len(numbers) != count or len(factors) not in (0, 4):
+        if len(numbers) not in counts or len(factors) not in (0, 4):
             raise ValueError
     except (KeyError, ValueError):
         raise ValueError(

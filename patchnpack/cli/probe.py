@@ -122,15 +122,15 @@ def export(
     model: dict[str, Any],
     out: Annotated[
         Path,
-        typer.Option("-o", "--out", help="Output file: .safetensors or .pth for timm, .npz for big_vision."),
+        typer.Option("-o", "--out", help="Output file: .safetensors or .pth for timm, .npz for big_vision, .onnx."),
     ],
-    format: Annotated[str, typer.Option(help="timm or big_vision.")],
+    format: Annotated[str, typer.Option(help="timm, big_vision or onnx.")],
     kind: Annotated[
         str,
         typer.Option(help="naflex for the model that takes images of any size, or vit for the one of a fixed size."),
     ] = "naflex",
 ) -> None:
-    """Write the weights of a model for another library, for timm with a config.json beside them.
+    """Write the weights of a model for another library, for timm with a config.json beside them, or an ONNX file.
 
     patchnpack export runs/first/checkpoint.pt -o exported/model.safetensors --format timm
     """

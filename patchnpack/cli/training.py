@@ -115,7 +115,7 @@ def train(
     ] = None,
     export_to: Annotated[
         str | None,
-        typer.Option("--for", help="Refuse a model that could not be exported: timm or big_vision."),
+        typer.Option("--for", help="Refuse a model that could not be exported: timm, big_vision or onnx."),
     ] = None,
     teacher: Annotated[
         Path | None, typer.Option(help="Teacher for distillation: a checkpoint, or weights as for --init.")
@@ -199,7 +199,8 @@ def write_run(context: typer.Context, out: Path, fields: Mapping[str, Any] | Non
         values["classes"] = str(out / CLASSES_FILE)
     if fields:
         values["model"] = {name: value for name, value in fields.items() if name not in MODEL_FLAGS}
-        values |= {name: value for name, value in fields.items() if name in MODEL_FLAGS}
+        flags = {name: value for name, value in fields.items() if name in MODEL_FLAGS}
+        values |= {name: ",".join(value) if isinstance(value, tuple) else value for name, value in flags.items()}
     write_run_file(out / RUN_FILE, values)
 
 

@@ -4,6 +4,7 @@
 timm          VisionTransformer, NaFlexVit                  from_timm, to_timm
 big_vision    vit, naflex_vit, SigLIP                       from_big_vision, to_big_vision
 transformers  SigLIP, SigLIP 2, DINOv2, ViT                 from_transformers
+ONNX          any NaViT                                     export_model
 files         any of these, or a checkpoint                 open_model, export_model
 ```
 

@@ -1,4 +1,4 @@
-"""Export a model to a file of timm or big_vision, or refuse before training what such a file could not hold."""
+"""Export a model to a file of timm, big_vision or ONNX, or refuse before training what such a file could not hold."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ import torch
 from patchnpack.models import NaViT
 from patchnpack.packer.files import atomic_write, make_folder_of
 from patchnpack.weights.big_vision import to_big_vision
+from patchnpack.weights.onnx import to_onnx
 from patchnpack.weights.state_dicts import Weights
 from patchnpack.weights.timm import to_timm
 from patchnpack.weights.timm_layout import Kind
 
-SUFFIXES = {"timm": (".safetensors", ".pth"), "big_vision": (".npz",)}
+SUFFIXES = {"timm": (".safetensors", ".pth"), "big_vision": (".npz",), "onnx": (".onnx",)}
+_FORMATS = "'timm', 'big_vision' or 'onnx'"
 _KINDS: dict[str, Kind] = {"naflex": "naflexvit", "vit": "vit"}
 # The architectures whose arguments a config.json can all override; block functions it can only name by one of them.
 _ARCHITECTURES = {"naflexvit": "naflexvit_base_patch16_siglip", "vit": "vit_base_patch16_224"}
@@ -33,12 +35,13 @@ def export_model(model: NaViT, path: str | Path, format: str, *, kind: str = "na
         model: the model.
         path: the file. For timm a .safetensors (needs the package of that name) or .pth, with a config.json beside it
             that states the options; timm loads the folder: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
-            For big_vision an .npz.
-        format: "timm" or "big_vision".
+            For big_vision an .npz, for ONNX an .onnx (`to_onnx`).
+        format: "timm", "big_vision" or "onnx".
         kind: "naflex" for the model that takes any size (`NaFlexVit`, `naflex_vit`), or "vit", whose outputs are the
-            same for images of the position table's size.
+            same for images of the position table's size. Not for ONNX.
 
     Raises:
+        ModuleNotFoundError: a package that writes the file is not installed; the message names the extra.
         ValueError: the other library has no such model, the suffix is another, or the config.json beside the file is of
             another model.
 
@@ -49,11 +52,15 @@ def export_model(model: NaViT, path: str | Path, format: str, *, kind: str = "na
     """
     path = Path(path)
     if format not in SUFFIXES:
-        raise ValueError(f"format is {format!r}; choose {' or '.join(map(repr, SUFFIXES))}")
+        raise ValueError(f"format is {format!r}; choose {_FORMATS}")
     if path.suffix not in SUFFIXES[format]:
         raise ValueError(f"out is {str(path)!r}; for {format} it must end in {' or '.join(SUFFIXES[format])}")
     check_export(model, format, kind=kind)
+    content = to_onnx(model) if format == "onnx" else b""
     make_folder_of(path)
+    if format == "onnx":
+        atomic_write(path, lambda file: file.write(content))
+        return
     if format == "big_vision":
         arrays = to_big_vision(model, "naflex" if kind == "naflex" else "vit")
         atomic_write(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
@@ -74,9 +81,13 @@ def check_export(model: NaViT, format: str, *, kind: str = "naflex") -> None:
         format, kind: as in `export_model`.
     """
     if format not in SUFFIXES:
-        raise ValueError(f"the format is {format!r}; choose {' or '.join(map(repr, SUFFIXES))}")
+        raise ValueError(f"the format is {format!r}; choose {_FORMATS}")
     if kind not in _KINDS:
         raise ValueError(f"kind is {kind!r}; choose {' or '.join(map(repr, _KINDS))}")
+    if format == "onnx":
+        if kind != "naflex":
+            raise ValueError(f"kind is {kind!r}, which an ONNX file does not have: it takes any size; leave kind out")
+        return
     if format == "big_vision":
         to_big_vision(model, "naflex" if kind == "naflex" else "vit")
         return
@@ -131,7 +142,7 @@ def timm_config_of(model: NaViT, kind: Kind) -> Mapping[str, Any]:
     else:
         tables = {"grid": "learned", "fractional": "factorized", "rope": "none"}
         arguments |= {
-            "pos_embed": tables[config.position],
+            "pos_embed": tables[config.positions[0]],
             "pos_embed_grid_size": [rows, columns],
             "pos_embed_interp_mode": config.position_resize,
             "pos_embed_antialias": config.position_antialias,

@@ -208,9 +208,10 @@ def to_timm(model: NaViT, kind: Kind = "vit", *, like: Source | None = None) -> 
             "model of scope 'image' and time 'none'"
         )
     supported = {"grid"} if layout.kind == "vit" else {"grid", "fractional", "rope"}
-    if config.position not in supported or (config.position == "fractional" and config.combine != "add"):
+    combine = config.combine(config.positions[0])
+    if config.position not in supported or (config.position == "fractional" and combine != "add"):
         raise ValueError(
-            f"position is {config.position!r} ({config.combine!r}), which timm's {layout.kind} does not have; it has "
+            f"position is {config.position!r} ({combine!r}), which timm's {layout.kind} does not have; it has "
             f"{', '.join(sorted(supported))}" + (" (fractional only added)" if "fractional" in supported else "")
         )
     plain = {"position_antialias": True, "position_align_corners": False, "position_keep_aspect": False}

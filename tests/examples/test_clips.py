@@ -40,6 +40,7 @@ def test_a_shrinking_clip_is_a_growing_one_reversed_and_its_disc_grows(seed: int
 def test_a_shard_holds_each_clip_as_one_sample_with_its_frames_in_order(tmp_path: Path) -> None:
     clips.draw_clips(tmp_path / "train-%06d.tar", 6, 0)
     index = open_index(f"{tmp_path}/train-*.tar", sample="members")
+    assert index.samples is not None
     assert len(index.samples) == 6
     names = [index.name_of(row) for row in range(len(index))]
     starts = index.samples.starts.tolist()

@@ -31,7 +31,7 @@ def test_a_single_mean_applies_to_all_channels() -> None:
         ({"patch_resize": "area"}, r"patch_resize is 'area'; choose one of bilinear, bicubic"),
         ({"pooling": "token"}, r"pooling is 'token'; choose one of attention, mean, max, cls"),
         ({"last_norm": "both"}, r"last_norm is 'both'; choose one of tokens, pooled, none"),
-        ({"registers": -1}, r"registers is -1; give a number of tokens, at least 0"),
+        ({"registers": -1}, r"registers is -1; it must be at least 0"),
         ({"rope_base": 0.0}, r"rope_base is 0.0; it must be above 0"),
         ({"position": "rope", "width": 18}, r"6 features per head, but rope rotates pairs.*multiple of 12"),
         (
@@ -51,7 +51,7 @@ def test_an_impossible_model_is_refused_with_value_and_remedy(changes: dict[str,
 
 
 def test_columns_and_rows_are_added_except_for_sinusoids() -> None:
-    assert NaViTConfig(num_classes=2).combine == "add"
-    assert NaViTConfig(num_classes=2, position="fourier").combine == "add"
-    assert NaViTConfig(num_classes=2, position="sinusoidal").combine == "stack"
-    assert NaViTConfig(num_classes=2, position="fourier", position_combine="product").combine == "product"
+    both = NaViTConfig(num_classes=2, position=("sinusoidal", "fourier"))
+    assert (both.combine("sinusoidal"), both.combine("fourier")) == ("stack", "add")
+    assert NaViTConfig(num_classes=2).combine("absolute") == "add"
+    assert NaViTConfig(num_classes=2, position="fourier", position_combine="product").combine("fourier") == "product"

@@ -11,6 +11,7 @@ import torch
 
 from patchnpack.models import DenseNaViT, NaViTConfig
 from tests.closeness import assert_near
+from tests.models.conftest import of_samples
 
 Draw = Callable[..., Any]
 Pack = Callable[..., Any]
@@ -25,6 +26,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sinusoidal": {"position": "sinusoidal"},
     "fourier": {"position": "fourier"},
     "mlp": {"position": "mlp"},
+    "learned_grid and mlp": {"position": ("learned_grid", "mlp"), "position_align_corners": True},
+    "samples, mean": {"scope": "sample", "time": "learned", "pooling": "mean"},
+    "samples, cls": {"scope": "sample", "time": "sinusoidal", "pooling": "cls", "position": ("grid", "rope")},
 }
 
 
@@ -38,15 +42,36 @@ def tensors(batch: Any) -> tuple[torch.Tensor, ...]:
     return batch.patches, batch.segment_ids, batch.coords, batch.grids
 
 
+def of_other_shapes(draw: Draw, pack: Pack) -> list[Any]:
+    """Batches of which no two agree in the number of packs, slots or images."""
+    three = pack([[draw(2, 2)], [], [draw(3, 3), draw(1, 4), draw(2, 2)]], slots=40, columns=5)
+    return [of_samples(three, [[1], [], [1, 2]]), pack([[draw(3, 1), draw(2, 1)]], slots=7, columns=2)]
+
+
+def inputs_of(batch: Any) -> dict[str, torch.Tensor]:
+    return {name: getattr(batch, name) for name in ("patches", "segment_ids", "coords", "grids", "samples", "frames")}
+
+
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_an_exported_model_gives_the_logits_of_other_batches_of_its_shape_too(
+def test_an_exported_model_gives_the_logits_of_batches_of_any_number_of_packs_slots_and_images(
     variant: dict[str, Any], draw: Draw, pack: Pack, build: Build, config: NaViTConfig
 ) -> None:
     model = build(dataclasses.replace(config, **variant))
     first, second = two_batches(draw, pack)
-    exported = torch.export.export(DenseNaViT(model), tensors(first)).module()
-    for batch in (first, second):
-        assert_near(exported(*tensors(batch)), model(batch), 1e-5)
+    B, L, K = (torch.export.Dim(name) for name in "BLK")
+    slots, columns = {0: B, 1: L}, {0: B, 1: K}
+    shapes = dict.fromkeys(("patches", "segment_ids", "coords"), slots)
+    shapes |= dict.fromkeys(("grids", "samples", "frames"), columns)
+    exported = torch.export.export(DenseNaViT(model), (), inputs_of(first), dynamic_shapes=shapes).module()
+    for batch in (first, second, *of_other_shapes(draw, pack)):
+        assert_near(exported(**inputs_of(batch)), model(batch), 1e-5)
+
+
+def test_a_dense_model_is_in_the_mode_of_its_model(build: Build, config: NaViTConfig) -> None:
+    model = build(config)
+    assert not DenseNaViT(model.eval()).training
+    assert DenseNaViT(model.train()).training
+    assert model.training
 
 
 def test_a_model_exports_at_another_patch_size(draw: Draw, pack: Pack, build: Build, config: NaViTConfig) -> None:

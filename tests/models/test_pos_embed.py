@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from patchnpack.models import NaViT, NaViTConfig
-from patchnpack.models.pos_embed import AXIAL, POSITIONS, FactorizedPosEmbed, GridPosEmbed, axial_rope, resampling
+from patchnpack.models.pos_embed import (
+    AXIAL,
+    POSITIONS,
+    FactorizedPosEmbed,
+    GridPosEmbed,
+    LearnedGridPosEmbed,
+    axial_rope,
+    resampling,
+)
 from patchnpack.models.stream import Stream
 from tests.closeness import assert_near
 
@@ -86,7 +94,7 @@ ALL += [(position, "auto") for position in POSITIONS if position not in AXIAL]
 NEVER_FLAT = ("absolute", "sinusoidal", "fourier", "mlp")  # a table is flat beyond its outermost entries
 
 
-def built(position: str, combine: str, **changes: Any) -> NaViT:
+def built(position: str | tuple[str, ...], combine: str, **changes: Any) -> NaViT:
     torch.manual_seed(0)
     fields: dict[str, Any] = {"num_classes": 2, "width": 48, "depth": 1, "max_grid": 512, "position_grid": (6, 9)}
     config = NaViTConfig(**fields | {"position": position, "position_combine": combine} | changes)
@@ -156,6 +164,14 @@ def test_positions_that_keep_the_aspect_are_those_of_a_square_around_the_image(p
         ({"position_grid": (4, 4, 4)}, r"position_grid is \(4, 4, 4\); give one number, or \(rows, columns\)"),
         ({"position_grid": (0, 4)}, r"position_grid is \(0, 4\)"),
         ({"position_align_corners": True}, "needs position 'grid' and position_antialias=False"),
+        ({"position_align_corners": True, "position": ("grid", "learned_grid")}, "and position_antialias=False"),
+        ({"position_align_corners": True, "position": "mlp"}, "or 'learned_grid'"),
+        ({"position": ("grid", "grid")}, "give one, or several different ones"),
+        ({"position": ()}, "give one, or several different ones"),
+        ({"position": ("grid", "table")}, "position is 'table'; choose one of absolute, "),
+        ({"position": ("mlp", "rope"), "width": 54}, "rope rotates pairs of features"),
+        ({"position": ("mlp", "sinusoidal"), "position_combine": "add"}, "choose 'stack'"),
+        ({"position_keep_aspect": True, "position": ("absolute", "rope")}, "positions relative to the sides"),
         ({"position_keep_aspect": True, "position_grid": (4, 16)}, "square table"),
         ({"position_keep_aspect": True, "position": "rope"}, "positions relative to the sides"),
         ({"block_norm": "post"}, "block_norm is 'post'; choose one of pre, res_post"),
@@ -168,3 +184,69 @@ def test_an_impossible_position_table_is_refused(changes: dict[str, Any], messag
 
 def test_a_square_table_has_one_spelling() -> None:
     assert NaViTConfig(num_classes=2, position="grid", position_grid=(8, 8)).position_grid == 8
+
+
+def test_aligned_corners_put_the_corner_patches_on_the_corner_entries_of_a_learned_grid() -> None:
+    coords, grids = raster(7, 5)
+    for aligned in (False, True):
+        embed = LearnedGridPosEmbed((3, 4), 6, align_corners=aligned)
+        with torch.no_grad():  # all weight on the upper left of the four entries
+            down: Any = embed.weights[2]
+            down.weight.zero_()
+            down.bias.copy_(torch.tensor([100.0, 0.0, 0.0, 0.0]))
+        x, y = coords.double().unbind(1)
+        x, y = (x / 6 * 3, y / 4 * 2) if aligned else ((x + 0.5) / 7 * 4 - 0.5, (y + 0.5) / 5 * 3 - 0.5)
+        assert_near(embed(coords, grids), embed.table[y.clamp(min=0).long(), x.clamp(min=0).long()], 1e-6)
+        if aligned:  # x' (G - 1), with x' from 0 at the first patch to 1 at the last
+            assert [float(x[0]), float(x[6]), float(y[-1])] == [0, 3, 2]
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_side_of_one_patch_or_one_entry_has_a_place_in_a_learned_grid(aligned: bool) -> None:
+    for shape, (gw, gh) in (((1, 4), (3, 5)), ((4, 4), (1, 1)), ((2, 1), (1, 9))):
+        embedded = LearnedGridPosEmbed(shape, 6, align_corners=aligned)(*raster(gw, gh))
+        assert embedded.isfinite().all()
+
+
+def test_the_field_aligns_the_corners_of_a_learned_grid_beside_other_positions() -> None:
+    for position in ("learned_grid", ("learned_grid", "mlp")):
+        aligned, half = (built(position, "auto", position_align_corners=value) for value in (True, False))
+        half.load_state_dict(aligned.state_dict())
+        assert aligned.pos_embed is not None
+        assert half.pos_embed is not None
+        assert not torch.allclose(aligned.pos_embed(*raster(5, 7)), half.pos_embed(*raster(5, 7)))
+
+
+def test_several_positions_are_added() -> None:
+    coords, grids = (torch.cat(each) for each in zip(raster(5, 7), raster(14, 3), strict=True))
+    model = built(("learned_grid", "mlp", "sinusoidal"), "auto")
+    assert model.config.position == ("learned_grid", "mlp", "sinusoidal")
+    assert isinstance(model.pos_embed, torch.nn.ModuleDict)
+    parts = [part(coords, grids) for part in model.pos_embed.values()]
+    assert [type(part).__name__ for part in model.pos_embed.values()] == [
+        "LearnedGridPosEmbed",
+        "CoordinateMLP",
+        "FactorizedPosEmbed",
+    ]
+    assert_near(model.pos_embed(coords, grids), parts[0] + parts[1] + parts[2], 1e-6)
+
+
+def test_a_table_is_added_and_rope_rotates_as_well() -> None:
+    both, table = built(("grid", "rope"), "auto"), built("grid", "auto")
+    table.load_state_dict(both.state_dict())  # rope has no weights, and one added embedding keeps its names
+    coords, grids = raster(4, 3)
+    stream = Stream.dense(torch.ones(1, 12, dtype=torch.int32), 1)
+    patches = torch.zeros(1, 12, 16 * 16 * 3, dtype=torch.uint8)
+    with torch.no_grad():
+        same, other = (model.encode(patches, coords[None], grids[None, :1], stream)[0] for model in (both, table))
+    assert not torch.allclose(same, other)
+    seen = list[torch.Tensor]()
+    for model in (both, table):
+        model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        model.encode(patches, coords[None], grids[None, :1], stream)
+    assert torch.equal(*seen)
+
+
+def test_one_position_has_one_spelling() -> None:
+    assert NaViTConfig(num_classes=2, position=("grid",)).position == "grid"
+    assert built(("grid",), "auto").state_dict().keys() == built("grid", "auto").state_dict().keys()

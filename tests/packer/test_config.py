@@ -25,6 +25,7 @@ def test_defaults_are_those_of_the_documented_contract() -> None:
         "oversize": "shrink",
         "undersize": "pad",
         "token_drop": {},
+        "select": "random",
         "frames": None,
         "views": None,
         "algorithm": "auto",
@@ -131,7 +132,10 @@ def test_an_unknown_choice_is_an_error_that_names_the_value_and_every_choice(
 _RESOLUTIONS = (
     "Native(...), FitTokens(...), SampleSide(...), RandomResizedCrop(...), Square(...), ScheduledResolution(...)"
 )
-_DROPS = "NoDrop(...), ConstantDrop(...), BetaDrop(...), ResolutionDrop(...), DropToTokens(...), ScheduledDrop(...)"
+_DROPS = (
+    "NoDrop(...), ConstantDrop(...), BetaDrop(...), ResolutionDrop(...), ComplexityDrop(...), DropToTokens(...), "
+    "ScheduledDrop(...)"
+)
 
 
 @pytest.mark.parametrize(

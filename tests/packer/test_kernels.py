@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from itertools import pairwise, product
 
 import numpy as np
@@ -108,6 +109,35 @@ def _check_placing(H: int, W: int, C: int, P: int, gw: int, gh: int, kept: list[
     assert (memory[begin + patches.size :] == _GUARD).all()
     assert (patches[:before] == _GUARD).all()
     assert (patches[before + n :] == _GUARD).all()
+
+
+@given(
+    sides=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    P=st.integers(1, 9),
+    grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    C=st.sampled_from([1, 3, 4]),
+    levels=st.sampled_from([1, 2, 256]),
+    data=st.data(),
+)
+@settings(max_examples=150, deadline=None)
+def test_the_patches_with_the_largest_variance_are_chosen_in_raster_order(
+    sides: tuple[int, int], P: int, grid: tuple[int, int], C: int, levels: int, data: st.DataObject
+) -> None:
+    (H, W), (gw, gh) = sides, grid
+    pixels = np.random.default_rng(H * 100 + W).integers(0, levels, (H, W, C), np.uint8)
+    inside = _canvas(np.ones((H, W, 1), np.uint8), P, gw, gh)
+    exact = []  # variances as fractions; -1 for padding alone
+    for patch, shown in zip(_patches(_canvas(pixels, P, gw, gh), P), _patches(inside, P), strict=True):
+        values, count = patch.reshape(-1, C)[shown > 0].astype(object), int(shown.sum())
+        spread = sum(count * int((values[:, c] ** 2).sum()) - int(values[:, c].sum()) ** 2 for c in range(C))
+        exact.append(Fraction(spread, count**2) if count else Fraction(-1))
+    keep = data.draw(st.integers(1, gw * gh))
+    kept = sorted(sorted(range(gw * gh), key=lambda token: (-exact[token], token))[:keep])
+    coords = np.full((keep + 4, 2), _GUARD, np.int32)
+    _kernels.choose_detailed(pixels, P, gw, gh, coords, 2, keep)
+    assert coords[2:-2].tolist() == [[token % gw, token // gw] for token in kept]
+    assert (coords[:2] == _GUARD).all()
+    assert (coords[-2:] == _GUARD).all()
 
 
 @given(

@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 PUBLIC: dict[str, list[str]] = {
     "patchnpack": [
         "BetaDrop",
+        "ComplexityDrop",
         "ConstantDrop",
         "DropToTokens",
         "ErrorPolicy",
@@ -41,6 +42,7 @@ PUBLIC: dict[str, list[str]] = {
         "report",
         "sweep",
         "BetaDrop",
+        "ComplexityDrop",
         "ConstantDrop",
         "DropToTokens",
         "FitTokens",

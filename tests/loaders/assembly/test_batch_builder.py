@@ -16,7 +16,8 @@ from patchnpack.loaders.assembly.stats import BatchCounts
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.index.scanner import scan
 from patchnpack.loaders.labels.labels import Labels
-from patchnpack.packer import ConstantDrop, Images, PackedBatch, Packing, plan
+from patchnpack.loaders.packed_loader import PackedImageLoader
+from patchnpack.packer import ConstantDrop, Images, Native, PackedBatch, Packing, plan
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 
@@ -252,3 +253,27 @@ def test_member_is_read_by_extension_or_none(drawn: Any) -> None:
         assert context.member(row, "txt") == drawn.texts[key].encode()
         assert (context.member(row, "jpg") is None) != (context.member(row, "png") is None)
         assert context.member(row, "nothing") is None
+
+
+def test_selection_by_detail_keeps_the_patches_with_the_largest_variance(
+    drawn: Any, contents: Contents, no_threads_left: None
+) -> None:
+    # Grids are multiples of the patch size, so that no patch has padding.
+    cut = PACKING.replace(resolution=Native(max_tokens=60, edge="crop"), undersize="skip")
+    packing = cut.replace(token_drop=ConstantDrop(0.6), select="detail")
+    loaders = [PackedImageLoader(drawn.shards, each, batch_size=3, label="cls") for each in (packing, cut)]
+    batches = [list(loader) for loader in loaders]
+    whole_images = {image.key: image for whole in batches[1] for image in whole.images()}
+    dropped = 0
+    for batch in batches[0]:
+        for image in batch.images():
+            gw, gh = image.grid
+            every = np.asarray(whole_images[image.key].patches)
+            detail = every.reshape(gw * gh, -1, 3).astype(float).var(1).sum(1)
+            chosen = np.sort(np.argsort(-detail, kind="stable")[: len(image.patches)])
+            np.testing.assert_array_equal(np.asarray(image.coords), np.stack([chosen % gw, chosen // gw], 1))
+            np.testing.assert_array_equal(np.asarray(image.patches), every[chosen])
+            dropped += gw * gh > len(chosen)
+    assert dropped > 20
+    one = PackedImageLoader(drawn.shards, packing, batch_size=3, label="cls", num_threads=1, prefetch=1)
+    assert [contents(batch) for batch in one] == [contents(batch) for batch in batches[0]]

@@ -293,3 +293,19 @@ def test_attention_cost_is_that_of_samples_in_their_scope(documents: Documents) 
     assert BatchCounts.of(batch, "sample").attention_cost == (sums**2).sum()
     packs = [sums[:2], sums[2:3], sums[3:]]
     assert BatchCounts.of(batch, "sample").attention_squares == sum(int((pack**2).sum()) ** 2 for pack in packs)
+
+
+def test_selection_by_detail_keeps_the_same_patches_of_a_page_in_a_sample_as_alone(documents: Documents) -> None:
+    index = documents.index()
+    images = images_in_order(index)
+    images = replace(images, keep=np.maximum(1, images.grid.prod(1) // 2).astype(np.int32))
+    context = context_of(index, packing=PACKING.replace(select="detail"), label=None, extras=())
+    _, batch = build(context, images)
+    alone = replace(images, frame=None)
+    single = DecodedBatchBuilder(context, alone, [len(images)], 8, epoch=2, step=5, position=48)
+    for part in range(single.num_parts):
+        single.run(part)
+    chosen = [image.coords.tolist() for image in batch.images()]
+    assert chosen == [image.coords.tolist() for image in single.finish().images()]
+    _, random = build(replace(context, packing=PACKING), images)
+    assert chosen != [image.coords.tolist() for image in random.images()]

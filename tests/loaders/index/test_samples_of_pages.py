@@ -125,3 +125,17 @@ def test_frames_of_a_video_are_one_row_by_default(tmp_path: Path) -> None:
     index = scan(shard, sample="members")
     assert columns(index) == ([0, 1, 2], [32, 9], [0, 0], [7, 1])
     assert scan(shard).without_image.tolist() == [1]
+
+
+def test_bytes_per_pixel_count_all_pages_of_a_file(tmp_path: Path) -> None:
+    files = {"a.p1.tif": tiff(10, 11), "a.p2.gif": gif(3), "b.jpg": jpeg(9, 9)}
+    index = scan(write_tar(tmp_path / "a.tar", list(files.items())), sample="members")
+    pixels = (index.width.astype(int) * index.height).tolist()  # of a page of each row: two sizes in the TIFF
+    of_files = [pixels[0] + pixels[1], 3 * pixels[2], pixels[3]]
+    tif, animated, alone = (len(data) / all_pages for data, all_pages in zip(files.values(), of_files, strict=True))
+    rows = index.rows(np.array([0, 3]))
+    assert rows.bytes_per_pixel is not None
+    np.testing.assert_allclose(rows.bytes_per_pixel, [tif, tif, animated, alone])
+    np.testing.assert_allclose(rows.complexity(), [(2 * tif + 3 * animated) / 5, alone])
+    first_pages = scan(write_tar(tmp_path / "b.tar", [("a.gif", gif(3))]))
+    np.testing.assert_allclose(first_pages.rows(np.array([0])).complexity(), [animated])

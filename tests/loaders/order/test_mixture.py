@@ -14,7 +14,7 @@ import pytest
 
 from patchnpack import Mixture, PackedImageLoader
 from patchnpack.loaders import Index, save_index
-from patchnpack.packer import BetaDrop, PackedBatch, Packing, RandomResizedCrop
+from patchnpack.packer import BetaDrop, ComplexityDrop, PackedBatch, Packing, RandomResizedCrop
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 
@@ -171,3 +171,16 @@ def test_mixture_with_an_unusable_source_or_an_index_is_refused(parts: dict[str,
         PackedImageLoader(mixture, PACKING, batch_size=1, where=lambda index: np.arange(40) >= 17)
     with pytest.raises(ValueError, match=r"index= is for one source; in a Mixture, name index files as sources"):
         PackedImageLoader(mixture, PACKING, batch_size=1, index=index)
+
+
+def test_a_mixture_drops_by_the_bytes_of_its_images(parts: dict[str, Index]) -> None:
+    packing = PACKING.replace(token_drop=ComplexityDrop(0.2, 0.7, 0.5, 3), fill="none")
+    tokens = [
+        {image.key: len(image.patches) for batch in loader for image in batch.images()}
+        for loader in (
+            mixed(parts, {"a": 1, "b": 1, "c": 1}, packing=packing),
+            *(PackedImageLoader(part, packing, batch_size=2) for part in parts.values()),
+        )
+    ]
+    assert len(tokens[0]) == 57  # 20 of each source's 17, 23 and 20 images
+    assert tokens[0].items() <= (tokens[1] | tokens[2] | tokens[3]).items()

@@ -16,6 +16,7 @@ from patchnpack.loaders.packs.recipe import Recipe, unit_name
 from patchnpack.loaders.prepacking.job import Job
 from patchnpack.packer import (
     BetaDrop,
+    ComplexityDrop,
     ConstantDrop,
     PackedBatch,
     Packing,
@@ -324,3 +325,18 @@ def test_location_of_the_shards_changes_no_byte(make_drawn: MakeDrawn, tmp_path:
         assert written(tmp_path / store / "a") == written(tmp_path / store / "b")
         counts = json.loads((tmp_path / store / "a" / "manifest.json").read_bytes())["counts"]
         assert (counts["bad"] > 0) == finds_bad
+
+
+@pytest.mark.parametrize("store", ["images", "patches"])
+def test_drops_that_follow_the_content_are_stored_as_they_are_loaded(
+    store: Any, index: Index, tmp_path: Path, contents: Contents
+) -> None:
+    packing = PACKING.replace(token_drop=ComplexityDrop(0.2, 0.7, 0.5, 3), select="detail")
+    job = Job(source=index, out=str(tmp_path / "out"), packing=packing, store=store, label="cls", part_packs=3)
+    assert job.run()
+    assert Recipe.from_plain(json.loads(job.recipe.to_json())).packing.select == "detail"
+    theirs = list(PackedImageLoader(index, packing, batch_size=3, label="cls"))
+    assert len({len(image.coords) / np.prod(image.grid) for batch in theirs for image in batch.images()}) > 5
+    assert list(map(contents, PackedImageLoader(tmp_path / "out", batch_size=3))) == list(map(contents, theirs))
+    others = PackedImageLoader(index, packing.replace(select="random"), batch_size=3, label="cls")
+    assert list(map(contents, others)) != list(map(contents, theirs))

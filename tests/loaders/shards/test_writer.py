@@ -266,7 +266,7 @@ def test_a_sample_rule_that_names_no_sample_or_two_labels_is_refused(pages: Path
     with pytest.raises(ValueError, match=r"for none of the 17 images: the first without one is .*cats/d0_1\.png'"):
         write_shards(pages, tmp_path / "out", sample="key:(.+)-[0-9]+")
     with pytest.raises(ValueError, match="only 3 of the 17 images"):
-        write_shards(pages, tmp_path / "out", sample=lambda key: key if "d2" in key else None)
+        write_shards(pages, tmp_path / "out", sample=lambda key: key if "d2" in key else None)  # type: ignore[arg-type, return-value]
     with pytest.raises(ValueError, match="did you mean 'members'"):
         write_shards(pages, tmp_path / "out", sample="member")
     for page in (1, 2):

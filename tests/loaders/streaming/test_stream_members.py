@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from patchnpack import Frames, RandomResizedCrop, Views
-from patchnpack.loaders import ErrorPolicy, pack_stream
+from patchnpack import ComplexityDrop, Frames, RandomResizedCrop, Views
+from patchnpack.loaders import ErrorPolicy, PackedImageLoader, pack_stream
 from patchnpack.packer import Packing
-from tests.images import draw_image, encode_image
+from tests.images import draw_image, encode_image, write_tar
 from tests.loaders.conftest import contents
 from tests.loaders.streaming.documents import PACKING, by_members, padded, page, pages_of, pixels_in, samples_in
 
@@ -168,3 +169,25 @@ def test_one_image_per_sample_gives_what_it_gives_without_the_rule() -> None:
     samples = [{"__key__": str(n), "png": page(n, 0)[0], "cls": n} for n in range(40)]
 
     assert list(map(contents, stream(samples))) == list(map(contents, stream(samples, sample=None)))
+
+
+def test_files_of_several_pages_have_the_drop_rates_that_a_loader_gives_them(tmp_path: Path) -> None:
+    pages = [draw_image(80, 96, seed=1), draw_image(96, 40, seed=2), draw_image(96, 40, seed=3)]
+    samples = [
+        {"a.tiff": encode_image(pages[0], "TIFF", save_all=True, append_images=pages[1:]), "b.png": page(1, 1)[0]},
+        {"a.png": encode_image(pages[1], "PNG", save_all=True, append_images=pages[2:])},
+        {"a.png": page(2, 2)[0]},
+    ]
+    members = [(f"s{n}.{name}", data) for n, sample in enumerate(samples) for name, data in sample.items()]
+    shard = write_tar(tmp_path / "a.tar", members)
+    # Rates differ where bytes per pixel do, between 0.5 and 5.
+    packing = PACKING.replace(seq_len=512, token_drop=ComplexityDrop(0.1, 0.9, 0.5, 5), fill="none")
+    options: dict[str, Any] = {"batch_size": 1, "image": "tiff;png", "sample": "members"}
+    streamed = pack_stream(({"__key__": f"s{n}", **sample} for n, sample in enumerate(samples)), packing, **options)
+    kept = [
+        sorted((image.key, image.grid, len(image.coords)) for batch in batches for image in batch.images())
+        for batches in (streamed, PackedImageLoader(shard, packing, **options))
+    ]
+    assert len(kept[0]) == 7
+    assert kept[0] == kept[1]
+    assert len({round(tokens / (gw * gh), 1) for _, (gw, gh), tokens in kept[0]}) > 1

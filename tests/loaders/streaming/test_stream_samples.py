@@ -18,10 +18,11 @@ from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.shards.tar import IMAGE
 from patchnpack.loaders.streaming.pack_stream import pack_stream
 from patchnpack.packer import (
+    ComplexityDrop,
     FitTokens,
     RandomResizedCrop,
 )
-from tests.loaders.streaming.streams import PACKING, Contents, Draw, Encode, flat
+from tests.loaders.streaming.streams import PACKING, Contents, Draw, Encode, flat, samples_of
 
 
 @pytest.mark.parametrize(
@@ -283,3 +284,23 @@ def test_invalid_option_is_refused_at_once(change: dict[str, Any], reason: str) 
     options: dict[str, Any] = {"samples": [], "packing": PACKING, "batch_size": 1}
     with pytest.raises(ValueError, match=reason):
         pack_stream(**(options | change))
+
+
+def test_a_stream_drops_by_content_as_a_loader_does(drawn: Any) -> None:
+    packing = PACKING.replace(token_drop=ComplexityDrop(0.2, 0.7, 0.5, 3), select="detail", fill="none")
+    streamed = list(pack_stream(samples_of(drawn.shards), packing, batch_size=2, label="cls"))
+    loaded = list(PackedImageLoader(drawn.shards, packing, batch_size=2, label="cls"))
+    found = [
+        {image.key: (image.coords.tolist(), image.patches.tolist()) for batch in batches for image in batch.images()}
+        for batches in (streamed, loaded)
+    ]
+    assert len(found[0]) == 60
+    assert found[0] == found[1]
+
+
+def test_images_without_encoded_bytes_are_refused_where_the_drop_follows_bytes(draw_image: Draw) -> None:
+    packing = PACKING.replace(token_drop=ComplexityDrop(0.2, 0.7))
+    for image in (draw_image(30, 20, 0, "RGB"), flat(30, 20)):
+        stream = pack_stream([(image, 0)], packing, batch_size=1)
+        with pytest.raises(ValueError, match=r"follows the encoded bytes .* PIL images and arrays have none\. Use"):
+            next(iter(stream))

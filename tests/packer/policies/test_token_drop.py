@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 from typing import Any
 
@@ -11,6 +12,7 @@ from scipy import stats
 
 from patchnpack.packer import (
     BetaDrop,
+    ComplexityDrop,
     ConstantDrop,
     DropToTokens,
     NoDrop,
@@ -185,3 +187,64 @@ def test_resolution_drop_and_drop_to_tokens_out_of_range_are_errors_that_name_th
         ResolutionDrop(0.1, 0.5, 0)
     with pytest.raises(ValueError, match=r"tokens is 0; it must be at least 1"):
         DropToTokens(0)
+
+
+def test_complexity_drop_falls_with_the_bytes_per_pixel_and_is_the_same_for_every_key() -> None:
+    encoded = np.array([0.001, 0.05, 0.05 * 10**0.25, 0.05 * 10**0.5, 0.5, 3])
+    drop = ComplexityDrop(0.1, 0.9)
+    for keys in (_KEYS[:6], _MANY[:6]):
+        rates = drop.rates(np.full(6, 100), keys, 64, None, encoded)
+        np.testing.assert_allclose(rates, [0.9, 0.9, 0.7, 0.5, 0.1, 0.1], atol=1e-12)
+    half = ScheduledDrop(drop=drop, start=0.5, end=0.5, midpoint=1, tau=1)
+    assert half.needs_bytes
+    np.testing.assert_allclose(half.rates(np.full(6, 100), _KEYS[:6], 64, None, encoded), rates / 2)
+    with pytest.raises(ValueError, match=r"ComplexityDrop\(low=0.1, .* needs the encoded bytes per pixel"):
+        drop.keep(np.full(6, 100), _KEYS[:6], 64)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0.5, 0.5), r"low is 0.5 and high is 0.5; .* 0 <= low < high < 1"),
+        ((-0.1, 0.5), r"low is -0.1 and high is 0.5"),
+        ((0.1, 1), r"low is 0.1 and high is 1"),
+        ((0.1, 0.5, 1, 0.5), r"simple is 1 and detailed is 0.5; .* 0 < simple < detailed"),
+        ((0.1, 0.5, 0, 0.5), r"simple is 0 and"),
+        ((0.1, "half"), r"high is 'half'"),
+    ],
+)
+def test_complexity_drop_out_of_range_is_an_error_that_names_the_values(values: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ComplexityDrop(*values)
+
+
+def _rows_of_bytes(encoded: list[float], offsets: list[int] | None = None) -> Rows:
+    rows = Rows.of_sizes([160] * len(encoded), [160] * len(encoded))
+    if offsets is not None:
+        one = np.ones(len(encoded), np.int32)
+        rows = dataclasses.replace(rows, page=0 * one, frames=one, offsets=np.array(offsets))
+    return dataclasses.replace(rows, bytes_per_pixel=np.array(encoded))
+
+
+def test_a_plan_keeps_more_tokens_of_images_of_more_bytes() -> None:
+    packing = Packing(seq_len=1024, token_drop=ComplexityDrop(0.2, 0.8), fill="none")
+    images = plan(_rows_of_bytes([0.5, 0.05, 0.01, 0.05 * 10**0.5]), packing).images
+    assert dict(zip(images.row.tolist(), images.keep.tolist(), strict=True)) == {0: 80, 1: 20, 2: 20, 3: 50}
+
+
+def test_images_of_a_sample_have_the_rate_of_their_mean_bytes() -> None:
+    packing = Packing(seq_len=1024, token_drop=ComplexityDrop(0.2, 0.8), fill="none")
+    middle = 0.05 * 10**0.5
+    rows = _rows_of_bytes([middle - 0.1, middle + 0.1, 0.5], [0, 2, 3])
+    images = plan(rows, packing).images
+    assert dict(zip(images.row.tolist(), images.keep.tolist(), strict=True)) == {0: 50, 1: 50, 2: 80}
+
+
+@pytest.mark.parametrize("offsets", [None, [0, 1, 3]])
+def test_images_of_unknown_bytes_are_refused_where_the_drop_follows_bytes(offsets: list[int] | None) -> None:
+    packing = Packing(seq_len=1024, token_drop=ComplexityDrop(0.2, 0.8))
+    with pytest.raises(ValueError, match=r"those of row 1 are not known \(1 of [23] rows\): .* or another drop"):
+        plan(_rows_of_bytes([0.1, 0.3, 0], offsets) if offsets else _rows_of_bytes([0.1, 0, 0.3]), packing)
+    with pytest.raises(ValueError, match=r"those of row 0 are not known \(2 of 2 rows\)"):
+        plan(Rows.of_sizes([64, 64], [64, 64]), packing)
+    assert len(plan(Rows.of_sizes([], []), packing)) == 0

@@ -76,6 +76,8 @@ def test_every_field_of_the_model_is_parsed_by_its_type() -> None:
         ("layer_scale=1e-5", 1e-5),
         ("mlp_ratio=4", 4.0),
         ("pooling=mean", "mean"),
+        ("position=mlp", "mlp"),
+        ("position=learned_grid, mlp", ("learned_grid", "mlp")),
     ],
 )
 def test_a_value_becomes_what_its_field_holds(text: str, value: Any) -> None:
@@ -118,14 +120,31 @@ def test_only_fields_that_were_given_are_returned_and_the_command_line_overrides
         got("--width=24", "--model=width=48")
 
 
+def test_several_positions_are_a_flag_a_field_or_in_a_file(tmp_path: Path) -> None:
+    expected = "[('position', ('grid', 'rope'))]"
+    assert got("--position=grid,rope") == got("--model=position=grid,rope") == expected
+    assert got("--position=grid,rope", "--model=position=grid,rope") == expected
+    for number, text in enumerate(('position = "grid,rope"\n', '[model]\nposition = ["grid", "rope"]\n')):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(text)
+        assert got("--config", str(path)) == expected
+
+
 def test_run_toml_keeps_the_fields_as_a_table_and_repeats_the_run(shards: Shards, tmp_path: Path) -> None:
-    fields = ["--model=registers=2", "--model", "position_grid=4,6", "--model=position=grid", "--model=qk_norm=false"]
+    fields = [
+        "--model=registers=2",
+        "--model",
+        "position_grid=4,6",
+        "--model=position=grid,mlp",
+        "--model=qk_norm=false",
+    ]
     ran("train", shards(), *SMALL, *fields, "--epochs=1", "-o", tmp_path / "run")
     content = tomllib.loads((tmp_path / "run" / "run.toml").read_text())
     assert content["model"] == {"registers": 2, "position_grid": [4, 6], "qk_norm": False}
-    assert (content["width"], content["position"]) == (24, "grid")
+    assert (content["width"], content["position"]) == (24, "grid,mlp")
     config = load_checkpoint(tmp_path / "run" / "checkpoint.pt").model.config
     assert (config.registers, config.position_grid, config.qk_norm) == (2, (4, 6), False)
+    assert config.position == ("grid", "mlp")
     ran("train", "--config", tmp_path / "run" / "run.toml", "-o", tmp_path / "again")
     assert load_checkpoint(tmp_path / "again" / "checkpoint.pt").model.config == config
     texts = [(tmp_path / name / "run.toml").read_text() for name in ("run", "again")]
@@ -136,7 +155,7 @@ def test_run_toml_keeps_the_fields_as_a_table_and_repeats_the_run(shards: Shards
 def test_a_value_that_the_model_refuses_raises_its_own_error(shards: Shards, tmp_path: Path) -> None:
     for field, message in (
         ("pooling=avg", "pooling is 'avg'; choose one of"),
-        ("registers=-1", "registers is -1; give"),
+        ("registers=-1", "registers is -1; it must be at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
             ran("train", shards(), *SMALL, f"--model={field}", "--epochs=1", "-o", tmp_path / "run")

@@ -14,6 +14,7 @@ from patchnpack.cli.parsers import (
 )
 from patchnpack.packer import (
     BetaDrop,
+    ComplexityDrop,
     ConstantDrop,
     DropToTokens,
     FitTokens,
@@ -133,6 +134,8 @@ def test_token_drop_of_0_is_none() -> None:
         ("0.25", ConstantDrop(0.25)),
         ("beta:0.5:0.8", BetaDrop(0.5, 0.8)),
         ("resolution:0.1:0.7:0.02", ResolutionDrop(0.1, 0.7, 0.02)),
+        ("complexity:0.2:0.8", ComplexityDrop(0.2, 0.8)),
+        ("complexity:0.2:0.8:0.1:1.5", ComplexityDrop(0.2, 0.8, 0.1, 1.5)),
         ("to:64", DropToTokens(64)),
         ("0.8@1:0.25:500000:60000", ScheduledDrop(drop=ConstantDrop(0.8), start=1, end=0.25, midpoint=5e5, tau=6e4)),
     ],
@@ -142,7 +145,20 @@ def test_token_drop_is_parsed(text: str, drop: TokenDrop) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "half", "beta", "beta:0.5", "beta:0.5:0.8:1", "to:", "to:6.5", "to:inf", "constant:x", "gamma:1:2"]
+    "text",
+    [
+        "",
+        "half",
+        "beta",
+        "beta:0.5",
+        "beta:0.5:0.8:1",
+        "to:",
+        "to:6.5",
+        "to:inf",
+        "constant:x",
+        "gamma:1:2",
+        "complexity:1:2:3",
+    ],
 )
 def test_invalid_token_drop_raises_with_the_choices(text: str) -> None:
     with pytest.raises(ValueError, match=r"--token-drop is .*; it must be a rate, beta:MEAN:MAX, .* or to:TOKENS"):

@@ -61,19 +61,27 @@ def test_features_have_labels_only_if_asked(shards: Shards, tmp_path: Path, run:
     assert pq.read_table(out)["label"].to_pylist() == [i % 2 for i in range(24)]
 
 
-def test_a_run_for_timm_is_refused_where_it_could_not_be_exported(shards: Shards, tmp_path: Path) -> None:
+def test_a_run_for_timm_is_refused_where_it_could_not_be_exported(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     common = ["train", shards(), *SMALL, "--epochs=1", "--for=timm", "-o", tmp_path / "run"]
     with pytest.raises(ValueError, match=r"norm_eps is 1e-05, and that of timm's models is 1e-06"):
         ran(*common)
     with pytest.raises(ValueError, match=r"position is 'absolute' .* which timm's naflexvit does not have"):
         ran(*common, "--model=norm_eps=1e-6")
-    with pytest.raises(ValueError, match=r"the format is 'keras'; choose 'timm' or 'big_vision'"):
+    with pytest.raises(ValueError, match=r"the format is 'keras'; choose 'timm', 'big_vision' or 'onnx'"):
         ran(*common[:-3], "--for=keras", "-o", tmp_path / "run")
     assert not (tmp_path / "run" / "run.toml").exists()
     ran(*common, "--model=norm_eps=1e-6", "--position=grid")
     exported = tmp_path / "exported" / "model.safetensors"
     printed = ran("export", tmp_path / "run", "-o", exported, "--format=timm")
     assert f"wrote {exported} and {exported.parent / 'config.json'}" in printed
+    monkeypatch.setattr("patchnpack.weights.export.to_onnx", lambda model: f"{model.config.width}".encode())
+    printed = ran("export", tmp_path / "run", "-o", tmp_path / "new" / "model.onnx", "--format=onnx")
+    assert f"wrote {tmp_path / 'new' / 'model.onnx'}" in printed
+    assert (tmp_path / "new" / "model.onnx").read_bytes() == b"24"
+    with pytest.raises(ValueError, match=r"for onnx it must end in \.onnx"):
+        ran("export", tmp_path / "run", "-o", tmp_path / "model.pth", "--format=onnx")
     tables = []
     for number, weights in enumerate((tmp_path / "run", exported)):
         ran("eval", weights, shards("v.tar"), "-o", tmp_path / f"{number}.parquet", "--seq-len=64", *CPU)

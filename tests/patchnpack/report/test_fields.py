@@ -77,6 +77,7 @@ def test_csv_round_trip_preserves_the_rows() -> None:
 def test_fields_count_samples_and_their_images() -> None:
     rows = random_samples(200, 5)
     fields = report_fields(report(rows, PACKING))
+    assert rows.offsets is not None
     counts = np.diff(rows.offsets)
     assert (fields["samples"], fields["images"]) == (200, len(rows.row))
     assert fields["images_per_sample"] == counts.mean()

@@ -184,7 +184,15 @@ def test_what_is_exported_for_big_vision_opens_with_equal_outputs(kind: str, tmp
         ({"position": "rope"}, "timm", "vit", "position is 'rope' .* which timm's vit does not have"),
         ({"block_norm": "res_post"}, "timm", "naflex", "which only kind 'vit' has in a config.json of timm"),
         ({"qk_norm": True}, "big_vision", "naflex", "qk_norm is True and must be False"),
-        ({}, "onnx", "naflex", "the format is 'onnx'; choose 'timm' or 'big_vision'"),
+        (
+            {"position": ("grid", "mlp")},
+            "timm",
+            "naflex",
+            r"position is \('grid', 'mlp'\) .* timm's naflexvit does not",
+        ),
+        ({"position": ("grid", "rope")}, "big_vision", "naflex", r"position is \('grid', 'rope'\) and must be 'grid'"),
+        ({}, "keras", "naflex", "the format is 'keras'; choose 'timm', 'big_vision' or 'onnx'"),
+        ({}, "onnx", "vit", "kind is 'vit', which an ONNX file does not have"),
         ({}, "timm", "both", "kind is 'both'; choose 'naflex' or 'vit'"),
     ],
 )
