@@ -1,6 +1,7 @@
 """Import each module once for its doctests, under its installed name.
 
-pytest would import packer/plan.py as `packer.plan`, a second copy with other classes than `patchnpack.packer.plan`.
+pytest would import packer/config.py as `packer.config`, a second copy with other classes than
+`patchnpack.packer.config`.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ import numba
 import numpy as np
 
 from patchnpack import Packing
-from patchnpack.cli.parsers import parse_patch_size
+from patchnpack.cli.options.parsers import parse_patch_size
 from patchnpack.packer import Planner, Rows
 
 HERE = Path(__file__).resolve().parent

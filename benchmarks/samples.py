@@ -32,7 +32,7 @@ from size_tables import CLOTHING, SIZES, size_tables
 
 from patchnpack import FitTokens, Native, Packing
 from patchnpack.packer import Rows, pack_lengths
-from patchnpack.packer.measure import measure
+from patchnpack.packer.planning.measure import measure
 from patchnpack.packer.policies.resolution import Resolution
 
 HERE = Path(__file__).resolve().parent

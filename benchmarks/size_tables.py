@@ -15,7 +15,7 @@ import numpy as np
 from patchnpack import Packing
 from patchnpack.loaders import scan
 from patchnpack.packer import Rows
-from patchnpack.packer.measure import measure
+from patchnpack.packer.planning.measure import measure
 from patchnpack.report.size_table import read_size_tables
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

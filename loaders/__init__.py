@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from patchnpack.loaders.packs.manifest import Manifest, read_manifest
     from patchnpack.loaders.plan_report import report_of
     from patchnpack.loaders.prepacking.job import Job
-    from patchnpack.loaders.shards.writer import Written, write_shards
+    from patchnpack.loaders.shards.folders.writer import Written, write_shards
     from patchnpack.loaders.streaming.pack_stream import PackedStream, ResumableStream, pack_stream
 
 __all__ = [
@@ -63,7 +63,7 @@ if not TYPE_CHECKING:  # an index needs no torch, which takes more than a second
             "packs.manifest": ("Manifest", "read_manifest"),
             "plan_report": ("report_of",),
             "prepacking.job": ("Job",),
-            "shards.writer": ("Written", "write_shards"),
+            "shards.folders.writer": ("Written", "write_shards"),
             "streaming.pack_stream": ("PackedStream", "ResumableStream", "pack_stream"),
         },
     )

@@ -9,9 +9,9 @@ from patchnpack.packer.analysis.setting import Sweep
 from patchnpack.packer.analysis.sweep import sweep
 from patchnpack.packer.binpacking.pack_lengths import pack_lengths
 from patchnpack.packer.config import Packing
-from patchnpack.packer.images import Images, Rows
-from patchnpack.packer.plan import Plan
-from patchnpack.packer.planner import Planner, plan
+from patchnpack.packer.planning.images import Images, Rows
+from patchnpack.packer.planning.plan import Plan
+from patchnpack.packer.planning.planner import Planner, plan
 from patchnpack.packer.policies.frames import Frames
 from patchnpack.packer.policies.patch_sizes import PatchSizes
 from patchnpack.packer.policies.resolution import FitTokens, Native, Square

@@ -76,8 +76,8 @@ class Packing:
             With `PatchSizes`, the largest size decides.
         token_drop: policy for how many tokens each image loses: `NoDrop`, `ConstantDrop`, `BetaDrop`, `ResolutionDrop`,
             `ComplexityDrop`, `DropToTokens` or `ScheduledDrop`.
-        select: which tokens an image keeps: "random" ones, or those with the most "detail", the largest variance of
-            their pixels, which is found when the image is decoded.
+        select: how the kept tokens are chosen: "random" chooses at random, "detail" keeps the tokens whose pixels have
+            the largest variance, which is computed after decoding.
         frames: which images of each sample are used, as `Frames`; None uses all.
         views: several images of each picture, as `Views`, which then sizes them instead of `resolution`; None makes
             one.

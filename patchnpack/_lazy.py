@@ -14,7 +14,7 @@ def lazy_names(
     """Return the `__getattr__` and the `__dir__` of a package whose public names are imported on first use.
 
     The package repeats the imports under `if TYPE_CHECKING:`, for type checkers and for the documentation. A public
-    name must differ from the names of the package's modules: importing `packer/plan.py` sets `packer.plan`.
+    name must differ from the names of the package's modules: importing `packer/config.py` sets `packer.config`.
 
     Args:
         package: the package's `__name__`.

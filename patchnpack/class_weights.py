@@ -12,14 +12,15 @@ from patchnpack.loaders import PackedImageLoader
 
 
 def class_counts(loader: PackedImageLoader, num_classes: int) -> np.ndarray:
-    """Count the images of each class, int64 (num_classes,), among those that a loader reads.
+    """Count the images of each class, or in scope "sample" its samples, int64 (num_classes,), that a loader reads.
 
     Labels outside the index, such as json:FIELD, are read from their members, without pixels.
 
     Raises:
         ValueError: the labels are targets, are stored with packs, or are not below `num_classes`.
     """
-    labels, rows = loader.context.labels, np.flatnonzero(loader.source.rows.mask)
+    labels, used = loader.context.labels, loader.source.rows
+    rows = np.flatnonzero(used.heads(loader.index) if loader.packing.scope == "sample" else used.mask)
     if labels.shape or not getattr(labels, "are_indexed", True):
         what = f"targets of {labels.shape[0]} numbers" if labels.shape else "stored with the packs"
         raise ValueError(f"class_weights is 'balanced', but the labels are {what}; give a file with a weight per class")
@@ -32,7 +33,7 @@ def class_counts(loader: PackedImageLoader, num_classes: int) -> np.ndarray:
 
 
 def balanced_weights(counts: np.ndarray) -> np.ndarray:
-    """Weigh each class by the inverse of its images, so that the mean weight of an image is 1; 0 for no image.
+    """Weigh each class by the inverse of its count, so that the mean weight over all images is 1; 0 for a count of 0.
 
     >>> balanced_weights(np.array([6, 2, 0])).round(3).tolist()
     [0.667, 2.0, 0.0]

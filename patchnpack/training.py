@@ -85,7 +85,7 @@ def train_on_shards(
         text: member with the texts for image-text training, which reads no labels.
         pages: "first" or "error": what becomes of files with several pages, as in `PackedImageLoader`.
         class_weights: "balanced", or a file with a weight per class; see `patchnpack.class_weights`.
-        export_to: "timm" or "big_vision": raise before training if the model could not be exported there.
+        export_to: "timm", "big_vision" or "onnx": raise before training if the model could not be exported there.
         resume, log, started: as in `train`.
         storage_options: options for remote shards.
 

@@ -27,7 +27,7 @@ def serve(address: str) -> None:
     import patchnpack.engines
     import patchnpack.loaders.prepacking.unpack
     import patchnpack.loaders.prepacking.verify
-    import patchnpack.loaders.shards.writer
+    import patchnpack.loaders.shards.folders.writer
     import patchnpack.predict
     import patchnpack.report.page
     import patchnpack.training  # noqa: F401 -- the modules that commands import when they run

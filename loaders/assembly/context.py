@@ -14,12 +14,12 @@ from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage, BadRow
-from patchnpack.loaders.imaging.bands import BandRequest, band_request
 from patchnpack.loaders.imaging.decode import decode
 from patchnpack.loaders.imaging.decode_pages import Wanted, decode_pages
-from patchnpack.loaders.imaging.decode_values import decode_pages_of_values, decode_values
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.user_decode import Decode, user_pixels
+from patchnpack.loaders.imaging.values.bands import BandRequest, band_request
+from patchnpack.loaders.imaging.values.decode_values import decode_pages_of_values, decode_values
 from patchnpack.loaders.imaging.warnings import Warn
 from patchnpack.loaders.labels.labels import LabelKind
 from patchnpack.packer import Packing
@@ -79,11 +79,11 @@ class Samples(Protocol):
         ...
 
     def label(self, i: int) -> Any:
-        """Return the label of image i, `absent` where it has none."""
+        """Return the label of image i, which was read, `absent` where it has none. Raises BadImage."""
         ...
 
     def extra(self, i: int, extension: str) -> Any:
-        """Return the value of another member of the sample. Raises BadImage."""
+        """Return the value of another member of the sample of image i, which was read. Raises BadImage."""
         ...
 
     def bad_row(self, i: int, stage: str, reason: str) -> BadRow:

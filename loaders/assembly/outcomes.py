@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from patchnpack.loaders.assembly.batch_builder import BatchBuilder
+from patchnpack.loaders.assembly.builders.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.error_policy import ErrorMonitor
 from patchnpack.loaders.errors import BadRow

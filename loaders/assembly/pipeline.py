@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from patchnpack.loaders.assembly.batch_builder import BatchBuilder
+from patchnpack.loaders.assembly.builders.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.outcomes import LeftOut, Outcomes
 from patchnpack.loaders.assembly.prefetch_loop import run_batches
 from patchnpack.loaders.assembly.samples import IndexedBatchContext

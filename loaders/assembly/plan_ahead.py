@@ -6,7 +6,7 @@ import queue
 from collections import deque
 from collections.abc import Iterator
 
-from patchnpack.loaders.assembly.batch_builder import BatchBuilder
+from patchnpack.loaders.assembly.builders.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.decode_pool import DecodePool
 from patchnpack.loaders.assembly.outcomes import LeftOut
 

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from patchnpack.loaders.assembly.batch_builder import BatchBuilder
+from patchnpack.loaders.assembly.builders.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.decode_pool import CallerThread, DecodePool
 from patchnpack.loaders.assembly.outcomes import LeftOut, Outcomes
 from patchnpack.loaders.assembly.plan_ahead import PlanAhead, Planned

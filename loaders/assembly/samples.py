@@ -10,10 +10,11 @@ from typing import Any, Self
 import numpy as np
 import xxhash
 
-from patchnpack.loaders.assembly.batch_builder import BatchBuilder, tuples
+from patchnpack.loaders.assembly.builders.batch_builder import BatchBuilder
+from patchnpack.loaders.assembly.builders.decoded_batch_builder import tuples
+from patchnpack.loaders.assembly.builders.sample_batch_builder import builder_of
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.assembly.encoded import EncodedRows, encoded_rows
-from patchnpack.loaders.assembly.sample_batch_builder import builder_of
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.decode import decode_whole_jpeg
 from patchnpack.loaders.imaging.decode_pages import Wanted

@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from patchnpack.loaders.assembly.batch_builder import tuples
+from patchnpack.loaders.assembly.builders.decoded_batch_builder import tuples
 from patchnpack.loaders.assembly.encoded import HEADER, ByteStrings, EncodedRows
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, IndexedSamples, repeats
 from patchnpack.loaders.datasets.adapter import Picture

@@ -22,8 +22,8 @@ from patchnpack.loaders.imaging.formats import PIXELS
 from patchnpack.loaders.imaging.header import Header, header_or_reason
 from patchnpack.loaders.imaging.pages import PageRun
 from patchnpack.loaders.index.index_file import load_index, save_index
-from patchnpack.loaders.index.page_rows import files_of, is_several, with_pages
-from patchnpack.loaders.index.sample_images import pages_of
+from patchnpack.loaders.index.samples.page_rows import files_of, is_several, with_pages
+from patchnpack.loaders.index.samples.sample_images import pages_of
 from patchnpack.loaders.index.table import Index, Texts
 from patchnpack.loaders.shards.sample_rule import MEMBERS
 

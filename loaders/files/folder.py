@@ -12,7 +12,7 @@ from patchnpack.loaders.files.listing import Listing, Values, positions, stat_fi
 from patchnpack.loaders.files.texts import Texts, TextsBuilder
 from patchnpack.loaders.imaging.formats import EXTENSIONS, VIDEO_EXTENSIONS
 from patchnpack.loaders.remote.addresses import is_remote, redact
-from patchnpack.loaders.shards.image_folder import (
+from patchnpack.loaders.shards.folders.image_folder import (
     ImageFolder,
     count_by_extension,
     find_images,

@@ -20,7 +20,7 @@ from patchnpack.loaders.files.texts import Texts
 from patchnpack.loaders.imaging.formats import EXTENSIONS, VIDEO_EXTENSIONS
 from patchnpack.loaders.remote.addresses import is_http, is_remote, name_of, redact, without_query
 from patchnpack.loaders.shards.arrow_values import encode, encoding_of, plain_type, plain_values
-from patchnpack.loaders.shards.image_folder import extension_of
+from patchnpack.loaders.shards.folders.image_folder import extension_of
 from patchnpack.loaders.shards.member_names import find_member, member_names
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.tar import IMAGE

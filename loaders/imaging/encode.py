@@ -9,13 +9,13 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from patchnpack.loaders.imaging.bands import band_request, values_of
 from patchnpack.loaders.imaging.decode import decode
 from patchnpack.loaders.imaging.formats import NPY
 from patchnpack.loaders.imaging.header import Header, header_of, read_header
 from patchnpack.loaders.imaging.readers import npy
 from patchnpack.loaders.imaging.readers.depth import turned
 from patchnpack.loaders.imaging.resize import declares_alpha
+from patchnpack.loaders.imaging.values.bands import band_request, values_of
 from patchnpack.packer import Packing
 from patchnpack.packer.config import ImageMode
 

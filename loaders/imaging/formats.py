@@ -10,21 +10,10 @@ from PIL import Image
 
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging import signatures
-from patchnpack.loaders.imaging.readers import (
-    bmp,
-    dicom,
-    gif,
-    heif,
-    jpeg,
-    jpeg2000,
-    jpegxl,
-    npy,
-    png,
-    tiff,
-    video,
-    webp,
-)
+from patchnpack.loaders.imaging.readers import bmp, dicom, gif, jpeg, npy, png, tiff, webp
+from patchnpack.loaders.imaging.readers.boxed import heif, jpeg2000, jpegxl
 from patchnpack.loaders.imaging.readers.facts import Facts, Run
+from patchnpack.loaders.imaging.readers.video import reader as video
 
 # An index stores positions in this tuple, so the order is fixed. "jpeg" is JPEG in a colour space that libjpeg-turbo
 # converts to RGB itself, "other-jpeg" any other. "pixels" is an image that the caller has already decoded.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from patchnpack.loaders.errors import BadImage
-from patchnpack.loaders.imaging.bands import band_request
 from patchnpack.loaders.imaging.header import Header, read_header
+from patchnpack.loaders.imaging.values.bands import band_request
 from patchnpack.packer import Packing
 from patchnpack.packer.dtypes import DTYPES
 

@@ -11,20 +11,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
-from patchnpack.loaders.index.file_sources import (
+from patchnpack.loaders.index.files.file_sources import (
     TableOptions,
     file_source_name,
     is_file_source,
     is_folder,
     open_file_source,
 )
-from patchnpack.loaders.index.grouping import check_rule, fits, with_samples
 from patchnpack.loaders.index.index_file import is_index, load_index, save_index
 from patchnpack.loaders.index.remote_index import (
     find_beside,
     load_remote_index,
     names_index,
 )
+from patchnpack.loaders.index.samples.grouping import check_rule, fits, with_samples
 from patchnpack.loaders.index.scanner import changed_shards, extensions_of, is_made_for, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.index.without_image import warn_without_image
@@ -33,7 +33,7 @@ from patchnpack.loaders.shards.names import names_of
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
 from patchnpack.loaders.shards.outside import Outside
 from patchnpack.loaders.shards.patterns import INDEX_NAMES, ShardNames, expand
-from patchnpack.loaders.shards.sample_rule import MEMBERS, Sample, SampleRule, images_of, sample_rule
+from patchnpack.loaders.shards.sample_rule import MEMBERS, Sample, SampleRule, images_of, is_by_members, sample_rule
 from patchnpack.packer.files import absent
 
 _CHECK_THREADS = 16  # shards compared at a time
@@ -109,7 +109,7 @@ class _Request:
     @property
     def scanned_by(self) -> Sample:
         """The rule that decides which rows there are; other rules join rows of an index."""
-        return MEMBERS if self.rule is not None and self.rule.is_members else None
+        return MEMBERS if is_by_members(self.rule) else None
 
 
 def _opened(source: ShardNames | Index, index: str | os.PathLike[str] | Index | None, request: _Request) -> Index:
@@ -168,7 +168,7 @@ def _with_files(names: Sequence[str | os.PathLike[str]], request: _Request) -> I
     for is_file, group in groupby(names, lambda name: is_file_source(name, given.path)):
         if not is_file:
             part = _of_shards(expand(list(group), request.opener), request)
-            parts.append(part if request.rule is not None and request.rule.is_members else with_samples(part, None))
+            parts.append(part if is_by_members(request.rule) else with_samples(part, None))
             continue
         for name in group:
             is_table = not is_folder(name)
@@ -176,7 +176,7 @@ def _with_files(names: Sequence[str | os.PathLike[str]], request: _Request) -> I
                 open_file_source(
                     name,
                     image=request.image,
-                    by_members=request.scanned_by is not None,
+                    by_members=is_by_members(request.rule),
                     path=given.path if is_table else None,
                     root=root if is_table else None,
                     opener=request.opener,

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from patchnpack.loaders.files.texts import Texts
-from patchnpack.packer.images import ranges_of
+from patchnpack.packer.planning.images import ranges_of
 
 # n rows, m samples
 

@@ -12,9 +12,9 @@ import xxhash
 
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.pages import PageRun
-from patchnpack.loaders.index.grouping import fits, with_samples
-from patchnpack.loaders.index.sample_images import ImageMember, all_images, all_items, first_image, pages_of
 from patchnpack.loaders.index.sample_table import SampleTable
+from patchnpack.loaders.index.samples.grouping import fits, with_samples
+from patchnpack.loaders.index.samples.sample_images import ImageMember, all_images, all_items, first_image, pages_of
 from patchnpack.loaders.index.table import IMAGE, Index, Texts
 from patchnpack.loaders.index.without_image import WithoutImage, listed, printable
 from patchnpack.loaders.remote.addresses import redact
@@ -24,7 +24,7 @@ from patchnpack.loaders.shards.member_names import find_member
 from patchnpack.loaders.shards.opener import ShardOpener, is_parquet
 from patchnpack.loaders.shards.outside import digest_outside
 from patchnpack.loaders.shards.patterns import ShardNames, expand
-from patchnpack.loaders.shards.sample_rule import MEMBERS, Sample, images_of, sample_rule
+from patchnpack.loaders.shards.sample_rule import MEMBERS, Sample, images_of, is_by_members, sample_rule
 from patchnpack.loaders.shards.tar import TarSample, read_tar
 
 # n rows, s shards
@@ -65,7 +65,7 @@ def scan(
     meta = stat_shards(paths, opener)
     if known is not None and not (is_made_for(known, image) and fits(known, rule)):
         known = None
-    by_members = rule is not None and rule.is_members
+    by_members = is_by_members(rule)
     numbers = {} if known is None else {path: i for i, path in enumerate(known.shards)}
     changed = changed_shards(meta, known)
     done = len(paths) - len(changed)

@@ -7,18 +7,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from patchnpack.loaders.index.file_scan import changed_files, scan_files
-from patchnpack.loaders.index.file_sources import (
+from patchnpack.loaders.index.files.file_scan import changed_files, scan_files
+from patchnpack.loaders.index.files.file_sources import (
     TableOptions,
     file_source_name,
     is_file_source,
     is_folder,
     list_source,
 )
-from patchnpack.loaders.index.grouping import fits, with_samples
 from patchnpack.loaders.index.index_file import check_suffix, load_index, save_index
 from patchnpack.loaders.index.remote_index import check_addresses, load_remote_index, save_remote_index
 from patchnpack.loaders.index.resolve import common_folder, real_path
+from patchnpack.loaders.index.samples.grouping import fits, with_samples
 from patchnpack.loaders.index.scanner import changed_shards, is_made_for, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
@@ -26,7 +26,7 @@ from patchnpack.loaders.remote.errors import RemoteNotFound
 from patchnpack.loaders.shards.names import names_of
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.patterns import INDEX_NAMES, ShardNames, expand
-from patchnpack.loaders.shards.sample_rule import Sample, SampleRule, images_of, sample_rule
+from patchnpack.loaders.shards.sample_rule import Sample, SampleRule, images_of, is_by_members, sample_rule
 
 
 def update_index(
@@ -125,9 +125,7 @@ def _update_files(
     path = os.fspath(path) if is_there else Path(os.path.abspath(path))
     check_suffix(Path(name_of(os.fspath(path))))
     root = None if given.root is None else os.fspath(given.root)
-    listing = list_source(
-        name, image=image, path=given.path, root=root, opener=opener, by_members=rule is not None and rule.is_members
-    )
+    listing = list_source(name, image=image, path=given.path, root=root, opener=opener, by_members=is_by_members(rule))
     known: Index | None = None
     if isinstance(path, Path):
         known = load_index(path) if path.exists() else None

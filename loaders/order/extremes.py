@@ -10,7 +10,7 @@ from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.labels import NO_LABEL, KnownLabels, Labels
 from patchnpack.loaders.order.order import Order, chunks
 from patchnpack.loaders.remote.addresses import redact
-from patchnpack.packer.measure import measure
+from patchnpack.packer.planning.measure import measure
 from patchnpack.packer.policies.sampled_resolution import ScheduledResolution
 
 
@@ -37,9 +37,10 @@ def largest_grids(order: Order) -> dict[int, Extreme]:
     policy = packing.resolution
     stages = [start for start, _ in policy.stages] if isinstance(policy, ScheduledResolution) else [0]
     for rows in chunks(order.usable) if plan is None else ():
+        chunk = order.index.rows(rows)
         for patch_size in packing.patch_sizes:
             for seen in stages:
-                chunk, images_seen = order.index.rows(rows), np.full(len(rows), seen)
+                images_seen = np.full(len(rows), seen)
                 measured = measure(
                     chunk, packing, seed=order.seed, epoch=0, images_seen=images_seen, patch_size=patch_size
                 )

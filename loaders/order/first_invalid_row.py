@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.packer import Packing, Rows
-from patchnpack.packer.measure import measure
+from patchnpack.packer.planning.measure import measure
 
 
 @contextmanager

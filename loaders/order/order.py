@@ -24,7 +24,7 @@ from patchnpack.loaders.order.shard_shuffle import ShardShuffle
 from patchnpack.packer import Images, Packing, Plan, Planner, Rows
 from patchnpack.packer.binpacking.balance import window_of, window_order
 from patchnpack.packer.binpacking.pack_lengths import SAMPLE
-from patchnpack.packer.planner import images_per_pack
+from patchnpack.packer.planning.planner import images_per_pack
 from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # n rows, s shards, S streams

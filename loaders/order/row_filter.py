@@ -14,24 +14,24 @@ from typing import NamedTuple
 import numpy as np
 
 from patchnpack.loaders.error_policy import ErrorPolicy
-from patchnpack.loaders.imaging.bands import band_request
 from patchnpack.loaders.imaging.formats import DICOM, HEIC, VIDEOS
 from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
+from patchnpack.loaders.imaging.readers.boxed.heif import MISSING as MISSING_HEIF
 from patchnpack.loaders.imaging.readers.dicom import MISSING as MISSING_PYDICOM
 from patchnpack.loaders.imaging.readers.dicom import has_pydicom
-from patchnpack.loaders.imaging.readers.heif import MISSING as MISSING_HEIF
-from patchnpack.loaders.imaging.readers.video import MISSING as MISSING_AV
-from patchnpack.loaders.imaging.readers.video import has_av
+from patchnpack.loaders.imaging.readers.video.reader import MISSING as MISSING_AV
+from patchnpack.loaders.imaging.readers.video.reader import has_av
 from patchnpack.loaders.imaging.user_decode import Decode
+from patchnpack.loaders.imaging.values.bands import band_request
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.first_invalid_row import naming_first_invalid_row
 from patchnpack.loaders.order.order import chunks
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.packer import Packing
 from patchnpack.packer.binpacking.pack_lengths import sample_size
-from patchnpack.packer.decision import decide
 from patchnpack.packer.dtypes import DTYPES
-from patchnpack.packer.measure import measure
+from patchnpack.packer.planning.decision import decide
+from patchnpack.packer.planning.measure import measure
 from patchnpack.packer.policies.random import Purpose, counter_hash
 from patchnpack.packer.text import counted
 
@@ -137,8 +137,8 @@ class RowFilter:
     def decide(self, index: Index, packing: Packing, seed: int, frequency: Frequency | None = None) -> Packing:
         """Return `packing` with what the token counts of all samples that are used decide, in epoch 0.
 
-        These are what "auto" stands for, and the prices of "priced"; see `packer.decision.decide`. The selection that
-        compares the algorithms is spread evenly over the samples, in random order.
+        These are what "auto" stands for, and the prices of "priced"; see `packer.planning.decision.decide`. The
+        selection that compares the algorithms is spread evenly over the samples, in random order.
 
         Args:
             index: of the rows.
@@ -160,9 +160,8 @@ class RowFilter:
         total = sum(int(_times(rows, frequency).sum()) for rows in chunks(heads))
         step = max(1, total // sample_size(packing.lookahead))
         for rows in chunks(heads):
-            tokens, times = [], _times(rows, frequency)
+            tokens, times, chunk = [], _times(rows, frequency), index.rows(rows)
             for size in sizes:
-                chunk = index.rows(rows)
                 with naming_first_invalid_row(index, chunk, packing, seed=seed, epoch=0):
                     measured = measure(chunk, packing, seed=seed, epoch=0, patch_size=size)
                 tokens.append(measured.images.sample_sums(measured.images.keep))

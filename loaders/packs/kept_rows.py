@@ -8,7 +8,7 @@ import numpy as np
 
 from patchnpack.loaders.index.table import Index
 from patchnpack.packer import Images, Plan
-from patchnpack.packer.images import ranges_of
+from patchnpack.packer.planning.images import ranges_of
 
 # N packs, M images in them, m rows of their samples
 

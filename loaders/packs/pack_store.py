@@ -15,7 +15,7 @@ from patchnpack.loaders.labels.labels import KnownLabels, Labels
 from patchnpack.loaders.packs.arrow_file import Codec
 from patchnpack.loaders.packs.image_store import ImageStore
 from patchnpack.loaders.packs.manifest import Manifest
-from patchnpack.loaders.packs.patch_store import PatchStore
+from patchnpack.loaders.packs.patches.patch_store import PatchStore
 from patchnpack.loaders.packs.recipe import Recipe, StoreKind, check_store
 from patchnpack.loaders.packs.stored_index import Places
 from patchnpack.loaders.shards.reader import ShardReader

@@ -23,7 +23,8 @@ from patchnpack.loaders.shards.parquet import INDEX_KEY
 
 IMAGE = "image"  # column of a part with the encoded images
 MEMBER = "member."  # prefix of the columns with other members
-TOLD = ("nbytes", "orientation", "format", "digest")  # columns that a marker tells where the index does not know them
+# Columns whose values the marker of a part records if the index does not know them.
+MARKER_COLUMNS = ("nbytes", "orientation", "format", "digest")
 _PART = "part"
 _KEY = b"patchnpack.rows"
 
@@ -62,7 +63,7 @@ class Places:
         self.index = index
         self.part = np.full(n, -1, np.int32)
         self.offset = np.full(n, -1, np.int64)
-        self.columns = {name: getattr(index, name).copy() for name in TOLD}
+        self.columns = {name: getattr(index, name).copy() for name in MARKER_COLUMNS}
         self.members = {extension: np.full((n, 2), -1, np.int64) for extension in index.members}
 
     def add(

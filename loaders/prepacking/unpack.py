@@ -90,10 +90,11 @@ def unpack(
     note = as_json({"packs": packs.digest, "images_per_shard": images_per_shard})
     _claim(folder, note)
     present = set(folder.names("", ".tar"))
-    samples = _images(packs) if packs.store.keeps_samples else _pixels(packs, source, storage_options)
     if packs.store.keeps_samples:
-        total = len(_held_files(packs))
+        files = _held_files(packs)
+        samples, total = _images(packs, files), len(files)
     else:
+        samples = _pixels(packs, source, storage_options)
         total = sum(about["images"] for name, about in packs.manifest.files.items() if name.startswith(PARTS))
     done = 0
     for number, shard in enumerate(_shards(samples, images_per_shard)):
@@ -132,10 +133,9 @@ def _held_files(packs: PackedFolder) -> np.ndarray:
     return files
 
 
-def _images(packs: PackedFolder) -> Iterator[Group]:
-    """Yield the samples of an image store with all their members."""
+def _images(packs: PackedFolder, files: np.ndarray) -> Iterator[Group]:
+    """Yield the samples of an image store, whose `files` are `_held_files`, with all their members."""
     index, reader, samples = packs.index, packs.reader(), packs.index.samples
-    files = _held_files(packs)
     number = files if samples is None else samples.sample_of(files)
     for _, group in groupby(zip(number.tolist(), files.tolist(), strict=True), itemgetter(0)):
         rows = [row for _, row in group]

@@ -64,9 +64,14 @@ def sample_rule(sample: object) -> SampleRule | None:
     raise ValueError(f"sample is {shown(sample)}; it must be {_CHOICES}")
 
 
+def is_by_members(rule: SampleRule | None) -> bool:
+    """Return whether all images of a sample are rows of the index: the rule is "members"."""
+    return rule is not None and rule.is_members
+
+
 def images_of(image: str, rule: SampleRule | None) -> str:
     """Return the extensions of images: `image`, whose default includes those of videos where all frames are used."""
-    return IMAGE_OR_VIDEO if image == IMAGE and rule is not None and rule.is_members else image
+    return IMAGE_OR_VIDEO if image == IMAGE and is_by_members(rule) else image
 
 
 def _by_regex(sample: str) -> Callable[[str], str | None]:

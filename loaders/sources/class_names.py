@@ -13,7 +13,7 @@ from patchnpack.loaders.files.folder import FOLDER
 from patchnpack.loaders.files.texts import Texts
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.label_rule import whole_number
-from patchnpack.loaders.shards.image_folder import ImageFolder, folders_that_are_no_classes, note_folders
+from patchnpack.loaders.shards.folders.image_folder import ImageFolder, folders_that_are_no_classes, note_folders
 from patchnpack.loaders.shards.member_names import find_member
 from patchnpack.loaders.sources.options import LoaderOptions
 

@@ -15,11 +15,11 @@ from patchnpack.loaders.datasets.items import Items, is_iterable_only, items_of
 from patchnpack.loaders.datasets.labels import ItemLabels, check_extras
 from patchnpack.loaders.datasets.samples import DatasetContext
 from patchnpack.loaders.datasets.sizes import fingerprint_of, index_of
-from patchnpack.loaders.imaging.bands import band_request
 from patchnpack.loaders.imaging.formats import PIXELS
-from patchnpack.loaders.imaging.readers.heif import has_heif
-from patchnpack.loaders.index.grouping import with_samples
-from patchnpack.loaders.index.page_rows import files_of
+from patchnpack.loaders.imaging.readers.boxed.heif import has_heif
+from patchnpack.loaders.imaging.values.bands import band_request
+from patchnpack.loaders.index.samples.grouping import with_samples
+from patchnpack.loaders.index.samples.page_rows import files_of
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.order.mixture import Mixture
 from patchnpack.loaders.order.order import Order
@@ -27,7 +27,7 @@ from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.process import cpu_share
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.reader import ShardReader
-from patchnpack.loaders.shards.sample_rule import sample_rule
+from patchnpack.loaders.shards.sample_rule import is_by_members, sample_rule
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.loaders.sources.shard_source import ShardSource, shard_opener
 from patchnpack.packer import Packing
@@ -63,7 +63,7 @@ class OpenedDataset:
             fingerprint=data,
             folder=opener.folder / "indexes",
             num_threads=options.num_threads or cpu_share(),
-            by_members=rule is not None and rule.is_members,
+            by_members=is_by_members(rule),
             values=options.packing is not None and band_request(options.packing) is not None,
         )
         index = with_samples(index, rule)
@@ -171,7 +171,7 @@ class DatasetSource(ShardSource):
 def items_of_options(given: Any, options: LoaderOptions) -> Items:
     """Return the images of a data set with these options."""
     image, rule = "" if options.image == IMAGE else options.image, sample_rule(options.sample)
-    lists = rule is not None and rule.is_members
+    lists = is_by_members(rule)
     return items_of(given, image, thread_safe=options.thread_safe, named=options.classes is not None, lists=lists)
 
 

@@ -14,8 +14,8 @@ from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.transform import watched
 from patchnpack.loaders.datasets.hugging_face import HuggingFaceAdapter
 from patchnpack.loaders.datasets.labels import label_members
-from patchnpack.loaders.imaging.readers.heif import has_heif
-from patchnpack.loaders.index.file_sources import has_table
+from patchnpack.loaders.imaging.readers.boxed.heif import has_heif
+from patchnpack.loaders.index.files.file_sources import has_table
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.label_rule import Label
 from patchnpack.loaders.labels.labels import Labels

@@ -18,7 +18,7 @@ from patchnpack.loaders.members import check_extensions, checked_extras
 from patchnpack.loaders.order.rank_steps import Even
 from patchnpack.loaders.order.row_filter import Where
 from patchnpack.loaders.process import checked_rank, process_rank
-from patchnpack.loaders.shards.sample_rule import Sample, sample_rule
+from patchnpack.loaders.shards.sample_rule import Sample, is_by_members, sample_rule
 from patchnpack.packer import Packing
 from patchnpack.packer.checks import check_choice, check_flag, check_whole, shown
 
@@ -95,7 +95,7 @@ class LoaderOptions:
         check_decode(self.decode)
         check_pages(self.pages)
         given = self.sample.values() if isinstance(self.sample, Mapping) else [self.sample]
-        if self.pages == "error" and any(rule is not None and rule.is_members for rule in map(sample_rule, given)):
+        if self.pages == "error" and any(map(is_by_members, map(sample_rule, given))):
             raise ValueError(
                 "pages is 'error', which refuses files of several pages, and sample is 'members', which uses all; give "
                 "only one of them"

@@ -14,8 +14,8 @@ from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.order.state import fingerprint
 from patchnpack.loaders.packs.folder import PackedFolder
+from patchnpack.loaders.packs.patches.stored_order import StoredOrder
 from patchnpack.loaders.packs.recipe import Recipe
-from patchnpack.loaders.packs.stored_order import StoredOrder
 from patchnpack.loaders.shards.patterns import is_packed_folder
 from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.loaders.sources.options import LoaderOptions

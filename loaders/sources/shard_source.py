@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
-from patchnpack.loaders.imaging.readers.heif import has_heif
+from patchnpack.loaders.imaging.readers.boxed.heif import has_heif
 from patchnpack.loaders.index.resolve import open_index
 from patchnpack.loaders.index.table import Index, shards_shown
 from patchnpack.loaders.labels.labels import Labels

@@ -66,8 +66,8 @@ class Grouping:
             ValueError: the rule has no name for the sample's key, its group has been before, is endless, or has several
                 labels.
         """
-        if self._name_of is None:
-            return _group([read])
+        if self._name_of is None:  # no lists: the fewer objects wait, the less the garbage collector does
+            return Group((read,)) if isinstance(read, Sample) else Group((), (read,))
         ended = self._turn_to(read)
         self._arrived.append(read)
         if len(self._arrived) > _LONGEST:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-from patchnpack.loaders.assembly.building import BatchBuilder
+from patchnpack.loaders.assembly.builders.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.outcomes import Outcomes
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.error_policy import ErrorMonitor

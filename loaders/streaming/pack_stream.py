@@ -9,12 +9,12 @@ from typing import Any
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.assembly.transform import Transform, check_transform, watched
 from patchnpack.loaders.error_policy import ErrorPolicy
-from patchnpack.loaders.imaging.bands import band_request
 from patchnpack.loaders.imaging.pages import Pages, check_pages
 from patchnpack.loaders.imaging.user_decode import Decode, check_decode
+from patchnpack.loaders.imaging.values.bands import band_request
 from patchnpack.loaders.labels.label_rule import Classes, Label
 from patchnpack.loaders.members import check_extensions, checked_extras
-from patchnpack.loaders.shards.sample_rule import images_of, sample_rule
+from patchnpack.loaders.shards.sample_rule import images_of, is_by_members, sample_rule
 from patchnpack.loaders.shards.tar import IMAGE
 from patchnpack.loaders.streaming.progress import Progress, has_state
 from patchnpack.loaders.streaming.samples import SampleReader
@@ -116,7 +116,7 @@ def pack_stream(
     check_transform(transform)
     rule = sample_rule(sample)
     image = images_of(image, rule)
-    if rule is not None and rule.is_members and pages == "error":
+    if is_by_members(rule) and pages == "error":
         raise ValueError(
             "pages is 'error', which refuses files of several pages, and sample is 'members', which uses all their "
             "pages; leave out one of the two"

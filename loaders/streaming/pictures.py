@@ -11,9 +11,9 @@ from PIL import Image
 from patchnpack.loaders.datasets.pictures import is_stored, stored_bytes
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage
-from patchnpack.loaders.imaging.bands import BandRequest
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.imaging.pages import PageRun, Pages, page_headers, refusal_of_pages
+from patchnpack.loaders.imaging.values.bands import BandRequest
 from patchnpack.loaders.shards.keys import natural_key
 
 Picture = bytes | Image.Image | np.ndarray

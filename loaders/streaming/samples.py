@@ -14,13 +14,13 @@ import numpy as np
 from patchnpack.loaders.assembly.samples import extra
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage, BadRow
-from patchnpack.loaders.imaging.bands import BandRequest
 from patchnpack.loaders.imaging.pages import Pages
+from patchnpack.loaders.imaging.values.bands import BandRequest
 from patchnpack.loaders.index.scanner import extensions_of
 from patchnpack.loaders.labels.label_rule import Classes, Label, LabelRule
 from patchnpack.loaders.labels.labels import LabelKind
 from patchnpack.loaders.remote.addresses import redact
-from patchnpack.loaders.shards.sample_rule import SampleRule
+from patchnpack.loaders.shards.sample_rule import SampleRule, is_by_members
 from patchnpack.loaders.streaming.pictures import (
     Picture,
     PictureReader,
@@ -124,7 +124,7 @@ class SampleReader:
         rule: SampleRule | None = None,
         bands: BandRequest | None = None,
     ) -> None:
-        self.all_pages = rule is not None and rule.is_members
+        self.all_pages = is_by_members(rule)
         self._keeps_others = errors.on_bad == "image"
         self._pictures = PictureReader(errors, any_kind, pages, all_pages=self.all_pages, bands=bands)
         self._asked = [name.lstrip(".") for name in extras]
@@ -244,7 +244,7 @@ class SampleReader:
         """Return the sample of some images, whose label `LabelRule.of_sample` gets from `read` and `read_all`."""
         pictures: Sequence[Picture] = ()
         runs: Sequence[Run] = ()
-        bad: list[BadRow] = []
+        bad: Sequence[BadRow] = ()
         try:
             if self.all_pages:
                 pictures, runs, reasons = self._pictures.all(images, key)

@@ -11,9 +11,9 @@ import numpy as np
 from torch.utils.data import get_worker_info
 
 from patchnpack.loaders.assembly.buffers import BufferPool
-from patchnpack.loaders.assembly.building import BatchBuilder
+from patchnpack.loaders.assembly.builders.batch_builder import BatchBuilder
+from patchnpack.loaders.assembly.builders.sample_batch_builder import builder_of
 from patchnpack.loaders.assembly.prefetch_loop import run_batches
-from patchnpack.loaders.assembly.sample_batch_builder import builder_of
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
@@ -26,7 +26,7 @@ from patchnpack.loaders.streaming.outcomes import NOTHING, StreamOutcomes, of_ba
 from patchnpack.loaders.streaming.progress import Progress
 from patchnpack.loaders.streaming.samples import NoImage, Sample, SampleReader
 from patchnpack.packer import Images, PackedBatch, Packing, Plan, Planner, Rows
-from patchnpack.packer.planner import images_per_pack
+from patchnpack.packer.planning.planner import images_per_pack
 
 # B packs in a batch
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchnpack.packer.config import Packing
-from patchnpack.packer.images import Images, Rows
-from patchnpack.packer.plan import Plan
-from patchnpack.packer.planner import plan
+from patchnpack.packer.planning.images import Images, Rows
+from patchnpack.packer.planning.plan import Plan
+from patchnpack.packer.planning.planner import plan
 from patchnpack.packer.policies.resolution import FitTokens
 
 # n images; a slot is the place of one token in the model's input, filled or not

@@ -14,9 +14,9 @@ from patchnpack.packer.binpacking.pricing.cutting_stock import GROUPS
 from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Packing
-from patchnpack.packer.images import Rows
-from patchnpack.packer.plan import Plan
-from patchnpack.packer.planner import plan
+from patchnpack.packer.planning.images import Rows
+from patchnpack.packer.planning.plan import Plan
+from patchnpack.packer.planning.planner import plan
 from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # n images, N packs; a slot is the place of one token in the model's input, filled or not

@@ -15,7 +15,7 @@ from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
 from patchnpack.packer.binpacking.pack_lengths import check_algorithm
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.config import Packing
-from patchnpack.packer.images import Rows
+from patchnpack.packer.planning.images import Rows
 
 # n rows
 

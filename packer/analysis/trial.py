@@ -21,9 +21,9 @@ from patchnpack.packer.binpacking.pack_lengths import is_undecided, pack_ready, 
 from patchnpack.packer.binpacking.pricing.cutting_stock import GROUPS
 from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.config import Fill, Packing
-from patchnpack.packer.fill import fewest_tokens, fill_packs, most_tokens
-from patchnpack.packer.images import Images, Rows, sums_between
-from patchnpack.packer.measure import measure
+from patchnpack.packer.planning.fill import fewest_tokens, fill_packs, most_tokens
+from patchnpack.packer.planning.images import Images, Rows, sums_between
+from patchnpack.packer.planning.measure import measure
 
 # n rows, M images, N packs
 

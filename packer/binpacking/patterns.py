@@ -36,8 +36,8 @@ def pack_by_patterns(
 
     Time hardly depends on the number of items: up to three seconds for the programmes, then 5 million items per second.
     The programme does not know `max_items`; packs obey it. Where `max_items` rather than `capacity` limits packs, the
-    classical algorithms pack all. It does not know `counts` either: a pack that they make too large is taken apart, and
-    classical algorithms pack its items, too.
+    classical algorithms pack all. The programme ignores `counts` as well: a classical algorithm repacks the items of
+    packs that count for more than `max_items`.
 
     Args:
         lengths: int64 (n,), each from 1 to `capacity`.

@@ -6,6 +6,7 @@ A draw depends on its purpose and counter, never on call order, thread or proces
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 
@@ -41,12 +42,18 @@ def counter_hash(purpose: Purpose, seed: int, epoch: int, counters: np.ndarray) 
     >>> bool((together[1:] == alone).all())
     True
     """
+    out = np.empty(len(counters), np.uint64)
+    _kernels.mix_all(np.ascontiguousarray(counters, np.uint64), _base(purpose, seed, epoch), out)
+    return out
+
+
+@lru_cache(maxsize=64)  # planning in small steps asks for the same few again and again
+def _base(purpose: Purpose, seed: int, epoch: int) -> np.uint64:
+    """What `counter_hash` adds to each counter."""
     base = 0
     for word in (purpose, seed, epoch):
         base = int(_kernels.mix(np.uint64((base ^ word) + 0x9E3779B97F4A7C15 & _MASK)))
-    out = np.empty(len(counters), np.uint64)
-    _kernels.mix_all(np.ascontiguousarray(counters, np.uint64), np.uint64(base), out)
-    return out
+    return np.uint64(base)
 
 
 def image_ids(ids: np.ndarray, page: np.ndarray, view: np.ndarray | int = 0) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,16 @@ from patchnpack.packer.checks import check_real, check_whole
 from patchnpack.packer.policies import _draws
 
 # n images; a drop rate is the share of an image's tokens that is dropped, in [0, 1)
+
+
+class _Drawn(NamedTuple):
+    """The images whose drop rates are drawn: the arguments of `TokenDrop.rates`."""
+
+    tokens: np.ndarray
+    keys: np.ndarray
+    seq_len: int
+    images_seen: np.ndarray | None
+    bytes_per_pixel: np.ndarray | None
 
 
 class TokenDrop(ABC):
@@ -22,7 +32,6 @@ class TokenDrop(ABC):
     needs_bytes: ClassVar[bool] = False
     """Whether the rates follow the encoded bytes of the images."""
 
-    @abstractmethod
     def rates(
         self,
         tokens: np.ndarray,
@@ -39,7 +48,15 @@ class TokenDrop(ABC):
             seq_len: L, token slots per pack.
             images_seen: int64 (n,), images seen in training before each; 0 by default.
             bytes_per_pixel: float64 (n,), encoded bytes per pixel of each; for drops with `needs_bytes`.
+
+        Raises:
+            ValueError: the drop needs `bytes_per_pixel`, and it is None.
         """
+        return self._rates(_Drawn(tokens, keys, seq_len, images_seen, bytes_per_pixel))
+
+    @abstractmethod
+    def _rates(self, images: _Drawn) -> np.ndarray:
+        """See `rates`."""
 
     @property
     def cap(self) -> int | None:
@@ -72,16 +89,8 @@ class NoDrop(TokenDrop):
     [7]
     """
 
-    def rates(
-        self,
-        tokens: np.ndarray,
-        keys: np.ndarray,
-        seq_len: int,
-        images_seen: np.ndarray | None = None,
-        bytes_per_pixel: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """See `TokenDrop.rates`."""
-        return np.zeros(len(tokens))
+    def _rates(self, images: _Drawn) -> np.ndarray:
+        return np.zeros(len(images.tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +118,8 @@ class ConstantDrop(TokenDrop):
         if not 0 <= self.rate < 1:
             raise ValueError(f"rate is {self.rate}; the share of tokens to drop must be at least 0 and below 1")
 
-    def rates(
-        self,
-        tokens: np.ndarray,
-        keys: np.ndarray,
-        seq_len: int,
-        images_seen: np.ndarray | None = None,
-        bytes_per_pixel: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """See `TokenDrop.rates`."""
-        return np.full(len(tokens), float(self.rate))
+    def _rates(self, images: _Drawn) -> np.ndarray:
+        return np.full(len(images.tokens), float(self.rate))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,18 +154,10 @@ class BetaDrop(TokenDrop):
                 "ConstantDrop)"
             )
 
-    def rates(
-        self,
-        tokens: np.ndarray,
-        keys: np.ndarray,
-        seq_len: int,
-        images_seen: np.ndarray | None = None,
-        bytes_per_pixel: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """See `TokenDrop.rates`."""
+    def _rates(self, images: _Drawn) -> np.ndarray:
         m = self.mean / self.max
-        u = np.empty(len(keys))
-        _draws.beta(keys, 7 * m / 3, 7 * (1 - m) / 3, u)
+        u = np.empty(len(images.keys))
+        _draws.beta(images.keys, 7 * m / 3, 7 * (1 - m) / 3, u)
         return u * self.max
 
 
@@ -204,18 +197,10 @@ class ResolutionDrop(TokenDrop):
         if not 0 < self.std <= 1:
             raise ValueError(f"std is {self.std}; it must be above 0 and at most 1")
 
-    def rates(
-        self,
-        tokens: np.ndarray,
-        keys: np.ndarray,
-        seq_len: int,
-        images_seen: np.ndarray | None = None,
-        bytes_per_pixel: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """See `TokenDrop.rates`."""
-        mean = self.low + (self.high - self.low) * np.minimum(tokens / seq_len, 1)
-        rate = np.empty(len(keys))
-        _draws.truncated_normal(keys, mean, self.std, 0.0, 1.0, rate)
+    def _rates(self, images: _Drawn) -> np.ndarray:
+        mean = self.low + (self.high - self.low) * np.minimum(images.tokens / images.seq_len, 1)
+        rate = np.empty(len(images.keys))
+        _draws.truncated_normal(images.keys, mean, self.std, 0.0, 1.0, rate)
         return rate
 
 
@@ -265,22 +250,10 @@ class ComplexityDrop(TokenDrop):
                 "must be 0 < simple < detailed"
             )
 
-    def rates(
-        self,
-        tokens: np.ndarray,
-        keys: np.ndarray,
-        seq_len: int,
-        images_seen: np.ndarray | None = None,
-        bytes_per_pixel: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """See `TokenDrop.rates`.
-
-        Raises:
-            ValueError: `bytes_per_pixel` is None.
-        """
-        if bytes_per_pixel is None:
+    def _rates(self, images: _Drawn) -> np.ndarray:
+        if images.bytes_per_pixel is None:
             raise ValueError(f"{self} needs the encoded bytes per pixel of each image; give bytes_per_pixel")
-        detail = np.log(bytes_per_pixel / self.simple) / np.log(self.detailed / self.simple)
+        detail = np.log(images.bytes_per_pixel / self.simple) / np.log(self.detailed / self.simple)
         rates: np.ndarray = self.high + (self.low - self.high) * np.clip(detail, 0, 1)
         return rates
 
@@ -313,16 +286,8 @@ class DropToTokens(TokenDrop):
         """s0."""
         return self.tokens
 
-    def rates(
-        self,
-        tokens: np.ndarray,
-        keys: np.ndarray,
-        seq_len: int,
-        images_seen: np.ndarray | None = None,
-        bytes_per_pixel: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """See `TokenDrop.rates`."""
-        return 1 - np.minimum(1, self.tokens / tokens)
+    def _rates(self, images: _Drawn) -> np.ndarray:
+        return 1 - np.minimum(1, self.tokens / images.tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -389,16 +354,7 @@ class ScheduledDrop(TokenDrop):
         done = (1 + np.tanh((images_seen - self.midpoint) / (2 * self.tau))) / 2
         return self.start + (self.end - self.start) * done
 
-    def rates(
-        self,
-        tokens: np.ndarray,
-        keys: np.ndarray,
-        seq_len: int,
-        images_seen: np.ndarray | None = None,
-        bytes_per_pixel: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """See `TokenDrop.rates`."""
-        images_seen = np.zeros(len(tokens), np.int64) if images_seen is None else images_seen
-        rates = self.drop.rates(tokens, keys, seq_len, None, bytes_per_pixel)
-        scaled: np.ndarray = rates * self.factors(images_seen)
+    def _rates(self, images: _Drawn) -> np.ndarray:
+        seen = np.zeros(len(images.tokens), np.int64) if images.images_seen is None else images.images_seen
+        scaled: np.ndarray = self.drop._rates(images) * self.factors(seen)
         return scaled

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchnpack.cli.arguments import packed_folder, was_typed
-from patchnpack.cli.parsers import parse_patch_size, parse_storage_options
-from patchnpack.cli.run_file import RUN_FILE, read_run_file
+from patchnpack.cli.options.arguments import was_typed
+from patchnpack.cli.options.parsers import parse_patch_size
+from patchnpack.cli.options.run_file import RUN_FILE, read_run_file
+from patchnpack.cli.sources import packed_folder, packing_of_folder
 
 if TYPE_CHECKING:
     from patchnpack.loaders import Index, PackedImageLoader
     from patchnpack.models import NaViT
-    from patchnpack.packer import Packing
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
@@ -82,7 +82,7 @@ def evaluation_loader(
     model: NaViT,
     source: Index | str,
     packing: dict[str, Any],
-    storage: list[str] | None,
+    storage_options: dict[str, Any],
     **options: Any,
 ) -> PackedImageLoader:
     """Make a loader that yields each image of the source once, packed for the model.
@@ -96,10 +96,10 @@ def evaluation_loader(
     from patchnpack.packer import NoDrop
     from patchnpack.predict import evaluation_packing
 
-    options["storage_options"] = parse_storage_options(storage or [])
+    options["storage_options"] = storage_options
     if isinstance(source, str):
         typed = {name: value for name, value in packing.items() if was_typed(context, name)}
-        own = _packing_of_folder(source, storage)
+        own = packing_of_folder(source, storage_options)
         for name in ("label", "classes"):
             if name in options and not was_typed(context, name):
                 options[name] = None
@@ -117,19 +117,12 @@ def fields_of_run(context: typer.Context, checkpoint: Path, packing: dict[str, A
     folder = packed_folder(list(trained_on)) if trained_on else None
     if folder is None:
         return packing
-    own = _packing_of_folder(folder, None)
+    own = packing_of_folder(folder)
     given = {name for name in packing if was_typed(context, name) or name in (context.default_map or {})}
     rest = {name: getattr(own, name) for name in packing if name not in given}
     if "patch_size" in rest:
         rest["patch_size"] = _middle(rest["patch_size"])
     return {**packing, **rest}
-
-
-def _packing_of_folder(folder: str, storage: list[str] | None) -> Packing:
-    from patchnpack.loaders.packs.manifest import read_manifest
-    from patchnpack.loaders.remote.storage import open_folder
-
-    return read_manifest(open_folder(folder, parse_storage_options(storage or []))).recipe.packing
 
 
 def check_output(flag: str, path: Path, *suffixes: str) -> None:

@@ -8,24 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchnpack.cli.arguments import (
-    IMAGES,
-    Classes,
-    Images,
-    Label,
-    Pages,
-    Root,
-    Sample,
-    Seed,
-    Shards,
-    Storage,
-    TablePath,
-    open_source,
-    packing_of,
-)
-from patchnpack.cli.options import takes_packing, whole_flag
-from patchnpack.cli.parsers import parse_storage_options
+from patchnpack.cli.options.arguments import Classes, Label, Pages, Seed, Shards
+from patchnpack.cli.options.flags import IMAGE_FLAGS, IMAGES, ImageOptions, takes_images, takes_packing, whole_flag
 from patchnpack.cli.progress import progress_bar
+from patchnpack.cli.sources import open_source, packing_of
 
 if TYPE_CHECKING:
     from patchnpack.packer import Packing
@@ -46,7 +32,7 @@ def shard(
         Path | None,
         typer.Option(help="File with one class name per line, from another data set with the same classes."),
     ] = None,
-    image: Images = IMAGES,
+    image: Annotated[str, typer.Option(help=IMAGE_FLAGS["image"].help)] = IMAGES,
     sample: Annotated[
         str | None,
         typer.Option(
@@ -67,8 +53,8 @@ def shard(
     patchnpack shard pages -o shards --sample 'key:(.+)_[0-9]+'
     """
     from patchnpack.loaders import write_shards
-    from patchnpack.loaders.shards.image_folder import count_by_extension
-    from patchnpack.loaders.shards.writer import CLASSES
+    from patchnpack.loaders.shards.folders.image_folder import count_by_extension
+    from patchnpack.loaders.shards.folders.writer import CLASSES
     from patchnpack.packer.text import counted
 
     with progress_bar("writing shards") as progress:
@@ -103,20 +89,17 @@ def shard(
         typer.echo(f"{out}: left out: {', '.join(left_out)}")
 
 
+@takes_images
 def make_index(
     shards: Shards,
     *,
+    images: ImageOptions,
     out: Annotated[
         str | None,
         typer.Option(
             "-o", "--out", help="Index file, .parquet or .arrow, local or remote; default: beside the shards."
         ),
     ] = None,
-    image: Images = IMAGES,
-    sample: Sample = None,
-    path: TablePath = None,
-    root: Root = None,
-    storage_options: Storage = None,
 ) -> None:
     """Read the header of every image in SHARDS into an index file, or update an index file.
 
@@ -133,24 +116,24 @@ def make_index(
     if out is not None and not is_remote(out):
         make_folder_of(out)
     with progress_bar("reading headers") as progress:
-        opener = ShardOpener(storage_options=parse_storage_options(storage_options or []))
+        opener = ShardOpener(storage_options=images.storage_options)
         file, index, num_read = update_index(
             shards[0] if len(shards) == 1 else shards,
             out,
-            image=image,
-            sample=sample,
-            column=path,
-            root=root,
+            image=images.image,
+            sample=images.sample,
+            column=images.path,
+            root=images.root,
             opener=opener,
             progress=progress,
         )
     what = "file" if any(index.files) else "shard"
     held = sum(len(table) for table in index.files if table is not None) or len(index.shards)
-    images = counted(len(index), "image")
+    found = counted(len(index), "image")
     if index.samples is not None:
-        images = f"{counted(index.samples.images, 'image')} of {counted(len(index.samples), 'sample')}"
+        found = f"{counted(index.samples.images, 'image')} of {counted(len(index.samples), 'sample')}"
     typer.echo(
-        f"{file}: {images} in {counted(held, what)} ({num_read} read now); "
+        f"{file}: {found} in {counted(held, what)} ({num_read} read now); "
         f"{counted(len(index.bad), 'bad image')}, {counted(int(index.without_image.sum()), 'sample')} without an image"
     )
     for row, reason in itertools.islice(index.bad.items(), 10):
@@ -158,24 +141,21 @@ def make_index(
 
 
 @takes_packing
+@takes_images
 def show(
     context: typer.Context,
     shards: Shards,
     *,
     packing: Packing,
+    images: ImageOptions,
     out: Annotated[Path, typer.Option("-o", "--out", help="Picture to write, a .png file.")] = Path("packs.png"),
     packs: Annotated[int, whole_flag("Number of packs to draw.")] = 2,
     width: Annotated[int, whole_flag("Width of the picture in pixels.")] = 1600,
     shuffle: Annotated[bool, typer.Option(help="Shuffle the images before packing.")] = True,
-    image: Images = IMAGES,
-    sample: Sample = None,
-    path: TablePath = None,
-    root: Root = None,
     pages: Pages = "first",
     label: Label = None,
     classes: Classes = None,
     seed: Seed = 0,
-    storage_options: Storage = None,
 ) -> None:
     """Draw packs as rows of patches and, below each pack, its images reassembled from patches and coords.
 
@@ -188,8 +168,8 @@ def show(
 
     check_whole("--packs", packs)
     make_folder_of(out)
-    source = open_source(shards, image, sample, storage_options, path, root)
-    packing, _ = packing_of(context, source, packing, storage_options)
+    source = open_source(shards, images)
+    packing, _ = packing_of(context, source, packing, images.storage_options)
     loader = PackedImageLoader(
         source,
         packing,
@@ -200,7 +180,7 @@ def show(
         classes=classes,
         pages=pages,  # type: ignore[arg-type]  # the loader checks it
         prefetch=1,
-        storage_options=parse_storage_options(storage_options or []),
+        storage_options=images.storage_options,
     )
     names = None if loader.classes is None else list(loader.classes)  # in the order of their numbers
     draw_packs(next(iter(loader)), max_packs=packs, width=width, classes=names).save(out)

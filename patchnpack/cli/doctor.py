@@ -17,9 +17,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from patchnpack.loaders.imaging.formats import DICOM, HEIC, READERS, VIDEOS
+from patchnpack.loaders.imaging.readers.boxed.heif import has_heif
 from patchnpack.loaders.imaging.readers.dicom import has_pydicom
-from patchnpack.loaders.imaging.readers.heif import has_heif
-from patchnpack.loaders.imaging.readers.video import has_av
+from patchnpack.loaders.imaging.readers.video.reader import has_av
 from patchnpack.models.attention import attention_backend
 
 _LIBRARIES = ("torch", "numpy", "numba", "pyarrow", "webdataset", "simplejpeg", "imagecodecs")

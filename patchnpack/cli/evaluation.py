@@ -7,22 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchnpack.cli.arguments import (
-    IMAGES,
-    BatchSize,
-    Classes,
-    Images,
-    Label,
-    Pages,
-    Root,
-    Sample,
-    Shards,
-    Storage,
-    TablePath,
-    open_shards,
-    open_source,
-    was_typed,
-)
 from patchnpack.cli.checkpoint import (
     CheckpointFile,
     Device,
@@ -34,8 +18,10 @@ from patchnpack.cli.checkpoint import (
     load_model,
     unit_of,
 )
-from patchnpack.cli.options import takes_evaluation, takes_model_fields
-from patchnpack.cli.parsers import parse_patch_size, parse_resolution, parse_storage_options
+from patchnpack.cli.options.arguments import BatchSize, Classes, Label, Pages, Shards, was_typed
+from patchnpack.cli.options.flags import ImageOptions, takes_evaluation, takes_images, takes_model_fields
+from patchnpack.cli.options.parsers import parse_patch_size, parse_resolution
+from patchnpack.cli.sources import open_shards, open_source
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,6 +34,7 @@ _MOST_CLASSES = 20  # in the table that eval prints
 
 @takes_evaluation
 @takes_model_fields
+@takes_images
 def evaluate_checkpoint(
     context: typer.Context,
     checkpoint: CheckpointFile,
@@ -55,6 +42,7 @@ def evaluate_checkpoint(
     *,
     packing: dict[str, Any],
     model: dict[str, Any],
+    images: ImageOptions,
     out: Annotated[Path, typer.Option("-o", "--out", help="Output file, .parquet.")] = Path("predictions.parquet"),
     metrics: Annotated[Path | None, typer.Option(help="File for all metrics, of each class too, .json.")] = None,
     batch_size: BatchSize = 4,
@@ -62,12 +50,7 @@ def evaluate_checkpoint(
     classes: Classes = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    image: Images = IMAGES,
-    sample: Sample = None,
-    path: TablePath = None,
-    root: Root = None,
     pages: Pages = "first",
-    storage_options: Storage = None,
 ) -> None:
     """Write the prediction of a trained model for each image: key, row, label, prediction and logits.
 
@@ -82,9 +65,9 @@ def evaluate_checkpoint(
     if metrics is not None:
         check_output("--metrics", metrics, ".json")
     network = load_model(checkpoint, device, model)
-    source = open_source(shards, image, sample, storage_options, path, root)
+    source = open_source(shards, images)
     loader = evaluation_loader(
-        *(context, checkpoint, network, source, packing, storage_options),
+        *(context, checkpoint, network, source, packing, images.storage_options),
         batch_size=batch_size,
         label=label or None,
         classes=classes,
@@ -98,6 +81,7 @@ def evaluate_checkpoint(
 
 @takes_evaluation
 @takes_model_fields
+@takes_images
 def write_features(
     context: typer.Context,
     checkpoint: CheckpointFile,
@@ -105,18 +89,14 @@ def write_features(
     *,
     packing: dict[str, Any],
     model: dict[str, Any],
+    images: ImageOptions,
     out: Annotated[Path, typer.Option("-o", "--out", help="Output file, .parquet.")] = Path("features.parquet"),
     batch_size: BatchSize = 4,
     label: Annotated[str | None, typer.Option(help="Member that holds the label, for a column label.")] = None,
     classes: Classes = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    image: Images = IMAGES,
-    sample: Sample = None,
-    path: TablePath = None,
-    root: Root = None,
     pages: Pages = "first",
-    storage_options: Storage = None,
 ) -> None:
     """Write the feature vector of each image: key, row, label with --label, and feature.
 
@@ -127,10 +107,10 @@ def write_features(
 
     check_output("--out", out, ".parquet")
     network = load_model(checkpoint, device, model)
-    source = open_source(shards, image, sample, storage_options, path, root)
+    source = open_source(shards, images)
     label = label if was_typed(context, "label") else None  # rather than that of the run
     loader = evaluation_loader(
-        *(context, checkpoint, network, source, packing, storage_options),
+        *(context, checkpoint, network, source, packing, images.storage_options),
         batch_size=batch_size,
         label=label or None,
         classes=classes if label else None,
@@ -143,6 +123,7 @@ def write_features(
 
 @takes_evaluation
 @takes_model_fields
+@takes_images
 def sweep_checkpoint(
     context: typer.Context,
     checkpoint: CheckpointFile,
@@ -150,6 +131,7 @@ def sweep_checkpoint(
     *,
     packing: dict[str, Any],
     model: dict[str, Any],
+    images: ImageOptions,
     patch_sizes: Annotated[
         str, typer.Option(help="Patch sizes to evaluate, such as 8,16,32; default: --patch-size.")
     ] = "",
@@ -163,12 +145,7 @@ def sweep_checkpoint(
     classes: Classes = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    image: Images = IMAGES,
-    sample: Sample = None,
-    path: TablePath = None,
-    root: Root = None,
     pages: Pages = "first",
-    storage_options: Storage = None,
 ) -> None:
     """Evaluate a model at several patch sizes and resolutions: accuracy over tokens per image.
 
@@ -196,14 +173,14 @@ def sweep_checkpoint(
     ]
     rows = sweep(
         network,
-        open_shards(shards, image, sample, storage_options, path, root),
+        open_shards(shards, images),
         packings,
         precision=precision,
         batch_size=batch_size,
         label=label,
         classes=classes,
         pages=pages,
-        storage_options=parse_storage_options(storage_options or []),
+        storage_options=images.storage_options,
     )
     table = Table("patch size", "resolution", "tokens per image", "accuracy", "loss", "images/s", box=None)
     for row in rows:
@@ -245,7 +222,7 @@ def show_scores(
     labelled = table.filter(table["label"].is_valid())
     if not len(labelled):
         if metrics is not None:
-            raise ValueError(f"metrics is {str(metrics)!r}, but no image has a label; give label, or leave it out")
+            raise ValueError(f"metrics is {str(metrics)!r}, but no {unit} has a label; give label, or leave it out")
         return None
     on = f"on {counted(len(labelled), f'labelled {unit}')}"
     labels = labelled["label"].to_pylist()
@@ -262,7 +239,7 @@ def show_scores(
                 "classes, which must number the classes as in training"
             )
         found = scores(np.array(labels), logits, None if loader.classes is None else list(loader.classes))
-        _print_scores(found, on)
+        _print_scores(found, on, unit)
         content = {**dataclasses.asdict(found), "classes": [row._asdict() for row in found.classes]}
     if metrics is not None:
         text = json.dumps(_finite(content), indent=2, ensure_ascii=False)
@@ -279,7 +256,7 @@ def _finite(value: Any) -> Any:
     return None if value != value else value  # NaN differs from itself
 
 
-def _print_scores(found: Scores, on: str) -> None:
+def _print_scores(found: Scores, on: str, unit: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -291,7 +268,7 @@ def _print_scores(found: Scores, on: str) -> None:
     if len(rows) > _MOST_CLASSES:
         shown = sorted(rows, key=lambda row: row.f1)[:_MOST_CLASSES]
         typer.echo(f"the {_MOST_CLASSES} of {len(rows)} classes with the lowest F1; --metrics FILE has all:")
-    table = Table("class", "images", "accuracy", "precision", "F1", box=None)
+    table = Table("class", f"{unit}s", "accuracy", "precision", "F1", box=None)
     for row in shown:
         table.add_row(row.name, f"{row.images}", *("" if x != x else f"{x:.4f}" for x in row[2:]))
     Console(highlight=False, markup=False).print(table)

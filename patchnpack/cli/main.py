@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sys
 from importlib import metadata
 from typing import Annotated
 
 import typer
 
-from patchnpack.cli.arguments import set_verbosity
 from patchnpack.cli.data import make_index, shard, show
 from patchnpack.cli.errors import flags_of, in_flags, message_of, notes_of
 from patchnpack.cli.evaluation import add_evaluation_commands
@@ -54,6 +54,15 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """Choose what goes to standard error besides errors: every log line, warnings and progress, or nothing."""
+    if quiet and verbose:
+        raise ValueError("--quiet and --verbose contradict each other; give only one of them")
+    logging.getLogger("patchnpack").setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
+    if verbose:
+        logging.basicConfig(format="%(message)s")
+
+
 @app.callback(help=_ABOUT)
 def main(
     version: Annotated[
@@ -63,7 +72,7 @@ def main(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show neither progress nor warnings.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log what the loaders do.")] = False,
 ) -> None:
-    set_verbosity(quiet=quiet, verbose=verbose)
+    _set_verbosity(quiet=quiet, verbose=verbose)
 
 
 app.command()(shard)

@@ -9,22 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from patchnpack.cli.arguments import (
-    IMAGES,
-    Images,
-    Label,
-    Pages,
-    Root,
-    Sample,
-    Seed,
-    Shards,
-    Storage,
-    TablePath,
-    open_shards,
-)
-from patchnpack.cli.options import takes_packing_but_lookahead, whole_flag
-from patchnpack.cli.parsers import parse_storage_options
+from patchnpack.cli.options.arguments import Classes, Label, Pages, Seed, Shards, Storage
+from patchnpack.cli.options.flags import ImageOptions, takes_images, takes_packing_but_lookahead, whole_flag
+from patchnpack.cli.options.parsers import parse_storage_options
 from patchnpack.cli.progress import progress_bar
+from patchnpack.cli.sources import open_shards
 
 if TYPE_CHECKING:
     from patchnpack.loaders import Manifest
@@ -40,10 +29,12 @@ def add_prepack_commands(app: typer.Typer) -> None:
 
 
 @takes_packing_but_lookahead
+@takes_images
 def pack(
     shards: Shards,
     *,
     packing: Packing,
+    images: ImageOptions,
     out: Annotated[str, typer.Option("-o", "--out", help="The packed folder, a local path or an address.")],
     lookahead: Annotated[
         int | None,
@@ -63,14 +54,10 @@ def pack(
     part_packs: Annotated[int | None, whole_flag("Packs per file; by default files of up to 64 MiB.")] = None,
     compression: Annotated[str | None, typer.Option(help="Compression of patches: lz4 or zstd.")] = None,
     label: Label = None,
-    classes: Annotated[str | None, typer.Option(help="File with one class name per line.")] = None,
+    classes: Classes = None,
     extra: Annotated[
         list[str] | None, typer.Option("--extra", help="Other member for batches to return; may be repeated.")
     ] = None,
-    image: Images = IMAGES,
-    sample: Sample = None,
-    path: TablePath = None,
-    root: Root = None,
     pages: Pages = "first",
     max_rate: Annotated[float, typer.Option(help="Maximum share of bad images.")] = 0.01,
     on_bad: Annotated[
@@ -84,7 +71,6 @@ def pack(
     ray_address: Annotated[
         str | None, typer.Option(help="Ray cluster, host:port or auto; by default one is started on this machine.")
     ] = None,
-    storage_options: Storage = None,
 ) -> None:
     """Pack the images of SHARDS once, so that training reads packs in order, without planning.
 
@@ -98,8 +84,7 @@ def pack(
     if lookahead is not None:
         packing = packing.replace(lookahead=lookahead)  # refused before any shard is read
     _check_tasks(engine, workers, task_index, num_tasks, ray_address)
-    options = parse_storage_options(storage_options or [])
-    index = open_shards(shards, image, sample, storage_options, path, root)
+    index = open_shards(shards, images)
     if lookahead is None and packing.algorithm in ("auto", "priced") and packing.can_follow_patterns:
         lookahead = None if any(map(is_remote, index.shards)) else max(1, len(index))
     job = Job(
@@ -120,23 +105,23 @@ def pack(
         extras=extra or [],
         pages=pages,  # type: ignore[arg-type]  # the loader checks it
         errors=ErrorPolicy(max_rate=max_rate, on_bad=on_bad),
-        storage_options=options,
+        storage_options=images.storage_options,
     )
     total = job.num_images
     with progress_bar("packing images") as bar, _ended_by_sigterm():
         if task_index is not None and num_tasks is not None:
             written = 0
 
-            def count(images: int) -> None:
+            def count(number: int) -> None:
                 nonlocal written
-                written += images
+                written += number
                 bar(written, total // num_tasks)
 
             finished = job.run(task_index, num_tasks, count)
         elif engine == "ray":
-            finished = run_ray(job, ray_address, num_tasks, lambda images: bar(images, total))
+            finished = run_ray(job, ray_address, num_tasks, lambda number: bar(number, total))
         else:
-            finished = run_local(job, cpu_share() if workers is None else workers, lambda images: bar(images, total))
+            finished = run_local(job, cpu_share() if workers is None else workers, lambda number: bar(number, total))
     if not finished:
         typer.echo(f"{out}: task {task_index} of {num_tasks} is finished; other tasks are not")
         return

@@ -7,21 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from patchnpack.cli.arguments import (
-    IMAGES,
-    BatchSize,
-    Classes,
-    Images,
-    Label,
-    Pages,
-    Root,
-    Sample,
-    Seed,
-    Shards,
-    Storage,
-    TablePath,
-    open_all,
-)
 from patchnpack.cli.checkpoint import (
     CheckpointFile,
     Device,
@@ -32,12 +17,25 @@ from patchnpack.cli.checkpoint import (
     unit_of,
 )
 from patchnpack.cli.evaluation import show_scores
-from patchnpack.cli.options import takes_evaluation, takes_model_fields, whole_flag
-from patchnpack.cli.training import ClassWeights, write_run
+from patchnpack.cli.options.arguments import (
+    BatchSize,
+    Classes,
+    ClassWeights,
+    Label,
+    NumClasses,
+    Pages,
+    Seed,
+    Shards,
+    Validation,
+)
+from patchnpack.cli.options.flags import ImageOptions, takes_evaluation, takes_images, takes_model_fields
+from patchnpack.cli.sources import open_both
+from patchnpack.cli.training import write_run
 
 
 @takes_evaluation
 @takes_model_fields
+@takes_images
 def probe(
     context: typer.Context,
     checkpoint: CheckpointFile,
@@ -45,28 +43,22 @@ def probe(
     *,
     packing: dict[str, Any],
     model: dict[str, Any],
-    validation: Annotated[
-        list[str] | None, typer.Option("--validation", help="Validation data, as the training data.")
-    ] = None,
+    images: ImageOptions,
+    validation: Validation = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for checkpoint.pt and run.toml.")] = Path("probe"),
     metrics: Annotated[Path | None, typer.Option(help="File for all metrics of validation, .json.")] = None,
     l2: Annotated[
         float | None, typer.Option(help="Strength of the L2 penalty; default: chosen on a fifth of the images.")
     ] = None,
     class_weights: ClassWeights = None,
-    num_classes: Annotated[int | None, whole_flag("Number of classes; default: highest label + 1.")] = None,
+    num_classes: NumClasses = None,
     batch_size: BatchSize = 4,
     label: Label = "cls",
     classes: Classes = None,
     seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "auto",
-    image: Images = IMAGES,
-    sample: Sample = None,
-    path: TablePath = None,
-    root: Root = None,
     pages: Pages = "first",
-    storage_options: Storage = None,
 ) -> None:
     """Fit a linear head on the features of a frozen model, which are computed once, and write the model with it.
 
@@ -83,14 +75,12 @@ def probe(
 
     network = load_model(checkpoint, device, model)
     given: dict[str, Any] = {"batch_size": batch_size, "label": label or None, "classes": classes, "pages": pages}
-    source, *held = open_all(
-        [shards, validation] if validation else [shards], image, sample, storage_options, path, root
-    )
-    loader = evaluation_loader(context, checkpoint, network, source, packing, storage_options, **given)
+    source, held = open_both(shards, validation, images)
+    loader = evaluation_loader(context, checkpoint, network, source, packing, images.storage_options, **given)
     held_out = None
-    if held:
+    if held is not None:
         given["classes"] = given["classes"] if loader.classes is None else loader.classes
-        held_out = evaluation_loader(context, checkpoint, network, held[0], packing, storage_options, **given)
+        held_out = evaluation_loader(context, checkpoint, network, held, packing, images.storage_options, **given)
     count = loader.num_classes if num_classes is None else num_classes
     factors = None if class_weights is None else class_weights_of(class_weights, loader, count)
     table = features(network, loader, precision=precision, labels=True)

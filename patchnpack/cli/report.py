@@ -10,21 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchnpack.cli.arguments import (
-    IMAGES,
-    BatchSize,
-    Images,
-    Pages,
-    Root,
-    Sample,
-    Seed,
-    Storage,
-    TablePath,
-    open_shards,
-)
-from patchnpack.cli.options import ALGORITHMS, takes_packing, whole_flag
-from patchnpack.cli.parsers import parse_storage_options
+from patchnpack.cli.options.arguments import BatchSize, Pages, Seed
+from patchnpack.cli.options.flags import ALGORITHMS, ImageOptions, takes_images, takes_packing, whole_flag
 from patchnpack.cli.progress import progress_bar
+from patchnpack.cli.sources import open_shards
 
 if TYPE_CHECKING:
     from patchnpack.loaders import Index, PackedImageLoader
@@ -58,6 +47,7 @@ class _Source:
 
 
 @takes_packing
+@takes_images
 def report(
     shards: Annotated[
         list[str],
@@ -69,10 +59,7 @@ def report(
     ],
     *,
     packing: Packing,
-    image: Images = IMAGES,
-    sample: Sample = None,
-    path: TablePath = None,
-    root: Root = None,
+    images: ImageOptions,
     pages: Pages = "first",
     seed: Seed = 0,
     shuffle: Annotated[
@@ -101,7 +88,6 @@ def report(
         Path | None, typer.Option(help="Write one HTML page with charts and a sweep; needs the extra `report`.")
     ] = None,
     picture: Annotated[bool, typer.Option(help="Include a picture of packs in the page.")] = True,
-    storage_options: Storage = None,
 ) -> None:
     """Report the packing of the images in SHARDS, compare it with common baselines, and advise a setting.
 
@@ -130,7 +116,7 @@ def report(
         from patchnpack.report.page import check_page, picture_of, write_page
 
         check_page(html)
-    source = _source(shards, packing, image, sample, (path, root), pages, batch_size, shuffle, seed, storage_options)
+    source = _source(shards, packing, images, pages, batch_size, shuffle, seed)
     seed, made = source.seed, source.made
     found = make_report(
         source.rows, source.packing, seed=seed, batch_size=batch_size, ranks=ranks, width=width, made=made
@@ -159,21 +145,18 @@ def report(
 def _source(
     shards: list[str],
     packing: Packing,
-    image: str,
-    sample: str | None,
-    table: tuple[str | None, str | None],
+    images: ImageOptions,
     pages: str,
     batch_size: int,
     shuffle: bool,
     seed: int,
-    storage_options: list[str] | None,
 ) -> _Source:
     """Read the headers of images, an index, a packed folder or tables of sizes."""
     from patchnpack.loaders.shards.patterns import is_image_folder, is_packed_folder
     from patchnpack.report.size_table import are_size_tables, read_size_tables
 
-    name, storage = _title(shards), parse_storage_options(storage_options or [])
-    if table == (None, None) and are_size_tables(shards):
+    name, storage = _title(shards), images.storage_options
+    if images.path is None and images.root is None and are_size_tables(shards):
         sizes = read_size_tables(shards)
         rows = sizes.rows(seed if shuffle or sizes.counted else None)
         return _Source(name=name, rows=rows, packing=packing, seed=seed, bad=sizes.too_large)
@@ -191,7 +174,7 @@ def _source(
             made=planned_before(loader),
             loader=lambda: loader,
         )
-    index = open_shards(shards, image, sample, storage_options, *table)
+    index = open_shards(shards, images)
     rows, planned, bad = _rows(index, packing, pages, batch_size=batch_size, shuffle=shuffle, seed=seed)
 
     def drawn() -> PackedImageLoader:
@@ -274,7 +257,7 @@ def _rows(
 
         from patchnpack.loaders.error_policy import ErrorPolicy
         from patchnpack.loaders.imaging.pages import check_pages
-        from patchnpack.loaders.imaging.readers.heif import has_heif
+        from patchnpack.loaders.imaging.readers.boxed.heif import has_heif
         from patchnpack.loaders.order.row_filter import RowFilter
 
         check_pages(pages)

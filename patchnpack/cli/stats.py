@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchnpack.cli.arguments import IMAGES, Images, Pages, Root, Sample, Seed, Shards, Storage, TablePath, open_shards
-from patchnpack.cli.options import PACKING_FLAGS, make_packing, takes, whole_flag
-from patchnpack.cli.parsers import parse_storage_options
+from patchnpack.cli.options.arguments import Pages, Seed, Shards
+from patchnpack.cli.options.flags import PACKING_FLAGS, ImageOptions, make_packing, takes, takes_images, whole_flag
+from patchnpack.cli.sources import open_shards
 
 if TYPE_CHECKING:
     from patchnpack.packer import Packing
@@ -17,22 +17,19 @@ _FLAGS = {name: PACKING_FLAGS[name] for name in ("image_mode", "channels", "dtyp
 
 
 @takes("packing", _FLAGS, make_packing)
+@takes_images
 def stats(
     shards: Shards,
     *,
     packing: Packing,
-    images: Annotated[int | None, whole_flag("Number of images to read, drawn at random; default: all.")] = None,
-    image: Images = IMAGES,
-    sample: Sample = None,
-    path: TablePath = None,
-    root: Root = None,
+    images: ImageOptions,
+    count: Annotated[int | None, whole_flag("Number of images to read, drawn at random; default: all.")] = None,
     pages: Pages = "first",
     seed: Seed = 0,
-    storage_options: Storage = None,
 ) -> None:
     """Print mean, std, extremes and percentiles of each band of the images in SHARDS, and --model flags to paste.
 
-    patchnpack stats 'train-{000000..000009}.tar' --images 1000
+    patchnpack stats 'train-{000000..000009}.tar' --count 1000
 
     patchnpack stats 'scans-{000000..000009}.tar' --channels 1 --dtype int16
     """
@@ -44,13 +41,13 @@ def stats(
     from patchnpack.pixel_stats import PERCENTILES, pixel_stats
 
     loader = PackedImageLoader(
-        open_shards(shards, image, sample, storage_options, path, root),
+        open_shards(shards, images),
         packing.replace(oversize="drop"),
         batch_size=1,
         pages=pages,  # type: ignore[arg-type]  # the loader checks it
-        storage_options=parse_storage_options(storage_options or []),
+        storage_options=images.storage_options,
     )
-    found = pixel_stats(loader, images=images, seed=seed)
+    found = pixel_stats(loader, images=count, seed=seed)
     table = Table("band", "mean", "std", "min", *(f"{each:g} %" for each in PERCENTILES), "max", box=None)
     for band in range(len(found.mean)):
         columns = found.mean[band], found.std[band], found.least[band], *found.percentiles[band], found.most[band]

@@ -10,39 +10,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchnpack.cli.arguments import (
-    IMAGES,
+from patchnpack.cli.options.arguments import (
     BatchSize,
     Classes,
-    Images,
+    ClassWeights,
     Label,
+    NumClasses,
     Pages,
-    Root,
-    Sample,
     Shards,
-    Storage,
-    TablePath,
-    open_all,
-    packed_folder,
-    packing_of,
+    Validation,
     was_given,
 )
-from patchnpack.cli.model_fields import given_fields
-from patchnpack.cli.options import MODEL_FLAGS, PACKING_FLAGS, takes_model, takes_packing, takes_training, whole_flag
-from patchnpack.cli.parsers import parse_resolution, parse_storage_options
-from patchnpack.cli.run_file import RUN_FILE, RunFile, write_run_file
+from patchnpack.cli.options.flags import (
+    MODEL_FLAGS,
+    PACKING_FLAGS,
+    ImageOptions,
+    takes_images,
+    takes_model,
+    takes_packing,
+    takes_training,
+)
+from patchnpack.cli.options.model_fields import given_fields
+from patchnpack.cli.options.parsers import parse_resolution
+from patchnpack.cli.options.run_file import RUN_FILE, RunFile, write_run_file
+from patchnpack.cli.sources import open_both, packed_folder, packing_of
 
 if TYPE_CHECKING:
     from patchnpack.packer import Packing
     from patchnpack.trainer import TrainConfig
-
-ClassWeights = Annotated[
-    str | None,
-    typer.Option(
-        help="Factors of the classes in the loss: balanced, or a file with one weight per line, in the order of the "
-        "classes, or with lines NAME WEIGHT."
-    ),
-]
 
 
 @contextmanager
@@ -68,6 +63,7 @@ def _process_group(device: str) -> Iterator[bool]:
 @takes_packing
 @takes_model
 @takes_training
+@takes_images
 def train(
     context: typer.Context,
     shards: Shards,
@@ -75,11 +71,9 @@ def train(
     packing: Packing,
     model: dict[str, Any],
     training: TrainConfig,
+    images: ImageOptions,
     config: RunFile = None,
-    validation: Annotated[
-        list[str] | None,
-        typer.Option("--validation", help="Validation data, as the training data."),
-    ] = None,
+    validation: Validation = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the checkpoint, history and run.toml.")] = Path(
         "runs"
     ),
@@ -93,7 +87,7 @@ def train(
     batch_size: BatchSize = 4,
     label: Label = "cls",
     classes: Classes = None,
-    num_classes: Annotated[int | None, whole_flag("Number of classes; default: highest label + 1.")] = None,
+    num_classes: NumClasses = None,
     flip: Annotated[bool, typer.Option(help="Mirror half of the training images at random.")] = False,
     augment: Annotated[str, typer.Option(help="RandAugment for training images as COUNT:MAGNITUDE, such as 2:9.")] = "",
     class_weights: ClassWeights = None,
@@ -122,12 +116,7 @@ def train(
     ] = None,
     text: Annotated[str | None, typer.Option(help="Member with texts, such as txt, for image-text training.")] = None,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard scalars to OUT.")] = False,
-    image: Images = IMAGES,
-    sample: Sample = None,
-    path: TablePath = None,
-    root: Root = None,
     pages: Pages = "first",
-    storage_options: Storage = None,
 ) -> None:
     """Train a NaViT on images, with labels, a teacher or texts.
 
@@ -143,13 +132,11 @@ def train(
     fields = given_fields(context, model)
     with _process_group(training.device) as first:
         transform = parse_augment(augment)
-        source, *held_out = open_all(
-            [shards, validation] if validation else [shards], image, sample, storage_options, path, root
-        )
-        packing, is_packed = packing_of(context, source, packing, storage_options)
+        source, held_out = open_both(shards, validation, images)
+        packing, is_packed = packing_of(context, source, packing, images.storage_options)
         result = train_on_shards(
             source,
-            held_out[0] if held_out else None,
+            held_out,
             packing,
             training,
             model=fields,
@@ -171,7 +158,7 @@ def train(
             pages=pages,
             resume=resume,
             log=TensorBoard(out) if tensorboard else None,
-            storage_options=parse_storage_options(storage_options or []),
+            storage_options=images.storage_options,
             started=lambda: write_run(context, out, fields),
         )
     if first:

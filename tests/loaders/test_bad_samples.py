@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from patchnpack import ErrorPolicy, Frames, PackedImageLoader, Packing, RandomResizedCrop, Views, pack_stream
-from patchnpack.loaders.imaging.readers.video import has_av
+from patchnpack.loaders.imaging.readers.video.reader import has_av
 from tests.images import encode_image, write_tar
 
 Members = Sequence[tuple[str, bytes]]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from patchnpack import ErrorPolicy, FitTokens, Native, PackedBatch, PackedImageLoader, Packing, pack_stream
 from patchnpack.loaders import Job
-from patchnpack.loaders.imaging.bands import resize_values
+from patchnpack.loaders.imaging.values.bands import resize_values
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.packer.batch.drawing import draw_html, draw_packs
 from patchnpack.pixel_stats import PERCENTILES, pixel_stats

@@ -1,4 +1,4 @@
-"""Bad images are skipped, recorded and limited; other errors are raised; a stall is an error that names the stage."""
+"""Bad images are skipped, recorded and limited; other errors are raised."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchnpack.loaders import BadDataError, ErrorPolicy, PackedImageLoader, StallError, scan
+from patchnpack.loaders import BadDataError, ErrorPolicy, PackedImageLoader, scan
 from patchnpack.loaders.error_policy import ErrorMonitor
 from patchnpack.loaders.errors import BadRow
 from patchnpack.packer import Packing
@@ -315,43 +314,6 @@ def test_error_in_a_user_function_is_raised_with_the_key_and_not_counted(where: 
         keys_of(loader)
     assert re.search(r"key 's\di\d+'", "".join(raised.value.__notes__))
     assert loader.stats()["bad_images"] == 0
-
-
-# A stall
-
-
-def test_stall_names_stage_image_shard_and_thread_without_hanging(drawn: Any) -> None:
-    release = threading.Event()
-
-    def stuck(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        release.wait(60)
-        return image
-
-    loader = PackedImageLoader(
-        drawn.shards, PACKING, batch_size=2, transform=stuck, num_threads=2, errors=ErrorPolicy(stall_s=0.3)
-    )
-    began = time.monotonic()
-    try:
-        with pytest.raises(
-            StallError,
-            match=r"no image was finished for 0.3 seconds; patchnpack-decode-\d is at stage 'transform' of image "
-            r"'s\di\d+' in shard '.*drawn-\d+.tar'.* raise stall_s",
-        ):
-            next(iter(loader))
-        assert time.monotonic() - began < 10
-    finally:
-        release.set()
-
-
-def test_slow_images_are_not_a_stall(drawn: Any) -> None:
-    def slow(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        time.sleep(0.05)
-        return image
-
-    loader = PackedImageLoader(
-        drawn.shards, PACKING, batch_size=8, transform=slow, num_threads=1, errors=ErrorPolicy(stall_s=0.4)
-    )
-    assert next(iter(loader)).num_images > 20  # a second of work, but images keep finishing
 
 
 def test_bad_images_are_logged_as_warnings(make_drawn: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:

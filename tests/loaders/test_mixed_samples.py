@@ -14,7 +14,7 @@ from PIL import Image
 from patchnpack import ErrorPolicy, FitTokens, Frames, Native, PackedImageLoader, Packing, Views
 from patchnpack.packer import PackedBatch
 from tests.images import draw_image, encode_image, write_tar
-from tests.loaders.imaging.videos import KINDS, encode
+from tests.loaders.imaging.readers.video.videos import KINDS, encode
 
 PACKING = Packing(seq_len=2048, patch_size=8, max_images=128)
 

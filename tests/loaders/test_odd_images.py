@@ -13,14 +13,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from patchnpack.loaders import ErrorPolicy, Job, PackedImageLoader, pack_stream, scan
-from patchnpack.loaders.imaging.readers import heif
-from patchnpack.loaders.imaging.readers import video as video_reader
+from patchnpack.loaders.imaging.readers.boxed import heif
+from patchnpack.loaders.imaging.readers.video import reader as video_reader
 from patchnpack.loaders.order import row_filter
 from patchnpack.loaders.sources import shard_source
 from patchnpack.packer import PackedBatch, Packing
 from tests.images import draw_image, encode_image, write_tar
-from tests.loaders.imaging.odd_jpegs import between_segments, zero_se
-from tests.loaders.imaging.videos import video
+from tests.loaders.imaging.readers.odd_jpegs import between_segments, zero_se
+from tests.loaders.imaging.readers.video.videos import video
 
 PACKING = Packing(seq_len=64, patch_size=16)
 IMAGES = "jpg;png;gif;tif;heic"

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchnpack.packer import ConstantDrop, FitTokens, Native, NoDrop, Packing, PatchSizes, Square
+from patchnpack.packer import ConstantDrop, FitTokens, Frames, Native, NoDrop, Packing, PatchSizes, Square, Views
 from patchnpack.packer.checks import shown
+from tests.packer.planning.plans import VIEWS
 
 
 def _exactly(message: str) -> str:
@@ -260,3 +261,25 @@ def test_numbers_of_numpy_are_stored_as_python_numbers() -> None:
 def test_a_summary_names_lengths_patches_and_what_is_not_a_default() -> None:
     assert Packing().summary() == "seq_len=1024, patch_size=16"
     assert Packing(fill="trim", patch_size=14).summary() == "seq_len=1024, patch_size=14, fill='trim'"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"frames": 8}, "frames is 8; it must be Frames(...), such as Frames(8), or None"),
+        ({"views": (2, Native())}, "it must be Views(...)"),
+        ({"views": VIEWS, "resolution": FitTokens(9)}, "each group of views has its own policy: leave resolution out"),
+        ({"frames": Frames(100)}, "100 frames are 100 images per sample, more than max_images 64"),
+        ({"frames": Frames(20), "views": VIEWS}, "20 frames x 5 views are 100 images per sample"),
+        ({"views": VIEWS, "seq_len": 4}, "5 views are 5 images per sample, more than seq_len 4"),
+        ({"views": VIEWS, "fill": "rescale"}, "use fill='trim'"),
+        ({"frames": Frames(2), "fill": "rescale"}, "use fill='trim'"),
+        ({"views": Views((2, Square(100)))}, "Square(100) is not a multiple of patch_size"),
+        ({"scope": "document"}, "scope is 'document'; it must be one of 'image', 'sample'"),
+    ],
+)
+def test_a_packing_whose_frames_or_views_contradict_another_field_is_an_error(
+    changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        Packing(**changes)

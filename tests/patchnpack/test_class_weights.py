@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from patchnpack import PackedImageLoader, Packing
 from patchnpack.class_weights import balanced_weights, class_counts, class_weights, read_weights_file
+from tests.loaders.index.samples.rows import write_documents
 
 Shards = Callable[..., str]
 
@@ -22,6 +24,19 @@ def test_balanced_weights_even_out_the_images_that_are_read(shards: Shards) -> N
     weights = class_weights("balanced", read, 3)
     assert weights.tolist() == [5 / 6, 5 / 4, 0]
     assert (weights * [3, 2, 0]).sum() == pytest.approx(5), "the mean weight of an image is 1"
+
+
+@pytest.mark.parametrize("label", ["cls", lambda members: int(members["cls"])], ids=["indexed", "read"])
+def test_in_scope_sample_each_sample_counts_once(label: Any, tmp_path: Path) -> None:
+    shard = write_documents(tmp_path / "a.tar", {"a": [1, 2, 3], "b": [1], "c": [1, 2]})  # of classes 0, 1 and 2
+
+    def counts(scope: Literal["image", "sample"]) -> Any:
+        packing = Packing(seq_len=64, scope=scope)
+        read = PackedImageLoader(shard, packing, batch_size=1, label=label, sample="members")
+        return class_counts(read, 3).tolist()
+
+    assert counts("image") == [3, 1, 2]
+    assert counts("sample") == [1, 1, 1]
 
 
 def test_labels_outside_the_index_are_read(shards: Shards) -> None:

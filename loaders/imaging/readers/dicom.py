@@ -102,7 +102,7 @@ def frames(data: bytes, wanted: Sequence[int]) -> Iterator[np.ndarray]:
             raise ValueError(f"the DICOM file has {layout.frames} frames, not frame {number}")
         values = stored(number)
         if layout.photometric == "YBR_FULL" and _codec(dataset) != "jpeg8_decode":
-            from pydicom.pixels import convert_color_space
+            from pydicom.pixels.processing import convert_color_space
 
             values = np.asarray(convert_color_space(values, "YBR_FULL", "RGB"))
         yield _values(values, layout)

@@ -1,6 +1,6 @@
-"""What the compiled packers do where items count for several of the K per pack.
+"""Steps of the compiled packers for items that count for several of the K per pack.
 
-The packers that choose among waiting items set those aside that count for more than the pack has left, and queue them
+The packers that choose among waiting items set aside items that count for more than the pack has left, and queue them
 again for the next pack.
 """
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from patchnpack.loaders.assembly.batch_builder import BatchBuilder
+from patchnpack.loaders.assembly.builders.batch_builder import BatchBuilder
 from patchnpack.loaders.assembly.outcomes import Outcomes
 from patchnpack.loaders.assembly.prefetch_loop import run_batches
 from patchnpack.loaders.assembly.stats import BatchCounts, Stats

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from patchnpack import PackedImageLoader
 from patchnpack.cli.main import app
-from patchnpack.cli.run_file import read_run_file
+from patchnpack.cli.options.run_file import read_run_file
 from patchnpack.loaders import Job, open_index
 from patchnpack.loaders.prepacking.unpack import unpack
 from patchnpack.loaders.prepacking.verify import verify

@@ -9,7 +9,7 @@ import pytest
 
 from patchnpack.loaders import open_index, update_index
 from patchnpack.loaders.shards.opener import ShardOpener
-from tests.loaders.index.samples import jpeg
+from tests.loaders.index.samples.rows import jpeg
 
 ROWS = [(["a.jpg", "b.jpg"], "x"), ([], "none"), (["c.jpg"], "y"), (["b.jpg", "", "a.jpg"], "z")]
 

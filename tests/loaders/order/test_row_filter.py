@@ -8,7 +8,7 @@ from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.packer import Packing, PatchSizes
 from patchnpack.packer.binpacking.algorithms import CHOICES
 from patchnpack.packer.binpacking.pricing.prices import Prices
-from patchnpack.packer.measure import measure
+from patchnpack.packer.planning.measure import measure
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 

@@ -23,8 +23,8 @@ from patchnpack.packer import (
     ScheduledDrop,
     ScheduledResolution,
 )
-from patchnpack.packer.measure import measure
-from patchnpack.packer.planner import images_per_pack
+from patchnpack.packer.planning.measure import measure
+from patchnpack.packer.planning.planner import images_per_pack
 
 PACKING = Packing(seq_len=64, patch_size=8, max_images=7)
 SIZES = PatchSizes((2, 4, 8))

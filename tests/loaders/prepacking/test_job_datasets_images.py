@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchnpack.loaders import BadDataError, BadImage, ErrorPolicy, Job, Mixture, PackedImageLoader, read_manifest
+from patchnpack.loaders import BadDataError, BadImage, ErrorPolicy, Job, PackedImageLoader, read_manifest
 from patchnpack.loaders.prepacking.unpack import unpack
 from patchnpack.loaders.prepacking.verify import verify
 from patchnpack.loaders.remote.storage import open_folder
@@ -162,31 +162,7 @@ class Growing:
         return np.zeros((20 + self.calls, 20, 3), np.uint8)
 
 
-def mixed_types(i: int) -> Any:
-    return {"image": PHOTOS.pixels(i), "note": "text" if i < 5 else 7}
-
-
 MISTAKES: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
-    (
-        lambda: Mixture({"a": (PHOTOS.hugging_face(), 1)}),
-        {},
-        r"source is a Mixture of 'a'. A mixture repeats .*ConcatDataset",
-    ),
-    (
-        lambda: Items(8, lambda i: {"image": PHOTOS.pixels(i), "when": {1, 2}}),
-        {"extras": ["when"]},
-        r"the member 'when' of the image with key '0' of data set Items cannot be packed: .* type builtins.set",
-    ),
-    (
-        lambda: Items(8, lambda i: {"image": PHOTOS.pixels(i), "m": {"bytes": b"x", "path": None}}),
-        {"extras": ["m"]},
-        r"'m' .* cannot be packed: it is or holds a value of type builtins.bytes",
-    ),
-    (
-        lambda: Items(8, mixed_types),
-        {"extras": ["note"]},
-        r"'note' of the image with key '[567]' .* its type is int, and the first value is text; give all rows the same",
-    ),
     (lambda: Items(8, raising), {}, r"row 7 of Items raised KeyError"),
     (Growing, {}, r"the plan was made for .* the items must not change"),
     (lambda: Pairs(PHOTOS), {"label": "weight"}, r"asks for 'weight', which no row .* has"),
@@ -207,12 +183,6 @@ def test_mistakes_are_named_with_a_remedy(tmp_path: Path, number: int) -> None:
     with pytest.raises((ValueError, RuntimeError), match=message):
         Job(source=make(), out=str(tmp_path / "out"), packing=PACKING, **options).run()
     assert not (tmp_path / "out" / "manifest.json").exists()
-
-
-def test_a_packed_folder_is_no_source(tmp_path: Path) -> None:
-    pack(PHOTOS.hugging_face(), tmp_path / "out", {})
-    with pytest.raises(ValueError, match=r"source is the packed folder '.*out'; .* patchnpack unpack"):
-        Job(source=str(tmp_path / "out"), out=str(tmp_path / "other"), packing=PACKING)
 
 
 def test_other_data_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -241,16 +211,6 @@ def test_paths_are_sources(tmp_path: Path, contents: Contents) -> None:
     (tmp_path / "t.csv").write_text("\n".join(lines))
     pack(tmp_path / "t.csv", tmp_path / "b", {"path": "file", "label": "kind"})
     assert PackedImageLoader(tmp_path / "b", batch_size=2).classes == {"cat": 0, "dog": 1, "owl": 2}
-
-
-def test_members_that_are_left_out_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    job = Job(source=PHOTOS.hugging_face(), out=str(tmp_path / "out"), packing=PACKING, extras=["caption"])
-    job.absolute().run()
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert [text for text in warnings if "leaves out" in text] == [
-        "the packed folder leaves out the members label of the data set Dataset; name them in label= or extras= to "
-        "keep them"
-    ]
 
 
 @pytest.mark.parametrize("store", STORES)

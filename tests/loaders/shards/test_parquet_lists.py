@@ -12,7 +12,7 @@ import pytest
 from patchnpack.loaders import Index, open_index, scan
 from patchnpack.loaders.imaging.header import read_header
 from patchnpack.loaders.shards.opener import ShardOpener
-from tests.loaders.index.samples import jpeg
+from tests.loaders.index.samples.rows import jpeg
 from tests.loaders.shards.tables import IMAGE
 
 SIZES = [[10, 11], [], [12], None, [13, 14, 15]]

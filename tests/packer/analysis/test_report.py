@@ -11,10 +11,10 @@ import pytest
 from patchnpack.packer import BetaDrop, ConstantDrop, FitTokens, Frames, Native, Packing, PatchSizes, Plan, Rows, plan
 from patchnpack.packer.analysis.baselines import buckets
 from patchnpack.packer.analysis.report import pack_bytes, report
-from patchnpack.packer.measure import measure
+from patchnpack.packer.planning.measure import measure
 from patchnpack.report.fields import report_fields
 from patchnpack.report.table import facts
-from tests.packer.plans import random_rows, random_samples
+from tests.packer.planning.plans import random_rows, random_samples
 
 module = importlib.import_module("patchnpack.packer.analysis.report")
 

@@ -25,7 +25,7 @@ from patchnpack.packer.analysis.baselines import baselines
 from patchnpack.packer.analysis.report import imbalance, pack_bytes
 from patchnpack.packer.analysis.setting import Setting, Sweep
 from patchnpack.packer.analysis.sweep import length_range, sweep
-from tests.packer.plans import random_samples
+from tests.packer.planning.plans import random_samples
 
 
 def _rows(n: int = 700) -> Rows:

@@ -14,8 +14,8 @@ from patchnpack.packer import ConstantDrop, FitTokens, Images, Packing, PatchSiz
 from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
 from patchnpack.packer.binpacking.pack_lengths import SAMPLE
 from patchnpack.packer.binpacking.pricing.prices import Prices
-from patchnpack.packer.measure import measure
-from patchnpack.packer.planner import images_per_pack
+from patchnpack.packer.planning.measure import measure
+from patchnpack.packer.planning.planner import images_per_pack
 
 SIZES = PatchSizes((8, 16, 24))
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.trainer import load_checkpoint
 from patchnpack.weights import open_model, to_big_vision
-from tests.patchnpack.cli.test_training import ran
+from tests.patchnpack.cli.runs import ran
 from tests.timm_folders import write_timm_folders
 
 Shards = Callable[..., str]

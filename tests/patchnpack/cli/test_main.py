@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from patchnpack.cli import main as cli
 from patchnpack.cli.doctor import diagnose, findings
 from patchnpack.cli.main import app
-from tests.loaders.index.samples import write_documents
+from tests.loaders.index.samples.rows import write_documents
 
 Shards = Callable[..., str]
 run = CliRunner().invoke

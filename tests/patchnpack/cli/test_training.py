@@ -11,37 +11,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
-from typer.testing import CliRunner
 
-from patchnpack.cli.main import app
-from patchnpack.cli.run_file import read_run_file
+from patchnpack.cli.options.run_file import read_run_file
 from patchnpack.models import NaViT
 from patchnpack.trainer import Classification, load_checkpoint
+from tests.patchnpack.cli.runs import CPU, SMALL, ran
 
 Shards = Callable[..., str]
-SMALL = [
-    "--width=24",
-    "--depth=1",
-    "--heads=2",
-    "--seq-len=64",
-    "--device=cpu",
-    "--precision=float32",
-    "--patch-size=8",
-]
-
-
-def ran(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-@pytest.fixture
-def run(shards: Shards, tmp_path: Path) -> Path:
-    """The checkpoint of a short run at native:resize, patch size 8."""
-    ran("train", shards(), *SMALL, "--resolution=native:resize", "--epochs=1", "-o", tmp_path / "run")
-    return tmp_path / "run" / "checkpoint.pt"
 
 
 def test_run_toml_reproduces_the_run(shards: Shards, tmp_path: Path, run: Path) -> None:
@@ -58,65 +34,6 @@ def test_run_toml_holds_no_credentials(shards: Shards, tmp_path: Path) -> None:
     ran("train", shards(), *SMALL, "--resolution=native:resize", *given)
     for path in (tmp_path / "run").iterdir():
         assert b"hunter2" not in path.read_bytes()
-
-
-def test_eval_writes_each_image_once_with_its_logits(shards: Shards, tmp_path: Path, run: Path) -> None:
-    out = tmp_path / "predictions.parquet"
-    printed = ran("eval", run, shards("v.tar", images=20, broken=2), "-o", out, "--device=cpu", "--precision=float32")
-    table = pq.read_table(out)
-    assert table.column_names == ["key", "row", "label", "prediction", "logits"]
-    assert table["row"].to_pylist() == list(range(2, 20)), "bad images are excluded"
-    assert table["key"].to_pylist() == [f"{i:03d}" for i in range(2, 20)]
-    assert table["label"].to_pylist() == [i % 2 for i in range(2, 20)]
-    logits = torch.tensor(table["logits"].to_pylist())
-    assert logits.shape == (18, 2)
-    assert logits.argmax(-1).tolist() == table["prediction"].to_pylist()
-    hits = sum(x == y for x, y in zip(table["label"].to_pylist(), table["prediction"].to_pylist(), strict=True))
-    assert f"accuracy: {hits / 18:.4f} on 18 labelled images" in printed
-    assert "18 images, 2 bad images" in printed
-    one_bad = ran("eval", run, shards("w.tar", images=2, broken=1), "-o", out, "--device=cpu")
-    assert "1 image, 1 bad image, 0 skipped" in one_bad
-    assert re.search(r"accuracy: [01]\.0000 on 1 labelled image\n", one_bad)
-
-
-def test_features_are_the_input_of_the_head(shards: Shards, tmp_path: Path, run: Path) -> None:
-    out = tmp_path / "features.parquet"
-    flags = ["--device=cpu", "--precision=float32"]
-    ran("features", run, shards("v.tar"), "-o", out, *flags)
-    ran("eval", run, shards("v.tar"), "-o", tmp_path / "p.parquet", *flags)
-    table, logits = pq.read_table(out), torch.tensor(pq.read_table(tmp_path / "p.parquet")["logits"].to_pylist())
-    assert table.column_names == ["key", "row", "feature"]
-    features = torch.tensor(table["feature"].to_pylist())
-    head = load_checkpoint(run).model.head
-    assert isinstance(head, torch.nn.Linear)
-    torch.testing.assert_close(
-        torch.nn.functional.linear(features, head.weight, head.bias), logits, rtol=1e-4, atol=1e-5
-    )
-
-
-def test_eval_defaults_to_the_packing_of_the_run(shards: Shards, tmp_path: Path, run: Path) -> None:
-    v, outs = shards("v.tar"), [tmp_path / f"{i}.parquet" for i in range(3)]
-    flags = ["--device=cpu", "--precision=float32"]
-    ran("eval", run, v, "-o", outs[0], *flags)
-    ran("eval", run, v, "-o", outs[1], *flags, "--resolution=native:resize", "--seq-len=64")
-    ran("eval", run, v, "-o", outs[2], *flags, "--resolution=fit:4")
-    default, explicit, other = (pq.read_table(out)["logits"].to_pylist() for out in outs)
-    assert default == explicit
-    assert default != other
-
-
-def test_sweep_reports_accuracy_and_tokens_per_resolution(shards: Shards, tmp_path: Path, run: Path) -> None:
-    out, plot = tmp_path / "sweep.csv", tmp_path / "sweep.png"
-    printed = ran(
-        "sweep", run, shards("v.tar"), "--resolutions=fit:4,fit:16", "-o", out, "--plot", plot, "--device=cpu"
-    )
-    lines = [line.split(",") for line in out.read_text().splitlines()]
-    assert [line[:2] for line in lines] == [["patch_size", "resolution"], ["8", "fit:4"], ["8", "fit:16"]]
-    tokens = [float(line[2]) for line in lines[1:]]
-    assert 2 < tokens[0] <= 4 < tokens[1] <= 16
-    assert "tokens per image" in printed
-    with Image.open(plot) as picture:
-        assert picture.width == 900
 
 
 def test_tensorboard_receives_training_loader_and_validation_scalars(shards: Shards, tmp_path: Path) -> None:
@@ -208,24 +125,6 @@ def test_contradicting_options_raise_before_training(
     assert not (tmp_path / "run" / "run.toml").exists()
 
 
-@pytest.mark.parametrize(
-    ("command", "flags", "message"),
-    [
-        ("eval", ["-o", "p.csv"], r"--out is 'p\.csv'; it must end in \.parquet"),
-        ("eval", ["--resolution=crop:16"], r"which draws sizes; use one that does not"),
-        ("eval", ["--patch-size=8,16"], r"evaluate one, or compare several with `patchnpack sweep`"),
-        ("features", ["-o", "p.csv"], r"must end in \.parquet"),
-        ("sweep", ["-o", "s.txt"], r"must end in \.csv"),
-        ("sweep", ["--plot", "s.pdf"], r"must end in \.png"),
-    ],
-)
-def test_invalid_evaluation_options_raise(
-    command: str, flags: list[str], message: str, shards: Shards, run: Path
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        ran(command, run, shards("v.tar"), *flags)
-
-
 def test_train_resumes_an_existing_run(shards: Shards, tmp_path: Path, run: Path) -> None:
     content = json.loads((tmp_path / "run" / "history.jsonl").read_text().splitlines()[-1])
     printed = ran("train", "--config", tmp_path / "run" / "run.toml", "--resume")
@@ -268,3 +167,60 @@ def test_skipped_steps_are_printed(shards: Shards, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Classification, "outcome", poisoned)
     printed = ran("train", shards(), *SMALL, "--steps=3", "-o", tmp_path / "out", "--skip-bad-steps=1")
     assert "skipped steps: 1\n" in printed
+
+
+def test_a_run_for_timm_is_refused_where_it_could_not_be_exported(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ["train", shards(), *SMALL, "--epochs=1", "--for=timm", "-o", tmp_path / "run"]
+    with pytest.raises(ValueError, match=r"norm_eps is 1e-05, and that of timm's models is 1e-06"):
+        ran(*common)
+    with pytest.raises(ValueError, match=r"position is 'absolute' .* which timm's naflexvit does not have"):
+        ran(*common, "--model=norm_eps=1e-6")
+    with pytest.raises(ValueError, match=r"the format is 'keras'; choose 'timm', 'big_vision' or 'onnx'"):
+        ran(*common[:-3], "--for=keras", "-o", tmp_path / "run")
+    assert not (tmp_path / "run" / "run.toml").exists()
+    ran(*common, "--model=norm_eps=1e-6", "--position=grid")
+    exported = tmp_path / "exported" / "model.safetensors"
+    printed = ran("export", tmp_path / "run", "-o", exported, "--format=timm")
+    assert f"wrote {exported} and {exported.parent / 'config.json'}" in printed
+    monkeypatch.setattr("patchnpack.weights.export.to_onnx", lambda model: f"{model.config.width}".encode())
+    printed = ran("export", tmp_path / "run", "-o", tmp_path / "new" / "model.onnx", "--format=onnx")
+    assert f"wrote {tmp_path / 'new' / 'model.onnx'}" in printed
+    assert (tmp_path / "new" / "model.onnx").read_bytes() == b"24"
+    with pytest.raises(ValueError, match=r"for onnx it must end in \.onnx"):
+        ran("export", tmp_path / "run", "-o", tmp_path / "model.pth", "--format=onnx")
+    tables = []
+    for number, weights in enumerate((tmp_path / "run", exported)):
+        ran("eval", weights, shards("v.tar"), "-o", tmp_path / f"{number}.parquet", "--seq-len=64", *CPU)
+        tables.append(pq.read_table(tmp_path / f"{number}.parquet"))
+    assert tables[0]["logits"].to_pylist() == tables[1]["logits"].to_pylist()
+
+
+def test_a_frozen_backbone_stays_and_class_weights_are_part_of_the_run(
+    shards: Shards, tmp_path: Path, run: Path
+) -> None:
+    weights, out = tmp_path / "weights.txt", tmp_path / "tuned"
+    weights.write_text("0 1.5\n1 0.5\n")
+    common = [
+        "train",
+        shards(),
+        *SMALL[3:],
+        "--init",
+        run,
+        "--epochs=1",
+        "--lr=0.1",
+        "--resolution=native:resize",
+        "-o",
+        out,
+    ]
+    ran(*common, "--freeze=backbone", "--class-weights", weights)
+    before, after = (load_checkpoint(path).model.state_dict() for path in (run, out / "checkpoint.pt"))
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == ["head.weight", "head.bias"]
+    with pytest.raises(ValueError, match=r"the objective's class_weights \(1\.5, 0\.5\), but this run has None"):
+        ran(*common, "--freeze=backbone")
+    with pytest.raises(ValueError, match=r"freeze is 2, but the model has 1 blocks; give at most 1, or 'backbone'"):
+        ran(*common[:-1], tmp_path / "other", "--freeze=2")
+    with pytest.raises(ValueError, match=r"freeze is 'head'; give a number of blocks, at least 0, or 'backbone'"):
+        ran(*common[:-1], tmp_path / "other", "--freeze=head")

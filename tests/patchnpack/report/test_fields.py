@@ -24,7 +24,7 @@ from patchnpack.report.fields import (
     sweep_fields,
     to_csv,
 )
-from tests.packer.plans import random_samples
+from tests.packer.planning.plans import random_samples
 
 ROWS = Rows.of_sizes(*np.random.default_rng(3).integers(48, 385, (2, 300)))
 PACKING = Packing(seq_len=512, token_drop=ConstantDrop(0.2))

@@ -18,7 +18,7 @@ from patchnpack.packer.analysis.advice import advise
 from patchnpack.packer.analysis.report import report
 from patchnpack.packer.analysis.sweep import sweep
 from patchnpack.report.page import Picture, check_page, render_page, write_page
-from tests.packer.plans import random_samples
+from tests.packer.planning.plans import random_samples
 
 CHARTS = ["baselines", "padding", "tokens", "aspects", "drops", "images", "fill", "attention", "packs"]
 HOSTILE = "<script>alert('key')</script>\"'><img src=x onerror=alert(1)>"

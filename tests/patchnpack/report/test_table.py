@@ -13,7 +13,7 @@ from patchnpack.packer.analysis.advice import advise
 from patchnpack.packer.analysis.report import report
 from patchnpack.packer.analysis.sweep import sweep
 from patchnpack.report.table import facts, print_report, print_sweep
-from tests.packer.plans import random_samples
+from tests.packer.planning.plans import random_samples
 
 
 def _printed(packing: Packing, width: int = 80, **left_out: Any) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from patchnpack.packer import Packing, Rows, pack_lengths
 from patchnpack.packer.binpacking.pricing.cutting_stock import group_lengths, solve_cutting_stock
 from patchnpack.packer.binpacking.pricing.prices import UNIT, Prices, price_table
-from patchnpack.packer.measure import measure
+from patchnpack.packer.planning.measure import measure
 
 SIZES = Path(__file__).resolve().parents[5] / "shared" / "data" / "sizes"
 

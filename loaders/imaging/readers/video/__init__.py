@@ -1,0 +1,1 @@
+"""The reader of videos: MP4, Matroska and AVI."""

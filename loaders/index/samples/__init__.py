@@ -1,0 +1,1 @@
+"""Samples in an index: which members and pages become rows, and which rows belong together."""

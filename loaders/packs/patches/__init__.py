@@ -1,0 +1,1 @@
+"""The patch store: packs written as patches, and read through memory maps."""

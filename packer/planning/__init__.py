@@ -1,0 +1,1 @@
+"""Planning: what each image becomes, and which pack it goes into."""
