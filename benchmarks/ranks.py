@@ -67,6 +67,8 @@ def make_index(path: Path, shards: int, images: int) -> None:
         orientation=np.ones(n, np.uint8),
         format=np.zeros(n, np.uint8),
         pages=np.ones(n, np.int32),
+        bands=np.full(n, 3, np.int32),
+        dtype=np.zeros(n, np.uint8),
         digest=np.zeros(n, np.uint64),
         reasons=nothing,
         cls=nothing,

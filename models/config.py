@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from patchnpack.models.attention import attention_backend
@@ -70,7 +71,7 @@ class NaViTConfig:
         qk_norm: whether queries and keys are normalised per head (arXiv 2302.05442, section 2).
         drop_path: probability that an image, or sample, skips a branch of the last block in training; it falls linearly
             to 0 in the first block (stochastic depth; arXiv 1603.09382, section 3).
-        mean, std: one value per channel, or one for all, on the scale where pixels are 0 to 1.
+        mean, std: one value per channel, or one for all, in the units of the pixels; of uint8, where they are 0 to 1.
         backend: backend of `attention`: "auto", "split", "varlen", "flash", "flex", or "dense", with which shapes
             depend only on those of the batch.
 
@@ -169,9 +170,12 @@ class NaViTConfig:
                 raise ValueError(
                     f"{name} has {len(values)} values for {self.channels} channels; give one value, or one per channel"
                 )
+            least, limit = (0.0, " above 0") if name == "std" else (-math.inf, "")
+            if not all(least < value < math.inf for value in values):
+                raise ValueError(
+                    f"{name} is {values}; each must be finite{limit}: `patchnpack stats SHARDS` prints both"
+                )
             object.__setattr__(self, name, values * (self.channels // len(values)))
-        if min(self.std) <= 0:
-            raise ValueError(f"std is {self.std}; every value must be above 0")
         if self.backend not in ("varlen", "flash"):  # these depend on the device of the tensors
             attention_backend("cpu", backend=self.backend)
 

@@ -142,7 +142,7 @@ class NaViT(nn.Module):
         if channels != config.channels:
             raise ValueError(
                 f"the batch has {channels} channels, but the model takes {config.channels}; "
-                f"set NaViTConfig(channels={channels}), or another Packing(image_mode=...)"
+                f"set NaViTConfig(channels={channels}), or another Packing(channels=...)"
             )
         if "absolute" in config.positions and batch.grids.device.type == "cpu":
             sides = F.pad(batch.grids.amax(-1).flatten(), (0, 1))
@@ -206,7 +206,7 @@ class NaViT(nn.Module):
         """Compute tokens (T, D) after the last norm, and pooled features (N, D).
 
         Args:
-            patches: uint8 (B, L, S*S*C), of any patch size S.
+            patches: (B, L, S*S*C), as in `PackedBatch`, of any patch size S.
             coords: integers (B, L, 2), as in `PackedBatch`.
             grids: integers (B, K, 2), as in `PackedBatch`.
             stream: the slots that hold tokens, and their images and units.

@@ -1,7 +1,4 @@
-"""Patch embedding of uint8 pixels at any patch size.
-
-Normalisation and resize are folded into the weight.
-"""
+"""Patch embedding of pixels of any depth and patch size, with normalisation and resize folded into the weight."""
 
 from __future__ import annotations
 
@@ -65,9 +62,7 @@ def pi_resize(weight: torch.Tensor, P: int, S: int, mode: str = "bilinear") -> t
 
 
 class PatchEmbed(nn.Module):
-    """Embed uint8 patches (T, S*S*C) as (T, D).
-
-    Equal to a linear layer on (pixels / 255 - mean) / std.
+    """Embed patches (T, S*S*C) as (T, D): a linear layer on (pixels - mean) / std, where uint8 is pixels / 255.
 
     `weight` (D, P*P*C), pixels in row, column, channel order, and `bias` (D,) apply to normalised patches of P pixels
     per side, so a checkpoint does not depend on how pixels are normalised. At another patch size S each forward resizes
@@ -76,11 +71,12 @@ class PatchEmbed(nn.Module):
         W (x / 255 - mean) / std + b  =  W' x + (b - W' 255 mean)      with  W' = W / (255 std),
 
     which is exact and costs about as much as one more token. Padding at the edges counts as pixels of value 0. The
-    matrix product runs in the autocast dtype; bytes are exact in bfloat16, too.
+    matrix product runs in the autocast dtype; bytes are exact in bfloat16, too. Of other types than uint8, the mean is
+    subtracted before, in float32: bfloat16 would round large values, and a large mean would cancel in the product.
 
     Args:
         patch_size, channels, width: P, C and D.
-        mean, std: one value per channel, on the scale where pixels are 0 to 1.
+        mean, std: one value per channel, on the scale of the pixels: of uint8, 0 to 1.
         resize: mode of `pi_resize`, "bilinear" or "bicubic".
 
     >>> embed = PatchEmbed(2, 3, 8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -105,15 +101,18 @@ class PatchEmbed(nn.Module):
         self.patch_size, self.resize, pixels = patch_size, resize, patch_size * patch_size * channels
         self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(width, pixels), std=pixels**-0.5))
         self.bias = nn.Parameter(torch.zeros(width))
-        # On the scale of bytes. Not in the state dict, since the configuration holds them.
-        self.register_buffer("mean", 255 * torch.tensor(mean), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(std), persistent=False)
+        # Not in the state dict, since the configuration holds them.
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         device, C = patches.device.type, len(self.mean)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
         S = round((patches.shape[1] / C) ** 0.5)
+        mean, std = (255 * self.mean, 255 * self.std) if patches.dtype == torch.uint8 else (self.mean, self.std)
         with torch.autocast(device, enabled=False):
-            weight = pi_resize(self.weight, self.patch_size, S, self.resize).unflatten(1, (-1, C)) / self.std
-            bias = self.bias - weight.sum(1) @ self.mean
+            weight = pi_resize(self.weight, self.patch_size, S, self.resize).unflatten(1, (-1, C)) / std
+            if patches.dtype != torch.uint8:
+                patches, mean = (patches.float().unflatten(1, (-1, C)) - mean).flatten(1), torch.zeros_like(mean)
+            bias = self.bias - weight.sum(1) @ mean
             return F.linear(patches.to(dtype), weight.flatten(1).to(dtype), bias.to(dtype))

@@ -12,6 +12,8 @@ import numpy as np
 from patchnpack.packer.binpacking.algorithms import CHOICES, Algorithm
 from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.checks import check_choice, check_flag, check_real, check_whole, shown
+from patchnpack.packer.convert import Convert, check_convert
+from patchnpack.packer.dtypes import DTYPES, Dtype
 from patchnpack.packer.policies.frames import Frames
 from patchnpack.packer.policies.patch_sizes import PatchSizes
 from patchnpack.packer.policies.resolution import Native, Resolution, Square
@@ -50,7 +52,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "select": get_args(Select),
     "image_mode": get_args(ImageMode),
     "interpolation": get_args(Interpolation),
+    "dtype": DTYPES,
 }
+_COLOR_MODES: dict[int, ImageMode] = {len(mode): mode for mode in get_args(ImageMode)}
 _SHARE = "a share above 0 and at most 0.5"
 
 
@@ -92,7 +96,15 @@ class Packing:
             ranks of a step wait less for each other; 0 is off.
         scope: what a token attends to in the model, its "image" or its "sample"; decides the attention cost of a pack.
         grid_multiple: both sides of a grid are multiples of this (2 for models that merge 2x2 tokens).
-        image_mode: "RGB", "L" (grey) or "RGBA"; sets the number of channels C.
+        image_mode: "RGB", "L" (grey) or "RGBA": the 8-bit colours that images are converted to, by PIL's rules.
+        channels: C, values per pixel; None is that of `image_mode`. With "uint8" and 1, 3 or 4, it sets `image_mode`.
+            With any other number or `dtype`, pixels are the values of the file, band by band and without a change: see
+            `by_bands`.
+        dtype: type of the values, "uint8", "uint16", "int16" or "float32".
+        convert: how an image of another depth or number of bands becomes one of `channels` and `dtype`: "scale" (full
+            range to full range), "window:LOW:HIGH" (these values to the range from 0 on, clipped), "exact" (the same
+            values, where `dtype` holds them), or a function from values (height, width, bands) to the result; see
+            `packer.convert.converted`. None makes it a bad image. Images that need no conversion are not changed.
         interpolation: PIL's name of the filter that resizes images.
         scaled_decode: decode a JPEG that will be shrunk at least twofold at a lower scale, which is faster.
         prices: price of each token count for "priced", one `Prices` per patch size. None, the default, computes them
@@ -124,6 +136,9 @@ class Packing:
     scope: Scope = "image"
     grid_multiple: int = 1
     image_mode: ImageMode = "RGB"
+    channels: int = None  # type: ignore[assignment]  # set from image_mode
+    dtype: Dtype = "uint8"
+    convert: Convert | None = None
     interpolation: Interpolation = "bicubic"
     scaled_decode: bool = True
     prices: tuple[Prices, ...] | None = None
@@ -177,6 +192,7 @@ class Packing:
             if not 0 < value <= 0.5:
                 raise ValueError(f"{name} is {value!r}; it must be {_SHARE}")
             object.__setattr__(self, name, float(value))
+        self._check_pixels()
         check_flag("scaled_decode", self.scaled_decode)
         object.__setattr__(self, "scaled_decode", bool(self.scaled_decode))
 
@@ -188,6 +204,26 @@ class Packing:
                 raise ValueError(
                     f"{name} is {shown(given)}; it must be {kind.__name__}(...), such as {example}, or None"
                 )
+
+    def _check_pixels(self) -> None:
+        """Check `channels` and `convert`, and let `channels` and `image_mode` agree where they can."""
+        check_convert(self.convert)
+        given: object = self.channels
+        if given is None:
+            object.__setattr__(self, "channels", len(self.image_mode))
+            return
+        check_whole("channels", given)
+        channels = int(self.channels)
+        object.__setattr__(self, "channels", channels)
+        if self.dtype != "uint8" or channels == len(self.image_mode):
+            return
+        if self.image_mode != "RGB":
+            raise ValueError(
+                f"channels is {channels} and image_mode is {self.image_mode!r}, which has {len(self.image_mode)}; give "
+                "only one of them"
+            )
+        if channels in _COLOR_MODES:
+            object.__setattr__(self, "image_mode", _COLOR_MODES[channels])
 
     def _check_samples(self) -> None:
         """Refuse frames and views that contradict other fields."""
@@ -272,13 +308,17 @@ class Packing:
         return tuple(self.patch_size.sizes) if isinstance(self.patch_size, PatchSizes) else (self.patch_size,)
 
     @property
-    def channels(self) -> int:
-        """C, values per pixel: 1, 3 or 4."""
-        return len(self.image_mode)
+    def by_bands(self) -> bool:
+        """Whether pixels are the values of the file, band by band, instead of 8-bit colours.
+
+        >>> Packing(channels=1).by_bands, Packing(channels=5).by_bands, Packing(dtype="uint16").by_bands
+        (False, True, True)
+        """
+        return self.dtype != "uint8" or self.channels != len(self.image_mode)
 
     def token_bytes(self, patch_size: int) -> int:
-        """Bytes per token at a patch size, P*P*C."""
-        return patch_size**2 * self.channels
+        """Bytes per token at a patch size: P*P*C values of `dtype`."""
+        return patch_size**2 * self.channels * np.dtype(self.dtype).itemsize
 
     def summary(self) -> str:
         """The sequence length, the patch size and whatever differs from the defaults, without prices.
@@ -291,7 +331,9 @@ class Packing:
         return ", ".join(
             f"{f.name}={getattr(self, f.name)!r}"
             for f in dataclasses.fields(self)
-            if f.name != "prices" and (f.name in shown_always or getattr(self, f.name) != getattr(default, f.name))
+            if f.name != "prices"
+            and (f.name != "channels" or self.by_bands)
+            and (f.name in shown_always or getattr(self, f.name) != getattr(default, f.name))
         )
 
     def replace(self, **changes: Any) -> Packing:
@@ -302,6 +344,10 @@ class Packing:
         """
         if any(name in changes and changes[name] != getattr(self, name) for name in _PRICED_BY):
             changes = {"prices": None} | changes
+        if "channels" in changes:
+            changes = {"image_mode": "RGB"} | changes
+        elif "image_mode" in changes:
+            changes = changes | {"channels": None}
         return dataclasses.replace(self, **changes)
 
 

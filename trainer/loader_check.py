@@ -27,8 +27,13 @@ def check_loader(model: NaViT, loader: Any, *, labels: bool, patch_size: int | N
     config, channels = model.config, loader.packing.channels
     if channels != config.channels:
         raise ValueError(
-            f"image_mode is {loader.packing.image_mode!r}, so images have {channels} channels, but the model takes "
-            f"{config.channels}; set NaViTConfig(channels={channels}), or another Packing(image_mode=...)"
+            f"images have {channels} channels, by the packing's channels or image_mode, but the model takes "
+            f"{config.channels}; set NaViTConfig(channels={channels}), or another Packing(channels=...)"
+        )
+    if loader.packing.dtype in ("uint16", "int16") and set(config.mean + config.std) == {0.5}:
+        raise ValueError(
+            f"images are {loader.packing.dtype}, and mean and std of the model are 0.5, the defaults of 8-bit pixels; "
+            "set NaViTConfig(mean=..., std=...) in the units of the pixels: `patchnpack stats SHARDS` prints them"
         )
     if loader.packing.scope != config.scope:
         raise ValueError(

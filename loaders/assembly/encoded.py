@@ -17,7 +17,15 @@ from patchnpack.loaders.shards.reader import ShardReader
 
 # M rows
 
-HEADER = ("width", "height", "orientation", "format", "digest")  # columns of an index that a part repeats
+HEADER = (
+    "width",
+    "height",
+    "orientation",
+    "format",
+    "bands",
+    "dtype",
+    "digest",
+)  # columns of an index that a part repeats
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,8 @@ class IndexedSamples:
         self._context, self._rows = context, rows
         self._bytes = tuples(shard, index.offset[rows], index.nbytes[rows], index.digest[rows])
         self._sizes = tuples(self.width, self.height)
-        self._upright_jpeg = ((index.orientation[rows] == 1) & (index.format[rows] == JPEG)).tolist()
+        upright_jpeg = (index.orientation[rows] == 1) & (index.format[rows] == JPEG)
+        self._upright_jpeg = (upright_jpeg & (not context.packing.by_bands)).tolist()
         self.keys = index.keys.listed(rows)
         self._page = page
         self.labels = context.labels.known(rows)
@@ -175,7 +176,8 @@ class IndexedSamples:
         if size == self._sizes[i] and self._upright_jpeg[i] and box is None and context.user_decode is None:
             return decode_whole_jpeg(data, size, context.packing.image_mode, strict, warn)
         index, row, (width, height) = context.index, self._rows[i], self._sizes[i]
-        header = Header(width, height, int(index.orientation[row]), int(index.format[row]))
+        orientation, format = int(index.orientation[row]), int(index.format[row])
+        header = Header(width, height, orientation, format, 1, int(index.bands[row]), int(index.dtype[row]))
         return context.pixels(self.keys[i], data, header, size, box, strict, warn)
 
     def decode_run(

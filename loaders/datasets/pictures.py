@@ -16,12 +16,15 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from patchnpack.loaders.datasets.adapter import Picture
 from patchnpack.loaders.errors import BadImage
-from patchnpack.loaders.imaging.formats import is_image
+from patchnpack.loaders.imaging.formats import EXTENSIONS, VIDEO_EXTENSIONS, is_image
 from patchnpack.loaders.imaging.header import decode_errors_as_bad_image
+from patchnpack.loaders.imaging.user_decode import named
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.backend import import_optional
+from patchnpack.packer.dtypes import DTYPES
 
 _CHANNELS = (1, 3, 4)
+_KNOWN = frozenset((*EXTENSIONS, *VIDEO_EXTENSIONS))
 _MORE = 1 << 20  # bytes to read where a file has not ended
 # What PIL raises on damaged files. Its ValueError may also be a mistake of the data set's own code.
 _DAMAGE = (OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -60,8 +63,8 @@ def as_picture(value: Any, row: str) -> Picture:
     """Return the image that a value is, reads or describes.
 
     Args:
-        value: encoded bytes, a PIL image, a uint8 array (height, width, C), a uint8 tensor (C, height, width), the path
-            of a file, or a dict of bytes and path.
+        value: encoded bytes, a PIL image, an array (height, width, C) of one of `DTYPES`, a uint8 tensor (C, height,
+            width), the path of a file, or a dict of bytes and path.
         row: names the row in errors.
 
     Raises:
@@ -91,11 +94,7 @@ def as_picture(value: Any, row: str) -> Picture:
             raise ValueError(_not_pixels(f"a {value.dtype} tensor {tuple(value.shape)}", row))
         return np.ascontiguousarray(value.permute(1, 2, 0).numpy())
     if isinstance(value, np.ndarray):
-        if (
-            value.dtype != np.uint8
-            or value.ndim not in (2, 3)
-            or value.shape[2:] not in ((), *((c,) for c in _CHANNELS))
-        ):
+        if value.dtype.name not in DTYPES or value.ndim not in (2, 3):
             raise ValueError(_not_pixels(f"a {value.dtype} array {value.shape}", row))
         return value
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
@@ -103,6 +102,14 @@ def as_picture(value: Any, row: str) -> Picture:
         f"the image of {row} is a {kind}; it must be encoded bytes, a PIL image, a uint8 array (height, width, C) or "
         "the path of a file: name the member that holds the image with image="
     )
+
+
+def check_colors(image: Picture, row: str) -> None:
+    """Raise ValueError for an array that 8-bit colours do not hold."""
+    if isinstance(image, np.ndarray) and (
+        image.dtype != np.uint8 or image.shape[2:] not in ((), *((c,) for c in _CHANNELS))
+    ):
+        raise ValueError(_not_pixels(f"a {image.dtype} array {image.shape}", row))
 
 
 def _undecoded(image: Image.Image) -> bytes | None:
@@ -120,17 +127,24 @@ def _not_pixels(found: str, row: str) -> str:
     return (
         f"the image of {row} is {found}; it must be bytes, a PIL image, or uint8: an array (height, width, C) or a "
         "tensor (C, height, width). Remove ToTensor, Normalize and resizing from the data set's transform: the loader "
-        "sizes the images, and the model normalizes them"
+        "sizes the images, and the model normalizes them. Values of other bands, or arrays of "
+        f"{', '.join(DTYPES[1:])}, need Packing(channels=..., dtype=...) or convert="
     )
 
 
 def stored_bytes(data: bytes | None, path: str | None, row: str) -> bytes:
     """Return the encoded image that Hugging Face's `Image` stores: its bytes or, without them, those of its file."""
     if data is not None:
-        return bytes(data)
+        return _named(bytes(data), path or "")
     if not path:
         raise BadImage("it has no image: neither bytes nor a path", "read")
     return read_file(path, row)
+
+
+def _named(data: bytes, path: str) -> bytes:
+    """The bytes, with the name of their file where only a user's reader could read it."""
+    ending = os.path.splitext(path)[1][1:].lower()
+    return named(data, path) if ending and ending not in _KNOWN else data
 
 
 def read_file(path: str, row: str) -> bytes:
@@ -142,7 +156,7 @@ def read_file(path: str, row: str) -> bytes:
     try:
         if "://" in path:
             with import_optional("fsspec").open(path, "rb") as file:
-                return bytes(file.read())
+                return _named(bytes(file.read()), path)
         # Not `open`, whose buffers and objects cost several times as much.
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         try:
@@ -152,7 +166,7 @@ def read_file(path: str, row: str) -> bytes:
                 data += more
         finally:
             os.close(fd)
-        return data
+        return _named(data, path)
     except OSError as error:
         why = error.strerror or f"{type(error).__name__}: {error}"
         raise OSError(

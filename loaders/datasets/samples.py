@@ -24,6 +24,7 @@ from patchnpack.loaders.imaging.encode import encode_pixels
 from patchnpack.loaders.imaging.formats import PIXELS, PNG
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
+from patchnpack.loaders.imaging.user_decode import own_format
 from patchnpack.loaders.imaging.warnings import Warn
 
 # M images in the batch
@@ -149,14 +150,20 @@ class DatasetSamples(IndexedSamples):
         return image
 
     def _header(self, image: Picture) -> Header:
+        bands = self._of.bands
         if not isinstance(image, bytes):
-            return image_header(image)
-        try:
-            return read_header(image)
-        except UnsupportedImage as error:
-            if self._of.user_decode is None:
-                raise
-            return error.header
+            header = image_header(image, values=bands is not None)
+        else:
+            try:
+                own = own_format(self._of.formats, image)
+                header = read_header(image) if own is None else own.header(image)
+            except UnsupportedImage as error:
+                if self._of.user_decode is None and bands is None:
+                    raise
+                header = error.header
+        if bands is not None and self._of.user_decode is None:
+            bands.check(header)
+        return header
 
     def decode(
         self, i: int, data: Any, size: tuple[int, int], box: tuple[int, ...] | None, strict: bool, warn: Warn
@@ -196,8 +203,7 @@ class DatasetSamples(IndexedSamples):
             if isinstance(image, bytes):
                 data, header = image, self._headers.get(i) or context.index.headers(self._rows[i : i + 1])[0]
             else:
-                data = encode_pixels(image, self._headers[i], context.packing.image_mode)
-                header = read_header(data)
+                data, header = encode_pixels(image, self._headers[i], context.packing)
         except BadImage as error:
             self.bad.append(self.bad_row(i, error.stage, str(error)))
             return b"", Header(self._sizes[i][0], self._sizes[i][1], 1, PNG), xxhash.xxh3_64_intdigest(b"")

@@ -286,6 +286,8 @@ def read_pixels(data: bytes, stored: tuple[int, int], warn: Warn) -> np.ndarray 
                 raise error from None
             warn(SECOND_DECODER)
     check_size(pixels, stored)
+    if isinstance(pixels, np.ndarray) and pixels.dtype != np.uint8:  # its header said otherwise
+        raise BadImage(f"its pixels are {pixels.dtype}, which 8-bit colours do not hold")
     return pixels
 
 

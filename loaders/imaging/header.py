@@ -16,13 +16,16 @@ from patchnpack.loaders.errors import MAX_PIXELS, BadImage
 from patchnpack.loaders.imaging.exif import info_orientation, orientation
 from patchnpack.loaders.imaging.formats import JPEG, OTHER_JPEG, PIXELS, reader_of
 from patchnpack.loaders.imaging.readers import jpeg
-from patchnpack.loaders.imaging.readers.by_pil import unsupported_mode
+from patchnpack.loaders.imaging.readers.by_pil import bands_of, unsupported_mode
 from patchnpack.loaders.imaging.readers.facts import Facts
+from patchnpack.packer.dtypes import DTYPES, Dtype
 
 # Sizes are (width, height) in pixels: "stored" as in the file, "upright" after EXIF orientation is applied.
 
 _ORIENTATION = 274  # a TIFF tag
+_VALUES: dict[str, Dtype] = {"I;16": "uint16", "I": "float32", "F": "float32"}  # PIL's modes of more than 8 bits
 _MAX_PAGES = 2**31 - 1  # as the index holds them
+MAX_BYTES = 4 * MAX_PIXELS  # of the values of an image: as many as those of the largest RGBA image
 
 # What decoders raise on bad data. Any other exception is a bug, in a decoder or here, and propagates.
 BAD_DATA = (
@@ -47,6 +50,8 @@ class Header(NamedTuple):
         orientation: EXIF orientation, 1 to 8.
         format: position in `FORMATS`.
         pages: number of pages or frames; `SEVERAL` where only decoding would count them.
+        bands: channels of the values that are stored; 0 where they are not read.
+        dtype: type of these values, a position in `DTYPES`.
     """
 
     width: int
@@ -54,6 +59,8 @@ class Header(NamedTuple):
     orientation: int
     format: int
     pages: int = 1
+    bands: int = 3
+    dtype: int = 0
 
     @property
     def direct(self) -> bool:
@@ -68,7 +75,11 @@ class UnsupportedImage(BadImage):
     """
 
     def __init__(self, reason: str, header: Header) -> None:
-        super().__init__(f"{reason} unless decode= is given")
+        by_bands = ""
+        if header.bands:
+            shown = f"Packing(channels={header.bands}, dtype={DTYPES[header.dtype]!r})"
+            by_bands = f"; {shown} reads its values as they are, and convert= makes colours of them"
+        super().__init__(f"{reason} unless decode= is given{by_bands}")
         self.header = header
 
 
@@ -106,28 +117,35 @@ def read_header(data: bytes) -> Header:
     return header_of(facts, data, format)
 
 
-def header_of(facts: Facts, data: bytes, format: int) -> Header:
-    """The header of an image whose facts were read.
+def header_of(facts: Facts, data: bytes, format: int, *, values: bool = False) -> Header:
+    """The header of an image whose facts were read; `values` accepts those of any depth and number of bands.
 
     Raises:
         UnsupportedImage, BadImage: as `read_header`.
     """
     turn = orientation(data) if facts.orientation is None else facts.orientation
     header = _header(facts.width, facts.height, turn, format, min(facts.pages, _MAX_PAGES))
-    if facts.unsupported is not None:
+    header = header._replace(bands=min(facts.bands, _MAX_PAGES), dtype=DTYPES.index(facts.dtype))
+    nbytes = facts.width * facts.height * facts.bands * np.dtype(facts.dtype).itemsize
+    if facts.unsupported is not None and nbytes > MAX_BYTES:
+        raise BadImage(
+            f"its header says {facts.width}x{facts.height} pixels of {facts.bands} bands, {facts.dtype}; their values "
+            f"may have at most {MAX_BYTES} bytes"
+        )
+    if facts.unsupported is not None and not values:
         raise UnsupportedImage(facts.unsupported, header)
     return header
 
 
-def header_or_reason(image: bytes | Image.Image | np.ndarray) -> tuple[Header, str | None]:
+def header_or_reason(image: bytes | Image.Image | np.ndarray, *, values: bool = False) -> tuple[Header, str | None]:
     """Return the header of an image, and why it cannot be used; None if it can.
 
-    The header of an unreadable image has width and height 0.
+    The header of an unreadable image has width and height 0. For `values` see `image_header`.
 
     >>> header_or_reason(b"no image")[0].width
     0
     """
-    return or_reason(lambda: read_header(image) if isinstance(image, bytes) else image_header(image))
+    return or_reason(lambda: read_header(image) if isinstance(image, bytes) else image_header(image, values=values))
 
 
 def or_reason(read: Callable[[], Header]) -> tuple[Header, str | None]:
@@ -140,24 +158,36 @@ def or_reason(read: Callable[[], Header]) -> tuple[Header, str | None]:
         return Header(0, 0, 1, 0), str(error)
 
 
-def image_header(image: Image.Image | np.ndarray) -> Header:
+def image_header(image: Image.Image | np.ndarray, *, values: bool = False) -> Header:
     """The header of a PIL image or of an array, as `read_header` gives it for encoded images.
+
+    Args:
+        image: the image.
+        values: accept values of any depth and number of bands, of one of `DTYPES`.
 
     Raises:
         BadImage: the image is too large, empty, or of a kind that 8-bit channels cannot hold.
         ValueError: the array is not uint8 (height, width, C) with C of 1, 3 or 4, nor uint8 (height, width).
     """
+    if values and isinstance(image, np.ndarray) and image.dtype.name in DTYPES and image.ndim in (2, 3) and image.size:
+        bands, dtype = image.shape[2] if image.ndim == 3 else 1, DTYPES.index(image.dtype.name)
+        return _header(image.shape[1], image.shape[0], 1, PIXELS)._replace(bands=bands, dtype=dtype)
+    if values and isinstance(image, Image.Image) and image.mode in _VALUES:
+        with decode_errors_as_bad_image():
+            return _held_header(image)._replace(bands=1, dtype=DTYPES.index(_VALUES[image.mode]))
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)):
             raise ValueError(
                 f"an image is a {image.dtype} array {image.shape}; it must be uint8 (height, width, 3), or with 1 or 4 "
-                "channels: pass the encoded bytes, or pixels that were not scaled, normalised or transposed"
+                "channels: pass the encoded bytes, or pixels that were not scaled, normalised or transposed. "
+                f"Values of other bands, or {', '.join(DTYPES[1:])}, need Packing(channels=..., dtype=...) or convert="
             )
-        return _header(image.shape[1], image.shape[0], 1, PIXELS)
+        bands = image.shape[2] if image.ndim == 3 else 1
+        return _header(image.shape[1], image.shape[0], 1, PIXELS)._replace(bands=bands)
     if (unsupported := unsupported_mode(image.mode)) is not None:
         raise BadImage(unsupported)
     with decode_errors_as_bad_image():
-        return _held_header(image)._replace(pages=getattr(image, "n_frames", 1))
+        return _held_header(image)._replace(pages=getattr(image, "n_frames", 1), bands=bands_of(image.mode))
 
 
 def _held_header(image: Image.Image) -> Header:

@@ -58,6 +58,22 @@ def is_heic(data: bytes) -> bool:
     return bool(brands & kinds) and not brands & {b"avif", b"avis"}
 
 
+def is_npy(data: bytes) -> bool:
+    """Whether the data begin like an array that `numpy.save` wrote."""
+    return data.startswith(b"\x93NUMPY")
+
+
+def is_npz(data: bytes) -> bool:
+    """Whether the data begin like arrays that `numpy.savez` wrote: a zip file whose first member is a .npy file."""
+    length = int.from_bytes(data[26:28], "little")
+    return data.startswith(b"PK\x03\x04") and data[30 : 30 + length].endswith(b".npy")
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether the data begin like a DICOM file (PS3.10, section 7.1)."""
+    return data[128:132] == b"DICM"
+
+
 def is_matroska(data: bytes) -> bool:
     """Whether the data begin like a Matroska or WebM file."""
     return data.startswith(b"\x1a\x45\xdf\xa3")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow as pa
 from patchnpack.loaders.files.reader import FileReader
 from patchnpack.loaders.files.table import FileTable
 from patchnpack.loaders.files.texts import Texts as Texts
-from patchnpack.loaders.imaging.formats import PIXELS
+from patchnpack.loaders.imaging.formats import OWN, PIXELS
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.remote.addresses import redact
@@ -42,9 +42,11 @@ class Index:
         format: uint8 (n,), position in `patchnpack.loaders.imaging.formats.FORMATS`.
         pages: int32 (n,), pages or frames of the image; -1 where its header does not count them, as in a JPEG XL
             animation. 1 where `samples` have all of them.
+        bands: int32 (n,), channels of the values that are stored; 0 where they are not read.
+        dtype: uint8 (n,), type of these values, a position in `patchnpack.packer.dtypes.DTYPES`.
         digest: uint64 (n,), XXH3 of the encoded bytes.
-        reasons: why each image cannot be used, None if it can. A row with a reason and a width is an image that only a
-            `decode` function can read.
+        reasons: why each image cannot be used as 8-bit colours, None if it can. A row with a reason and a width is an
+            image that only a `decode` function can read or, if `bands` is not 0, a packing that asks for its bands.
         cls: text of each sample's `cls_member`, None if absent.
         members: for each extension, int64 (n, 2), offset and nbytes of that member; (-1, -1) if absent.
         without_image: int64 (s,), samples per shard without an image, which have no row.
@@ -59,6 +61,8 @@ class Index:
             images, each of which is a row.
         files: for each shard that is a folder or a table of image files, its files; None for other shards. Offsets of
             such a shard are positions in its `FileTable`. Empty if no shard is one.
+        formats: the formats that a user's readers read; row i is of one of them if `format` is at least
+            `patchnpack.loaders.imaging.formats.OWN`, from which on it is a position here.
         samples: which rows are one sample; None where each row is a sample of one image, the first of its file.
     """
 
@@ -74,6 +78,8 @@ class Index:
     orientation: np.ndarray
     format: np.ndarray
     pages: np.ndarray
+    bands: np.ndarray
+    dtype: np.ndarray
     digest: np.ndarray
     reasons: Texts[str | None]
     cls: Texts[str | None]
@@ -86,6 +92,7 @@ class Index:
     cls_member: str = "cls"
     kinds: dict[str, str] = field(default_factory=dict)
     files: tuple[FileTable | None, ...] = ()
+    formats: tuple[str, ...] = ()
     samples: SampleTable | None = None
 
     def __len__(self) -> int:
@@ -177,7 +184,7 @@ class Index:
 
     def headers(self, which: np.ndarray) -> list[Header]:
         """The headers of rows `which` (int64)."""
-        columns = (self.width, self.height, self.orientation, self.format, self.pages)
+        columns = (getattr(self, name) for name in Header._fields)
         return list(map(Header._make, zip(*(column[which].tolist() for column in columns), strict=True)))
 
     def reader(self, opener: ShardOpener | None = None) -> ShardReader:
@@ -247,6 +254,8 @@ class Index:
             ValueError: a member has different encodings in two shards.
         """
         joined: dict[str, Any] = {}
+        formats = tuple(sorted({name for part in parts for name in part.formats}))
+        parts = [part if part.formats == formats else part._with_formats(formats) for part in parts]
         for name in (f.name for f in fields(cls)):
             columns = [getattr(part, name) for part in parts]
             if isinstance(columns[0], Texts):
@@ -285,7 +294,15 @@ class Index:
             image=parts[0].image,
             cls_member=next((part.cls_member for part in parts if part.cls_member in part.members), "cls"),
             kinds=kinds,
+            formats=formats,
         )
+
+    def _with_formats(self, formats: tuple[str, ...]) -> Index:
+        """The index with the numbers that the user's formats have among `formats`."""
+        format = self.format.copy()
+        own = format >= OWN
+        format[own] = np.array([OWN + formats.index(name) for name in self.formats], np.uint8)[format[own] - OWN]
+        return replace(self, format=format, formats=formats)
 
 
 def shards_shown(shards: Sequence[str]) -> str:

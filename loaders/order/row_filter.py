@@ -14,18 +14,22 @@ from typing import NamedTuple
 import numpy as np
 
 from patchnpack.loaders.error_policy import ErrorPolicy
-from patchnpack.loaders.imaging.formats import HEIC, VIDEOS
+from patchnpack.loaders.imaging.formats import DICOM, HEIC, VIDEOS
 from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
 from patchnpack.loaders.imaging.readers.boxed.heif import MISSING as MISSING_HEIF
+from patchnpack.loaders.imaging.readers.dicom import MISSING as MISSING_PYDICOM
+from patchnpack.loaders.imaging.readers.dicom import has_pydicom
 from patchnpack.loaders.imaging.readers.video.reader import MISSING as MISSING_AV
 from patchnpack.loaders.imaging.readers.video.reader import has_av
 from patchnpack.loaders.imaging.user_decode import Decode
+from patchnpack.loaders.imaging.values.bands import band_request
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.first_invalid_row import naming_first_invalid_row
 from patchnpack.loaders.order.order import chunks
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.packer import Packing
 from patchnpack.packer.binpacking.pack_lengths import sample_size
+from patchnpack.packer.dtypes import DTYPES
 from patchnpack.packer.planning.decision import decide
 from patchnpack.packer.planning.measure import measure
 from patchnpack.packer.policies.random import Purpose, counter_hash
@@ -73,11 +77,12 @@ class RowFilter:
         decode: Decode | None,
         pages: Pages = "first",
         heic: bool = True,
+        packing: Packing | None = None,
     ) -> RowFilter:
         """Return the filter of the rows that `where` keeps, without those that have bad headers or exceed the limits.
 
         Also without files of several pages, if `pages` is "error", and HEIC images, unless `heic` is set or a `decode`
-        function may read them.
+        function may read them. And without those whose bands or type `packing`, if it is given, does not ask for.
 
         Of samples of several rows, `where` keeps those all of whose rows it keeps. A bad row leaves out its sample, or
         itself alone under `on_bad="image"`.
@@ -94,7 +99,7 @@ class RowFilter:
         mask = _kept(where, index)
         if samples is not None:
             mask = np.repeat(samples.all_of(mask), np.diff(samples.starts))
-        bad = {row: why for row, why in _bad_rows(index, limits, decode, pages, heic).items() if mask[row]}
+        bad = {row: why for row, why in _bad_rows(index, limits, decode, pages, heic, packing).items() if mask[row]}
         filtered = ~mask
         mask[list(bad)] = False
         if samples is not None and limits.on_bad == "sample":
@@ -231,8 +236,8 @@ def _remedy(stage: str, *, intact: bool) -> str:
     """Return what a user can do about an image that is bad at a stage; an intact one only needs another decoder."""
     if stage == "header" and intact:
         return (
-            "convert the images to 8 bits and one page, or in Python give decode=, a function from encoded bytes to "
-            "uint8 (height, width, C)"
+            "give the channels and dtype of the files, or convert= (--channels, --dtype, --convert), convert to 8 bits "
+            "and one page, or give decode=, a function from encoded bytes to pixels (--decode)"
         )
     if stage == "limit":
         return "raise max_pixels or max_bytes of ErrorPolicy, or make the images smaller"
@@ -253,10 +258,10 @@ def _times(rows: np.ndarray, frequency: Frequency | None) -> np.ndarray:
 
 
 def _bad_rows(
-    index: Index, policy: ErrorPolicy, decode: Decode | None, pages: Pages, heic: bool
+    index: Index, policy: ErrorPolicy, decode: Decode | None, pages: Pages, heic: bool, packing: Packing | None
 ) -> dict[int, tuple[str, str]]:
     """Return (stage, reason) of each row that has a bad header, exceeds the policy's limits or has several pages."""
-    bad = {row: ("header", reason) for row, reason in index.bad_rows(decode=decode is not None).items()}
+    bad = {row: ("header", reason) for row, reason in _bad_headers(index, decode, packing).items()}
     if pages == "error":
         for row in np.flatnonzero(index.pages != 1).tolist():
             bad.setdefault(row, ("header", refusal_of_pages(int(index.pages[row]))))
@@ -266,12 +271,33 @@ def _bad_rows(
     if not has_av():
         for row in np.flatnonzero(np.isin(index.format, VIDEOS)).tolist():
             bad.setdefault(row, ("decode", MISSING_AV))
+    if decode is None and not has_pydicom():
+        for row in np.flatnonzero(index.format == DICOM).tolist():
+            bad.setdefault(row, ("decode", MISSING_PYDICOM))
     for rows in chunks(np.ones(len(index), np.bool_)):
         pixels, nbytes = index.width[rows].astype(np.int64) * index.height[rows], index.nbytes[rows]
         for i in np.flatnonzero((pixels > policy.max_pixels) | (nbytes > policy.max_bytes)).tolist():
             reason = policy.beyond(int(pixels[i]), int(nbytes[i])) or ""
             bad.setdefault(int(rows[i]), ("limit", reason))
     return dict(sorted(bad.items()))
+
+
+def _bad_headers(index: Index, decode: Decode | None, packing: Packing | None) -> dict[int, str]:
+    """Return why the headers of rows say that these cannot be used."""
+    request = None if packing is None else band_request(packing)
+    if decode is not None or request is None:
+        return index.bad_rows(decode=decode is not None)
+    bad = index.bad_rows(decode=True)
+    if request.as_colors:  # images that 8-bit colours hold stay so
+        for row, reason in index.bad_rows(decode=False).items():
+            if not index.bands[row]:
+                bad[row] = reason
+        return bad
+    for dtype, bands in np.unique(np.stack([index.dtype.astype(np.int32), index.bands], 1), axis=0).tolist():
+        if (refusal := request.refusal(bands, DTYPES[dtype])) is not None:
+            for row in np.flatnonzero((index.dtype == dtype) & (index.bands == bands)).tolist():
+                bad.setdefault(row, refusal)
+    return bad
 
 
 def _kept(where: Where | None, index: Index) -> np.ndarray:

@@ -18,6 +18,7 @@ from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.remote.addresses import name_of
 from patchnpack.packer.binpacking.pricing.prices import Prices
+from patchnpack.packer.convert import name_of_convert
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ def fingerprint(order: Order, digest: str) -> dict[str, str]:
         **({"sample": repr(index.samples.rule)} if index.samples is not None else {}),
         **{f"packing.{field.name}": repr(getattr(packing, field.name)) for field in fields(packing)},
         "packing.prices": _digest_of(packing.prices),
+        "packing.convert": name_of_convert(packing.convert),
         "seed": str(order.seed),
         "shuffle": str(order.shuffle),
         "shuffle_window": str(order.shuffle_window),

@@ -17,6 +17,8 @@ from patchnpack.loaders.datasets.samples import DatasetContext
 from patchnpack.loaders.datasets.sizes import fingerprint_of, index_of
 from patchnpack.loaders.imaging.formats import PIXELS
 from patchnpack.loaders.imaging.readers.boxed.heif import has_heif
+from patchnpack.loaders.imaging.user_decode import in_order, user_formats
+from patchnpack.loaders.imaging.values.bands import band_request
 from patchnpack.loaders.index.samples.grouping import warn_of_unread_pages, with_samples
 from patchnpack.loaders.index.samples.page_rows import files_of
 from patchnpack.loaders.index.table import IMAGE, Index
@@ -63,6 +65,8 @@ class OpenedDataset:
             folder=opener.folder / "indexes",
             num_threads=options.num_threads or cpu_share(),
             by_members=is_by_members(rule),
+            values=options.packing is not None and band_request(options.packing) is not None,
+            formats=user_formats(options.formats),
         )
         index = with_samples(index, rule)
         warn_of_unread_pages(index)
@@ -89,6 +93,7 @@ class OpenedDataset:
             buffers=buffers,
             errors=options.policy,
             user_decode=options.decode,
+            formats=in_order(user_formats(options.formats), self.index.formats),
             items=self.items,
             pages=options.pages,
         )
@@ -135,7 +140,9 @@ class DatasetSource(ShardSource):
         opener = shard_opener(options)
         dataset = OpenedDataset.open(given, options, opener)
         index = dataset.index
-        rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
+        rows = RowFilter.of(
+            index, options.where, options.policy, options.decode, options.pages, has_heif(), options.packing
+        )
         index = rows.usable(index)
         packing = rows.decide(index, options.packing or Packing(), options.seed)
         return cls(

@@ -15,6 +15,7 @@ from patchnpack.loaders.assembly.transform import watched
 from patchnpack.loaders.datasets.hugging_face import HuggingFaceAdapter
 from patchnpack.loaders.datasets.labels import label_members
 from patchnpack.loaders.imaging.readers.boxed.heif import has_heif
+from patchnpack.loaders.imaging.user_decode import in_order, user_formats
 from patchnpack.loaders.index.files.file_sources import has_table
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.label_rule import Label
@@ -84,7 +85,9 @@ class MixtureSource(ShardSource):
                 parts[i] = replace(index, shards=(f"{index.shards[0]} {names[i]!r}",), image=options.image)
         indexes = [parts[i] for i in range(len(sources))]
         index, options = settle_names(_joined(indexes), options)
-        rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
+        rows = RowFilter.of(
+            index, options.where, options.policy, options.decode, options.pages, has_heif(), options.packing
+        )
         index, heads = rows.usable(index), rows.heads(index)
         mixed = Mixed.of(given, indexes, heads)
         packing = rows.decide(index, options.packing or Packing(), options.seed, mixed.frequency(index, heads))
@@ -141,6 +144,7 @@ class MixtureSource(ShardSource):
             buffers=buffers,
             errors=options.policy,
             user_decode=options.decode,
+            formats=in_order(user_formats(options.formats), self.index.formats),
             starts=self._starts,
             datasets={i: data.context(options, self.packing, reader, buffers) for i, data in self.datasets.items()},
         )

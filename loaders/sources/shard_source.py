@@ -50,7 +50,9 @@ class ShardSource:
         """Find or make the index of the shards."""
         opener = shard_opener(options)
         index, options = settle_names(shard_index(given, options, opener), options)
-        rows = RowFilter.of(index, options.where, options.policy, options.decode, options.pages, has_heif())
+        rows = RowFilter.of(
+            index, options.where, options.policy, options.decode, options.pages, has_heif(), options.packing
+        )
         # Decided once, from all rows: every epoch and every stream is packed alike.
         index = rows.usable(index)
         packing = rows.decide(index, options.packing or Packing(), options.seed)
@@ -123,4 +125,5 @@ def shard_index(
         opener=opener,
         may_scan=options.is_alone,
         num_threads=options.num_threads,
+        formats=options.formats,
     )

@@ -13,6 +13,8 @@ from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.imaging.pages import PageRun, Pages, refusal_of_pages
+from patchnpack.loaders.imaging.user_decode import UserFormats, own_format
+from patchnpack.loaders.imaging.values.bands import BandRequest
 from patchnpack.loaders.index.samples.sample_images import pages_of
 from patchnpack.loaders.shards.keys import natural_key
 
@@ -56,20 +58,34 @@ class PictureReader:
         errors, pages: those of `pack_stream`.
         any_kind: accept encoded images of every kind, since a `decode` function will get them.
         all_pages: use all pages and frames of encoded files, not only the first.
+        bands: what the packing asks for beyond 8-bit colours.
+        formats: the user's formats, which read `NamedBytes` of their names.
     """
 
-    def __init__(self, errors: ErrorPolicy, any_kind: bool, pages: Pages, all_pages: bool) -> None:
+    def __init__(
+        self,
+        errors: ErrorPolicy,
+        any_kind: bool,
+        pages: Pages,
+        all_pages: bool,
+        bands: BandRequest | None = None,
+        formats: UserFormats = (),
+    ) -> None:
+        self._formats = formats
         self._errors, self._any_kind, self._pages, self._all_pages = errors, any_kind, pages, all_pages
+        self._bands = bands
 
     def one(self, value: Any, key: str) -> tuple[tuple[Picture], tuple[Run]]:
         """Return the picture of a sample of one image, and its first page. Raises BadImage."""
         picture = plain(value, key)
         try:
-            header = _header_of(picture, key)
+            header = self._header_of(picture, key)
         except UnsupportedImage as error:
-            if not self._any_kind:
+            if not self._any_kind and self._bands is None:
                 raise
             header = error.header
+        if self._bands is not None and not self._any_kind:
+            self._bands.check(header)
         self._check_limits(picture, header)
         if self._pages == "error" and header.pages != 1:
             raise BadImage(refusal_of_pages(header.pages))
@@ -101,17 +117,33 @@ class PictureReader:
 
     def _runs_of(self, picture: Picture, key: str) -> list[PageRun]:
         if isinstance(picture, bytes) and self._all_pages:
-            return pages_of(picture, every=True)
-        return [PageRun(_header_of(picture, key), None, 0, 1)]
+            return pages_of(picture, every=True, own=own_format(self._formats, picture))
+        try:
+            return [PageRun(self._header_of(picture, key), None, 0, 1)]
+        except UnsupportedImage as error:
+            return [PageRun(error.header, str(error), 0, 1)]
+
+    def _header_of(self, picture: Picture, key: str) -> Header:
+        try:
+            if isinstance(picture, bytes):
+                own = own_format(self._formats, picture)
+                return read_header(picture) if own is None else own.header(picture)
+            return image_header(picture, values=self._bands is not None)
+        except ValueError as error:
+            error.add_note(f"raised for the sample with key {key!r}")
+            raise
 
     def _refusal(self, picture: Picture, run: PageRun) -> tuple[str | None, str]:
         """Return why the images of a run cannot be used, None if they can, and the stage."""
-        if run.reason is not None and not (self._any_kind and run.header.width):
+        is_taken = self._any_kind or self._bands is not None
+        if run.reason is not None and not (is_taken and run.header.width):
             return run.reason, "header"
         try:
+            if self._bands is not None and not self._any_kind:
+                self._bands.check(run.header)
             self._check_limits(picture, run.header)
         except BadImage as error:
-            return str(error), error.stage
+            return str(error), stage_of(error)
         return None, ""
 
     def _check_limits(self, picture: Picture, header: Header) -> None:
@@ -139,7 +171,9 @@ def plain(value: Any, key: str) -> Picture:
     """
     if is_stored(value):  # as Hugging Face's Image(decode=False) gives it
         value = stored_bytes(value["bytes"], value["path"], f"sample {key!r}")
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, bytearray | memoryview):
         return bytes(value)
     if not isinstance(value, Image.Image | np.ndarray):
         raise ValueError(
@@ -148,16 +182,6 @@ def plain(value: Any, key: str) -> Picture:
             + (". For lists of images give sample='members'" if isinstance(value, list | tuple) else "")
         )
     return value
-
-
-def _header_of(picture: Picture, key: str) -> Header:
-    if isinstance(picture, bytes):
-        return read_header(picture)
-    try:
-        return image_header(picture)
-    except ValueError as error:
-        error.add_note(f"raised for the sample with key {key!r}")
-        raise
 
 
 def pictures_in(value: Any) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont, features
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish; the order alternates light and dark.
@@ -19,6 +20,20 @@ def rgb(pixels: np.ndarray) -> Image.Image:
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, PAPER), picture)
     return picture.convert("RGB")
+
+
+def as_colors(patches: torch.Tensor, channels: int, shown: torch.Tensor) -> torch.Tensor:
+    """Patches (..., P*P*C) of any type and number of bands C as those of grey or RGB pixels, uint8 (..., P*P*1 or 3).
+
+    Grey shows the first of one or two bands, RGB the first three of more. Each band is scaled from its 1st to its 99th
+    percentile over the patches where `shown`, bool (...), is True.
+    """
+    values = patches.cpu().numpy().reshape(*patches.shape[:-1], -1, channels)
+    values = values[..., : 3 if channels > 2 else 1].astype(np.float32)
+    seen = values[shown.cpu().numpy()].reshape(-1, values.shape[-1])
+    low, high = np.percentile(seen, (1, 99), axis=0) if len(seen) else (np.zeros(1), np.ones(1))
+    scaled = ((values - low) / np.maximum(high - low, np.finfo(np.float32).tiny)).clip(0, 1) * 255
+    return torch.from_numpy(np.rint(scaled).astype(np.uint8).reshape(*patches.shape[:-1], -1))
 
 
 def hatch(height: int, width: int, *, back: bool = False) -> np.ndarray:

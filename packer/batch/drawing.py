@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import io
 from base64 import b64encode
@@ -21,6 +22,7 @@ from patchnpack.packer.batch.canvas import (
     INK,
     PAPER,
     RULE,
+    as_colors,
     colour_of,
     font,
     hatch,
@@ -73,13 +75,14 @@ def draw_packs(
     The images of a sample that has several are outlined together, and each names its frame.
 
     Args:
-        batch: grey, RGB or RGBA patches; transparent pixels are drawn over white.
+        batch: transparent pixels of RGBA patches are drawn over white. Patches of other types or bands are drawn as
+            `as_colors` makes them.
         max_packs: number of packs to draw; a line at the end counts the packs left out.
         width: width of the picture in pixels, at least 480. The height follows from the content.
         classes: names of the labels 0, 1, 2 ..., written with the keys. Without them no label is shown.
 
     Raises:
-        ValueError: `max_packs` or `width` is too small, a label has no name, or the number of channels is unsupported.
+        ValueError: `max_packs` or `width` is too small, or a label has no name.
 
     With one build of PIL, the same batch gives the same picture. No plotting library is needed.
 
@@ -106,8 +109,10 @@ def draw_packs(
         raise ValueError(f"max_packs is {max_packs}; it must be at least 1")
     if width < 480:
         raise ValueError(f"width is {width} pixels; it must be at least 480, or captions would not fit")
-    if channels not in (1, 3, 4):
-        raise ValueError(f"the patches have {channels} channels; 1 (grey), 3 (RGB) or 4 (RGBA) can be drawn")
+    if channels not in (1, 3, 4) or batch.patches.dtype != torch.uint8:
+        batch = copy.copy(batch)
+        batch.patches = as_colors(batch.patches, channels, batch.segment_ids > 0)
+        channels = batch.patches.shape[-1] // P**2
 
     walk, room = batch.images(), width - 2 * _MARGIN
     packs = [list(islice(walk, count)) for count in batch.image_mask[:max_packs].sum(1).tolist()]
@@ -129,13 +134,10 @@ def draw_html(batch: Drawable, *, max_packs: int = 2) -> str:
     """Draw the first packs of a batch as HTML that needs no other file, as `PackedBatch` does in a notebook.
 
     Args:
-        batch: as for `draw_packs`; one with other channels is described by its text alone.
+        batch: as for `draw_packs`.
         max_packs: number of packs to draw.
     """
     title, _, text = html.escape(repr(batch)).partition("\n")
-    channels = batch.patches.shape[-1] // batch.patch_size**2
-    if channels not in (1, 3, 4):
-        return f"<pre>{title}\n{text}</pre>"
     file = io.BytesIO()
     # JPEG: a PNG of photographs is several times as large, and a notebook stores it with every run.
     draw_packs(batch, max_packs=max_packs, width=960).save(file, "JPEG", quality=80)

@@ -66,7 +66,8 @@ def mix(
         source, target = slot_of[y, x], slots[i][covered]
         source, target = source[source >= 0], target[source >= 0]
         share = 1.0 if cut else 1 - keep
-        new[target] = np.rint((1 - share) * old[target] + share * old[source]).astype(np.uint8)
+        blended = (1 - share) * old[target] + share * old[source]
+        new[target] = blended if old.dtype.kind == "f" else np.rint(blended)
         share *= len(target) / len(slots[i])
         new_labels[i] = (1 - share) * flat_labels[i] + share * flat_labels[j]
     mixed = labels.clone()

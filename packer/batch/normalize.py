@@ -16,12 +16,14 @@ def normalize(
     std: float | Sequence[float] = 0.5,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """(patches / 255 - mean) / std, computed in at least float32 and returned as `dtype`; same shape.
+    """(pixels - mean) / std, computed in at least float32 and returned as `dtype`; same shape.
+
+    Pixels are `patches / 255` of uint8, and otherwise `patches` as they are.
 
     Args:
-        patches: uint8 (..., D), channels last within each pixel.
+        patches: uint8, uint16, int16 or float32 (..., D), channels last within each pixel.
         channels: C.
-        mean, std: one value, or one per channel, on the scale where pixels are 0 to 1.
+        mean, std: one value, or one per channel, on the scale of the pixels: of uint8, 0 to 1.
         dtype: dtype of the result.
 
     Raises:
@@ -44,5 +46,7 @@ def normalize(
         raise ValueError(f"std is {std}; it must be above 0")
     normalized = patches.to(exact, copy=True)
     pixels = normalized.unflatten(-1, (-1, channels))  # a view: the steps below work in place
-    pixels.div_(255).sub_(shift.to(patches.device)).div_(scale.to(patches.device))
+    if patches.dtype == torch.uint8:
+        pixels.div_(255)
+    pixels.sub_(shift.to(patches.device)).div_(scale.to(patches.device))
     return normalized.to(dtype)

@@ -38,7 +38,7 @@ class PackedBatch:
     ```
 
     Attributes:
-        patches: uint8 (B, L, P*P*C), pixels in row, column, channel order; padding is 0.
+        patches: (B, L, P*P*C), pixels in row, column, channel order; padding is 0. uint8, or the `dtype` of `Packing`.
         segment_ids: int32 (B, L), 1..K; 0 is padding. An image's tokens are contiguous and in raster order.
         coords: int32 (B, L, 2), (x, y) of each token in its image's grid.
         grids: int32 (B, K, 2), (gw, gh) before dropping; 0 where there is no image.
@@ -280,8 +280,8 @@ class PackedBatch:
     ) -> torch.Tensor:
         """(patches / 255 - mean) / std in `dtype`, shape (B, L, P*P*C), padding 0.
 
-        `mean` and `std` are one value, or one per channel. Only models that cannot take uint8 need this: `NaViT` folds
-        the normalisation into its patch embedding.
+        `mean` and `std` are one value, or one per channel; patches of another type than uint8 are not divided by 255.
+        Only models that cannot take uint8 need this: `NaViT` folds the normalisation into its patch embedding.
         """
         normalized = normalize(self.patches, self.patches.shape[-1] // self.patch_size**2, mean, std, dtype)
         return normalized * (self.segment_ids > 0)[..., None]

@@ -19,7 +19,7 @@ class PackedImage:
         label: int, or a float32 tensor (D,) for soft targets; -100 or NaN without a label.
         grid: (gw, gh), patches across and down, before any token was dropped.
         coords: int32 (n, 2), the (x, y) of each kept token in the grid.
-        patches: uint8 (n, P*P*C), the kept tokens' pixels in row, column, channel order.
+        patches: (n, P*P*C), the kept tokens' pixels in row, column, channel order, of the batch's type.
         patch_size: P, in pixels.
         sample: number of the image's sample in the batch, from 0.
         frame: the image's place in its sample, from 0.
@@ -43,11 +43,12 @@ class PackedImage:
         )
 
     def pixels(self) -> np.ndarray:
-        """The image as uint8 (gh*P, gw*P, C), assembled from its patches; dropped patches are black."""
+        """The image (gh*P, gw*P, C), of its patches' type, assembled from these; dropped patches are 0."""
         P, (gw, gh) = self.patch_size, self.grid
-        canvas = np.zeros((gh, gw, P, P, self.patches.shape[1] // (P * P)), np.uint8)
+        patches = self.patches.cpu().numpy()
+        canvas = np.zeros((gh, gw, P, P, patches.shape[1] // (P * P)), patches.dtype)
         x, y = self.coords.cpu().numpy().T
-        canvas[y, x] = self.patches.cpu().numpy().reshape(len(x), P, P, -1)
+        canvas[y, x] = patches.reshape(len(x), P, P, -1)
         return canvas.transpose(0, 2, 1, 3, 4).reshape(gh * P, gw * P, -1)
 
 

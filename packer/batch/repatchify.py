@@ -39,7 +39,7 @@ def repatchify(batch: PackedBatch, patch_size: int) -> PackedBatch:
     x, y = x + torch.arange(P), y + torch.arange(P)[:, None]  # (T, 1, P) and (T, P, 1): a pixel's place in its image
     token = first[image_T][:, None, None] + y // new_P * new_grids[image_T, 0][:, None, None] + x // new_P
     place = (token * new_P + y % new_P) * new_P + x % new_P
-    pixels = torch.zeros(total * new_P**2, channels, dtype=torch.uint8)
+    pixels = torch.zeros(total * new_P**2, channels, dtype=batch.patches.dtype)
     pixels[place.flatten()] = batch.patches.flatten(0, 1)[batch.token_index].view(-1, channels)
     index_t, across = torch.arange(total) - first[image_t], new_grids[image_t, 0]
     coords = torch.stack([index_t % across, index_t // across], -1)

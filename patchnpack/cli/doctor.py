@@ -16,13 +16,14 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from patchnpack.loaders.imaging.formats import HEIC, READERS, VIDEOS
+from patchnpack.loaders.imaging.formats import DICOM, HEIC, READERS, VIDEOS
 from patchnpack.loaders.imaging.readers.boxed.heif import has_heif
+from patchnpack.loaders.imaging.readers.dicom import has_pydicom
 from patchnpack.loaders.imaging.readers.video.reader import has_av
 from patchnpack.models.attention import attention_backend
 
 _LIBRARIES = ("torch", "numpy", "numba", "pyarrow", "webdataset", "simplejpeg", "imagecodecs")
-_EXTRAS = {"pillow-heif": "heif", "PyAV": "video"}  # that bring a decoder
+_EXTRAS = {"pillow-heif": "heif", "PyAV": "video", "pydicom": "dicom"}  # that bring a decoder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +146,8 @@ def findings(diagnosis: Diagnosis) -> list[tuple[str, str]]:
 
 def _is_read(format: int) -> bool:
     """Whether the decoder of a format is installed."""
+    if format == DICOM:
+        return has_pydicom()
     return has_heif() if format == HEIC else format not in VIDEOS or has_av()
 
 

@@ -17,6 +17,7 @@ from patchnpack.cli.evaluation import add_evaluation_commands
 from patchnpack.cli.prepack import add_prepack_commands
 from patchnpack.cli.probe import add_probe_commands
 from patchnpack.cli.report import report
+from patchnpack.cli.stats import stats
 from patchnpack.cli.training import add_training_commands
 from patchnpack.loaders.errors import BadDataError
 
@@ -78,6 +79,7 @@ app.command()(shard)
 app.command("index")(make_index)
 app.command()(report)
 app.command()(show)
+app.command()(stats)
 add_prepack_commands(app)
 add_training_commands(app)
 add_evaluation_commands(app)

@@ -174,7 +174,7 @@ class DecodedBatchBuilder:
             token_index,
         )
         self._fields |= {
-            "patches": torch.from_numpy(self._by_pack(self._patches)),
+            "patches": torch.from_numpy(self._by_pack(self._patches).view(packing.dtype)),
             "segment_ids": torch.from_numpy(self._by_pack(self._segment_ids)),
             "coords": torch.from_numpy(self._by_pack(self._coords)),
             "token_index": torch.from_numpy(token_index),
@@ -244,8 +244,11 @@ class DecodedBatchBuilder:
         """Write the kept tokens of image i into its slots."""
         first, keep, gw, gh, _ = self._places[i]
         if self._by_detail and keep < gw * gh:
-            _kernels.choose_detailed(pixels, self._patch_size, gw, gh, self._coords, first, keep)
-        _kernels.place_image(pixels, self._patch_size, gw, gh, self._coords, self._patches, first, keep)
+            is_whole = pixels.dtype.kind != "f"
+            choose = _kernels.choose_detailed if is_whole else _kernels.choose_detailed_fractions
+            choose(pixels, self._patch_size, gw, gh, self._coords, first, keep)
+        # As bytes, so that one compiled kernel serves all types: it moves whole pixels.
+        _kernels.place_image(bytes_of(pixels), self._patch_size, gw, gh, self._coords, self._patches, first, keep)
 
     def _transformed(self, i: int, pixels: np.ndarray) -> np.ndarray:
         assert self._context.transform is not None
@@ -256,10 +259,10 @@ class DecodedBatchBuilder:
         except Exception as error:
             error.add_note(f"raised by transform for the image with key {key!r}")
             raise
-        if out.shape != pixels.shape or out.dtype != np.uint8:
+        if out.shape != pixels.shape or out.dtype != pixels.dtype:
             raise ValueError(
-                f"transform returned {out.dtype} {out.shape} for image {key!r}, which is uint8 {pixels.shape}; it must "
-                "keep type and shape, since the plan depends on them"
+                f"transform returned {out.dtype} {out.shape} for image {key!r}, which is {pixels.dtype} {pixels.shape}"
+                "; it must keep type and shape, since the plan depends on them"
             )
         return out
 
@@ -376,6 +379,11 @@ class DecodedBatchBuilder:
                 array[b, : len(columns)] = kept
             if self._numbers is not None:
                 self._numbers[b, : len(columns)] = np.cumsum(np.diff(self._numbers[b, : len(columns)], prepend=0) > 0)
+
+
+def bytes_of(pixels: np.ndarray) -> np.ndarray:
+    """Return contiguous pixels (height, width, C) as uint8 (height, width, bytes per pixel)."""
+    return pixels if pixels.dtype == np.uint8 else pixels.view(np.uint8)
 
 
 def tuples(*columns: np.ndarray) -> list[tuple[int, ...]]:

@@ -56,7 +56,12 @@ def frames(name: str, data: bytes, wanted: Sequence[int]) -> Iterator[Image.Imag
 def facts(name: str, data: bytes, pages: int = 1) -> Facts:
     """What PIL's plugin says of an image; `pages` were counted before."""
     image = plugin(name)(io.BytesIO(data))
-    return Facts(*image.size, pages, unsupported=unsupported_mode(image.mode))
+    return Facts(*image.size, pages, unsupported=unsupported_mode(image.mode), bands=bands_of(image.mode))
+
+
+def bands_of(mode: str) -> int:
+    """Channels of an image of a PIL mode; palettes become RGB."""
+    return {"1": 1, "L": 1, "LA": 2, "RGBA": 4, "CMYK": 4}.get(mode, 3 if mode in MODES else 0)
 
 
 def unsupported_mode(mode: str) -> str | None:

@@ -87,7 +87,8 @@ def header(data: bytes) -> tuple[Facts, bool]:
     """
     marker, at = _frame_header(data)
     bits, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
-    facts = Facts(width, height, unsupported=unsupported_kind(channels, bits))
+    is_read = bits <= 8 and channels in (1, 3, 4)
+    facts = Facts(width, height, unsupported=unsupported_kind(channels, bits), bands=channels if is_read else 0)
     # simplejpeg refuses to decode a lossless JPEG as grey, and crashes at a lower scale.
     if facts.unsupported is not None or marker in _LOSSLESS:
         return facts, False

@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from patchnpack.loaders.imaging.readers.codecs import codec
-from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind
+from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind, whole_dtype
 
 _SIGNATURE = 8  # bytes before the first chunk
 _NONE, _BACKGROUND, _PREVIOUS, _OVER = 0, 1, 2, 1  # disposals, and a blending
+_BANDS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by colour type; palettes become RGB
 _MOST_FRAMES = 1 << 31  # of an animation; PIL ignores one that says that it has more
 
 
@@ -28,25 +29,30 @@ def header(data: bytes) -> Facts:
     kind, at, length = next(chunks, (b"", 0, 0))
     if kind != b"IHDR" or length != 13:
         raise ValueError(f"the PNG begins with a chunk {kind!r} of {length} bytes; it must begin with IHDR, 13 bytes")
-    width, height, bits = struct.unpack_from(">IIB", data, at)
+    width, height, bits, color = struct.unpack_from(">IIBB", data, at)
     (checksum,) = struct.unpack_from(">I", data, at + length)
     if zlib.crc32(data[at - 4 : at + length]) != checksum:
         raise ValueError("the checksum of the PNG's header is wrong")
     listed = controls = 0
+    bands = _BANDS.get(color, 0)
     for kind, at, _ in chunks:
         if kind == b"acTL":
             (listed,) = struct.unpack_from(">I", data, at)
         controls += kind == b"fcTL"
+        bands += kind == b"tRNS" and bands % 2
         if kind == b"IDAT":
             break
     else:
         raise ValueError("the PNG has no pixels")
     pages = _frames(chunks, listed, controls) if 0 < listed <= _MOST_FRAMES else 1
-    return Facts(width, height, pages, unsupported=unsupported_kind(1, bits))
+    return Facts(width, height, pages, None, unsupported_kind(1, bits), bands, whole_dtype(bits), max(8, bits))
 
 
 def decode(data: bytes) -> np.ndarray:
-    """The pixels of the first frame, uint8 (height, width) or (height, width, C); palettes become RGB or RGBA."""
+    """The pixels of the first frame, (height, width) or (height, width, C), uint8 or, of 16 bits, uint16.
+
+    Palettes become RGB or RGBA.
+    """
     pixels: np.ndarray = codec("png_decode")(data)
     return pixels
 

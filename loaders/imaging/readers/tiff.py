@@ -10,16 +10,20 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from patchnpack.loaders.errors import MAX_PIXELS
 from patchnpack.loaders.imaging.exif import orientation
 from patchnpack.loaders.imaging.readers import by_pil
 from patchnpack.loaders.imaging.readers.codecs import codec
+from patchnpack.loaders.imaging.readers.depth import turned
 from patchnpack.loaders.imaging.readers.facts import Facts, Run, unsupported_kind
 from patchnpack.packer import _kernels
+from patchnpack.packer.dtypes import holding
 
 # h rows, w columns, n samples
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
-_ORIENTATION, _SAMPLES, _PLANAR, _COLORMAP, _EXTRA = 274, 277, 284, 320, 338
+_ORIENTATION, _SAMPLES, _PLANAR, _COLORMAP, _EXTRA, _SAMPLE_FORMAT = 274, 277, 284, 320, 338, 339
+_NUMPY_KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # by sample format; the last one is undefined data
 # Where the pixels lie: strips of rows or, where these tags exist, tiles; and the tables of JPEG compression.
 _STRIPS, _STRIP_ROWS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 273, 278, 279, 322, 323, 324, 325
 _JPEG_TABLES = 347
@@ -39,6 +43,7 @@ _IGNORED, _PREMULTIPLIED, _ALPHA = 0, 1, 2  # kinds of extra samples
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}  # field types
 _READ = {
     *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR, _COLORMAP, _EXTRA),
+    _SAMPLE_FORMAT,
     *(_STRIPS, _STRIP_ROWS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _JPEG_TABLES),
 }
 _MAX_PAGES = 100_000  # directories that are counted
@@ -96,7 +101,10 @@ def _facts(data: bytes, at: int | None) -> Facts:
     width, height = directory.first(_WIDTH, 0), directory.first(_HEIGHT, 0)
     if orientation(data, at) >= 5:
         width, height = height, width
-    return Facts(width, height, 1, 1, _unsupported(directory))
+    bands, stored = _stored(directory)
+    unsupported, bits = _unsupported(directory), max(_bits(directory))
+    dtype = "uint8" if stored is None else holding(stored) or "uint8"
+    return Facts(width, height, 1, 1, unsupported, bands, dtype, max(8, bits))
 
 
 def runs(data: bytes) -> Iterator[Run]:
@@ -151,6 +159,45 @@ def decode(data: bytes) -> np.ndarray | Image.Image:
     return pixels
 
 
+def values(data: bytes) -> np.ndarray | Image.Image:
+    """The upright values of the first page as they are stored, (h, w) or (h, w, n) of any type.
+
+    Images of 8-bit colours are what `decode` returns of them.
+    """
+    directory = _directory(data)
+    bands, stored = _stored(directory)
+    if stored is None:
+        return decode(data)
+    samples: np.ndarray = codec("tiff_decode")(_as_values(data, directory))
+    if directory.first(_PLANAR, 1) == 2 and samples.ndim == 3 and samples.shape[0] == bands:
+        samples = np.moveaxis(samples, 0, -1)
+    if samples.dtype != stored:
+        raise ValueError(f"the TIFF's samples are {samples.dtype}, its directory says {stored}")
+    if bands == 1 and stored.kind == "u" and directory.first(_PHOTOMETRIC, 1) == _WHITE_IS_ZERO:
+        samples = stored.type((1 << _bits(directory)[0]) - 1) - samples
+    return turned(samples, orientation(data))
+
+
+def _stored(directory: _Directory) -> tuple[int, np.dtype | None]:
+    """The number of bands and the type of the samples; bands 0 if they are not read, no type for 8-bit colours."""
+    n, bits = directory.first(_SAMPLES, 1), _bits(directory)
+    if _unsupported(directory) is None:
+        mode = _mode(directory)
+        if (mode, n) in (("L", 2), ("RGB", 4)):  # the last band is no alpha, and no colour either
+            return n, np.dtype(np.uint8)
+        return by_pil.bands_of({"RGBa": "RGBA", "La": "LA", "PA": "RGBA"}.get(mode or "", mode or "")), None
+    formats = directory.tags[_SAMPLE_FORMAT].values if _SAMPLE_FORMAT in directory.tags else (1,)
+    kind = _NUMPY_KINDS.get(formats[0])
+    stored = 16 if kind == "u" and 8 < bits[0] < 16 else bits[0]  # packed bits, which libtiff unpacks
+    if len(set(bits)) > 1 or len(set(formats)) > 1 or kind is None or stored not in (8, 16, 32, 64):
+        return 0, None
+    if (kind == "f" and stored == 8) or directory.first(_COMPRESSION, _UNCOMPRESSED) in _NOT_READ:
+        return 0, None
+    if directory.first(_PHOTOMETRIC, _WHITE_IS_ZERO) == _YCBCR:  # whose colours may have fewer samples
+        return 0, None
+    return n, np.dtype(f"{kind}{stored // 8}")
+
+
 def _pixels(samples: np.ndarray, directory: _Directory, mode: str | None) -> np.ndarray:
     """Samples (h, w) or (h, w, n) as grey, RGB or alpha, as PIL would unpack them."""
     if mode in ("P", "PA"):
@@ -193,10 +240,22 @@ def _as_samples(data: bytes, directory: _Directory, mode: str | None) -> bytes:
 
     PIL rounds CMYK otherwise. Of uncompressed YCbCr, libtiff assumes another subsampling than PIL.
     """
-    changes = {_ORIENTATION: 1} if directory.first(_ORIENTATION, 1) != 1 else {}
     is_raw_ycbcr = mode == "YCbCr" and directory.first(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED
-    if mode == "CMYK" or is_raw_ycbcr:
-        changes[_PHOTOMETRIC] = _RGB
+    return _changed(data, directory, {_PHOTOMETRIC: _RGB} if mode == "CMYK" or is_raw_ycbcr else {})
+
+
+def _as_values(data: bytes, directory: _Directory) -> bytes:
+    """The file, changed so that libtiff returns its samples as they are, whatever they mean."""
+    is_plain = directory.first(_PHOTOMETRIC, _WHITE_IS_ZERO) in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)
+    return _changed(data, directory, {} if is_plain else {_PHOTOMETRIC: _BLACK_IS_ZERO})
+
+
+def _changed(data: bytes, directory: _Directory, changes: dict[int, int]) -> bytes:
+    """The file with these values of tags, and upright. Tiles that take more memory than any image may are refused."""
+    tile = directory.first(_TILE_WIDTH, 1) * directory.first(_TILE_HEIGHT, 1) * directory.first(_SAMPLES, 1)
+    if (nbytes := tile * max(_bits(directory)) // 8) > 4 * MAX_PIXELS:
+        raise ValueError(f"its directory says tiles of {nbytes} bytes; a tile may have at most {4 * MAX_PIXELS}")
+    changes = changes | ({_ORIENTATION: 1} if directory.first(_ORIENTATION, 1) != 1 else {})
     if not changes:
         return data
     changed = bytearray(data)

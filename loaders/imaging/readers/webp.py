@@ -27,10 +27,10 @@ def header(data: bytes) -> Facts:
         if len(size) < 6:
             raise ValueError("the WebP ends in its header")
         width, height = 1 + int.from_bytes(size[:3], "little"), 1 + int.from_bytes(size[3:], "little")
-        return Facts(width, height, _frames(data) if flags & _ANIMATION else 1)
+        return Facts(width, height, _frames(data) if flags & _ANIMATION else 1, bands=4 if flags & _ALPHA else 3)
     if kind == b"VP8L":
         (packed,) = struct.unpack_from("<I", data, at + 1)
-        return Facts(1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF))
+        return Facts(1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF), bands=3 + (packed >> 28 & 1))
     if kind == b"VP8 ":
         if data[at + 3 : at + 6] != b"\x9d\x01\x2a":
             raise ValueError("the WebP has no key frame")

@@ -65,7 +65,7 @@ def _record(
     batches: Sequence[PackedBatch], builders: Sequence[BatchBuilder], context: IndexedBatchContext
 ) -> pa.RecordBatch:
     columns: dict[str, pa.Array] = {"patch_size": pa.array([batch.patch_size for batch in batches], pa.int32())}
-    patches = np.concatenate([batch.patches.numpy().ravel() for batch in batches])
+    patches = np.concatenate([batch.patches.numpy().view(np.uint8).ravel() for batch in batches])
     ends = np.arange(len(batches) + 1, dtype=np.int64) * (patches.size // len(batches))
     columns["patches"] = pa.LargeBinaryArray.from_buffers(
         pa.large_binary(), len(batches), [None, pa.py_buffer(ends), pa.py_buffer(patches)]

@@ -162,7 +162,7 @@ class StoredBatchBuilder:
         self.multi_page = int((context.index.pages[arrays["rows"][mask]] != 1).sum())
         keys, extras = self._keys_and_extras(found)
         return PackedBatch(
-            patches=torch.from_numpy(patches),
+            patches=torch.from_numpy(patches.view(packing.dtype)),
             image_mask=torch.from_numpy(mask),
             **{name: torch.from_numpy(array) for name, array in arrays.items()},
             keys=keys,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _OF_FLAGS = {
     "num_classes": "--num-classes",
     "patch_size": "--patch-size, or with several --underlying",
-    "channels": "--image-mode",
+    "channels": "--channels or --image-mode",
     "scope": "--scope",
 }
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "none"}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,50 @@ RESOLUTIONS = (
 )
 FRAMES = "COUNT, COUNT:uniform, COUNT:random, COUNT:first or COUNT:stride:N"
 TOKEN_DROPS = "a rate, beta:MEAN:MAX, resolution:LOW:HIGH:STD, complexity:LOW:HIGH[:SIMPLE:DETAILED] or to:TOKENS"
+
+
+def parse_convert(text: str | None) -> str | Callable[..., Any] | None:
+    """Parse the value of --convert: a function's name becomes the function, and `Packing` checks everything else."""
+    return parse_function(text, "--convert") if text and names_function(text) else text or None
+
+
+def parse_decode(text: str | None) -> Callable[..., Any] | None:
+    """Parse the value of --decode, the name of a function; "" is none."""
+    return parse_function(text, "--decode") if text else None
+
+
+def names_function(text: str) -> bool:
+    """Whether the value of --convert or --decode names a function.
+
+    >>> names_function("window:0:255"), names_function("my_formats:decode")
+    (False, True)
+    """
+    return text not in ("scale", "exact") and not text.startswith("window:")
+
+
+def parse_function(text: str, flag: str) -> Callable[..., Any]:
+    """Import a function that is given as MODULE:FUNCTION; the module may lie in the current folder.
+
+    Raises:
+        ValueError: the text is of another form, or there is no such module or function.
+
+    >>> parse_function("math:sqrt", "--decode")(9.0)
+    3.0
+    """
+    module, colon, name = text.partition(":")
+    if not (module and colon and name):
+        raise ValueError(f"{flag} is {text!r}; give MODULE:FUNCTION, such as my_formats:decode")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"{flag} is {text!r}, which cannot be imported ({error}); check module and function"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"{flag} is {text!r}, which is no function")
+    return found  # type: ignore[no-any-return]
 
 
 def parse_resolution(text: str, flag: str = "--resolution") -> Resolution:

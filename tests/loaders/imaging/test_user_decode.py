@@ -142,10 +142,8 @@ def test_image_without_a_readable_size_stays_bad_with_decode(tmp_path: Path) -> 
     shard = write_tar(tmp_path / "s.tar", [("a.tif", b"DICM, say"), ("b.tif", encode_image(deep(8, 8), "TIFF"))])
     loader = loaded(shard)
     assert sorted(pixels_of(loader)) == ["b"]
-    assert (
-        "only JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG XL, JPEG 2000, HEIC, MP4, WebM and AVI are read"
-        in loader.stats()["bad"][0]["reason"]
-    )
+    formats = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG XL, JPEG 2000, HEIC, .npy, .npz, DICOM, MP4, WebM and AVI"
+    assert f"only {formats} are read" in loader.stats()["bad"][0]["reason"]
 
 
 def test_limits_apply_to_images_that_decode_reads(scans: str) -> None:

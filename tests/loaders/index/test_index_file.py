@@ -112,7 +112,7 @@ def test_index_of_another_version_is_refused(path: Path, index: Index, monkeypat
     monkeypatch.setattr("patchnpack.loaders.index.index_file.VERSION", 99)
     save_index(index, path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"has version 99, but this release reads 6; make it again"):
+    with pytest.raises(ValueError, match=r"has version 99, but this release reads 7; make it again"):
         load_index(path)
 
 

@@ -58,7 +58,7 @@ def test_bad_images_are_logged_counted_and_left_out(
     )
     assert lines[1] == (
         f"bad image 's0i003' in {drawn.shards[0]} (header): it begins with b'no image'; only JPEG, PNG, WebP, GIF, "
-        "BMP, TIFF, AVIF, JPEG XL, JPEG 2000, HEIC, MP4, WebM and AVI are read"
+        "BMP, TIFF, AVIF, JPEG XL, JPEG 2000, HEIC, .npy, .npz, DICOM, MP4, WebM and AVI are read"
     )
     packs = stats["packs"]
     assert caplog.messages[-1] == (

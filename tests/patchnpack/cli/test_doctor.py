@@ -58,7 +58,9 @@ def test_every_format_is_read_by_one_decoder_whatever_pil_was_built_with(
     assert "PNG, WebP, TIFF, AVIF, JPEG XL, JPEG 2000 by imagecodecs" in text
     monkeypatch.setattr(doctor, "has_heif", lambda: False)
     monkeypatch.setattr(doctor, "has_av", lambda: False)
-    assert diagnose().formats_missing == {"pillow-heif": ("HEIC",), "PyAV": ("MP4", "WebM", "AVI")}
+    monkeypatch.setattr(doctor, "has_pydicom", lambda: False)
+    videos = ("MP4", "WebM", "AVI")
+    assert diagnose().formats_missing == {"pillow-heif": ("HEIC",), "pydicom": ("DICOM",), "PyAV": videos}
 
 
 def test_every_declared_extra_is_checked(diagnosis: Diagnosis) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from PIL import Image
 from patchnpack.loaders.errors import MAX_PIXELS
 from patchnpack.loaders.imaging.readers.boxed.boxes import Box, boxes, sample_count
 from patchnpack.loaders.imaging.readers.codecs import codec
-from patchnpack.loaders.imaging.readers.facts import Facts, Run, unsupported_kind
+from patchnpack.loaders.imaging.readers.facts import Facts, Run, unsupported_kind, whole_dtype
 
 _IMAGES = {b"av01", b"hvc1", b"grid", b"iovl", b"iden", b"jpeg", b"j2k1", b"unci"}  # types of items with pixels
 # EXIF orientation by quarter turns to the left and axis of the mirror behind them; -1 is no mirror.
@@ -23,6 +24,7 @@ _ORIENTATIONS = {
     **{(turns, 0): number for turns, number in enumerate((4, 5, 2, 7))},
     **{(turns, 1): number for turns, number in enumerate((2, 7, 4, 5))},
 }
+_ALPHA = re.compile(rb"auxiliary:alpha|auxid:1\0")  # URNs of an alpha image, of AVIF and HEIC
 MISSING = "HEIC images are read with pillow-heif: pip install 'patchnpack[heif]'"
 
 
@@ -35,6 +37,7 @@ class _Item(NamedTuple):
     channels: int
     turns: int  # quarter turns to the left
     mirror: int  # axis of the mirror, -1 for none
+    bands: int  # channels and alpha
 
 
 @functools.cache
@@ -51,7 +54,7 @@ def avif_header(data: bytes) -> Facts:
     """
     item, pages = _first_item(data)
     orientation = _ORIENTATIONS[item.turns, item.mirror]
-    return Facts(item.width, item.height, pages, orientation, unsupported_kind(item.channels, item.bits))
+    return _facts(item.width, item.height, pages, orientation, item)
 
 
 def avif_runs(data: bytes) -> Iterator[Run]:
@@ -82,18 +85,24 @@ def heic_runs(data: bytes) -> Iterator[Run]:
     found, primary = _meta(data)
     for number in sorted(_shown(data, found, primary), key=lambda number: number != primary):
         try:
-            yield _heic_facts(_item(data, list(_properties(data, found[b"iprp"], number)))), 1
+            item = _item(data, list(_properties(data, found[b"iprp"], number)))
+            yield _heic_facts(item._replace(bands=item.bands + _has_alpha(data, found, number))), 1
         except (ValueError, struct.error, IndexError) as error:
             yield error, 1
 
 
 def _heic_facts(item: _Item, pages: int = 1) -> Facts:
     size = (item.height, item.width) if item.turns % 2 else (item.width, item.height)
-    return Facts(*size, pages, 1, unsupported_kind(item.channels, item.bits))
+    return _facts(*size, pages, 1, item)
+
+
+def _facts(width: int, height: int, pages: int, orientation: int, item: _Item) -> Facts:
+    unsupported = unsupported_kind(item.channels, item.bits)
+    return Facts(width, height, pages, orientation, unsupported, item.bands, whole_dtype(item.bits), item.bits)
 
 
 def decode_avif(data: bytes) -> np.ndarray:
-    """The stored pixels of the primary item, uint8 (height, width) or (height, width, C)."""
+    """The stored pixels of the primary item, (height, width) or (height, width, C), uint8 or, of more bits, uint16."""
     if data[8:12] == b"avis":  # a sequence of frames, all of which would be decoded: ask for the item instead
         data = data[:8] + b"avif" + data[12:]
     pixels: np.ndarray = codec("avif_decode")(data, numthreads=1)
@@ -141,11 +150,28 @@ def heic_frames(data: bytes, wanted: Sequence[int]) -> Iterator[Image.Image]:
         raise ValueError(str(error)) from error
 
 
+def heic_values(data: bytes, wanted: Sequence[int] = (0,)) -> Iterator[np.ndarray]:
+    """The upright pixels of the images `wanted` as they are stored, uint8 or uint16; see `heic_frames`."""
+    if not has_heif():
+        raise ValueError(MISSING)
+    import pillow_heif
+
+    try:
+        images = pillow_heif.open_heif(data, convert_hdr_to_8bit=False, hdr_to_16bit=False)
+        order = sorted(range(len(images)), key=lambda number: number != images.primary_index)
+        for number in wanted:
+            yield np.asarray(images[order[number]])
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
 def _first_item(data: bytes) -> tuple[_Item, int]:
     """The primary item, and the number of items or frames that a viewer shows."""
     found, primary = _meta(data)
     properties = list(_properties(data, found[b"iprp"], primary))
-    return _item(data, properties), max(1, sample_count(data), len(_shown(data, found, primary)))
+    item = _item(data, properties)
+    item = item._replace(bands=item.bands + _has_alpha(data, found, primary))
+    return item, max(1, sample_count(data), len(_shown(data, found, primary)))
 
 
 def _meta(data: bytes) -> tuple[dict[bytes, Box], int]:
@@ -181,7 +207,7 @@ def _item(data: bytes, properties: list[Box]) -> _Item:
             mirror = data[at] & 1
     if not (width and height):
         raise ValueError("the file does not say the size of its primary image")
-    return _Item(width, height, bits, channels, turns, mirror)
+    return _Item(width, height, bits, channels, turns, mirror, channels)
 
 
 def _properties(data: bytes, iprp: Box, item: int) -> Iterator[Box]:
@@ -217,6 +243,20 @@ def _shown(data: bytes, found: dict[bytes, Box], primary: int) -> list[int]:
             elif box.kind in (b"thmb", b"auxl", b"cdsc", b"prem"):
                 items.discard(of)
     return sorted(items | {primary})
+
+
+def _has_alpha(data: bytes, found: dict[bytes, Box], primary: int) -> bool:
+    """Whether an auxiliary image of the primary one is its alpha."""
+    if b"iref" not in found:
+        return False
+    iref = found[b"iref"]
+    size = 4 if data[iref.begin] else 2
+    for box in boxes(data, iref.begin + 4, iref.end):
+        if box.kind == b"auxl" and _number(data, box.begin + size + 2, size) == primary:
+            described = _properties(data, found[b"iprp"], _number(data, box.begin, size))
+            if any(kind == b"auxC" and _ALPHA.search(data[at:end]) for kind, at, end in described):
+                return True
+    return False
 
 
 def _visible_items(data: bytes, iinf: Box) -> Iterator[int]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from patchnpack.loaders.imaging.readers.boxed.boxes import boxes
 from patchnpack.loaders.imaging.readers.codecs import codec
-from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind
+from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind, whole_dtype
 
 _CODESTREAM = b"\xff\x4f\xff\x51"
 
@@ -46,8 +46,19 @@ def header(data: bytes) -> Facts:
         ValueError, struct.error: the data end early or are damaged.
     """
     layout = _layout(data)
-    unsupported = unsupported_kind(layout.palette or layout.channels, max(layout.depths))
-    return Facts(layout.width, layout.height, unsupported=unsupported)
+    bits, channels = max(layout.depths), layout.palette or layout.channels
+    unsupported = unsupported_kind(channels, bits)
+    signed = any(layout.signed) and bits > 8
+    # OpenJPEG's values of more bits, and of components that differ in kind, are not those of the file.
+    is_read = bits <= 16 and (bits <= 8 or len({*layout.depths, *layout.signed}) == 2)
+    return Facts(
+        layout.width,
+        layout.height,
+        unsupported=unsupported,
+        bands=channels if is_read else 0,
+        dtype=whole_dtype(bits, signed=signed),
+        bits=max(8, bits),
+    )
 
 
 def decode(data: bytes) -> np.ndarray | Image.Image:
@@ -65,6 +76,12 @@ def decode(data: bytes) -> np.ndarray | Image.Image:
         pixels = raised.clip(0, 255).astype(np.uint8)
     if layout.color_space == _CMYK and pixels.shape[2:] == (4,):
         return Image.frombytes("CMYK", pixels.shape[1::-1], np.ascontiguousarray(pixels).tobytes())
+    return pixels
+
+
+def values(data: bytes) -> np.ndarray:
+    """The values that are stored, of any depth and number of components, (height, width) or (height, width, C)."""
+    pixels: np.ndarray = codec("jpeg2k_decode")(data, numthreads=1)
     return pixels
 
 

@@ -17,6 +17,7 @@ from patchnpack.loaders.assembly.builders.decoded_batch_builder import DecodedBa
 from patchnpack.loaders.assembly.builders.sample_batch_builder import SampleBatchBuilder, builder_of
 from patchnpack.loaders.assembly.samples import IndexedBatchContext, read_member
 from patchnpack.loaders.error_policy import ErrorPolicy
+from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.labels.labels import Labels
 from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.packer import Images, PackedBatch, plan
@@ -150,7 +151,7 @@ def _of_members(shard: str, pages: int) -> Index:
 
     parts = [scan([shard], image=f"{i}.png") for i in range(pages)]
     first = parts[0]
-    columns = ("offset", "nbytes", "width", "height", "orientation", "format", "pages", "digest")
+    columns = ("offset", "nbytes", *Header._fields, "digest")
     joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
     zeros = np.zeros(pages, np.int32)
     return replace(

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchnpack.loaders import Index, open_index, save_index, scan, update_index
+from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.index.samples.grouping import with_samples
 from patchnpack.loaders.shards.opener import ShardOpener
 from patchnpack.loaders.shards.sample_rule import sample_rule
@@ -68,9 +69,7 @@ def index_of(keys: list[str], cut: int) -> Index:
 
     n = len(keys)
     zeros = np.zeros(n, np.int64)
-    by_row: dict[str, Any] = dict.fromkeys(
-        ("offset", "nbytes", "width", "height", "orientation", "format", "pages", "digest"), zeros
-    )
+    by_row: dict[str, Any] = dict.fromkeys(("offset", "nbytes", *Header._fields, "digest"), zeros)
     by_shard: dict[str, Any] = dict.fromkeys(
         ("shard_bytes", "without_image", "unused_members", "outside"), np.zeros(2, np.int64)
     )

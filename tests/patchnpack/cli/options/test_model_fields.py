@@ -99,7 +99,7 @@ def test_a_value_becomes_what_its_field_holds(text: str, value: Any) -> None:
         (["registers=1", "registers=2"], r"--model has 'registers' twice; give it once"),
         (["num_classes=3"], r"--model has num_classes, which follows from another flag; give --num-classes"),
         (["patch-size=8"], r"give --patch-size, or with several --underlying"),
-        (["channels=1"], r"give --image-mode"),
+        (["channels=1"], r"give --channels or --image-mode"),
     ],
 )
 def test_a_wrong_key_or_value_is_answered_with_the_remedy(texts: list[str], message: str) -> None:
