@@ -170,11 +170,9 @@ class NaViTConfig:
                 raise ValueError(
                     f"{name} has {len(values)} values for {self.channels} channels; give one value, or one per channel"
                 )
-            least, limit = (0.0, " above 0") if name == "std" else (-math.inf, "")
+            least = 0.0 if name == "std" else -math.inf
             if not all(least < value < math.inf for value in values):
-                raise ValueError(
-                    f"{name} is {values}; each must be finite{limit}: `patchnpack stats SHARDS` prints both"
-                )
+                raise ValueError(f"{name} is {values}; each must be finite, and a std above 0: see `patchnpack stats`")
             object.__setattr__(self, name, values * (self.channels // len(values)))
         if self.backend not in ("varlen", "flash"):  # these depend on the device of the tensors
             attention_backend("cpu", backend=self.backend)

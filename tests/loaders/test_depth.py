@@ -168,9 +168,12 @@ def test_detail_of_float_values_decides_which_tokens_stay(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"std": (0.5, -1, 0.5)}, r"std is \(0.5, -1.0, 0.5\); every value must be above 0: `patchnpack stats"),
-        ({"mean": (float("nan"), 0, 0)}, "mean is .*; every value must be a finite number"),
-        ({"std": (float("inf"),)}, "every value must be a finite number"),
+        (
+            {"std": (0.5, -1, 0.5)},
+            r"std is \(0.5, -1.0, 0.5\); each must be finite, and a std above 0: see `patchnpack stats",
+        ),
+        ({"mean": (float("nan"), 0, 0)}, "mean is .*; each must be finite"),
+        ({"std": (float("inf"),)}, "each must be finite"),
         ({"channels": 5, "mean": (1, 2, 3)}, "mean has 3 values for 5 channels; give one value, or one per channel"),
     ],
 )

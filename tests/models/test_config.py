@@ -22,7 +22,7 @@ def test_a_single_mean_applies_to_all_channels() -> None:
         ({"mlp_ratio": 0}, r"mlp_ratio 0 leaves no hidden unit"),
         ({"drop_path": 1.0}, r"drop_path is 1.0; it must be at least 0 and less than 1"),
         ({"mean": (0.5, 0.5)}, r"mean has 2 values for 3 channels; give one value, or one per channel"),
-        ({"std": (0.0,)}, r"std is \(0.0, 0.0, 0.0\); every value must be above 0"),
+        ({"std": (0.0,)}, r"std is \(0.0,\); each must be finite, and a std above 0"),
         ({"position": "2d"}, r"position is '2d'; choose one of absolute, fractional"),
         ({"position_combine": "sum"}, r"position_combine is 'sum'; choose one of auto, add, stack, product"),
         ({"position": "sinusoidal", "position_combine": "add"}, r"is 'add'; sinusoids are the same .* choose 'stack'"),
