@@ -43,6 +43,15 @@ def shard(
     members: Annotated[
         str, typer.Option(help="Extensions of other files to store with each image, separated by semicolons.")
     ] = "txt;json;cls",
+    member: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--member",
+            metavar="NAME[=FOLDER]",
+            help="Member to store with each image besides --members: seg.png for a.seg.png beside a.jpg, or "
+            "seg.png=masks for masks/a.png; with seg.png='masks/*_mask.png', * is the image's name. May be repeated.",
+        ),
+    ] = None,
     seed: Seed = 0,
     shuffle: Annotated[bool, typer.Option(help="Write the images in random order.")] = True,
 ) -> None:
@@ -51,12 +60,21 @@ def shard(
     patchnpack shard photos -o shards --validation 0.1
 
     patchnpack shard pages -o shards --sample 'key:(.+)_[0-9]+'
+
+    patchnpack shard images -o shards --member seg.png=masks
     """
     from patchnpack.loaders import write_shards
     from patchnpack.loaders.shards.folders.image_folder import count_by_extension
     from patchnpack.loaders.shards.folders.writer import CLASSES
     from patchnpack.packer.text import counted
 
+    named = [text.partition("=") for text in member or ()]
+    for text, (name, equals, of) in zip(member or (), named, strict=True):
+        if not name or (equals and not of):
+            raise ValueError(f"--member is {text!r}; give NAME or NAME=FOLDER, such as seg.png=masks")
+    names = [name for name, _, _ in named]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"--member names {twice!r} twice; give each member once")
     with progress_bar("writing shards") as progress:
         written = write_shards(
             folder,
@@ -66,7 +84,8 @@ def shard(
             folders=folders,  # type: ignore[arg-type]  # write_shards checks it
             classes=classes,
             image=image,
-            members=members.split(";") if members else (),
+            members=[*(members.split(";") if members else ()), *(name for name, equals, _ in named if not equals)],
+            member_folders={name: of for name, equals, of in named if equals},
             sample=sample,
             seed=seed if shuffle else None,
             progress=progress,
@@ -82,6 +101,8 @@ def shard(
         typer.echo(f"{out / CLASSES}: {len(written.classes)} classes: {names}")
     if written.members:
         typer.echo(f"{out}: members of the images: {count_by_extension(written.members)}")
+    for name, count in written.lacking.items():
+        typer.echo(f"{out}: {counted(count, 'image')} without a {name} member, which loaders with targets refuse")
     left_out = [count_by_extension(written.left_out)] if written.left_out else []
     left_out += [f"{written.hidden} hidden"] if written.hidden else []
     left_out += [f"{written.loops} links to a folder that they lie in"] if written.loops else []
