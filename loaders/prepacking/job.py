@@ -47,6 +47,7 @@ from patchnpack.loaders.remote.storage import Folder, check_writable, open_folde
 from patchnpack.loaders.shards.patterns import ShardNames
 from patchnpack.loaders.shards.sample_rule import Sample
 from patchnpack.loaders.sources.dataset_source import DatasetSource
+from patchnpack.loaders.targets.target import Target
 from patchnpack.packer import Packing, PatchSizes, Plan
 from patchnpack.packer.checks import check_whole
 
@@ -73,6 +74,8 @@ class Job:
         compression: of a patch store: None, "lz4" or "zstd". Compressed packs are copied when they are read.
         label, classes, extras: as for `PackedImageLoader`, except functions. A patch store keeps only these; so does an
             image store of a data set. Other image stores keep all members, and these are the defaults of its loaders.
+        targets: as for `PackedImageLoader`. A patch store keeps them as they are trained on; an image store keeps the
+            members that they are read from, and these are the targets of its loaders if they are given no others.
         pages: "first" or "error": what becomes of files with several pages, as for `PackedImageLoader`.
         errors: what to do about bad images. A patch store decodes all images when it is written, and `max_rate` applies
             to all of them together.
@@ -105,6 +108,7 @@ class Job:
     label: str | None = None
     classes: Classes = None
     extras: Sequence[str] = ()
+    targets: Mapping[str, Target] | None = None
     pages: Pages = "first"
     errors: ErrorPolicy = field(default_factory=ErrorPolicy)
     image: str | None = None
@@ -183,6 +187,7 @@ class Job:
             label=self.label,
             classes=self.classes,
             extras=self.extras,
+            targets=self.targets,
             path=self.path,
             root=self.root,
             sizes=self.sizes,
@@ -234,6 +239,7 @@ class Job:
             label=label,
             classes=None if classes is None else dict(classes),
             extras=tuple(loader.context.extras),
+            targets=dict(loader.context.targets),
             max_pixels=self.errors.max_pixels,
             max_bytes=self.errors.max_bytes,
             truncated=self.errors.truncated,
@@ -251,7 +257,7 @@ class Job:
 
     def _default_part_packs(self) -> int:
         plans = self._loader.steps().order.stream_plans(0, 0)
-        each = self._store.pack_bytes(self._loader.packing, self.index, plans)
+        each = self._store.pack_bytes(self._loader.packing, self._loader.context.targets, self.index, plans)
         # A power of two: batches of 2, 4, 8 ... consecutive packs then lie in one file and need no copy.
         return 1 << (max(1, _PART_BYTES // max(1, each)).bit_length() - 1)
 

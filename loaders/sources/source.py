@@ -98,8 +98,12 @@ class Source(Protocol):
         ...
 
 
-def indexed_context(source: Source, buffers: BufferPool) -> IndexedBatchContext:
+def indexed_context(
+    source: Source, buffers: BufferPool, targets: Mapping[str, Target] | None = None
+) -> IndexedBatchContext:
     """Return a context that reads and decodes the images that the source's index points to.
+
+    `targets` are those of the options, where they are not read from members that the index locates.
 
     Raises:
         ValueError: a label, an extra or a target that no sample has.
@@ -116,7 +120,7 @@ def indexed_context(source: Source, buffers: BufferPool) -> IndexedBatchContext:
         buffers=buffers,
         errors=options.policy,
         user_decode=options.decode,
-        targets=indexed_targets(options.targets, index),
+        targets=indexed_targets(options.targets, index) if targets is None else targets,
     )
 
 
