@@ -88,13 +88,22 @@ class BatchTargets:
         }
         return self._values[i]
 
-    def change(self, i: int, values: object) -> None:
-        """Take what a transform returned for the targets of image i.
+    def values(self, i: int) -> Decoded:
+        """Return what `place` returned for image i."""
+        return self._values[i]
+
+    def change(self, i: int, returned: object) -> Any:
+        """Take the targets that a transform returned with image i, and return the image.
 
         Raises:
-            ValueError: a target is missing, or of another shape or type.
+            ValueError: it returned no (image, targets), or a target is missing, or of another shape or type.
         """
-        before = self._values[i]
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise ValueError(
+                f"transform takes (image, rng, targets) and returned a {type(returned).__name__}; it must return "
+                "(image, targets)"
+            )
+        (image, values), before = returned, self._values[i]
         if not isinstance(values, Mapping) or set(values) != set(before):
             found = sorted(values) if isinstance(values, Mapping) else type(values).__name__
             raise ValueError(f"transform returned the targets {found}; it must return the dict it was given")
@@ -110,6 +119,7 @@ class BatchTargets:
                     "type and shape"
                 )
         self._values[i] = dict(values)
+        return image
 
     def write(self, i: int, coords: np.ndarray, first: int, keep: int) -> None:
         """Write the targets of image i to its slots, whose positions in the grid are in `coords` (n, 2)."""
