@@ -10,10 +10,12 @@ import typer
 
 from patchnpack.cli.options.arguments import Classes, Label, Pages, Seed, Shards
 from patchnpack.cli.options.flags import IMAGE_FLAGS, IMAGES, ImageOptions, takes_images, takes_packing, whole_flag
+from patchnpack.cli.options.targets import takes_targets
 from patchnpack.cli.progress import progress_bar
 from patchnpack.cli.sources import open_source, packing_of
 
 if TYPE_CHECKING:
+    from patchnpack.loaders.targets.target import Target
     from patchnpack.packer import Packing
 
 
@@ -163,12 +165,14 @@ def make_index(
 
 @takes_packing
 @takes_images
+@takes_targets
 def show(
     context: typer.Context,
     shards: Shards,
     *,
     packing: Packing,
     images: ImageOptions,
+    targets: dict[str, Target],
     out: Annotated[Path, typer.Option("-o", "--out", help="Picture to write, a .png file.")] = Path("packs.png"),
     packs: Annotated[int, whole_flag("Number of packs to draw.")] = 2,
     width: Annotated[int, whole_flag("Width of the picture in pixels.")] = 1600,
@@ -180,7 +184,11 @@ def show(
 ) -> None:
     """Draw packs as rows of patches and, below each pack, its images reassembled from patches and coords.
 
+    Masks are tinted over the images, maps are beside them, and boxes, outlines and points are drawn in them.
+
     patchnpack show 'train-{000000..000009}.tar' -o packs.png --seq-len 256
+
+    patchnpack show 'train-{000000..000009}.tar' --mask mask=seg.png --boxes boxes=json:objects.bbox,format=xywh
     """
     from patchnpack.loaders import PackedImageLoader
     from patchnpack.packer.batch.drawing import draw_packs
@@ -199,6 +207,7 @@ def show(
         seed=seed,
         label=label,
         classes=classes,
+        targets=targets,
         pages=pages,  # type: ignore[arg-type]  # the loader checks it
         prefetch=1,
         storage_options=images.storage_options,

@@ -164,7 +164,12 @@ def _objects(
         values["visible"] = values["visible"].view(torch.bool)
     counts = np.zeros(mask.shape, np.int32)
     counts[[place is not None for place in found]] = joined(_COUNTS).reshape(-1, mask.shape[1])
-    return PackedObjects(**values, counts=torch.from_numpy(counts), counts_list=counts[mask].tolist())
+    return PackedObjects(
+        **values,
+        counts=torch.from_numpy(counts),
+        counts_list=counts[mask].tolist(),
+        outlines=target.has_outlines,
+    )
 
 
 def _place(place: Place | None) -> Place:

@@ -44,7 +44,7 @@ ALGORITHMS = (
 )
 
 # Parameters of these classes become flags, so `takes` resolves their annotations without importing the classes.
-_BECOME_FLAGS = {"Packing": object, "TrainConfig": object}
+_BECOME_FLAGS = {"Packing": object, "TrainConfig": object, "Target": object}
 
 
 class FieldFlag(NamedTuple):
@@ -55,12 +55,14 @@ class FieldFlag(NamedTuple):
         help: its help text.
         kind: the type of its value; by default the type of the default.
         parse: makes the value of the field from the value of the flag.
+        metavar: what `--help` shows for the value, "KEY=VALUE" for a flag that may be repeated.
     """
 
     default: Any
     help: str
     kind: Any = None
     parse: Callable[[Any], Any] | None = None
+    metavar: str | None = None
 
 
 def whole_flag(help: str) -> Any:
@@ -112,7 +114,7 @@ def takes(
 def _parameter(name: str, flag: FieldFlag) -> inspect.Parameter:
     kind = flag.kind or type(flag.default)
     makes = {int: whole_flag, int | None: whole_flag, float: _number_flag, float | None: _number_flag}
-    metavar = "KEY=VALUE" if kind == list[str] | None else None
+    metavar = flag.metavar or ("KEY=VALUE" if kind == list[str] | None else None)
     option = makes[kind](flag.help) if kind in makes else typer.Option(help=flag.help, metavar=metavar)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option], default=flag.default
