@@ -119,14 +119,16 @@ def draw_packs(
     packs = [list(islice(walk, count)) for count in batch.image_mask[:max_packs].sum(1).tolist()]
     segments = batch.segment_ids[:max_packs].cpu().numpy()
     patches = batch.patches[:max_packs].reshape(len(packs), L, P, P, channels).cpu().numpy()
-    scale = _thumb_scale(packs, P, room)
-    drawn = overlays_of(batch)
+    walk_overlays = overlays_of(batch)
+    drawn = [list(islice(walk_overlays, len(pack))) for pack in packs]
+    pictures = max((overlays.pictures for pack in drawn for overlays in pack), default=1)
+    scale = _thumb_scale(packs, P, room, pictures)
 
     panels = [_header(batch, room, any(_dropped(image) for pack in packs for image in pack))]
     for b, pack in enumerate(packs):
         panels.append(_title(b, pack, L, room))
         panels.append(_strip(patches[b], segments[b], room))
-        panels.extend(_gallery(pack, list(islice(drawn, len(pack))), classes, scale, room))
+        panels.extend(_gallery(pack, drawn[b], classes, scale, room))
     if left := len(batch.keys) - len(packs):
         panels.append(_line([(f"and {left} more {'pack' if left == 1 else 'packs'}", 17, FAINT)], room))
     return _stack(panels, width)
@@ -318,15 +320,19 @@ def _card(
     return card
 
 
-def _thumb_scale(packs: list[list[PackedImage]], P: int, room: int) -> float:
-    """Pixels per patch, the largest at which each pack's images fit in one row, within limits."""
+def _thumb_scale(packs: list[list[PackedImage]], P: int, room: int, pictures: int) -> float:
+    """Pixels per patch, the largest at which each pack's images fit in one row, within limits.
+
+    An image has `pictures` pictures beside each other, which fit in any case.
+    """
     grids = [[image.grid for image in pack] for pack in packs]
     longest = max((max(grid) for pack in grids for grid in pack), default=1)
     for limit in _THUMBS:
         scale = min(P, limit / longest)
-        if all(sum(max(_CAPTION, gw * scale + 2 * _FRAME) + _CARD_GAP for gw, _ in pack) <= room for pack in grids):
+        wide = [[gw * scale * pictures + (1 + pictures) * _FRAME for gw, _ in pack] for pack in grids]
+        if all(sum(max(_CAPTION, each) + _CARD_GAP for each in pack) <= room for pack in wide):
             break
-    return scale
+    return min(scale, (room - 2 * _OUTLINE - (1 + pictures) * (1 + _FRAME)) / (pictures * longest))
 
 
 def _header(batch: Drawable, room: int, dropped: bool) -> Image.Image:

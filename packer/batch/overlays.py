@@ -58,6 +58,11 @@ class Overlays(NamedTuple):
     maps: Mapping[str, np.ndarray] = {}
     objects: Mapping[str, PackedObjects] = {}
 
+    @property
+    def pictures(self) -> int:
+        """Number of pictures that `thumbs` returns."""
+        return max(1, len(self.masks)) + len(self.maps)
+
     def captions(self) -> list[str]:
         """Return one line for each target."""
         objects = [f"{name}: {counted(len(each), 'object')}" for name, each in self.objects.items()]
@@ -69,7 +74,7 @@ def overlays_of(batch: HasTargets) -> Iterator[Overlays]:
 
     Whole numbers of at most 64 different values are a mask, other values per token a map.
     """
-    shown = (batch.segment_ids > 0).flatten().cpu()
+    shown = (batch.segment_ids > 0).flatten().cpu().numpy()
     masks: dict[str, tuple[np.ndarray, float]] = {}
     maps: dict[str, np.ndarray] = {}
     objects: dict[str, PackedObjects] = {}
@@ -77,13 +82,13 @@ def overlays_of(batch: HasTargets) -> Iterator[Overlays]:
         if isinstance(target, PackedObjects):
             objects[name] = target
             continue
-        values = target.flatten(0, 1).cpu()
-        values = values.reshape(len(values), -1)
-        if not values.is_floating_point() and len(torch.unique(values[shown])) <= _MOST_CLASSES:
-            masks[name] = values.numpy(), batch.target_fill.get(name, -1)
+        values = target.cpu().numpy().reshape(len(shown), -1)  # torch counts few things in uint16
+        if values.dtype.kind in "iu" and len(np.unique(values[shown])) <= _MOST_CLASSES:
+            masks[name] = values, batch.target_fill.get(name, -1)
             continue
+        numbers = torch.from_numpy(np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0))
         channels = _channels(values.shape[1], batch.patch_size)
-        maps[name] = as_colors(torch.nan_to_num(values.float(), 0, 0, 0), channels, shown).numpy()
+        maps[name] = as_colors(numbers, channels, torch.from_numpy(shown)).numpy()
     end = 0
     for i, length in enumerate(batch.lengths):
         slots = batch.token_index[end : end + length].cpu().numpy()

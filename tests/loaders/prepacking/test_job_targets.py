@@ -105,7 +105,7 @@ def test_bad_targets_are_counted_when_patches_are_packed(shards: list[str], tmp_
         (key, "targets") for key in keys
     ]
     assert "pixels, and the image" in bad[0]["reason"] + bad[1]["reason"]
-    with pytest.raises(BadDataError, match="bad image .*its .seg.png member"):
+    with pytest.raises(BadDataError, match=r"bad image .*its \.seg\.png member"):
         packed(tmp_path / "strict", shards, store="patches", errors=ErrorPolicy(on_error="raise"))
     images = loader(packed(tmp_path / "images", shards))
     assert [key for batch in images for pack in batch.keys for key in pack if key in keys] == []
