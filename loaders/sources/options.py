@@ -19,7 +19,7 @@ from patchnpack.loaders.order.rank_steps import Even
 from patchnpack.loaders.order.row_filter import Where
 from patchnpack.loaders.process import checked_rank, process_rank
 from patchnpack.loaders.shards.sample_rule import Sample, is_by_members, sample_rule
-from patchnpack.loaders.targets.target import Target, checked_targets
+from patchnpack.loaders.targets.target import BY_MEMBERS, Target, checked_targets
 from patchnpack.packer import Packing
 from patchnpack.packer.checks import check_choice, check_flag, check_whole, shown
 
@@ -103,6 +103,8 @@ class LoaderOptions:
                 "only one of them"
             )
         object.__setattr__(self, "targets", checked_targets(self.targets))
+        if self.targets and any(map(is_by_members, map(sample_rule, given))):
+            raise ValueError(BY_MEMBERS)
         check_transform(self.transform, bool(self.targets))
         if self.where is not None and not callable(self.where):
             raise ValueError(

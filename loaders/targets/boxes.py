@@ -61,7 +61,8 @@ class Boxes(ObjectTarget):
         """Return the boxes clipped to an image of (width, height) pixels, without those outside."""
         boxes = objects.boxes
         assert boxes is not None
-        clipped = boxes.clip(0, np.tile(np.array(extent, np.float64), 2))
+        # As the batch holds them: what float32 rounds to nothing has no area.
+        clipped = boxes.clip(0, np.tile(np.array(extent, np.float64), 2)).astype(np.float32).astype(np.float64)
         visible, area = _areas(clipped), _areas(boxes)
         return replace(objects, boxes=clipped).take((visible > 0) & (visible >= self.min_visible * area))
 

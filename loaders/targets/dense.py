@@ -133,8 +133,8 @@ def _called(decode: DecodeTarget, data: bytes) -> np.ndarray:
         raise
     except Exception as error:
         error.add_note(
-            "raised by decode of a target; for a damaged file, decode may raise patchnpack.loaders.BadImage(reason), and"
-            " the image is counted and skipped"
+            "raised by decode of a target; for a damaged file, decode may raise patchnpack.loaders.BadImage(reason): "
+            "the image is then counted and skipped"
         )
         raise
     if not isinstance(array, np.ndarray):

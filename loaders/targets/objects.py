@@ -24,6 +24,7 @@ from patchnpack.loaders.targets.target import (
 )
 from patchnpack.packer.checks import check_flag, check_real, check_whole, kind_of, shown
 from patchnpack.packer.geometry import Geometry
+from patchnpack.packer.text import counted
 
 # n objects of an image, m points of all objects together
 
@@ -160,7 +161,10 @@ class ObjectTarget:
     def _classes_of(self, values: Sequence[Any], count: int) -> np.ndarray:
         assert self.labels is not None
         if len(values) != count:
-            raise bad_target(f"{_named(self.labels)} has {len(values)} classes for {count} objects; give one for each")
+            raise bad_target(
+                f"{_named(self.labels)} has {counted(len(values), 'value')} for {counted(count, 'object')}; give one "
+                "for each"
+            )
         labels = np.full(count, NO_LABEL, np.int64)
         for i, value in enumerate(values):
             if (number := self._class_of(value, i)) is not None:
@@ -229,7 +233,7 @@ def read_field(read: Read, spec: str) -> Sequence[Any]:
     if isinstance(value, tuple):
         value = list(value)
     if not isinstance(value, list):
-        raise bad_target(f"{_named(spec)} is a {kind_of(value)}; it must be a list with one value per object")
+        raise bad_target(f"{_named(spec)} is of type {kind_of(value)}; it must be a list with one value per object")
     return value
 
 

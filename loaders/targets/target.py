@@ -15,8 +15,8 @@ from patchnpack.packer.geometry import Geometry
 STAGE = "targets"  # at which an image with a bad target is bad
 
 BY_MEMBERS = (
-    "targets= is given, and samples hold several images beside each other, as sample='members' joins them: a mask or a "
-    "box could be of any of these. Give each image a sample of its own with its targets, and join them with "
+    "targets= is given, and samples hold several images beside each other, as sample='members' joins them, so that a "
+    "mask or a box could be of any of these: give each image a sample of its own with its targets, and join these with "
     "sample='key:REGEX'"
 )
 
