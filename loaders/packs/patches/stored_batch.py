@@ -168,11 +168,12 @@ class StoredBatchBuilder:
         self.multi_page = int((context.index.pages[arrays["rows"][mask]] != 1).sum())
         keys, extras = self._keys_and_extras(found)
         places = [None if stored is None else (stored[0].targets, stored[1]) for stored in found]
+        fields: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        fields |= read_targets(context.targets, places, mask, L, P, in_map=in_map)
         return PackedBatch(
             patches=torch.from_numpy(patches.view(packing.dtype)),
             image_mask=torch.from_numpy(mask),
-            **{name: torch.from_numpy(array) for name, array in arrays.items()},
-            **read_targets(context.targets, places, mask, L, P, in_map=in_map),
+            **fields,
             keys=keys,
             extras=extras,
             patch_size=P,
