@@ -64,11 +64,12 @@ def test_show_draws_masks_and_boxes(tmp_path: Path, source: str) -> None:
         shards, packing, flags = [str(tmp_path / "packs")], [], []
     ran("show", *shards, "-o", tmp_path / "plain.png", *packing, "--no-shuffle") if source == "shards" else None
     ran("show", *shards, "-o", tmp_path / "targets.png", *packing, *flags, "--no-shuffle")
-    drawn = np.asarray(Image.open(tmp_path / "targets.png"))
+    with Image.open(tmp_path / "targets.png") as picture:
+        drawn = np.asarray(picture)
     assert (drawn == class_colour(1)).all(-1).sum() > 20
     if source == "shards":
-        plain = Image.open(tmp_path / "plain.png")
-        assert plain.height < drawn.shape[0]  # the captions of the targets
+        with Image.open(tmp_path / "plain.png") as plain:
+            assert plain.height < drawn.shape[0]  # the captions of the targets
 
 
 def test_mistakes_end_the_command_with_the_flag(tmp_path: Path) -> None:
