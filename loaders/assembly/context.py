@@ -95,6 +95,15 @@ class Samples(Protocol):
         """
         ...
 
+    def file(self, i: int, path: str) -> bytes | None:
+        """Return the file that a mask or a map names by its path; None where the source names no files.
+
+        Raises:
+            BadImage: the path leads out of the source's folder.
+            OSError: the file cannot be read.
+        """
+        ...
+
     def orientation(self, i: int) -> int:
         """Return the EXIF orientation of image i, which was read."""
         ...

@@ -16,7 +16,7 @@ from patchnpack.loaders.assembly.samples import IndexedBatchContext, IndexedSamp
 from patchnpack.loaders.datasets.adapter import Picture
 from patchnpack.loaders.datasets.items import Items
 from patchnpack.loaders.datasets.labels import ItemLabels
-from patchnpack.loaders.datasets.pictures import is_stored, load, stored_bytes
+from patchnpack.loaders.datasets.pictures import is_stored, load, read_file, stored_bytes
 from patchnpack.loaders.datasets.stored_members import packed_index, stored_member
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.decode_pages import Wanted
@@ -237,6 +237,10 @@ class DatasetSamples(IndexedSamples):
         if value["bytes"] is None and not value["path"]:
             return None
         return stored_bytes(value["bytes"], value["path"], self._of.items.describe(self._row_list[i]))
+
+    def file(self, i: int, path: str) -> bytes:
+        """Return the file that an item names by its path, as it may name its image."""
+        return read_file(path, self._of.items.describe(self._row_list[i]))
 
     def orientation(self, i: int) -> int:
         """Return the EXIF orientation of image i, which was read."""

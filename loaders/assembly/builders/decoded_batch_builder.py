@@ -246,7 +246,7 @@ class DecodedBatchBuilder:
         """Return the targets of the file of image i, and the orientation of the file. Raises BadImage."""
         assert self._targets is not None
         orientation = self._samples.orientation(i)
-        return self._targets.decoded(i, self._samples.member, orientation), orientation
+        return self._targets.decoded(i, self._samples, orientation), orientation
 
     def _transformed(self, i: int, pixels: np.ndarray) -> np.ndarray:
         assert self._context.transform is not None
