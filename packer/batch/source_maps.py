@@ -94,7 +94,7 @@ def lay_back(batch: Placed, values: torch.Tensor, mode: Mode, outside: float) ->
         raise ValueError(f"outside is {outside}, which values of {kind} cannot hold; give a whole number, such as 255")
     coords = batch.coords.flatten(0, 1)[batch.token_index].long()
     split = zip(batch.geometries(), coords.split(batch.lengths), values.split(batch.lengths), strict=True)
-    return [_of_image(geometry, *image, mode, outside) for geometry, *image in split]
+    return [_of_image(geometry, here, own, mode, outside) for geometry, here, own in split]
 
 
 def _of_image(
@@ -119,8 +119,8 @@ def _of_image(
         laid, known = values[token.clamp(min=0)], token >= 0
     else:
         last_x, last_y = (-(-extent // P) - 1 for extent in geometry.extent)  # further tokens are all padding
-        x, y = _neighbours(columns, P, last_x, values), _neighbours(rows, P, last_y, values)
-        laid, known = _mixed(slot, values, x, y)
+        around = _neighbours(columns, P, last_x, values), _neighbours(rows, P, last_y, values)
+        laid, known = _mixed(slot, values, *around)
     tail = (1,) * (values.ndim - 1)
     out[down, across] = laid.masked_fill(~known.view(*known.shape, *tail), outside)
     return out

@@ -78,7 +78,7 @@ def _number_flag(help: str) -> Any:
     return typer.Option(help=help, metavar="FLOAT", parser=functools.partial(_parse, float, "a number"))
 
 
-def _parse(kind: Callable[[str], Any], name: str, text: str) -> Any:
+def _parse(kind: Callable[[str], Any], name: str, text: str | bool) -> Any:
     if isinstance(text, bool):  # of a file of options: float(True) is 1
         raise typer.BadParameter(f"{str(text).lower()} is not {name}")
     try:
