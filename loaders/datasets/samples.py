@@ -16,7 +16,7 @@ from patchnpack.loaders.assembly.samples import IndexedBatchContext, IndexedSamp
 from patchnpack.loaders.datasets.adapter import Picture
 from patchnpack.loaders.datasets.items import Items
 from patchnpack.loaders.datasets.labels import ItemLabels
-from patchnpack.loaders.datasets.pictures import is_stored, load, stored_bytes
+from patchnpack.loaders.datasets.pictures import is_stored, load, read_file, stored_bytes
 from patchnpack.loaders.datasets.stored_members import (
     dense_members,
     packed_index,
@@ -29,6 +29,7 @@ from patchnpack.loaders.imaging.encode import encode_pixels
 from patchnpack.loaders.imaging.formats import PIXELS, PNG
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
+from patchnpack.loaders.imaging.user_decode import own_format
 from patchnpack.loaders.imaging.warnings import Warn
 
 # M images in the batch
@@ -159,7 +160,8 @@ class DatasetSamples(IndexedSamples):
             header = image_header(image, values=bands is not None)
         else:
             try:
-                header = read_header(image)
+                own = own_format(self._of.formats, image)
+                header = read_header(image) if own is None else own.header(image)
             except UnsupportedImage as error:
                 if self._of.user_decode is None and bands is None:
                     raise
@@ -228,8 +230,11 @@ class DatasetSamples(IndexedSamples):
         if name not in dense_members(context.targets, context.extras):
             return stored_member(context.items, row, name, self._members[i].get(name), kind)
         try:
-            return stored_dense_member(context.items, row, name, self.member(i, name))
-        except BadImage as error:
+            value = self.member(i, name)
+            if isinstance(value, str):
+                value = self.file(i, value)
+            return stored_dense_member(context.items, row, name, value)
+        except (BadImage, OSError) as error:
             if all(bad.row != row for bad in self.bad):
                 self.bad.append(self.bad_row(i, "targets", f"its .{name} member cannot be used: {error}"))
             return None
@@ -250,6 +255,10 @@ class DatasetSamples(IndexedSamples):
         if value["bytes"] is None and not value["path"]:
             return None
         return stored_bytes(value["bytes"], value["path"], self._of.items.describe(self._row_list[i]))
+
+    def file(self, i: int, path: str) -> bytes:
+        """Return the file that an item names by its path, as it may name its image."""
+        return read_file(path, self._of.items.describe(self._row_list[i]))
 
     def orientation(self, i: int) -> int:
         """Return the EXIF orientation of image i, which was read."""

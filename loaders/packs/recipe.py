@@ -75,6 +75,8 @@ class Recipe:
         targets: what batches return of each image besides, by name.
         max_pixels, max_bytes, truncated, on_bad: as for `ErrorPolicy`; they decide which images are bad, and what these
             leave out.
+        decode: the name of a `decode` function that decided, too; None without one.
+        formats: the extension, class and version of each reader of a user's format.
         pages: as for `PackedImageLoader`; it decides, too.
         source: names of the shards, number of images, a digest of everything that the index says of them, and a digest
             of the shards' bytes outside the images: labels and other members.
@@ -101,6 +103,8 @@ class Recipe:
     max_bytes: int
     truncated: Literal["skip", "keep"]
     on_bad: OnBad
+    decode: str | None
+    formats: tuple[str, ...]
     pages: Pages
     source: dict[str, Any]
     decoders: str
@@ -133,7 +137,7 @@ class Recipe:
         """Return the recipe of a file's values. Raises KeyError, TypeError or ValueError if they are not a recipe."""
         given = {field.name: _from_plain(values[field.name]) for field in dataclasses.fields(cls)}
         targets = {name: _from_plain(target) for name, target in values["targets"].items()}
-        return cls(**given | {"extras": tuple(given["extras"]), "targets": targets})
+        return cls(**given | {name: tuple(given[name]) for name in ("extras", "formats")} | {"targets": targets})
 
 
 def changes_grids(packing: Packing) -> str | None:

@@ -22,6 +22,7 @@ from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.pages import Pages
+from patchnpack.loaders.imaging.user_decode import Decode, ImageReader, user_formats
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.labels.label_rule import Classes
 from patchnpack.loaders.packed_loader import PackedImageLoader
@@ -47,9 +48,11 @@ from patchnpack.loaders.remote.storage import Folder, check_writable, open_folde
 from patchnpack.loaders.shards.patterns import ShardNames
 from patchnpack.loaders.shards.sample_rule import Sample
 from patchnpack.loaders.sources.dataset_source import DatasetSource
-from patchnpack.loaders.targets.target import Target
+from patchnpack.loaders.targets.objects import ObjectTarget
+from patchnpack.loaders.targets.target import Target, members_of
 from patchnpack.packer import Packing, PatchSizes, Plan
 from patchnpack.packer.checks import check_whole
+from patchnpack.packer.convert import name_of_function
 
 _PART_BYTES = 64 << 20  # approximate size of a part
 
@@ -76,6 +79,8 @@ class Job:
             image store of a data set. Other image stores keep all members, and these are the defaults of its loaders.
         targets: as for `PackedImageLoader`. A patch store keeps them as they are trained on; an image store keeps the
             members that they are read from, and these are the targets of its loaders if they are given no others.
+        decode, formats: as for `PackedImageLoader`. The recipe holds the names of functions and classes, not their
+            code. A loader of an image store needs them again, one of a patch store does not.
         pages: "first" or "error": what becomes of files with several pages, as for `PackedImageLoader`.
         errors: what to do about bad images. A patch store decodes all images when it is written, and `max_rate` applies
             to all of them together.
@@ -109,6 +114,8 @@ class Job:
     classes: Classes = None
     extras: Sequence[str] = ()
     targets: Mapping[str, Target] | None = None
+    decode: Decode | None = None
+    formats: Mapping[str, ImageReader] | None = None
     pages: Pages = "first"
     errors: ErrorPolicy = field(default_factory=ErrorPolicy)
     image: str | None = None
@@ -144,6 +151,8 @@ class Job:
                 "--block (block=), the packs of a step over all ranks, or a multiple"
             )
         check_writable(self.folder)
+        if self.store == "images":
+            self._check_kept_members()
         self._check_folder()
         _ = self.recipe, self._context
 
@@ -199,6 +208,8 @@ class Job:
             shuffle_window=self.shuffle_window,
             num_streams=self.num_streams,
             block=self.block or self.num_streams,
+            decode=self.decode,
+            formats=self.formats,
             pages=self.pages,
             errors=self.errors,
             rank=0,
@@ -244,6 +255,8 @@ class Job:
             max_bytes=self.errors.max_bytes,
             truncated=self.errors.truncated,
             on_bad=self.errors.on_bad,
+            decode=None if self.decode is None else name_of_function(self.decode),
+            formats=tuple(format.version for format in user_formats(self.formats)),
             pages=self.pages,
             source={
                 "shards": names,
@@ -314,6 +327,17 @@ class Job:
             return False
         self._finish()
         return True
+
+    def _check_kept_members(self) -> None:
+        """Raise ValueError if a target reads files that a table of paths names, which an image store would not keep."""
+        index = self.index
+        for name, target in self._loader.context.targets.items():
+            for member in members_of(target):
+                if not isinstance(target, ObjectTarget) and any(index.files) and index.kinds.get(member) == "txt":
+                    raise ValueError(
+                        f"target {name!r} reads the files that the column {member!r} names, and store='images' keeps "
+                        "the texts of a table alone; choose store='patches', or write shards that hold these files"
+                    )
 
     def _check_folder(self) -> None:
         """Raise ValueError if the folder holds something else."""

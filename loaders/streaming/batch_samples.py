@@ -158,6 +158,10 @@ class StreamBatch:
         value = self._batch_samples[i].members.get(name)
         return stored_bytes(value["bytes"], value["path"], f"sample {self.keys[i]!r}") if is_stored(value) else value
 
+    def file(self, i: int, path: str) -> bytes | None:
+        """Return None: a stream names no files."""
+        return None
+
     def orientation(self, i: int) -> int:
         """Return the EXIF orientation of image i."""
         return self._headers[i].orientation

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from patchnpack.loaders.targets.objects import NO_LABEL, Objects, ObjectTarget, check_share
+from patchnpack.loaders.targets.objects import NO_LABEL, Objects, ObjectTarget, check_share, finite_numbers
 from patchnpack.packer.checks import check_choice, shown
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
@@ -69,10 +69,10 @@ class Boxes(ObjectTarget):
     def _parsed(self, values: Sequence[Any]) -> Objects:
         boxes = np.empty((len(values), 4), np.float64)
         for i, value in enumerate(values):
-            numbers = np.asarray(value)
-            if numbers.shape != (4,) or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
+            numbers = finite_numbers(value, 4)
+            if numbers is None or len(numbers) != 1:
                 raise ValueError(f"box {i} is {shown(value, 60)}; it must be four finite numbers, {self.format}")
-            boxes[i] = numbers
+            boxes[i] = numbers[0]
         first, second = boxes[:, :2], boxes[:, 2:]
         sides = second - first if self.format == "xyxy" else second
         if (sides < 0).any():

@@ -93,9 +93,8 @@ def _values(data: Any, source: Source, decode: DecodeTarget | None, upright: boo
         data = data.detach().cpu().numpy()
         data = np.moveaxis(data, 0, -1) if data.ndim == 3 else data
     if not isinstance(data, np.ndarray):
-        raise BadImage(
-            f"it is a {kind_of(data)}, {shown(data, 40)}; it must be an encoded image, a PIL image or an array"
-        )
+        what = "text" if isinstance(data, str) else f"a {kind_of(data)}"
+        raise BadImage(f"it is {what}, {shown(data, 40)}; it must be an encoded image, a PIL image or an array")
     return _checked(data, without, source)
 
 

@@ -23,6 +23,7 @@ from patchnpack.loaders.targets.target import (
     turned_points,
 )
 from patchnpack.packer.checks import check_flag, check_real, check_whole, kind_of, shown
+from patchnpack.packer.config import Interpolation
 from patchnpack.packer.geometry import Geometry
 from patchnpack.packer.text import counted
 
@@ -141,7 +142,7 @@ class ObjectTarget:
             objects = objects.moved(lambda points: points * shape)
         return objects.moved(lambda points: turned_points(points, source, upright=self.upright))
 
-    def placed(self, decoded: Objects, source: Source, geometry: Geometry, interpolation: str) -> Objects:
+    def placed(self, decoded: Objects, source: Source, geometry: Geometry, interpolation: Interpolation) -> Objects:
         """Return the objects of the sized and mirrored image, in its pixels."""
         return decoded.moved(lambda points: geometry.to_image(points) + geometry.offset)
 
@@ -208,6 +209,19 @@ def check_share(name: str, value: object) -> None:
         raise ValueError(f"{name} is {value}; it must be {wanted}")
 
 
+def finite_numbers(value: Any, columns: int) -> np.ndarray | None:
+    """Return the numbers of a value, float64 (k, columns); None if it holds anything else, NaN or infinity."""
+    try:
+        numbers = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        return None
+    if numbers.dtype.kind not in "iuf" and numbers.size:
+        return None
+    fits = numbers.size % columns == 0 if numbers.ndim == 1 else numbers.ndim == 2 and numbers.shape[1] == columns
+    numbers = numbers.astype(np.float64)
+    return numbers.reshape(-1, columns) if fits and np.isfinite(numbers).all() else None
+
+
 def read_field(read: Read, spec: str) -> Sequence[Any]:
     """Return the list that "member" or "member:path" names, one value per object.
 
@@ -237,7 +251,7 @@ def read_field(read: Read, spec: str) -> Sequence[Any]:
     return value
 
 
-def _loaded(data: bytes | str, member: str) -> Any:
+def _loaded(data: bytes | bytearray | str, member: str) -> Any:
     if isinstance(data, bytes | bytearray) and data.startswith(b"\x93NUMPY"):
         try:
             return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)

@@ -10,6 +10,7 @@ import numpy as np
 
 from patchnpack.loaders.errors import BadImage
 from patchnpack.packer.checks import check_flag, kind_of, shown
+from patchnpack.packer.config import Interpolation
 from patchnpack.packer.geometry import Geometry
 
 STAGE = "targets"  # at which an image with a bad target is bad
@@ -57,7 +58,7 @@ class Target(Protocol):
         """Return the target of a whole image. Raises BadImage."""
         ...
 
-    def placed(self, decoded: Any, source: Source, geometry: Geometry, interpolation: str) -> Any:
+    def placed(self, decoded: Any, source: Source, geometry: Geometry, interpolation: Interpolation) -> Any:
         """Return the target of a sized and mirrored image, in its pixels, before it is cut or padded to its grid."""
         ...
 

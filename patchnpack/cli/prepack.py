@@ -108,6 +108,7 @@ def pack(
         classes=classes,
         extras=extra or [],
         targets=targets,
+        decode=images.decode,
         pages=pages,  # type: ignore[arg-type]  # the loader checks it
         errors=ErrorPolicy(max_rate=max_rate, on_bad=on_bad),
         storage_options=images.storage_options,

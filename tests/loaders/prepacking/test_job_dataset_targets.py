@@ -151,12 +151,40 @@ def test_member_that_a_target_reads_may_be_an_extra_too(tmp_path: Path) -> None:
         ).run()
 
 
+def test_masks_that_items_name_by_their_paths_are_kept(tmp_path: Path) -> None:
+    class Paths(Records):
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            path = tmp_path / f"{i}.png"
+            if i not in (MISSING, MISSING + 1):
+                path.write_bytes(mask_of("bytes", i))
+            return super().__getitem__(i) | {"mask": None if i == MISSING else str(path)}
+
+    compared(tmp_path, Paths("L"), TARGETS)
+
+
+def test_masks_that_a_table_names_are_refused_by_an_image_store(tmp_path: Path) -> None:
+    lines = ["file_name,mask"]
+    for i in range(6):
+        data, members = annotated_image(i)
+        (tmp_path / f"{i}.{'jpg' if i % 2 else 'png'}").write_bytes(data)
+        (tmp_path / f"{i}_mask.png").write_bytes(members["seg.png"])
+        lines.append(f"{i}.{'jpg' if i % 2 else 'png'},{i}_mask.png")
+    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
+    job = {"source": str(tmp_path / "train.csv"), "packing": PACKING, "epochs": 1, "targets": {"mask": Mask("mask")}}
+    with pytest.raises(ValueError, match=r"reads the files that the column 'mask' names.*choose store='patches'"):
+        Job(out=str(tmp_path / "images"), **job)  # type: ignore[arg-type]
+    assert Job(out=str(tmp_path / "patches"), store="patches", errors=LENIENT, **job).run()  # type: ignore[arg-type]
+    batches = list(PackedImageLoader(str(tmp_path / "patches"), batch_size=1))
+    assert sum(batch.num_images for batch in batches) == 5
+    assert (torch.cat([batch.targets["mask"][batch.segment_ids > 0] for batch in batches]) < 12).any()  # type: ignore[index]
+
+
 def test_values_that_are_no_masks_are_refused(tmp_path: Path) -> None:
     class Wrong(Records):
         def __getitem__(self, i: int) -> dict[str, Any]:
-            return super().__getitem__(i) | {"mask": "seg.png"}
+            return super().__getitem__(i) | {"mask": {"classes": [1, 2]}}
 
-    with pytest.raises(ValueError, match=r"the member 'mask' of .* cannot be packed: it is a text|it is a str"):
+    with pytest.raises(ValueError, match=r"the member 'mask' of .* cannot be packed: it is a dict.* or an array of"):
         Job(source=Wrong("L"), out=str(tmp_path / "out"), packing=PACKING, targets=TARGETS, epochs=1).run()
 
 

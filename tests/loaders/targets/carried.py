@@ -84,17 +84,10 @@ def stored_box(box: np.ndarray, sample: Sample) -> np.ndarray:
     return np.concatenate([corners.min(0), corners.max(0)])
 
 
-def tar_of(path: Path, samples: Sequence[Mapping[str, bytes]]) -> str:
+def tar_of(path: Path, samples: Sequence[Mapping[str, Any]]) -> str:
     """Write samples, dicts of members with `__key__`, into a tar."""
-    return write_tar(
-        path,
-        [
-            (f"{sample['__key__']}.{name}", data)
-            for sample in samples
-            for name, data in sample.items()
-            if name[0] != "_"
-        ],
-    )
+    members = [(f"{each['__key__']}.{name}", data) for each in samples for name, data in each.items() if name[0] != "_"]
+    return write_tar(path, members)
 
 
 def npy(array: np.ndarray) -> bytes:

@@ -32,6 +32,7 @@ from patchnpack import (
     pack_stream,
 )
 from tests.loaders.targets.carried import Sample, tar_of
+from tests.loaders.targets.samples import objects_of, tensor_of
 
 FILL = 65535
 TARGETS: dict[str, Any] = {
@@ -41,7 +42,7 @@ TARGETS: dict[str, Any] = {
     "boxes": Boxes("json:boxes", labels="json:classes"),
     "points": Keypoints("json:points"),
 }
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "pad": {"resolution": Native(edge="pad")},
     "crop": {"resolution": Native(edge="crop")},
     "resize": {"resolution": Native(edge="resize")},
@@ -85,7 +86,8 @@ def to_source(batch: PackedBatch, b: int, j: int, points: np.ndarray) -> np.ndar
     cut = np.maximum(0, size - batch.grids[b, j].numpy() * batch.patch_size) // 2
     sized = points + cut
     sized = np.where(batch.flipped[b, j].numpy(), size - sized, sized)
-    return sized * (across, down) / size + (left, top)
+    source: np.ndarray = sized * (across, down) / size + (left, top)
+    return source
 
 
 def check_dense(batch: PackedBatch, samples: dict[str, Sample]) -> int:
@@ -100,7 +102,7 @@ def check_dense(batch: PackedBatch, samples: dict[str, Sample]) -> int:
         grid = batch.grids[b, j].numpy() * P
         extent = np.minimum(grid, batch.sizes[b, j].numpy())
         inside = (corner < extent).all(-1)
-        x, y, values = (batch.targets[name][b, slots].numpy() for name in ("x", "y", "map"))
+        x, y, values = (tensor_of(batch, name)[b, slots].numpy() for name in ("x", "y", "map"))
         assert (x[~inside] == FILL).all()
         assert (values[~inside] == -1).all()
         found = np.stack([x, y], axis=-1)[inside] + 0.5
@@ -108,13 +110,13 @@ def check_dense(batch: PackedBatch, samples: dict[str, Sample]) -> int:
         assert (found <= (sample.width, sample.height)).all()
         seen += int(inside.sum())
     padding = batch.segment_ids == 0
-    assert (batch.targets["x"][padding].numpy() == FILL).all()
+    assert (tensor_of(batch, "x")[padding].numpy() == FILL).all()
     return seen
 
 
 def check_boxes(batch: PackedBatch, samples: dict[str, Sample]) -> None:
     """Check the boxes of all images against those of their upright sources."""
-    boxes, points = batch.targets["boxes"], batch.targets["points"]
+    boxes, points = objects_of(batch, "boxes"), objects_of(batch, "points")
     for image, (b, j) in enumerate(batch.image_mask.nonzero().tolist()):
         sample, found = samples[batch.keys[b][j]], boxes.of(image)
         extent = np.minimum(batch.sizes[b, j].numpy(), batch.grids[b, j].numpy() * batch.patch_size)
@@ -127,10 +129,12 @@ def check_boxes(batch: PackedBatch, samples: dict[str, Sample]) -> None:
         scale = batch.sizes[b, j].numpy() / batch.boxes[b, j, 2:].numpy()
         assert found.labels.tolist() == found.index.tolist() == np.flatnonzero(stays).tolist()
         assert int(boxes.counts[b, j]) == len(found)
+        assert found.boxes is not None
         back = to_source(batch, b, j, found.boxes.numpy().reshape(-1, 2).astype(np.float64)).reshape(-1, 2, 2)
         back = np.concatenate([back.min(1), back.max(1)], axis=1)
         assert (np.abs(back - clipped[stays]) * np.tile(scale, 2) <= 0.01).all()  # far below half a pixel
         own = points.of(image)
+        assert own.points is not None
         for place, at in zip(own.index.tolist(), own.points.numpy().reshape(-1, 2, 2), strict=True):
             where = to_source(batch, b, j, at.astype(np.float64))
             assert (np.abs(np.sort(where, 0) - sample.boxes[place].reshape(2, 2)) * scale <= 0.01).all()

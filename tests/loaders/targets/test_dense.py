@@ -19,6 +19,8 @@ from tests.images import encode_image, write_png
 from tests.loaders.targets.carried import npy, stored
 
 SOURCE = Source(40, 30)
+_MASK: Any = Mask  # for arguments of types that they do not take
+_MAP: Any = Map
 VALUES = np.random.default_rng(0).integers(0, 4, (30, 40)).astype(np.uint8)
 
 
@@ -160,14 +162,14 @@ BAD: dict[str, tuple[Any, Any, str]] = {
     "a value beyond its type": (
         Mask("m"),
         npy(VALUES.astype(np.int32) + 254),
-        "it holds 25[67] .*the dtype uint8 holds",
+        "it holds 25[67] .*dtype uint8 holds; give another",
     ),
     "negative": (Mask("m"), npy(VALUES.astype(np.int16) - 1), "it holds -1"),
     "fractions": (Mask("m"), npy(VALUES + np.float32(0.5)), "its values are fractions or NaN"),
     "text": (
         Mask("m"),
         "masks/a.png",
-        "it is a str, 'masks/a.png'; it must be an encoded image, a PIL image or an arr",
+        "it is text, 'masks/a.png'; it must be an encoded image, a PIL image or an array",
     ),
     "complex": (Mask("m"), VALUES.astype(complex), r"it is complex128 \(30, 40\)"),
     "NaN in a map": (
@@ -217,28 +219,28 @@ def test_nearest_keeps_nan_in_a_map() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Mask(5), "member is 5; it must name a member of the sample, such as 'seg.png'"),
-        (lambda: Mask("json:mask"), "member is 'json:mask'; a mask or a map is a whole member: give 'json'"),
-        (lambda: Mask("m", fill=-1), "fill is -1, which dtype 'uint8' does not hold; give 0 to 255, or another dtype"),
+        (lambda: _MASK(5), "member is 5; it must name a member of the sample, such as 'seg.png'"),
+        (lambda: _MASK("json:mask"), "member is 'json:mask'; a mask or a map is a whole member: give 'json'"),
+        (lambda: _MASK("m", fill=-1), "fill is -1, which dtype 'uint8' does not hold; give 0 to 255, or another dtype"),
         (
-            lambda: Mask("m", dtype="float32"),
+            lambda: _MASK("m", dtype="float32"),
             "dtype is 'float32'; it must be one of 'uint8', 'int16', 'uint16', 'int32'",
         ),
-        (lambda: Mask("m", num_classes=0), "num_classes is 0; it must be at least 1"),
-        (lambda: Mask("m", per_token="mean"), "per_token is 'mean'; it must be one of 'majority'"),
-        (lambda: Mask("m", upright="yes"), "upright is 'yes'; it must be True or False"),
-        (lambda: Mask("m", decode="m:f"), "decode is 'm:f'; it must be a function"),
-        (lambda: Map("m", channels=0), "channels is 0; it must be at least 1"),
-        (lambda: Map("m", fill="0"), "fill is '0'; it must be a number"),
+        (lambda: _MASK("m", num_classes=0), "num_classes is 0; it must be at least 1"),
+        (lambda: _MASK("m", per_token="mean"), "per_token is 'mean'; it must be one of 'majority'"),
+        (lambda: _MASK("m", upright="yes"), "upright is 'yes'; it must be True or False"),
+        (lambda: _MASK("m", decode="m:f"), "decode is 'm:f'; it must be a function"),
+        (lambda: _MAP("m", channels=0), "channels is 0; it must be at least 1"),
+        (lambda: _MAP("m", fill="0"), "fill is '0'; it must be a number"),
         (
-            lambda: Map("m", dtype="uint8", fill=0.5),
+            lambda: _MAP("m", dtype="uint8", fill=0.5),
             "fill is 0.5, which dtype 'uint8' does not hold; give a whole number",
         ),
         (
-            lambda: Map("m", interpolation="cubic"),
+            lambda: _MAP("m", interpolation="cubic"),
             "interpolation is 'cubic'; it must be one of .* did you mean 'bicubic'",
         ),
-        (lambda: Map("m", per_token="max"), "per_token is 'max'; it must be one of 'mean'"),
+        (lambda: _MAP("m", per_token="max"), "per_token is 'max'; it must be one of 'mean'"),
     ],
 )
 def test_a_mistake_in_a_dense_target_is_refused(make: Any, message: str) -> None:
@@ -247,5 +249,5 @@ def test_a_mistake_in_a_dense_target_is_refused(make: Any, message: str) -> None
 
 
 def test_settings_name_a_function_and_not_its_address() -> None:
-    assert "decode=npy" in settings_of(Mask("m", decode=npy))
+    assert "decode=npy" in settings_of(_MASK("m", decode=npy))
     assert renamed(Mask(".M", fill=3), str.lower) == Mask("m", fill=3)
