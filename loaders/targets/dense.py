@@ -191,7 +191,8 @@ def _nearest_of(begin: int, old: int, new: int) -> np.ndarray:
     """The place that each of `new` pixels is taken from; summed up as PIL does, whose rounding decides ties."""
     steps = np.full(new, old / new)
     steps[0] = begin + steps[0] * 0.5
-    return np.cumsum(steps).astype(np.int64).clip(begin, begin + old - 1)
+    places: np.ndarray = np.cumsum(steps).astype(np.int64).clip(begin, begin + old - 1)
+    return places
 
 
 def placed_values(
