@@ -15,7 +15,7 @@ from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.dataset import PackedDataset, WorkerDatasets
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages
-from patchnpack.loaders.imaging.user_decode import Decode
+from patchnpack.loaders.imaging.user_decode import Decode, ImageReader
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.labels.label_rule import Classes, Label
 from patchnpack.loaders.order.extremes import Extreme, label_range, largest_grids
@@ -69,6 +69,9 @@ class PackedImageLoader:
             width that the file states (before EXIF orientation, which the loader applies; TIFF, HEIC and JPEG XL
             upright) and the channels of `image_mode`, or None to leave the image to the loader. It makes 16-bit, float
             and multispectral images usable. `BadImage` marks the image as bad; other errors are raised.
+        formats: readers of formats of your own, by extension: {"ct": MyReader()}, each an object with header(data) and
+            decode(data); see `ImageReader`. With the default of `image`, their files come before all others. They may
+            replace the library's own reader of an extension.
         pages: what becomes of a file with several pages or frames, such as a TIFF or an animated GIF: "first" uses the
             first one and counts the file in `stats()["multi_page"]`; "error" makes it a bad image.
         transform: called as `transform(image, rng)` with a uint8 (H, W, C) array and a Generator keyed by (seed, epoch,
@@ -121,6 +124,7 @@ class PackedImageLoader:
         extras: Sequence[str] = (),
         transform: Transform | None = None,
         decode: Decode | None = None,
+        formats: Mapping[str, ImageReader] | None = None,
         pages: Pages = "first",
         where: Where | None = None,
         index: Index | str | os.PathLike[str] | None = None,
@@ -155,6 +159,7 @@ class PackedImageLoader:
             extras=extras,
             transform=transform,
             decode=decode,
+            formats=formats,
             pages=pages,
             where=where,
             index=index,

@@ -24,6 +24,7 @@ from patchnpack.loaders.imaging.encode import encode_pixels
 from patchnpack.loaders.imaging.formats import PIXELS, PNG
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
+from patchnpack.loaders.imaging.user_decode import own_format
 from patchnpack.loaders.imaging.warnings import Warn
 
 # M images in the batch
@@ -154,7 +155,8 @@ class DatasetSamples(IndexedSamples):
             header = image_header(image, values=bands is not None)
         else:
             try:
-                header = read_header(image)
+                own = own_format(self._of.formats, image)
+                header = read_header(image) if own is None else own.header(image)
             except UnsupportedImage as error:
                 if self._of.user_decode is None and bands is None:
                     raise

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from patchnpack.loaders.assembly.transform import Transform, check_transform
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages, check_pages
-from patchnpack.loaders.imaging.user_decode import Decode, check_decode
+from patchnpack.loaders.imaging.user_decode import Decode, ImageReader, check_decode, user_formats
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.classes import Classes, listed_classes
 from patchnpack.loaders.labels.label_rule import Label
@@ -53,6 +53,7 @@ class LoaderOptions:
     extras: Sequence[str]
     transform: Transform | None
     decode: Decode | None
+    formats: Mapping[str, ImageReader] | None = field(repr=False)
     pages: Pages
     where: Where | None
     index: Index | str | os.PathLike[str] | None = field(repr=False)
@@ -93,6 +94,7 @@ class LoaderOptions:
                 raise ValueError(f"{name} is {shown(value)}; give {remedy}")
         check_extensions(self.image)
         check_decode(self.decode)
+        user_formats(self.formats)
         check_pages(self.pages)
         given = self.sample.values() if isinstance(self.sample, Mapping) else [self.sample]
         if self.pages == "error" and any(map(is_by_members, map(sample_rule, given))):

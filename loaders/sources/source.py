@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.transform import watched
+from patchnpack.loaders.imaging.user_decode import in_order, user_formats
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.labels import KnownLabels, Labels, members_shown
 from patchnpack.loaders.order.order import Order
@@ -93,11 +94,11 @@ class Source(Protocol):
         ...
 
 
-def indexed_context(source: Source, buffers: BufferPool) -> IndexedBatchContext:
+def indexed_context(source: Source, buffers: BufferPool, *, decodes: bool = True) -> IndexedBatchContext:
     """Return a context that reads and decodes the images that the source's index points to.
 
     Raises:
-        ValueError: a label or an extra that no sample has.
+        ValueError: a label or an extra that no sample has; or, if it `decodes`, a user's format without its reader.
     """
     options, index, reader = source.options, source.index, source.reader()
     return IndexedBatchContext(
@@ -111,6 +112,7 @@ def indexed_context(source: Source, buffers: BufferPool) -> IndexedBatchContext:
         buffers=buffers,
         errors=options.policy,
         user_decode=options.decode,
+        formats=in_order(user_formats(options.formats), index.formats) if decodes else (),
     )
 
 

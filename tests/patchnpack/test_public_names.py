@@ -78,6 +78,8 @@ PUBLIC: dict[str, list[str]] = {
         "BadDataError",
         "BadImage",
         "ErrorPolicy",
+        "ImageHeader",
+        "ImageReader",
         "Index",
         "Mixture",
         "PackedDataset",

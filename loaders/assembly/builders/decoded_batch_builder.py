@@ -221,7 +221,9 @@ class DecodedBatchBuilder:
         """Write the kept tokens of image i into its slots."""
         first, keep, gw, gh, _ = self._places[i]
         if self._by_detail and keep < gw * gh:
-            _kernels.choose_detailed(pixels, self._patch_size, gw, gh, self._coords, first, keep)
+            is_whole = pixels.dtype.kind != "f"
+            choose = _kernels.choose_detailed if is_whole else _kernels.choose_detailed_fractions
+            choose(pixels, self._patch_size, gw, gh, self._coords, first, keep)
         # As bytes, so that one compiled kernel serves all types: it moves whole pixels.
         _kernels.place_image(bytes_of(pixels), self._patch_size, gw, gh, self._coords, self._patches, first, keep)
 
