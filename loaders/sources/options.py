@@ -22,6 +22,7 @@ from patchnpack.loaders.shards.sample_rule import Sample, is_by_members, sample_
 from patchnpack.loaders.targets.target import BY_MEMBERS, Target, checked_targets
 from patchnpack.packer import Packing
 from patchnpack.packer.checks import check_choice, check_flag, check_whole, shown
+from patchnpack.packer.text import counted
 
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "packing": (Packing, "Packing(seq_len=...)"),
@@ -125,6 +126,13 @@ class LoaderOptions:
         object.__setattr__(self, "extras", checked_extras(self.extras))
         if not (self.classes is None or isinstance(self.classes, str | os.PathLike | Mapping)):
             object.__setattr__(self, "classes", listed_classes(self.classes))
+
+    def summary(self) -> str:
+        """The batches in words: their packs, order, label, extras and targets."""
+        order = f"{'shuffled with' if self.shuffle else 'in order,'} seed {self.seed}"
+        label, extras = getattr(self.label, "__name__", self.label), ", ".join(self.extras) or "none"
+        targets = f"; targets: {', '.join(self.targets)}" if self.targets else ""
+        return f"{counted(self.batch_size, 'pack')} each, {order}; label: {label}; extras: {extras}{targets}"
 
     @property
     def policy(self) -> ErrorPolicy:

@@ -184,14 +184,16 @@ def nearest(array: np.ndarray, region: tuple[int, int, int, int], size: tuple[in
     left, top, width, height = region
     if size == (width, height):
         return array[top : top + height, left : left + width]
-    return array[_nearest_of(top, height, size[1])][:, _nearest_of(left, width, size[0])]
+    found: np.ndarray = array[_nearest_of(top, height, size[1])][:, _nearest_of(left, width, size[0])]
+    return found
 
 
 def _nearest_of(begin: int, old: int, new: int) -> np.ndarray:
     """The place that each of `new` pixels is taken from; summed up as PIL does, whose rounding decides ties."""
     steps = np.full(new, old / new)
     steps[0] = begin + steps[0] * 0.5
-    return np.cumsum(steps).astype(np.int64).clip(begin, begin + old - 1)
+    places: np.ndarray = np.cumsum(steps).astype(np.int64).clip(begin, begin + old - 1)
+    return places
 
 
 def placed_values(

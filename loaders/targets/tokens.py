@@ -66,7 +66,7 @@ def majority(values: np.ndarray, geometry: Geometry, fill: int, coords: np.ndarr
         distinct, codes = np.unique(inside, return_inverse=True)
     token = np.nonzero(seen)[0]
     counts = np.bincount(token * len(distinct) + codes, minlength=len(coords) * len(distinct))
-    chosen = distinct[counts.reshape(len(coords), -1).argmax(1)]
+    chosen: np.ndarray = distinct[counts.reshape(len(coords), -1).argmax(1)]
     chosen[~seen.any(1)] = fill
     return chosen
 
@@ -77,7 +77,8 @@ def means(values: np.ndarray, geometry: Geometry, fill: float, coords: np.ndarra
     count = seen.sum(1)[:, None]
     sums = np.where(seen[..., None], tokens, 0).sum(1, dtype=np.float64)
     mean = np.where(count, sums / np.maximum(count, 1), fill)
-    return (mean if values.dtype.kind == "f" else np.rint(mean)).astype(values.dtype)
+    rounded: np.ndarray = (mean if values.dtype.kind == "f" else np.rint(mean)).astype(values.dtype)
+    return rounded
 
 
 def _of_tokens(

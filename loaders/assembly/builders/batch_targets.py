@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchnpack.loaders.assembly.context import Samples
+from patchnpack.loaders.assembly.context import BatchContext, Samples
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.targets.objects import Objects, ObjectTarget
-from patchnpack.loaders.targets.target import Source, Target, bad_target
-from patchnpack.packer import Images, Packing
+from patchnpack.loaders.targets.target import Source, bad_target
+from patchnpack.packer import Images
 from patchnpack.packer.batch.objects import PackedObjects
 from patchnpack.packer.geometry import Geometry
 
@@ -27,23 +27,17 @@ class BatchTargets:
     """Holds the targets of a batch while threads write them, each to the slots of its own image.
 
     Args:
-        targets: by name.
+        context: names the targets and the packing.
         images: the M images of the batch.
         width, height: int32 (M,), upright size of their sources in pixels.
-        packing: what a sequence looks like.
         patch_size: P, in pixels.
     """
 
     def __init__(
-        self,
-        targets: Mapping[str, Target],
-        images: Images,
-        width: np.ndarray,
-        height: np.ndarray,
-        packing: Packing,
-        patch_size: int,
+        self, context: BatchContext, images: Images, width: np.ndarray, height: np.ndarray, patch_size: int
     ) -> None:
-        self._targets, self._packing, self._patch_size = targets, packing, patch_size
+        targets, self._packing, self._patch_size = context.targets, context.packing, patch_size
+        self._targets = targets
         flips = [0] * len(images) if images.flip is None else images.flip.tolist()
         columns = (width, height, *images.box.T, *images.size.T, *images.grid.T)
         rows = zip(*(column.tolist() for column in columns), flips, strict=True)

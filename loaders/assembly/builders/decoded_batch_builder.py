@@ -87,9 +87,7 @@ class DecodedBatchBuilder:
         whole = (images.box[:, 2] == samples.width) & (images.box[:, 3] == samples.height)
         self._boxes = None if whole.all() else tuples(*images.box.T)
         self._flips = None if images.flip is None else images.flip.tolist()
-        self._targets: BatchTargets | None = None
-        if context.targets:
-            self._targets = BatchTargets(context.targets, images, *sides, context.packing, patch_size)
+        self._targets = BatchTargets(context, images, *sides, patch_size) if context.targets else None
         self._changes_pixels = bool(context.transform is not None or images.flip is not None or context.targets)
         self.num_parts = self._divide() + 1  # the last one clears the padding
         # Stage of each part, None before it starts, and the thread that runs it.
