@@ -19,8 +19,10 @@ from patchnpack.loaders.order.rank_steps import Even
 from patchnpack.loaders.order.row_filter import Where
 from patchnpack.loaders.process import checked_rank, process_rank
 from patchnpack.loaders.shards.sample_rule import Sample, is_by_members, sample_rule
+from patchnpack.loaders.targets.target import BY_MEMBERS, Target, checked_targets
 from patchnpack.packer import Packing
 from patchnpack.packer.checks import check_choice, check_flag, check_whole, shown
+from patchnpack.packer.text import counted
 
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "packing": (Packing, "Packing(seq_len=...)"),
@@ -51,6 +53,7 @@ class LoaderOptions:
     label: Label | Any = field(repr=False)  # of a mixture, also a dict with the label of each source
     classes: Classes = field(repr=False)
     extras: Sequence[str]
+    targets: Mapping[str, Target] | None = field(repr=False)
     transform: Transform | None
     decode: Decode | None
     formats: Mapping[str, ImageReader] | None = field(repr=False)
@@ -102,7 +105,10 @@ class LoaderOptions:
                 "pages is 'error', which refuses files of several pages, and sample is 'members', which uses all; give "
                 "only one of them"
             )
-        check_transform(self.transform)
+        object.__setattr__(self, "targets", checked_targets(self.targets))
+        if self.targets and any(map(is_by_members, map(sample_rule, given))):
+            raise ValueError(BY_MEMBERS)
+        check_transform(self.transform, bool(self.targets))
         if self.where is not None and not callable(self.where):
             raise ValueError(
                 f"where is {shown(self.where)}; it must be a function from an Index to one bool per row, for example "
@@ -120,6 +126,13 @@ class LoaderOptions:
         object.__setattr__(self, "extras", checked_extras(self.extras))
         if not (self.classes is None or isinstance(self.classes, str | os.PathLike | Mapping)):
             object.__setattr__(self, "classes", listed_classes(self.classes))
+
+    def summary(self) -> str:
+        """The batches in words: their packs, order, label, extras and targets."""
+        order = f"{'shuffled with' if self.shuffle else 'in order,'} seed {self.seed}"
+        label, extras = getattr(self.label, "__name__", self.label), ", ".join(self.extras) or "none"
+        targets = f"; targets: {', '.join(self.targets)}" if self.targets else ""
+        return f"{counted(self.batch_size, 'pack')} each, {order}; label: {label}; extras: {extras}{targets}"
 
     @property
     def policy(self) -> ErrorPolicy:

@@ -15,11 +15,14 @@ import torch.nn.functional as F
 from patchnpack.packer import _kernels
 from patchnpack.packer.batch import export
 from patchnpack.packer.batch.normalize import normalize
+from patchnpack.packer.batch.objects import PackedObjects
 from patchnpack.packer.batch.packed_image import PackedImage, PackedSample
 from patchnpack.packer.batch.samples import count_samples, merge_samples, one_image_samples
 from patchnpack.packer.batch.select import select_images
+from patchnpack.packer.batch.source_maps import Mode, lay_back, map_points
+from patchnpack.packer.batch.summary import summary_of
 from patchnpack.packer.checks import check_whole
-from patchnpack.packer.text import counted, floor_percent
+from patchnpack.packer.geometry import Geometry, points_to_image, points_to_source
 
 # B packs in the batch, L token slots per pack, K maximum images per pack,
 # P patch size, C channels; of the whole batch: T valid tokens, N images, S samples
@@ -49,8 +52,15 @@ class PackedBatch:
         samples: int32 (B, K), number of each image's sample in its pack, 1, 2, 3 ...; 0 where there is no image. A
             sample's images are neighbours. Without it, each image is a sample.
         frames: int32 (B, K), each image's place in its sample, from 0.
+        boxes: int32 (B, K, 4), (left, top, width, height) of the part of the source that each image is, in pixels of
+            the upright source; 0 where there is no image. Without it, the whole source.
+        sizes: int32 (B, K, 2), (width, height) in pixels that this part is resized to, before it is cropped or padded
+            to the grid; 0 where there is no image. Without it, the size of the grid.
+        flipped: bool (B, K, 2), whether each image is mirrored left-right and top-bottom. Without it, none is.
         keys: the images' keys, one list per pack.
         extras: for each requested member, the images' values, one list per pack.
+        targets: for each requested target, its values per token, (B, L, ...), or its objects, as `PackedObjects`.
+        target_fill: for each target with values per token, the value of padding.
         patch_size: P, in pixels.
         step: number of batches before this one in the epoch.
         epoch: number of the epoch.
@@ -77,6 +87,8 @@ class PackedBatch:
     rows: torch.Tensor
     keys: list[list[str]]
     extras: dict[str, list[list[Any]]] = field(default_factory=dict)
+    targets: dict[str, torch.Tensor | PackedObjects] = field(default_factory=dict)
+    target_fill: dict[str, float] = field(default_factory=dict)
     patch_size: int
     step: int = 0
     epoch: int = 0
@@ -84,6 +96,9 @@ class PackedBatch:
     scaled_decode: bool = False
     samples: torch.Tensor = _NONE  # filled in if empty
     frames: torch.Tensor = _NONE
+    boxes: torch.Tensor = _NONE
+    sizes: torch.Tensor = _NONE
+    flipped: torch.Tensor = _NONE
     cu_seqlens: torch.Tensor = field(init=False, repr=False)
     token_index: torch.Tensor = field(init=False, repr=False)
     lengths: list[int] = field(init=False, repr=False)
@@ -109,23 +124,16 @@ class PackedBatch:
             self.samples = one_image_samples(mask)
         if not self.frames.numel():
             self.frames = torch.zeros_like(self.samples)
+        if not self.boxes.numel():
+            self.boxes = torch.cat([torch.zeros_like(self.image_sizes), self.image_sizes], -1)
+        if not self.sizes.numel():
+            self.sizes = self.grids * self.patch_size
+        if not self.flipped.numel():
+            self.flipped = torch.zeros_like(self.grids, dtype=torch.bool)
 
     def __repr__(self) -> str:
         """A few lines: shapes, fill, images and position, without waiting for a device."""
-        (B, L), device, labels = self.segment_ids.shape, self.patches.device, self.labels
-        ends = sorted({min(self.lengths), max(self.lengths)}) if self.lengths else []
-        lengths = f", {' to '.join(map(str, ends))} tokens each" if ends else ""
-        dtype = {name: str(getattr(self, name).dtype).removeprefix("torch.") for name in ("patches", "labels")}
-        sizes = [size for pack in self.sample_sizes or [] for size in pack]
-        ends = sorted({min(sizes), max(sizes)}) if sizes else []
-        samples = f"  samples: {len(sizes):,}, {' to '.join(map(str, ends))} images each\n" if sizes else ""
-        return (
-            f"PackedBatch of {counted(B, 'pack')} with {L} token slots, {floor_percent(self.num_tokens, B * L)} full\n"
-            f"  images: {self.num_images:,}{lengths}\n{samples}"
-            f"  patches: {dtype['patches']} {tuple(self.patches.shape)} on {device}, patch size {self.patch_size}\n"
-            f"  labels: {dtype['labels']} {tuple(labels.shape)}; extras: {', '.join(self.extras) or 'none'}\n"
-            f"  epoch {self.epoch}, step {self.step}, position {self.position}"
-        )
+        return summary_of(self)
 
     def _repr_html_(self) -> str:
         """The first packs as a picture, for notebooks."""
@@ -174,6 +182,10 @@ class PackedBatch:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             setattr(moved, f.name, move(value) if isinstance(value, torch.Tensor) else value)
+        moved.targets = {
+            name: value.map(move) if isinstance(value, PackedObjects) else move(value)
+            for name, value in self.targets.items()
+        }
         return moved
 
     def sample_numbers(self) -> np.ndarray:
@@ -347,11 +359,77 @@ class PackedBatch:
         """pixel_values, image_sizes: see `export.to_pixtral`."""
         return export.to_pixtral(self, mean, std, dtype, samples)
 
+    def to_image(self, points: Any, image: Any) -> Any:
+        """Map points of upright sources to the packed images: pixels from the upper left corner of the first patch.
+
+        Args:
+            points: tensor or array, (n, 2) as (x, y), or (n, 4) as the left, top, right and bottom of boxes. Pixel i
+                covers [i, i + 1).
+            image: number of the image in the flat order of images, or int (n,), one per point.
+
+        Returns:
+            The points as given, (n, 2) or (n, 4), float64, or for a tensor at least float32, on its device, with
+            gradients. Points outside the image are mapped, too. The token that shows (x, y) has the coords (x // P,
+            y // P).
+
+        Raises:
+            ValueError: wrong shapes, or there is no such image.
+        """
+        return map_points(self, points, image, points_to_image)
+
+    def to_source(self, points: Any, image: Any) -> Any:
+        """Map points or boxes of packed images to pixels of the upright sources; the inverse of `to_image`."""
+        return map_points(self, points, image, points_to_source)
+
+    def maps(self, values: torch.Tensor, mode: Mode = "nearest", outside: float = float("nan")) -> list[torch.Tensor]:
+        """Lay values of tokens, such as the logits of a segmentation head, back to the pixels of each source.
+
+        Args:
+            values: (T, F) or (T,), of the valid tokens in flat order: of (B, L, F), take
+                `values.flatten(0, 1)[batch.token_index]`.
+            mode: "nearest" gives each pixel the value of its token; "bilinear" mixes those of the tokens around it, in
+                floating point. Tokens that were dropped have no weight.
+            outside: value of the pixels that no token shows, which a crop left out or whose token was dropped.
+
+        Returns:
+            For each of the N images, (H, W, F) or (H, W) on the device of `values`: the upright source. Gradients pass.
+            Waits for a device.
+
+        Raises:
+            ValueError: `values` have another shape, or cannot be mixed or hold `outside`.
+
+        >>> from patchnpack.packer.batch.packed_batch import PackedBatch
+        >>> batch = PackedBatch(
+        ...     patches=torch.zeros(1, 2, 12, dtype=torch.uint8),
+        ...     segment_ids=torch.tensor([[1, 1]]),
+        ...     coords=torch.tensor([[[0, 0], [1, 0]]]),
+        ...     grids=torch.tensor([[[2, 1]]]),
+        ...     image_sizes=torch.tensor([[[3, 2]]]),
+        ...     sizes=torch.tensor([[[3, 2]]]),
+        ...     image_mask=torch.tensor([[True]]),
+        ...     labels=torch.tensor([[0]]),
+        ...     rows=torch.tensor([[0]]),
+        ...     keys=[["a"]],
+        ...     patch_size=2,
+        ... )
+        >>> batch.maps(torch.tensor([7.0, 9.0]))[0].tolist()
+        [[7.0, 7.0, 9.0], [7.0, 7.0, 9.0]]
+        """
+        return lay_back(self, values, mode, outside)
+
+    def geometries(self) -> list[Geometry]:
+        """Where the pixels of each of the N sources come to lie, in the flat order of images; waits for a device."""
+        mask = self.image_mask
+        columns = (self.image_sizes, self.boxes, self.sizes, self.flipped, self.grids)
+        rows = zip(*(column[mask].tolist() for column in columns), strict=True)
+        return [Geometry(*(tuple(column) for column in row), self.patch_size) for row in rows]  # type: ignore[arg-type, call-arg]
+
     def images(self) -> Iterator[PackedImage]:
         """Iterate over the images, pack by pack: one record per image."""
         ends, samples = np.cumsum(self.lengths), self.sample_numbers()
         flat_coords, flat_patches = self.coords.flatten(0, 1), self.patches.flatten(0, 1)
         columns, frames = self.image_mask.nonzero().tolist(), self.frames[self.image_mask].tolist()
+        geometries = self.geometries()
         for i, ((b, j), end, length) in enumerate(zip(columns, ends, self.lengths, strict=True)):
             slots = self.token_index[end - length : end]
             label = self.labels[b, j]
@@ -365,6 +443,7 @@ class PackedBatch:
                 patch_size=self.patch_size,
                 sample=int(samples[i]),
                 frame=frames[i],
+                geometry=geometries[i],
             )
 
     def images_by_sample(self) -> Iterator[PackedSample]:

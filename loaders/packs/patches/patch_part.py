@@ -16,11 +16,13 @@ from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.members import encode_member
 from patchnpack.loaders.packs.arrow_file import Codec, digest_of, file_bytes
 from patchnpack.loaders.packs.manifest import bad_entry
+from patchnpack.loaders.packs.patches.stored_targets import target_columns
 from patchnpack.loaders.packs.recipe import SCHEMA
 from patchnpack.packer import PackedBatch, Plan
 
 EXTRA = "extra."  # prefix of the columns with extras
-FIXED = ("segment_ids", "coords", "grids", "image_sizes", "rows", "labels")  # columns of the same shape in all packs
+# Columns of the same shape in all packs.
+FIXED = ("segment_ids", "coords", "grids", "image_sizes", "rows", "labels", "boxes", "sizes", "flipped")
 SEVERAL = ("samples", "frames")  # further such columns, where samples may hold several images
 
 
@@ -72,6 +74,7 @@ def _record(
     )
     for name in (*FIXED, *(SEVERAL if has_several(context) else ())):
         values = np.concatenate([getattr(batch, name).numpy() for batch in batches])
+        values = values.view(np.uint8) if values.dtype == np.bool_ else values  # Arrow stores bool as bits
         columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values[0].size)
     columns["keys"] = pa.array([batch.keys[0] for batch in batches], pa.list_(pa.string()))
     for name in context.extras:
@@ -81,6 +84,7 @@ def _record(
             for batch in batches
         ]
         columns[EXTRA + name] = pa.array(members, pa.list_(pa.large_binary()))
+    columns |= target_columns(context.targets, batches)
     bad = [json.dumps([[number, bad_entry(row)] for number, row in builder.bad]) for builder in builders]
     columns["bad"] = pa.array(bad, pa.string())
     columns["lost"] = pa.array([list(builder.lost) for builder in builders], pa.list_(pa.int32()))

@@ -47,7 +47,7 @@ ALGORITHMS = (
 )
 
 # Parameters of these classes become flags, so `takes` resolves their annotations without importing the classes.
-_BECOME_FLAGS = {"Packing": object, "TrainConfig": object}
+_BECOME_FLAGS = {"Packing": object, "TrainConfig": object, "Target": object}
 
 
 class FieldFlag(NamedTuple):
@@ -60,6 +60,7 @@ class FieldFlag(NamedTuple):
         parse: makes the value of the field from the value of the flag.
         imports: whether a text may name a function, whose module `parse` imports. Such a text must be typed: a file of
             options, which may come from anywhere, does not import a module.
+        metavar: what `--help` shows for the value, "KEY=VALUE" for a flag that may be repeated.
     """
 
     default: Any
@@ -67,6 +68,7 @@ class FieldFlag(NamedTuple):
     kind: Any = None
     parse: Callable[[Any], Any] | None = None
     imports: bool = False
+    metavar: str | None = None
 
 
 def whole_flag(help: str) -> Any:
@@ -78,7 +80,9 @@ def _number_flag(help: str) -> Any:
     return typer.Option(help=help, metavar="FLOAT", parser=functools.partial(_parse, float, "a number"))
 
 
-def _parse(kind: Callable[[str], Any], name: str, text: str) -> Any:
+def _parse(kind: Callable[[str], Any], name: str, text: str | bool) -> Any:
+    if isinstance(text, bool):  # of a file of options: float(True) is 1
+        raise typer.BadParameter(f"{str(text).lower()} is not {name}")
     try:
         return kind(text)
     except ValueError:
@@ -130,7 +134,7 @@ def _check_typed(context: typer.Context | None, name: str, text: str | None) -> 
 def _parameter(name: str, flag: FieldFlag) -> inspect.Parameter:
     kind = flag.kind or type(flag.default)
     makes = {int: whole_flag, int | None: whole_flag, float: _number_flag, float | None: _number_flag}
-    metavar = "KEY=VALUE" if kind == list[str] | None else None
+    metavar = flag.metavar or ("KEY=VALUE" if kind == list[str] | None else None)
     option = makes[kind](flag.help) if kind in makes else typer.Option(help=flag.help, metavar=metavar)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option], default=flag.default
@@ -233,6 +237,8 @@ PACKING_FLAGS = {
         "Crops of each image, instead of --resolution, such as 2=crop:196:0.25:1,8=crop:36:0.05:0.25.",
         parse=parse_views,
     ),
+    "flip": FieldFlag(0.0, "Probability that an image is mirrored left-right, such as 0.5."),
+    "vflip": FieldFlag(0.0, "Probability that an image is mirrored top-bottom."),
     "algorithm": FieldFlag("auto", f"Packing algorithm: {', '.join(ALGORITHMS)}."),
     "lookahead": FieldFlag(256, "Number of waiting samples that the packer chooses from."),
     "max_images": FieldFlag(64, "Maximum number of images per pack."),
