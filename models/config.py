@@ -170,8 +170,8 @@ class NaViTConfig:
                 raise ValueError(
                     f"{name} has {len(values)} values for {self.channels} channels; give one value, or one per channel"
                 )
-            least = 0.0 if name == "std" else -math.inf
-            if not all(least < value < math.inf for value in values):
+            above = 0.0 if name == "std" else -math.inf
+            if not all(above < value < math.inf for value in values):
                 raise ValueError(f"{name} is {values}; each must be finite, and a std above 0: see `patchnpack stats`")
             object.__setattr__(self, name, values * (self.channels // len(values)))
         if self.backend not in ("varlen", "flash"):  # these depend on the device of the tensors
