@@ -9,6 +9,7 @@ from patchnpack.packer.analysis.setting import Sweep
 from patchnpack.packer.analysis.sweep import sweep
 from patchnpack.packer.binpacking.pack_lengths import pack_lengths
 from patchnpack.packer.config import Packing
+from patchnpack.packer.geometry import Geometry
 from patchnpack.packer.planning.images import Images, Rows
 from patchnpack.packer.planning.plan import Plan
 from patchnpack.packer.planning.planner import Planner, plan
@@ -28,6 +29,7 @@ from patchnpack.packer.policies.token_drop import (
 from patchnpack.packer.policies.views import Views
 
 if TYPE_CHECKING:
+    from patchnpack.packer.batch.objects import PackedObjects
     from patchnpack.packer.batch.packed_batch import PackedBatch
     from patchnpack.packer.batch.packed_image import PackedImage, PackedSample
 
@@ -39,11 +41,13 @@ __all__ = [
     "DropToTokens",
     "FitTokens",
     "Frames",
+    "Geometry",
     "Images",
     "Native",
     "NoDrop",
     "PackedBatch",
     "PackedImage",
+    "PackedObjects",
     "PackedSample",
     "Packing",
     "PackingReport",
@@ -66,7 +70,12 @@ __all__ = [
     "sweep",
 ]
 
-if not TYPE_CHECKING:  # these two import torch, which takes more than a second
+if not TYPE_CHECKING:  # these import torch, which takes more than a second
     __getattr__, __dir__ = lazy_names(
-        __name__, {"batch.packed_batch": ("PackedBatch",), "batch.packed_image": ("PackedImage", "PackedSample")}
+        __name__,
+        {
+            "batch.objects": ("PackedObjects",),
+            "batch.packed_batch": ("PackedBatch",),
+            "batch.packed_image": ("PackedImage", "PackedSample"),
+        },
     )

@@ -84,9 +84,13 @@ def fill_columns(
     keep: np.ndarray,
     width: np.ndarray,
     height: np.ndarray,
+    box: np.ndarray,
+    size: np.ndarray,
     rows: np.ndarray,
     grids: np.ndarray,
     image_sizes: np.ndarray,
+    boxes: np.ndarray,
+    sizes: np.ndarray,
     column: np.ndarray,
     segment: np.ndarray,
     first: np.ndarray,
@@ -95,10 +99,10 @@ def fill_columns(
 ) -> None:
     """Write what is known of M images into the columns of their packs; pack b holds the next `counts[b]` images.
 
-    Reads row, grid, keep, width and height, (M,) each. Writes `rows` (B, K), `grids` and `image_sizes` (B, K, 2), the
-    image's position in the flattened (B*K) columns, its number in its pack and its position in the flattened (B*L)
-    slots, (M,) each, the tokens before each image and in total, `starts` (M + 1,), and the slots that each pack uses
-    (B,).
+    Reads row, grid, keep, width, height, box and size, (M,) each. Writes `rows` (B, K), `grids`, `image_sizes` and
+    `sizes` (B, K, 2), `boxes` (B, K, 4), the image's position in the flattened (B*K) columns, its number in its pack
+    and its position in the flattened (B*L) slots, (M,) each, the tokens before each image and in total, `starts`
+    (M + 1,), and the slots that each pack uses (B,).
     """
     i, starts[0] = 0, 0
     for b in range(len(counts)):
@@ -107,6 +111,9 @@ def fill_columns(
             rows[b, j] = row[i]
             grids[b, j, 0], grids[b, j, 1] = grid[i, 0], grid[i, 1]
             image_sizes[b, j, 0], image_sizes[b, j, 1] = width[i], height[i]
+            sizes[b, j, 0], sizes[b, j, 1] = size[i, 0], size[i, 1]
+            for side in range(4):
+                boxes[b, j, side] = box[i, side]
             column[i], segment[i], first[i] = b * rows.shape[1] + j, j + 1, b * seq_len + tokens
             starts[i + 1] = starts[i] + keep[i]
             tokens += keep[i]

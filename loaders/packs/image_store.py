@@ -67,6 +67,8 @@ class ImageStore:
             by_image |= {"image_row": positions_in(kept, images, plan.offsets), "frame": images.frame}
         if images.page is not None:
             by_image["page"] = images.page
+        if images.flip is not None:
+            by_image["flip"] = images.flip
         keys = pa.array([index.keys[row] for row in kept.rows.tolist()], pa.string())
         file_ends = np.append(files, len(kept.files))[kept.ends].astype(np.int32)
         columns: dict[str, pa.Array] = {

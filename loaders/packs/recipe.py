@@ -18,7 +18,7 @@ from patchnpack.packer.policies.sampled_resolution import RESOLUTIONS
 
 StoreKind = Literal["images", "patches"]
 
-SCHEMA = 3  # of the folder and of all files in it
+SCHEMA = 4  # of the folder and of all files in it
 RECIPE, MANIFEST = PACKED_FOLDER_FILES
 ROWS = "rows.arrow"
 PARTS, MARKERS, PLANS = "parts", "done", "plans"  # folders

@@ -51,6 +51,7 @@ def plan_arrays(plans: Iterable[Plan]) -> dict[str, np.ndarray]:
     """Return the plan of a stream as arrays; see `StoredOrder.plan`."""
     plan = Plan.concatenate(list(plans))
     images = plan.images
+    flips = {"flip": images.flip} if images.flip is not None else {}
     several = {"page": images.page, "frame": images.frame, "few": plan.few} if images.frame is not None else {}
     return {
         "offsets": plan.offsets,
@@ -59,6 +60,7 @@ def plan_arrays(plans: Iterable[Plan]) -> dict[str, np.ndarray]:
         "row": images.row,
         **{name: getattr(images, name).ravel() for name in ("box", "size", "grid")},
         "keep": images.keep,
+        **flips,
         "skipped": plan.skipped,
         "oversize": plan.oversize,
         "undersize": plan.undersize,

@@ -14,9 +14,11 @@ import torch
 from patchnpack.packer import _kernels
 from patchnpack.packer.batch import export
 from patchnpack.packer.batch.normalize import normalize
+from patchnpack.packer.batch.objects import PackedObjects
 from patchnpack.packer.batch.packed_image import PackedImage, PackedSample
 from patchnpack.packer.batch.samples import count_samples, merge_samples, one_image_samples
 from patchnpack.packer.batch.select import select_images
+from patchnpack.packer.geometry import Geometry
 from patchnpack.packer.text import counted, floor_percent
 
 # B packs in the batch, L token slots per pack, K maximum images per pack,
@@ -47,8 +49,15 @@ class PackedBatch:
         samples: int32 (B, K), number of each image's sample in its pack, 1, 2, 3 ...; 0 where there is no image. A
             sample's images are neighbours. Without it, each image is a sample.
         frames: int32 (B, K), each image's place in its sample, from 0.
+        boxes: int32 (B, K, 4), (left, top, width, height) of the part of the source that each image is, in pixels of
+            the upright source; 0 where there is no image. Without it, the whole source.
+        sizes: int32 (B, K, 2), (width, height) in pixels that this part is resized to, before it is cropped or padded
+            to the grid; 0 where there is no image. Without it, the size of the grid.
+        flipped: bool (B, K, 2), whether each image is mirrored left-right and top-bottom. Without it, none is.
         keys: the images' keys, one list per pack.
         extras: for each requested member, the images' values, one list per pack.
+        targets: for each requested target, its values per token, (B, L, ...), or its objects, as `PackedObjects`.
+        target_fill: for each target with values per token, the value of padding.
         patch_size: P, in pixels.
         step: number of batches before this one in the epoch.
         epoch: number of the epoch.
@@ -74,6 +83,8 @@ class PackedBatch:
     rows: torch.Tensor
     keys: list[list[str]]
     extras: dict[str, list[list[Any]]] = field(default_factory=dict)
+    targets: dict[str, torch.Tensor | PackedObjects] = field(default_factory=dict)
+    target_fill: dict[str, float] = field(default_factory=dict)
     patch_size: int
     step: int = 0
     epoch: int = 0
@@ -81,6 +92,9 @@ class PackedBatch:
     scaled_decode: bool = False
     samples: torch.Tensor = _NONE  # filled in if empty
     frames: torch.Tensor = _NONE
+    boxes: torch.Tensor = _NONE
+    sizes: torch.Tensor = _NONE
+    flipped: torch.Tensor = _NONE
     cu_seqlens: torch.Tensor = field(init=False, repr=False)
     token_index: torch.Tensor = field(init=False, repr=False)
     lengths: list[int] = field(init=False, repr=False)
@@ -105,6 +119,12 @@ class PackedBatch:
             self.samples = one_image_samples(mask)
         if not self.frames.numel():
             self.frames = torch.zeros_like(self.samples)
+        if not self.boxes.numel():
+            self.boxes = torch.cat([torch.zeros_like(self.image_sizes), self.image_sizes], -1)
+        if not self.sizes.numel():
+            self.sizes = self.grids * self.patch_size
+        if not self.flipped.numel():
+            self.flipped = torch.zeros_like(self.grids, dtype=torch.bool)
 
     def __repr__(self) -> str:
         """A few lines: shapes, fill, images and position, without waiting for a device."""
@@ -115,11 +135,14 @@ class PackedBatch:
         sizes = [size for pack in self.sample_sizes or [] for size in pack]
         ends = sorted({min(sizes), max(sizes)}) if sizes else []
         samples = f"  samples: {len(sizes):,}, {' to '.join(map(str, ends))} images each\n" if sizes else ""
+        targets = ", ".join(_shown(*target) for target in self.targets.items())
+        targets = f"  targets: {targets}\n" if targets else ""
         return (
             f"PackedBatch of {counted(B, 'pack')} with {L} token slots, {floor_percent(self.num_tokens, B * L)} full\n"
             f"  images: {self.num_images:,}{lengths}\n{samples}"
             f"  patches: {dtype['patches']} {tuple(self.patches.shape)} on {device}, patch size {self.patch_size}\n"
             f"  labels: {dtype['labels']} {tuple(labels.shape)}; extras: {', '.join(self.extras) or 'none'}\n"
+            f"{targets}"
             f"  epoch {self.epoch}, step {self.step}, position {self.position}"
         )
 
@@ -159,6 +182,10 @@ class PackedBatch:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             setattr(moved, f.name, move(value) if isinstance(value, torch.Tensor) else value)
+        moved.targets = {
+            name: value.map(move) if isinstance(value, PackedObjects) else move(value)
+            for name, value in self.targets.items()
+        }
         return moved
 
     def sample_numbers(self) -> np.ndarray:
@@ -294,11 +321,19 @@ class PackedBatch:
         """pixel_values, image_sizes: see `export.to_pixtral`."""
         return export.to_pixtral(self, mean, std, dtype, samples)
 
+    def geometries(self) -> list[Geometry]:
+        """Where the pixels of each of the N sources come to lie, in the flat order of images; waits for a device."""
+        mask = self.image_mask
+        columns = (self.image_sizes, self.boxes, self.sizes, self.flipped, self.grids)
+        rows = zip(*(column[mask].tolist() for column in columns), strict=True)
+        return [Geometry(*map(tuple, row), self.patch_size) for row in rows]
+
     def images(self) -> Iterator[PackedImage]:
         """Iterate over the images, pack by pack: one record per image."""
         ends, samples = np.cumsum(self.lengths), self.sample_numbers()
         flat_coords, flat_patches = self.coords.flatten(0, 1), self.patches.flatten(0, 1)
         columns, frames = self.image_mask.nonzero().tolist(), self.frames[self.image_mask].tolist()
+        geometries = self.geometries()
         for i, ((b, j), end, length) in enumerate(zip(columns, ends, self.lengths, strict=True)):
             slots = self.token_index[end - length : end]
             label = self.labels[b, j]
@@ -312,9 +347,17 @@ class PackedBatch:
                 patch_size=self.patch_size,
                 sample=int(samples[i]),
                 frame=frames[i],
+                geometry=geometries[i],
             )
 
     def images_by_sample(self) -> Iterator[PackedSample]:
         """Iterate over the samples, pack by pack: one record per sample, with its images in order."""
         for _, images in itertools.groupby(self.images(), lambda image: image.sample):
             yield PackedSample(images=tuple(images))
+
+
+def _shown(name: str, target: torch.Tensor | PackedObjects) -> str:
+    """What `repr` shows of a target."""
+    if isinstance(target, PackedObjects):
+        return f"{name} {counted(len(target), 'object')}"
+    return f"{name} {str(target.dtype).removeprefix('torch.')} {tuple(target.shape)}"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from patchnpack.packer.geometry import Geometry
+
 # P patch size, C channels
 
 
@@ -23,6 +25,7 @@ class PackedImage:
         patch_size: P, in pixels.
         sample: number of the image's sample in the batch, from 0.
         frame: the image's place in its sample, from 0.
+        geometry: where the pixels of its source come to lie.
     """
 
     key: str
@@ -33,6 +36,7 @@ class PackedImage:
     patch_size: int
     sample: int = 0
     frame: int = 0
+    geometry: Geometry | None = None
 
     def __repr__(self) -> str:
         (gw, gh), label = self.grid, self.label

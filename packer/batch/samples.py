@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from patchnpack.packer.batch.objects import PackedObjects
 
 # B packs, L token slots per pack, K maximum images, and so samples, per pack; S samples of the whole batch
 
@@ -73,6 +76,13 @@ def merge_samples(fields: Mapping[str, Any]) -> dict[str, Any]:
         "rows": of_first(fields["rows"], -1),
         "keys": listed(fields["keys"]),
         "extras": {name: listed(values) for name, values in fields["extras"].items()},
+        "targets": {
+            name: _merged(target, fields, above_BK * fields["patch_size"])
+            if isinstance(target, PackedObjects)
+            else target
+            for name, target in fields["targets"].items()
+        },
+        **{name: of_first(fields[name], 0) for name in ("boxes", "sizes", "flipped")},
         "samples": torch.where(mask_BS, number_K, 0),
         "frames": torch.zeros_like(fields["frames"]),
         "cu_seqlens": fields["cu_seqlens"][fields["sample_starts"]],
@@ -80,3 +90,34 @@ def merge_samples(fields: Mapping[str, Any]) -> dict[str, Any]:
         "sample_sizes": None,
         "sample_starts": None,
     }
+
+
+def _merged(objects: PackedObjects, fields: Mapping[str, Any], above_BK: torch.Tensor) -> PackedObjects:
+    """The objects of whole samples: those of each image are moved down by the pixels `above` it in its sample."""
+    device = objects.counts.device
+    counts = torch.zeros_like(objects.counts)
+    counts.scatter_add_(1, (fields["samples"].long() - 1).clamp(min=0), objects.counts)
+    above_N = above_BK[fields["image_mask"]].to(torch.float32)
+    starts = np.cumsum([0, *(count for pack in fields["sample_sizes"] for count in pack)])
+
+    def by_sample(values: list[int]) -> list[int]:
+        sums: list[int] = np.diff(np.cumsum([0, *values])[starts]).tolist()
+        return sums
+
+    def down(values: torch.Tensor | None, per_image: list[int] | None) -> torch.Tensor | None:
+        if values is None or per_image is None:
+            return values
+        moved = values.clone()
+        moved[:, 1::2] += above_N.repeat_interleave(torch.tensor(per_image, device=device), output_size=len(values))[
+            :, None
+        ]
+        return moved
+
+    return dataclasses.replace(
+        objects,
+        boxes=down(objects.boxes, objects.counts_list),
+        points=down(objects.points, objects.points_list),
+        counts=counts,
+        counts_list=by_sample(objects.counts_list),
+        points_list=None if objects.points_list is None else by_sample(objects.points_list),
+    )

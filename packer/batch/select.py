@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from patchnpack.packer.batch.objects import PackedObjects
 from patchnpack.packer.batch.samples import count_samples
 
 # B packs, L token slots per pack, K maximum images per pack, N images of the whole batch
@@ -49,6 +50,14 @@ def select_images(fields: Mapping[str, Any], mask: torch.Tensor) -> dict[str, An
     def listed(values: list[list[Any]]) -> list[list[Any]]:
         return [[pack[j] for j in np.flatnonzero(row)] for pack, row in zip(values, kept, strict=True)]
 
+    def target(name: str) -> torch.Tensor | PackedObjects:
+        value: torch.Tensor | PackedObjects = fields["targets"][name]
+        if isinstance(value, PackedObjects):
+            counts = value.counts.gather(1, place_BK).masked_fill(~valid_BK, 0)
+            return value.select(kept_N, counts)
+        fill = fields["target_fill"].get(name, 0)
+        return value.masked_fill(padding.view(*padding.shape[:2], *(1,) * (value.ndim - 2)), fill)
+
     return {
         **fields,
         "patches": fields["patches"].masked_fill(padding, 0),
@@ -61,6 +70,8 @@ def select_images(fields: Mapping[str, Any], mask: torch.Tensor) -> dict[str, An
         "rows": columns("rows", -1),
         "samples": samples,
         "frames": columns("frames", 0),
+        **{name: columns(name, 0) for name in ("boxes", "sizes", "flipped")},
+        "targets": {name: target(name) for name in fields["targets"]},
         "keys": listed(fields["keys"]),
         "extras": {name: listed(values) for name, values in fields["extras"].items()},
         "cu_seqlens": torch.from_numpy(np.append(0, lengths[kept_N].cumsum()).astype(np.int32)).to(device),

@@ -127,6 +127,7 @@ class Images:
         keep: int32 (M,), tokens kept, from 1 to gw * gh; in a plan, including those that `fill` gave back.
         page: int32 (M,), position of the image among the pages or frames of its file; None where all are 0.
         frame: int32 (M,), the image's place in its sample: a sample begins with each 0; None where all are 0.
+        flip: uint8 (M,), bit 0: mirrored left-right, bit 1: top-bottom, after resizing; None where none can be.
     """
 
     row: np.ndarray
@@ -137,6 +138,7 @@ class Images:
     keep: np.ndarray
     page: np.ndarray | None = None
     frame: np.ndarray | None = None
+    flip: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -145,8 +147,9 @@ class Images:
         """The images at `which`, in that order."""
         columns = (self.row, self.key, self.box, self.size, self.grid, self.keep)
         row, key, box, size, grid, keep = (column[which] for column in columns)
-        page, frame = (None if column is None else column[which] for column in (self.page, self.frame))
-        return Images(row=row, key=key, box=box, size=size, grid=grid, keep=keep, page=page, frame=frame)
+        optional = (self.page, self.frame, self.flip)
+        page, frame, flip = (None if column is None else column[which] for column in optional)
+        return Images(row=row, key=key, box=box, size=size, grid=grid, keep=keep, page=page, frame=frame, flip=flip)
 
     def take_samples(self, which: np.ndarray | slice) -> Images:
         """The images of the samples at `which`, in that order."""
@@ -175,12 +178,12 @@ class Images:
     def concatenate(cls, parts: Sequence[Images]) -> Images:
         """The images of all parts, in order."""
         columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
-        for name in ("page", "frame"):
+        for name, dtype in (("page", np.int32), ("frame", np.int32), ("flip", np.uint8)):
             if all(column is None for column in columns[name]):
                 del columns[name]
             else:
                 columns[name] = [
-                    np.zeros(len(part), np.int32) if column is None else column
+                    np.zeros(len(part), dtype) if column is None else column
                     for part, column in zip(parts, columns[name], strict=True)
                 ]
         return cls(**{name: np.concatenate(column) for name, column in columns.items()})

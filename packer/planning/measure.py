@@ -10,6 +10,7 @@ from patchnpack.packer.binpacking import _fill
 from patchnpack.packer.config import Packing
 from patchnpack.packer.planning.images import Images, Rows, sums_between
 from patchnpack.packer.planning.members import Members, members_of
+from patchnpack.packer.policies.flips import draw_flips
 from patchnpack.packer.policies.random import Purpose, counter_hash
 from patchnpack.packer.policies.resolution import Resolution, Sizes
 
@@ -54,7 +55,8 @@ def measure(
     """Measure each sample at one patch size: its images, and whether it is too large or too small.
 
     Each sample's result depends on that sample alone. Samples that are skipped are included, an oversize one with all
-    its tokens. All images of a sample draw the same crop and drop rate, but each view draws its own crop.
+    its tokens. All images of a sample draw the same crop, flip and drop rate, but each view draws
+    its own crop and flip.
 
     Args:
         rows: the samples.
@@ -108,6 +110,7 @@ def measure(
         keep=keep,
         page=members.page,
         frame=members.frame,
+        flip=_flips(rows, members, packing, seed, epoch),
     )
     return Measured(images, over | crowded, undersize, few)
 
@@ -168,6 +171,13 @@ class _Sizer:
         """The boxes of whole images, int32 (., 4)."""
         none = np.zeros(len(which), np.int32)
         return np.stack([none, none, self._width[which], self._height[which]], 1).astype(np.int32)
+
+
+def _flips(rows: Rows, members: Members, packing: Packing, seed: int, epoch: int) -> np.ndarray | None:
+    """`Images.flip` of the images."""
+    if not packing.flip and not packing.vflip:
+        return None
+    return draw_flips(members.crop_ids(rows), packing.flip, packing.vflip, seed=seed, epoch=epoch)
 
 
 def _known_complexity(rows: Rows, packing: Packing) -> np.ndarray:

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     PATCH_SIZE = 8
     MIXTURE = 9
     FRAMES = 10
+    FLIP = 11
 
 
 def counter_hash(purpose: Purpose, seed: int, epoch: int, counters: np.ndarray) -> np.ndarray:

@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from patchnpack.loaders.assembly.builders.columns import Columns
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.assembly.stats import BatchCounts
 from patchnpack.loaders.errors import BadImage, BadRow, StallError
+from patchnpack.loaders.imaging.decode_buffers import DecodeBuffers
 from patchnpack.loaders.labels.labels import count_absent
 from patchnpack.packer import Images, PackedBatch, _kernels
+from patchnpack.packer._mirror import mirror
 from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # B packs in the batch, L token slots in a pack, K images in a pack at most, M images in the batch
 
+_buffers = DecodeBuffers()  # of mirrored pixels
 _DONE = ""  # the stage of a part that has ended
 
 
@@ -65,19 +69,23 @@ class DecodedBatchBuilder:
         self._running.acquire()  # until the last part has ended; an Event costs several times as much
         self._batch: PackedBatch | None = None
         self._fields: dict[str, Any] = {}  # of the batch, as far as they are known
-        # `samples` and `frames` of the batch, where samples hold several images.
-        self._numbers: np.ndarray | None = None
-        self._frames: np.ndarray | None = None
+        self._numbers: np.ndarray | None = None  # `samples` of the batch, where samples hold several images
         self._error: tuple[int, BaseException] | None = None  # the part that raised it, first
 
         self._by_detail = context.packing.select == "detail"
         self._samples = samples = context.samples(images.row, images.page)
-        self._fill_columns()
+        sides = samples.width, samples.height
+        self._columns = columns = Columns(images, counts, *sides, context.packing, context.labels)
+        self._labels, self._column = columns.labels, columns.column
+        if samples.labels is not None:
+            self._labels[self._column] = samples.labels
         # Python integers: reading them from arrays one by one would cost more than everything else here.
-        places = (self._first.tolist(), images.keep.tolist(), *images.grid.T.tolist())
+        places = (columns.first.tolist(), images.keep.tolist(), *images.grid.T.tolist())
         self._places = list(zip(*places, tuples(*images.size.T), strict=True))
         whole = (images.box[:, 2] == samples.width) & (images.box[:, 3] == samples.height)
         self._boxes = None if whole.all() else tuples(*images.box.T)
+        self._flips = None if images.flip is None else images.flip.tolist()
+        self._changes_pixels = context.transform is not None or images.flip is not None
         self.num_parts = self._divide() + 1  # the last one clears the padding
         # Stage of each part, None before it starts, and the thread that runs it.
         self._stages: list[str | None] = [None] * self.num_parts
@@ -94,61 +102,30 @@ class DecodedBatchBuilder:
         """Return the key of each image's draws in the transform, uint64 (M,)."""
         return self._images.key
 
-    def _fill_columns(self) -> None:
-        """Write what is known of each image into its column."""
-        packing, labels, images, samples = self._context.packing, self._context.labels, self._images, self._samples
-        B, K = len(self._counts), packing.max_images
-        self._rows = np.full((B, K), -1, np.int64)
-        self._grids, self._sizes = np.zeros((B, K, 2), np.int32), np.zeros((B, K, 2), np.int32)
-        # Where each image goes: its column among all columns, its number, and its first slot among all slots.
-        self._column, self._segment, self._first = np.empty((3, self.num_images), np.int64)
-        self._starts, self._used = np.empty(self.num_images + 1, np.int32), np.empty(B, np.int64)
-        _kernels.fill_columns(
-            np.array(self._counts, np.int64),
-            packing.seq_len,
-            images.row,
-            images.grid,
-            images.keep,
-            samples.width,
-            samples.height,
-            self._rows,
-            self._grids,
-            self._sizes,
-            self._column,
-            self._segment,
-            self._first,
-            self._starts,
-            self._used,
-        )
-        self._labels = np.full((B * K, *labels.shape), labels.absent, labels.dtype)
-        if samples.labels is not None:
-            self._labels[self._column] = samples.labels
-
     def _fill_fields(self) -> None:
         """Make the fields of the batch that need no pixels, and count it, as if no image were bad."""
-        mask, samples = self._rows >= 0, self._samples
-        numbers, frames = self._sample_columns(mask)
+        columns, samples = self._columns, self._samples
+        fields = columns.fields
+        mask = fields["rows"] >= 0
+        fields["samples"], fields["frames"] = self._sample_columns(mask)
         self._fields = {
-            "grids": torch.from_numpy(self._grids),
-            "image_sizes": torch.from_numpy(self._sizes),
+            **{name: torch.from_numpy(array) for name, array in fields.items()},
             "image_mask": torch.from_numpy(mask),
-            "labels": torch.from_numpy(self._by_pack(self._labels)),
-            "rows": torch.from_numpy(self._rows),
-            "samples": torch.from_numpy(numbers),
-            "frames": torch.from_numpy(frames),
+            "targets": {},
+            "target_fill": {},
             "keys": self._listed(samples.keys, self._counts),
             "patch_size": self._patch_size,
             "step": self._step,
             "epoch": self._epoch,
             "position": self._position,
             "scaled_decode": self._context.packing.scaled_decode,
-            "cu_seqlens": torch.from_numpy(self._starts),
+            "cu_seqlens": torch.from_numpy(columns.starts),
             "lengths": self._images.keep.tolist(),
         }
         slots = len(self._counts) * self._context.packing.seq_len
-        columns = mask, self._grids, self._sizes, self._starts
+        counted = mask, fields["grids"], fields["image_sizes"], columns.starts
         scope = self._context.packing.scope
-        self.counts = BatchCounts.of_columns(*columns, self._patch_size, slots, self._numbers, scope)
+        self.counts = BatchCounts.of_columns(*counted, self._patch_size, slots, self._numbers, scope)
         if samples.labels is not None:
             self.without_label = self._count_without_label(self.num_images)
 
@@ -167,8 +144,8 @@ class DecodedBatchBuilder:
             images.key,
             images.grid,
             images.keep,
-            self._segment,
-            self._first,
+            self._columns.segment,
+            self._columns.first,
             self._segment_ids,
             self._coords,
             token_index,
@@ -188,7 +165,7 @@ class DecodedBatchBuilder:
                 if not self._laid_out:
                     self._lay_out_once()
                 if part == self.num_parts - 1:
-                    _kernels.clear_padding(self._by_pack(self._patches), self._used)
+                    _kernels.clear_padding(self._by_pack(self._patches), self._columns.used)
                 else:
                     try:
                         self._write(part)
@@ -230,9 +207,9 @@ class DecodedBatchBuilder:
                 raise
             pixels = samples.decode(i, data, size, box, False, self.warnings.append)
             self._truncated.add(i)
-        if context.transform is not None:
+        if self._changes_pixels:
             stages[i] = "transform"
-            pixels = self._transformed(i, pixels)
+            pixels = self._changed(i, pixels)
         stages[i] = "assemble"
         self._place(i, pixels)
         if samples.labels is None:
@@ -247,6 +224,12 @@ class DecodedBatchBuilder:
             _kernels.choose_detailed(pixels, self._patch_size, gw, gh, self._coords, first, keep)
         # As bytes, so that one compiled kernel serves all types: it moves whole pixels.
         _kernels.place_image(bytes_of(pixels), self._patch_size, gw, gh, self._coords, self._patches, first, keep)
+
+    def _changed(self, i: int, pixels: np.ndarray) -> np.ndarray:
+        """Return the pixels of image i as the plan mirrors and the transform changes them."""
+        if self._flips is not None and self._flips[i]:
+            pixels = mirrored(pixels, self._flips[i])
+        return pixels if self._context.transform is None else self._transformed(i, pixels)
 
     def _transformed(self, i: int, pixels: np.ndarray) -> np.ndarray:
         assert self._context.transform is not None
@@ -328,7 +311,7 @@ class DecodedBatchBuilder:
         batch = PackedBatch(
             **{name: value for name, value in self._fields.items() if name not in derived}
             | {
-                "image_mask": torch.from_numpy(self._rows >= 0),
+                "image_mask": torch.from_numpy(self._columns.fields["rows"] >= 0),
                 "keys": self._listed([self._samples.keys[i] for i in kept], counts),
                 "extras": {
                     name: self._listed([values[i] for i in kept], counts) for name, values in self._extras.items()
@@ -355,9 +338,9 @@ class DecodedBatchBuilder:
 
     def _close_ranks(self, failed: set[int], good: list[list[int]]) -> None:
         """Turn the slots of failed images into padding and close the gaps in numbering; no token moves."""
-        packing = self._context.packing
+        packing, first, samples = self._context.packing, self._columns.first, self._columns.fields["samples"]
         for i in failed:
-            slots = slice(self._first[i], self._first[i] + self._images.keep[i])
+            slots = slice(first[i], first[i] + self._images.keep[i])
             self._patches[slots], self._segment_ids[slots], self._coords[slots] = 0, 0, 0
         for b in {int(self._column[i]) // packing.max_images for i in failed}:
             columns = self._column[good[b]] % packing.max_images
@@ -365,23 +348,23 @@ class DecodedBatchBuilder:
             number[columns + 1] = np.arange(1, len(columns) + 1)
             segment_ids = self._by_pack(self._segment_ids)[b]
             segment_ids[:] = number[segment_ids]
-            for array, empty in (
-                (self._grids, 0),
-                (self._sizes, 0),
-                (self._rows, -1),
-                (self._by_pack(self._labels), self._context.labels.absent),
-                *(() if self._numbers is None else ((self._numbers, 0), (self._frames, 0))),
-            ):
-                kept = array[b, columns].copy()
-                array[b] = empty
-                array[b, : len(columns)] = kept
+            self._columns.close_ranks(b, columns)
             if self._numbers is not None:
-                self._numbers[b, : len(columns)] = np.cumsum(np.diff(self._numbers[b, : len(columns)], prepend=0) > 0)
+                samples[b, : len(columns)] = np.cumsum(np.diff(samples[b, : len(columns)], prepend=0) > 0)
 
 
 def bytes_of(pixels: np.ndarray) -> np.ndarray:
     """Return contiguous pixels (height, width, C) as uint8 (height, width, bytes per pixel)."""
     return pixels if pixels.dtype == np.uint8 else pixels.view(np.uint8)
+
+
+def mirrored(pixels: np.ndarray, flip: int) -> np.ndarray:
+    """Return contiguous pixels (height, width, C) mirrored as `Images.flip` says, contiguous."""
+    stored = bytes_of(pixels)
+    # A buffer begins at an odd address, which values of several bytes must not.
+    out = _buffers.acquire(stored.shape) if pixels.dtype == np.uint8 else np.empty_like(stored)
+    mirror(stored, bool(flip & 1), bool(flip & 2), out)
+    return out.view(pixels.dtype)
 
 
 def tuples(*columns: np.ndarray) -> list[tuple[int, ...]]:

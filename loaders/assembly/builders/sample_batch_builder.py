@@ -67,8 +67,8 @@ class SampleBatchBuilder(DecodedBatchBuilder):
         first = np.searchsorted(pack, pack)  # the first image of each image's pack
         numbers, frames = np.zeros((2, mask.size), np.int32)
         numbers[self._column], frames[self._column] = self._sample - self._sample[first] + 1, self._frame
-        self._numbers, self._frames = numbers.reshape(mask.shape), frames.reshape(mask.shape)
-        return self._numbers, self._frames
+        self._numbers = numbers.reshape(mask.shape)
+        return self._numbers, frames.reshape(mask.shape)
 
     def _first_of_parts(self) -> Sequence[int]:
         return self._parts[:-1]
@@ -108,9 +108,9 @@ class SampleBatchBuilder(DecodedBatchBuilder):
 
     def _use(self, part: int, i: int, pixels: np.ndarray) -> None:
         """Write one image's patches, and read what it brings for its sample."""
-        if self._context.transform is not None:
+        if self._changes_pixels:
             self._stages[part] = "transform"
-            pixels = self._transformed(i, pixels)
+            pixels = self._changed(i, pixels)
         self._stages[part] = "assemble"
         self._place(i, pixels)
         for name, read_with in self._read_with.items():

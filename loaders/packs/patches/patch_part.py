@@ -20,7 +20,8 @@ from patchnpack.loaders.packs.recipe import SCHEMA
 from patchnpack.packer import PackedBatch, Plan
 
 EXTRA = "extra."  # prefix of the columns with extras
-FIXED = ("segment_ids", "coords", "grids", "image_sizes", "rows", "labels")  # columns of the same shape in all packs
+# Columns of the same shape in all packs.
+FIXED = ("segment_ids", "coords", "grids", "image_sizes", "rows", "labels", "boxes", "sizes", "flipped")
 SEVERAL = ("samples", "frames")  # further such columns, where samples may hold several images
 
 
@@ -72,6 +73,7 @@ def _record(
     )
     for name in (*FIXED, *(SEVERAL if has_several(context) else ())):
         values = np.concatenate([getattr(batch, name).numpy() for batch in batches])
+        values = values.view(np.uint8) if values.dtype == np.bool_ else values  # Arrow stores bool as bits
         columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values[0].size)
     columns["keys"] = pa.array([batch.keys[0] for batch in batches], pa.list_(pa.string()))
     for name in context.extras:

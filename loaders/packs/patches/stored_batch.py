@@ -137,6 +137,9 @@ class StoredBatchBuilder:
             "coords": ((B, L, 2), np.int32, 0),
             "grids": ((B, K, 2), np.int32, 0),
             "image_sizes": ((B, K, 2), np.int32, 0),
+            "boxes": ((B, K, 4), np.int32, 0),
+            "sizes": ((B, K, 2), np.int32, 0),
+            "flipped": ((B, K, 2), np.uint8, 0),
             "rows": ((B, K), np.int64, -1),
             "labels": ((B, K, *labels.shape), labels.dtype, labels.absent),
             **(dict.fromkeys(SEVERAL, ((B, K), np.int32, 0)) if has_several(context) else {}),
@@ -157,6 +160,7 @@ class StoredBatchBuilder:
                 for b, stored in enumerate(found):
                     if stored is not None:
                         array[b] = stored[0].fixed[name][stored[1]].reshape(shape[1:])
+        arrays["flipped"] = arrays["flipped"].view(np.bool_)
         mask = arrays["rows"] >= 0
         self.without_label = count_absent(arrays["labels"][mask])
         self.multi_page = int((context.index.pages[arrays["rows"][mask]] != 1).sum())

@@ -110,6 +110,7 @@ class StoredOrder(Order):
             keep=arrays["keep"][which],
             page=page,
             frame=frame,
+            flip=arrays["flip"][which] if "flip" in arrays else None,
         )
         return StoredPlan(
             offsets=offsets,
