@@ -109,13 +109,28 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--tokens", type=int, default=1024)
     options = parser.parse_args()
-    config = NaViTConfig(num_classes=0, width=options.width, depth=options.depth, heads=3, patch_size=16, pooling="mean", position=options.position)
+    config = NaViTConfig(
+        num_classes=0,
+        width=options.width,
+        depth=options.depth,
+        heads=options.width // 32,
+        patch_size=16,
+        pooling="mean",
+        position=options.position,
+    )
     with tempfile.TemporaryDirectory() as folder:
         scenes.draw_scenes(folder, options.images, max(options.images // 4, 1))
 
         def loader(split: str, resolution, **choices) -> PackedImageLoader:
             packing = Packing(seq_len=options.tokens, patch_size=16, resolution=resolution)
-            return PackedImageLoader(f"{folder}/{split}-*.tar", packing, batch_size=1, shuffle=split == "train", targets={"mask": Mask("seg.png")}, **choices)
+            return PackedImageLoader(
+                f"{folder}/{split}-*.tar",
+                packing,
+                batch_size=1,
+                shuffle=split == "train",
+                targets={"mask": Mask("seg.png")},
+                **choices,
+            )
 
         for name, resolution in {"native": Native(), "square": Square(144)}.items():
             if options.only not in (None, name):
@@ -123,9 +138,11 @@ def main() -> None:
             torch.manual_seed(0)
             head = Segmentation(config)
             c = time.process_time()
-            settings = TrainConfig(epochs=options.epochs, lr=options.lr, seed=options.seed, eval_every=10**6, precision=options.precision)
+            settings = TrainConfig(
+                epochs=options.epochs, lr=options.lr, seed=options.seed, eval_every=10**6, precision=options.precision
+            )
             model = train(config, loader("train", resolution), config=settings, objective=head).model
-            c = time.process_time()-c
+            c = time.process_time() - c
             iou = evaluate(model, head, loader("validation", resolution, extras=["seg.png"]))
             print(name, f"{iou.mean():.3f}", iou, f"{c:.0f} s", flush=True)
 

@@ -6,11 +6,21 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+__all__ = [
+    "average_precision",
+    "box_iou",
+    "class_iou",
+    "confusion_matrix",
+    "generalized_iou",
+    "mean_average_precision",
+    "mean_iou",
+]
+
 # C classes, n boxes of an image; boxes are (..., 4), left, top, right, bottom, in any unit
 
 Known = tuple[torch.Tensor, torch.Tensor]  # boxes float (n, 4) and labels int64 (n,) of an image
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # likewise, and scores float (n,)
-RECALLS = torch.linspace(0, 1, 101, dtype=torch.float64)  # where precision is read off, as in COCO
+RECALLS = 0.01 * torch.arange(101, dtype=torch.float64)  # where precision is read off; rounded as in pycocotools
 TINY = 1e-30  # in place of an area of 0
 
 
