@@ -20,18 +20,29 @@ if TYPE_CHECKING:
     from patchnpack.loaders.prepacking.job import Job
     from patchnpack.loaders.shards.folders.writer import Written, write_shards
     from patchnpack.loaders.streaming.pack_stream import PackedStream, ResumableStream, pack_stream
+    from patchnpack.loaders.targets.boxes import Boxes
+    from patchnpack.loaders.targets.map import Map
+    from patchnpack.loaders.targets.mask import Mask
+    from patchnpack.loaders.targets.objects import Objects
+    from patchnpack.loaders.targets.points import Keypoints, Polygons
 
 __all__ = [
     "BadDataError",
     "BadImage",
+    "Boxes",
     "ErrorPolicy",
     "Index",
     "Job",
+    "Keypoints",
     "Manifest",
+    "Map",
+    "Mask",
     "Mixture",
+    "Objects",
     "PackedDataset",
     "PackedImageLoader",
     "PackedStream",
+    "Polygons",
     "ResumableStream",
     "StallError",
     "Written",
@@ -64,6 +75,11 @@ if not TYPE_CHECKING:  # an index needs no torch, which takes more than a second
             "plan_report": ("report_of",),
             "prepacking.job": ("Job",),
             "shards.folders.writer": ("Written", "write_shards"),
+            "targets.boxes": ("Boxes",),
+            "targets.map": ("Map",),
+            "targets.mask": ("Mask",),
+            "targets.objects": ("Objects",),
+            "targets.points": ("Keypoints", "Polygons"),
             "streaming.pack_stream": ("PackedStream", "ResumableStream", "pack_stream"),
         },
     )

@@ -12,7 +12,7 @@ class BadImage(Exception):
 
     Args:
         reason: why the image cannot be used.
-        stage: what was being done: "read", "decode", "label", "limit" or "extras".
+        stage: what was being done: "read", "decode", "label", "limit", "extras" or "targets".
         truncated: whether it is a JPEG whose only fault is that it ends early.
 
     >>> str(BadImage("its window is empty"))
@@ -35,7 +35,7 @@ class BadRow:
         offset: its first byte in the shard; -1 in a stream.
         page: its position among the pages or frames of its file, from 0.
         stage: "header" (found when the index was made), "limit", "read", "decode", "label" (a .json member that is not
-            JSON) or "extras".
+            JSON), "extras" or "targets" (a mask, map, box or point that is missing or does not fit its image).
         reason: why it could not be used.
     """
 

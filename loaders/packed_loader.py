@@ -20,6 +20,7 @@ from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.labels.label_rule import Classes, Label
 from patchnpack.loaders.order.extremes import Extreme, label_range, largest_grids
 from patchnpack.loaders.order.mixture import Mixture
+from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.order.rank_steps import Even, Steps
 from patchnpack.loaders.order.row_filter import Where
 from patchnpack.loaders.order.state import Cursor, from_dict, to_dict
@@ -28,6 +29,7 @@ from patchnpack.loaders.shards.patterns import ShardNames
 from patchnpack.loaders.shards.sample_rule import Sample
 from patchnpack.loaders.sources.open_source import open_source
 from patchnpack.loaders.sources.options import LoaderOptions
+from patchnpack.loaders.targets.target import Target, texts_of
 from patchnpack.packer import PackedBatch, Packing
 from patchnpack.packer.checks import check_whole, shown
 from patchnpack.packer.text import counted
@@ -65,6 +67,9 @@ class PackedImageLoader:
             labels are whole numbers, and names of folders and in tables get the numbers of their sorted order.
         extras: extensions of members to return in `batch.extras`: txt as str, json as object, others as bytes; None
             where a sample has none. An undecodable member marks its image as bad.
+        targets: what follows each image through crop, resize and flip, by name: `Mask("seg.png")`, `Map("depth.png")`,
+            `Boxes("json:objects")`, `Polygons` or `Keypoints`, from members of the samples; in `batch.targets`. An
+            image whose target is missing, damaged or of another size is bad.
         decode: called as `decode(data)` with the encoded bytes of an image. Returns uint8 (H, W, C) with the height and
             width that the file states (before EXIF orientation, which the loader applies; TIFF, HEIC and JPEG XL
             upright) and the channels of `image_mode`, or None to leave the image to the loader. It makes 16-bit, float
@@ -73,7 +78,9 @@ class PackedImageLoader:
             first one and counts the file in `stats()["multi_page"]`; "error" makes it a bad image.
         transform: called as `transform(image, rng)` with a uint8 (H, W, C) array and a Generator keyed by (seed, epoch,
             sample, view); returns an array of the same shape and type. Runs in the decoding threads, for each image:
-            frames of a clip get equal generators and so equal changes, views of a picture do not.
+            frames of a clip get equal generators and so equal changes, views of a picture do not. A transform with a
+            third argument gets the targets, a dict of masks (H, W), maps (H, W, C) and `Objects` in pixels of the
+            image, and returns (image, targets).
         where: maps an `Index` to a bool array, the rows to use; others are skipped, with all rows of their samples.
         index: an `Index`, or the file or address of one. None looks beside the shards and in the cache, then scans.
         path: the column of paths in a table; None is the only one with a usual name, such as "path" or "file_name".
@@ -119,6 +126,7 @@ class PackedImageLoader:
         label: Label | Mapping[str, Label] = None,
         classes: Classes = None,
         extras: Sequence[str] = (),
+        targets: Mapping[str, Target] | None = None,
         transform: Transform | None = None,
         decode: Decode | None = None,
         pages: Pages = "first",
@@ -153,6 +161,7 @@ class PackedImageLoader:
             label=label,
             classes=classes,
             extras=extras,
+            targets=targets,
             transform=transform,
             decode=decode,
             pages=pages,
@@ -199,7 +208,8 @@ class PackedImageLoader:
             f"PackedImageLoader of {used} in {self.source.name}{unused}\n"
             f"  packing: {self.packing.summary()}\n"
             f"  batches: {counted(self.batch_size, 'pack')} each, {order}; "
-            f"label: {label}; extras: {', '.join(given.extras) or 'none'}\n"
+            f"label: {label}; extras: {', '.join(given.extras) or 'none'}"
+            f"{'; targets: ' + ', '.join(given.targets) if given.targets else ''}\n"
             f"  epoch {cursor.epoch}, {cursor.position:,} packs used"
         )
 
@@ -278,7 +288,7 @@ class PackedImageLoader:
     def state_at(self, cursor: Cursor) -> dict[str, Any]:
         """Return the state of a loader that stands at `cursor`."""
         order = self.steps().order
-        return to_dict(cursor, order, self.source.fingerprint(order))
+        return to_dict(cursor, order, self._fingerprint(order))
 
     def read_state(self, state: Mapping[str, Any]) -> tuple[Cursor, int]:
         """Return the cursor and the block of a state of this loader.
@@ -286,7 +296,10 @@ class PackedImageLoader:
         Raises:
             ValueError: as `load_state_dict`.
         """
-        return from_dict(state, self.source.fingerprint(self.steps().order))
+        return from_dict(state, self._fingerprint(self.steps().order))
+
+    def _fingerprint(self, order: Order) -> dict[str, str]:
+        return self.source.fingerprint(order) | texts_of(self.context.targets)
 
     def stats(self) -> dict[str, Any]:
         """Return the totals of this rank since the loader was made.

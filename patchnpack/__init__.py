@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING
 from patchnpack._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from patchnpack.loaders import ErrorPolicy, Mixture, PackedImageLoader, pack_stream
+    from patchnpack.loaders import (
+        Boxes,
+        ErrorPolicy,
+        Keypoints,
+        Map,
+        Mask,
+        Mixture,
+        PackedImageLoader,
+        Polygons,
+        pack_stream,
+    )
     from patchnpack.packer import (
         BetaDrop,
         ComplexityDrop,
@@ -29,12 +39,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BetaDrop",
+    "Boxes",
     "ComplexityDrop",
     "ConstantDrop",
     "DropToTokens",
     "ErrorPolicy",
     "FitTokens",
     "Frames",
+    "Keypoints",
+    "Map",
+    "Mask",
     "Mixture",
     "Native",
     "NoDrop",
@@ -42,6 +56,7 @@ __all__ = [
     "PackedImageLoader",
     "Packing",
     "PatchSizes",
+    "Polygons",
     "RandomResizedCrop",
     "ResolutionDrop",
     "SampleSide",
@@ -56,7 +71,17 @@ if not TYPE_CHECKING:  # `patchnpack --help` imports this package, and needs non
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "loaders": ("ErrorPolicy", "Mixture", "PackedImageLoader", "pack_stream"),
+            "loaders": (
+                "Boxes",
+                "ErrorPolicy",
+                "Keypoints",
+                "Map",
+                "Mask",
+                "Mixture",
+                "PackedImageLoader",
+                "Polygons",
+                "pack_stream",
+            ),
             "packer": (
                 "BetaDrop",
                 "ComplexityDrop",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from patchnpack.loaders.imaging.values.bands import BandRequest, band_request
 from patchnpack.loaders.imaging.values.decode_values import decode_pages_of_values, decode_values
 from patchnpack.loaders.imaging.warnings import Warn
 from patchnpack.loaders.labels.labels import LabelKind
+from patchnpack.loaders.targets.target import Target
 from patchnpack.packer import Packing
 
 # M images in the batch
@@ -86,6 +87,18 @@ class Samples(Protocol):
         """Return the value of another member of the sample of image i, which was read. Raises BadImage."""
         ...
 
+    def member(self, i: int, name: str) -> Any:
+        """Return what a target reads: a member of the sample of image i, which was read, as `extra` or as bytes.
+
+        Raises:
+            BadImage: the member cannot be read.
+        """
+        ...
+
+    def orientation(self, i: int) -> int:
+        """Return the EXIF orientation of image i, which was read."""
+        ...
+
     def bad_row(self, i: int, stage: str, reason: str) -> BadRow:
         """Return the record of image i, which could not be used."""
         ...
@@ -104,6 +117,7 @@ class BatchContext(ABC):
         buffers: lends the memory of the patches.
         errors: what is done about bad images.
         user_decode: decodes encoded images before the library does; None for no such function.
+        targets: what follows each image through crop, resize and flip, by name; members as the samples spell them.
     """
 
     packing: Packing
@@ -114,6 +128,7 @@ class BatchContext(ABC):
     buffers: BufferPool
     errors: ErrorPolicy
     user_decode: Decode | None = None
+    targets: Mapping[str, Target] = field(default_factory=dict)
 
     @property
     def bands(self) -> BandRequest | None:

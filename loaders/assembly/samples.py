@@ -220,6 +220,14 @@ class IndexedSamples:
         kind = self._context.index.kinds.get(extension, extension)
         return extra(extension, kind, self._context.member(int(self._rows[i]), extension))
 
+    def member(self, i: int, name: str) -> Any:
+        """Return what a target reads: another member of the sample, None where the sample lacks it. Raises BadImage."""
+        return self.extra(i, name)
+
+    def orientation(self, i: int) -> int:
+        """Return the EXIF orientation of image i."""
+        return int(self._context.index.orientation[self._rows[i]])
+
     def bad_row(self, i: int, stage: str, reason: str) -> BadRow:
         """Return the record of image i, which could not be used."""
         page = None if self._page is None else int(self._page[i])

@@ -15,7 +15,7 @@ import torch
 
 from patchnpack.packer.checks import kind_of, shown
 
-Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Transform = Callable[..., Any]  # of an image and a generator, or of these and targets
 
 WATCHED = 32  # images whose transform is watched, by each loader in each process
 _TAKE_PIL = ("torchvision", "timm")  # packages whose transforms take a PIL image and no generator
@@ -23,13 +23,17 @@ _TAKE_PIL = ("torchvision", "timm")  # packages whose transforms take a PIL imag
 _log = logging.getLogger("patchnpack")
 
 
-def check_transform(transform: object) -> None:
-    """Check that `transform` is None or callable with two arguments, an image and a generator.
+def check_transform(transform: object, has_targets: bool = False) -> None:
+    """Check that `transform` is None or callable with two arguments, an image and a generator, or also with targets.
 
     A callable without a signature, as some written in C are, passes.
 
+    Args:
+        transform: what a user gave.
+        has_targets: whether there are targets, which a transform of three arguments gets.
+
     Raises:
-        ValueError: it is not callable, not with two positional arguments, or takes a PIL image as torchvision's do.
+        ValueError: it is not callable, not with these positional arguments, or takes a PIL image as torchvision's do.
     """
     if transform is None:
         return
@@ -48,19 +52,42 @@ def check_transform(transform: object) -> None:
             "patchnpack.augment.from_pil(transform), without ToTensor, Normalize, Resize and crops, which Packing and "
             "the model replace"
         )
-    function = transform.forward if isinstance(transform, torch.nn.Module) else transform
     try:
-        signature = inspect.signature(function)
+        signature = inspect.signature(_function(transform))
     except (TypeError, ValueError):  # some functions written in C have none
         return
     try:
-        signature.bind(None, None)
+        if not takes_targets(transform):
+            signature.bind(None, None)
+        elif not has_targets:
+            signature.bind(None, None)  # the third argument has a default
+        else:
+            signature.bind(None, None, None)
     except TypeError as error:
         name = getattr(transform, "__name__", type(transform).__name__)
         raise ValueError(
             f"{wanted}; {name}{signature} does not accept these arguments ({error}): for a function of a PIL image "
             "give patchnpack.augment.from_pil(f), for one of an array lambda image, rng: f(image)"
         ) from error
+
+
+def takes_targets(transform: object) -> bool:
+    """Return whether a transform has a third positional argument, for targets.
+
+    >>> takes_targets(lambda image, rng: image), takes_targets(lambda image, rng, targets: (image, targets))
+    (False, True)
+    """
+    if isinstance(transform, WatchedTransform):
+        return transform.takes_targets
+    try:
+        parameters = inspect.signature(_function(transform)).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return sum(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters) >= 3
+
+
+def _function(transform: Any) -> Any:
+    return transform.forward if isinstance(transform, torch.nn.Module) else transform
 
 
 class WatchedTransform:
@@ -79,18 +106,19 @@ class WatchedTransform:
 
     def __init__(self, transform: Transform) -> None:
         self._transform, self._left = transform, WATCHED
+        self.takes_targets = takes_targets(transform)
         self._warnings = [self._WARNING]  # popping an item is atomic, so that one thread of several warns
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the transformed image."""
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, *targets: Any) -> Any:
+        """Return the transformed image, with the transformed targets where these are given."""
         if self._left <= 0:
-            return self._transform(image, rng)
+            return self._transform(image, rng, *targets)
         self._left -= 1
-        before, same_rng, same_image = _global_state(), copy.deepcopy(rng), image.copy()
-        out = self._transform(image, rng)
+        before, same = _global_state(), copy.deepcopy((image, rng, *targets))
+        out = self._transform(image, rng, *targets)
         if before != _global_state():
-            out = np.array(out)  # a copy: the transform may reuse its memory
-            if not np.array_equal(out, np.asarray(self._transform(same_image, same_rng))):
+            out = copy.deepcopy(out)  # the transform may reuse its memory
+            if not np.array_equal(_image_of(out), _image_of(self._transform(*same))):
                 self._left = 0
                 with suppress(IndexError):
                     _log.warning(self._warnings.pop(), _name(self._transform))
@@ -100,6 +128,10 @@ class WatchedTransform:
 def watched(transform: Transform | None) -> Transform | None:
     """Return the transform with a warning for draws from global generators; None for None."""
     return None if transform is None else WatchedTransform(transform)
+
+
+def _image_of(out: Any) -> np.ndarray:
+    return np.asarray(out[0] if isinstance(out, tuple) else out)
 
 
 def _global_state() -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.labels.label_rule import Classes, Label, LabelRule
 from patchnpack.loaders.labels.labels import KnownLabels
+from patchnpack.loaders.targets.target import BY_MEMBERS, Target, members_of
 
 # m rows
 
@@ -179,6 +180,20 @@ def check_extras(items: Items, extras: tuple[str, ...]) -> None:
     """Raise ValueError if an extra is no member of the items."""
     for name in extras:
         _check_member(items, "extras", name)
+
+
+def dataset_targets(items: Items, targets: Mapping[str, Target] | None) -> dict[str, Target]:
+    """Return the targets of a data set, whose members must be those of its items.
+
+    Raises:
+        ValueError: no item has one of the members, or items hold lists of images.
+    """
+    for name, target in (targets or {}).items():
+        for member in members_of(target):
+            _check_member(items, f"target {name!r}", member)
+        if items.number.any():
+            raise ValueError(BY_MEMBERS)
+    return dict(targets or {})
 
 
 def _check_member(items: Items, option: str, name: str) -> None:

@@ -16,7 +16,7 @@ from patchnpack.loaders.assembly.samples import IndexedBatchContext, IndexedSamp
 from patchnpack.loaders.datasets.adapter import Picture
 from patchnpack.loaders.datasets.items import Items
 from patchnpack.loaders.datasets.labels import ItemLabels
-from patchnpack.loaders.datasets.pictures import load
+from patchnpack.loaders.datasets.pictures import is_stored, load, stored_bytes
 from patchnpack.loaders.datasets.stored_members import packed_index, stored_member
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.decode_pages import Wanted
@@ -228,3 +228,17 @@ class DatasetSamples(IndexedSamples):
     def extra(self, i: int, extension: str) -> Any:
         """Return another member of the item, None where it has none."""
         return self._members[i].get(extension)
+
+    def member(self, i: int, name: str) -> Any:
+        """Return what a target reads: another member of the item; images of Hugging Face as bytes. Raises BadImage."""
+        value = self.extra(i, name)
+        if not is_stored(value):
+            return value
+        if value["bytes"] is None and not value["path"]:
+            return None
+        return stored_bytes(value["bytes"], value["path"], self._of.items.describe(self._row_list[i]))
+
+    def orientation(self, i: int) -> int:
+        """Return the EXIF orientation of image i, which was read."""
+        header = self._headers.get(i)
+        return super().orientation(i) if header is None else header.orientation

@@ -12,7 +12,7 @@ import numpy as np
 from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.transform import watched
 from patchnpack.loaders.datasets.items import Items, is_iterable_only, items_of
-from patchnpack.loaders.datasets.labels import ItemLabels, check_extras
+from patchnpack.loaders.datasets.labels import ItemLabels, check_extras, dataset_targets
 from patchnpack.loaders.datasets.samples import DatasetContext
 from patchnpack.loaders.datasets.sizes import fingerprint_of, index_of
 from patchnpack.loaders.imaging.formats import PIXELS
@@ -92,6 +92,7 @@ class OpenedDataset:
             user_decode=options.decode,
             items=self.items,
             pages=options.pages,
+            targets=dataset_targets(self.items, options.targets),
         )
 
 

@@ -108,3 +108,13 @@ class MixedSamples(IndexedSamples):
         """Return the value of another member of the sample, None where the sample lacks it. Raises BadImage."""
         of = self._of[i]
         return super().extra(i, extension) if of is None else of[0].extra(of[1], extension)
+
+    def member(self, i: int, name: str) -> Any:
+        """Return what a target reads: another member of the sample, None where the sample lacks it. Raises BadImage."""
+        of = self._of[i]
+        return super().member(i, name) if of is None else of[0].member(of[1], name)
+
+    def orientation(self, i: int) -> int:
+        """Return the EXIF orientation of image i, which was read."""
+        of = self._of[i]
+        return super().orientation(i) if of is None else of[0].orientation(of[1])

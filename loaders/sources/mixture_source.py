@@ -13,7 +13,7 @@ from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.transform import watched
 from patchnpack.loaders.datasets.hugging_face import HuggingFaceAdapter
-from patchnpack.loaders.datasets.labels import label_members
+from patchnpack.loaders.datasets.labels import dataset_targets, label_members
 from patchnpack.loaders.imaging.readers.boxed.heif import has_heif
 from patchnpack.loaders.index.files.file_sources import has_table
 from patchnpack.loaders.index.table import Index
@@ -32,7 +32,8 @@ from patchnpack.loaders.sources.mixed_labels import MixedLabels
 from patchnpack.loaders.sources.mixed_samples import MixedContext
 from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.loaders.sources.shard_source import ShardSource, labels_of, shard_index, shard_opener
-from patchnpack.loaders.sources.source import extra_members
+from patchnpack.loaders.sources.source import extra_members, indexed_targets
+from patchnpack.loaders.targets.target import Target, members_of
 from patchnpack.packer import Packing
 from patchnpack.packer.text import counted
 
@@ -129,9 +130,10 @@ class MixtureSource(ShardSource):
 
     def batch_context(self, buffers: BufferPool) -> IndexedBatchContext:
         """Return a context that reads and decodes the images, each as its source does."""
+        options, targets = self.options, self._targets()
         if not self.datasets:
             return super().batch_context(buffers)
-        options, reader = self.options, self.reader()
+        reader = self.reader()
         return MixedContext(
             index=self.index,
             reader=reader,
@@ -143,6 +145,7 @@ class MixtureSource(ShardSource):
             buffers=buffers,
             errors=options.policy,
             user_decode=options.decode,
+            targets=targets,
             starts=self._starts,
             datasets={i: data.context(options, self.packing, reader, buffers) for i, data in self.datasets.items()},
         )
@@ -151,6 +154,25 @@ class MixtureSource(ShardSource):
         """Return what the order depends on, with the fingerprints of data sets whose images have no digest."""
         data = {self.mixed.names[i]: dataset.data for i, dataset in self.datasets.items()}
         return super().fingerprint(order) | ({"data": repr(data)} if data else {})
+
+    def _targets(self) -> dict[str, Target]:
+        """Return the targets, whose members each source must have."""
+        given = self.options.targets or {}
+        others = [i for i in range(len(self.mixed.names)) if i not in self.datasets]
+        targets = indexed_targets(given, self.index) if others else dict(given)
+        for dataset in self.datasets.values():
+            dataset_targets(dataset.items, targets)
+        for i in others:
+            rows = slice(self._starts[i], self._starts[i + 1])
+            for name, target in targets.items():
+                for member in members_of(target):
+                    if (self.index.members[member][rows, 0] < 0).all():
+                        raise ValueError(
+                            f"target {name!r} asks for the member {member!r}, which no sample of source "
+                            f"{self.mixed.names[i]!r} has, and each source of a mixture must have it: add it, or leave "
+                            "the source out"
+                        )
+        return targets
 
     @property
     def _starts(self) -> np.ndarray:

@@ -19,6 +19,7 @@ from patchnpack.loaders.order.rank_steps import Even
 from patchnpack.loaders.order.row_filter import Where
 from patchnpack.loaders.process import checked_rank, process_rank
 from patchnpack.loaders.shards.sample_rule import Sample, is_by_members, sample_rule
+from patchnpack.loaders.targets.target import Target, checked_targets
 from patchnpack.packer import Packing
 from patchnpack.packer.checks import check_choice, check_flag, check_whole, shown
 
@@ -51,6 +52,7 @@ class LoaderOptions:
     label: Label | Any = field(repr=False)  # of a mixture, also a dict with the label of each source
     classes: Classes = field(repr=False)
     extras: Sequence[str]
+    targets: Mapping[str, Target] | None = field(repr=False)
     transform: Transform | None
     decode: Decode | None
     pages: Pages
@@ -100,7 +102,8 @@ class LoaderOptions:
                 "pages is 'error', which refuses files of several pages, and sample is 'members', which uses all; give "
                 "only one of them"
             )
-        check_transform(self.transform)
+        object.__setattr__(self, "targets", checked_targets(self.targets))
+        check_transform(self.transform, bool(self.targets))
         if self.where is not None and not callable(self.where):
             raise ValueError(
                 f"where is {shown(self.where)}; it must be a function from an Index to one bool per row, for example "

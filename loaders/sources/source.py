@@ -8,10 +8,14 @@ order, assembly, packs) and below the loader. A new kind is one module with one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
+import numpy as np
+
 from patchnpack.loaders.assembly.buffers import BufferPool
+from patchnpack.loaders.assembly.encoded import shared as shared_rows
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.transform import watched
 from patchnpack.loaders.index.table import Index
@@ -21,6 +25,7 @@ from patchnpack.loaders.order.row_filter import RowFilter
 from patchnpack.loaders.shards.member_names import find_member
 from patchnpack.loaders.shards.reader import ShardReader
 from patchnpack.loaders.sources.options import LoaderOptions
+from patchnpack.loaders.targets.target import BY_MEMBERS, Target, renamed
 from patchnpack.packer import Packing
 
 
@@ -97,7 +102,7 @@ def indexed_context(source: Source, buffers: BufferPool) -> IndexedBatchContext:
     """Return a context that reads and decodes the images that the source's index points to.
 
     Raises:
-        ValueError: a label or an extra that no sample has.
+        ValueError: a label, an extra or a target that no sample has.
     """
     options, index, reader = source.options, source.index, source.reader()
     return IndexedBatchContext(
@@ -111,7 +116,38 @@ def indexed_context(source: Source, buffers: BufferPool) -> IndexedBatchContext:
         buffers=buffers,
         errors=options.policy,
         user_decode=options.decode,
+        targets=indexed_targets(options.targets, index),
     )
+
+
+def indexed_targets(targets: Mapping[str, Target] | None, index: Index) -> dict[str, Target]:
+    """Return the targets with their members as the index spells them.
+
+    Raises:
+        ValueError: no sample has one of the members, or several images of a sample share it.
+    """
+
+    def spelled(target: str, name: str) -> str:
+        member = find_member(name, index.members)
+        if member is None:
+            raise ValueError(
+                f"target {target!r} asks for the member {name!r}, which no sample has; {members_shown(index)}: name "
+                "one of these"
+            )
+        check_not_shared(index, member)
+        return member
+
+    return {name: renamed(target, functools.partial(spelled, name)) for name, target in (targets or {}).items()}
+
+
+def check_not_shared(index: Index, member: str) -> None:
+    """Raise ValueError if several images have one and the same member: a target would be of any of them."""
+    if index.samples is None:
+        return
+    where = index.members[member][:, 0]
+    shared = shared_rows(index, np.arange(len(where)), index.members[member])
+    if shared.any() or ((where >= 0) & (index.samples.frames > 1)).any():
+        raise ValueError(BY_MEMBERS)
 
 
 def extra_members(extras: Sequence[str], index: Index) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from patchnpack.loaders.assembly.context import BatchContext
+from patchnpack.loaders.datasets.pictures import is_stored, stored_bytes
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.decode_pages import Wanted
 from patchnpack.loaders.imaging.warnings import Warn
@@ -151,6 +152,15 @@ class StreamBatch:
     def extra(self, i: int, extension: str) -> Any:
         """Return the value of another member of the sample."""
         return self._batch_samples[i].extras[self._context.extras.index(extension)]
+
+    def member(self, i: int, name: str) -> Any:
+        """Return what a target reads: a member of the sample, None where the sample lacks it."""
+        value = self._batch_samples[i].members.get(name)
+        return stored_bytes(value["bytes"], value["path"], f"sample {self.keys[i]!r}") if is_stored(value) else value
+
+    def orientation(self, i: int) -> int:
+        """Return the EXIF orientation of image i."""
+        return self._headers[i].orientation
 
     def bad_row(self, i: int, stage: str, reason: str) -> BadRow:
         """Return the record of image i, which could not be used."""

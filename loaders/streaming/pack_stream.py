@@ -19,6 +19,7 @@ from patchnpack.loaders.shards.tar import IMAGE
 from patchnpack.loaders.streaming.progress import Progress, has_state
 from patchnpack.loaders.streaming.samples import SampleReader
 from patchnpack.loaders.streaming.stream import Stream
+from patchnpack.loaders.targets.target import BY_MEMBERS, Target, checked_targets, members_of
 from patchnpack.packer import PackedBatch, Packing
 from patchnpack.packer.checks import check_flag, check_whole, kind_of, shown
 
@@ -34,6 +35,7 @@ def pack_stream(
     label: Label = None,
     classes: Classes = None,
     extras: Sequence[str] = (),
+    targets: Mapping[str, Target] | None = None,
     transform: Transform | None = None,
     decode: Decode | None = None,
     pages: Pages = "first",
@@ -80,7 +82,9 @@ def pack_stream(
             in an array (frames, height, width, C), and all pages and frames of encoded files. "key:REGEX", or a
             function from a key to a name: neighbouring items whose names agree; the group of the expression, which must
             match the whole key, is the name.
-        transform: called as `transform(image, rng)`, as in `PackedImageLoader`.
+        targets: what follows each image through crop, resize and flip, by name, as in `PackedImageLoader`: encoded
+            members, PIL images, arrays and lists. Not with `sample="members"`.
+        transform: called as `transform(image, rng)`, or with the targets, as in `PackedImageLoader`.
         seed: seeds every draw. Draws differ between ranks and workers but not between calls: change it each epoch.
         drop_last: leave out an incomplete last batch; otherwise empty packs fill it.
         num_threads: decoding threads; 0 decodes in the caller's thread. None is this process's share of the CPUs, or 0
@@ -113,8 +117,11 @@ def pack_stream(
     check_flag("drop_last", drop_last)
     check_decode(decode)
     check_pages(pages)
-    check_transform(transform)
+    targets = checked_targets(targets)
+    check_transform(transform, bool(targets))
     rule = sample_rule(sample)
+    if targets and is_by_members(rule):
+        raise ValueError(BY_MEMBERS)
     image = images_of(image, rule)
     if is_by_members(rule) and pages == "error":
         raise ValueError(
@@ -135,6 +142,7 @@ def pack_stream(
             pages=pages,
             rule=rule,
             bands=band_request(packing or Packing()),
+            targets=list(dict.fromkeys(name for target in targets.values() for name in members_of(target))),
         ),
         rule=rule,
         packing=packing if packing is not None else Packing(),
@@ -148,6 +156,7 @@ def pack_stream(
         stats=stats,
         errors=policy,
         progress=progress,
+        targets=targets,
     )
     if progress is not None:
         return ResumableStream(stream.batches(), stats, progress)

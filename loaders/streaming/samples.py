@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
@@ -50,6 +50,7 @@ class Sample:
         label: an int, an array, or None.
         extras: its other members, in the order of `extras`.
         bad: the pictures that are left out of it.
+        members: the members that targets are read from, by name, as they arrived; those that it lacks are missing.
     """
 
     row: int
@@ -60,6 +61,7 @@ class Sample:
     label: int | np.ndarray | None
     extras: tuple[Any, ...]
     bad: Sequence[BadRow] = ()
+    members: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_images(self) -> int:
@@ -110,6 +112,7 @@ class SampleReader:
         any_kind: accept encoded images of every kind, since a `decode` function will get them.
         rule: which images are one sample; None for one image each.
         bands: what the packing asks for beyond 8-bit colours.
+        targets: members that targets are read from.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class SampleReader:
         pages: Pages = "first",
         rule: SampleRule | None = None,
         bands: BandRequest | None = None,
+        targets: Sequence[str] = (),
     ) -> None:
         self.all_pages = is_by_members(rule)
         self._keeps_others = errors.on_bad == "image"
@@ -134,7 +138,8 @@ class SampleReader:
         self._label, self._rule = label, LabelRule(label, classes)
         self._kind: LabelKind | None = None  # known from the first label on
         self._arrived, self._members, self._warned = 0, "", False
-        self._unseen = {"image", *self._asked} | ({"label"} if label is not None else set())
+        self._targets = tuple(targets)
+        self._unseen = {"image", *self._asked, *self._targets} | ({"label"} if label is not None else set())
 
     def read(self, sample: Any) -> Sample | BadSample | NoImage:
         """Read the next sample; return it, or why none of its images is used.
@@ -179,7 +184,10 @@ class SampleReader:
         if "image" in self._unseen:
             self._unseen = {"image"}  # samples without an image are not searched for other members
         asked = {"image": f"image={';'.join(self._images)!r}", "label": f"label={self._label!r}"}
-        wanted = ", ".join(asked.get(name, f"extras={name!r}") for name in sorted(self._unseen))
+        wanted = ", ".join(
+            asked.get(name, f"extras={name!r}" if name in self._asked else f"the member {name!r} of targets=")
+            for name in sorted(self._unseen)
+        )
         raise ValueError(
             f"none of the first {self._arrived} samples has what {wanted} asks for; the members of the first are "
             f"{self._members}: name one of them, or leave the option out"
@@ -205,6 +213,7 @@ class SampleReader:
             lambda: tuple(self._extra(sample, name) for name in self._asked),
             lambda name: _member(sample, name),
             lambda: dict(sample),
+            lambda: self._target_members(sample),
         )
 
     def _no_image(self, row: int, key: str, shard: str, why: str) -> NoImage:
@@ -218,10 +227,13 @@ class SampleReader:
         return NoImage(row)
 
     def _read_pair(self, row: int, image: Any, label: Any) -> Sample | BadSample | NoImage:
-        if self._label is not None or self.extras:
+        if self._label is not None or self.extras or self._targets:
+            given = f"label={self._label!r} and extras={self.extras!r} name"
+            if self._targets:
+                given = "targets= names"
             raise ValueError(
-                f"sample {row} of the stream is a pair, whose second item is its label; label={self._label!r} and "
-                f"extras={self.extras!r} name members of a dict: leave them out, or pass dicts"
+                f"sample {row} of the stream is a pair, whose second item is its label; {given} members of a dict: "
+                "leave them out, or pass dicts"
             )
         images = [] if image is None else list(pictures_in(image)) if self.all_pages else [image]
         if not row:
@@ -240,6 +252,7 @@ class SampleReader:
         read_extras: Callable[[], tuple[Any, ...]],
         read: Callable[[str], Any],
         read_all: Callable[[], dict[str, Any]],
+        read_targets: Callable[[], dict[str, Any]] = dict,
     ) -> Sample | BadSample:
         """Return the sample of some images, whose label `LabelRule.of_sample` gets from `read` and `read_all`."""
         pictures: Sequence[Picture] = ()
@@ -263,7 +276,12 @@ class SampleReader:
             if self._kind is None:
                 self._kind = LabelKind(np.shape(label))
             self._kind.check(label, key)
-        return Sample(row, key, shard, pictures, runs, label, extras, bad)
+        return Sample(row, key, shard, pictures, runs, label, extras, bad, read_targets())
+
+    def _target_members(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        found = {name: value for name in self._targets if (value := _member(sample, name)) is not None}
+        self._unseen -= set(found)
+        return found
 
     def _extra(self, sample: Mapping[str, Any], name: str) -> Any:
         data = _member(sample, name)

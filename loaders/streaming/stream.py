@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from patchnpack.loaders.streaming.grouping import Group, Grouping
 from patchnpack.loaders.streaming.outcomes import NOTHING, StreamOutcomes, of_bad
 from patchnpack.loaders.streaming.progress import Progress
 from patchnpack.loaders.streaming.samples import NoImage, Sample, SampleReader
+from patchnpack.loaders.targets.target import Target
 from patchnpack.packer import Images, PackedBatch, Packing, Plan, Planner, Rows
 from patchnpack.packer.planning.planner import images_per_pack
 
@@ -59,11 +60,12 @@ class Stream:
         stats: Stats,
         errors: ErrorPolicy,
         progress: Progress | None,
+        targets: Mapping[str, Target],
     ) -> None:
         self._samples, self._reader, self._packing, self._batch_size = samples, reader, packing, batch_size
         self._decode, self._transform, self._seed, self._drop_last = decode, transform, seed, drop_last
         self._num_threads, self._prefetch = num_threads, prefetch
-        self._errors, self._progress = errors, progress
+        self._errors, self._progress, self._targets = errors, progress, targets
         on_bad = None if progress is None else progress.use
         self._outcomes = StreamOutcomes(stats, ErrorMonitor(errors), on_bad)
         self._buffers = BufferPool(keep=prefetch + 2)
@@ -124,6 +126,7 @@ class Stream:
             buffers=self._buffers,
             errors=self._errors,
             user_decode=self._decode,
+            targets=self._targets,
             batch_samples=waiting,
             all_pages=self._reader.all_pages,
         )

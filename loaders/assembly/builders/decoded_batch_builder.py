@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from patchnpack.loaders.assembly.builders.batch_targets import BatchTargets, Decoded
 from patchnpack.loaders.assembly.builders.columns import Columns
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.assembly.stats import BatchCounts
+from patchnpack.loaders.assembly.transform import takes_targets
 from patchnpack.loaders.errors import BadImage, BadRow, StallError
 from patchnpack.loaders.imaging.decode_buffers import DecodeBuffers
 from patchnpack.loaders.labels.labels import count_absent
@@ -85,7 +87,10 @@ class DecodedBatchBuilder:
         whole = (images.box[:, 2] == samples.width) & (images.box[:, 3] == samples.height)
         self._boxes = None if whole.all() else tuples(*images.box.T)
         self._flips = None if images.flip is None else images.flip.tolist()
-        self._changes_pixels = context.transform is not None or images.flip is not None
+        self._targets: BatchTargets | None = None
+        if context.targets:
+            self._targets = BatchTargets(context.targets, images, *sides, context.packing, patch_size)
+        self._changes_pixels = bool(context.transform is not None or images.flip is not None or context.targets)
         self.num_parts = self._divide() + 1  # the last one clears the padding
         # Stage of each part, None before it starts, and the thread that runs it.
         self._stages: list[str | None] = [None] * self.num_parts
@@ -150,6 +155,8 @@ class DecodedBatchBuilder:
             self._coords,
             token_index,
         )
+        if self._targets is not None:
+            self._targets.lay_out(slots)
         self._fields |= {
             "patches": torch.from_numpy(self._by_pack(self._patches).view(packing.dtype)),
             "segment_ids": torch.from_numpy(self._by_pack(self._segment_ids)),
@@ -224,19 +231,33 @@ class DecodedBatchBuilder:
             _kernels.choose_detailed(pixels, self._patch_size, gw, gh, self._coords, first, keep)
         # As bytes, so that one compiled kernel serves all types: it moves whole pixels.
         _kernels.place_image(bytes_of(pixels), self._patch_size, gw, gh, self._coords, self._patches, first, keep)
+        if self._targets is not None:
+            self._targets.write(i, self._coords, first, keep)
 
     def _changed(self, i: int, pixels: np.ndarray) -> np.ndarray:
-        """Return the pixels of image i as the plan mirrors and the transform changes them."""
+        """Return the pixels of image i as the plan mirrors and the transform changes them; place its targets."""
         if self._flips is not None and self._flips[i]:
             pixels = mirrored(pixels, self._flips[i])
+        if self._targets is not None:
+            self._targets.place(i, *self._read_targets(i))
         return pixels if self._context.transform is None else self._transformed(i, pixels)
+
+    def _read_targets(self, i: int) -> tuple[Decoded, int]:
+        """Return the targets of the file of image i, and the orientation of the file. Raises BadImage."""
+        assert self._targets is not None
+        orientation = self._samples.orientation(i)
+        return self._targets.decoded(i, self._samples.member, orientation), orientation
 
     def _transformed(self, i: int, pixels: np.ndarray) -> np.ndarray:
         assert self._context.transform is not None
         key = self._samples.keys[i]
         rng = np.random.Generator(np.random.Philox(key=int(self._transform_keys[i])))
         try:
-            out = np.ascontiguousarray(self._context.transform(pixels, rng))
+            if self._targets is not None and takes_targets(self._context.transform):
+                changed = self._targets.change(i, self._context.transform(pixels, rng, self._targets.values(i)))
+            else:
+                changed = self._context.transform(pixels, rng)
+            out = np.ascontiguousarray(changed)
         except Exception as error:
             error.add_note(f"raised by transform for the image with key {key!r}")
             raise
@@ -296,6 +317,8 @@ class DecodedBatchBuilder:
         self.truncated = len(self._truncated)
         self.multi_page = int(np.count_nonzero(self._samples.pages != 1))
         extras = {name: self._listed(values, self._counts) for name, values in self._extras.items()}
+        if self._targets is not None:
+            self._fields |= self._targets.fields(range(self.num_images), self._counts)
         return PackedBatch.from_dict(self._fields | {"extras": extras})
 
     def _complete_without_bad(self) -> PackedBatch:
@@ -305,6 +328,8 @@ class DecodedBatchBuilder:
         good = [[i for i in range(low, high) if i not in failed] for low, high in edges]
         self._close_ranks(failed, good)
         counts, kept = list(map(len, good)), list(chain.from_iterable(good))
+        if self._targets is not None:
+            self._fields |= self._targets.fields(kept, counts)
         derived = {"cu_seqlens", "token_index", "lengths"}  # `PackedBatch` finds them itself
         if self._numbers is None:
             derived |= {"samples", "frames"}
@@ -342,6 +367,8 @@ class DecodedBatchBuilder:
         for i in failed:
             slots = slice(first[i], first[i] + self._images.keep[i])
             self._patches[slots], self._segment_ids[slots], self._coords[slots] = 0, 0, 0
+            if self._targets is not None:
+                self._targets.clear(slots)
         for b in {int(self._column[i]) // packing.max_images for i in failed}:
             columns = self._column[good[b]] % packing.max_images
             number = np.zeros(packing.max_images + 1, np.int32)

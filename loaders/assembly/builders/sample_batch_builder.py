@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from patchnpack.loaders.assembly.builders.batch_targets import Decoded
 from patchnpack.loaders.assembly.builders.decoded_batch_builder import DecodedBatchBuilder
 from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.errors import BadImage
@@ -45,6 +46,7 @@ class SampleBatchBuilder(DecodedBatchBuilder):
         self._sample, self._sample_starts = np.cumsum(begins) - 1, images.sample_offsets()
         self._parts: list[int] = [*np.flatnonzero(begins | ~samples.continued()).tolist(), self.num_images]
         self._failed: set[int] = set()  # images that cannot be used
+        self._shared_targets: dict[int, tuple[Decoded, int]] = {}  # of the parts that run, by their first image
         # For what images share, the image that it is read with.
         self._read_with = {name: _firsts(begins | ~samples.shares(name)) for name in self._context.extras}
         if samples.labels is None:
@@ -88,7 +90,8 @@ class SampleBatchBuilder(DecodedBatchBuilder):
             self._stages[i] = "decode"
             for pixels in self._decoded(range(at, end), data, strict):
                 if not isinstance(pixels, BadImage):
-                    self._use(i, at, pixels)
+                    if at not in self._failed:  # with an earlier image, whose targets it shares
+                        self._use(i, at, pixels)
                     self._stages[i], reason = "decode", ""
                 elif strict and pixels.truncated and self._context.errors.truncated == "keep":
                     strict = False
@@ -100,6 +103,7 @@ class SampleBatchBuilder(DecodedBatchBuilder):
                     self._fail(at, pixels)
                     reason = str(pixels)
                 at += 1
+        self._shared_targets.pop(self._parts[i], None)
 
     def _decoded(self, which: range, data: Any, strict: bool) -> Iterator[np.ndarray | BadImage]:
         sizes = [self._places[i][4] for i in which]
@@ -110,7 +114,11 @@ class SampleBatchBuilder(DecodedBatchBuilder):
         """Write one image's patches, and read what it brings for its sample."""
         if self._changes_pixels:
             self._stages[part] = "transform"
-            pixels = self._changed(i, pixels)
+            try:
+                pixels = self._changed(i, pixels)
+            except BadImage as error:  # of a target, which the images of the part share
+                self._fail(i, error, range(i, self._parts[part + 1]))
+                return
         self._stages[part] = "assemble"
         self._place(i, pixels)
         for name, read_with in self._read_with.items():
@@ -120,6 +128,15 @@ class SampleBatchBuilder(DecodedBatchBuilder):
                 except BadImage as error:
                     self._fail(i, error, np.flatnonzero(read_with == i).tolist())
                     return
+
+    def _read_targets(self, i: int) -> tuple[Decoded, int]:
+        """Return the targets of image i's file; they are decoded once for the images of a part."""
+        first = self._parts[bisect_right(self._parts, i) - 1]
+        if first not in self._shared_targets:
+            assert self._targets is not None
+            orientation = self._samples.orientation(first)
+            self._shared_targets[first] = self._targets.decoded(first, self._samples.member, orientation), orientation
+        return self._shared_targets[first]
 
     def _read(self, name: str, i: int) -> None:
         """Read the label or an extra with image i, whose part was read with its first image."""

@@ -177,6 +177,15 @@ def values(data: bytes) -> np.ndarray | Image.Image:
     return turned(samples, orientation(data))
 
 
+def numbers(data: bytes) -> np.ndarray:
+    """The upright samples of the first page as numbers, (h, w) or (h, w, n): indices of a palette, bits as 0 and 1."""
+    directory = _directory(data)
+    samples: np.ndarray = codec("tiff_decode")(_as_samples(data, directory, None))
+    if directory.first(_PLANAR, 1) == 2 and samples.ndim == 3 and samples.shape[0] == directory.first(_SAMPLES, 1):
+        samples = np.moveaxis(samples, 0, -1)
+    return turned(samples, orientation(data))
+
+
 def _stored(directory: _Directory) -> tuple[int, np.dtype | None]:
     """The number of bands and the type of the samples; bands 0 if they are not read, no type for 8-bit colours."""
     n, bits = directory.first(_SAMPLES, 1), _bits(directory)
