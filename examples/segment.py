@@ -16,10 +16,10 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import time
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scenes
@@ -36,6 +36,7 @@ from patchnpack.trainer import Objective, Outcome, TrainConfig, train
 
 CLASSES = ("background", *scenes.CLASSES)
 COLOURS = np.array([(0, 0, 0), (230, 57, 70), (42, 157, 143), (69, 103, 230)])
+Shown = tuple[np.ndarray, np.ndarray]  # a picture and the class found for each of its pixels
 # T tokens of all images of a batch, P patch size, S = P*P pixels of a patch, C classes; H x W pixels of a source
 
 
@@ -76,75 +77,82 @@ class Segmentation(Objective):
 def predict(model: NaViT, head: Segmentation, batch: PackedBatch) -> Iterator[np.ndarray]:
     """Yield the class found for each pixel of each source, int64 (H, W)."""
     P, found_TS = batch.patch_size, head.logits(model, batch).argmax(-1)
-    sizes = batch.image_sizes[batch.image_mask].tolist()
-    for i, ((W, H), its) in enumerate(zip(sizes, token_maps(found_TS, batch), strict=True)):
-        packed = its.features.unflatten(2, (P, P)).transpose(1, 2).flatten(2).flatten(0, 1)
-        centres = torch.cartesian_prod(torch.arange(W) + 0.5, torch.arange(H) + 0.5)
-        x, y = batch.to_image(centres, i).long().T
-        yield packed[y.clamp(0, len(packed) - 1), x.clamp(0, packed.shape[1] - 1)].view(W, H).T.numpy()
+    for image, its in zip(batch.images(), token_maps(found_TS, batch), strict=True):
+        packed = its.features.unflatten(2, (P, P)).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
+        W, H = image.geometry.source
+        centres = np.stack(np.meshgrid(np.arange(W) + 0.5, np.arange(H) + 0.5), -1).reshape(-1, 2)
+        x, y = image.geometry.to_image(centres).astype(int).T
+        yield packed[y, x].reshape(H, W)
 
 
-@torch.no_grad()
-def evaluate(model: NaViT, head: Segmentation, loader: PackedImageLoader) -> torch.Tensor:
-    """Return the IoU of each class over the pixels of all sources."""
-    confusion = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)
+def evaluate(model: NaViT, head: Segmentation, loader: PackedImageLoader) -> tuple[list[float], list[Shown]]:
+    """Return the IoU of each class over the pixels of all sources, and the first sources with what was found."""
+    confusion, shown = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64), []
     for batch in loader:
-        masks = itertools.chain(*batch.extras["seg.png"])
-        for png, found in zip(masks, predict(model, head, batch), strict=True):
-            known = torch.from_numpy(np.array(Image.open(io.BytesIO(png))))
-            confusion += confusion_matrix(known, torch.from_numpy(found), len(CLASSES))
-    return class_iou(confusion)
+        members = zip(*(itertools.chain(*batch.extras[name]) for name in ("jpg", "seg.png")), strict=True)
+        for files, found in zip(members, predict(model, head, batch), strict=True):
+            picture, known = (np.array(Image.open(io.BytesIO(file))) for file in files)
+            confusion += confusion_matrix(torch.from_numpy(known), torch.from_numpy(found), len(CLASSES))
+            shown = [*shown, (picture, found)][:8]
+    return class_iou(confusion).tolist(), shown
+
+
+def draw(shown: list[Shown], path: Path) -> None:
+    """Draw pictures above the classes found for their pixels."""
+    canvas = Image.new("RGB", (260 * len(shown), 520), "white")
+    for i, (picture, found) in enumerate(shown):
+        for row, pixels in enumerate((picture, 0.3 * picture + 0.7 * COLOURS[found])):
+            canvas.paste(Image.fromarray(np.round(pixels).astype(np.uint8)), (260 * i, 260 * row))
+    canvas.save(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=960)
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["native", "square"])
-    parser.add_argument("--width", type=int, default=96)
-    parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--position", default="absolute")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--tokens", type=int, default=1024)
-    options = parser.parse_args()
-    config = NaViTConfig(
-        num_classes=0,
-        width=options.width,
-        depth=options.depth,
-        heads=options.width // 32,
-        patch_size=16,
-        pooling="mean",
-        position=options.position,
+    parser.add_argument("--picture", type=Path, help="PNG of a few held-out pictures with the masks found")
+    parser.add_argument("--width", type=int, default=64, help="width of the model, a multiple of 32")
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        choices=["native", "square", "uncropped"],
+        default=["native", "square"],
+        help="uncropped: native without crops, as the squares",
     )
+    options = parser.parse_args()
+    heads = max(options.width // 32, 1)
+    config = NaViTConfig(num_classes=0, width=options.width, depth=3, heads=heads, patch_size=16, pooling="mean")
+    crop, square = (
+        RandomResizedCrop(scale=(0.5, 1), ratio=(1 / 4, 4)),
+        Square(144),
+    )  # 81 tokens; uncropped, the mean is 79
+    ways: dict[str, tuple[Any, Any]] = {
+        "native": (crop, Native()),
+        "square": (square, square),
+        "uncropped": (Native(), Native()),
+    }
     with tempfile.TemporaryDirectory() as folder:
         scenes.draw_scenes(folder, options.images, max(options.images // 4, 1))
 
-        def loader(split: str, resolution, **choices) -> PackedImageLoader:
-            packing = Packing(seq_len=options.tokens, patch_size=16, resolution=resolution)
-            return PackedImageLoader(
-                f"{folder}/{split}-*.tar",
-                packing,
-                batch_size=1,
-                shuffle=split == "train",
-                targets={"mask": Mask("seg.png")},
-                **choices,
-            )
+        def loader(split: str, resolution: Any, flip: float = 0.0, extras: Sequence[str] = ()) -> PackedImageLoader:
+            packing = Packing(seq_len=512, patch_size=16, resolution=resolution, flip=flip, vflip=flip)
+            choices: Any = {"shuffle": split == "train", "seed": options.seed, "extras": extras}
+            targets = {"mask": Mask("seg.png", num_classes=len(CLASSES))}
+            return PackedImageLoader(f"{folder}/{split}-*.tar", packing, batch_size=1, targets=targets, **choices)
 
-        for name, resolution in {"native": Native(), "square": Square(144)}.items():
-            if options.only not in (None, name):
-                continue
-            torch.manual_seed(0)
+        print(f"resolution   mean IoU   {'   '.join(CLASSES)}")
+        for name in options.runs:
+            learn, test = ways[name]
+            torch.manual_seed(options.seed)
             head = Segmentation(config)
-            c = time.process_time()
-            settings = TrainConfig(
-                epochs=options.epochs, lr=options.lr, seed=options.seed, eval_every=10**6, precision=options.precision
-            )
-            model = train(config, loader("train", resolution), config=settings, objective=head).model
-            c = time.process_time() - c
-            iou = evaluate(model, head, loader("validation", resolution, extras=["seg.png"]))
-            print(name, f"{iou.mean():.3f}", iou, f"{c:.0f} s", flush=True)
+            settings = TrainConfig(epochs=options.epochs, lr=2e-3, seed=options.seed, eval_every=10**6)
+            model = train(config, loader("train", learn, 0.5), config=settings, objective=head).model
+            each, shown = evaluate(model, head, loader("validation", test, extras=("jpg", "seg.png")))
+            columns = "".join(f"{iou:7.3f}" for iou in each)
+            print(f"{name:12} {np.mean(each):8.3f} {columns}", flush=True)
+            if name == "native" and options.picture:
+                draw(shown, options.picture)
 
 
 if __name__ == "__main__":

@@ -17,17 +17,14 @@ __all__ = [
 ]
 
 # C classes, n boxes of an image; boxes are (..., 4), left, top, right, bottom, in any unit
-
 Known = tuple[torch.Tensor, torch.Tensor]  # boxes float (n, 4) and labels int64 (n,) of an image
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # likewise, and scores float (n,)
-RECALLS = 0.01 * torch.arange(101, dtype=torch.float64)  # where precision is read off; rounded as in pycocotools
-TINY = 1e-30  # in place of an area of 0
+_RECALLS = 0.01 * torch.arange(101, dtype=torch.float64)  # where precision is read off; rounded as in pycocotools
+_TINY = 1e-30  # in place of an area of 0
 
 
 def confusion_matrix(known: torch.Tensor, found: torch.Tensor, classes: int, *, ignore: int = 255) -> torch.Tensor:
-    """Count pixels by their known class (row) and the class found (column), int64 (C, C).
-
-    The matrices of several images add up.
+    """Count pixels by known class (row) and class found (column), int64 (C, C); images add up.
 
     Args:
         known, found: integer class maps of one shape.
@@ -37,29 +34,23 @@ def confusion_matrix(known: torch.Tensor, found: torch.Tensor, classes: int, *, 
     Raises:
         ValueError: the shapes differ, or a counted pixel has a class outside 0 to C - 1.
 
-    >>> confusion_matrix(torch.tensor([0, 0, 1, 255]), torch.tensor([0, 1, 1, 0]), 2).tolist()
-    [[1, 1], [0, 1]]
+    >>> class_iou(confusion_matrix(torch.tensor([0, 0, 1, 255]), torch.tensor([0, 1, 1, 0]), 2)).tolist()
+    [0.5, 0.5]
     """
     if known.shape != found.shape:
-        raise ValueError(f"known has shape {tuple(known.shape)} and found {tuple(found.shape)}; give maps of one shape")
+        raise ValueError(f"known has shape {tuple(known.shape)} and found {tuple(found.shape)}; give one shape")
     counted = known != ignore
     rows, columns = known[counted].long(), found[counted].long()
     for name, values in (("known", rows), ("found", columns)):
         wrong = values[(values < 0) | (values >= classes)]
         if len(wrong):
-            raise ValueError(
-                f"{name} has class {int(wrong[0])}, but there are {classes} classes, 0 to {classes - 1}; give more "
-                f"classes, or in known mark pixels that do not count with ignore={ignore}"
-            )
+            remedy = f"give more classes, or mark known pixels that do not count with ignore={ignore}"
+            raise ValueError(f"{name} has class {int(wrong[0])}, but classes are 0 to {classes - 1}; {remedy}")
     return torch.bincount(rows * classes + columns, minlength=classes**2).view(classes, classes)
 
 
 def class_iou(confusion: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of each class, float64 (C,); NaN for a class that is neither known nor found.
-
-    >>> class_iou(torch.tensor([[1, 1], [0, 1]])).tolist()
-    [0.5, 0.5]
-    """
+    """Intersection over union of each class, float64 (C,); NaN for a class that is neither known nor found."""
     hits = confusion.diagonal().double()
     return hits / (confusion.sum(0) + confusion.sum(1) - hits)
 
@@ -78,7 +69,7 @@ def box_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     [0.3333333432674408, 0.0]
     """
     intersection, union = _overlap(a, b)
-    return intersection / union.clamp(min=TINY)
+    return intersection / union.clamp(min=_TINY)
 
 
 def generalized_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -92,7 +83,7 @@ def generalized_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """
     intersection, union = _overlap(a, b)
     hull = _area(torch.cat([torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])], -1))
-    return intersection / union.clamp(min=TINY) - (hull - union) / hull.clamp(min=TINY)
+    return intersection / union.clamp(min=_TINY) - (hull - union) / hull.clamp(min=_TINY)
 
 
 def _area(boxes: torch.Tensor) -> torch.Tensor:
@@ -100,8 +91,7 @@ def _area(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    inner = torch.cat([torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])], -1)
-    intersection = _area(inner)
+    intersection = _area(torch.cat([torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])], -1))
     return intersection, _area(a) + _area(b) - intersection
 
 
@@ -157,4 +147,4 @@ def _class_precision(found: Sequence[Found], known: Sequence[Known], c: int, iou
     hit = torch.cat(hits)[torch.cat(every).argsort(descending=True, stable=True)].double().cumsum(0)
     precision = hit / torch.arange(1, len(hit) + 1)
     highest = torch.cat([precision.flip(0).cummax(0).values.flip(0), precision.new_zeros(1)])
-    return float(highest[torch.searchsorted(hit / total, RECALLS)].mean())
+    return float(highest[torch.searchsorted(hit / total, _RECALLS)].mean())

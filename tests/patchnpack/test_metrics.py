@@ -53,7 +53,7 @@ def test_mean_iou_is_over_the_classes_that_occur() -> None:
     ("known", "found", "named"), [([4], [0], "known has class 4"), ([0], [-1], "found has class -1")]
 )
 def test_a_class_out_of_range_raises(known: list[int], found: list[int], named: str) -> None:
-    with pytest.raises(ValueError, match=f"{named}, but there are 4 classes, 0 to 3"):
+    with pytest.raises(ValueError, match=f"{named}, but classes are 0 to 3; give more classes"):
         confusion_matrix(torch.tensor(known), torch.tensor(found), 4)
 
 
