@@ -50,7 +50,7 @@ def main() -> None:
     rows = []
     for seed in range(options.seeds):
         for name, resolution in resolutions.items():
-            packing = Packing(seq_len=1024, resolution=resolution)
+            packing = Packing(seq_len=1024, resolution=resolution, flip=0.5)
             config = TrainConfig(epochs=options.epochs, lr=options.lr, eval_every=options.epochs, seed=seed)
             with tempfile.TemporaryDirectory() as out:
                 result = train_on_shards(
@@ -61,7 +61,6 @@ def main() -> None:
                     batch_size=1,
                     model={"width": options.width, "depth": options.depth, "heads": 3},
                     out=Path(out),
-                    flip=True,
                 )
             accuracies[name].append(result.metrics["accuracy"])
             last = result.history[-1]

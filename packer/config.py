@@ -57,6 +57,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _COLOR_MODES: dict[int, ImageMode] = {len(mode): mode for mode in get_args(ImageMode)}
 _SHARE = "a share above 0 and at most 0.5"
 _PROBABILITY = "a probability from 0 to 1, such as 0.5"
+_REALS = {"max_trim": _SHARE, "max_scale": _SHARE, "flip": _PROBABILITY, "vflip": _PROBABILITY}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,9 +83,8 @@ class Packing:
         frames: which images of each sample are used, as `Frames`; None uses all.
         views: several images of each picture, as `Views`, which then sizes them instead of `resolution`; None makes
             one.
-        flip: probability that an image is mirrored left-right, after resizing; the frames of a clip are mirrored alike,
-            and each view has its own draw.
-        vflip: probability that an image is mirrored top-bottom, likewise.
+        flip, vflip: probability that an image is mirrored left-right, and top-bottom, after resizing. All frames of a
+            sample are mirrored alike; each view has its own draw.
         algorithm: packing algorithm: "next_fit", "first_fit", "best_fit", "first_fit_decreasing",
             "best_fit_decreasing", "largest_fit", "subset_sum", "priced", or "auto", which chooses one of the last
             three.
@@ -192,16 +192,11 @@ class Packing:
                     f"{name} is {shown(value)}; it must be one of {', '.join(t.__name__ + '(...)' for t in types)}"
                     f"{meant(value)}"
                 )
-        for name in ("max_trim", "max_scale"):
+        for name, wanted in _REALS.items():
             value = getattr(self, name)
-            check_real(name, value, _SHARE)
-            if not 0 < value <= 0.5:
-                raise ValueError(f"{name} is {value!r}; it must be {_SHARE}")
-            object.__setattr__(self, name, float(value))
-        for name in ("flip", "vflip"):
-            check_real(name, value := getattr(self, name), _PROBABILITY)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value!r}; it must be {_PROBABILITY}")
+            check_real(name, value, wanted)
+            if not (0 < value <= 0.5 if wanted is _SHARE else 0 <= value <= 1):
+                raise ValueError(f"{name} is {value!r}; it must be {wanted}")
             object.__setattr__(self, name, float(value))
         self._check_pixels()
         check_flag("scaled_decode", self.scaled_decode)

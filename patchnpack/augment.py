@@ -21,11 +21,6 @@ from patchnpack.packer.checks import kind_of
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
-def mirror_half(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirror an image with probability 1/2, uint8 (H, W, C)."""
-    return image[:, ::-1] if rng.random() < 0.5 else image
-
-
 @dataclass(frozen=True, slots=True)
 class Compose:
     """Apply several transforms in order."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchnpack.augment import Compose, RandAugment, mirror_half
+from patchnpack.augment import RandAugment
 from patchnpack.class_weights import class_weights as class_weights_of
 from patchnpack.loaders import Index, PackedImageLoader
 from patchnpack.models import NaViT, NaViTConfig
@@ -44,7 +44,6 @@ def train_on_shards(
     label: str | None = "cls",
     classes: str | None = None,
     num_classes: int | None = None,
-    flip: bool = False,
     augment: RandAugment | None = None,
     eval_resolution: Resolution | None = None,
     eval_patch_size: int | None = None,
@@ -75,7 +74,6 @@ def train_on_shards(
         label: member that holds the label, such as "cls" or "json:FIELD"; None for a packed folder is its own.
         classes: file with one class name per line.
         num_classes: outputs of the head; None is one more than the highest label of `shards`.
-        flip: mirror half of the training images at random.
         augment: RandAugment for training images.
         eval_resolution: resolution policy for validation; None is the policy of `packing`, which must not draw sizes.
         eval_patch_size: patch size for validation; None is the patch size of `packing`, or the middle one of several.
@@ -99,7 +97,6 @@ def train_on_shards(
             raise ValueError(f"text is {text!r}, which no sample has; their members are {found}: name one of them")
     teacher_model = None if teacher is None else open_model(teacher)
     needs_labels = text is None and (teacher_model is None or training.task_weight or training.mixup or training.cutmix)
-    transforms: list[Any] = [step for step in (mirror_half if flip else None, augment) if step is not None]
     shared: dict[str, Any] = {
         "batch_size": batch_size,
         "label": label if needs_labels or (text is None and validation is not None) else None,
@@ -110,8 +107,7 @@ def train_on_shards(
     }
     if shared["label"] is None and isinstance(shards, Index):
         shared["classes"] = None
-    transform = Compose(transforms) if transforms else None
-    loader = PackedImageLoader(shards, packing, shuffle=True, seed=training.seed, transform=transform, **shared)
+    loader = PackedImageLoader(shards, packing, shuffle=True, seed=training.seed, transform=augment, **shared)
     packing = loader.packing
     if shared["classes"] is None and loader.classes is not None:
         # Names that come with the data: the validation images may lack some, and must not be numbered by themselves.
@@ -236,7 +232,7 @@ def _objective(
 
 
 def _validation_packing(packing: Packing, resolution: Resolution | None, patch_size: int | None) -> Packing:
-    """The packing for validation: one patch size, the same sizes in every epoch, no token drop."""
+    """The packing for validation: one patch size, the same sizes in every epoch, no token drop, no flips."""
     sizes = sorted(packing.patch_sizes)
     if resolution is None and packing.resolution.draws:
         raise ValueError(
@@ -245,6 +241,8 @@ def _validation_packing(packing: Packing, resolution: Resolution | None, patch_s
         )
     return packing.replace(
         token_drop=NoDrop(),
+        flip=0.0,
+        vflip=0.0,
         resolution=resolution or packing.resolution,
         patch_size=patch_size or sizes[len(sizes) // 2],
     )

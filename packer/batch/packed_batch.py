@@ -18,8 +18,9 @@ from patchnpack.packer.batch.objects import PackedObjects
 from patchnpack.packer.batch.packed_image import PackedImage, PackedSample
 from patchnpack.packer.batch.samples import count_samples, merge_samples, one_image_samples
 from patchnpack.packer.batch.select import select_images
-from patchnpack.packer.geometry import Geometry
-from patchnpack.packer.text import counted, floor_percent
+from patchnpack.packer.batch.source_maps import Mode, lay_back, map_points
+from patchnpack.packer.batch.summary import summary_of
+from patchnpack.packer.geometry import Geometry, points_to_image, points_to_source
 
 # B packs in the batch, L token slots per pack, K maximum images per pack,
 # P patch size, C channels; of the whole batch: T valid tokens, N images, S samples
@@ -128,23 +129,7 @@ class PackedBatch:
 
     def __repr__(self) -> str:
         """A few lines: shapes, fill, images and position, without waiting for a device."""
-        (B, L), device, labels = self.segment_ids.shape, self.patches.device, self.labels
-        ends = sorted({min(self.lengths), max(self.lengths)}) if self.lengths else []
-        lengths = f", {' to '.join(map(str, ends))} tokens each" if ends else ""
-        dtype = {name: str(getattr(self, name).dtype).removeprefix("torch.") for name in ("patches", "labels")}
-        sizes = [size for pack in self.sample_sizes or [] for size in pack]
-        ends = sorted({min(sizes), max(sizes)}) if sizes else []
-        samples = f"  samples: {len(sizes):,}, {' to '.join(map(str, ends))} images each\n" if sizes else ""
-        targets = ", ".join(_shown(*target) for target in self.targets.items())
-        targets = f"  targets: {targets}\n" if targets else ""
-        return (
-            f"PackedBatch of {counted(B, 'pack')} with {L} token slots, {floor_percent(self.num_tokens, B * L)} full\n"
-            f"  images: {self.num_images:,}{lengths}\n{samples}"
-            f"  patches: {dtype['patches']} {tuple(self.patches.shape)} on {device}, patch size {self.patch_size}\n"
-            f"  labels: {dtype['labels']} {tuple(labels.shape)}; extras: {', '.join(self.extras) or 'none'}\n"
-            f"{targets}"
-            f"  epoch {self.epoch}, step {self.step}, position {self.position}"
-        )
+        return summary_of(self)
 
     def _repr_html_(self) -> str:
         """The first packs as a picture, for notebooks."""
@@ -321,6 +306,64 @@ class PackedBatch:
         """pixel_values, image_sizes: see `export.to_pixtral`."""
         return export.to_pixtral(self, mean, std, dtype, samples)
 
+    def to_image(self, points: Any, image: Any) -> Any:
+        """Map points of upright sources to the packed images: pixels from the upper left corner of the first patch.
+
+        Args:
+            points: tensor or array, (n, 2) as (x, y), or (n, 4) as the left, top, right and bottom of boxes. Pixel i
+                covers [i, i + 1).
+            image: number of the image in the flat order of images, or int (n,), one per point.
+
+        Returns:
+            The points as given, (n, 2) or (n, 4), float64, or for a tensor at least float32, on its device, with
+            gradients. Points outside the image are mapped, too. The token that shows (x, y) has the coords (x // P,
+            y // P).
+
+        Raises:
+            ValueError: wrong shapes, or there is no such image.
+        """
+        return map_points(self, points, image, points_to_image)
+
+    def to_source(self, points: Any, image: Any) -> Any:
+        """Map points or boxes of packed images to pixels of the upright sources; the inverse of `to_image`."""
+        return map_points(self, points, image, points_to_source)
+
+    def maps(self, values: torch.Tensor, mode: Mode = "nearest", outside: float = float("nan")) -> list[torch.Tensor]:
+        """Lay values of tokens, such as the logits of a segmentation head, back to the pixels of each source.
+
+        Args:
+            values: (T, F) or (T,), of the valid tokens in flat order: of (B, L, F), take
+                `values.flatten(0, 1)[batch.token_index]`.
+            mode: "nearest" gives each pixel the value of its token; "bilinear" mixes those of the tokens around it, in
+                floating point. Tokens that were dropped have no weight.
+            outside: value of the pixels that no token shows, which a crop left out or whose token was dropped.
+
+        Returns:
+            For each of the N images, (H, W, F) or (H, W) on the device of `values`: the upright source. Gradients pass.
+            Waits for a device.
+
+        Raises:
+            ValueError: `values` have another shape, or cannot be mixed or hold `outside`.
+
+        >>> from patchnpack.packer.batch.packed_batch import PackedBatch
+        >>> batch = PackedBatch(
+        ...     patches=torch.zeros(1, 2, 12, dtype=torch.uint8),
+        ...     segment_ids=torch.tensor([[1, 1]]),
+        ...     coords=torch.tensor([[[0, 0], [1, 0]]]),
+        ...     grids=torch.tensor([[[2, 1]]]),
+        ...     image_sizes=torch.tensor([[[3, 2]]]),
+        ...     sizes=torch.tensor([[[3, 2]]]),
+        ...     image_mask=torch.tensor([[True]]),
+        ...     labels=torch.tensor([[0]]),
+        ...     rows=torch.tensor([[0]]),
+        ...     keys=[["a"]],
+        ...     patch_size=2,
+        ... )
+        >>> batch.maps(torch.tensor([7.0, 9.0]))[0].tolist()
+        [[7.0, 7.0, 9.0], [7.0, 7.0, 9.0]]
+        """
+        return lay_back(self, values, mode, outside)
+
     def geometries(self) -> list[Geometry]:
         """Where the pixels of each of the N sources come to lie, in the flat order of images; waits for a device."""
         mask = self.image_mask
@@ -354,10 +397,3 @@ class PackedBatch:
         """Iterate over the samples, pack by pack: one record per sample, with its images in order."""
         for _, images in itertools.groupby(self.images(), lambda image: image.sample):
             yield PackedSample(images=tuple(images))
-
-
-def _shown(name: str, target: torch.Tensor | PackedObjects) -> str:
-    """What `repr` shows of a target."""
-    if isinstance(target, PackedObjects):
-        return f"{name} {counted(len(target), 'object')}"
-    return f"{name} {str(target.dtype).removeprefix('torch.')} {tuple(target.shape)}"

@@ -90,7 +90,7 @@ def evaluation_loader(
     A packed folder is read as it was packed. Images of a run on a packed folder are packed as the folder was.
 
     Raises:
-        ValueError: the packed folder drops tokens or draws sizes, or options contradict it.
+        ValueError: the packed folder drops tokens, draws sizes or mirrors images, or options contradict it.
     """
     from patchnpack.loaders import PackedImageLoader
     from patchnpack.packer import NoDrop
@@ -103,9 +103,10 @@ def evaluation_loader(
         for name in ("label", "classes"):
             if name in options and not was_typed(context, name):
                 options[name] = None
-        if own.token_drop != NoDrop() or own.resolution.draws:
+        if own.token_drop != NoDrop() or own.resolution.draws or own.flip or own.vflip:
             raise ValueError(
-                f"the packs in {source!r} drop tokens or draw sizes, so their images are not whole; give the shards"
+                f"the packs in {source!r} drop tokens, draw sizes or mirror images, so their images are not as they "
+                "are in the source; give the shards"
             )
         return PackedImageLoader(source, own.replace(**typed), **options)
     return PackedImageLoader(source, evaluation_packing(model, fields_of_run(context, checkpoint, packing)), **options)

@@ -88,7 +88,6 @@ def train(
     label: Label = "cls",
     classes: Classes = None,
     num_classes: NumClasses = None,
-    flip: Annotated[bool, typer.Option(help="Mirror half of the training images at random.")] = False,
     augment: Annotated[str, typer.Option(help="RandAugment for training images as COUNT:MAGNITUDE, such as 2:9.")] = "",
     class_weights: ClassWeights = None,
     eval_resolution: Annotated[
@@ -145,7 +144,6 @@ def train(
             label=(label or None) if not is_packed or was_given(context, "label") else None,
             classes=classes,
             num_classes=num_classes,
-            flip=flip,
             augment=transform,
             eval_resolution=None if eval_resolution is None else parse_resolution(eval_resolution, "--eval-resolution"),
             eval_patch_size=eval_patch_size,

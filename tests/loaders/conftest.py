@@ -86,7 +86,9 @@ def check_batch(batch: PackedBatch, drawn: Drawn, index: Index, packing: Packing
     assert not batch.patches.numpy()[segments == 0].any()
     assert not batch.coords.numpy()[segments == 0].any()
     assert not batch.grids.numpy()[~mask].any()
-    assert not batch.image_sizes.numpy()[~mask].any()
+    for column in (batch.image_sizes, batch.boxes, batch.sizes):
+        assert not column.numpy()[~mask].any()
+    assert not batch.flipped.any()
     assert (batch.rows.numpy()[~mask] == -1).all()
     assert (batch.labels.numpy()[~mask] == -100).all()
     assert [len(keys) for keys in batch.keys] == mask.sum(1).tolist()
@@ -104,7 +106,8 @@ def check_batch(batch: PackedBatch, drawn: Drawn, index: Index, packing: Packing
             assert image.key == key == index.keys[int(batch.rows[b, j])]
             assert image.label == (drawn.labels[key] if label else -100)
             assert image.grid == (-(-width // P), -(-height // P)) == tuple(batch.grids[b, j].tolist())
-            assert batch.image_sizes[b, j].tolist() == [width, height]
+            assert batch.image_sizes[b, j].tolist() == batch.sizes[b, j].tolist() == [width, height]
+            assert batch.boxes[b, j].tolist() == [0, 0, width, height]
             canvas = image.pixels()
             assert np.array_equal(canvas[:height, :width], pixels), key
             assert not canvas[height:].any()

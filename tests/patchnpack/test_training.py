@@ -3,14 +3,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from patchnpack import ConstantDrop, Packing, PatchSizes
-from patchnpack.augment import mirror_half
 from patchnpack.loaders import scan
 from patchnpack.trainer import TrainConfig, load_checkpoint
-from patchnpack.training import model_config, train_on_shards
+from patchnpack.training import _validation_packing, model_config, train_on_shards
 
 SMALL = {"width": 24, "depth": 1, "heads": 2}
 CONFIG = TrainConfig(epochs=2, label_smoothing=0.0, precision="float32", device="cpu")
@@ -28,8 +26,8 @@ def test_train_on_shards_evaluates_and_writes_a_checkpoint(shards: Callable[...,
 
 
 def test_channels_and_patch_size_follow_the_packing(shards: Callable[..., str], tmp_path: Path) -> None:
-    packing = Packing(seq_len=64, patch_size=8, image_mode="L")
-    result = train_on_shards(scan(shards()), None, packing, CONFIG, model=SMALL, out=tmp_path, flip=True, num_classes=5)
+    packing = Packing(seq_len=64, patch_size=8, image_mode="L", flip=0.5)
+    result = train_on_shards(scan(shards()), None, packing, CONFIG, model=SMALL, out=tmp_path, num_classes=5)
     config = result.model.config
     assert (config.patch_size, config.channels, config.num_classes) == (8, 1, 5)
 
@@ -39,11 +37,9 @@ def test_contradicting_options_raise_before_training(shards: Callable[..., str],
         train_on_shards(scan(shards()), None, Packing(seq_len=64), CONFIG, model={**SMALL, "width": 25}, out=tmp_path)
 
 
-def test_half_of_the_images_are_mirrored() -> None:
-    image = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
-    mirrored = [bool((mirror_half(image, np.random.default_rng(i)) != image).any()) for i in range(400)]
-    assert 160 < sum(mirrored) < 240
-    assert (mirror_half(image, np.random.default_rng(mirrored.index(True))) == image[:, ::-1]).all()
+def test_validation_mirrors_no_image() -> None:
+    packing = _validation_packing(Packing(flip=0.5, vflip=1.0), None, None)
+    assert (packing.flip, packing.vflip) == (0.0, 0.0)
 
 
 def test_several_patch_sizes_use_an_underlying_patch_size() -> None:

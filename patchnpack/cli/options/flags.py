@@ -73,6 +73,8 @@ def _number_flag(help: str) -> Any:
 
 
 def _parse(kind: Callable[[str], Any], name: str, text: str) -> Any:
+    if isinstance(text, bool):  # of a file of options: float(True) is 1
+        raise typer.BadParameter(f"{str(text).lower()} is not {name}")
     try:
         return kind(text)
     except ValueError:
@@ -205,6 +207,8 @@ PACKING_FLAGS = {
         "Crops of each image, instead of --resolution, such as 2=crop:196:0.25:1,8=crop:36:0.05:0.25.",
         parse=parse_views,
     ),
+    "flip": FieldFlag(0.0, "Probability that an image is mirrored left-right, such as 0.5."),
+    "vflip": FieldFlag(0.0, "Probability that an image is mirrored top-bottom."),
     "algorithm": FieldFlag("auto", f"Packing algorithm: {', '.join(ALGORITHMS)}."),
     "lookahead": FieldFlag(256, "Number of waiting samples that the packer chooses from."),
     "max_images": FieldFlag(64, "Maximum number of images per pack."),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchnpack.augment import RandAugment, from_pil, mirror_half
+from patchnpack.augment import RandAugment, from_pil
 from patchnpack.loaders import PackedImageLoader, pack_stream
 from patchnpack.loaders.assembly.transform import WATCHED, watched
 from tests.images import draw_image, encode_image, write_tar
@@ -66,7 +66,7 @@ def test_a_transform_that_draws_from_a_global_generator_warns_once(
     assert "wrap a function of PIL images in patchnpack.augment.from_pil" in record.message
 
 
-@pytest.mark.parametrize("transform", [noisy, mirror_half, RandAugment(), from_pil(lambda p: p), seeded, wasted])
+@pytest.mark.parametrize("transform", [noisy, RandAugment(), from_pil(lambda p: p), seeded, wasted])
 def test_a_transform_that_depends_on_image_and_generator_alone_does_not_warn(
     transform: Callable[..., np.ndarray], caplog: pytest.LogCaptureFixture
 ) -> None:

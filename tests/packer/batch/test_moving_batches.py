@@ -13,7 +13,7 @@ from tests.packer.batch.batches import (
 )
 
 TENSORS = ("patches", "segment_ids", "coords", "grids", "image_sizes", "image_mask", "labels", "rows", "cu_seqlens",
-           "token_index", "samples", "frames")  # fmt: skip
+           "token_index", "samples", "frames", "boxes", "sizes", "flipped")  # fmt: skip
 
 
 def _assert_same(one: PackedBatch, other: PackedBatch) -> None:
