@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import argparse
 import io
-import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,16 @@ from torch import nn
 from patchnpack import Native, PackedBatch, PackedImageLoader, Packing, RandomResizedCrop, Square
 from patchnpack.loaders import Mask
 from patchnpack.metrics import class_iou, confusion_matrix
-from patchnpack.models import NaViT, NaViTConfig, token_maps
+from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.trainer import Objective, Outcome, TrainConfig, train
 
 CLASSES = ("background", *scenes.CLASSES)
+# Resolutions of training and evaluation; squares have 81 tokens, and pictures that are not cropped 79 on average.
+RUNS: dict[str, tuple[Any, Any]] = {
+    "native": (RandomResizedCrop(scale=(0.5, 1), ratio=(1 / 4, 4)), Native()),
+    "square": (Square(144), Square(144)),
+    "uncropped": (Native(), Native()),
+}
 COLOURS = np.array([(0, 0, 0), (230, 57, 70), (42, 157, 143), (69, 103, 230)])
 Shown = tuple[np.ndarray, np.ndarray]  # a picture and the class found for each of its pixels
 # T tokens of all images of a batch, P patch size, S = P*P pixels of a patch, C classes; H x W pixels of a source
@@ -45,8 +51,8 @@ class Segmentation(Objective):
 
     def __init__(self, config: NaViTConfig) -> None:
         super().__init__()
-        self.pixels = config.patch_size**2
-        self.head = nn.Linear(config.width, self.pixels * len(CLASSES))
+        self.patch_size = config.patch_size
+        self.head = nn.Linear(config.width, config.patch_size**2 * len(CLASSES))
 
     def prepare(
         self, model: NaViT, batch: PackedBatch, rng: np.random.Generator | None = None
@@ -61,7 +67,7 @@ class Segmentation(Objective):
 
     def logits(self, model: NaViT, batch: PackedBatch) -> torch.Tensor:
         """Logits of the classes of each token's pixels, (T, S, C)."""
-        return self.head(model.features(batch).tokens).unflatten(1, (self.pixels, len(CLASSES)))
+        return self.head(model.features(batch).tokens).unflatten(1, (-1, len(CLASSES)))
 
     def forward(self, model: NaViT, *batches: PackedBatch) -> Outcome:
         """Compare logits and mask; a hit is the share of a token's pixels whose class is right."""
@@ -70,30 +76,22 @@ class Segmentation(Objective):
         mask_TS = batch.targets["mask"].flatten(0, 1)[batch.token_index].long()
         loss = F.cross_entropy(logits_TSC.flatten(0, 1), mask_TS.flatten(), ignore_index=255, reduction="sum")
         hits = (logits_TSC.argmax(-1) == mask_TS).sum()
-        return Outcome(loss / self.pixels, torch.tensor(batch.num_tokens), hits / self.pixels)
+        S = self.patch_size**2
+        return Outcome(loss / S, torch.tensor(batch.num_tokens), hits / S)
 
 
 @torch.no_grad()
-def predict(model: NaViT, head: Segmentation, batch: PackedBatch) -> Iterator[np.ndarray]:
-    """Yield the class found for each pixel of each source, int64 (H, W)."""
-    P, found_TS = batch.patch_size, head.logits(model, batch).argmax(-1)
-    for image, its in zip(batch.images(), token_maps(found_TS, batch), strict=True):
-        packed = its.features.unflatten(2, (P, P)).transpose(1, 2).flatten(2).flatten(0, 1).numpy()
-        W, H = image.geometry.source
-        centres = np.stack(np.meshgrid(np.arange(W) + 0.5, np.arange(H) + 0.5), -1).reshape(-1, 2)
-        x, y = image.geometry.to_image(centres).astype(int).T
-        yield packed[y, x].reshape(H, W)
-
-
 def evaluate(model: NaViT, head: Segmentation, loader: PackedImageLoader) -> tuple[list[float], list[Shown]]:
     """Return the IoU of each class over the pixels of all sources, and the first sources with what was found."""
     confusion, shown = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64), []
+    P, device = head.patch_size, next(model.parameters()).device
     for batch in loader:
-        members = zip(*(itertools.chain(*batch.extras[name]) for name in ("jpg", "seg.png")), strict=True)
-        for files, found in zip(members, predict(model, head, batch), strict=True):
-            picture, known = (np.array(Image.open(io.BytesIO(file))) for file in files)
-            confusion += confusion_matrix(torch.from_numpy(known), torch.from_numpy(found), len(CLASSES))
-            shown = [*shown, (picture, found)][:8]
+        found_TS = head.logits(model, batch.to(device)).argmax(-1).cpu()
+        maps = batch.maps(found_TS.unflatten(1, (P, P)), outside=0)  # (H, W) of each source
+        for found, jpg, png in zip(maps, *(chain(*batch.extras[name]) for name in ("jpg", "seg.png")), strict=True):
+            picture, known = (np.array(Image.open(io.BytesIO(file))) for file in (jpg, png))
+            confusion += confusion_matrix(torch.from_numpy(known), found, len(CLASSES))
+            shown = [*shown, (picture, found.numpy())][:8]
     return class_iou(confusion).tolist(), shown
 
 
@@ -112,26 +110,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="PNG of a few held-out pictures with the masks found")
-    parser.add_argument("--width", type=int, default=64, help="width of the model, a multiple of 32")
-    parser.add_argument(
-        "--runs",
-        nargs="+",
-        choices=["native", "square", "uncropped"],
-        default=["native", "square"],
-        help="uncropped: native without crops, as the squares",
-    )
+    parser.add_argument("--width", type=int, default=64, help="width of the model, a multiple of 8")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=["native", "square"])
     options = parser.parse_args()
-    heads = max(options.width // 32, 1)
-    config = NaViTConfig(num_classes=0, width=options.width, depth=3, heads=heads, patch_size=16, pooling="mean")
-    crop, square = (
-        RandomResizedCrop(scale=(0.5, 1), ratio=(1 / 4, 4)),
-        Square(144),
-    )  # 81 tokens; uncropped, the mean is 79
-    ways: dict[str, tuple[Any, Any]] = {
-        "native": (crop, Native()),
-        "square": (square, square),
-        "uncropped": (Native(), Native()),
-    }
+    config = NaViTConfig(
+        num_classes=0, width=options.width, depth=3, heads=2, patch_size=16, pooling="mean", position="rope"
+    )
     with tempfile.TemporaryDirectory() as folder:
         scenes.draw_scenes(folder, options.images, max(options.images // 4, 1))
 
@@ -143,7 +127,7 @@ def main() -> None:
 
         print(f"resolution   mean IoU   {'   '.join(CLASSES)}")
         for name in options.runs:
-            learn, test = ways[name]
+            learn, test = RUNS[name]
             torch.manual_seed(options.seed)
             head = Segmentation(config)
             settings = TrainConfig(epochs=options.epochs, lr=2e-3, seed=options.seed, eval_every=10**6)
