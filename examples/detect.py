@@ -1,12 +1,13 @@
 """Detect shapes in pictures of any size: one box per token, as in OWL-ViT, from packs of crops at native resolution.
 
-    python examples/detect.py [--epochs 24] [--picture detect.png]
+    python examples/detect.py [--epochs 10] [--picture detect.png]
 
 draws the pictures and boxes of `scenes.py` as shards and trains a small NaViT on them, once at native resolution, on
 random crops that are mirrored at random, and once on mirrored squares of as many tokens. The loader carries the boxes
 through the same crop, resize and mirroring as their picture. Each token predicts one box, relative to its own place,
-and a logit per class (OWL-ViT, arXiv 2205.06230, section 3.1). A matching of least cost assigns a token to each known
-box; the other tokens learn to find nothing (DETR, arXiv 2005.12872, section 3.1). Needs scipy. Prints
+and a logit per class (OWL-ViT, arXiv 2205.06230, section 3.1). The matching of least cost assigns a token to each known
+box, and the other tokens learn to find nothing (DETR, arXiv 2005.12872, section 3.1). Needs scipy. Prints the average
+precision on 240 held-out pictures, at an IoU of 0.5 and as the mean over 0.5 to 0.95:
 
     TABLE
 """
@@ -163,7 +164,7 @@ def draw(loader: PackedImageLoader, found: list[Found], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=960)
-    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="PNG of a few held-out pictures with the boxes found")
     parser.add_argument("--width", type=int, default=64, help="width of the model, a multiple of 8")
