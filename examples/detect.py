@@ -28,8 +28,7 @@ from PIL import Image, ImageDraw
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
-from patchnpack import Native, PackedBatch, PackedImageLoader, Packing, RandomResizedCrop, Square
-from patchnpack.loaders import Boxes
+from patchnpack import Boxes, Native, PackedBatch, PackedImageLoader, Packing, RandomResizedCrop, Square
 from patchnpack.metrics import Found, Known, generalized_iou, mean_average_precision
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.trainer import Objective, Outcome, TrainConfig, train

@@ -28,8 +28,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from patchnpack import Native, PackedBatch, PackedImageLoader, Packing, RandomResizedCrop, Square
-from patchnpack.loaders import Mask
+from patchnpack import Mask, Native, PackedBatch, PackedImageLoader, Packing, RandomResizedCrop, Square
 from patchnpack.metrics import class_iou, confusion_matrix
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.trainer import Objective, Outcome, TrainConfig, train

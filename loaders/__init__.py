@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from patchnpack.loaders.dataset import PackedDataset
     from patchnpack.loaders.error_policy import ErrorPolicy
     from patchnpack.loaders.errors import BadDataError, BadImage, StallError
+    from patchnpack.loaders.imaging.user_decode import ImageHeader, ImageReader
     from patchnpack.loaders.index.index_file import load_index, save_index
     from patchnpack.loaders.index.resolve import open_index
     from patchnpack.loaders.index.scanner import scan
@@ -31,6 +32,8 @@ __all__ = [
     "BadImage",
     "Boxes",
     "ErrorPolicy",
+    "ImageHeader",
+    "ImageReader",
     "Index",
     "Job",
     "Keypoints",
@@ -64,6 +67,7 @@ if not TYPE_CHECKING:  # an index needs no torch, which takes more than a second
             "dataset": ("PackedDataset",),
             "error_policy": ("ErrorPolicy",),
             "errors": ("BadDataError", "BadImage", "StallError"),
+            "imaging.user_decode": ("ImageHeader", "ImageReader"),
             "index.index_file": ("load_index", "save_index"),
             "index.resolve": ("open_index",),
             "index.scanner": ("scan",),

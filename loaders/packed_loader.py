@@ -15,12 +15,11 @@ from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.dataset import PackedDataset, WorkerDatasets
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages
-from patchnpack.loaders.imaging.user_decode import Decode
+from patchnpack.loaders.imaging.user_decode import Decode, ImageReader
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.labels.label_rule import Classes, Label
 from patchnpack.loaders.order.extremes import Extreme, label_range, largest_grids
 from patchnpack.loaders.order.mixture import Mixture
-from patchnpack.loaders.order.order import Order
 from patchnpack.loaders.order.rank_steps import Even, Steps
 from patchnpack.loaders.order.row_filter import Where
 from patchnpack.loaders.order.state import Cursor, from_dict, to_dict
@@ -32,7 +31,6 @@ from patchnpack.loaders.sources.options import LoaderOptions
 from patchnpack.loaders.targets.target import Target, texts_of
 from patchnpack.packer import PackedBatch, Packing
 from patchnpack.packer.checks import check_whole, shown
-from patchnpack.packer.text import counted
 
 # B packs in a batch, W ranks, S streams
 
@@ -67,20 +65,17 @@ class PackedImageLoader:
             labels are whole numbers, and names of folders and in tables get the numbers of their sorted order.
         extras: extensions of members to return in `batch.extras`: txt as str, json as object, others as bytes; None
             where a sample has none. An undecodable member marks its image as bad.
-        targets: what follows each image through crop, resize and flip, by name: `Mask("seg.png")`, `Map("depth.png")`,
-            `Boxes("json:objects")`, `Polygons` or `Keypoints`, from members of the samples; in `batch.targets`. An
-            image whose target is missing, damaged or of another size is bad.
+        targets: what follows each image through crop, resize and flip into `batch.targets`, by name: `Mask("seg.png")`,
+            `Map`, `Boxes("json:objects")`, `Polygons` or `Keypoints`. An image whose target cannot be used is bad.
         decode: called as `decode(data)` with the encoded bytes of an image. Returns uint8 (H, W, C) with the height and
-            width that the file states (before EXIF orientation, which the loader applies; TIFF, HEIC and JPEG XL
-            upright) and the channels of `image_mode`, or None to leave the image to the loader. It makes 16-bit, float
-            and multispectral images usable. `BadImage` marks the image as bad; other errors are raised.
-        pages: what becomes of a file with several pages or frames, such as a TIFF or an animated GIF: "first" uses the
-            first one and counts the file in `stats()["multi_page"]`; "error" makes it a bad image.
+            width that the file states (before EXIF orientation; TIFF, HEIC and JPEG XL upright) and the channels of
+            `image_mode`, or None to leave the image to the loader. `BadImage` marks the image as bad.
+        formats: readers of formats of your own, by extension: {"ct": MyReader()}; see `ImageReader`. With the default
+            of `image`, their files come before all others. They may replace a reader of the library.
+        pages: what becomes of a file with several pages or frames: "first" uses its first, "error" makes it bad.
         transform: called as `transform(image, rng)` with a uint8 (H, W, C) array and a Generator keyed by (seed, epoch,
-            sample, view); returns an array of the same shape and type. Runs in the decoding threads, for each image:
-            frames of a clip get equal generators and so equal changes, views of a picture do not. A transform with a
-            third argument gets the targets, a dict of masks (H, W), maps (H, W, C) and `Objects` in pixels of the
-            image, and returns (image, targets).
+            sample, view), in the decoding threads; returns an array of the same shape and type. With a third argument,
+            it gets the targets, too, and returns (image, targets). Frames of a clip get equal generators.
         where: maps an `Index` to a bool array, the rows to use; others are skipped, with all rows of their samples.
         index: an `Index`, or the file or address of one. None looks beside the shards and in the cache, then scans.
         path: the column of paths in a table; None is the only one with a usual name, such as "path" or "file_name".
@@ -129,6 +124,7 @@ class PackedImageLoader:
         targets: Mapping[str, Target] | None = None,
         transform: Transform | None = None,
         decode: Decode | None = None,
+        formats: Mapping[str, ImageReader] | None = None,
         pages: Pages = "first",
         where: Where | None = None,
         index: Index | str | os.PathLike[str] | None = None,
@@ -164,6 +160,7 @@ class PackedImageLoader:
             targets=targets,
             transform=transform,
             decode=decode,
+            formats=formats,
             pages=pages,
             where=where,
             index=index,
@@ -200,16 +197,11 @@ class PackedImageLoader:
 
     def __repr__(self) -> str:
         """A few lines: source, packing and position. Nothing is planned and no process group is asked."""
-        given, rows, cursor = self._options, self.source.rows, self._cursor or self._next
-        used, unused = rows.describe(self.index)
-        order = f"{'shuffled with' if given.shuffle else 'in order,'} seed {given.seed}"
-        label = getattr(given.label, "__name__", given.label)
+        (used, unused), cursor = self.source.rows.describe(self.index), self._cursor or self._next
         return (
             f"PackedImageLoader of {used} in {self.source.name}{unused}\n"
             f"  packing: {self.packing.summary()}\n"
-            f"  batches: {counted(self.batch_size, 'pack')} each, {order}; "
-            f"label: {label}; extras: {', '.join(given.extras) or 'none'}"
-            f"{'; targets: ' + ', '.join(given.targets) if given.targets else ''}\n"
+            f"  batches: {self._options.summary()}\n"
             f"  epoch {cursor.epoch}, {cursor.position:,} packs used"
         )
 
@@ -288,7 +280,7 @@ class PackedImageLoader:
     def state_at(self, cursor: Cursor) -> dict[str, Any]:
         """Return the state of a loader that stands at `cursor`."""
         order = self.steps().order
-        return to_dict(cursor, order, self._fingerprint(order))
+        return to_dict(cursor, order, self.source.fingerprint(order) | texts_of(self.context.targets))
 
     def read_state(self, state: Mapping[str, Any]) -> tuple[Cursor, int]:
         """Return the cursor and the block of a state of this loader.
@@ -296,10 +288,7 @@ class PackedImageLoader:
         Raises:
             ValueError: as `load_state_dict`.
         """
-        return from_dict(state, self._fingerprint(self.steps().order))
-
-    def _fingerprint(self, order: Order) -> dict[str, str]:
-        return self.source.fingerprint(order) | texts_of(self.context.targets)
+        return from_dict(state, self.source.fingerprint(self.steps().order) | texts_of(self.context.targets))
 
     def stats(self) -> dict[str, Any]:
         """Return the totals of this rank since the loader was made.

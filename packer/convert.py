@@ -40,9 +40,12 @@ def name_of_convert(convert: Convert | None) -> str:
     >>> name_of_convert("scale"), name_of_convert(np.nan_to_num)
     ("'scale'", 'numpy.nan_to_num')
     """
-    if not callable(convert):
-        return repr(convert)
-    kind = convert if hasattr(convert, "__qualname__") else type(convert)
+    return name_of_function(convert) if callable(convert) else repr(convert)
+
+
+def name_of_function(function: Callable[..., Any]) -> str:
+    """The module and the name of a function, or of the class of another callable object."""
+    kind = function if hasattr(function, "__qualname__") else type(function)
     return f"{kind.__module__}.{kind.__qualname__}"
 
 

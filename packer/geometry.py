@@ -58,11 +58,13 @@ class Geometry:
 
     def to_image(self, points: ArrayLike) -> np.ndarray:
         """Map points of the source, (n, 2), to the packed image, float64 (n, 2)."""
-        return points_to_image(np.asarray(points, np.float64), *self._columns())
+        mapped: np.ndarray = points_to_image(np.asarray(points, np.float64), *self._columns())
+        return mapped
 
     def to_source(self, points: ArrayLike) -> np.ndarray:
         """Map points of the packed image, (n, 2), to the source, float64 (n, 2)."""
-        return points_to_source(np.asarray(points, np.float64), *self._columns())
+        mapped: np.ndarray = points_to_source(np.asarray(points, np.float64), *self._columns())
+        return mapped
 
     def _columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         box, size = np.array(self.box, np.float64), np.array(self.size, np.float64)

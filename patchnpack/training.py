@@ -12,6 +12,7 @@ import torch
 from patchnpack.augment import RandAugment
 from patchnpack.class_weights import class_weights as class_weights_of
 from patchnpack.loaders import Index, PackedImageLoader
+from patchnpack.loaders.imaging.user_decode import Decode
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.packer import NoDrop, Packing, PatchSizes
 from patchnpack.packer.files import atomic_write
@@ -54,6 +55,7 @@ def train_on_shards(
     class_weights: str | None = None,
     export_to: str | None = None,
     pages: str = "first",
+    decode: Decode | None = None,
     resume: bool | None = None,
     log: Callable[[int, dict[str, float]], None] | None = None,
     started: Callable[[], None] | None = None,
@@ -82,6 +84,7 @@ def train_on_shards(
         teacher: the teacher for distillation, a checkpoint or weights of another library.
         text: member with the texts for image-text training, which reads no labels.
         pages: "first" or "error": what becomes of files with several pages, as in `PackedImageLoader`.
+        decode: a function that decodes images, as in `PackedImageLoader`.
         class_weights: "balanced", or a file with a weight per class; see `patchnpack.class_weights`.
         export_to: "timm", "big_vision" or "onnx": raise before training if the model could not be exported there.
         resume, log, started: as in `train`.
@@ -103,6 +106,7 @@ def train_on_shards(
         "classes": classes if text is None else None,
         "extras": [text] if text else [],
         "pages": pages,
+        "decode": decode,
         "storage_options": storage_options,
     }
     if shared["label"] is None and isinstance(shards, Index):

@@ -16,8 +16,9 @@ from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.decode import decode
 from patchnpack.loaders.imaging.decode_pages import Wanted, decode_pages
+from patchnpack.loaders.imaging.formats import OWN, PIXELS
 from patchnpack.loaders.imaging.header import Header
-from patchnpack.loaders.imaging.user_decode import Decode, user_pixels
+from patchnpack.loaders.imaging.user_decode import Decode, UserFormats, user_pixels
 from patchnpack.loaders.imaging.values.bands import BandRequest, band_request
 from patchnpack.loaders.imaging.values.decode_values import decode_pages_of_values, decode_values
 from patchnpack.loaders.imaging.warnings import Warn
@@ -95,6 +96,15 @@ class Samples(Protocol):
         """
         ...
 
+    def file(self, i: int, path: str) -> bytes | None:
+        """Return the file that a mask or a map names by its path; None where the source names no files.
+
+        Raises:
+            BadImage: the path leads out of the source's folder.
+            OSError: the file cannot be read.
+        """
+        ...
+
     def orientation(self, i: int) -> int:
         """Return the EXIF orientation of image i, which was read."""
         ...
@@ -118,6 +128,7 @@ class BatchContext(ABC):
         errors: what is done about bad images.
         user_decode: decodes encoded images before the library does; None for no such function.
         targets: what follows each image through crop, resize and flip, by name; members as the samples spell them.
+        formats: the user's readers of formats, by the numbers that headers have.
     """
 
     packing: Packing
@@ -129,6 +140,7 @@ class BatchContext(ABC):
     errors: ErrorPolicy
     user_decode: Decode | None = None
     targets: Mapping[str, Target] = field(default_factory=dict)
+    formats: UserFormats = ()
 
     @property
     def bands(self) -> BandRequest | None:
@@ -158,7 +170,9 @@ class BatchContext(ABC):
             BadImage: the image cannot be decoded.
         """
         packing = self.packing
-        if self.user_decode is not None and isinstance(data, bytes):
+        if header.format >= OWN:
+            data = self.formats[header.format - OWN].pixels(data, header, 0, key)
+        elif self.user_decode is not None and isinstance(data, bytes):
             data, header = user_pixels(self.user_decode, data, header, packing, key)
         if self.bands is not None and self.bands.takes(header):
             return decode_values(
@@ -184,6 +198,9 @@ class BatchContext(ABC):
         A `decode` function does not get files that are `paged`: it could not know which page is wanted.
         """
         packing = self.packing
+        if wanted[0].header.format >= OWN:
+            yield from self._pixels_of_own_pages(key, data, wanted, strict, warn)
+            return
         if self.user_decode is not None and isinstance(data, bytes) and not paged:
             try:
                 data, header = user_pixels(self.user_decode, data, wanted[0].header, packing, key)
@@ -205,3 +222,18 @@ class BatchContext(ABC):
             strict=strict,
             warn=warn,
         )
+
+    def _pixels_of_own_pages(
+        self, key: str, data: Any, wanted: Sequence[Wanted], strict: bool, warn: Warn
+    ) -> Iterator[np.ndarray | BadImage]:
+        """`pixels_of_pages` for a file that a user's reader reads. Each page is decoded once, in the order wanted."""
+        reader = self.formats[wanted[0].header.format - OWN]
+        page, values = -1, np.zeros(0)
+        for number, header, size, box in wanted:
+            try:
+                if number != page:
+                    page, values = -1, reader.pixels(data, header, number, key)
+                    page = number
+                yield self.pixels(key, values, header._replace(format=PIXELS), size, box, strict, warn)
+            except BadImage as error:
+                yield error

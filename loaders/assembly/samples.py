@@ -224,6 +224,12 @@ class IndexedSamples:
         """Return what a target reads: another member of the sample, None where the sample lacks it. Raises BadImage."""
         return self.extra(i, name)
 
+    def file(self, i: int, path: str) -> bytes | None:
+        """Return the file that a cell of a table of paths names, beside its images; None for other sources."""
+        index, row = self._context.index, int(self._rows[i])
+        table = index.table_of(int(index.shard_of(row)))
+        return None if table is None else table.read_beside(int(index.offset[row]), path, self._context.reader.opener)
+
     def orientation(self, i: int) -> int:
         """Return the EXIF orientation of image i."""
         return int(self._context.index.orientation[self._rows[i]])

@@ -75,7 +75,7 @@ class HuggingFaceAdapter:
         """Return an image as it is stored, and the other columns of its row."""
         at = row if self._rows is None else int(self._rows[row])
         data, path = self._images.read(at, number)
-        return data if data is not None else stored_bytes(None, path, f"row {row}"), _Row(self, at)
+        return stored_bytes(data, path, f"row {row}"), _Row(self, at)
 
     def members_of(self, row: int) -> Mapping[str, Any]:
         """Return the columns of a row, each converted when it is asked for."""

@@ -16,13 +16,15 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from patchnpack.loaders.datasets.adapter import Picture
 from patchnpack.loaders.errors import BadImage
-from patchnpack.loaders.imaging.formats import is_image
+from patchnpack.loaders.imaging.formats import EXTENSIONS, VIDEO_EXTENSIONS, is_image
 from patchnpack.loaders.imaging.header import decode_errors_as_bad_image
+from patchnpack.loaders.imaging.user_decode import named
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.backend import import_optional
 from patchnpack.packer.dtypes import DTYPES
 
 _CHANNELS = (1, 3, 4)
+_KNOWN = frozenset((*EXTENSIONS, *VIDEO_EXTENSIONS))
 _MORE = 1 << 20  # bytes to read where a file has not ended
 # What PIL raises on damaged files. Its ValueError may also be a mistake of the data set's own code.
 _DAMAGE = (OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -125,10 +127,16 @@ def _not_pixels(found: str, row: str) -> str:
 def stored_bytes(data: bytes | None, path: str | None, row: str) -> bytes:
     """Return the encoded image that Hugging Face's `Image` stores: its bytes or, without them, those of its file."""
     if data is not None:
-        return bytes(data)
+        return _named(bytes(data), path or "")
     if not path:
         raise BadImage("it has no image: neither bytes nor a path", "read")
     return read_file(path, row)
+
+
+def _named(data: bytes, path: str) -> bytes:
+    """The bytes, with the name of their file where only a user's reader could read it."""
+    ending = os.path.splitext(path)[1][1:].lower()
+    return named(data, path) if ending and ending not in _KNOWN else data
 
 
 def read_file(path: str, row: str) -> bytes:
@@ -140,7 +148,7 @@ def read_file(path: str, row: str) -> bytes:
     try:
         if "://" in path:
             with import_optional("fsspec").open(path, "rb") as file:
-                return bytes(file.read())
+                return _named(bytes(file.read()), path)
         # Not `open`, whose buffers and objects cost several times as much.
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         try:
@@ -150,7 +158,7 @@ def read_file(path: str, row: str) -> bytes:
                 data += more
         finally:
             os.close(fd)
-        return data
+        return _named(data, path)
     except OSError as error:
         why = error.strerror or f"{type(error).__name__}: {error}"
         raise OSError(

@@ -16,7 +16,7 @@ from patchnpack.loaders.assembly.samples import IndexedBatchContext, IndexedSamp
 from patchnpack.loaders.datasets.adapter import Picture
 from patchnpack.loaders.datasets.items import Items
 from patchnpack.loaders.datasets.labels import ItemLabels
-from patchnpack.loaders.datasets.pictures import is_stored, load, stored_bytes
+from patchnpack.loaders.datasets.pictures import is_stored, load, read_file, stored_bytes
 from patchnpack.loaders.datasets.stored_members import packed_index, stored_member
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.decode_pages import Wanted
@@ -24,6 +24,7 @@ from patchnpack.loaders.imaging.encode import encode_pixels
 from patchnpack.loaders.imaging.formats import PIXELS, PNG
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.imaging.pages import Pages, refusal_of_pages
+from patchnpack.loaders.imaging.user_decode import own_format
 from patchnpack.loaders.imaging.warnings import Warn
 
 # M images in the batch
@@ -154,7 +155,8 @@ class DatasetSamples(IndexedSamples):
             header = image_header(image, values=bands is not None)
         else:
             try:
-                header = read_header(image)
+                own = own_format(self._of.formats, image)
+                header = read_header(image) if own is None else own.header(image)
             except UnsupportedImage as error:
                 if self._of.user_decode is None and bands is None:
                     raise
@@ -237,6 +239,10 @@ class DatasetSamples(IndexedSamples):
         if value["bytes"] is None and not value["path"]:
             return None
         return stored_bytes(value["bytes"], value["path"], self._of.items.describe(self._row_list[i]))
+
+    def file(self, i: int, path: str) -> bytes:
+        """Return the file that an item names by its path, as it may name its image."""
+        return read_file(path, self._of.items.describe(self._row_list[i]))
 
     def orientation(self, i: int) -> int:
         """Return the EXIF orientation of image i, which was read."""

@@ -21,6 +21,7 @@ from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.formats import PIXELS
 from patchnpack.loaders.imaging.header import Header, header_or_reason
 from patchnpack.loaders.imaging.pages import PageRun
+from patchnpack.loaders.imaging.user_decode import UserFormats, own_format
 from patchnpack.loaders.index.index_file import load_index, save_index
 from patchnpack.loaders.index.samples.page_rows import files_of, is_several, with_pages
 from patchnpack.loaders.index.samples.sample_images import pages_of
@@ -49,6 +50,7 @@ def index_of(
     progress: Callable[[int, int], None] | None = None,
     by_members: bool = False,
     values: bool = False,
+    formats: UserFormats = (),
 ) -> Index:
     """Return the index of a data set's n images, in one virtual shard.
 
@@ -61,12 +63,13 @@ def index_of(
         progress: called with (images done, n).
         by_members: whether the images of a row are one sample, with all pages or frames of each.
         values: whether arrays may hold other values than 8-bit colours.
+        formats: the user's formats.
 
     Raises:
         OSError, RuntimeError, ValueError: as `Items.read`.
         ValueError: `sizes` has another shape, or a size below 1.
     """
-    columns = _Columns(len(items), by_members, values)
+    columns = _Columns(len(items), by_members, values, formats)
     if sizes is not None:
         given = _checked(sizes, len(items))
         columns.width[:], columns.height[:], columns.format[:] = given[:, 0], given[:, 1], PIXELS
@@ -82,7 +85,7 @@ def index_of(
             *(len(items), items.name),
         )
         return index
-    path = folder / f"{_digest(items, fingerprint, by_members)}.parquet"
+    path = folder / f"{_digest(items, fingerprint, by_members, formats)}.parquet"
     if path.exists():
         with suppress(ValueError):  # damaged, or of another version
             cached = load_index(path)
@@ -117,13 +120,14 @@ def fingerprint_of(given: Any, items: Items, fingerprint: Fingerprint) -> str | 
     return None if None in texts else "\n".join(map(str, texts))
 
 
-def _digest(items: Items, fingerprint: str, by_members: bool) -> str:
+def _digest(items: Items, fingerprint: str, by_members: bool, formats: UserFormats) -> str:
     """Return a digest of which images of which data are read."""
     rows = xxhash.xxh3_128()
     for column in (items.adapter, items.row, items.number):
         rows.update(np.ascontiguousarray(column).data)
     images = [adapter.image for adapter in items.adapters]
-    text = "\n".join(["data set", _LAYOUT, fingerprint, *images, rows.hexdigest(), *[MEMBERS] * by_members])
+    versions = [format.version for format in formats]
+    text = "\n".join(["data set", _LAYOUT, fingerprint, *images, rows.hexdigest(), *[MEMBERS] * by_members, *versions])
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
@@ -148,8 +152,8 @@ def _checked(sizes: Any, n: int) -> np.ndarray:
 class _Columns:
     """The columns of the index, filled by threads: a row is written by one of them."""
 
-    def __init__(self, n: int, by_members: bool, values: bool) -> None:
-        self._by_members, self._values = by_members, values
+    def __init__(self, n: int, by_members: bool, values: bool, formats: UserFormats) -> None:
+        self._by_members, self._values, self._formats = by_members, values, formats
         self._several: dict[int, list[PageRun]] = {}  # of the files with several pages or frames, where all are used
         self.nbytes, self.digest = np.zeros(n, np.int64), np.zeros(n, np.uint64)
         self.width, self.height = np.zeros(n, np.int32), np.zeros(n, np.int32)
@@ -167,7 +171,7 @@ class _Columns:
             return
         if isinstance(image, bytes):
             self.nbytes[i], self.digest[i] = len(image), xxhash.xxh3_64_intdigest(image)
-            pages = pages_of(image, every=self._by_members)
+            pages = pages_of(image, every=self._by_members, own=own_format(self._formats, image))
             if is_several(pages):
                 self._several[i] = pages
             header, reason, *_ = pages[0]
@@ -206,6 +210,7 @@ class _Columns:
             unused_members=np.zeros(1, np.int64),
             examples=((),),
             outside=np.zeros(1, np.uint64),
+            formats=tuple(format.name for format in self._formats),
         )
         return with_pages(index, items.starts, self._several) if self._by_members else index
 

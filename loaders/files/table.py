@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.files.texts import Texts
 from patchnpack.loaders.remote.addresses import is_remote, redact
 from patchnpack.loaders.remote.errors import RemoteNotFound
@@ -83,6 +85,26 @@ class FileTable:
         finally:
             os.close(fd)
         return data
+
+    def read_beside(self, position: int, path: str, opener: ShardOpener) -> bytes:
+        """Return the bytes of a file that is not in the table, named as the file at `position` is.
+
+        Paths count from the root. Absolute paths and addresses elsewhere are read only if that file lies there, too.
+
+        Raises:
+            BadImage: the path leads out of the root.
+            OSError: the file cannot be read.
+        """
+        below = posixpath.normpath(path)
+        full = path if is_remote(path) else resolve(self.root, below)
+        may_be_anywhere = self.file(position) == self.paths[position]
+        if below.startswith("../") or not (may_be_anywhere or full.startswith(self.root.rstrip("/") + "/")):
+            raise BadImage(f"{redact(path)!r} leads out of {redact(self.root)!r}")
+        nbytes, version = opener.stat(full)
+        if is_remote(full):
+            return opener.read_file(full, nbytes, version)
+        with open(full, "rb") as file:
+            return file.read()
 
     def _read_remote(self, number: int, path: str, nbytes: int, opener: ShardOpener) -> bytes:
         try:

@@ -23,6 +23,7 @@ FORMATS = (
     *("mp4", "matroska", "avi"),
     *("npy", "npz", "dicom"),
 )
+OWN = 128  # in an index, this and the following numbers are the formats that a user's readers read
 JPEG, OTHER_JPEG, PNG, PIXELS, HEIC, NPY, DICOM = 0, 1, 2, 7, 11, 15, 17
 VIDEOS = (12, 13, 14)
 ARRAYS = (15, 16)
@@ -192,12 +193,14 @@ def reader_of(data: bytes) -> Reader:
     return reader
 
 
-def usual_extension(format: int) -> str:
-    """The usual extension of files of a format, given by its position in `FORMATS`.
+def usual_extension(format: int, own: Sequence[str] = ()) -> str:
+    """The usual extension of files of a format, given by its number in an index whose `formats` are `own`.
 
-    >>> usual_extension(JPEG), usual_extension(PNG)
-    ('jpg', 'png')
+    >>> usual_extension(JPEG), usual_extension(PNG), usual_extension(OWN, ("ct",))
+    ('jpg', 'png', 'ct')
     """
+    if format >= OWN:
+        return own[format - OWN]
     return next(reader.extensions[0] for reader in READERS if reader.format == (format or OTHER_JPEG))
 
 

@@ -43,12 +43,12 @@ def page_headers(data: bytes) -> list[PageRun]:
     if reader is None or not first.width:
         return [PageRun(first, reason, 0, 1)]
     if reader.runs is None:
-        return [_limited(PageRun(first, reason, 0, max(1, first.pages) if reader.frames else 1), data)]
+        return [limited(PageRun(first, reason, 0, max(1, first.pages) if reader.frames else 1), data)]
     runs: list[PageRun] = []
     page = 0
     for facts, frames in reader.runs(data):
         header, reason = or_reason(functools.partial(_header, facts, data, reader.format))
-        runs.append(_limited(PageRun(header._replace(pages=first.pages), reason, page, frames), data))
+        runs.append(limited(PageRun(header._replace(pages=first.pages), reason, page, frames), data))
         page += frames
     return runs
 
@@ -59,7 +59,7 @@ def _header(facts: Facts | Exception, data: bytes, format: int) -> Header:
     return header_of(facts, data, format)
 
 
-def _limited(run: PageRun, data: bytes) -> PageRun:
+def limited(run: PageRun, data: bytes) -> PageRun:
     """The run, as a bad one if it has more frames than the file has bytes."""
     if run.frames <= len(data):
         return run

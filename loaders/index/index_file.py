@@ -182,6 +182,7 @@ def index_table(index: Index, shards: Sequence[str], roots: Sequence[str | None]
         "version": VERSION,
         "image": index.image,
         "formats": FORMATS,
+        "own_formats": index.formats,
         "shards": list(shards),
         "versions": index.versions,
         "examples": index.examples,
@@ -229,10 +230,12 @@ def index_of_table(table: pa.Table, about: dict[str, Any], shards: Sequence[str]
     rule = about["sample"]
     samples = None if rule is None else SampleTable.of_columns(rule, column, table.column_names)
     by_shard: dict[str, Any] = {name: np.array(about[name], kind) for name, kind in _BY_SHARD.items()}
+    own = tuple(about.get("own_formats", ()))
     about = {name: about[name] for name in ("image", "cls_member", "kinds")} | {
         "files": tables_of(column, table.column_names, by_shard["starts"], about.get("roots", [])),
         "versions": tuple(about["versions"]),
         "examples": tuple(map(tuple, about["examples"])),
+        "formats": own,
     }
     return Index(shards=tuple(shards), members=members, samples=samples, **about, **columns, **by_shard)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
+from patchnpack.loaders.imaging.user_decode import ImageReader, UserFormats, in_order, user_formats
 from patchnpack.loaders.index.files.file_sources import (
     TableOptions,
     file_source_name,
@@ -53,6 +54,7 @@ def open_index(
     may_scan: bool = True,
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    formats: Mapping[str, ImageReader] | None = None,
 ) -> Index:
     """The index of the images that `source` names, in that order.
 
@@ -72,6 +74,7 @@ def open_index(
         opener: opens the shards, and holds the cache.
         may_scan: whether remote shards may be downloaded to scan them.
         num_threads, progress: as for `scan`.
+        formats: readers of formats of your own, as for `PackedImageLoader`.
 
     Raises:
         FileNotFoundError: a shard or the index does not exist.
@@ -80,8 +83,10 @@ def open_index(
         OSError: a shard differs from its entry in the index.
     """
     rule = sample_rule(sample)
+    own = user_formats(formats)
     request = _Request(
-        image=images_of(image, rule),
+        image=images_of(image, rule, [format.name for format in own]),
+        formats=own,
         rule=rule,
         table=TableOptions(path, root),
         opener=opener or ShardOpener(),
@@ -99,6 +104,7 @@ class _Request:
     """The arguments of `open_index` except the source and the index."""
 
     image: str
+    formats: UserFormats
     rule: SampleRule | None
     table: TableOptions
     opener: ShardOpener
@@ -117,6 +123,7 @@ def _opened(source: ShardNames | Index, index: str | os.PathLike[str] | Index | 
     if (own := _own_index(source, request)) is not None:
         table.check_unused("an index")
         check_rule(own[0], rule, own[1], is_source=True)
+        _check_formats(own[0], own[1], request)
         return own[0] if rule is None else with_samples(own[0], rule)
     assert not isinstance(source, Index)
     names = names_of(source)
@@ -130,13 +137,29 @@ def _opened(source: ShardNames | Index, index: str | os.PathLike[str] | Index | 
         name = "the index" if isinstance(index, Index) else f"index {redact(os.fspath(index))!r}"
         found = index if isinstance(index, Index) else _load(index, opener)
         check_rule(found, rule, name, is_source=False)
-        if not is_made_for(found, request.image):
+        _check_formats(found, name, request)
+        if not is_made_for(found, request.image, request.formats):
             raise ValueError(
                 f"{name} was made with image={found.image!r}, but this loader has image={request.image!r}; give the "
                 f"same extensions, or make the index again: patchnpack index SHARDS --image '{request.image}' -o INDEX"
             )
         return with_samples(checked(_select(found, paths, name), name, opener), rule)
     return with_samples(_of_shards(paths, request), rule)
+
+
+def _check_formats(index: Index, name: str, request: _Request) -> None:
+    """Raise ValueError unless an index was made with the user's formats that are given."""
+    in_order(request.formats, index.formats)
+    for format in request.formats:
+        if format.name not in index.formats:
+            raise ValueError(
+                f"{name} was made without a reader of {format.name!r}, which formats= gives; make it again with this "
+                "reader: update_index(..., formats=) or scan(..., formats=)"
+            )
+
+
+def _versions(request: _Request) -> list[str]:
+    return [f"format={format.version}" for format in request.formats]
 
 
 def _own_index(source: ShardNames | Index, request: _Request) -> tuple[Index, str] | None:
@@ -176,6 +199,7 @@ def _with_files(names: Sequence[str | os.PathLike[str]], request: _Request) -> I
                 open_file_source(
                     name,
                     image=request.image,
+                    formats=request.formats,
                     by_members=is_by_members(request.rule),
                     path=given.path if is_table else None,
                     root=root if is_table else None,
@@ -315,7 +339,7 @@ def _beside(paths: list[str], request: _Request) -> Index | None:
         candidates = [(path, load_index(path)) for path in files if os.path.exists(path) and is_index(path)]
     for path, found in candidates:
         indexed = set(map(real_path, found.shards))
-        is_made = is_made_for(found, request.image) and fits(found, request.rule)
+        is_made = is_made_for(found, request.image, request.formats) and fits(found, request.rule)
         if is_made and indexed.issuperset(map(real_path, paths)):
             name = f"index {redact(path)!r}"
             _log.info("using %s", name)
@@ -341,7 +365,7 @@ def _cached(paths: list[str], request: _Request) -> Index:
     opener, by = request.opener, request.scanned_by
     folder = opener.folder / "indexes"
     paths = [path if is_remote(path) else os.path.abspath(path) for path in paths]  # as an index names them
-    text = "\n".join([*paths, *extensions_of(request.image), *([f"sample={by}"] if by else [])])
+    text = "\n".join([*paths, *extensions_of(request.image), *([f"sample={by}"] if by else []), *_versions(request)])
     path = folder / f"{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.parquet"
     known = None
     if path.exists():
@@ -363,6 +387,7 @@ def _cached(paths: list[str], request: _Request) -> Index:
         opener=opener,
         progress=request.progress,
         sample=by,
+        formats={format.name: format.reader for format in request.formats},
     )
     if index is known:
         _log.info("using the cached index %r", str(path))

@@ -12,6 +12,7 @@ import xxhash
 
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.pages import PageRun
+from patchnpack.loaders.imaging.user_decode import ImageReader, UserFormats, find_format, user_formats
 from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.index.samples.grouping import fits, with_samples
 from patchnpack.loaders.index.samples.sample_images import ImageMember, all_images, all_items, first_image, pages_of
@@ -41,6 +42,7 @@ def scan(
     opener: ShardOpener | None = None,
     progress: Callable[[int, int], None] | None = None,
     sample: Sample = None,
+    formats: Mapping[str, ImageReader] | None = None,
 ) -> Index:
     """Make an index of all images in the shards by reading their headers.
 
@@ -52,18 +54,20 @@ def scan(
         opener: opens the shards; needed for remote shards with storage options.
         progress: called with (shards done, total shards).
         sample: which images belong together, as for `PackedImageLoader`.
+        formats: readers of formats of your own, as for `PackedImageLoader`.
 
     Raises:
         FileNotFoundError: a shard does not exist.
         ValueError: a shard cannot be read, none of its samples has an image, or as `with_samples`.
     """
     rule = sample_rule(sample)
-    image = images_of(image, rule)
+    own = user_formats(formats)
+    image = images_of(image, rule, [format.name for format in own])
     images = names_of(image)
     opener = opener or ShardOpener()
     paths = expand(source, opener)
     meta = stat_shards(paths, opener)
-    if known is not None and not (is_made_for(known, image) and fits(known, rule)):
+    if known is not None and not (is_made_for(known, image, own) and fits(known, rule)):
         known = None
     by_members = is_by_members(rule)
     numbers = {} if known is None else {path: i for i, path in enumerate(known.shards)}
@@ -72,7 +76,7 @@ def scan(
     scanned: dict[str, Index] = {}
     with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
         try:
-            scans = pool.map(lambda path: _scan_shard(path, meta[path], images, opener, by_members), changed)
+            scans = pool.map(lambda path: _scan_shard(path, meta[path], images, opener, by_members, own), changed)
             for path, index in zip(changed, scans, strict=True):
                 scanned[path] = index
                 if progress:
@@ -117,11 +121,21 @@ def extensions_of(image: str) -> list[str]:
     return [name.lower() for name in names_of(image)]
 
 
-def is_made_for(index: Index, image: str) -> bool:
-    """Whether `image` names the images of an index. Columns of a table may differ in case only."""
+def is_made_for(index: Index, image: str, formats: UserFormats) -> bool:
+    """Whether `image` names the images of an index, and `formats` its user's formats.
+
+    Columns of a table may differ in case only.
+    """
+    if not has_formats(index, formats):
+        return False
     names = [names_of(image), names_of(index.image)]
     wanted, found = ([find_member(name, index.members) or name.lower() for name in given] for given in names)
     return wanted == found
+
+
+def has_formats(index: Index, formats: UserFormats) -> bool:
+    """Whether an index was made with these formats of the user."""
+    return index.formats == tuple(format.name for format in formats)
 
 
 def changed_shards(meta: Mapping[str, tuple[int, str]], known: Index | None) -> list[str]:
@@ -155,16 +169,23 @@ def _read_samples(fd: int, shard: str, lists: Sequence[str]) -> Iterator[tuple[T
 
 
 def _scan_shard(
-    shard: str, meta: tuple[int, str], images: Sequence[str], opener: ShardOpener, by_members: bool
+    shard: str,
+    meta: tuple[int, str],
+    images: Sequence[str],
+    opener: ShardOpener,
+    by_members: bool,
+    formats: UserFormats,
 ) -> Index:
     fd = opener.open_raw(shard, *meta)
     try:
-        return _scan_file(fd, shard, meta, images, by_members)
+        return _scan_file(fd, shard, meta, images, by_members, formats)
     finally:
         os.close(fd)
 
 
-def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str], by_members: bool) -> Index:
+def _scan_file(
+    fd: int, shard: str, meta: tuple[int, str], images: Sequence[str], by_members: bool, formats: UserFormats
+) -> Index:
     columns, cls_member = parquet.Columns((), {}), "cls"
     given, images = images, [name.lower() for name in images]
     if is_parquet(shard):
@@ -177,7 +198,7 @@ def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]
         choose = all_images(images) if by_members else first_image(images)
     extensions: set[str] = set()
     without = WithoutImage()
-    rows = _Rows()
+    rows = _Rows(formats)
     outside = xxhash.xxh3_64()  # of a parquet file, whose rows no file holds yet
     for sample, get in _read_samples(fd, shard, columns.lists):
         extensions |= sample.members.keys()
@@ -224,6 +245,7 @@ def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]
         image=";".join(images),
         cls_member=cls_member,
         kinds=columns.kinds,
+        formats=tuple(format.name for format in formats),
         samples=rows.table() if by_members else None,
     )
 
@@ -231,7 +253,8 @@ def _scan_file(fd: int, shard: str, meta: tuple[int, str], images: Sequence[str]
 class _Rows:
     """The rows of a shard's index so far, as lists."""
 
-    def __init__(self) -> None:
+    def __init__(self, formats: UserFormats) -> None:
+        self._formats = formats
         self.samples: list[TarSample] = []  # of each row, with its own image as the only one
         self.ranges: list[tuple[int, int]] = []  # offset and size of each image
         self.headers: list[Header] = []
@@ -258,7 +281,7 @@ class _Rows:
             place, data = sample.members[name], get(name)
             digest = xxhash.xxh3_64_intdigest(data)
             row = TarSample(sample.key, {**others, extension: place}) if by_members else sample
-            for page in pages_of(data, every=by_members):
+            for page in pages_of(data, every=by_members, own=find_format(self._formats, name)):
                 self.samples.append(row)
                 self.ranges.append(place)
                 self.digests.append(digest)

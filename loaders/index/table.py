@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow as pa
 from patchnpack.loaders.files.reader import FileReader
 from patchnpack.loaders.files.table import FileTable
 from patchnpack.loaders.files.texts import Texts as Texts
-from patchnpack.loaders.imaging.formats import PIXELS
+from patchnpack.loaders.imaging.formats import OWN, PIXELS
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.index.sample_table import SampleTable
 from patchnpack.loaders.remote.addresses import redact
@@ -61,6 +61,8 @@ class Index:
             images, each of which is a row.
         files: for each shard that is a folder or a table of image files, its files; None for other shards. Offsets of
             such a shard are positions in its `FileTable`. Empty if no shard is one.
+        formats: the formats that a user's readers read; row i is of one of them if `format` is at least
+            `patchnpack.loaders.imaging.formats.OWN`, from which on it is a position here.
         samples: which rows are one sample; None where each row is a sample of one image, the first of its file.
     """
 
@@ -90,6 +92,7 @@ class Index:
     cls_member: str = "cls"
     kinds: dict[str, str] = field(default_factory=dict)
     files: tuple[FileTable | None, ...] = ()
+    formats: tuple[str, ...] = ()
     samples: SampleTable | None = None
 
     def __len__(self) -> int:
@@ -251,6 +254,8 @@ class Index:
             ValueError: a member has different encodings in two shards.
         """
         joined: dict[str, Any] = {}
+        formats = tuple(sorted({name for part in parts for name in part.formats}))
+        parts = [part if part.formats == formats else part._with_formats(formats) for part in parts]
         for name in (f.name for f in fields(cls)):
             columns = [getattr(part, name) for part in parts]
             if isinstance(columns[0], Texts):
@@ -289,7 +294,15 @@ class Index:
             image=parts[0].image,
             cls_member=next((part.cls_member for part in parts if part.cls_member in part.members), "cls"),
             kinds=kinds,
+            formats=formats,
         )
+
+    def _with_formats(self, formats: tuple[str, ...]) -> Index:
+        """The index with the numbers that the user's formats have among `formats`."""
+        format = self.format.copy()
+        own = format >= OWN
+        format[own] = np.array([OWN + formats.index(name) for name in self.formats], np.uint8)[format[own] - OWN]
+        return replace(self, format=format, formats=formats)
 
 
 def shards_shown(shards: Sequence[str]) -> str:

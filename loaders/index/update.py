@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from patchnpack.loaders.imaging.user_decode import ImageReader, UserFormats, user_formats
 from patchnpack.loaders.index.files.file_scan import changed_files, scan_files
 from patchnpack.loaders.index.files.file_sources import (
     TableOptions,
@@ -19,7 +20,7 @@ from patchnpack.loaders.index.index_file import check_suffix, load_index, save_i
 from patchnpack.loaders.index.remote_index import check_addresses, load_remote_index, save_remote_index
 from patchnpack.loaders.index.resolve import common_folder, real_path
 from patchnpack.loaders.index.samples.grouping import fits, with_samples
-from patchnpack.loaders.index.scanner import changed_shards, is_made_for, scan, stat_shards
+from patchnpack.loaders.index.scanner import changed_shards, has_formats, is_made_for, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.remote.addresses import is_remote, name_of, redact
 from patchnpack.loaders.remote.errors import RemoteNotFound
@@ -40,6 +41,7 @@ def update_index(
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     sample: Sample = None,
+    formats: Mapping[str, ImageReader] | None = None,
 ) -> tuple[Path | str, Index, int]:
     """Make an index file, or bring one up to date. Only new and changed shards are read.
 
@@ -50,7 +52,7 @@ def update_index(
         path: path or address of the index file, .parquet or .arrow. None is index.parquet beside local shards, or in
             a local folder of images. Loaders find an index of that name beside local and remote shards.
         column, root: of a table of paths, as `path` and `root` for `open_index`.
-        image, opener, num_threads, progress, sample: as for `scan`.
+        image, opener, num_threads, progress, sample, formats: as for `scan`.
 
     Returns:
         The path or address of the file, its index, and the number of shards (or image files) read.
@@ -60,11 +62,12 @@ def update_index(
         ValueError: a shard cannot be read, the file is not an index, or the shards are remote and `path` is None.
     """
     opener, rule = opener or ShardOpener(), sample_rule(sample)
-    image = images_of(image, rule)
+    own = user_formats(formats)
+    image = images_of(image, rule, [format.name for format in own])
     given = TableOptions(column, root)
     names = names_of(source)
     if any(is_file_source(name, column) for name in names):
-        return _update_files(names, path, image, given, opener, num_threads, progress, rule)
+        return _update_files(names, path, image, given, opener, num_threads, progress, rule, own)
     given.check_unused("a shard")
     paths = [shard if is_remote(shard) else os.path.abspath(shard) for shard in expand(names, opener)]
     if path is None and any(map(is_remote, paths)):
@@ -87,13 +90,20 @@ def update_index(
     if known is not None and any(known.files):
         raise ValueError(f"index {redact(os.fspath(path))!r} is of {known.shards[0]!r}; give another file: -o INDEX")
     named = set(map(real_path, paths))
-    if known is not None and not (is_made_for(known, image) and fits(known, rule)):
+    if known is not None and not (is_made_for(known, image, own) and fits(known, rule)):
         known = None
     others = () if known is None else known.shards
     paths = [*(p for p in others if (is_remote(p) or os.path.exists(p)) and real_path(p) not in named), *paths]
     read = len(changed_shards(stat_shards(paths, opener), known))
     index = scan(
-        paths, image=image, num_threads=num_threads, known=known, opener=opener, progress=progress, sample=sample
+        paths,
+        image=image,
+        num_threads=num_threads,
+        known=known,
+        opener=opener,
+        progress=progress,
+        sample=sample,
+        formats=formats,
     )
     if index is not known:
         if isinstance(path, str):
@@ -112,6 +122,7 @@ def _update_files(
     num_threads: int | None,
     progress: Callable[[int, int], None] | None,
     rule: SampleRule | None,
+    formats: UserFormats,
 ) -> tuple[Path | str, Index, int]:
     """Make or update the index file of a folder of images or a table of paths; see `update_index`."""
     name = file_source_name(names[0])
@@ -134,10 +145,10 @@ def _update_files(
             known = load_remote_index(path, opener)
     if known is not None and known.shards != (name,):
         raise ValueError(f"index {redact(os.fspath(path))!r} is of {redact(known.shards[0])!r}; give another file: -o")
-    if known is not None and not fits(known, rule):
+    if known is not None and not (fits(known, rule) and has_formats(known, formats)):
         known = None
     read = len(changed_files(listing, known))
-    index = with_samples(scan_files(listing, known, opener, num_threads, progress), rule)
+    index = with_samples(scan_files(listing, known, opener, num_threads, progress, formats), rule)
     if isinstance(path, Path):
         save_index(index, path)
     else:

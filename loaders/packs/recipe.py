@@ -68,6 +68,8 @@ class Recipe:
         extras: members that batches return.
         max_pixels, max_bytes, truncated, on_bad: as for `ErrorPolicy`; they decide which images are bad, and what these
             leave out.
+        decode: the name of a `decode` function that decided, too; None without one.
+        formats: the extension, class and version of each reader of a user's format.
         pages: as for `PackedImageLoader`; it decides, too.
         source: names of the shards, number of images, a digest of everything that the index says of them, and a digest
             of the shards' bytes outside the images: labels and other members.
@@ -93,6 +95,8 @@ class Recipe:
     max_bytes: int
     truncated: Literal["skip", "keep"]
     on_bad: OnBad
+    decode: str | None
+    formats: tuple[str, ...]
     pages: Pages
     source: dict[str, Any]
     decoders: str
@@ -117,7 +121,7 @@ class Recipe:
     def from_plain(cls, values: dict[str, Any]) -> Recipe:
         """Return the recipe of a file's values. Raises KeyError, TypeError or ValueError if they are not a recipe."""
         given = {field.name: _from_plain(values[field.name]) for field in dataclasses.fields(cls)}
-        return cls(**given | {"extras": tuple(given["extras"])})
+        return cls(**given | {name: tuple(given[name]) for name in ("extras", "formats")})
 
 
 def changes_grids(packing: Packing) -> str | None:

@@ -104,7 +104,7 @@ class Places:
             place[size < 0] = -1
             self.members[name][rows] = place
         for format in np.unique(self.columns["format"][rows]).tolist():
-            name = usual_extension(format)
+            name = usual_extension(format, self.index.formats)
             if name in self.index.members:
                 name = IMAGE + "." + name
             here = rows[self.columns["format"][rows] == format]

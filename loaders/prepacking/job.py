@@ -22,6 +22,7 @@ from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadRow
 from patchnpack.loaders.imaging.pages import Pages
+from patchnpack.loaders.imaging.user_decode import Decode, ImageReader, user_formats
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.labels.label_rule import Classes
 from patchnpack.loaders.packed_loader import PackedImageLoader
@@ -49,6 +50,7 @@ from patchnpack.loaders.shards.sample_rule import Sample
 from patchnpack.loaders.sources.dataset_source import DatasetSource
 from patchnpack.packer import Packing, PatchSizes, Plan
 from patchnpack.packer.checks import check_whole
+from patchnpack.packer.convert import name_of_function
 
 _PART_BYTES = 64 << 20  # approximate size of a part
 
@@ -73,6 +75,8 @@ class Job:
         compression: of a patch store: None, "lz4" or "zstd". Compressed packs are copied when they are read.
         label, classes, extras: as for `PackedImageLoader`, except functions. A patch store keeps only these; so does an
             image store of a data set. Other image stores keep all members, and these are the defaults of its loaders.
+        decode, formats: as for `PackedImageLoader`. The recipe holds the names of functions and classes, not their
+            code. A loader of an image store needs them again, one of a patch store does not.
         pages: "first" or "error": what becomes of files with several pages, as for `PackedImageLoader`.
         errors: what to do about bad images. A patch store decodes all images when it is written, and `max_rate` applies
             to all of them together.
@@ -105,6 +109,8 @@ class Job:
     label: str | None = None
     classes: Classes = None
     extras: Sequence[str] = ()
+    decode: Decode | None = None
+    formats: Mapping[str, ImageReader] | None = None
     pages: Pages = "first"
     errors: ErrorPolicy = field(default_factory=ErrorPolicy)
     image: str | None = None
@@ -194,6 +200,8 @@ class Job:
             shuffle_window=self.shuffle_window,
             num_streams=self.num_streams,
             block=self.block or self.num_streams,
+            decode=self.decode,
+            formats=self.formats,
             pages=self.pages,
             errors=self.errors,
             rank=0,
@@ -238,6 +246,8 @@ class Job:
             max_bytes=self.errors.max_bytes,
             truncated=self.errors.truncated,
             on_bad=self.errors.on_bad,
+            decode=None if self.decode is None else name_of_function(self.decode),
+            formats=tuple(format.version for format in user_formats(self.formats)),
             pages=self.pages,
             source={
                 "shards": names,

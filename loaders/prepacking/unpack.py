@@ -25,6 +25,7 @@ from patchnpack.loaders.remote.storage import Folder, check_writable, open_folde
 from patchnpack.loaders.shards.keys import escape_extension, escape_key, unused
 from patchnpack.loaders.shards.sample_rule import MEMBERS
 from patchnpack.loaders.shards.tar import KEY_HEADER, MEMBER_HEADER
+from patchnpack.packer import Packing
 from patchnpack.packer.checks import check_whole
 
 _NOTE = "unpacked.json"
@@ -65,9 +66,9 @@ def unpack(
     `sample=` finds them again.
 
     From an image store come the encoded images, byte for byte, with all members of their samples. From a patch store
-    come pixels as PNG, at the size that the packing gave them and with dropped patches black, labels, and extras. Each
-    shard is whole or absent; a second run writes the missing ones. A loader reads the keys of the source from them,
-    even keys that cannot be names of files (see `escape_key`).
+    come pixels as PNG, or as .npy where they are no 8-bit colours, at the size that the packing gave them and with
+    dropped patches black, labels, and extras. Each shard is whole or absent; a second run writes the missing ones. A
+    loader reads the keys of the source from them, even keys that cannot be names of files (see `escape_key`).
 
     Args:
         source: the packed folder, a local path or an address.
@@ -201,7 +202,8 @@ def _pixels(
                 several = [image for _, image in of_key]
                 members: Members = []
                 for frame, _, image in several:
-                    members.append(("png" if len(several) == 1 else f"{frame}.png", _png(image.pixels())))
+                    extension, data = _encoded(image.pixels(), packs.recipe.packing)
+                    members.append((extension if len(several) == 1 else f"{frame}.{extension}", data))
                 _, number, image = several[0]
                 members += _label(image.label)
                 for name, values in extras.items():
@@ -211,10 +213,14 @@ def _pixels(
             yield unpacked
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def _encoded(pixels: np.ndarray, packing: Packing) -> tuple[str, bytes]:
+    """Return the extension and the content of a file that holds pixels (height, width, C) without loss."""
     file = io.BytesIO()
+    if packing.by_bands:
+        np.save(file, pixels)
+        return "npy", file.getvalue()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
-    return file.getvalue()
+    return "png", file.getvalue()
 
 
 def _label(label: Any) -> Members:

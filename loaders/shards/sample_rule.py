@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from patchnpack.loaders.shards.tar import IMAGE, IMAGE_OR_VIDEO
@@ -69,9 +69,21 @@ def is_by_members(rule: SampleRule | None) -> bool:
     return rule is not None and rule.is_members
 
 
-def images_of(image: str, rule: SampleRule | None) -> str:
-    """Return the extensions of images: `image`, whose default includes those of videos where all frames are used."""
-    return IMAGE_OR_VIDEO if image == IMAGE and is_by_members(rule) else image
+def images_of(image: str, rule: SampleRule | None, own: Sequence[str] = ()) -> str:
+    """Return the extensions of images: `image`, whose default includes those of videos where all frames are used.
+
+    The names of a user's formats, `own`, stand before the default.
+
+    Raises:
+        ValueError: `image` is not the default, and does not name one of the user's formats.
+    """
+    if image == IMAGE:
+        return ";".join([*own, IMAGE_OR_VIDEO if is_by_members(rule) else IMAGE])
+    names = [name.strip(" .").lower() for name in image.split(";")]
+    for name in own:
+        if name not in {*names, *(each.rpartition(".")[2] for each in names)}:
+            raise ValueError(f"formats has {name!r}, which image={image!r} does not name; name it in image, too")
+    return image
 
 
 def _by_regex(sample: str) -> Callable[[str], str | None]:

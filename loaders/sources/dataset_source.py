@@ -17,6 +17,7 @@ from patchnpack.loaders.datasets.samples import DatasetContext
 from patchnpack.loaders.datasets.sizes import fingerprint_of, index_of
 from patchnpack.loaders.imaging.formats import PIXELS
 from patchnpack.loaders.imaging.readers.boxed.heif import has_heif
+from patchnpack.loaders.imaging.user_decode import in_order, user_formats
 from patchnpack.loaders.imaging.values.bands import band_request
 from patchnpack.loaders.index.samples.grouping import with_samples
 from patchnpack.loaders.index.samples.page_rows import files_of
@@ -65,6 +66,7 @@ class OpenedDataset:
             num_threads=options.num_threads or cpu_share(),
             by_members=is_by_members(rule),
             values=options.packing is not None and band_request(options.packing) is not None,
+            formats=user_formats(options.formats),
         )
         index = with_samples(index, rule)
         if len(index) > len(items) and index.samples is not None:  # a row for each page
@@ -90,6 +92,7 @@ class OpenedDataset:
             buffers=buffers,
             errors=options.policy,
             user_decode=options.decode,
+            formats=in_order(user_formats(options.formats), self.index.formats),
             items=self.items,
             pages=options.pages,
             targets=dataset_targets(self.items, options.targets),

@@ -114,6 +114,11 @@ class MixedSamples(IndexedSamples):
         of = self._of[i]
         return super().member(i, name) if of is None else of[0].member(of[1], name)
 
+    def file(self, i: int, path: str) -> bytes | None:
+        """Return the file that a mask or a map names by its path, as its source finds it."""
+        of = self._of[i]
+        return super().file(i, path) if of is None else of[0].file(of[1], path)
+
     def orientation(self, i: int) -> int:
         """Return the EXIF orientation of image i, which was read."""
         of = self._of[i]

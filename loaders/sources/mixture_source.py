@@ -15,6 +15,7 @@ from patchnpack.loaders.assembly.transform import watched
 from patchnpack.loaders.datasets.hugging_face import HuggingFaceAdapter
 from patchnpack.loaders.datasets.labels import dataset_targets, label_members
 from patchnpack.loaders.imaging.readers.boxed.heif import has_heif
+from patchnpack.loaders.imaging.user_decode import in_order, user_formats
 from patchnpack.loaders.index.files.file_sources import has_table
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.label_rule import Label
@@ -146,6 +147,7 @@ class MixtureSource(ShardSource):
             errors=options.policy,
             user_decode=options.decode,
             targets=targets,
+            formats=in_order(user_formats(options.formats), self.index.formats),
             starts=self._starts,
             datasets={i: data.context(options, self.packing, reader, buffers) for i, data in self.datasets.items()},
         )

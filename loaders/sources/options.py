@@ -10,7 +10,7 @@ from typing import Any, get_args
 from patchnpack.loaders.assembly.transform import Transform, check_transform
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages, check_pages
-from patchnpack.loaders.imaging.user_decode import Decode, check_decode
+from patchnpack.loaders.imaging.user_decode import Decode, ImageReader, check_decode, user_formats
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.classes import Classes, listed_classes
 from patchnpack.loaders.labels.label_rule import Label
@@ -19,9 +19,10 @@ from patchnpack.loaders.order.rank_steps import Even
 from patchnpack.loaders.order.row_filter import Where
 from patchnpack.loaders.process import checked_rank, process_rank
 from patchnpack.loaders.shards.sample_rule import Sample, is_by_members, sample_rule
-from patchnpack.loaders.targets.target import Target, checked_targets
+from patchnpack.loaders.targets.target import BY_MEMBERS, Target, checked_targets
 from patchnpack.packer import Packing
 from patchnpack.packer.checks import check_choice, check_flag, check_whole, shown
+from patchnpack.packer.text import counted
 
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "packing": (Packing, "Packing(seq_len=...)"),
@@ -55,6 +56,7 @@ class LoaderOptions:
     targets: Mapping[str, Target] | None = field(repr=False)
     transform: Transform | None
     decode: Decode | None
+    formats: Mapping[str, ImageReader] | None = field(repr=False)
     pages: Pages
     where: Where | None
     index: Index | str | os.PathLike[str] | None = field(repr=False)
@@ -95,6 +97,7 @@ class LoaderOptions:
                 raise ValueError(f"{name} is {shown(value)}; give {remedy}")
         check_extensions(self.image)
         check_decode(self.decode)
+        user_formats(self.formats)
         check_pages(self.pages)
         given = self.sample.values() if isinstance(self.sample, Mapping) else [self.sample]
         if self.pages == "error" and any(map(is_by_members, map(sample_rule, given))):
@@ -103,6 +106,8 @@ class LoaderOptions:
                 "only one of them"
             )
         object.__setattr__(self, "targets", checked_targets(self.targets))
+        if self.targets and any(map(is_by_members, map(sample_rule, given))):
+            raise ValueError(BY_MEMBERS)
         check_transform(self.transform, bool(self.targets))
         if self.where is not None and not callable(self.where):
             raise ValueError(
@@ -121,6 +126,13 @@ class LoaderOptions:
         object.__setattr__(self, "extras", checked_extras(self.extras))
         if not (self.classes is None or isinstance(self.classes, str | os.PathLike | Mapping)):
             object.__setattr__(self, "classes", listed_classes(self.classes))
+
+    def summary(self) -> str:
+        """The batches in words: their packs, order, label, extras and targets."""
+        order = f"{'shuffled with' if self.shuffle else 'in order,'} seed {self.seed}"
+        label, extras = getattr(self.label, "__name__", self.label), ", ".join(self.extras) or "none"
+        targets = f"; targets: {', '.join(self.targets)}" if self.targets else ""
+        return f"{counted(self.batch_size, 'pack')} each, {order}; label: {label}; extras: {extras}{targets}"
 
     @property
     def policy(self) -> ErrorPolicy:

@@ -60,7 +60,8 @@ class PackedSource:
         recipe = folder.recipe
         # The rows that the plan left out, whatever limits the loader has.
         limits = ErrorPolicy(max_pixels=recipe.max_pixels, max_bytes=recipe.max_bytes, on_bad=recipe.on_bad)
-        rows = RowFilter.of(folder.index, None, limits, options.decode, recipe.pages, packing=recipe.packing)
+        decode = None if recipe.decode is None else options.decode or _any_kind
+        rows = RowFilter.of(folder.index, None, limits, decode, recipe.pages, packing=recipe.packing)
         return cls(options=settled, rows=rows, folder=folder)
 
     @property
@@ -95,7 +96,9 @@ class PackedSource:
     def batch_context(self, buffers: BufferPool) -> IndexedBatchContext:
         """Return what batches are made with, as the store reads its packs."""
         folder = self.folder
-        return folder.store.batch_context(indexed_context(self, buffers), folder.recipe, folder.part_numbers)
+        return folder.store.batch_context(
+            indexed_context(self, buffers, decodes=folder.store.keeps_samples), folder.recipe, folder.part_numbers
+        )
 
     def order(self, block: int) -> StoredOrder:
         """Return the order in which the packs are read."""
@@ -146,6 +149,10 @@ class PackedSource:
         )
 
 
+def _any_kind(data: bytes) -> None:
+    """Stand for the `decode` function that made the pixels of a patch store."""
+
+
 def _settle(folder: PackedFolder, given: LoaderOptions) -> LoaderOptions:
     """Return the options with what the recipe says where nothing is given.
 
@@ -172,6 +179,11 @@ def _settle(folder: PackedFolder, given: LoaderOptions) -> LoaderOptions:
     if recipe.block is not None and given.block not in (None, recipe.block):
         raise ValueError(
             f"block is {given.block}, and the packs in {where!r} have one patch size for {recipe.block}; leave it out"
+        )
+    if recipe.decode is not None and given.decode is None and folder.store.keeps_samples:
+        raise ValueError(
+            f"the packs in {where!r} hold images for a decode function, {recipe.decode}, which the folder does not "
+            "hold; give it: decode="
         )
     folder.store.check_options(
         recipe,

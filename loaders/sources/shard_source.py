@@ -125,4 +125,5 @@ def shard_index(
         opener=opener,
         may_scan=options.is_alone,
         num_threads=options.num_threads,
+        formats=options.formats,
     )

@@ -18,6 +18,7 @@ from patchnpack.loaders.assembly.buffers import BufferPool
 from patchnpack.loaders.assembly.encoded import shared as shared_rows
 from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.assembly.transform import watched
+from patchnpack.loaders.imaging.user_decode import in_order, user_formats
 from patchnpack.loaders.index.table import Index
 from patchnpack.loaders.labels.labels import KnownLabels, Labels, members_shown
 from patchnpack.loaders.order.order import Order
@@ -98,11 +99,12 @@ class Source(Protocol):
         ...
 
 
-def indexed_context(source: Source, buffers: BufferPool) -> IndexedBatchContext:
+def indexed_context(source: Source, buffers: BufferPool, *, decodes: bool = True) -> IndexedBatchContext:
     """Return a context that reads and decodes the images that the source's index points to.
 
     Raises:
-        ValueError: a label, an extra or a target that no sample has.
+        ValueError: a label, an extra or a target that no sample has; or, if it `decodes`, a user's format without its
+            reader.
     """
     options, index, reader = source.options, source.index, source.reader()
     return IndexedBatchContext(
@@ -116,7 +118,8 @@ def indexed_context(source: Source, buffers: BufferPool) -> IndexedBatchContext:
         buffers=buffers,
         errors=options.policy,
         user_decode=options.decode,
-        targets=indexed_targets(options.targets, index),
+        targets=indexed_targets(options.targets, index) if decodes else {},
+        formats=in_order(user_formats(options.formats), index.formats) if decodes else (),
     )
 
 

@@ -155,8 +155,12 @@ class StreamBatch:
 
     def member(self, i: int, name: str) -> Any:
         """Return what a target reads: a member of the sample, None where the sample lacks it."""
-        value = self._batch_samples[i].members.get(name)
+        value: Any = self._batch_samples[i].members.get(name)
         return stored_bytes(value["bytes"], value["path"], f"sample {self.keys[i]!r}") if is_stored(value) else value
+
+    def file(self, i: int, path: str) -> bytes | None:
+        """Return None: a stream names no files."""
+        return None
 
     def orientation(self, i: int) -> int:
         """Return the EXIF orientation of image i."""

@@ -10,7 +10,7 @@ from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.assembly.transform import Transform, check_transform, watched
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.imaging.pages import Pages, check_pages
-from patchnpack.loaders.imaging.user_decode import Decode, check_decode
+from patchnpack.loaders.imaging.user_decode import Decode, ImageReader, check_decode, user_formats
 from patchnpack.loaders.imaging.values.bands import band_request
 from patchnpack.loaders.labels.label_rule import Classes, Label
 from patchnpack.loaders.members import check_extensions, checked_extras
@@ -38,6 +38,7 @@ def pack_stream(
     targets: Mapping[str, Target] | None = None,
     transform: Transform | None = None,
     decode: Decode | None = None,
+    formats: Mapping[str, ImageReader] | None = None,
     pages: Pages = "first",
     sample: str | Callable[[str], str] | None = None,
     seed: int = 0,
@@ -76,6 +77,7 @@ def pack_stream(
         extras: members for `batch.extras`, by their names in lower case: txt as str, json as object, others as bytes,
             decoded values unchanged; None where a sample lacks the member.
         decode: called with the bytes of each encoded image, as in `PackedImageLoader`; PIL images and arrays skip it.
+        formats: readers of formats of your own, as in `PackedImageLoader`; they read the members of these names.
         pages: "first" or "error": what becomes of files with several pages or frames, as in `PackedImageLoader`.
         sample: which images are one sample, and so share a pack, in order. None: each alone. "members": those of one
             item of `samples`: all members that `image` names, in natural order (p2 before p10), the images in a list or
@@ -122,7 +124,8 @@ def pack_stream(
     rule = sample_rule(sample)
     if targets and is_by_members(rule):
         raise ValueError(BY_MEMBERS)
-    image = images_of(image, rule)
+    own = user_formats(formats)
+    image = images_of(image, rule, [format.name for format in own])
     if is_by_members(rule) and pages == "error":
         raise ValueError(
             "pages is 'error', which refuses files of several pages, and sample is 'members', which uses all their "
@@ -143,11 +146,13 @@ def pack_stream(
             rule=rule,
             bands=band_request(packing or Packing()),
             targets=list(dict.fromkeys(name for target in targets.values() for name in members_of(target))),
+            formats=own,
         ),
         rule=rule,
         packing=packing if packing is not None else Packing(),
         batch_size=batch_size,
         decode=decode,
+        formats=own,
         transform=watched(transform),
         seed=seed,
         drop_last=drop_last,

@@ -13,6 +13,7 @@ from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.imaging.pages import PageRun, Pages, page_headers, refusal_of_pages
+from patchnpack.loaders.imaging.user_decode import UserFormats, own_format
 from patchnpack.loaders.imaging.values.bands import BandRequest
 from patchnpack.loaders.shards.keys import natural_key
 
@@ -57,11 +58,19 @@ class PictureReader:
         any_kind: accept encoded images of every kind, since a `decode` function will get them.
         all_pages: use all pages and frames of encoded files, not only the first.
         bands: what the packing asks for beyond 8-bit colours.
+        formats: the user's formats, which read `NamedBytes` of their names.
     """
 
     def __init__(
-        self, errors: ErrorPolicy, any_kind: bool, pages: Pages, all_pages: bool, bands: BandRequest | None = None
+        self,
+        errors: ErrorPolicy,
+        any_kind: bool,
+        pages: Pages,
+        all_pages: bool,
+        bands: BandRequest | None = None,
+        formats: UserFormats = (),
     ) -> None:
+        self._formats = formats
         self._errors, self._any_kind, self._pages, self._all_pages = errors, any_kind, pages, all_pages
         self._bands = bands
 
@@ -69,7 +78,7 @@ class PictureReader:
         """Return the picture of a sample of one image, and its first page. Raises BadImage."""
         picture = plain(value, key)
         try:
-            header = _header_of(picture, key, values=self._bands is not None)
+            header = self._header_of(picture, key)
         except UnsupportedImage as error:
             if not self._any_kind and self._bands is None:
                 raise
@@ -107,11 +116,22 @@ class PictureReader:
 
     def _runs_of(self, picture: Picture, key: str) -> list[PageRun]:
         if isinstance(picture, bytes) and self._all_pages:
-            return page_headers(picture)
+            own = own_format(self._formats, picture)
+            return page_headers(picture) if own is None else own.page_headers(picture, every=True)
         try:
-            return [PageRun(_header_of(picture, key, values=self._bands is not None), None, 0, 1)]
+            return [PageRun(self._header_of(picture, key), None, 0, 1)]
         except UnsupportedImage as error:
             return [PageRun(error.header, str(error), 0, 1)]
+
+    def _header_of(self, picture: Picture, key: str) -> Header:
+        try:
+            if isinstance(picture, bytes):
+                own = own_format(self._formats, picture)
+                return read_header(picture) if own is None else own.header(picture)
+            return image_header(picture, values=self._bands is not None)
+        except ValueError as error:
+            error.add_note(f"raised for the sample with key {key!r}")
+            raise
 
     def _refusal(self, picture: Picture, run: PageRun) -> tuple[str | None, str]:
         """Return why the images of a run cannot be used, None if they can, and the stage."""
@@ -151,7 +171,9 @@ def plain(value: Any, key: str) -> Picture:
     """
     if is_stored(value):  # as Hugging Face's Image(decode=False) gives it
         value = stored_bytes(value["bytes"], value["path"], f"sample {key!r}")
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, bytearray | memoryview):
         return bytes(value)
     if not isinstance(value, Image.Image | np.ndarray):
         raise ValueError(
@@ -160,16 +182,6 @@ def plain(value: Any, key: str) -> Picture:
             + (". For lists of images give sample='members'" if isinstance(value, list | tuple) else "")
         )
     return value
-
-
-def _header_of(picture: Picture, key: str, *, values: bool) -> Header:
-    if isinstance(picture, bytes):
-        return read_header(picture)
-    try:
-        return image_header(picture, values=values)
-    except ValueError as error:
-        error.add_note(f"raised for the sample with key {key!r}")
-        raise
 
 
 def pictures_in(value: Any) -> Iterator[Any]:

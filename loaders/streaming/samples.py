@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from patchnpack.loaders.assembly.samples import extra
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.pages import Pages
+from patchnpack.loaders.imaging.user_decode import UserFormats, find_format, named
 from patchnpack.loaders.imaging.values.bands import BandRequest
 from patchnpack.loaders.index.scanner import extensions_of
 from patchnpack.loaders.labels.label_rule import Classes, Label, LabelRule
@@ -113,6 +115,7 @@ class SampleReader:
         rule: which images are one sample; None for one image each.
         bands: what the packing asks for beyond 8-bit colours.
         targets: members that targets are read from.
+        formats: the user's formats.
     """
 
     def __init__(
@@ -127,10 +130,12 @@ class SampleReader:
         rule: SampleRule | None = None,
         bands: BandRequest | None = None,
         targets: Sequence[str] = (),
+        formats: UserFormats = (),
     ) -> None:
         self.all_pages = is_by_members(rule)
         self._keeps_others = errors.on_bad == "image"
-        self._pictures = PictureReader(errors, any_kind, pages, all_pages=self.all_pages, bands=bands)
+        self._pictures = PictureReader(errors, any_kind, pages, all_pages=self.all_pages, bands=bands, formats=formats)
+        self._formats = formats
         self._asked = [name.lstrip(".") for name in extras]
         self.extras = [name.lower() for name in self._asked]
         extensions_of(image)  # refuses an image without extensions
@@ -198,10 +203,14 @@ class SampleReader:
         if not self._members:
             self._members = _listed(sample)
         if self.all_pages:
-            images = [each for name in image_members(sample, self._images) for each in pictures_in(sample[name])]
+            images = [
+                self._named(each, name)
+                for name in image_members(sample, self._images)
+                for each in pictures_in(sample[name])
+            ]
         else:
-            image = next((image for name in self._images if (image := _member(sample, name)) is not None), None)
-            images = [] if image is None else [image]
+            found = ((name, image) for name in self._images if (image := _member(sample, name)) is not None)
+            images = [self._named(image, name) for name, image in itertools.islice(found, 1)]
         if not images:
             return self._no_image(row, key, shard, f"its members are {_listed(sample) or 'all None'}, and image=")
         self._unseen.discard("image")
@@ -215,6 +224,11 @@ class SampleReader:
             lambda: dict(sample),
             lambda: self._target_members(sample),
         )
+
+    def _named(self, image: Any, member: str) -> Any:
+        """The image, with the name of its member where a user's reader reads it."""
+        is_own = isinstance(image, bytes | bytearray | memoryview) and find_format(self._formats, member) is not None
+        return named(bytes(image), member) if is_own else image
 
     def _no_image(self, row: int, key: str, shard: str, why: str) -> NoImage:
         """Log the first sample without an image."""

@@ -17,7 +17,7 @@ from patchnpack.loaders.assembly.prefetch_loop import run_batches
 from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
-from patchnpack.loaders.imaging.user_decode import Decode
+from patchnpack.loaders.imaging.user_decode import Decode, UserFormats
 from patchnpack.loaders.process import cpu_share, process_rank
 from patchnpack.loaders.shards.sample_rule import SampleRule
 from patchnpack.loaders.streaming.batch_samples import StreamBatchContext, rows_of
@@ -52,6 +52,7 @@ class Stream:
         packing: Packing,
         batch_size: int,
         decode: Decode | None,
+        formats: UserFormats,
         transform: Transform | None,
         seed: int,
         drop_last: bool,
@@ -63,7 +64,8 @@ class Stream:
         targets: Mapping[str, Target],
     ) -> None:
         self._samples, self._reader, self._packing, self._batch_size = samples, reader, packing, batch_size
-        self._decode, self._transform, self._seed, self._drop_last = decode, transform, seed, drop_last
+        self._decode, self._formats, self._transform = decode, formats, transform
+        self._seed, self._drop_last = seed, drop_last
         self._num_threads, self._prefetch = num_threads, prefetch
         self._errors, self._progress, self._targets = errors, progress, targets
         on_bad = None if progress is None else progress.use
@@ -127,6 +129,7 @@ class Stream:
             errors=self._errors,
             user_decode=self._decode,
             targets=self._targets,
+            formats=self._formats,
             batch_samples=waiting,
             all_pages=self._reader.all_pages,
         )

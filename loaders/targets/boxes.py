@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from patchnpack.loaders.targets.objects import NO_LABEL, Objects, ObjectTarget, check_share
+from patchnpack.loaders.targets.objects import NO_LABEL, Objects, ObjectTarget, check_share, finite_numbers
 from patchnpack.packer.checks import check_choice, shown
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
@@ -61,17 +61,18 @@ class Boxes(ObjectTarget):
         """Return the boxes clipped to an image of (width, height) pixels, without those outside."""
         boxes = objects.boxes
         assert boxes is not None
-        clipped = boxes.clip(0, np.tile(np.array(extent, np.float64), 2))
+        # As the batch holds them: what float32 rounds to nothing has no area.
+        clipped = boxes.clip(0, np.tile(np.array(extent, np.float64), 2)).astype(np.float32).astype(np.float64)
         visible, area = _areas(clipped), _areas(boxes)
         return replace(objects, boxes=clipped).take((visible > 0) & (visible >= self.min_visible * area))
 
     def _parsed(self, values: Sequence[Any]) -> Objects:
         boxes = np.empty((len(values), 4), np.float64)
         for i, value in enumerate(values):
-            numbers = np.asarray(value)
-            if numbers.shape != (4,) or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
+            numbers = finite_numbers(value, 4)
+            if numbers is None or len(numbers) != 1:
                 raise ValueError(f"box {i} is {shown(value, 60)}; it must be four finite numbers, {self.format}")
-            boxes[i] = numbers
+            boxes[i] = numbers[0]
         first, second = boxes[:, :2], boxes[:, 2:]
         sides = second - first if self.format == "xyxy" else second
         if (sides < 0).any():

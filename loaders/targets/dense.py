@@ -93,9 +93,8 @@ def _values(data: Any, source: Source, decode: DecodeTarget | None, upright: boo
         data = data.detach().cpu().numpy()
         data = np.moveaxis(data, 0, -1) if data.ndim == 3 else data
     if not isinstance(data, np.ndarray):
-        raise BadImage(
-            f"it is a {kind_of(data)}, {shown(data, 40)}; it must be an encoded image, a PIL image or an array"
-        )
+        what = "text" if isinstance(data, str) else f"a {kind_of(data)}"
+        raise BadImage(f"it is {what}, {shown(data, 40)}; it must be an encoded image, a PIL image or an array")
     return _checked(data, without, source)
 
 
@@ -133,8 +132,8 @@ def _called(decode: DecodeTarget, data: bytes) -> np.ndarray:
         raise
     except Exception as error:
         error.add_note(
-            "raised by decode of a target; for a damaged file, decode may raise patchnpack.loaders.BadImage(reason), and"
-            " the image is counted and skipped"
+            "raised by decode of a target; for a damaged file, decode may raise patchnpack.loaders.BadImage(reason): "
+            "the image is then counted and skipped"
         )
         raise
     if not isinstance(array, np.ndarray):
@@ -192,7 +191,8 @@ def _nearest_of(begin: int, old: int, new: int) -> np.ndarray:
     """The place that each of `new` pixels is taken from; summed up as PIL does, whose rounding decides ties."""
     steps = np.full(new, old / new)
     steps[0] = begin + steps[0] * 0.5
-    return np.cumsum(steps).astype(np.int64).clip(begin, begin + old - 1)
+    places: np.ndarray = np.cumsum(steps).astype(np.int64).clip(begin, begin + old - 1)
+    return places
 
 
 def placed_values(

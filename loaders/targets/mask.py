@@ -114,9 +114,9 @@ class Mask:
             reason = "its values are fractions or NaN, and those of a mask are whole numbers; give Map for it"
         elif (where := self._beyond(array)) is not None:
             y, x = where
-            limit = f"the dtype {self.dtype} holds"
+            limit = f"dtype {self.dtype} holds; give another dtype, or correct it"
             if self.num_classes is not None:
-                limit = f"num_classes {self.num_classes} allows (fill is {self.fill})"
+                limit = f"num_classes {self.num_classes} allows (fill is {self.fill}); correct it, or give more classes"
             reason = f"it holds {array[y, x, 0]} at ({x}, {y}), which is not among the values that {limit}"
         if reason is not None:
             raise bad_target(f"its .{self.member} member cannot be used: {reason}")

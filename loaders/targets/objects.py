@@ -23,7 +23,9 @@ from patchnpack.loaders.targets.target import (
     turned_points,
 )
 from patchnpack.packer.checks import check_flag, check_real, check_whole, kind_of, shown
+from patchnpack.packer.config import Interpolation
 from patchnpack.packer.geometry import Geometry
+from patchnpack.packer.text import counted
 
 # n objects of an image, m points of all objects together
 
@@ -135,7 +137,7 @@ class ObjectTarget:
             objects = objects.moved(lambda points: points * shape)
         return objects.moved(lambda points: turned_points(points, source, upright=self.upright))
 
-    def placed(self, decoded: Objects, source: Source, geometry: Geometry, interpolation: str) -> Objects:
+    def placed(self, decoded: Objects, source: Source, geometry: Geometry, interpolation: Interpolation) -> Objects:
         """Return the objects of the sized and mirrored image, in its pixels."""
         return decoded.moved(lambda points: geometry.to_image(points) + geometry.offset)
 
@@ -155,7 +157,10 @@ class ObjectTarget:
     def _classes_of(self, values: Sequence[Any], count: int) -> np.ndarray:
         assert self.labels is not None
         if len(values) != count:
-            raise bad_target(f"{_named(self.labels)} has {len(values)} classes for {count} objects; give one for each")
+            raise bad_target(
+                f"{_named(self.labels)} has {counted(len(values), 'value')} for {counted(count, 'object')}; give one "
+                "for each"
+            )
         labels = np.full(count, NO_LABEL, np.int64)
         for i, value in enumerate(values):
             if (number := self._class_of(value, i)) is not None:
@@ -199,6 +204,19 @@ def check_share(name: str, value: object) -> None:
         raise ValueError(f"{name} is {value}; it must be {wanted}")
 
 
+def finite_numbers(value: Any, columns: int) -> np.ndarray | None:
+    """Return the numbers of a value, float64 (k, columns); None if it holds anything else, NaN or infinity."""
+    try:
+        numbers = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        return None
+    if numbers.dtype.kind not in "iuf" and numbers.size:
+        return None
+    fits = numbers.size % columns == 0 if numbers.ndim == 1 else numbers.ndim == 2 and numbers.shape[1] == columns
+    numbers = numbers.astype(np.float64)
+    return numbers.reshape(-1, columns) if fits and np.isfinite(numbers).all() else None
+
+
 def read_field(read: Read, spec: str) -> Sequence[Any]:
     """Return the list that "member" or "member:path" names, one value per object.
 
@@ -224,11 +242,11 @@ def read_field(read: Read, spec: str) -> Sequence[Any]:
     if isinstance(value, tuple):
         value = list(value)
     if not isinstance(value, list):
-        raise bad_target(f"{_named(spec)} is a {kind_of(value)}; it must be a list with one value per object")
+        raise bad_target(f"{_named(spec)} is of type {kind_of(value)}; it must be a list with one value per object")
     return value
 
 
-def _loaded(data: bytes | str, member: str) -> Any:
+def _loaded(data: bytes | bytearray | str, member: str) -> Any:
     if isinstance(data, bytes | bytearray) and data.startswith(b"\x93NUMPY"):
         try:
             return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)

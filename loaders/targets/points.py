@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from patchnpack.loaders.targets.objects import NO_LABEL, Objects, ObjectTarget, check_share
+from patchnpack.loaders.targets.objects import NO_LABEL, Objects, ObjectTarget, check_share, finite_numbers
 from patchnpack.packer.checks import check_choice, shown
 
 PointFormat = Literal["xy", "xyv"]
@@ -51,8 +51,12 @@ class Polygons(ObjectTarget):
         rings: list[np.ndarray] = []
         index: list[int] = []
         for i, value in enumerate(values):
+            if isinstance(value, dict):
+                raise ValueError(
+                    f"polygon {i} is {shown(value, 60)}; run lengths are not read: write them as outlines, or as a mask"
+                )
             for ring in _rings(value):
-                points = _numbers(ring, 2)
+                points = finite_numbers(ring, 2)
                 if points is None or len(points) < 3:
                     raise ValueError(
                         f"polygon {i} is {shown(value, 60)}; it must be at least three points of finite numbers, x and "
@@ -101,7 +105,7 @@ class Keypoints(ObjectTarget):
     def _parsed(self, values: Sequence[Any]) -> Objects:
         columns, points, annotated = len(self.format), [], []
         for i, value in enumerate(values):
-            numbers = _numbers(value, columns)
+            numbers = finite_numbers(value, columns)
             if numbers is None:
                 raise ValueError(
                     f"the points of object {i} are {shown(value, 60)}; they must be finite numbers, {self.format} for "
@@ -124,16 +128,6 @@ def _objects(points: list[np.ndarray], index: list[int]) -> Objects:
     )
 
 
-def _numbers(value: Any, columns: int) -> np.ndarray | None:
-    """The numbers of a value, float64 (k, columns); None if it holds anything else."""
-    try:
-        numbers = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        return None
-    fits = numbers.size % columns == 0 if numbers.ndim == 1 else numbers.ndim == 2 and numbers.shape[1] == columns
-    return numbers.reshape(-1, columns) if fits and np.isfinite(numbers).all() else None
-
-
 def _rings(value: Any) -> list[Any]:
     """The outlines of a polygon: itself, or the several that it holds."""
     if not isinstance(value, list | tuple) or not value:
@@ -148,6 +142,7 @@ def _rings(value: Any) -> list[Any]:
 def _marked(objects: Objects, extent: tuple[int, int]) -> Objects:
     """The objects with `visible` False at points outside an image of (width, height) pixels."""
     assert objects.points is not None
+    assert objects.visible is not None
     inside = ((objects.points >= 0) & (objects.points <= extent)).all(1)
     return replace(objects, visible=objects.visible & inside)
 

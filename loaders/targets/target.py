@@ -10,13 +10,14 @@ import numpy as np
 
 from patchnpack.loaders.errors import BadImage
 from patchnpack.packer.checks import check_flag, kind_of, shown
+from patchnpack.packer.config import Interpolation
 from patchnpack.packer.geometry import Geometry
 
 STAGE = "targets"  # at which an image with a bad target is bad
 
 BY_MEMBERS = (
-    "targets= is given, and samples hold several images beside each other, as sample='members' joins them: a mask or a "
-    "box could be of any of these. Give each image a sample of its own with its targets, and join them with "
+    "targets= is given, and samples hold several images beside each other, as sample='members' joins them, so that a "
+    "mask or a box could be of any of these: give each image a sample of its own with its targets, and join these with "
     "sample='key:REGEX'"
 )
 
@@ -57,7 +58,7 @@ class Target(Protocol):
         """Return the target of a whole image. Raises BadImage."""
         ...
 
-    def placed(self, decoded: Any, source: Source, geometry: Geometry, interpolation: str) -> Any:
+    def placed(self, decoded: Any, source: Source, geometry: Geometry, interpolation: Interpolation) -> Any:
         """Return the target of a sized and mirrored image, in its pixels, before it is cut or padded to its grid."""
         ...
 

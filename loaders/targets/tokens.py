@@ -9,6 +9,8 @@ from patchnpack.packer.geometry import Geometry
 
 # h rows, w columns, C values per pixel, P patch size, k kept tokens
 
+_FEW = 256  # different values that are counted without sorting them first
+
 
 def framed(values: np.ndarray, geometry: Geometry, fill: float) -> np.ndarray:
     """Cut or pad values (h, w, C) to the image's grid: (gh * P, gw * P, C), with `fill` beyond the image."""
@@ -54,12 +56,17 @@ def majority(values: np.ndarray, geometry: Geometry, fill: int, coords: np.ndarr
     """
     tokens, seen = _of_tokens(values, geometry, fill, coords)
     tokens = tokens[..., 0]
-    distinct, codes = np.unique(tokens[seen], return_inverse=True)
-    if not len(distinct):
+    inside = tokens[seen]
+    if not len(inside):
         return np.full(len(coords), fill, values.dtype)
+    low, high = int(inside.min()), int(inside.max())
+    if high - low < _FEW:
+        distinct, codes = np.arange(low, high + 1).astype(values.dtype), inside.astype(np.int64) - low
+    else:
+        distinct, codes = np.unique(inside, return_inverse=True)
     token = np.nonzero(seen)[0]
     counts = np.bincount(token * len(distinct) + codes, minlength=len(coords) * len(distinct))
-    chosen = distinct[counts.reshape(len(coords), -1).argmax(1)]
+    chosen: np.ndarray = distinct[counts.reshape(len(coords), -1).argmax(1)]
     chosen[~seen.any(1)] = fill
     return chosen
 
@@ -70,7 +77,8 @@ def means(values: np.ndarray, geometry: Geometry, fill: float, coords: np.ndarra
     count = seen.sum(1)[:, None]
     sums = np.where(seen[..., None], tokens, 0).sum(1, dtype=np.float64)
     mean = np.where(count, sums / np.maximum(count, 1), fill)
-    return (mean if values.dtype.kind == "f" else np.rint(mean)).astype(values.dtype)
+    rounded: np.ndarray = (mean if values.dtype.kind == "f" else np.rint(mean)).astype(values.dtype)
+    return rounded
 
 
 def _of_tokens(

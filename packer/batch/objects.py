@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -87,10 +87,9 @@ class PackedObjects:
 
     def map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> PackedObjects:
         """The same objects with each tensor as `move` returns it."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PackedObjects(
-            **{name: move(value) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
-        )
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
+        moved: dict[str, Any] = {name: move(tensor) for name, tensor in tensors.items()}
+        return replace(self, **moved)
 
     def select(self, kept: np.ndarray, counts: torch.Tensor) -> PackedObjects:
         """The objects of the images where `kept`, bool (N,), is True; `counts` is the new field of this name."""

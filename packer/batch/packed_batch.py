@@ -370,7 +370,7 @@ class PackedBatch:
         mask = self.image_mask
         columns = (self.image_sizes, self.boxes, self.sizes, self.flipped, self.grids)
         rows = zip(*(column[mask].tolist() for column in columns), strict=True)
-        return [Geometry(*map(tuple, row), self.patch_size) for row in rows]
+        return [Geometry(*(tuple(column) for column in row), self.patch_size) for row in rows]  # type: ignore[arg-type, call-arg]
 
     def images(self) -> Iterator[PackedImage]:
         """Iterate over the images, pack by pack: one record per image."""

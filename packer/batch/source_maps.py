@@ -110,7 +110,7 @@ def lay_back(batch: Placed, values: torch.Tensor, mode: Mode, outside: float) ->
         coords = (coords[:, None] * s + torch.cartesian_prod(steps, steps).view(-1, 2).flip(1)).flatten(0, 1)
         values, lengths = values.flatten(0, 2), [n * s * s for n in lengths]
     split = zip(geometries, coords.split(lengths), values.split(lengths), strict=True)
-    return [_of_image(geometry, *image, mode, outside) for geometry, *image in split]
+    return [_of_image(geometry, here, own, mode, outside) for geometry, here, own in split]
 
 
 def _of_image(
@@ -135,8 +135,8 @@ def _of_image(
         laid, known = values[token.clamp(min=0)], token >= 0
     else:
         last_x, last_y = (-(-extent // P) - 1 for extent in geometry.extent)  # further tokens are all padding
-        x, y = _neighbours(columns, P, last_x, values), _neighbours(rows, P, last_y, values)
-        laid, known = _mixed(slot, values, x, y)
+        around = _neighbours(columns, P, last_x, values), _neighbours(rows, P, last_y, values)
+        laid, known = _mixed(slot, values, *around)
     tail = (1,) * (values.ndim - 1)
     out[down, across] = laid.masked_fill(~known.view(*known.shape, *tail), outside)
     return out

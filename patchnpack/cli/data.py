@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from patchnpack.cli.options.arguments import Classes, Label, Pages, Seed, Shards
-from patchnpack.cli.options.flags import IMAGE_FLAGS, IMAGES, ImageOptions, takes_images, takes_packing, whole_flag
+from patchnpack.cli.options.flags import (
+    IMAGE_FLAGS,
+    IMAGES,
+    ImageOptions,
+    takes_headers,
+    takes_images,
+    takes_packing,
+    whole_flag,
+)
 from patchnpack.cli.progress import progress_bar
 from patchnpack.cli.sources import open_source, packing_of
 
@@ -89,7 +97,7 @@ def shard(
         typer.echo(f"{out}: left out: {', '.join(left_out)}")
 
 
-@takes_images
+@takes_headers
 def make_index(
     shards: Shards,
     *,
@@ -181,6 +189,7 @@ def show(
         pages=pages,  # type: ignore[arg-type]  # the loader checks it
         prefetch=1,
         storage_options=images.storage_options,
+        decode=images.decode,
     )
     names = None if loader.classes is None else list(loader.classes)  # in the order of their numbers
     draw_packs(next(iter(loader)), max_packs=packs, width=width, classes=names).save(out)

@@ -72,6 +72,7 @@ def evaluate_checkpoint(
         label=label or None,
         classes=classes,
         pages=pages,
+        decode=images.decode,
     )
     table = predict(network, loader, precision=precision)
     write_table(out, table)
@@ -115,6 +116,7 @@ def write_features(
         label=label or None,
         classes=classes if label else None,
         pages=pages,
+        decode=images.decode,
     )
     table = features(network, loader, precision=precision, labels=bool(label))
     write_table(out, table)
@@ -180,6 +182,7 @@ def sweep_checkpoint(
         label=label,
         classes=classes,
         pages=pages,
+        decode=images.decode,
         storage_options=images.storage_options,
     )
     table = Table("patch size", "resolution", "tokens per image", "accuracy", "loss", "images/s", box=None)

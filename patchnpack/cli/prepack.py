@@ -103,6 +103,7 @@ def pack(
         label=label,
         classes=classes,
         extras=extra or [],
+        decode=images.decode,
         pages=pages,  # type: ignore[arg-type]  # the loader checks it
         errors=ErrorPolicy(max_rate=max_rate, on_bad=on_bad),
         storage_options=images.storage_options,

@@ -75,6 +75,7 @@ def probe(
 
     network = load_model(checkpoint, device, model)
     given: dict[str, Any] = {"batch_size": batch_size, "label": label or None, "classes": classes, "pages": pages}
+    given["decode"] = images.decode
     source, held = open_both(shards, validation, images)
     loader = evaluation_loader(context, checkpoint, network, source, packing, images.storage_options, **given)
     held_out = None

@@ -17,6 +17,7 @@ from patchnpack.cli.sources import open_shards
 
 if TYPE_CHECKING:
     from patchnpack.loaders import Index, PackedImageLoader
+    from patchnpack.loaders.imaging.user_decode import Decode
     from patchnpack.packer import Advice, Packing, PackingReport, Plan, Rows, Sweep
     from patchnpack.packer.binpacking.algorithms import Algorithm
 
@@ -163,7 +164,8 @@ def _source(
     if is_packed_folder(shards[0]) and not is_image_folder(shards[0], storage):
         from patchnpack.loaders.plan_report import planned_before, planned_rows
 
-        loader = _packed_folder(shards, packing, batch_size=batch_size, shuffle=shuffle, seed=seed, storage=storage)
+        options: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, "storage": storage}
+        loader = _packed_folder(shards, packing, **options, decode=images.decode)
         return _Source(
             name=name,
             rows=planned_rows(loader),
@@ -175,7 +177,7 @@ def _source(
             loader=lambda: loader,
         )
     index = open_shards(shards, images)
-    rows, planned, bad = _rows(index, packing, pages, batch_size=batch_size, shuffle=shuffle, seed=seed)
+    rows, planned, bad = _rows(index, packing, pages, images.decode, batch_size=batch_size, shuffle=shuffle, seed=seed)
 
     def drawn() -> PackedImageLoader:
         from patchnpack.loaders import PackedImageLoader  # imports torch, which only the picture needs
@@ -186,6 +188,7 @@ def _source(
             batch_size=2,
             seed=seed,
             pages=pages,  # type: ignore[arg-type]  # `_rows` has checked it
+            decode=images.decode,
             prefetch=1,
             storage_options=storage,
         )
@@ -230,7 +233,14 @@ def _print_tables(source: _Source, found: PackingReport, swept: Sweep | None, ad
 
 
 def _packed_folder(
-    shards: list[str], packing: Packing, *, batch_size: int, shuffle: bool, seed: int, storage: dict[str, Any]
+    shards: list[str],
+    packing: Packing,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    storage: dict[str, Any],
+    decode: Decode | None,
 ) -> PackedImageLoader:
     """A loader over a packed folder; its packing is the one the folder was packed with."""
     from patchnpack.loaders import PackedImageLoader
@@ -238,7 +248,7 @@ def _packed_folder(
 
     if len(shards) > 1 or shuffle:
         raise ValueError(f"{shards[0]!r} is a packed folder; give it alone, without other shards and --shuffle")
-    loader = PackedImageLoader(shards[0], batch_size=batch_size, storage_options=storage, prefetch=1)
+    loader = PackedImageLoader(shards[0], batch_size=batch_size, storage_options=storage, prefetch=1, decode=decode)
     if packing not in (Packing(), loader.packing.replace(algorithm=packing.algorithm)):
         raise ValueError(
             f"{shards[0]!r} was packed with {loader.packing}; leave out the packing flags, or report on the shards"
@@ -249,7 +259,7 @@ def _packed_folder(
 
 
 def _rows(
-    index: Index, packing: Packing, pages: str, *, batch_size: int, shuffle: bool, seed: int
+    index: Index, packing: Packing, pages: str, decode: Decode | None, *, batch_size: int, shuffle: bool, seed: int
 ) -> tuple[Rows, Packing, int]:
     """The usable rows in the order of a loader, the packing it would plan them with, and the number of bad rows."""
     if not shuffle:
@@ -261,7 +271,7 @@ def _rows(
         from patchnpack.loaders.order.row_filter import RowFilter
 
         check_pages(pages)
-        usable = RowFilter.of(index, None, ErrorPolicy(), None, pages, has_heif(), packing)  # type: ignore[arg-type]
+        usable = RowFilter.of(index, None, ErrorPolicy(), decode, pages, has_heif(), packing)  # type: ignore[arg-type]
         if not usable.mask.any():
             raise usable.none_usable(index)
         return usable.usable(index).rows(np.flatnonzero(usable.heads(index))), packing, len(usable.bad)
@@ -275,6 +285,7 @@ def _rows(
         shuffle=True,
         seed=seed,
         pages=pages,  # type: ignore[arg-type]  # the loader checks it
+        decode=decode,
     )
     return planned_rows(loader), loader.packing, len(loader.source.rows.bad)
 

@@ -75,10 +75,10 @@ def open_shards(shards: list[str], images: ImageOptions) -> Index:
     from patchnpack.loaders.shards.opener import ShardOpener
 
     source = shards[0] if len(shards) == 1 else shards
-    image, sample, path, root, storage_options = images
-    opener = ShardOpener(storage_options=storage_options)
+    opener = ShardOpener(storage_options=images.storage_options)
+    options = {name: getattr(images, name) for name in ("image", "sample", "path", "root")}
     with progress_bar("reading headers") as progress:
-        return open_index(source, image=image, sample=sample, path=path, root=root, opener=opener, progress=progress)
+        return open_index(source, **options, opener=opener, progress=progress)
 
 
 def open_both(

@@ -46,6 +46,7 @@ def stats(
         batch_size=1,
         pages=pages,  # type: ignore[arg-type]  # the loader checks it
         storage_options=images.storage_options,
+        decode=images.decode,
     )
     found = pixel_stats(loader, images=count, seed=seed)
     table = Table("band", "mean", "std", "min", *(f"{each:g} %" for each in PERCENTILES), "max", box=None)

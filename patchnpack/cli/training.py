@@ -154,6 +154,7 @@ def train(
             class_weights=class_weights,
             export_to=export_to,
             pages=pages,
+            decode=images.decode,
             resume=resume,
             log=TensorBoard(out) if tensorboard else None,
             storage_options=images.storage_options,

@@ -14,8 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from patchnpack import Native, PackedImageLoader, Packing, RandomResizedCrop, Square
-from patchnpack.loaders import Boxes
+from patchnpack import Boxes, Native, PackedImageLoader, Packing, RandomResizedCrop, Square
 from patchnpack.metrics import generalized_iou, mean_average_precision
 from patchnpack.models import NaViT, NaViTConfig
 from tests.examples.scripts import ENVIRONMENT, EXAMPLES, load_script

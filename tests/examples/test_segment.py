@@ -13,8 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from patchnpack import FitTokens, Native, PackedImageLoader, Packing, RandomResizedCrop, Square
-from patchnpack.loaders import Mask
+from patchnpack import FitTokens, Mask, Native, PackedImageLoader, Packing, RandomResizedCrop, Square
 from patchnpack.models import NaViT, NaViTConfig
 from tests.examples.scripts import ENVIRONMENT, EXAMPLES, load_script
 

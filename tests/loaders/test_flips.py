@@ -281,7 +281,7 @@ def test_each_epoch_and_seed_draws_other_flips_also_from_stores(tmp_path: Path) 
     assert epochs(shard, packing=packing, seed=4)[0] != planned[0]
     for store in ("images", "patches"):
         folder = str(tmp_path / store)
-        Job(source=shard, out=folder, packing=packing, store=store, epochs=2, seed=3).run()  # type: ignore[arg-type]
+        Job(source=shard, out=folder, packing=packing, store=store, epochs=2, seed=3).run()
         assert epochs(folder) == [planned[0], planned[1], planned[0]]
 
 

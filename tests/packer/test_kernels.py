@@ -140,6 +140,30 @@ def test_the_patches_with_the_largest_variance_are_chosen_in_raster_order(
     assert (coords[-2:] == _GUARD).all()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shift", "scale"),
+    [
+        ("uint16", 0, 1),
+        ("uint16", 65_000, 1),
+        ("int16", -32_000, 100),
+        ("float32", 0.0, 1e-3),
+        ("float32", 0.5, 0.1),
+        ("float32", 1e4, 0.01),
+    ],
+)
+def test_detail_is_the_variance_of_values_of_any_type(dtype: str, shift: float, scale: float) -> None:
+    P, gw, gh, keep = 32, 4, 3, 5
+    rng = np.random.default_rng(0)
+    contrast = rng.permutation(gw * gh).reshape(gh, gw).repeat(P, 0).repeat(P, 1)[..., None]  # of each patch
+    pixels = (shift + scale * contrast * rng.random((gh * P, gw * P, 2))).astype(dtype)
+    variances = [patch.reshape(-1, 2).astype(np.float64).var(0).sum() for patch in _patches(pixels, P)]
+    kept = sorted(np.argsort(variances)[-keep:].tolist())
+    coords = np.zeros((keep, 2), np.int32)
+    choose = _kernels.choose_detailed_fractions if dtype == "float32" else _kernels.choose_detailed
+    choose(pixels, P, gw, gh, coords, 0, keep)
+    assert coords.tolist() == [[token % gw, token // gw] for token in kept]
+
+
 @given(
     seed=st.integers(0, 2**32),
     grids=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=6),

@@ -83,6 +83,8 @@ PUBLIC: dict[str, list[str]] = {
         "BadDataError",
         "BadImage",
         "ErrorPolicy",
+        "ImageHeader",
+        "ImageReader",
         "Index",
         "Boxes",
         "Keypoints",

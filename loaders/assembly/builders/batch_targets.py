@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 
+from patchnpack.loaders.assembly.context import BatchContext, Samples
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.targets.objects import Objects, ObjectTarget
-from patchnpack.loaders.targets.target import Source, Target, bad_target
-from patchnpack.packer import Images, Packing
+from patchnpack.loaders.targets.target import Source, bad_target
+from patchnpack.packer import Images
 from patchnpack.packer.batch.objects import PackedObjects
 from patchnpack.packer.geometry import Geometry
 
@@ -25,23 +27,17 @@ class BatchTargets:
     """Holds the targets of a batch while threads write them, each to the slots of its own image.
 
     Args:
-        targets: by name.
+        context: names the targets and the packing.
         images: the M images of the batch.
         width, height: int32 (M,), upright size of their sources in pixels.
-        packing: what a sequence looks like.
         patch_size: P, in pixels.
     """
 
     def __init__(
-        self,
-        targets: Mapping[str, Target],
-        images: Images,
-        width: np.ndarray,
-        height: np.ndarray,
-        packing: Packing,
-        patch_size: int,
+        self, context: BatchContext, images: Images, width: np.ndarray, height: np.ndarray, patch_size: int
     ) -> None:
-        self._targets, self._packing, self._patch_size = targets, packing, patch_size
+        targets, self._packing, self._patch_size = context.targets, context.packing, patch_size
+        self._targets = targets
         flips = [0] * len(images) if images.flip is None else images.flip.tolist()
         columns = (width, height, *images.box.T, *images.size.T, *images.grid.T)
         rows = zip(*(column.tolist() for column in columns), flips, strict=True)
@@ -61,20 +57,19 @@ class BatchTargets:
         for name, target in self._dense.items():
             self._arrays[name] = np.full((slots, *target.shape(self._patch_size)), target.fill, target.dtype)
 
-    def decoded(self, i: int, read: Callable[[int, str], Any], orientation: int) -> Decoded:
-        """Return the targets of the file of image i; `read` returns a member of a sample. Raises BadImage."""
+    def decoded(self, i: int, samples: Samples, orientation: int) -> Decoded:
+        """Return the targets of the file of image i. Raises BadImage."""
         source = self._source(i, orientation)
-        found: dict[str, Any] = {}
+        member = functools.cache(functools.partial(samples.member, i))
 
-        def member(name: str) -> Any:
-            if name not in found:
-                found[name] = read(i, name)
-            return found[name]
+        def member_or_file(name: str) -> Any:
+            value = member(name)
+            return _read_file(samples, i, value) if isinstance(value, str) else value
 
         decoded = {}
         for name, target in self._targets.items():
             try:
-                decoded[name] = target.decoded(member, source)
+                decoded[name] = target.decoded(member_or_file if name in self._dense else member, source)
             except BadImage as error:
                 raise bad_target(f"target {name!r}: {error}") from error
         return decoded
@@ -127,8 +122,8 @@ class BatchTargets:
         for name, target in self._dense.items():
             target.write(values[name], geometry, coords, self._arrays[name], first, keep)
         for name, objects in self._objects.items():
-            target: Any = self._targets[name]
-            objects[i] = target.finished(values[name], geometry)
+            finish: Any = self._targets[name]
+            objects[i] = finish.finished(values[name], geometry)
         self._values[i] = {}
 
     def clear(self, slots: slice) -> None:
@@ -173,7 +168,7 @@ class BatchTargets:
                 np.concatenate([np.empty((0, *sides), dtype), *(getattr(one, name) for one in each)]).astype(dtype)
             )
 
-        places = (
+        places: dict[str, Any] = (
             {"boxes": joined("boxes", np.float32, 4)}
             if target.has_boxes
             else {
@@ -192,3 +187,12 @@ class BatchTargets:
 
     def _source(self, i: int, orientation: int) -> Source:
         return Source(*self._geometry[i].source, orientation)
+
+
+def _read_file(samples: Samples, i: int, path: str) -> Any:
+    """Return the file that a mask or a map names, or the text itself, which is no file where none are named."""
+    try:
+        data = samples.file(i, path)
+    except OSError as error:
+        raise bad_target(f"its file cannot be read: {error}") from error
+    return path if data is None else data

@@ -73,7 +73,7 @@ class Columns:
         if images.flip is not None:
             flipped.reshape(-1, 2)[self.column] = flipped_axes(images.flip)
         self.labels = np.full((B * K, *labels.shape), labels.absent, labels.dtype)
-        self.fields = {
+        self.fields: dict[str, np.ndarray] = {
             "rows": rows,
             "grids": grids,
             "image_sizes": image_sizes,
@@ -82,7 +82,7 @@ class Columns:
             "flipped": flipped,
             "labels": self.labels.reshape(B, K, *labels.shape),
         }
-        self.absent = {"rows": -1, "labels": labels.absent}
+        self.absent: dict[str, float] = {"rows": -1, "labels": labels.absent}
 
     def close_ranks(self, pack: int, kept: np.ndarray) -> None:
         """Keep only the columns `kept`, int (k,), of a pack, without gaps."""

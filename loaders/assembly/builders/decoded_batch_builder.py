@@ -87,9 +87,7 @@ class DecodedBatchBuilder:
         whole = (images.box[:, 2] == samples.width) & (images.box[:, 3] == samples.height)
         self._boxes = None if whole.all() else tuples(*images.box.T)
         self._flips = None if images.flip is None else images.flip.tolist()
-        self._targets: BatchTargets | None = None
-        if context.targets:
-            self._targets = BatchTargets(context.targets, images, *sides, context.packing, patch_size)
+        self._targets = BatchTargets(context, images, *sides, patch_size) if context.targets else None
         self._changes_pixels = bool(context.transform is not None or images.flip is not None or context.targets)
         self.num_parts = self._divide() + 1  # the last one clears the padding
         # Stage of each part, None before it starts, and the thread that runs it.
@@ -228,7 +226,9 @@ class DecodedBatchBuilder:
         """Write the kept tokens of image i into its slots."""
         first, keep, gw, gh, _ = self._places[i]
         if self._by_detail and keep < gw * gh:
-            _kernels.choose_detailed(pixels, self._patch_size, gw, gh, self._coords, first, keep)
+            is_whole = pixels.dtype.kind != "f"
+            choose = _kernels.choose_detailed if is_whole else _kernels.choose_detailed_fractions
+            choose(pixels, self._patch_size, gw, gh, self._coords, first, keep)
         # As bytes, so that one compiled kernel serves all types: it moves whole pixels.
         _kernels.place_image(bytes_of(pixels), self._patch_size, gw, gh, self._coords, self._patches, first, keep)
         if self._targets is not None:
@@ -246,7 +246,7 @@ class DecodedBatchBuilder:
         """Return the targets of the file of image i, and the orientation of the file. Raises BadImage."""
         assert self._targets is not None
         orientation = self._samples.orientation(i)
-        return self._targets.decoded(i, self._samples.member, orientation), orientation
+        return self._targets.decoded(i, self._samples, orientation), orientation
 
     def _transformed(self, i: int, pixels: np.ndarray) -> np.ndarray:
         assert self._context.transform is not None

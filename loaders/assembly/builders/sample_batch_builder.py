@@ -135,7 +135,7 @@ class SampleBatchBuilder(DecodedBatchBuilder):
         if first not in self._shared_targets:
             assert self._targets is not None
             orientation = self._samples.orientation(first)
-            self._shared_targets[first] = self._targets.decoded(first, self._samples.member, orientation), orientation
+            self._shared_targets[first] = self._targets.decoded(first, self._samples, orientation), orientation
         return self._shared_targets[first]
 
     def _read(self, name: str, i: int) -> None:

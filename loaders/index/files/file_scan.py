@@ -15,6 +15,7 @@ from patchnpack.loaders.files.listing import Listing
 from patchnpack.loaders.files.table import FileTable
 from patchnpack.loaders.imaging.header import Header
 from patchnpack.loaders.imaging.pages import PageRun
+from patchnpack.loaders.imaging.user_decode import UserFormats, find_format
 from patchnpack.loaders.index.samples.page_rows import has_several, is_given, is_several, pages_at, with_pages
 from patchnpack.loaders.index.samples.sample_images import pages_of
 from patchnpack.loaders.index.table import Index, Texts
@@ -35,7 +36,12 @@ def changed_files(listing: Listing, known: Index | None) -> np.ndarray:
 
 
 def scan_files(
-    listing: Listing, known: Index | None, opener: ShardOpener, num_threads: int | None, progress: Progress | None
+    listing: Listing,
+    known: Index | None,
+    opener: ShardOpener,
+    num_threads: int | None,
+    progress: Progress | None,
+    formats: UserFormats = (),
 ) -> Index:
     """Make the index of listed files, in one virtual shard.
 
@@ -46,12 +52,13 @@ def scan_files(
         opener: reads remote files.
         num_threads: files read in parallel; None is the number of CPUs, and 32 for remote files.
         progress: called with (files done, f).
+        formats: the user's formats, with which `known` was made, too.
 
     Raises:
         OSError: a file cannot be read, or changes meanwhile.
     """
     old = _known_files(listing, known)
-    columns = _Columns(listing, opener)
+    columns = _Columns(listing, opener, formats)
     if known is not None:
         columns.copy(known, old)
     changed = np.flatnonzero(old < 0)
@@ -92,9 +99,9 @@ def _binary(texts: Texts[str]) -> pa.Array:
 class _Columns:
     """What headers say of each file, filled by threads: a file is written by one of them."""
 
-    def __init__(self, listing: Listing, opener: ShardOpener) -> None:
+    def __init__(self, listing: Listing, opener: ShardOpener, formats: UserFormats) -> None:
         f = len(listing.paths)
-        self._listing, self._opener = listing, opener
+        self._listing, self._opener, self._formats = listing, opener, formats
         self.digest = np.zeros(f, np.uint64)
         self.width, self.height = np.zeros(f, np.int32), np.zeros(f, np.int32)
         self.orientation, self.format = np.ones(f, np.uint8), np.zeros(f, np.uint8)
@@ -157,7 +164,8 @@ class _Columns:
         return len(numbers)
 
     def _read_header(self, number: int, data: bytes) -> None:
-        pages = pages_of(data, every=self._listing.samples is not None)
+        own = find_format(self._formats, self._table.file(number)) if self._formats else None
+        pages = pages_of(data, every=self._listing.samples is not None, own=own)
         if is_several(pages):
             self._several[number] = pages
         if pages[0].reason is not None:
@@ -198,6 +206,7 @@ class _Columns:
             cls_member=next(name for name in ("cls", "label", "_") if listing.kinds.get(name) != "json"),
             kinds=listing.kinds,
             files=(table,),
+            formats=tuple(format.name for format in self._formats),
         )
         if listing.samples is None:
             return index

@@ -16,10 +16,11 @@ import numpy as np
 from patchnpack.loaders.files.folder import list_folder
 from patchnpack.loaders.files.listing import Listing
 from patchnpack.loaders.files.path_table import SUFFIXES, list_table, suffix_of
+from patchnpack.loaders.imaging.user_decode import UserFormats
 from patchnpack.loaders.index.files.file_scan import changed_files, scan_files
 from patchnpack.loaders.index.index_file import is_index, load_index, save_index
 from patchnpack.loaders.index.samples.grouping import has_members
-from patchnpack.loaders.index.scanner import extensions_of
+from patchnpack.loaders.index.scanner import extensions_of, has_formats
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.remote.addresses import is_remote, redact
 from patchnpack.loaders.shards.opener import ShardOpener
@@ -98,7 +99,7 @@ def list_source(
             raise ValueError(f"root is {root!r}, but {redact(name)!r} is a folder of images; leave root out")
         listing = list_folder(name, os.fspath(source), image, extensions_of(image), opener)
         return replace(listing, samples=np.arange(len(listing.number) + 1)) if by_members else listing
-    if image not in (IMAGE, IMAGE_OR_VIDEO):
+    if not image.endswith((IMAGE, IMAGE_OR_VIDEO)):  # a user's formats stand before
         raise ValueError(f"image is {image!r}, but {redact(name)!r} is a table of paths; name their column with path=")
     if root is not None:
         root = file_source_name(root)
@@ -111,6 +112,7 @@ def open_file_source(
     source: str | os.PathLike[str],
     *,
     image: str,
+    formats: UserFormats,
     by_members: bool,
     path: str | None,
     root: str | None,
@@ -126,8 +128,8 @@ def open_file_source(
         ValueError: as `list_source`; or files are remote and would have to be read on every rank.
     """
     listing = list_source(source, image=image, path=path, root=root, opener=opener, by_members=by_members)
-    file = _cache_file(listing, path, opener)
-    known = _beside(listing) or _load(file)
+    file = _cache_file(listing, path, opener, formats)
+    known = _beside(listing, formats) or _load(file)
     changed = len(changed_files(listing, known))
     if not may_scan and changed and (is_remote(listing.root) or any(map(is_remote, listing.paths[:1]))):
         raise ValueError(
@@ -135,7 +137,7 @@ def open_file_source(
             "of them; make the index first: patchnpack index SOURCE -o index.parquet, and give index='index.parquet'"
         )
     began = time.monotonic()
-    index = scan_files(listing, known, opener, num_threads, progress or _Logger(listing.name))
+    index = scan_files(listing, known, opener, num_threads, progress or _Logger(listing.name), formats)
     if changed:
         _log.info(
             "read the headers of %d files in %.1f s; the index of %r is cached as %r",
@@ -149,14 +151,15 @@ def open_file_source(
     return index
 
 
-def _cache_file(listing: Listing, path: str | None, opener: ShardOpener) -> Path:
+def _cache_file(listing: Listing, path: str | None, opener: ShardOpener, formats: UserFormats) -> Path:
     text = "\n".join(["files", _LAYOUT, listing.name, listing.root, path or "", listing.image])
     text += "" if listing.samples is None else f"\nsample={MEMBERS}"
+    text += "".join(f"\nformat={format.version}" for format in formats)
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     return opener.folder / "indexes" / f"{digest}.arrow"  # mapped into memory, which processes share
 
 
-def _beside(listing: Listing) -> Index | None:
+def _beside(listing: Listing, formats: UserFormats) -> Index | None:
     """The index in a local folder of images that `patchnpack index FOLDER` wrote."""
     if is_remote(listing.name) or not os.path.isdir(listing.name):
         return None
@@ -165,7 +168,8 @@ def _beside(listing: Listing) -> Index | None:
         if os.path.exists(file) and is_index(file):
             with suppress(ValueError):
                 found = load_index(file)
-                if found.shards == (listing.name,) and has_members(found) == (listing.samples is not None):
+                is_as_wide = has_members(found) == (listing.samples is not None)
+                if found.shards == (listing.name,) and is_as_wide and has_formats(found, formats):
                     return found
     return None
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from patchnpack.loaders.imaging.header import header_or_reason
 from patchnpack.loaders.imaging.pages import PageRun, page_headers
+from patchnpack.loaders.imaging.user_decode import UserFormat
 from patchnpack.loaders.shards.keys import natural_key
 from patchnpack.loaders.shards.parquet import column_of
 from patchnpack.loaders.shards.tar import TarSample
@@ -72,14 +73,15 @@ def all_items(columns: Sequence[str]) -> Choose:
     return choose
 
 
-def pages_of(data: bytes, *, every: bool) -> list[PageRun]:
+def pages_of(data: bytes, *, every: bool, own: UserFormat | None = None) -> list[PageRun]:
     """Return the rows of an image: one for its first page or, with `every`, those of all its pages or frames.
 
-    Where the rows hold all pages, their headers have one page each: none is left out.
+    Where the rows hold all pages, their headers have one page each: none is left out. `own` is the user's format of the
+    image, None where the library reads it.
     """
     if not every:
-        return [PageRun(*header_or_reason(data), 0, 1)]
-    runs = page_headers(data)
+        return [PageRun(*header_or_reason(data), 0, 1)] if own is None else own.page_headers(data, every=False)
+    runs = page_headers(data) if own is None else own.page_headers(data, every=True)
     if runs[0].header.pages != sum(run.frames for run in runs):
         return runs
     return [run._replace(header=run.header._replace(pages=1)) for run in runs]

@@ -165,10 +165,11 @@ class StoredBatchBuilder:
         self.without_label = count_absent(arrays["labels"][mask])
         self.multi_page = int((context.index.pages[arrays["rows"][mask]] != 1).sum())
         keys, extras = self._keys_and_extras(found)
+        fields: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return PackedBatch(
             patches=torch.from_numpy(patches.view(packing.dtype)),
             image_mask=torch.from_numpy(mask),
-            **{name: torch.from_numpy(array) for name, array in arrays.items()},
+            **fields,
             keys=keys,
             extras=extras,
             patch_size=P,

@@ -18,7 +18,9 @@ from patchnpack.cli.options.parsers import (
     FRAMES,
     RESOLUTIONS,
     TOKEN_DROPS,
+    names_function,
     parse_convert,
+    parse_decode,
     parse_frames,
     parse_patch_size,
     parse_resolution,
@@ -28,6 +30,7 @@ from patchnpack.cli.options.parsers import (
 )
 
 if TYPE_CHECKING:
+    from patchnpack.loaders.imaging.user_decode import Decode
     from patchnpack.packer import Packing
     from patchnpack.trainer import TrainConfig
 
@@ -55,12 +58,15 @@ class FieldFlag(NamedTuple):
         help: its help text.
         kind: the type of its value; by default the type of the default.
         parse: makes the value of the field from the value of the flag.
+        imports: whether a text may name a function, whose module `parse` imports. Such a text must be typed: a file of
+            options, which may come from anywhere, does not import a module.
     """
 
     default: Any
     help: str
     kind: Any = None
     parse: Callable[[Any], Any] | None = None
+    imports: bool = False
 
 
 def whole_flag(help: str) -> Any:
@@ -72,7 +78,7 @@ def _number_flag(help: str) -> Any:
     return typer.Option(help=help, metavar="FLOAT", parser=functools.partial(_parse, float, "a number"))
 
 
-def _parse(kind: Callable[[str], Any], name: str, text: str) -> Any:
+def _parse(kind: Callable[[str], Any], name: str, text: str | bool) -> Any:
     if isinstance(text, bool):  # of a file of options: float(True) is 1
         raise typer.BadParameter(f"{str(text).lower()} is not {name}")
     try:
@@ -97,6 +103,8 @@ def takes(
         def wrapped(**arguments: Any) -> None:
             values = {name: arguments.pop(name) for name in flags}
             for name, flag in flags.items():
+                if flag.imports:
+                    _check_typed(arguments.get("context"), name, values[name])
                 if flag.parse is not None:
                     values[name] = flag.parse(values[name])
             command(**arguments, **{parameter: make(**values)})
@@ -109,6 +117,16 @@ def takes(
         return wrapped
 
     return decorate
+
+
+def _check_typed(context: typer.Context | None, name: str, text: str | None) -> None:
+    """Raise ValueError for a function that only a file of options names; commands that read one have a context."""
+    source = None if context is None else context.get_parameter_source(name)
+    if text and names_function(text) and getattr(source, "name", "") == "DEFAULT_MAP":
+        raise ValueError(
+            f"{name} is {text!r} in a file of options (run.toml or --config), which does not import modules by itself; "
+            f"if you trust it, give --{name} {text}, otherwise --{name} ''"
+        )
 
 
 def _parameter(name: str, flag: FieldFlag) -> inspect.Parameter:
@@ -130,6 +148,7 @@ class ImageOptions(NamedTuple):
         path: the column of paths in a table, or None.
         root: the folder that the paths in a table count from, or None.
         storage_options: options for remote shards.
+        decode: the function that decodes images, or None.
     """
 
     image: str
@@ -137,6 +156,7 @@ class ImageOptions(NamedTuple):
     path: str | None
     root: str | None
     storage_options: dict[str, Any]
+    decode: Decode | None = None
 
 
 # The default of `--image`: IMAGE of loaders/shards/tar.py, which imports PIL.
@@ -164,7 +184,15 @@ IMAGE_FLAGS = {
         parse=lambda texts: parse_storage_options(texts or ()),
     ),
 }
-takes_images = takes("images", IMAGE_FLAGS, ImageOptions)
+takes_headers = takes("images", IMAGE_FLAGS, ImageOptions)
+DECODE = FieldFlag(
+    None,
+    "Function from the bytes of an image to its pixels, MODULE:FUNCTION, for images that the loader does not read.",
+    str | None,
+    parse=parse_decode,
+    imports=True,
+)
+takes_images = takes("images", {**IMAGE_FLAGS, "decode": DECODE}, ImageOptions)
 
 
 def make_packing(**values: Any) -> Packing:
@@ -228,6 +256,7 @@ PACKING_FLAGS = {
         "How files of another depth or number of bands become these: scale, exact, window:LOW:HIGH or MODULE:FUNCTION.",
         str | None,
         parse=parse_convert,
+        imports=True,
     ),
     "interpolation": FieldFlag("bicubic", "Resize filter, by its name in PIL."),
 }

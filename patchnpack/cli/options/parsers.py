@@ -24,9 +24,21 @@ TOKEN_DROPS = "a rate, beta:MEAN:MAX, resolution:LOW:HIGH:STD, complexity:LOW:HI
 
 def parse_convert(text: str | None) -> str | Callable[..., Any] | None:
     """Parse the value of --convert: a function's name becomes the function, and `Packing` checks everything else."""
-    if text is None or text in ("scale", "exact") or text.startswith("window:"):
-        return text
-    return parse_function(text, "--convert")
+    return parse_function(text, "--convert") if text and names_function(text) else text or None
+
+
+def parse_decode(text: str | None) -> Callable[..., Any] | None:
+    """Parse the value of --decode, the name of a function; "" is none."""
+    return parse_function(text, "--decode") if text else None
+
+
+def names_function(text: str) -> bool:
+    """Whether the value of --convert or --decode names a function.
+
+    >>> names_function("window:0:255"), names_function("my_formats:decode")
+    (False, True)
+    """
+    return text not in ("scale", "exact") and not text.startswith("window:")
 
 
 def parse_function(text: str, flag: str) -> Callable[..., Any]:

@@ -19,9 +19,21 @@ from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.errors import BadDataError, BadRow, StallError
 from patchnpack.packer import PackedBatch
 
+_before: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def _threads_of_other_tests() -> None:
+    """Note the threads that a test before has left: pytest keeps the traceback of one that failed, with its loader."""
+    gc.collect()
+    _before.clear()
+    _before.update(threading.enumerate())
+
 
 def library_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("patchnpack-")]
+    """The threads of the library that this test has started."""
+    threads = [thread for thread in threading.enumerate() if thread not in _before]
+    return [thread.name for thread in threads if thread.name.startswith("patchnpack-")]
 
 
 def batch_of(step: int) -> PackedBatch:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -206,10 +208,15 @@ def test_lookahead_bounds_the_waiting_samples(algorithm: Any, num_threads: int) 
 
     stream = pack_stream(pairs(), packing, batch_size=batch_size, num_threads=num_threads, prefetch=prefetch)
     images = yielded = 0
-    for batch in stream:
-        images, yielded = max(images, batch.num_images), yielded + batch.num_images
-        # Samples that were handed out are released at once; beyond these, only the last sample to arrive is held.
-        assert alive() <= arrived - yielded - stream.stats()["skipped"]["oversize"] + 1
+    with contextlib.closing(stream):  # a traceback would keep its threads alive, in other tests, too
+        for batch in stream:
+            images, yielded = max(images, batch.num_images), yielded + batch.num_images
+            # Samples that were handed out are released as soon as the thread that finished the batch lets go of it;
+            # beyond these, only the last sample to arrive is held.
+            limit, end = arrived - yielded - stream.stats()["skipped"]["oversize"] + 1, time.monotonic() + 5
+            while alive() > limit and time.monotonic() < end:
+                time.sleep(0.001)
+            assert alive() <= limit
     skipped = stream.stats()["skipped"]["oversize"]
     assert yielded + skipped == count
     assert skipped > 100

@@ -147,7 +147,7 @@ def test_targets_move_are_pickled_shown_and_rebuilt_from_a_dict() -> None:
 
 
 def test_objects_without_points_or_boxes() -> None:
-    fields = {"labels": torch.tensor([1]), "index": torch.tensor([0]), "counts": torch.tensor([[1]])}
+    fields: dict[str, Any] = {"labels": torch.tensor([1]), "index": torch.tensor([0]), "counts": torch.tensor([[1]])}
     alone = PackedObjects(**fields, counts_list=[1])
     assert (alone.boxes, alone.points, alone.of(-1).labels.tolist()) == (None, None, [1])
     assert repr(alone) == "PackedObjects(1 object in 1 image: [])"

@@ -153,7 +153,7 @@ def test_gradients_pass_through_points_and_maps() -> None:
     assert points.grad is not None
     for mode in ("nearest", "bilinear"):
         values = torch.rand(8, 3, requires_grad=True)
-        batch.maps(values, mode=mode)[0].sum().backward()  # type: ignore[arg-type]
+        batch.maps(values, mode=mode)[0].sum().backward()
         assert values.grad is not None
         assert values.grad.sum() == pytest.approx(8 * P * P * 3, rel=1e-5)
 

@@ -210,8 +210,10 @@ def test_a_plan_has_the_documented_dtypes_and_shapes() -> None:
     for rows in (random_rows(40), rows_of([])):
         made = plan(rows, Packing(token_drop=ConstantDrop(0.2)))
         n = len(rows)
-        assert made.images.page is made.images.frame is None  # one image per sample
-        columns = {f.name: getattr(made.images, f.name) for f in fields(Images) if f.name not in ("page", "frame")}
+        assert made.images.page is made.images.frame is made.images.flip is None  # one image per sample, no flips
+        columns = {
+            f.name: getattr(made.images, f.name) for f in fields(Images) if f.name not in ("page", "frame", "flip")
+        }
         assert {name: (column.dtype, column.shape) for name, column in columns.items()} == {
             "row": (np.int64, (n,)),
             "key": (np.uint64, (n,)),

@@ -23,3 +23,10 @@ def ran(*arguments: object) -> str:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def failed(*arguments: object) -> str:
+    """Run a command that fails, and return its message."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code != 0
+    return f"{result.output} {result.exception}"

@@ -49,8 +49,11 @@ def test_train_eval_and_show_take_packed_folders(store: str, shards: Shards, tmp
         ran("eval", checkpoint, tmp_path / "v", "--root=x")
 
 
-def test_packs_that_drop_tokens_are_not_evaluated(shards: Shards, tmp_path: Path, run: Path) -> None:
-    packing = ["--seq-len=64", "--patch-size=8", "--token-drop=0.5", "--workers=1"]
+@pytest.mark.parametrize("flag", ["--token-drop=0.5", "--flip=0.5"])
+def test_packs_that_drop_tokens_or_mirror_are_not_evaluated(
+    flag: str, shards: Shards, tmp_path: Path, run: Path
+) -> None:
+    packing = ["--seq-len=64", "--patch-size=8", flag, "--workers=1"]
     ran("pack", shards("t.tar"), "-o", tmp_path / "t", "--label=cls", *packing)
     with pytest.raises(ValueError, match=r"drop tokens, draw sizes or mirror images, so .*; give the shards"):
         ran("eval", run, tmp_path / "t", *CPU)

@@ -3,9 +3,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from patchnpack.cli.options.flags import (
     ALGORITHMS,
@@ -19,6 +22,7 @@ from patchnpack.cli.options.flags import (
     takes,
     takes_packing,
 )
+from patchnpack.cli.options.run_file import RunFile
 from patchnpack.cli.prepack import pack
 from patchnpack.cli.report import report
 from patchnpack.loaders.packs.recipe import StoreKind
@@ -106,3 +110,18 @@ def test_value_out_of_range_raises_the_error_of_the_class() -> None:
 
     with pytest.raises(ValueError, match="seq_len is 0; it must be at least 1"):
         command(seq_len=0)
+
+
+def test_a_flag_of_a_number_refuses_true_from_a_file_of_options(tmp_path: Path) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    @takes("packing", {"flip": PACKING_FLAGS["flip"]}, make_packing)
+    def command(*, packing: Packing, config: RunFile = None) -> None:
+        typer.echo(packing.flip)
+
+    (tmp_path / "run.toml").write_text("flip = true\n")
+    result = CliRunner().invoke(app, ["--config", str(tmp_path / "run.toml")])
+    assert result.exit_code == 2
+    assert "true is not a number" in result.output
+    assert CliRunner().invoke(app, ["--flip", "0.5"]).output == "0.5\n"
