@@ -17,7 +17,12 @@ from patchnpack.loaders.datasets.adapter import Picture
 from patchnpack.loaders.datasets.items import Items
 from patchnpack.loaders.datasets.labels import ItemLabels
 from patchnpack.loaders.datasets.pictures import is_stored, load, read_file, stored_bytes
-from patchnpack.loaders.datasets.stored_members import packed_index, stored_member
+from patchnpack.loaders.datasets.stored_members import (
+    dense_members,
+    packed_index,
+    stored_dense_member,
+    stored_member,
+)
 from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.decode_pages import Wanted
 from patchnpack.loaders.imaging.encode import encode_pixels
@@ -50,7 +55,7 @@ class DatasetContext(IndexedBatchContext):
 
     def for_packing(self) -> Self:
         """Return the context that packed folders are written with: its index lists the label and the extras."""
-        return replace(self, index=packed_index(self.index, self.items, self.labels, self.extras))
+        return replace(self, index=packed_index(self.index, self.items, self.labels, self.extras, self.targets))
 
     def encoded(self, rows: np.ndarray) -> EncodedRows:
         """Return the encoded images, the labels and the extras of these rows, int64 (M,).
@@ -221,7 +226,18 @@ class DatasetSamples(IndexedSamples):
 
     def encoded_member(self, i: int, name: str, kind: str) -> bytes | None:
         """Return the bytes of a member of an item that was read, None where it has none. Raises ValueError."""
-        return stored_member(self._of.items, self._row_list[i], name, self._members[i].get(name), kind)
+        row, context = self._row_list[i], self._of
+        if name not in dense_members(context.targets, context.extras):
+            return stored_member(context.items, row, name, self._members[i].get(name), kind)
+        try:
+            value = self.member(i, name)
+            if isinstance(value, str):
+                value = self.file(i, value)
+            return stored_dense_member(context.items, row, name, value)
+        except (BadImage, OSError) as error:
+            if all(bad.row != row for bad in self.bad):
+                self.bad.append(self.bad_row(i, "targets", f"its .{name} member cannot be used: {error}"))
+            return None
 
     def label(self, i: int) -> Any:
         """Return the label of image i, `absent` where it has none. Raises BadImage."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from patchnpack.loaders.packs.manifest import Manifest, bad_entry
 from patchnpack.loaders.packs.recipe import SCHEMA, Recipe
 from patchnpack.loaders.packs.stored_index import IMAGE, MEMBER, Places
 from patchnpack.loaders.shards.reader import ShardReader
+from patchnpack.loaders.targets.target import Target
 from patchnpack.packer import Packing, Plan
 
 # N packs of a part, M images in them
@@ -39,7 +40,7 @@ class ImageStore:
         """Return 1: all epochs read their images from the parts of the first."""
         return 1
 
-    def pack_bytes(self, packing: Packing, index: Index, plans: Iterator[Plan]) -> int:
+    def pack_bytes(self, packing: Packing, targets: Mapping[str, Target], index: Index, plans: Iterator[Plan]) -> int:
         """Return the mean number of encoded bytes per pack of the first plan that has packs; at most, of pixels."""
         first = next((plan for plan in plans if len(plan)), None)
         if first is None:
@@ -106,9 +107,10 @@ class ImageStore:
         label: Label,
         classes: Classes,
         extras: Sequence[str],
+        targets: Mapping[str, Target],
         transform: Transform | None,
     ) -> None:
-        """Accept any label, extras and transform: images and members are read as from shards."""
+        """Accept any label, extras, targets and transform: images and members are read as from shards."""
 
     def labels(self, manifest: Manifest, index: Index, reader: ShardReader, label: Label, classes: Classes) -> Labels:
         """Return labels that are read from the members of the samples."""

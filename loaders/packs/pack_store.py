@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from patchnpack.loaders.packs.patches.patch_store import PatchStore
 from patchnpack.loaders.packs.recipe import Recipe, StoreKind, check_store
 from patchnpack.loaders.packs.stored_index import Places
 from patchnpack.loaders.shards.reader import ShardReader
+from patchnpack.loaders.targets.target import Target
 from patchnpack.packer import Packing, Plan
 
 
@@ -41,7 +42,7 @@ class PackStore(Protocol):
         """Return how many epochs, from the first, have parts of their own; later ones share these."""
         ...
 
-    def pack_bytes(self, packing: Packing, index: Index, plans: Iterator[Plan]) -> int:
+    def pack_bytes(self, packing: Packing, targets: Mapping[str, Target], index: Index, plans: Iterator[Plan]) -> int:
         """Return about how many bytes a pack takes; `plans` are those of the first stream."""
         ...
 
@@ -69,6 +70,7 @@ class PackStore(Protocol):
         label: Label,
         classes: Classes,
         extras: Sequence[str],
+        targets: Mapping[str, Target],
         transform: Transform | None,
     ) -> None:
         """Check what a loader was given.

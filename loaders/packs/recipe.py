@@ -11,6 +11,11 @@ from typing import Any, Literal, get_args
 from patchnpack.loaders.error_policy import OnBad
 from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.shards.patterns import PACKED_FOLDER_FILES
+from patchnpack.loaders.targets.boxes import Boxes
+from patchnpack.loaders.targets.map import Map
+from patchnpack.loaders.targets.mask import Mask
+from patchnpack.loaders.targets.points import Keypoints, Polygons
+from patchnpack.loaders.targets.target import Target
 from patchnpack.packer import Frames, Packing, PatchSizes, ScheduledDrop, ScheduledResolution, Views
 from patchnpack.packer.binpacking.pricing.prices import Prices
 from patchnpack.packer.config import TOKEN_DROPS
@@ -26,6 +31,7 @@ _COMPRESSIONS: dict[StoreKind, tuple[str | None, ...]] = {"images": (None,), "pa
 _KINDS: dict[str, Callable[..., Any]] = {
     **{kind.__name__: kind for kind in (*RESOLUTIONS, *TOKEN_DROPS, Frames, PatchSizes, Prices, Packing)},
     Views.__name__: lambda groups: Views(*groups),
+    **{kind.__name__: kind for kind in (Boxes, Keypoints, Map, Mask, Polygons)},
 }
 
 
@@ -66,6 +72,7 @@ class Recipe:
         label: None, or the member (and field) that holds the label.
         classes: index of each class name; None where labels are numbers.
         extras: members that batches return.
+        targets: what batches return of each image besides, by name.
         max_pixels, max_bytes, truncated, on_bad: as for `ErrorPolicy`; they decide which images are bad, and what these
             leave out.
         decode: the name of a `decode` function that decided, too; None without one.
@@ -91,6 +98,7 @@ class Recipe:
     label: str | None
     classes: dict[str, int] | None
     extras: tuple[str, ...]
+    targets: dict[str, Target]
     max_pixels: int
     max_bytes: int
     truncated: Literal["skip", "keep"]
@@ -108,6 +116,13 @@ class Recipe:
                 f"convert is {self.packing.convert!r}, a function, which the recipe of a packed folder cannot hold; "
                 "give 'scale', 'exact' or 'window:LOW:HIGH', or convert the files first"
             )
+        for name, target in self.targets.items():
+            if callable(decode := getattr(target, "decode", None)):
+                raise ValueError(
+                    f"targets[{name!r}] has decode={decode!r}, a function, which the recipe of a packed folder cannot "
+                    "hold; give the target to the loader, not to the job: packs of store='images' keep all members of "
+                    "shards, and those that extras= names of a data set"
+                )
         if self.compression not in _COMPRESSIONS["patches"]:
             raise ValueError(f"compression is {self.compression!r}; it must be 'lz4', 'zstd', or None")
         if self.compression not in _COMPRESSIONS[self.store]:
@@ -121,7 +136,8 @@ class Recipe:
     def from_plain(cls, values: dict[str, Any]) -> Recipe:
         """Return the recipe of a file's values. Raises KeyError, TypeError or ValueError if they are not a recipe."""
         given = {field.name: _from_plain(values[field.name]) for field in dataclasses.fields(cls)}
-        return cls(**given | {name: tuple(given[name]) for name in ("extras", "formats")})
+        targets = {name: _from_plain(target) for name, target in values["targets"].items()}
+        return cls(**given | {name: tuple(given[name]) for name in ("extras", "formats")} | {"targets": targets})
 
 
 def changes_grids(packing: Packing) -> str | None:
@@ -173,11 +189,13 @@ def _plain(value: Any) -> Any:
         return {"kind": type(value).__name__, **fields}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     return value
 
 
 def _from_plain(value: Any) -> Any:
-    if isinstance(value, dict) and "kind" in value:
+    if isinstance(value, dict) and isinstance(value.get("kind"), str):  # a class may be called "kind", too
         fields = {name: _from_plain(item) for name, item in value.items() if name != "kind"}
         return _KINDS[value["kind"]](**fields)
     if isinstance(value, list):

@@ -48,6 +48,8 @@ from patchnpack.loaders.remote.storage import Folder, check_writable, open_folde
 from patchnpack.loaders.shards.patterns import ShardNames
 from patchnpack.loaders.shards.sample_rule import Sample
 from patchnpack.loaders.sources.dataset_source import DatasetSource
+from patchnpack.loaders.targets.objects import ObjectTarget
+from patchnpack.loaders.targets.target import Target, members_of
 from patchnpack.packer import Packing, PatchSizes, Plan
 from patchnpack.packer.checks import check_whole
 from patchnpack.packer.convert import name_of_function
@@ -75,6 +77,8 @@ class Job:
         compression: of a patch store: None, "lz4" or "zstd". Compressed packs are copied when they are read.
         label, classes, extras: as for `PackedImageLoader`, except functions. A patch store keeps only these; so does an
             image store of a data set. Other image stores keep all members, and these are the defaults of its loaders.
+        targets: as for `PackedImageLoader`. A patch store keeps them as they are trained on; an image store keeps the
+            members that they are read from, and these are the targets of its loaders if they are given no others.
         decode, formats: as for `PackedImageLoader`. The recipe holds the names of functions and classes, not their
             code. A loader of an image store needs them again, one of a patch store does not.
         pages: "first" or "error": what becomes of files with several pages, as for `PackedImageLoader`.
@@ -109,6 +113,7 @@ class Job:
     label: str | None = None
     classes: Classes = None
     extras: Sequence[str] = ()
+    targets: Mapping[str, Target] | None = None
     decode: Decode | None = None
     formats: Mapping[str, ImageReader] | None = None
     pages: Pages = "first"
@@ -146,6 +151,8 @@ class Job:
                 "--block (block=), the packs of a step over all ranks, or a multiple"
             )
         check_writable(self.folder)
+        if self.store == "images":
+            self._check_kept_members()
         self._check_folder()
         _ = self.recipe, self._context
 
@@ -189,6 +196,7 @@ class Job:
             label=self.label,
             classes=self.classes,
             extras=self.extras,
+            targets=self.targets,
             path=self.path,
             root=self.root,
             sizes=self.sizes,
@@ -242,6 +250,7 @@ class Job:
             label=label,
             classes=None if classes is None else dict(classes),
             extras=tuple(loader.context.extras),
+            targets=dict(loader.context.targets),
             max_pixels=self.errors.max_pixels,
             max_bytes=self.errors.max_bytes,
             truncated=self.errors.truncated,
@@ -261,7 +270,7 @@ class Job:
 
     def _default_part_packs(self) -> int:
         plans = self._loader.steps().order.stream_plans(0, 0)
-        each = self._store.pack_bytes(self._loader.packing, self.index, plans)
+        each = self._store.pack_bytes(self._loader.packing, self._loader.context.targets, self.index, plans)
         # A power of two: batches of 2, 4, 8 ... consecutive packs then lie in one file and need no copy.
         return 1 << (max(1, _PART_BYTES // max(1, each)).bit_length() - 1)
 
@@ -318,6 +327,17 @@ class Job:
             return False
         self._finish()
         return True
+
+    def _check_kept_members(self) -> None:
+        """Raise ValueError if a target reads files that a table of paths names, which an image store would not keep."""
+        index = self.index
+        for name, target in self._loader.context.targets.items():
+            for member in members_of(target):
+                if not isinstance(target, ObjectTarget) and any(index.files) and index.kinds.get(member) == "txt":
+                    raise ValueError(
+                        f"target {name!r} reads the files that the column {member!r} names, and store='images' keeps "
+                        "the texts of a table alone; choose store='patches', or write shards that hold these files"
+                    )
 
     def _check_folder(self) -> None:
         """Raise ValueError if the folder holds something else."""

@@ -20,6 +20,7 @@ from patchnpack.loaders.members import encode_member
 from patchnpack.loaders.packed_loader import PackedImageLoader
 from patchnpack.loaders.packs.folder import PackedFolder
 from patchnpack.loaders.packs.recipe import PARTS, as_json
+from patchnpack.loaders.prepacking.target_members import target_members
 from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.remote.storage import Folder, check_writable, open_folder
 from patchnpack.loaders.shards.keys import escape_extension, escape_key, unused
@@ -67,8 +68,9 @@ def unpack(
 
     From an image store come the encoded images, byte for byte, with all members of their samples. From a patch store
     come pixels as PNG, or as .npy where they are no 8-bit colours, at the size that the packing gave them and with
-    dropped patches black, labels, and extras. Each shard is whole or absent; a second run writes the missing ones. A
-    loader reads the keys of the source from them, even keys that cannot be names of files (see `escape_key`).
+    dropped patches black, labels, extras, and targets as `target_members` says. Each shard is whole or absent; a second
+    run writes the missing ones. A loader reads the keys of the source from them, even keys that cannot be names of
+    files (see `escape_key`).
 
     Args:
         source: the packed folder, a local path or an address.
@@ -191,6 +193,7 @@ def _pixels(
     )
     for batch in loader:
         extras = {name: [value for pack in packs_of for value in pack] for name, packs_of in batch.extras.items()}
+        targets = target_members(batch, packs.recipe.targets, [*extras, "cls", "json"])
         packs_and_samples = zip(*(column.tolist() for column in batch.samples.nonzero().T), strict=True)
         where = [(b, int(batch.samples[b, j]), int(batch.frames[b, j])) for b, j in packs_and_samples]
         images = zip(where, enumerate(batch.images()), strict=True)
@@ -204,6 +207,9 @@ def _pixels(
                 for frame, _, image in several:
                     extension, data = _encoded(image.pixels(), packs.recipe.packing)
                     members.append((extension if len(several) == 1 else f"{frame}.{extension}", data))
+                for frame, number, _ in several:
+                    prefix = "" if len(several) == 1 else f"{frame}."
+                    members += [(prefix + name, data) for name, data in targets[number]]
                 _, number, image = several[0]
                 members += _label(image.label)
                 for name, values in extras.items():

@@ -191,6 +191,7 @@ def _settle(folder: PackedFolder, given: LoaderOptions) -> LoaderOptions:
         label=given.label,
         classes=given.classes,
         extras=given.extras,
+        targets=given.targets or {},
         transform=given.transform,
     )
     for name in ("max_pixels", "max_bytes"):
@@ -199,12 +200,16 @@ def _settle(folder: PackedFolder, given: LoaderOptions) -> LoaderOptions:
                 f"{name} is {getattr(given.policy, name)}, and the packs in {where!r} were planned with "
                 f"{getattr(recipe, name)}; pack again with this limit"
             )
+    targets = given.targets or recipe.targets
+    if not folder.store.keeps_samples:
+        targets = {name: recipe.targets[name] for name in targets}  # as their members are spelled there
     own_label = given.label is None and given.classes is None
     return given.settled(
         packing=recipe.packing,
         label=recipe.label if given.label is None else given.label,
         classes=recipe.classes if own_label else given.classes,
         extras=given.extras or recipe.extras,
+        targets=targets,
         block=given.block if recipe.block is None else recipe.block,
         num_streams=recipe.num_streams,
     )

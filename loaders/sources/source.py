@@ -118,7 +118,7 @@ def indexed_context(source: Source, buffers: BufferPool, *, decodes: bool = True
         buffers=buffers,
         errors=options.policy,
         user_decode=options.decode,
-        targets=indexed_targets(options.targets, index) if decodes else {},
+        targets=indexed_targets(options.targets, index) if decodes else dict(options.targets or {}),
         formats=in_order(user_formats(options.formats), index.formats) if decodes else (),
     )
 

@@ -122,6 +122,11 @@ class ObjectTarget:
         """Whether the objects are boxes; otherwise they are points."""
         return False
 
+    @property
+    def has_outlines(self) -> bool:
+        """Whether the points of an object are its outline."""
+        return False
+
     def decoded(self, read: Read, source: Source) -> Objects:
         """Return the objects of a whole image, in pixels of the upright image. Raises BadImage."""
         values = read_field(read, self.member)

@@ -41,6 +41,11 @@ class Polygons(ObjectTarget):
         ObjectTarget.__post_init__(self)
         check_share("min_visible", self.min_visible)
 
+    @property
+    def has_outlines(self) -> bool:
+        """Whether the points of an object are its outline."""
+        return True
+
     def kept(self, objects: Objects, extent: tuple[int, int]) -> Objects:
         """Return the polygons of which some area lies in an image of (width, height) pixels."""
         marked = _marked(objects, extent)

@@ -31,6 +31,7 @@ from patchnpack.packer.batch.canvas import (
     text_on,
     write,
 )
+from patchnpack.packer.batch.overlays import HasTargets, Overlays, overlays_of, thumbs
 from patchnpack.packer.batch.packed_image import PackedImage
 from patchnpack.packer.text import counted, floor_percent
 
@@ -42,14 +43,12 @@ _THUMBS, _FRAME, _CAPTION, _CARD_GAP = (240, 200, 160, 120), 4, 132, 20
 _OUTLINE, _OUTLINE_TAB = 8, 22  # around the images of a sample, and above them for its name
 
 
-class Drawable(Protocol):
+class Drawable(HasTargets, Protocol):
     """What drawing needs of a `PackedBatch`."""
 
     patches: torch.Tensor
-    segment_ids: torch.Tensor
     image_mask: torch.Tensor
     keys: list[list[str]]
-    patch_size: int
 
     @property
     def num_images(self) -> int: ...
@@ -72,7 +71,9 @@ def draw_packs(
     [1]       [ 2 ]        the images, assembled from patches and coords, at one scale; hatched: dropped tokens
     ```
 
-    The images of a sample that has several are outlined together, and each names its frame.
+    The images of a sample that has several are outlined together, and each names its frame. Masks are tinted over the
+    images, a colour per class except 0, and grey where they say nothing; boxes, outlines and visible points are drawn
+    in them with the number of their class. A second mask, and each map, is a picture of its own beside the image.
 
     Args:
         batch: transparent pixels of RGBA patches are drawn over white. Patches of other types or bands are drawn as
@@ -118,13 +119,16 @@ def draw_packs(
     packs = [list(islice(walk, count)) for count in batch.image_mask[:max_packs].sum(1).tolist()]
     segments = batch.segment_ids[:max_packs].cpu().numpy()
     patches = batch.patches[:max_packs].reshape(len(packs), L, P, P, channels).cpu().numpy()
-    scale = _thumb_scale(packs, P, room)
+    walk_overlays = overlays_of(batch)
+    drawn = [list(islice(walk_overlays, len(pack))) for pack in packs]
+    pictures = max((overlays.pictures for pack in drawn for overlays in pack), default=1)
+    scale = _thumb_scale(packs, P, room, pictures)
 
     panels = [_header(batch, room, any(_dropped(image) for pack in packs for image in pack))]
     for b, pack in enumerate(packs):
         panels.append(_title(b, pack, L, room))
         panels.append(_strip(patches[b], segments[b], room))
-        panels.extend(_gallery(pack, classes, scale, room))
+        panels.extend(_gallery(pack, drawn[b], classes, scale, room))
     if left := len(batch.keys) - len(packs):
         panels.append(_line([(f"and {left} more {'pack' if left == 1 else 'packs'}", 17, FAINT)], room))
     return _stack(panels, width)
@@ -235,14 +239,19 @@ def _tab_width(number: int) -> int:
     return int(font(13).getlength(_tab_text(number))) + 11
 
 
-def _gallery(pack: list[PackedImage], classes: Sequence[str] | None, scale: float, room: int) -> list[Image.Image]:
+def _gallery(
+    pack: list[PackedImage], drawn: list[Overlays], classes: Sequence[str] | None, scale: float, room: int
+) -> list[Image.Image]:
     """The images of one pack in rows, each above its caption; those of one sample are outlined together."""
     counts = Counter(image.sample for image in pack)
     several = len(counts) < len(pack)
     edge, top = (_OUTLINE, _OUTLINE_TAB) if several else (0, 0)
     rows: list[list[tuple[int, Image.Image]]] = []
     left = 0
-    cards = [_card(n, image, classes, scale, frame=counts[image.sample] > 1) for n, image in enumerate(pack, 1)]
+    cards = [
+        _card(n, image, overlays, classes, scale, frame=counts[image.sample] > 1)
+        for n, (image, overlays) in enumerate(zip(pack, drawn, strict=True), 1)
+    ]
     for sample, group in groupby(zip(pack, cards, strict=True), lambda each: each[0].sample):
         whole = [card for _, card in group]
         wide = sum(card.width + _CARD_GAP for card in whole) - _CARD_GAP
@@ -275,21 +284,34 @@ def _gallery(pack: list[PackedImage], classes: Sequence[str] | None, scale: floa
     return pictures
 
 
-def _card(number: int, image: PackedImage, classes: Sequence[str] | None, scale: float, *, frame: bool) -> Image.Image:
+def _card(
+    number: int,
+    image: PackedImage,
+    overlays: Overlays,
+    classes: Sequence[str] | None,
+    scale: float,
+    *,
+    frame: bool,
+) -> Image.Image:
     (gw, gh), colour = image.grid, colour_of(number)
-    thumb = _thumb(image, scale)
+    pictures = thumbs(image, overlays, scale)
+    wide, high = sum(each.width + _FRAME for each in pictures) + _FRAME, pictures[0].height + 2 * _FRAME
     captions = [_shorten(image.key), f"{gw}x{gh} patches", f"{len(image.coords)} of {gw * gh} tokens"]
     if classes is not None:
         captions.insert(1, _class_name(image, classes))
     if frame:
         captions.insert(1, f"frame {image.frame}")
+    captions += overlays.captions()
     badge = int(font(15).getlength(str(number))) + 10
-    wide = max(_CAPTION, thumb.width + 2 * _FRAME, badge + 6 + int(font(15).getlength(printable(captions[0]))) + 1)
-    top = thumb.height + 2 * _FRAME + 6
-    card = Image.new("RGB", (wide, top + 20 * len(captions)), PAPER)
+    least = max(_CAPTION, badge + 6 + int(font(15).getlength(printable(captions[0]))) + 1)
+    top = high + 6
+    card = Image.new("RGB", (max(wide, least), top + 20 * len(captions)), PAPER)
     draw = ImageDraw.Draw(card)
-    draw.rectangle((0, 0, thumb.width + 2 * _FRAME - 1, thumb.height + 2 * _FRAME - 1), colour)
-    card.paste(thumb, (_FRAME, _FRAME))
+    draw.rectangle((0, 0, wide - 1, high - 1), colour)
+    x = _FRAME
+    for picture in pictures:
+        card.paste(picture, (x, _FRAME))
+        x += picture.width + _FRAME
     draw.rounded_rectangle((0, top, badge - 1, top + 18), 3, colour)
     write(draw, 5, top + 1, str(number), 15, text_on(colour))
     write(draw, badge + 6, top + 1, captions[0], 15, INK)
@@ -298,29 +320,19 @@ def _card(number: int, image: PackedImage, classes: Sequence[str] | None, scale:
     return card
 
 
-def _thumb(image: PackedImage, scale: float) -> Image.Image:
-    """The image assembled from its patches at `scale` pixels per patch; dropped patches are hatched."""
-    (gw, gh), P = image.grid, image.patch_size
-    size = max(2, round(gw * scale)), max(2, round(gh * scale))
-    kept = np.zeros((gh, gw), np.uint8)
-    x, y = image.coords.cpu().numpy().T
-    kept[y, x] = 255
-    pixels = np.asarray(rgb(image.pixels())).copy()
-    pixels[np.repeat(np.repeat(kept == 0, P, 0), P, 1)] = GROUND
-    thumb = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
-    mask = Image.fromarray(kept).resize(size, Image.Resampling.NEAREST)
-    return Image.composite(thumb, Image.fromarray(hatch(size[1], size[0], back=True)), mask)
+def _thumb_scale(packs: list[list[PackedImage]], P: int, room: int, pictures: int) -> float:
+    """Pixels per patch, the largest at which each pack's images fit in one row, within limits.
 
-
-def _thumb_scale(packs: list[list[PackedImage]], P: int, room: int) -> float:
-    """Pixels per patch, the largest at which each pack's images fit in one row, within limits."""
+    An image has `pictures` pictures beside each other, which fit in any case.
+    """
     grids = [[image.grid for image in pack] for pack in packs]
     longest = max((max(grid) for pack in grids for grid in pack), default=1)
     for limit in _THUMBS:
         scale = min(P, limit / longest)
-        if all(sum(max(_CAPTION, gw * scale + 2 * _FRAME) + _CARD_GAP for gw, _ in pack) <= room for pack in grids):
+        wide = [[gw * scale * pictures + (1 + pictures) * _FRAME for gw, _ in pack] for pack in grids]
+        if all(sum(max(_CAPTION, each) + _CARD_GAP for each in pack) <= room for pack in wide):
             break
-    return scale
+    return min(scale, (room - 2 * _OUTLINE - (1 + pictures) * (1 + _FRAME)) / (pictures * longest))
 
 
 def _header(batch: Drawable, room: int, dropped: bool) -> Image.Image:

@@ -38,6 +38,7 @@ class PackedObjects:
         counts: int32 (B, K), objects of each image; 0 where there is no image.
         counts_list: objects of each of the N images, as Python ints.
         points_list: points of each of the N images, as Python ints; None without points.
+        outlines: whether the points of an object are its outline, in order, as those of `Polygons`.
     """
 
     labels: torch.Tensor
@@ -49,6 +50,7 @@ class PackedObjects:
     visible: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
     points_list: list[int] | None = field(default=None)  # counted if None
+    outlines: bool = False
 
     def __post_init__(self) -> None:
         n = sum(self.counts_list)
@@ -103,6 +105,7 @@ class PackedObjects:
             counts=counts,
             counts_list=_where(self.counts_list, kept),
             points_list=None if self.points_list is None else _where(self.points_list, kept),
+            outlines=self.outlines,
         )
 
 

@@ -18,10 +18,12 @@ from patchnpack.cli.options.flags import (
     takes_packing,
     whole_flag,
 )
+from patchnpack.cli.options.targets import takes_targets
 from patchnpack.cli.progress import progress_bar
 from patchnpack.cli.sources import open_source, packing_of
 
 if TYPE_CHECKING:
+    from patchnpack.loaders.targets.target import Target
     from patchnpack.packer import Packing
 
 
@@ -51,6 +53,15 @@ def shard(
     members: Annotated[
         str, typer.Option(help="Extensions of other files to store with each image, separated by semicolons.")
     ] = "txt;json;cls",
+    member: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--member",
+            metavar="NAME[=FOLDER]",
+            help="Member to store with each image besides --members: seg.png for a.seg.png beside a.jpg, or "
+            "seg.png=masks for masks/a.png; with seg.png='masks/*_mask.png', * is the image's name. May be repeated.",
+        ),
+    ] = None,
     seed: Seed = 0,
     shuffle: Annotated[bool, typer.Option(help="Write the images in random order.")] = True,
 ) -> None:
@@ -59,12 +70,21 @@ def shard(
     patchnpack shard photos -o shards --validation 0.1
 
     patchnpack shard pages -o shards --sample 'key:(.+)_[0-9]+'
+
+    patchnpack shard images -o shards --member seg.png=masks
     """
     from patchnpack.loaders import write_shards
     from patchnpack.loaders.shards.folders.image_folder import count_by_extension
     from patchnpack.loaders.shards.folders.writer import CLASSES
     from patchnpack.packer.text import counted
 
+    named = [text.partition("=") for text in member or ()]
+    for text, (name, equals, of) in zip(member or (), named, strict=True):
+        if not name or (equals and not of):
+            raise ValueError(f"--member is {text!r}; give NAME or NAME=FOLDER, such as seg.png=masks")
+    names = [name for name, _, _ in named]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"--member names {twice!r} twice; give each member once")
     with progress_bar("writing shards") as progress:
         written = write_shards(
             folder,
@@ -74,7 +94,8 @@ def shard(
             folders=folders,  # type: ignore[arg-type]  # write_shards checks it
             classes=classes,
             image=image,
-            members=members.split(";") if members else (),
+            members=[*(members.split(";") if members else ()), *(name for name, equals, _ in named if not equals)],
+            member_folders={name: of for name, equals, of in named if equals},
             sample=sample,
             seed=seed if shuffle else None,
             progress=progress,
@@ -90,6 +111,8 @@ def shard(
         typer.echo(f"{out / CLASSES}: {len(written.classes)} classes: {names}")
     if written.members:
         typer.echo(f"{out}: members of the images: {count_by_extension(written.members)}")
+    for name, count in written.lacking.items():
+        typer.echo(f"{out}: {counted(count, 'image')} without a {name} member, which loaders with targets refuse")
     left_out = [count_by_extension(written.left_out)] if written.left_out else []
     left_out += [f"{written.hidden} hidden"] if written.hidden else []
     left_out += [f"{written.loops} links to a folder that they lie in"] if written.loops else []
@@ -150,12 +173,14 @@ def make_index(
 
 @takes_packing
 @takes_images
+@takes_targets
 def show(
     context: typer.Context,
     shards: Shards,
     *,
     packing: Packing,
     images: ImageOptions,
+    targets: dict[str, Target],
     out: Annotated[Path, typer.Option("-o", "--out", help="Picture to write, a .png file.")] = Path("packs.png"),
     packs: Annotated[int, whole_flag("Number of packs to draw.")] = 2,
     width: Annotated[int, whole_flag("Width of the picture in pixels.")] = 1600,
@@ -167,7 +192,11 @@ def show(
 ) -> None:
     """Draw packs as rows of patches and, below each pack, its images reassembled from patches and coords.
 
+    Masks are tinted over the images, maps are beside them, and boxes, outlines and points are drawn in them.
+
     patchnpack show 'train-{000000..000009}.tar' -o packs.png --seq-len 256
+
+    patchnpack show 'train-{000000..000009}.tar' --mask mask=seg.png --boxes boxes=json:objects.bbox,format=xywh
     """
     from patchnpack.loaders import PackedImageLoader
     from patchnpack.packer.batch.drawing import draw_packs
@@ -186,6 +215,7 @@ def show(
         seed=seed,
         label=label,
         classes=classes,
+        targets=targets,
         pages=pages,  # type: ignore[arg-type]  # the loader checks it
         prefetch=1,
         storage_options=images.storage_options,

@@ -12,11 +12,13 @@ import typer
 from patchnpack.cli.options.arguments import Classes, Label, Pages, Seed, Shards, Storage
 from patchnpack.cli.options.flags import ImageOptions, takes_images, takes_packing_but_lookahead, whole_flag
 from patchnpack.cli.options.parsers import parse_storage_options
+from patchnpack.cli.options.targets import takes_targets
 from patchnpack.cli.progress import progress_bar
 from patchnpack.cli.sources import open_shards
 
 if TYPE_CHECKING:
     from patchnpack.loaders import Manifest
+    from patchnpack.loaders.targets.target import Target
     from patchnpack.packer import Packing
 
 Packs = Annotated[str, typer.Argument(help="A packed folder, a local path or an address.")]
@@ -30,11 +32,13 @@ def add_prepack_commands(app: typer.Typer) -> None:
 
 @takes_packing_but_lookahead
 @takes_images
+@takes_targets
 def pack(
     shards: Shards,
     *,
     packing: Packing,
     images: ImageOptions,
+    targets: dict[str, Target],
     out: Annotated[str, typer.Option("-o", "--out", help="The packed folder, a local path or an address.")],
     lookahead: Annotated[
         int | None,
@@ -103,6 +107,7 @@ def pack(
         label=label,
         classes=classes,
         extras=extra or [],
+        targets=targets,
         decode=images.decode,
         pages=pages,  # type: ignore[arg-type]  # the loader checks it
         errors=ErrorPolicy(max_rate=max_rate, on_bad=on_bad),
@@ -194,6 +199,8 @@ def _summary(manifest: Manifest) -> str:
     labels = f"labels of {recipe.label!r}" if recipe.label is not None else "without labels"
     if recipe.label is None and store_of(recipe.store).keeps_samples:
         labels = "with all members of their samples"
+    if recipe.targets:
+        labels += f", targets {', '.join(recipe.targets)}"
     nbytes = sum(about["nbytes"] for about in manifest.files.values())
     plans = f" in {recipe.epochs} plans" if recipe.epochs > 1 else ""
     images = counted(counts["images"], "image")

@@ -182,6 +182,7 @@ class BatchTargets:
             index=joined("index", np.int64),
             counts=torch.from_numpy(column),
             counts_list=counts_list,
+            outlines=target.has_outlines,
             **places,
         )
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from patchnpack.loaders.packs.arrow_file import MappedFile
 from patchnpack.loaders.packs.patches.patch_part import FIXED, SEVERAL
+from patchnpack.loaders.packs.patches.stored_targets import mapped_targets
 from patchnpack.loaders.shards.reader import ShardReader
 
 # N packs of a record batch
@@ -33,6 +34,7 @@ class Record:
             self.fixed[name] = file.values(values.buffers()[1], values.type.to_pandas_dtype())[: len(values)].reshape(
                 N, -1
             )
+        self.targets = mapped_targets(batch, file)
 
 
 def _used(batch: pa.RecordBatch) -> int:

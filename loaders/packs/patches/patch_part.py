@@ -16,6 +16,7 @@ from patchnpack.loaders.assembly.samples import IndexedBatchContext
 from patchnpack.loaders.members import encode_member
 from patchnpack.loaders.packs.arrow_file import Codec, digest_of, file_bytes
 from patchnpack.loaders.packs.manifest import bad_entry
+from patchnpack.loaders.packs.patches.stored_targets import target_columns
 from patchnpack.loaders.packs.recipe import SCHEMA
 from patchnpack.packer import PackedBatch, Plan
 
@@ -83,6 +84,7 @@ def _record(
             for batch in batches
         ]
         columns[EXTRA + name] = pa.array(members, pa.list_(pa.large_binary()))
+    columns |= target_columns(context.targets, batches)
     bad = [json.dumps([[number, bad_entry(row)] for number, row in builder.bad]) for builder in builders]
     columns["bad"] = pa.array(bad, pa.string())
     columns["lost"] = pa.array([list(builder.lost) for builder in builders], pa.list_(pa.int32()))

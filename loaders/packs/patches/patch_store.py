@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -18,15 +18,17 @@ from patchnpack.loaders.packs.arrow_file import Codec
 from patchnpack.loaders.packs.manifest import Manifest
 from patchnpack.loaders.packs.patches.patch_part import patch_part
 from patchnpack.loaders.packs.patches.stored_batch import StoredBatchContext
+from patchnpack.loaders.packs.patches.stored_targets import target_bytes
 from patchnpack.loaders.packs.recipe import Recipe
 from patchnpack.loaders.packs.stored_index import Places
 from patchnpack.loaders.shards.member_names import find_member
 from patchnpack.loaders.shards.reader import ShardReader
+from patchnpack.loaders.targets.target import Target, members_of, renamed, settings_of
 from patchnpack.packer import Packing, Plan
 
 
 class PatchStore:
-    """The `PackStore` that keeps packs as they are trained on: patches, labels and the extras that were asked for."""
+    """The `PackStore` that keeps packs as they are trained on: patches, labels, and what else was asked for."""
 
     keeps_samples = False
 
@@ -38,9 +40,10 @@ class PatchStore:
         """Return the number of plans: each has parts of its own."""
         return recipe.epochs
 
-    def pack_bytes(self, packing: Packing, index: Index, plans: Iterator[Plan]) -> int:
-        """Return the bytes of a pack's patches, at the largest patch size."""
-        return packing.seq_len * max(packing.token_bytes(size) for size in packing.patch_sizes)
+    def pack_bytes(self, packing: Packing, targets: Mapping[str, Target], index: Index, plans: Iterator[Plan]) -> int:
+        """Return the bytes of a pack's patches and targets, at the largest patch size."""
+        L, P = packing.seq_len, max(packing.patch_sizes)
+        return L * packing.token_bytes(P) + target_bytes(targets.values(), L, P)
 
     def part_file(
         self, plan: Plan, context: IndexedBatchContext, compression: Codec
@@ -59,9 +62,10 @@ class PatchStore:
         label: Label,
         classes: Classes,
         extras: Sequence[str],
+        targets: Mapping[str, Target],
         transform: Transform | None,
     ) -> None:
-        """Raise ValueError for a transform, another label, or extras that the packs do not hold."""
+        """Raise ValueError for a transform, another label, or extras or targets that the packs do not hold."""
         if transform is not None:
             raise ValueError(
                 f"transform= cannot be given for the packs in {where!r}, which are made: leave it out, or pack with "
@@ -78,6 +82,13 @@ class PatchStore:
                 f"extras asks for {missing[0]!r}, and the packs in {where!r} hold {list(recipe.extras)}; pack again "
                 "with it"
             )
+        for name, target in targets.items():
+            if not _is_stored(target, recipe.targets.get(name)):
+                held = ", ".join(f"{of}={settings_of(each)}" for of, each in recipe.targets.items()) or "none"
+                raise ValueError(
+                    f"targets asks for {name}={settings_of(target)}, and the packs in {where!r} hold the targets "
+                    f"{held}; leave it out, or pack again with it"
+                )
 
     def labels(
         self, manifest: Manifest, index: Index, reader: ShardReader, label: Label, classes: Classes
@@ -106,3 +117,12 @@ class PatchStore:
     def draw_seed(self, recipe: Recipe, seed: int) -> int:
         """Return the recipe's seed: the kept tokens were drawn when the packs were written."""
         return recipe.seed
+
+
+def _is_stored(target: Target, stored: Target | None) -> bool:
+    """Return whether two targets are the same, however the members are spelled."""
+    if stored is None:
+        return False
+    members = members_of(stored)
+    spelled = renamed(target, lambda name: find_member(name, members) or name)
+    return bool(spelled == stored or settings_of(spelled) == settings_of(stored))  # NaN is not equal to itself

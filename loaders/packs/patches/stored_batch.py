@@ -20,6 +20,7 @@ from patchnpack.loaders.order.order import Pack
 from patchnpack.loaders.packs.patches.mapped_parts import Maps, Record
 from patchnpack.loaders.packs.patches.patch_part import EXTRA, SEVERAL, has_several
 from patchnpack.loaders.packs.patches.stored_order import StoredPlan
+from patchnpack.loaders.packs.patches.stored_targets import read_targets
 from patchnpack.packer import PackedBatch
 
 # B packs in a batch, L token slots in a pack, K images in a pack at most, D values in a target
@@ -146,6 +147,7 @@ class StoredBatchBuilder:
         }
         arrays: dict[str, np.ndarray] = {}
         run = self._run_of(found)
+        in_map = run is not None and not context.compressed
         if run is not None and not context.compressed:
             record, rows = run
             patches = record.patches[rows].reshape(B, L, -1)
@@ -165,7 +167,9 @@ class StoredBatchBuilder:
         self.without_label = count_absent(arrays["labels"][mask])
         self.multi_page = int((context.index.pages[arrays["rows"][mask]] != 1).sum())
         keys, extras = self._keys_and_extras(found)
+        places = [None if stored is None else (stored[0].targets, stored[1]) for stored in found]
         fields: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        fields |= read_targets(context.targets, places, mask, L, P, in_map=in_map)
         return PackedBatch(
             patches=torch.from_numpy(patches.view(packing.dtype)),
             image_mask=torch.from_numpy(mask),

@@ -76,27 +76,27 @@ class ImageFolder:
     pairs: list[tuple[str, str]] = field(default_factory=list)
 
     def name(self, path: str) -> str:
-        """Return the name of a file or folder below for a message."""
-        return repr(f"{self.root.rstrip('/')}/{path}")
+        """Return the name of a file or folder below, or of an absolute path, for a message."""
+        return repr(path if os.path.isabs(path) else f"{self.root.rstrip('/')}/{path}")
 
 
 def read_image_folder(
     folder: Path,
     extensions: Sequence[str] = EXTENSIONS,
     members: Sequence[str] = ("txt", "json", "cls"),
-    without: Path | None = None,
+    without: Sequence[Path] = (),
 ) -> ImageFolder:
     """Find the images below a folder; no image is opened.
 
     A sample is an image and the files beside it that begin with the image's name without extension, a dot, and end in
-    an extension of `members` or of images: `a.jpg`, `a.txt`, `a.seg.png`. So `a.seg.png` is an image of its own only
-    where there is no image `a`. Links to files and folders are followed.
+    an extension of `members` or of images, or go on as a whole name in `members`: `a.jpg`, `a.txt`, `a.seg.png`. So
+    `a.seg.png` is an image of its own only where there is no image `a`. Links to files and folders are followed.
 
     Args:
         folder: the folder.
         extensions: extensions of images, in lower case.
-        members: extensions of other members, in lower case.
-        without: a folder that is passed over where it lies below, such as the one that the shards are written to.
+        members: extensions of other members, in lower case, or their whole names, such as "seg.npy".
+        without: folders that are passed over where they lie below, such as the one that the shards are written to.
 
     Raises:
         FileNotFoundError: the folder does not exist, or a link leads nowhere.
@@ -167,7 +167,7 @@ def folders_that_are_no_classes(found: ImageFolder, names: Collection[str]) -> s
         return (
             f"{image} and {mask} look like images and their masks or labels, not like classes: move each mask beside "
             "its image, as NAME.seg.png beside NAME.jpg, which makes it a member of the image's sample; or name only "
-            "the folder of the images"
+            f"the folder of the images, for shards with masks: patchnpack shard {image} --member seg.png={mask}"
         )
     if names and {name.lower() for name in names} <= _SPLITS:
         listed = ", ".join(map(repr, sorted(names)))
@@ -196,7 +196,7 @@ def remedy_for_videos(counts: Mapping[str, int]) -> str:
     return "give sample='members' to use the frames of videos, " if is_video else ""
 
 
-def walk_folder(folder: Path, found: ImageFolder, without: Path | None = None) -> Iterator[tuple[str, list[str]]]:
+def walk_folder(folder: Path, found: ImageFolder, without: Sequence[Path] = ()) -> Iterator[tuple[str, list[str]]]:
     """Yield each folder's path below `folder` and its files, for `find_images`; note what is not looked into.
 
     Raises:
@@ -206,7 +206,7 @@ def walk_folder(folder: Path, found: ImageFolder, without: Path | None = None) -
         if folder.exists():
             raise ValueError(f"{str(folder)!r} is a file; name the folder that holds the images")
         raise FileNotFoundError(f"folder {str(folder)!r} {absent(str(folder))}; name the folder that holds the images")
-    passed = None if without is None else without.resolve()
+    passed = [path.resolve() for path in without]
 
     def read(parent: Path, path: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, list[str]]]:
         about = parent.stat()
@@ -219,9 +219,10 @@ def walk_folder(folder: Path, found: ImageFolder, without: Path | None = None) -
         for name in [name for name in shown if is_hidden(name)]:
             found.hidden.append(Path(shown.pop(name)))
         below = [name for name, entry in shown.items() if entry.is_dir()]
-        if passed is not None and passed.name in below and parent.resolve() == passed.parent:
-            below.remove(passed.name)
-            del shown[passed.name]
+        for folder in passed:
+            if folder.name in below and parent.resolve() == folder.parent:
+                below.remove(folder.name)
+                del shown[folder.name]
         files = [shown[name] for name in shown.keys() - set(below)]
         _check_links(files)
         note_folders(path, below, found)
@@ -265,10 +266,10 @@ def _samples(
         if name in samples:
             continue
         base = next((part for part in _prefixes(name) if part in stems), None)
-        if base is None or extensions[name] not in wanted:
+        member, path = name[len(base or "") + 1 :].lower(), prefix + name
+        if base is None or not (extensions[name] in wanted or member in wanted):
             left.append(name)
             continue
-        member, path = name[len(base) + 1 :].lower(), prefix + name
         for image in stems[base]:
             if (other := samples[image].setdefault(member, path)) != path:
                 raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from patchnpack.loaders.shards.folders.image_folder import (
     read_image_folder,
     remedy_for_videos,
 )
+from patchnpack.loaders.shards.folders.parallel_folder import add_parallel, checked_member, split_folder
 from patchnpack.loaders.shards.sample_rule import Sample, images_of, is_by_members, sample_rule
 from patchnpack.loaders.shards.tar import IMAGE, read_samples
 from patchnpack.packer.checks import check_whole
@@ -28,6 +29,7 @@ from patchnpack.packer.files import atomic_write
 
 Folders = Literal["auto", "classes", "none"]
 CLASSES = "classes.txt"
+MEMBERS = ("txt", "json", "cls")
 _TRAINING, _VALIDATION = "train", "validation"  # prefixes of shard names
 
 
@@ -43,6 +45,7 @@ class Written:
         classes: class names in the order of their numbers; empty if folders are not classes.
         kept: number of shards that an earlier call had finished.
         members: number of files that are written as members of images, by extension.
+        lacking: number of images without a member of `member_folders`, by extension.
         left_out: number of files that are neither an image nor a member of one, by extension (".md", "no extension").
         hidden: number of hidden files and folders; none is looked into.
         loops: number of links to a folder that they lie in; none is followed.
@@ -55,6 +58,7 @@ class Written:
     classes: list[str]
     kept: int
     members: dict[str, int] = field(default_factory=dict)
+    lacking: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     hidden: int = 0
     loops: int = 0
@@ -81,7 +85,8 @@ def write_shards(
     folders: Folders = "auto",
     classes: str | Path | None = None,
     image: str = IMAGE,
-    members: Sequence[str] = ("txt", "json", "cls"),
+    members: Sequence[str] = MEMBERS,
+    member_folders: Mapping[str, str | Path] | None = None,
     sample: Sample = None,
     seed: int | None = 0,
     num_threads: int | None = None,
@@ -105,8 +110,12 @@ def write_shards(
             an error.
         classes: a file with one class name per line, such as another call's `classes.txt`, that sets the numbers.
         image: extensions of images, separated by ";"; by default those of all formats that a loader reads.
-        members: extensions of further members. Images whose names add to an image's name, such as `a.seg.png` beside
-            `a.jpg`, are members, too.
+        members: extensions of further members, or their whole names, such as "boxes.npy" for `a.boxes.npy` beside
+            `a.jpg`. Images whose names add to an image's name, such as `a.seg.png`, are members, too. Names other than
+            the default ones must be found at least once.
+        member_folders: folders with a member of each image, by its name: with {"seg.png": "masks"}, `masks/b/a.png` is
+            the member `seg.png` of `b/a.jpg`. A * in the last part of a folder is the name of the image without
+            extension: "masks/*_mask.png". A folder of members that lies below `folder` holds no images of its own.
         sample: which images belong together, as for `PackedImageLoader`: "key:REGEX" or a function from a key to a name
             writes the images of a sample as members `1.png`, `2.png` ... of one key, in the natural order of their
             names, and files with the name of the sample as further members. Load such shards with `sample="members"`,
@@ -118,10 +127,10 @@ def write_shards(
         progress: called with (images written, total images).
 
     Raises:
-        FileNotFoundError: the folder does not exist, or a link in it leads nowhere.
-        ValueError: `folder` or `out` is a file; the folder holds no image; with "classes", an image has no class,
-            `classes` lacks it, or a class has no image; `sample` names no sample for an image; or `out` holds shards of
-            other images.
+        FileNotFoundError: a folder does not exist, or a link in it leads nowhere.
+        ValueError: `folder` or `out` is a file; the folder holds no image; a member is found nowhere; with "classes",
+            an image has no class, `classes` lacks it, or a class has no image; `sample` names no sample for an image;
+            or `out` holds shards of other images.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -137,9 +146,12 @@ def write_shards(
     if folders not in get_args(Folders):
         raise ValueError(f"folders is {folders!r}; it must be one of {', '.join(map(repr, get_args(Folders)))}")
     folder, out, rule = Path(folder), Path(out), sample_rule(sample)
-    members = [name.strip().lstrip(".").lower() for name in members]
-    found = _find_images(folder, images_of(image, rule), members, out, is_members=is_by_members(rule))
-    joined = samples_of(found, members, rule)
+    beside, parallel = _checked_members(members, member_folders or {})
+    passed = [out, *(split_folder(given, name)[0] for name, given in parallel.items())]
+    found = _find_images(folder, images_of(image, rule), beside, passed, is_members=is_by_members(rule))
+    lacking = add_parallel(found, parallel)
+    joined = samples_of(found, beside, rule)
+    _check_found(found, joined, beside)
     samples, names = _assign_classes(found, joined, folders, classes)
     if seed is not None:
         samples = [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))]
@@ -158,6 +170,7 @@ def write_shards(
         classes=names,
         kept=len(finished),
         members=dict(Counter(f".{name}" for each in joined for name in each.members)),
+        lacking={f".{name}": count for name, count in lacking.items()},
         left_out=dict(found.left_out),
         hidden=len(found.hidden),
         loops=len(found.loops),
@@ -203,12 +216,42 @@ def _write_all(
                 progress(done, total)
 
 
-def _find_images(folder: Path, image: str, members: Sequence[str], out: Path, *, is_members: bool) -> ImageFolder:
-    """The images below a folder; ValueError if there is none, or if `out` is a file."""
+def _checked_members(
+    members: Sequence[str], folders: Mapping[str, str | Path]
+) -> tuple[list[str], dict[str, str | Path]]:
+    """The names of the members beside images, and the folders of others; ValueError for a name given twice."""
+    if isinstance(members, str):
+        raise ValueError(f"members is {members!r}; give a list of names: members=[{members!r}]")
+    beside = list(dict.fromkeys(map(checked_member, members)))
+    parallel = dict[str, str | Path]()
+    for given, folder in folders.items():
+        if (name := checked_member(given)) in (*beside, *parallel):
+            raise ValueError(f"the member .{name} is given twice; give either it or its folder, once")
+        parallel[name] = folder
+    return beside, parallel
+
+
+def _check_found(found: ImageFolder, joined: list[FolderSample], members: Sequence[str]) -> None:
+    """Raise ValueError for a member that was asked for, and that no image has."""
+    names = {name for each in joined for name in each.members}
+    for member in members:
+        if member not in MEMBERS and not any(name == member or name.endswith(f".{member}") for name in names):
+            first = found.name(found.images[0].path.rpartition(".")[0] + f".{member}")
+            raise ValueError(
+                f"no image has the member .{member}: for the first it would be {first}; correct the name, leave it "
+                f"out, or name the folder of these files, which the command line takes as --member {member}=FOLDER"
+            )
+
+
+def _find_images(
+    folder: Path, image: str, members: Sequence[str], without: Sequence[Path], *, is_members: bool
+) -> ImageFolder:
+    """The images below a folder; ValueError if there is none, or if the first of `without`, `out`, is a file."""
+    out = without[0]
     if out.is_file():
         raise ValueError(f"out is {str(out)!r}, a file; name a folder for the shards")
     extensions = [extension.strip().lstrip(".").lower() for extension in image.split(";")]
-    found = read_image_folder(folder, extensions, members, out)
+    found = read_image_folder(folder, extensions, members, without)
     if not found.images and not found.left_out:
         raise ValueError(f"{str(folder)!r} holds no file, nor do its sub-folders; name the folder of the images")
     if not found.images:

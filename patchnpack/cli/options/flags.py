@@ -47,7 +47,7 @@ ALGORITHMS = (
 )
 
 # Parameters of these classes become flags, so `takes` resolves their annotations without importing the classes.
-_BECOME_FLAGS = {"Packing": object, "TrainConfig": object}
+_BECOME_FLAGS = {"Packing": object, "TrainConfig": object, "Target": object}
 
 
 class FieldFlag(NamedTuple):
@@ -60,6 +60,7 @@ class FieldFlag(NamedTuple):
         parse: makes the value of the field from the value of the flag.
         imports: whether a text may name a function, whose module `parse` imports. Such a text must be typed: a file of
             options, which may come from anywhere, does not import a module.
+        metavar: what `--help` shows for the value, "KEY=VALUE" for a flag that may be repeated.
     """
 
     default: Any
@@ -67,6 +68,7 @@ class FieldFlag(NamedTuple):
     kind: Any = None
     parse: Callable[[Any], Any] | None = None
     imports: bool = False
+    metavar: str | None = None
 
 
 def whole_flag(help: str) -> Any:
@@ -132,7 +134,7 @@ def _check_typed(context: typer.Context | None, name: str, text: str | None) -> 
 def _parameter(name: str, flag: FieldFlag) -> inspect.Parameter:
     kind = flag.kind or type(flag.default)
     makes = {int: whole_flag, int | None: whole_flag, float: _number_flag, float | None: _number_flag}
-    metavar = "KEY=VALUE" if kind == list[str] | None else None
+    metavar = flag.metavar or ("KEY=VALUE" if kind == list[str] | None else None)
     option = makes[kind](flag.help) if kind in makes else typer.Option(help=flag.help, metavar=metavar)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option], default=flag.default

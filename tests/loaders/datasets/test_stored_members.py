@@ -50,6 +50,6 @@ def test_members_that_are_left_out_are_named_once(tmp_path: Path, caplog: pytest
     job.absolute().run()
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [text for text in warnings if "leaves out" in text] == [
-        "the packed folder leaves out the members label of the data set Dataset; name them in label= or extras= to "
-        "keep them"
+        "the packed folder leaves out the members label of the data set Dataset; name them in label=, extras= "
+        "or targets= to keep them"
     ]

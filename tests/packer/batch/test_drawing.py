@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from patchnpack.packer import PackedBatch
-from patchnpack.packer.batch import canvas, drawing
+from patchnpack.packer.batch import canvas, drawing, overlays
 from patchnpack.packer.batch.drawing import draw_html, draw_packs
 from tests.images import cut_patches
 
@@ -98,7 +98,11 @@ def test_image_drawn_at_its_own_size_is_rebuilt_pixel_for_pixel() -> None:
 @pytest.mark.parametrize("scale", [10, P])
 def test_dropped_tokens_are_hatched_without_darkening_neighbours(scale: int) -> None:
     (image,) = batch_of([[plain(6, 5, (250, 250, 250))]], 40, keep=0.5).images()
-    thumb = np.asarray(drawing._thumb(image, scale)).reshape(5, scale, 6, scale, 3).transpose(0, 2, 1, 3, 4)
+    thumb = (
+        np.asarray(overlays.thumbs(image, overlays.Overlays(), scale)[0])
+        .reshape(5, scale, 6, scale, 3)
+        .transpose(0, 2, 1, 3, 4)
+    )
     hatched = (thumb == canvas.STROKE).all(-1).any((2, 3))
     kept = np.zeros((5, 6), bool)
     x, y = image.coords.numpy().T
