@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from patchnpack.models.attention import attention_backend
@@ -169,9 +170,11 @@ class NaViTConfig:
                 raise ValueError(
                     f"{name} has {len(values)} values for {self.channels} channels; give one value, or one per channel"
                 )
+            if not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} is {values}; every value must be a finite number")
             object.__setattr__(self, name, values * (self.channels // len(values)))
         if min(self.std) <= 0:
-            raise ValueError(f"std is {self.std}; every value must be above 0")
+            raise ValueError(f"std is {self.std}; every value must be above 0: `patchnpack stats SHARDS` prints both")
         if self.backend not in ("varlen", "flash"):  # these depend on the device of the tensors
             attention_backend("cpu", backend=self.backend)
 

@@ -119,8 +119,8 @@ def _not_pixels(found: str, row: str) -> str:
     return (
         f"the image of {row} is {found}; it must be bytes, a PIL image, or uint8: an array (height, width, C) or a "
         "tensor (C, height, width). Remove ToTensor, Normalize and resizing from the data set's transform: the loader "
-        "sizes the images, and the model normalizes them. Values of other types or bands need Packing(channels=..., "
-        "dtype=...), or convert="
+        "sizes the images, and the model normalizes them. Values of other bands, or arrays of "
+        f"{', '.join(DTYPES[1:])}, need Packing(channels=..., dtype=...) or convert="
     )
 
 

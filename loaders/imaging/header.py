@@ -179,7 +179,8 @@ def image_header(image: Image.Image | np.ndarray, *, values: bool = False) -> He
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)):
             raise ValueError(
                 f"an image is a {image.dtype} array {image.shape}; it must be uint8 (height, width, 3), or with 1 or 4 "
-                "channels: pass the encoded bytes, or pixels that were not scaled, normalised or transposed"
+                "channels: pass the encoded bytes, or pixels that were not scaled, normalised or transposed. "
+                f"Values of other bands, or {', '.join(DTYPES[1:])}, need Packing(channels=..., dtype=...) or convert="
             )
         bands = image.shape[2] if image.ndim == 3 else 1
         return _header(image.shape[1], image.shape[0], 1, PIXELS)._replace(bands=bands)

@@ -12,7 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from patchnpack import ErrorPolicy, FitTokens, Native, PackedBatch, PackedImageLoader, Packing, pack_stream
+from patchnpack import (
+    ConstantDrop,
+    ErrorPolicy,
+    FitTokens,
+    Native,
+    PackedBatch,
+    PackedImageLoader,
+    Packing,
+    pack_stream,
+)
 from patchnpack.loaders import Job
 from patchnpack.loaders.imaging.values.bands import resize_values
 from patchnpack.models import NaViT, NaViTConfig
@@ -144,6 +153,42 @@ def test_nan_is_a_bad_image_by_name(tmp_path: Path) -> None:
     assert "NaN" in loader.stats()["bad"][0]["reason"]
     mended = packing_of("float32", 1, convert=lambda x: np.nan_to_num(x))
     assert mended.convert is not None
+
+
+def test_detail_of_float_values_decides_which_tokens_stay(tmp_path: Path) -> None:
+    image = np.full((32, 32, 1), 0.25, np.float32)
+    image[8:16, 16:24] = np.random.default_rng(0).random((8, 8, 1)) * 0.01  # one patch with contrast, far below 1
+    shard = shard_of({"a": image}, tmp_path / "a.tar")
+    packing = packing_of("float32", 1, token_drop=ConstantDrop(0.9), fill="none", select="detail")
+    (batch,) = PackedImageLoader(shard, packing, batch_size=1, image="npy")
+    assert [2, 1] in batch.coords[batch.segment_ids > 0].tolist()
+    assert batch.num_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"std": (0.5, -1, 0.5)}, r"std is \(0.5, -1.0, 0.5\); every value must be above 0: `patchnpack stats"),
+        ({"mean": (float("nan"), 0, 0)}, "mean is .*; every value must be a finite number"),
+        ({"std": float("inf")}, "every value must be a finite number"),
+        ({"channels": 5, "mean": (1, 2, 3)}, "mean has 3 values for 5 channels; give one value, or one per channel"),
+    ],
+)
+def test_a_mean_or_std_that_cannot_be_is_refused(fields: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NaViTConfig(num_classes=2, **fields)
+
+
+def test_files_of_other_channels_alone_are_refused_with_the_remedy_before_training(tmp_path: Path) -> None:
+    shard = shard_of({"a": arrays.values("uint16", 5)}, tmp_path / "a.tar")
+    with pytest.raises(
+        ValueError, match=r"it has 5 bands of uint16, and Packing asks for 13 bands of uint16.*--channels"
+    ):
+        PackedImageLoader(shard, packing_of("uint16", 13), batch_size=1, image="npy")
+    with pytest.raises(
+        ValueError, match=r"int16 array .*Values of other bands, or uint16, int16, float32, need Packing"
+    ):
+        list(pack_stream([(arrays.values("int16", 2), 0)], Packing(), batch_size=1))
 
 
 def test_decode_returns_what_the_packing_asks_for(tmp_path: Path) -> None:

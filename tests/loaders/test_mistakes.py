@@ -306,7 +306,7 @@ def test_a_wrong_call_of_a_loader_is_an_error(call: Callable[[PackedImageLoader]
 def test_images_of_an_unsupported_kind_alone_name_the_first_its_reason_and_decode(here: Path) -> None:
     says = (
         r"none of the 3 images can be used: 3 are bad, 0 filtered out by where; the first is '0' in '.*deep.tar': "
-        r"it has 16 bits per channel.*\. To use some, convert the images to 8 bits .* or in Python give decode="
+        r"it has 16 bits per channel.*\. To use some, give the channels and dtype of the files, .* or give decode="
     )
     with pytest.raises(ValueError, match=says):
         load("deep.tar")

@@ -13,6 +13,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,7 +97,8 @@ def frames(data: bytes, wanted: Sequence[int]) -> Iterator[np.ndarray]:
         ValueError: as `header`, or the pixels are damaged, or compressed by a codec that is not read.
     """
     dataset, layout = _read(data, pixels=True)
-    stored = _stored_frames(dataset, layout)
+    with _errors_of_pydicom():
+        stored = _stored_frames(dataset, layout)
     for number in wanted:
         if number >= layout.frames:
             raise ValueError(f"the DICOM file has {layout.frames} frames, not frame {number}")
@@ -118,15 +120,27 @@ def _read(data: bytes, *, pixels: bool) -> tuple[Any, _Layout]:
         raise ValueError(
             "its transfer syntax is deflated, which is not read: its size is unknown before it is unpacked"
         )
+    with _errors_of_pydicom():
+        dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
+        return dataset, _layout(dataset)
+
+
+@contextmanager
+def _errors_of_pydicom() -> Iterator[None]:
+    """Turn what pydicom raises on damaged data into ValueError, with at most the first line of its text.
+
+    pydicom also warns of values that do not follow the standard, and logs them. Filters and settings are those of the
+    process, so one thread at a time changes them.
+    """
+    from pydicom.config import disable_value_validation
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
     try:
-        # pydicom warns of values that do not follow the standard. Filters are those of the process, so one thread at a
-        # time changes them.
-        with _lock, warnings.catch_warnings():
+        with _lock, warnings.catch_warnings(), disable_value_validation():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
-            return dataset, _layout(dataset)
-    except (pydicom.errors.InvalidDicomError, AttributeError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+            yield
+    except (InvalidDicomError, BytesLengthException, AttributeError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
 
 
 def _layout(dataset: Any) -> _Layout:
@@ -183,6 +197,11 @@ def _stored_frames(dataset: Any, layout: _Layout) -> Callable[[int], np.ndarray]
         size = int(np.prod(shape)) * layout.allocated // 8
         if len(pixels) < size * layout.frames:
             raise ValueError(f"it has {len(pixels)} bytes of pixels; its header says {size * layout.frames}")
+
+        if _RAW[syntax] == ">" and layout.allocated == 8 and dataset["PixelData"].VR == "OW":
+            pixels = (
+                np.frombuffer(pixels[: len(pixels) // 2 * 2], ">u2").astype("<u2").tobytes()
+            )  # words of two samples
 
         def raw(number: int) -> np.ndarray:
             kind = np.dtype(_RAW[syntax] + layout.stored.str[1:])

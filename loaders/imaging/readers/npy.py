@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ast
 import io
+import lzma
 import math
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -60,7 +62,7 @@ def npz_header(data: bytes) -> Facts:
     Raises:
         ValueError: as `header`.
     """
-    with _opened(data) as archive:
+    with _opened(data) as archive, _errors_of_zip():
         names = _names(archive)
         return header(_begin(archive, names[0]))._replace(pages=len(names))
 
@@ -70,16 +72,17 @@ def npz_runs(data: bytes) -> Iterator[Run]:
     with _opened(data) as archive:
         for name in _names(archive):
             try:
-                facts = header(_begin(archive, name))
-            except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-                yield ValueError(str(error)), 1
+                with _errors_of_zip():
+                    facts = header(_begin(archive, name))
+            except ValueError as error:
+                yield error, 1
             else:
                 yield facts._replace(pages=1), 1
 
 
 def npz_page(data: bytes, number: int) -> bytes:
     """An array as an .npy file."""
-    with _opened(data) as archive:
+    with _opened(data) as archive, _errors_of_zip():
         names = _names(archive)
         if number >= len(names):
             raise ValueError(f"the .npz file has no array {number}")
@@ -96,10 +99,17 @@ def npz_decode(data: bytes) -> np.ndarray:
 
 
 def _opened(data: bytes) -> zipfile.ZipFile:
-    try:
+    with _errors_of_zip():
         return zipfile.ZipFile(io.BytesIO(data))
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise ValueError(str(error)) from error
+
+
+@contextmanager
+def _errors_of_zip() -> Iterator[None]:
+    """Turn what damaged zip files raise into ValueError: RuntimeError means that a member is encrypted."""
+    try:
+        yield
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"the .npz file is damaged, or of a kind that is not read: {error}") from error
 
 
 def _names(archive: zipfile.ZipFile) -> list[str]:

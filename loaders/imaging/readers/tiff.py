@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from patchnpack.loaders.errors import MAX_PIXELS
 from patchnpack.loaders.imaging.exif import orientation
 from patchnpack.loaders.imaging.readers import by_pil
 from patchnpack.loaders.imaging.readers.codecs import codec
@@ -167,13 +168,13 @@ def values(data: bytes) -> np.ndarray | Image.Image:
     bands, stored = _stored(directory)
     if stored is None:
         return decode(data)
-    samples: np.ndarray = codec("tiff_decode")(_as_samples(data, directory, None))
+    samples: np.ndarray = codec("tiff_decode")(_as_values(data, directory))
     if directory.first(_PLANAR, 1) == 2 and samples.ndim == 3 and samples.shape[0] == bands:
         samples = np.moveaxis(samples, 0, -1)
     if samples.dtype != stored:
         raise ValueError(f"the TIFF's samples are {samples.dtype}, its directory says {stored}")
     if bands == 1 and stored.kind == "u" and directory.first(_PHOTOMETRIC, 1) == _WHITE_IS_ZERO:
-        samples = ~samples
+        samples = stored.type((1 << _bits(directory)[0]) - 1) - samples
     return turned(samples, orientation(data))
 
 
@@ -191,14 +192,19 @@ def _stored(directory: _Directory) -> tuple[int, np.dtype | None]:
     n, bits = directory.first(_SAMPLES, 1), _bits(directory)
     if _unsupported(directory) is None:
         mode = _mode(directory)
+        if (mode, n) in (("L", 2), ("RGB", 4)):  # the last band is no alpha, and no colour either
+            return n, np.dtype(np.uint8)
         return by_pil.bands_of({"RGBa": "RGBA", "La": "LA", "PA": "RGBA"}.get(mode or "", mode or "")), None
     formats = directory.tags[_SAMPLE_FORMAT].values if _SAMPLE_FORMAT in directory.tags else (1,)
     kind = _NUMPY_KINDS.get(formats[0])
-    if len(set(bits)) > 1 or len(set(formats)) > 1 or kind is None or bits[0] not in (8, 16, 32, 64):
+    stored = 16 if kind == "u" and 8 < bits[0] < 16 else bits[0]  # packed bits, which libtiff unpacks
+    if len(set(bits)) > 1 or len(set(formats)) > 1 or kind is None or stored not in (8, 16, 32, 64):
         return 0, None
-    if (kind == "f" and bits[0] == 8) or directory.first(_COMPRESSION, _UNCOMPRESSED) in _NOT_READ:
+    if (kind == "f" and stored == 8) or directory.first(_COMPRESSION, _UNCOMPRESSED) in _NOT_READ:
         return 0, None
-    return n, np.dtype(f"{kind}{bits[0] // 8}")
+    if directory.first(_PHOTOMETRIC, _WHITE_IS_ZERO) == _YCBCR:  # whose colours may have fewer samples
+        return 0, None
+    return n, np.dtype(f"{kind}{stored // 8}")
 
 
 def _pixels(samples: np.ndarray, directory: _Directory, mode: str | None) -> np.ndarray:
@@ -243,10 +249,22 @@ def _as_samples(data: bytes, directory: _Directory, mode: str | None) -> bytes:
 
     PIL rounds CMYK otherwise. Of uncompressed YCbCr, libtiff assumes another subsampling than PIL.
     """
-    changes = {_ORIENTATION: 1} if directory.first(_ORIENTATION, 1) != 1 else {}
     is_raw_ycbcr = mode == "YCbCr" and directory.first(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED
-    if mode == "CMYK" or is_raw_ycbcr:
-        changes[_PHOTOMETRIC] = _RGB
+    return _changed(data, directory, {_PHOTOMETRIC: _RGB} if mode == "CMYK" or is_raw_ycbcr else {})
+
+
+def _as_values(data: bytes, directory: _Directory) -> bytes:
+    """The file, changed so that libtiff returns its samples as they are, whatever they mean."""
+    is_plain = directory.first(_PHOTOMETRIC, _WHITE_IS_ZERO) in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)
+    return _changed(data, directory, {} if is_plain else {_PHOTOMETRIC: _BLACK_IS_ZERO})
+
+
+def _changed(data: bytes, directory: _Directory, changes: dict[int, int]) -> bytes:
+    """The file with these values of tags, and upright. Tiles that take more memory than any image may are refused."""
+    tile = directory.first(_TILE_WIDTH, 1) * directory.first(_TILE_HEIGHT, 1) * directory.first(_SAMPLES, 1)
+    if (nbytes := tile * max(_bits(directory)) // 8) > 4 * MAX_PIXELS:
+        raise ValueError(f"its directory says tiles of {nbytes} bytes; a tile may have at most {4 * MAX_PIXELS}")
+    changes = changes | ({_ORIENTATION: 1} if directory.first(_ORIENTATION, 1) != 1 else {})
     if not changes:
         return data
     changed = bytearray(data)

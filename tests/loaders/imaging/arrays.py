@@ -8,8 +8,13 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
-RNG = np.random.default_rng(0)
-DTYPES = ("uint8", "uint16", "int16", "float32")
+from patchnpack.loaders.imaging.decode_pages import Wanted
+from patchnpack.loaders.imaging.header import Header, header_or_reason
+from patchnpack.loaders.imaging.values.bands import BandRequest
+from patchnpack.loaders.imaging.values.decode_values import decode_pages_of_values, decode_values
+from patchnpack.packer import dtypes
+
+DTYPES = ("uint8", "uint16", "int16", "float32")  # as an index numbers them
 
 
 def values(dtype: str, channels: int, height: int = 33, width: int = 41, seed: int = 0) -> np.ndarray:
@@ -97,9 +102,35 @@ def dicom(frames: list[np.ndarray], syntax: str = "1.2.840.10008.1.2.1", encode:
             delattr(data, name)
         else:
             setattr(data, name, value)
-    raw = b"".join(frame.tobytes() for frame in frames)
+    order: Any = ">" if syntax == "1.2.840.10008.1.2.2" else "<"
+    raw = b"".join(frame.astype(frame.dtype.newbyteorder(order)).tobytes() for frame in frames)
     data.PixelData = encapsulate([encode(frame) for frame in frames]) if encode else raw + b"\0" * (len(raw) % 2)
-    data["PixelData"].VR = "OB" if encode else "OW"
+    data["PixelData"].VR = "OB" if encode or (order == ">" and first.itemsize == 1) else "OW"
     file = io.BytesIO()
     data.save_as(file, enforce_file_format=True)
     return file.getvalue()
+
+
+def header_of(data: bytes) -> Header:
+    """The header of an image of any depth."""
+    return header_or_reason(data)[0]
+
+
+def request_of(header: Header, **changes: Any) -> BandRequest:
+    """A request for the values as they are."""
+    return BandRequest(header.bands, dtypes.DTYPES[header.dtype], None, False)._replace(**changes)
+
+
+def paged(data: bytes, header: Header, wanted: list[Wanted]) -> list[np.ndarray]:
+    """The values of several pages."""
+    found = []
+    for values in decode_pages_of_values(data, wanted, request_of(header)):
+        assert isinstance(values, np.ndarray), values
+        found.append(values)
+    return found
+
+
+def whole(data: bytes, **changes: Any) -> np.ndarray:
+    """All values of an encoded image."""
+    header = header_of(data)
+    return decode_values(data, header, (header.width, header.height), None, request_of(header, **changes))
