@@ -83,10 +83,11 @@ class Detection(Objective):
         (batch,) = batches
         logits_TC, boxes = self.predict(model, batch)
         total, hits = logits_TC.sum() * 0 + boxes.sum() * 0, 0  # also without an image, all parameters have a gradient
-        images = zip(*(each.split(batch.lengths) for each in (logits_TC, boxes, places(batch))), strict=True)
-        for i, image in enumerate(images):
-            known = batch.targets["boxes"].of(i)
-            loss, hit = image_loss(*image, known.boxes / batch.patch_size, known.labels)
+        objects: Any = batch.targets["boxes"]
+        parts = zip(*(each.split(batch.lengths) for each in (logits_TC, boxes, places(batch))), strict=True)
+        for i, (logits, found, place) in enumerate(parts):
+            known = objects.of(i)
+            loss, hit = image_loss(logits, found, place, known.boxes / batch.patch_size, known.labels)
             total, hits = total + loss, hits + hit
         return Outcome(total, torch.tensor(batch.num_images), torch.tensor(hits))
 
@@ -138,10 +139,11 @@ def evaluate(model: NaViT, head: Detection, loader: PackedImageLoader) -> tuple[
     """Return the boxes found and known in each image, in pixels of its source."""
     all_found, all_known, device = [], [], next(model.parameters()).device
     for batch in loader:
+        objects: Any = batch.targets["boxes"]
         logits_and_boxes = (each.cpu().split(batch.lengths) for each in head.predict(model, batch.to(device)))
         for i, (logits, boxes) in enumerate(zip(*logits_and_boxes, strict=True)):
             scores, labels = logits.sigmoid().max(1)
-            known = batch.targets["boxes"].of(i)
+            known = objects.of(i)
             all_found.append((batch.to_source(boxes * batch.patch_size, i), labels, scores))
             all_known.append((batch.to_source(known.boxes, i), known.labels))
     return all_found, all_known

@@ -46,7 +46,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     """
     width, height = size = draw_size(rng, SIDES)
     picture, mask = background(width, height, rng), np.zeros((height, width), np.uint8)
-    boxes, labels = np.zeros((0, 4)), []
+    boxes, labels = np.zeros((0, 4)), list[int]()
     for _ in range(rng.integers(1, 5)):
         for _ in range(20):
             label = int(rng.integers(len(CLASSES)))

@@ -66,13 +66,15 @@ class Segmentation(Objective):
 
     def logits(self, model: NaViT, batch: PackedBatch) -> torch.Tensor:
         """Logits of the classes of each token's pixels, (T, S, C)."""
-        return self.head(model.features(batch).tokens).unflatten(1, (-1, len(CLASSES)))
+        logits: torch.Tensor = self.head(model.features(batch).tokens).unflatten(1, (-1, len(CLASSES)))
+        return logits
 
     def forward(self, model: NaViT, *batches: PackedBatch) -> Outcome:
         """Compare logits and mask; a hit is the share of a token's pixels whose class is right."""
         (batch,) = batches
         logits_TSC = self.logits(model, batch).float()
-        mask_TS = batch.targets["mask"].flatten(0, 1)[batch.token_index].long()
+        mask: Any = batch.targets["mask"]
+        mask_TS = mask.flatten(0, 1)[batch.token_index].long()
         loss = F.cross_entropy(logits_TSC.flatten(0, 1), mask_TS.flatten(), ignore_index=255, reduction="sum")
         hits = (logits_TSC.argmax(-1) == mask_TS).sum()
         S = self.patch_size**2
@@ -82,7 +84,7 @@ class Segmentation(Objective):
 @torch.no_grad()
 def evaluate(model: NaViT, head: Segmentation, loader: PackedImageLoader) -> tuple[list[float], list[Shown]]:
     """Return the IoU of each class over the pixels of all sources, and the first sources with what was found."""
-    confusion, shown = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64), []
+    confusion, shown = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64), list[Shown]()
     P, device = head.patch_size, next(model.parameters()).device
     for batch in loader:
         found_TS = head.logits(model, batch.to(device)).argmax(-1).cpu()

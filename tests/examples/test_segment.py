@@ -59,7 +59,8 @@ def test_the_loss_is_the_mean_over_pixels_that_are_not_padding(segment: ModuleTy
         torch.nn.init.zeros_(parameter)
     for batch in masks(tmp_path, RandomResizedCrop(scale=(0.5, 1)), flip=0.5):
         total, tokens, hits = head(model, *head.prepare(model, batch))
-        known = batch.targets["mask"].flatten(0, 1)[batch.token_index]
+        mask: Any = batch.targets["mask"]
+        known = mask.flatten(0, 1)[batch.token_index]
         assert int(tokens) == head.count(batch) == batch.num_tokens
         assert float(total.detach()) == pytest.approx(np.log(4) * float((known < 255).sum()) / 256, rel=1e-4)
         assert float(hits) == pytest.approx(float((known == 0).sum()) / 256)

@@ -37,7 +37,7 @@ def test_confusion_counts_pairs_and_leaves_out_what_is_ignored() -> None:
     matrix = confusion_matrix(known, found, 4)
     for i, j in itertools.product(range(4), range(4)):
         assert matrix[i, j] == ((known == i) & (found == j)).sum()
-    assert torch.equal(matrix, sum(confusion_matrix(k, f, 4) for k, f in zip(known, found, strict=True)))
+    assert torch.equal(matrix, confusion_matrix(known[:9], found[:9], 4) + confusion_matrix(known[9:], found[9:], 4))
     union = [((known == c) | ((found == c) & (known != 255))).sum() for c in range(4)]
     hits = [((known == c) & (found == c)).sum() for c in range(4)]
     assert class_iou(matrix).tolist() == pytest.approx([float(h / u) for h, u in zip(hits, union, strict=True)])
