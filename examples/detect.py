@@ -20,13 +20,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import scenes
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from scipy.optimize import linear_sum_assignment
-from torch import nn
+from torch import Tensor, nn
 
 from patchnpack import Boxes, Native, PackedBatch, PackedImageLoader, Packing, RandomResizedCrop, Square
 from patchnpack.metrics import Found, Known, generalized_iou, mean_average_precision
@@ -57,9 +56,7 @@ class Detection(Objective):
         self.box = nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, D), nn.GELU(), nn.Linear(D, 4))
         nn.init.constant_(self.classes.bias, -4.0)  # at first, no token finds anything (arXiv 1708.02002, section 3.3)
 
-    def prepare(
-        self, model: NaViT, batch: PackedBatch, rng: np.random.Generator | None = None
-    ) -> tuple[PackedBatch, ...]:
+    def prepare(self, model: NaViT, batch: PackedBatch, rng: Any = None) -> tuple[PackedBatch, ...]:
         """Check the batch."""
         model.check(batch)
         return (batch,)
@@ -68,7 +65,7 @@ class Detection(Objective):
         """Count images."""
         return batch.num_images
 
-    def predict(self, model: NaViT, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict(self, model: NaViT, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """Return class logits (T, C) and boxes (T, 4), in patches from the upper left corner of the packed image.
 
         Layers that give 0 predict the token's own patch.
@@ -92,28 +89,26 @@ class Detection(Objective):
         return Outcome(total, torch.tensor(batch.num_images), torch.tensor(hits))
 
 
-def places(batch: PackedBatch) -> torch.Tensor:
+def places(batch: PackedBatch) -> Tensor:
     """Return the centres of the tokens, (T, 2), in patches from the upper left corner of their image."""
     return batch.coords.flatten(0, 1)[batch.token_index] + 0.5
 
 
-def focal_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     """Focal loss of each logit (Lin et al. 2017, arXiv 1708.02002, equation 5), alpha 0.25 and gamma 2."""
     entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
     alpha = 0.25 * wanted + 0.75 * (1 - wanted)
     return alpha * (1 - torch.exp(-entropy)) ** 2 * entropy
 
 
-def box_loss(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+def box_loss(found: Tensor, true: Tensor) -> Tensor:
     """Distance of boxes, in patches, and generalised IoU, (...,); the leading dimensions broadcast."""
     return 0.5 * (found - true).abs().sum(-1) + 2 * (1 - generalized_iou(found, true))
 
 
-def image_loss(
-    logits: torch.Tensor, found: torch.Tensor, place: torch.Tensor, true: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, bool]:
+def image_loss(logits: Tensor, found: Tensor, place: Tensor, true: Tensor, labels: Tensor) -> tuple[Tensor, bool]:
     """Return the loss of an image with n known boxes, and whether all have a token of the right class."""
-    token, known = match(logits, found, true, labels)
+    token, known = match(logits, found, place, true, labels)
     wanted = torch.zeros_like(logits)
     wanted[token, labels[known]] = 1
     loss = 2 * focal_loss(logits, wanted).sum() + box_loss(found[token], true[known]).sum()
@@ -124,12 +119,14 @@ def image_loss(
 
 
 @torch.no_grad()
-def match(
-    logits: torch.Tensor, found: torch.Tensor, true: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Assign a token to each known box: tokens and boxes, int64 (min(t, n),), of the matching of least cost."""
+def match(logits: Tensor, found: Tensor, place: Tensor, true: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Assign a token to each known box: tokens and boxes, int64 (min(t, n),), of the matching of least cost.
+
+    The way from the token to the middle of the box counts too, so that one of many tokens with good boxes stands out.
+    """
     as_class = focal_loss(logits, torch.ones_like(logits)) - focal_loss(logits, torch.zeros_like(logits))
-    cost = 2 * as_class[:, labels] + box_loss(found[:, None], true)
+    way = (place[:, None] - (true[:, :2] + true[:, 2:]) / 2).norm(dim=-1)
+    cost = 2 * as_class[:, labels] + box_loss(found[:, None], true) + way
     token, known = (torch.from_numpy(each).to(logits.device) for each in linear_sum_assignment(cost.cpu().numpy()))
     return token, known
 
@@ -171,9 +168,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64, help="width of the model, a multiple of 8")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=["native", "square"])
     options = parser.parse_args()
-    config = NaViTConfig(
-        num_classes=0, width=options.width, depth=3, heads=2, patch_size=16, pooling="mean", position="rope"
-    )
+    config = NaViTConfig(num_classes=0, width=options.width, depth=3, heads=2, pooling="mean", position="rope")
     with tempfile.TemporaryDirectory() as folder:
         scenes.draw_scenes(folder, options.images, max(options.images // 4, 1))
 

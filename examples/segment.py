@@ -53,9 +53,7 @@ class Segmentation(Objective):
         self.patch_size = config.patch_size
         self.head = nn.Linear(config.width, config.patch_size**2 * len(CLASSES))
 
-    def prepare(
-        self, model: NaViT, batch: PackedBatch, rng: np.random.Generator | None = None
-    ) -> tuple[PackedBatch, ...]:
+    def prepare(self, model: NaViT, batch: PackedBatch, rng: Any = None) -> tuple[PackedBatch, ...]:
         """Check the batch."""
         model.check(batch)
         return (batch,)
@@ -114,9 +112,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64, help="width of the model, a multiple of 8")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=["native", "square"])
     options = parser.parse_args()
-    config = NaViTConfig(
-        num_classes=0, width=options.width, depth=3, heads=2, patch_size=16, pooling="mean", position="rope"
-    )
+    config = NaViTConfig(num_classes=0, width=options.width, depth=3, heads=2, pooling="mean", position="rope")
     with tempfile.TemporaryDirectory() as folder:
         scenes.draw_scenes(folder, options.images, max(options.images // 4, 1))
 

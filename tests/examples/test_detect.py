@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -50,14 +51,16 @@ def test_matching_has_the_least_cost_of_all(detect: ModuleType) -> None:
         corners = torch.rand(6 + n, 2, 2, generator=draws).sort(1).values.flatten(1)
         found, true = corners[:6], corners[6:]
         logits, labels = torch.randn(6, 3, generator=draws), torch.arange(n)
-        token, known = detect.match(logits, found, true, labels)
+        place = torch.rand(6, 2, generator=draws)
+        token, known = detect.match(logits, found, place, true, labels)
         assert sorted(known.tolist()) == list(range(n))
 
-        def cost(tokens: Any, found: Any = found, true: Any = true, logits: Any = logits) -> float:
+        def cost(tokens: Any, found: Any = found, true: Any = true, logits: Any = logits, place: Any = place) -> float:
             total = 0.0
             for j, i in enumerate(tokens):
                 p = float(logits[i, j].sigmoid())
                 total += 2 * (0.75 * p**2 * np.log(1 - p) - 0.25 * (1 - p) ** 2 * np.log(p))
+                total += math.dist(place[i].tolist(), ((true[j, :2] + true[j, 2:]) / 2).tolist())
                 total += float(0.5 * (found[i] - true[j]).abs().sum() - 2 * generalized_iou(found[i], true[j]))
             return total
 
