@@ -67,8 +67,8 @@ def check_transform(transform: object, has_targets: bool = False) -> None:
         name = getattr(transform, "__name__", type(transform).__name__)
         if takes_targets(transform) and not has_targets:
             raise ValueError(
-                f"{wanted}; {name} takes targets as well, and there are none: give targets=, or a transform of two "
-                "arguments"
+                f"{wanted}; {name}{signature} does not accept these arguments ({error}): a third argument is for "
+                "targets, and there are none; give targets=, or a transform of two arguments"
             ) from error
         raise ValueError(
             f"{wanted}; {name}{signature} does not accept these arguments ({error}): for a function of a PIL image "

@@ -184,7 +184,8 @@ def nearest(array: np.ndarray, region: tuple[int, int, int, int], size: tuple[in
     left, top, width, height = region
     if size == (width, height):
         return array[top : top + height, left : left + width]
-    return array[_nearest_of(top, height, size[1])][:, _nearest_of(left, width, size[0])]
+    found: np.ndarray = array[_nearest_of(top, height, size[1])][:, _nearest_of(left, width, size[0])]
+    return found
 
 
 def _nearest_of(begin: int, old: int, new: int) -> np.ndarray:

@@ -138,7 +138,7 @@ _ONE_MASK = {"seg": Mask("seg.png")}
         ),
         (
             {"targets": None, "transform": mirror},
-            r"transform takes \(image, rng\).*mirror takes targets as well, and there are none: give targets=",
+            r"transform takes \(image, rng\).*a third argument is for targets, and there are none; give targets=",
         ),
     ],
 )

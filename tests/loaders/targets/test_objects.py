@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from patchnpack import Boxes, Keypoints, Polygons
-from patchnpack.loaders import BadImage, Objects
+from patchnpack.loaders import BadImage
 from patchnpack.loaders.targets.target import Source
 from patchnpack.packer.geometry import Geometry
 from tests.loaders.targets.carried import npy, value_of
@@ -19,10 +19,9 @@ _POLYGONS: Any = Polygons
 GEOMETRY = Geometry((100, 80), (0, 0, 50, 80), (25, 40), (False, False), (2, 2), 16)
 
 
-def _found(target: Any, source: Source = SOURCE, geometry: Geometry = GEOMETRY, **members: Any) -> Objects:
+def _found(target: Any, source: Source = SOURCE, geometry: Geometry = GEOMETRY, **members: Any) -> Any:
     objects = target.placed(target.decoded(members.get, source), source, geometry, "bicubic")
-    found: Objects = target.finished(objects, geometry)
-    return found
+    return target.finished(objects, geometry)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +75,7 @@ def test_min_visible_is_a_share_of_the_mapped_area() -> None:
 
 def test_no_objects_are_an_empty_list() -> None:
     found = _found(Boxes("json:b", labels="json:c"), json={"b": [], "c": []})
-    assert (len(found), found.boxes.shape) == (0, (0, 4))  # type: ignore[union-attr]
+    assert (len(found), found.boxes.shape) == (0, (0, 4))
     assert len(_found(Polygons("json:b"), json={"b": []})) == 0
     assert len(_found(Keypoints("json:b"), json={"b": []})) == 0
 
@@ -130,11 +129,11 @@ def test_one_point_per_object_needs_no_list() -> None:
 def test_orientation_turns_points_unless_they_are_upright() -> None:
     turned = Source(100, 80, 6)  # stored as 80 x 100
     whole = Geometry((100, 80), (0, 0, 100, 80), (100, 80), (False, False), (7, 5), 16)
-    assert _found(Boxes("json:b"), turned, whole, json={"b": [[20, 10, 40, 30]]}).boxes.tolist() == [[70, 20, 90, 40]]  # type: ignore[union-attr]
+    assert _found(Boxes("json:b"), turned, whole, json={"b": [[20, 10, 40, 30]]}).boxes.tolist() == [[70, 20, 90, 40]]
     upright = Boxes("json:b", upright=True)
-    assert _found(upright, turned, whole, json={"b": [[20, 10, 40, 30]]}).boxes.tolist() == [[20, 10, 40, 30]]  # type: ignore[union-attr]
+    assert _found(upright, turned, whole, json={"b": [[20, 10, 40, 30]]}).boxes.tolist() == [[20, 10, 40, 30]]
     share = Boxes("json:b", normalized=True)
-    assert np.allclose(_found(share, turned, whole, json={"b": [[0.25, 0.1, 0.5, 0.3]]}).boxes, [[70, 20, 90, 40]])  # type: ignore[arg-type]
+    assert np.allclose(_found(share, turned, whole, json={"b": [[0.25, 0.1, 0.5, 0.3]]}).boxes, [[70, 20, 90, 40]])
 
 
 BOX = [[1, 2, 3, 4]]
