@@ -82,8 +82,8 @@ def shard(
     for text, (name, equals, of) in zip(member or (), named, strict=True):
         if not name or (equals and not of):
             raise ValueError(f"--member is {text!r}; give NAME or NAME=FOLDER, such as seg.png=masks")
-    names = [name for name, _, _ in named]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    asked = [name for name, _, _ in named]
+    if twice := next((name for name in asked if asked.count(name) > 1), None):
         raise ValueError(f"--member names {twice!r} twice; give each member once")
     with progress_bar("writing shards") as progress:
         written = write_shards(

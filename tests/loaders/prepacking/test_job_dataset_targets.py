@@ -87,9 +87,9 @@ def compared(tmp_path: Path, source: Any, targets: dict[str, Any], **options: An
     loader = PackedImageLoader(source, PACKING, **read)
     expected = [targets_of(batch, list(targets)) for batch in loader]
     for store in ("images", "patches"):
-        job = {"errors": LENIENT, "targets": targets, "epochs": 1, **options}
+        job: dict[str, Any] = {"errors": LENIENT, "targets": targets, "epochs": 1, "store": store, **options}
         out = str(tmp_path / store)
-        assert Job(source=source, out=out, packing=PACKING, store=store, **job).run()  # type: ignore[arg-type]
+        assert Job(source=source, out=out, packing=PACKING, **job).run()
         assert verify(out).problems == []
         folder = PackedImageLoader(out, batch_size=2, errors=LENIENT)
         assert [targets_of(batch, list(targets)) for batch in folder] == expected
@@ -170,10 +170,11 @@ def test_masks_that_a_table_names_are_refused_by_an_image_store(tmp_path: Path) 
         (tmp_path / f"{i}_mask.png").write_bytes(members["seg.png"])
         lines.append(f"{i}.{'jpg' if i % 2 else 'png'},{i}_mask.png")
     (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
-    job = {"source": str(tmp_path / "train.csv"), "packing": PACKING, "epochs": 1, "targets": {"mask": Mask("mask")}}
+    job: dict[str, Any] = {"source": str(tmp_path / "train.csv"), "packing": PACKING, "epochs": 1}
+    job["targets"] = {"mask": Mask("mask")}
     with pytest.raises(ValueError, match=r"reads the files that the column 'mask' names.*choose store='patches'"):
-        Job(out=str(tmp_path / "images"), **job)  # type: ignore[arg-type]
-    assert Job(out=str(tmp_path / "patches"), store="patches", errors=LENIENT, **job).run()  # type: ignore[arg-type]
+        Job(out=str(tmp_path / "images"), **job)
+    assert Job(out=str(tmp_path / "patches"), store="patches", errors=LENIENT, **job).run()
     batches = list(PackedImageLoader(str(tmp_path / "patches"), batch_size=1))
     assert sum(batch.num_images for batch in batches) == 5
     assert (torch.cat([batch.targets["mask"][batch.segment_ids > 0] for batch in batches]) < 12).any()  # type: ignore[index]

@@ -44,7 +44,8 @@ def packed(out: Path, source: Any, packing: Packing = PACKING, **options: Any) -
 
 
 def loader(source: Any, packing: Packing | None = None, **options: Any) -> PackedImageLoader:
-    return PackedImageLoader(source, packing, **{"batch_size": 2, "seed": 3, "errors": LENIENT} | options)
+    given: dict[str, Any] = {"batch_size": 2, "seed": 3, "errors": LENIENT} | options
+    return PackedImageLoader(source, packing, **given)
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -81,14 +82,12 @@ def test_targets_of_a_packed_folder_are_those_of_the_shards(
 def test_packs_that_are_copied_have_the_targets_of_mapped_ones(
     shards: list[str], tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    mapped = loader(packed(tmp_path / "mapped", shards, store="patches", part_packs=64), batch_size=3)
-    copied = loader(packed(tmp_path / "copied", shards, store="patches", **options), batch_size=3)
-    assert list(map(targets_of, copied)) == list(map(targets_of, mapped))
+    mapped = packed(tmp_path / "mapped", shards, store="patches", part_packs=64)
+    copied = packed(tmp_path / "copied", shards, store="patches", **options)
+    found, expected = (list(map(targets_of, loader(one, batch_size=3))) for one in (copied, mapped))
+    assert found == expected
     for one in (mapped, copied):  # shuffled packs, and empty ones of ranks that have fewer
-        of_ranks = [
-            loader(one.source.folder.name, batch_size=2, shuffle=True, rank=rank, world_size=3)
-            for rank in range(3)  # type: ignore[attr-defined]
-        ]
+        of_ranks = [loader(one, batch_size=2, shuffle=True, rank=rank, world_size=3) for rank in range(3)]
         batches = [list(each) for each in of_ranks]
         assert len({len(each) for each in batches}) == 1
         images = [image for each in batches for batch in each for image in range(batch.num_images)]
@@ -170,9 +169,10 @@ def test_folder_of_other_targets_is_not_continued(shards: list[str], tmp_path: P
 
 def test_recipe_gives_the_targets_back(shards: list[str], tmp_path: Path) -> None:
     recipe = read_manifest(open_folder(packed(tmp_path / "out", shards))).recipe
-    assert recipe.targets["boxes"] == TARGETS["boxes"]
-    assert recipe.targets["boxes"].classes == CLASSES
-    assert recipe.targets["token"] == Mask("seg.png", dtype="int64", fill=-1, per_token="majority")
+    targets: dict[str, Any] = recipe.targets
+    assert targets["boxes"] == TARGETS["boxes"]
+    assert targets["boxes"].classes == CLASSES
+    assert targets["token"] == Mask("seg.png", dtype="int64", fill=-1, per_token="majority")
     assert list(recipe.targets) == list(TARGETS)
 
 

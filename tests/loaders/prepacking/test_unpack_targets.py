@@ -82,7 +82,7 @@ def by_image(
 def test_dropped_patches_of_masks_are_filled(shards: list[str], tmp_path: Path) -> None:
     tar = unpacked(shards, tmp_path, PACKING.replace(token_drop=ConstantDrop(0.5), fill="none"))
     loader = PackedImageLoader(tar, PACKING, batch_size=1, targets=AGAIN, errors=LENIENT)
-    values = np.concatenate([batch.targets["mask"][batch.segment_ids > 0].numpy() for batch in loader])  # type: ignore[index, union-attr]
+    values = np.concatenate([batch.targets["mask"][batch.segment_ids > 0].numpy() for batch in loader])  # type: ignore[index]
     assert 0.3 < (values == 254).all(1).mean() < 0.7
     assert loader.stats()["bad_images"] == 0
 
