@@ -33,17 +33,16 @@ ASPECTS = (1 / 3, 1.0, 3.0)
 MIN_SIDE, MAX_SIDE, MAX_ASPECT = 48, 384, 4.0
 
 _DARK = np.array([(38, 70, 83), (29, 53, 87), (61, 37, 77), (20, 83, 74), (94, 33, 41), (52, 58, 64)])
-_LIGHT = np.array(
-    [(244, 241, 222), (255, 209, 102), (168, 218, 220), (250, 177, 160), (202, 231, 185), (214, 196, 240)]
-)
+LIGHT = np.array([(244, 241, 222), (255, 209, 102), (168, 218, 220), (250, 177, 160), (202, 231, 185), (214, 196, 240)])
 
 
-def draw_size(rng: np.random.Generator) -> tuple[int, int]:
+def draw_size(rng: np.random.Generator, sides: tuple[int, int] | None = None) -> tuple[int, int]:
     """Draw (width, height) in pixels; the logarithms of the aspect and of the shorter side are uniform."""
+    low, high = sides or (MIN_SIDE, MAX_SIDE)
     aspect = MAX_ASPECT ** rng.uniform(-1.0, 1.0)
     ratio = max(aspect, 1 / aspect)
-    short = round(MIN_SIDE * (MAX_SIDE / MIN_SIDE / ratio) ** rng.uniform())
-    long = min(MAX_SIDE, round(short * ratio))
+    short = round(low * (high / low / ratio) ** rng.uniform())
+    long = min(high, round(short * ratio))
     return (long, short) if aspect > 1 else (short, long)
 
 
@@ -53,26 +52,22 @@ def draw_image(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     >>> draw_image(2, np.random.default_rng(0)).dtype
     dtype('uint8')
     """
-    return draw_with_cover(label, rng)[0]
-
-
-def draw_with_cover(label: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], Floats]:
-    """Draw the image of `draw_image`, and the share of each pixel that the shape covers, float64 (height, width).
-
-    >>> image, cover = draw_with_cover(2, np.random.default_rng(0))
-    >>> image.shape[:2] == cover.shape, cover.min(), cover.max()
-    (True, 0.0, 1.0)
-    """
-    width, height = draw_size(rng)
+    size = width, height = draw_size(rng)
     fit = rng.uniform(0.7, 0.95) * min(width / ASPECTS[label], height)
     a, b = fit * ASPECTS[label] / 2, fit / 2
-    dx = np.arange(0.5, width) - float(rng.uniform(a, width - a))
-    dy = np.arange(0.5, height)[:, None] - float(rng.uniform(b, height - b))
-    outside = (_ellipse, _diamond)[rng.integers(2)](dx, dy, a, b)
-    cover = np.clip(0.5 - outside, 0.0, 1.0)
+    cover = draw_cover(size, (float(rng.uniform(a, width - a)), float(rng.uniform(b, height - b))), (a, b), rng)
     blend = cover[..., None]
-    picture: Floats = _background(width, height, rng) * (1 - blend) + _LIGHT[rng.integers(len(_LIGHT))] * blend
-    return np.round(picture).astype(np.uint8), cover
+    picture: Floats = background(width, height, rng) * (1 - blend) + LIGHT[rng.integers(len(LIGHT))] * blend
+    return np.round(picture).astype(np.uint8)
+
+
+def draw_cover(
+    size: tuple[int, int], centre: tuple[float, float], radii: tuple[float, float], rng: np.random.Generator
+) -> Floats:
+    """Draw an ellipse or a diamond; return the share of each pixel that it covers, float64 (height, width)."""
+    dx, dy = np.arange(0.5, size[0]) - centre[0], np.arange(0.5, size[1])[:, None] - centre[1]
+    cover: Floats = np.clip(0.5 - (_ellipse, _diamond)[rng.integers(2)](dx, dy, *radii), 0.0, 1.0)
+    return cover
 
 
 def draw_shapes(
@@ -129,7 +124,7 @@ def _diamond(dx: Floats, dy: Floats, a: float, b: float) -> Floats:
     return (np.abs(dx) / a + np.abs(dy) / b - 1) / slope
 
 
-def _background(width: int, height: int, rng: np.random.Generator) -> Floats:
+def background(width: int, height: int, rng: np.random.Generator) -> Floats:
     """Draw a colour gradient with soft spots, stretched with the image, float64 (height, width, 3)."""
     first, second = rng.permutation(_DARK)[:2]
     x, y = (np.arange(width) + 0.5) / width, ((np.arange(height) + 0.5) / height)[:, None]

@@ -42,7 +42,7 @@ SMALLER = [
     (r"--nproc-per-node 8\b", "--nproc-per-node 2"),
     (r"--array=0-63\b", "--array=0-1"),
     (r"--num-tasks 64\b", "--num-tasks 2"),
-    (r"examples/segment\.py", "examples/segment.py --images 6"),
+    (r"examples/(segment|detect)\.py", r"examples/\1.py --images 6 --epochs 1"),
     (r"examples/cka\.py", "examples/cka.py --images 6 --epochs 1"),
     (r"examples/clips\.py", "examples/clips.py --clips 12 --epochs 1"),
     (r"examples/dino\.py --seeds 1 2 3", "examples/dino.py --pictures 24 --epochs 1"),

@@ -386,9 +386,10 @@ class PackedBatch:
 
         Args:
             values: (T, F) or (T,), of the valid tokens in flat order: of (B, L, F), take
-                `values.flatten(0, 1)[batch.token_index]`.
-            mode: "nearest" gives each pixel the value of its token; "bilinear" mixes those of the tokens around it, in
-                floating point. Tokens that were dropped have no weight.
+                `values.flatten(0, 1)[batch.token_index]`. (T, s, s, F) or (T, s, s) are of s x s cells a token, row by
+                row; those of all pixels, (T, P*P), are `values.unflatten(1, (P, P))`.
+            mode: "nearest" gives each pixel the value of its token or cell; "bilinear" mixes those of the ones around
+                it, in floating point. Tokens that were dropped have no weight.
             outside: value of the pixels that no token shows, which a crop left out or whose token was dropped.
 
         Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -13,7 +14,8 @@ from numpy.typing import ArrayLike
 from patchnpack.packer.checks import check_choice
 from patchnpack.packer.geometry import Geometry, cut_off
 
-# N images, T valid tokens, F values per token, P patch size; an image has n tokens and a source of W x H pixels
+# N images, T valid tokens, F values per token or cell, s x s cells per token, P patch size; an image has n tokens and a
+# source of W x H pixels
 
 Mode = Literal["nearest", "bilinear"]
 
@@ -79,13 +81,18 @@ def _columns_of(batch: Placed, image: int | ArrayLike | torch.Tensor, n: int) ->
 
 
 def lay_back(batch: Placed, values: torch.Tensor, mode: Mode, outside: float) -> list[torch.Tensor]:
-    """Lay values (T, F) or (T,) of the valid tokens back to the pixels of each source; see `PackedBatch.maps`."""
+    """Lay values of the valid tokens back to the pixels of each source; see `PackedBatch.maps`."""
     check_choice("mode", mode, get_args(Mode))
-    tokens = len(batch.token_index)
-    if values.ndim not in (1, 2) or len(values) != tokens:
+    tokens, s = len(batch.token_index), values.shape[1] if values.ndim > 2 else 1
+    if not 1 <= values.ndim <= 4 or len(values) != tokens:
         raise ValueError(
-            f"values have the shape {tuple(values.shape)}; give those of the {tokens} valid tokens, (T, F) or (T,): of "
-            "(B, L, F), take values.flatten(0, 1)[batch.token_index]"
+            f"values have the shape {tuple(values.shape)}; give those of the {tokens} valid tokens, (T, F) or (T,), or "
+            "of their cells, (T, s, s, F) or (T, s, s): of (B, L, F), take values.flatten(0, 1)[batch.token_index]"
+        )
+    if values.ndim > 2 and (values.shape[2] != s or s == 0 or batch.patch_size % s):
+        raise ValueError(
+            f"values have {s} x {values.shape[2]} cells per token of {batch.patch_size} pixels; give s x s cells, s a "
+            "divisor of the patch size"
         )
     kind = str(values.dtype).removeprefix("torch.")
     if not values.is_floating_point() and mode == "bilinear":
@@ -93,7 +100,16 @@ def lay_back(batch: Placed, values: torch.Tensor, mode: Mode, outside: float) ->
     if not values.is_floating_point() and (not math.isfinite(outside) or outside != int(outside)):
         raise ValueError(f"outside is {outside}, which values of {kind} cannot hold; give a whole number, such as 255")
     coords = batch.coords.flatten(0, 1)[batch.token_index].long()
-    split = zip(batch.geometries(), coords.split(batch.lengths), values.split(batch.lengths), strict=True)
+    geometries, lengths = batch.geometries(), batch.lengths
+    if values.ndim > 2:  # cells are tokens of smaller patches, of a finer grid
+        geometries = [
+            replace(each, grid=(each.grid[0] * s, each.grid[1] * s), patch_size=each.patch_size // s)
+            for each in geometries
+        ]
+        steps = torch.arange(s, device=coords.device)
+        coords = (coords[:, None] * s + torch.cartesian_prod(steps, steps).view(-1, 2).flip(1)).flatten(0, 1)
+        values, lengths = values.flatten(0, 2), [n * s * s for n in lengths]
+    split = zip(geometries, coords.split(lengths), values.split(lengths), strict=True)
     return [_of_image(geometry, here, own, mode, outside) for geometry, here, own in split]
 
 

@@ -70,7 +70,7 @@ def test_shape_has_the_aspect_of_its_class_and_image_size_is_independent_of_it(s
     for label, aspect in enumerate(shapes.ASPECTS):
         pixels = shapes.draw_image(label, np.random.default_rng(seed))
         sizes.add(pixels.shape)
-        same = (pixels[None] == shapes._LIGHT[:, None, None]).all(-1)
+        same = (pixels[None] == shapes.LIGHT[:, None, None]).all(-1)
         y, x = np.nonzero(same[same.sum((1, 2)).argmax()])
         width, height = np.ptp(x) + 1, np.ptp(y) + 1
         assert abs(np.log2(width / height / aspect)) < 0.25

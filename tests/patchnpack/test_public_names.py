@@ -138,6 +138,15 @@ PUBLIC: dict[str, list[str]] = {
         "sigmoid_loss",
         "train",
     ],
+    "patchnpack.metrics": [
+        "average_precision",
+        "box_iou",
+        "class_iou",
+        "confusion_matrix",
+        "generalized_iou",
+        "mean_average_precision",
+        "mean_iou",
+    ],
     "patchnpack.report": [
         "baseline_rows",
         "print_report",

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchnpack.packer import PackedBatch
+from patchnpack.packer.batch.source_maps import Mode
 from tests.packer.batch.batches import Drawn, P, Packs, draw_image, example_batch, make_batch, pack_lists
 
 
@@ -98,6 +99,43 @@ def test_bilinear_maps_mix_the_kept_tokens_around_each_pixel(batch: PackedBatch)
                     assert got == pytest.approx(want / weight, rel=1e-6)
                 elif weight == 0:
                     assert math.isnan(got)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@given(batch=placed_batches())
+@settings(max_examples=20, deadline=None)
+def test_cells_of_tokens_are_laid_back_as_tokens_of_smaller_patches(batch: PackedBatch, mode: Mode) -> None:
+    T, draws = batch.num_tokens, torch.Generator().manual_seed(0)
+    values = torch.rand(T, 2, 2, 3, generator=draws, dtype=torch.float64)
+    x, y = batch.coords.flatten(0, 1)[batch.token_index].long().T
+    ends = [0, *np.cumsum(batch.lengths).tolist()]
+    for i, (geometry, found) in enumerate(zip(batch.geometries(), batch.maps(values, mode=mode), strict=True)):
+        (gw, gh), part = geometry.grid, slice(ends[i], ends[i + 1])
+        # The same as one value per patch of P // 2 pixels, where all patches of the grid are there.
+        grid = torch.full((2 * gh, 2 * gw, 3), math.nan, dtype=torch.float64)
+        for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            grid[2 * y[part] + row, 2 * x[part] + column] = values[part, row, column]
+        (W, H), extent, half = geometry.source, geometry.extent, P // 2
+        for v in range(H):
+            for u in range(W):
+                ((a, b),) = geometry.to_image([[u + 0.5, v + 0.5]])
+                inside = 0 <= a < extent[0] and 0 <= b < extent[1]
+                if mode == "nearest":
+                    want = grid[int(b) // half, int(a) // half] if inside else torch.full((3,), math.nan)
+                    np.testing.assert_array_equal(found[v, u].numpy(), want.numpy())
+                elif inside and not grid.isnan().any():
+                    near = grid[int(b) // half, int(a) // half]
+                    assert grid.amin() - 1e-9 <= found[v, u].min() <= found[v, u].max() <= grid.amax() + 1e-9
+                    ((p, q),) = (np.array([[a, b]]) / half - 0.5) % 1
+                    if min(p, 1 - p) < 1e-9 and min(q, 1 - q) < 1e-9:  # the centre of a cell
+                        np.testing.assert_allclose(found[v, u].numpy(), near.numpy())
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (0, 0), (3, 3)])
+def test_cells_that_do_not_divide_a_patch_raise(shape: tuple[int, int]) -> None:
+    batch = make_batch([[draw_image(0, 4, 2)]], L=8, K=2)
+    with pytest.raises(ValueError, match=f"values have {shape[0]} x {shape[1]} cells per token of {P} pixels"):
+        batch.maps(torch.zeros(8, *shape))
 
 
 def test_boxes_stay_ordered_when_an_image_is_mirrored() -> None:
