@@ -124,15 +124,17 @@ def header_of(facts: Facts, data: bytes, format: int, *, values: bool = False) -
         UnsupportedImage, BadImage: as `read_header`.
     """
     turn = orientation(data) if facts.orientation is None else facts.orientation
-    header = _header(facts.width, facts.height, turn, format, min(facts.pages, _MAX_PAGES))
-    header = header._replace(bands=min(facts.bands, _MAX_PAGES), dtype=DTYPES.index(facts.dtype))
+    pages, bands = min(facts.pages, _MAX_PAGES), min(facts.bands, _MAX_PAGES)
+    header = _header(facts.width, facts.height, turn, format, pages, bands, DTYPES.index(facts.dtype))
+    if facts.unsupported is None:
+        return header
     nbytes = facts.width * facts.height * facts.bands * np.dtype(facts.dtype).itemsize
-    if facts.unsupported is not None and nbytes > MAX_BYTES:
+    if nbytes > MAX_BYTES:
         raise BadImage(
             f"its header says {facts.width}x{facts.height} pixels of {facts.bands} bands, {facts.dtype}; their values "
             f"may have at most {MAX_BYTES} bytes"
         )
-    if facts.unsupported is not None and not values:
+    if not values:
         raise UnsupportedImage(facts.unsupported, header)
     return header
 
@@ -202,11 +204,13 @@ def _held_header(image: Image.Image) -> Header:
     return _header(width, height, 1, PIXELS)
 
 
-def _header(width: int, height: int, orientation: int, format: int, pages: int = 1) -> Header:
+def _header(
+    width: int, height: int, orientation: int, format: int, pages: int = 1, bands: int = 3, dtype: int = 0
+) -> Header:
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise BadImage(
             f"its header says {width}x{height} pixels; an image must have at least 1 and at most {MAX_PIXELS} pixels"
         )
     if orientation >= 5:
         width, height = height, width
-    return Header(width, height, orientation, format, pages)
+    return Header(width, height, orientation, format, pages, bands, dtype)

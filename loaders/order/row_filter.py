@@ -236,8 +236,8 @@ def _remedy(stage: str, *, intact: bool) -> str:
     """Return what a user can do about an image that is bad at a stage; an intact one only needs another decoder."""
     if stage == "header" and intact:
         return (
-            "give the channels and dtype of the files, or convert= (--channels, --dtype, --convert), convert the images "
-            "to 8 bits and one page, or give decode=, a function from encoded bytes to pixels (--decode)"
+            "give the channels and dtype of the files, or convert= (--channels, --dtype, --convert), convert to 8 bits "
+            "and one page, or give decode=, a function from encoded bytes to pixels (--decode)"
         )
     if stage == "limit":
         return "raise max_pixels or max_bytes of ErrorPolicy, or make the images smaller"

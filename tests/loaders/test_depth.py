@@ -170,7 +170,7 @@ def test_detail_of_float_values_decides_which_tokens_stay(tmp_path: Path) -> Non
     [
         ({"std": (0.5, -1, 0.5)}, r"std is \(0.5, -1.0, 0.5\); every value must be above 0: `patchnpack stats"),
         ({"mean": (float("nan"), 0, 0)}, "mean is .*; every value must be a finite number"),
-        ({"std": float("inf")}, "every value must be a finite number"),
+        ({"std": (float("inf"),)}, "every value must be a finite number"),
         ({"channels": 5, "mean": (1, 2, 3)}, "mean has 3 values for 5 channels; give one value, or one per channel"),
     ],
 )
