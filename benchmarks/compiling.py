@@ -31,7 +31,7 @@ from patchnpack import (
     ResolutionDrop,
     SampleSide,
 )
-from patchnpack.packer import Rows, _kernels, plan
+from patchnpack.packer import Rows, _kernels, _turns, plan
 from patchnpack.packer.binpacking.algorithms import Algorithm
 
 
@@ -50,7 +50,7 @@ def call_every_kernel() -> tuple[float, float]:
         Packing(patch_size=PatchSizes((16, 32))),
     ):
         plan(rows, packing)
-    pixels = _kernels.orient(np.zeros((40, 40, 3), np.uint8), 6)
+    pixels = _turns.orient(np.zeros((40, 40, 3), np.uint8), 6)
     patches, segment_ids = np.zeros((2, 8, 768), np.uint8), np.zeros((2, 8), np.int32)
     coords = np.zeros((2, 8, 2), np.int32)
     one = np.ones(1, np.int64)

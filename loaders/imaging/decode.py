@@ -19,7 +19,7 @@ from patchnpack.loaders.imaging.readers import by_pil, jpeg
 from patchnpack.loaders.imaging.readers.codecs import take_messages
 from patchnpack.loaders.imaging.resize import declares_alpha, resize
 from patchnpack.loaders.imaging.warnings import MESSAGE, SECOND_DECODER, Warn, ignore
-from patchnpack.packer import _kernels
+from patchnpack.packer import _turns
 from patchnpack.packer.config import ImageMode, Interpolation
 
 # Sizes are (width, height) in pixels: "stored" as in the file, "upright" after EXIF orientation is applied. A region is
@@ -81,7 +81,7 @@ def decode(
 
 def upright(pixels: np.ndarray, header: Header) -> np.ndarray:
     """Stored pixels turned as the header says."""
-    return pixels if header.orientation == 1 else _kernels.orient(pixels, header.orientation)
+    return pixels if header.orientation == 1 else _turns.orient(pixels, header.orientation)
 
 
 def stored_part(header: Header, size: tuple[int, int], box: tuple[int, ...] | None) -> tuple[tuple[int, int], Part]:

@@ -6,9 +6,8 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
 
 from patchnpack.packer import _kernels
 from patchnpack.packer.policies import reference_draws
@@ -242,22 +241,3 @@ def test_assembled_patches_are_the_image_and_nothing_else_is_written(
 )
 def test_every_kind_of_edge_is_placed_correctly(H: int, W: int, C: int, gw: int, gh: int) -> None:
     _check_placing(H, W, C, 16, gw, gh, list(range(gw * gh)), shift=0)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@given(
-    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    mode=st.sampled_from(["L", "RGB", "RGBA"]),
-    seed=st.integers(0, 999),
-)
-@example(size=(7, 1), mode="RGB", seed=0)
-@settings(max_examples=15, deadline=None)
-def test_orient_turns_an_image_as_pil_does(orientation: int, size: tuple[int, int], mode: str, seed: int) -> None:
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, len(mode)), np.uint8)
-    image = Image.fromarray(pixels[..., 0] if mode == "L" else pixels)
-    assert image.mode == mode
-    image.getexif()[0x0112] = orientation
-    want = np.asarray(ImageOps.exif_transpose(image))
-    upright = _kernels.orient(pixels, orientation)
-    assert upright.flags.c_contiguous
-    np.testing.assert_array_equal(upright, want.reshape(*want.shape[:2], -1))

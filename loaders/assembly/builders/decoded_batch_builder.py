@@ -20,7 +20,7 @@ from patchnpack.loaders.errors import BadImage, BadRow, StallError
 from patchnpack.loaders.imaging.decode_buffers import DecodeBuffers
 from patchnpack.loaders.labels.labels import count_absent
 from patchnpack.packer import Images, PackedBatch, _kernels
-from patchnpack.packer._mirror import mirror
+from patchnpack.packer._turns import mirror
 from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # B packs in the batch, L token slots in a pack, K images in a pack at most, M images in the batch

@@ -22,7 +22,7 @@ def to_8_bits(samples: np.ndarray, bits: int) -> np.ndarray:
 def turned(values: np.ndarray, orientation: int) -> np.ndarray:
     """A view of values (height, width, ...) of any type, upright by an EXIF orientation, 1 to 8.
 
-    `_kernels.orient` does the same to 8-bit pixels, and copies them.
+    `_turns.orient` does the same to 8-bit pixels, and copies them.
 
     >>> turned(np.array([[1, 2], [3, 4]]), 6).tolist()
     [[3, 1], [4, 2]]

@@ -16,7 +16,7 @@ from patchnpack.loaders.imaging.readers import by_pil
 from patchnpack.loaders.imaging.readers.codecs import codec
 from patchnpack.loaders.imaging.readers.depth import turned
 from patchnpack.loaders.imaging.readers.facts import Facts, Run, unsupported_kind
-from patchnpack.packer import _kernels
+from patchnpack.packer import _turns
 from patchnpack.packer.dtypes import holding
 
 # h rows, w columns, n samples
@@ -149,7 +149,7 @@ def decode(data: bytes) -> np.ndarray | Image.Image:
     pixels = _pixels(samples.view(np.uint8), directory, mode)
     if (turn := orientation(data)) > 1:
         flat = pixels[..., None] if pixels.ndim == 2 else pixels
-        upright: np.ndarray = _kernels.orient(np.ascontiguousarray(flat), turn)
+        upright: np.ndarray = _turns.orient(np.ascontiguousarray(flat), turn)
         pixels = upright[..., 0] if pixels.ndim == 2 else upright
     if is_raw_ycbcr:
         return Image.frombytes("YCbCr", pixels.shape[1::-1], np.ascontiguousarray(pixels).tobytes())

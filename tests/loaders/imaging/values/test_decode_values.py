@@ -13,7 +13,7 @@ from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_he
 from patchnpack.loaders.imaging.readers.depth import turned
 from patchnpack.loaders.imaging.values.bands import BandRequest, resize_values
 from patchnpack.loaders.imaging.values.decode_values import decode_values
-from patchnpack.packer import _kernels
+from patchnpack.packer import _turns
 from patchnpack.packer.config import Interpolation
 from tests.loaders.imaging import arrays
 from tests.loaders.imaging.arrays import header_of, request_of, whole
@@ -60,7 +60,7 @@ def test_avifs_and_jpeg_xls_of_10_and_12_bits_hold_their_values(channels: int, b
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_values_are_turned_as_8_bit_pixels_are(orientation: int) -> None:
     pixels = arrays.values("uint8", 3)
-    assert np.array_equal(turned(pixels, orientation), _kernels.orient(pixels, orientation))
+    assert np.array_equal(turned(pixels, orientation), _turns.orient(pixels, orientation))
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"])

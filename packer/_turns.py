@@ -1,4 +1,4 @@
-"""`mirror`: the compiled kernel that mirrors pixels."""
+"""Compiled kernels that turn pixels upright and mirror them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,29 @@ import numpy as np
 from numba import njit
 
 from patchnpack.packer._memory import call_memcpy
+
+
+@njit(nogil=True, cache=True)
+def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """`pixels` (H, W, C) turned upright by its EXIF orientation (1 to 8)."""
+    height, width, channels = pixels.shape
+    swap = orientation >= 5
+    out = np.empty((width, height, channels) if swap else (height, width, channels), np.uint8)
+    # Maps (y, x) of the upright image to the stored one: EXIF 2.32, tag 0x0112.
+    flip_y = orientation in (3, 4, 7, 8)
+    flip_x = orientation in (2, 3, 6, 7)
+    for y in range(out.shape[0]):
+        for x in range(out.shape[1]):
+            v, u = (x, y) if swap else (y, x)
+            if swap:
+                v = height - 1 - v if flip_x else v
+                u = width - 1 - u if flip_y else u
+            else:
+                v = height - 1 - v if flip_y else v
+                u = width - 1 - u if flip_x else u
+            for c in range(channels):
+                out[y, x, c] = pixels[v, u, c]
+    return out
 
 
 @njit(nogil=True, cache=True)
