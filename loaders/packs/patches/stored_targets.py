@@ -135,7 +135,8 @@ def _dense(
         columns, first = _place(found[0])
         values = columns[column].of(first, first + len(found))
         values[::_PAGE].max(initial=0)  # fault the pages in here, not in the training loop's thread
-        return values.view(dtype).reshape(len(found), *shape)
+        mapped: np.ndarray = values.view(dtype).reshape(len(found), *shape)
+        return mapped
     out = np.full((len(found), *shape), target.fill, dtype)
     for b, place in enumerate(found):
         if place is not None:
@@ -155,7 +156,7 @@ def _objects(
         return np.concatenate(parts) if parts else np.zeros(0, _FIELDS.get(field, (np.int32, 1))[0])
 
     fields = ("boxes",) if target.has_boxes else ("points", "visible", "lengths")
-    values: dict[str, torch.Tensor] = {}
+    values: dict[str, Any] = {}
     for field in (*fields, "labels", "index"):
         values[field] = torch.from_numpy(joined(field))
         if (numbers := _FIELDS[field][1]) > 1:
