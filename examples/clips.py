@@ -28,7 +28,7 @@ from webdataset import ShardWriter
 
 from patchnpack import PackedImageLoader, Packing
 from patchnpack.models import NaViTConfig
-from patchnpack.packer.batch.drawing import draw_packs
+from patchnpack.packer.batch.pictures.drawing import draw_packs
 from patchnpack.trainer import TrainConfig, evaluate, train
 
 CLASSES = ("growing", "shrinking")

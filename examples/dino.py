@@ -37,7 +37,7 @@ from webdataset import ShardWriter
 
 from patchnpack import FitTokens, PackedBatch, PackedImageLoader, Packing, RandomResizedCrop, Views
 from patchnpack.models import NaViT, NaViTConfig
-from patchnpack.packer.batch.drawing import draw_packs
+from patchnpack.packer.batch.pictures.drawing import draw_packs
 
 ASPECTS = (1 / 3, 1.0, 3.0)
 CLASSES = tuple(f"{aspect} {shape}" for shape in ("ellipses", "diamonds") for aspect in ("tall", "even", "wide"))

@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from patchnpack.packer import _kernels
 from patchnpack.packer.batch import export
 from patchnpack.packer.batch.normalize import normalize
 from patchnpack.packer.batch.objects import PackedObjects
-from patchnpack.packer.batch.packed_image import PackedImage, PackedSample
+from patchnpack.packer.batch.packed_image import PackedImage, PackedSample, geometries_of, walk_images
+from patchnpack.packer.batch.padding import pad_index
 from patchnpack.packer.batch.samples import count_samples, merge_samples, one_image_samples
 from patchnpack.packer.batch.select import select_images
 from patchnpack.packer.batch.source_maps import Mode, lay_back, map_points
 from patchnpack.packer.batch.summary import summary_of
-from patchnpack.packer.checks import check_whole
 from patchnpack.packer.geometry import Geometry, points_to_image, points_to_source
 
 # B packs in the batch, L token slots per pack, K maximum images per pack,
@@ -137,7 +136,7 @@ class PackedBatch:
 
     def _repr_html_(self) -> str:
         """The first packs as a picture, for notebooks."""
-        from patchnpack.packer.batch.drawing import draw_html
+        from patchnpack.packer.batch.pictures.drawing import draw_html
 
         return draw_html(self)
 
@@ -230,23 +229,7 @@ class PackedBatch:
         Raises:
             ValueError: the batch holds more images or tokens, or is padded already.
         """
-        (B, L), K = self.segment_ids.shape, self.image_mask.shape[1]
-        if self.seqlen_bound:
-            raise ValueError("the batch is padded already; call padded() on the batch that the loader yields")
-        images, tokens = B * K if max_images is None else max_images, B * L if max_tokens is None else max_tokens
-        for name, value, held in (("max_images", images, self.num_images), ("max_tokens", tokens, self.num_tokens)):
-            check_whole(name, value)
-            if value < held:
-                raise ValueError(f"{name} is {value}, but the batch holds {held}; give at least {held}, or None")
-        batch = self._map(lambda tensor: tensor)
-        last = self.cu_seqlens[-1:].expand(images - self.num_images)
-        batch.cu_seqlens = torch.cat([self.cu_seqlens, last])
-        batch.token_index = F.pad(self.token_index, (0, tokens - self.num_tokens))
-        if self.sample_starts is not None:
-            last = self.sample_starts[-1:].expand(images + 1 - len(self.sample_starts))
-            batch.sample_starts = torch.cat([self.sample_starts, last])
-        batch.seqlen_bound = min(L, tokens)
-        return batch
+        return PackedBatch.from_dict(pad_index(self.to_dict(), max_images, max_tokens))
 
     def select(self, mask: torch.Tensor) -> PackedBatch:
         """The batch of the images where `mask` is True; the slots of the others become padding.
@@ -398,54 +381,16 @@ class PackedBatch:
 
         Raises:
             ValueError: `values` have another shape, or cannot be mixed or hold `outside`.
-
-        >>> from patchnpack.packer.batch.packed_batch import PackedBatch
-        >>> batch = PackedBatch(
-        ...     patches=torch.zeros(1, 2, 12, dtype=torch.uint8),
-        ...     segment_ids=torch.tensor([[1, 1]]),
-        ...     coords=torch.tensor([[[0, 0], [1, 0]]]),
-        ...     grids=torch.tensor([[[2, 1]]]),
-        ...     image_sizes=torch.tensor([[[3, 2]]]),
-        ...     sizes=torch.tensor([[[3, 2]]]),
-        ...     image_mask=torch.tensor([[True]]),
-        ...     labels=torch.tensor([[0]]),
-        ...     rows=torch.tensor([[0]]),
-        ...     keys=[["a"]],
-        ...     patch_size=2,
-        ... )
-        >>> batch.maps(torch.tensor([7.0, 9.0]))[0].tolist()
-        [[7.0, 7.0, 9.0], [7.0, 7.0, 9.0]]
         """
         return lay_back(self, values, mode, outside)
 
     def geometries(self) -> list[Geometry]:
         """Where the pixels of each of the N sources come to lie, in the flat order of images; waits for a device."""
-        mask = self.image_mask
-        columns = (self.image_sizes, self.boxes, self.sizes, self.flipped, self.grids)
-        rows = zip(*(column[mask].tolist() for column in columns), strict=True)
-        return [Geometry(*(tuple(column) for column in row), self.patch_size) for row in rows]  # type: ignore[arg-type, call-arg]
+        return geometries_of(self)
 
     def images(self) -> Iterator[PackedImage]:
         """Iterate over the images, pack by pack: one record per image."""
-        ends, samples = np.cumsum(self.lengths), self.sample_numbers()
-        flat_coords, flat_patches = self.coords.flatten(0, 1), self.patches.flatten(0, 1)
-        columns, frames = self.image_mask.nonzero().tolist(), self.frames[self.image_mask].tolist()
-        geometries = self.geometries()
-        for i, ((b, j), end, length) in enumerate(zip(columns, ends, self.lengths, strict=True)):
-            slots = self.token_index[end - length : end]
-            label = self.labels[b, j]
-            gw, gh = self.grids[b, j].tolist()
-            yield PackedImage(
-                key=self.keys[b][j],
-                label=label if self.labels.ndim == 3 else int(label),
-                grid=(gw, gh),
-                coords=flat_coords[slots],
-                patches=flat_patches[slots],
-                patch_size=self.patch_size,
-                sample=int(samples[i]),
-                frame=frames[i],
-                geometry=geometries[i],
-            )
+        return walk_images(self)
 
     def images_by_sample(self) -> Iterator[PackedSample]:
         """Iterate over the samples, pack by pack: one record per sample, with its images in order."""

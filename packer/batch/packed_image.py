@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -75,3 +77,54 @@ class PackedSample:
     def label(self) -> int | torch.Tensor:
         """The sample's label, which each of its images carries."""
         return self.images[0].label
+
+
+class Images(Protocol):
+    """What this module needs of a `PackedBatch`."""
+
+    patches: torch.Tensor
+    coords: torch.Tensor
+    grids: torch.Tensor
+    image_sizes: torch.Tensor
+    image_mask: torch.Tensor
+    boxes: torch.Tensor
+    sizes: torch.Tensor
+    flipped: torch.Tensor
+    frames: torch.Tensor
+    labels: torch.Tensor
+    token_index: torch.Tensor
+    keys: list[list[str]]
+    lengths: list[int]
+    patch_size: int
+
+    def geometries(self) -> list[Geometry]: ...
+    def sample_numbers(self) -> np.ndarray: ...
+
+
+def geometries_of(batch: Images) -> list[Geometry]:
+    """Return where the pixels of each of the N sources come to lie; see `PackedBatch.geometries`."""
+    mask = batch.image_mask
+    columns = (batch.image_sizes, batch.boxes, batch.sizes, batch.flipped, batch.grids)
+    rows = zip(*(column[mask].tolist() for column in columns), strict=True)
+    return [Geometry(*(tuple(column) for column in row), batch.patch_size) for row in rows]  # type: ignore[arg-type, call-arg]
+
+
+def walk_images(batch: Images) -> Iterator[PackedImage]:
+    """Yield the images of a batch, pack by pack; see `PackedBatch.images`."""
+    ends, samples = np.cumsum(batch.lengths), batch.sample_numbers()
+    flat_coords, flat_patches = batch.coords.flatten(0, 1), batch.patches.flatten(0, 1)
+    columns, frames = batch.image_mask.nonzero().tolist(), batch.frames[batch.image_mask].tolist()
+    geometries = batch.geometries()
+    for i, ((b, j), end, length) in enumerate(zip(columns, ends, batch.lengths, strict=True)):
+        slots, label = batch.token_index[end - length : end], batch.labels[b, j]
+        yield PackedImage(
+            key=batch.keys[b][j],
+            label=label if batch.labels.ndim == 3 else int(label),
+            grid=geometries[i].grid,
+            coords=flat_coords[slots],
+            patches=flat_patches[slots],
+            patch_size=batch.patch_size,
+            sample=int(samples[i]),
+            frame=frames[i],
+            geometry=geometries[i],
+        )

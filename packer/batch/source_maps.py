@@ -81,7 +81,25 @@ def _columns_of(batch: Placed, image: int | ArrayLike | torch.Tensor, n: int) ->
 
 
 def lay_back(batch: Placed, values: torch.Tensor, mode: Mode, outside: float) -> list[torch.Tensor]:
-    """Lay values of the valid tokens back to the pixels of each source; see `PackedBatch.maps`."""
+    """Lay values of the valid tokens back to the pixels of each source; see `PackedBatch.maps`.
+
+    >>> from patchnpack.packer.batch.packed_batch import PackedBatch
+    >>> batch = PackedBatch(
+    ...     patches=torch.zeros(1, 2, 12, dtype=torch.uint8),
+    ...     segment_ids=torch.tensor([[1, 1]]),
+    ...     coords=torch.tensor([[[0, 0], [1, 0]]]),
+    ...     grids=torch.tensor([[[2, 1]]]),
+    ...     image_sizes=torch.tensor([[[3, 2]]]),
+    ...     sizes=torch.tensor([[[3, 2]]]),
+    ...     image_mask=torch.tensor([[True]]),
+    ...     labels=torch.tensor([[0]]),
+    ...     rows=torch.tensor([[0]]),
+    ...     keys=[["a"]],
+    ...     patch_size=2,
+    ... )
+    >>> lay_back(batch, torch.tensor([7.0, 9.0]), "nearest", -1.0)[0].tolist()
+    [[7.0, 7.0, 9.0], [7.0, 7.0, 9.0]]
+    """
     check_choice("mode", mode, get_args(Mode))
     tokens, s = len(batch.token_index), values.shape[1] if values.ndim > 2 else 1
     if not 1 <= values.ndim <= 4 or len(values) != tokens:

@@ -1,4 +1,4 @@
-"""The commands `shard`, `index` and `show`: write shards, index them, and draw them."""
+"""The commands `shard`, `index`, `show` and `stats`: write shards, index them, draw them and measure their pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from patchnpack.cli.options.arguments import Classes, Label, Pages, Seed, Shards
 from patchnpack.cli.options.flags import (
     IMAGE_FLAGS,
     IMAGES,
+    PACKING_FLAGS,
     ImageOptions,
+    make_packing,
+    takes,
     takes_headers,
     takes_images,
     takes_packing,
@@ -20,7 +23,7 @@ from patchnpack.cli.options.flags import (
 )
 from patchnpack.cli.options.targets import takes_targets
 from patchnpack.cli.progress import progress_bar
-from patchnpack.cli.sources import open_source, packing_of
+from patchnpack.cli.sources import open_shards, open_source, packing_of
 
 if TYPE_CHECKING:
     from patchnpack.loaders.targets.target import Target
@@ -199,7 +202,7 @@ def show(
     patchnpack show 'train-{000000..000009}.tar' --mask mask=seg.png --boxes boxes=json:objects.bbox,format=xywh
     """
     from patchnpack.loaders import PackedImageLoader
-    from patchnpack.packer.batch.drawing import draw_packs
+    from patchnpack.packer.batch.pictures.drawing import draw_packs
     from patchnpack.packer.checks import check_whole
     from patchnpack.packer.files import make_folder_of
 
@@ -224,3 +227,53 @@ def show(
     names = None if loader.classes is None else list(loader.classes)  # in the order of their numbers
     draw_packs(next(iter(loader)), max_packs=packs, width=width, classes=names).save(out)
     typer.echo(f"wrote {out}")
+
+
+_STATS_FLAGS = {name: PACKING_FLAGS[name] for name in ("image_mode", "channels", "dtype", "convert")}
+
+
+@takes("packing", _STATS_FLAGS, make_packing)
+@takes_images
+def stats(
+    shards: Shards,
+    *,
+    packing: Packing,
+    images: ImageOptions,
+    count: Annotated[int | None, whole_flag("Number of images to read, drawn at random; default: all.")] = None,
+    pages: Pages = "first",
+    seed: Seed = 0,
+) -> None:
+    """Print mean, std, extremes and percentiles of each band of the images in SHARDS, and --model flags to paste.
+
+    patchnpack stats 'train-{000000..000009}.tar' --count 1000
+
+    patchnpack stats 'scans-{000000..000009}.tar' --channels 1 --dtype int16
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from patchnpack.loaders import PackedImageLoader
+    from patchnpack.packer.text import counted
+    from patchnpack.pixel_stats import PERCENTILES, pixel_stats
+
+    loader = PackedImageLoader(
+        open_shards(shards, images),
+        packing.replace(oversize="drop"),
+        batch_size=1,
+        pages=pages,  # type: ignore[arg-type]  # the loader checks it
+        storage_options=images.storage_options,
+        decode=images.decode,
+    )
+    found = pixel_stats(loader, images=count, seed=seed)
+    table = Table("band", "mean", "std", "min", *(f"{each:g} %" for each in PERCENTILES), "max", box=None)
+    for band in range(len(found.mean)):
+        columns = found.mean[band], found.std[band], found.least[band], *found.percentiles[band], found.most[band]
+        table.add_row(str(band), *(f"{value:.6g}" for value in columns))
+    Console(highlight=False, markup=False).print(table)
+    bad = len(loader.source.rows.bad) + found.bad
+    typer.echo(
+        f"{counted(found.pixels, 'pixel')} of {counted(found.images, 'image')}, {found.dtype}; "
+        f"{counted(bad, 'bad image')}"
+    )
+    mean, std = (",".join(f"{value:.6g}" for value in values) for values in found.normalization())
+    typer.echo(f"--model mean={mean} --model std={std}")

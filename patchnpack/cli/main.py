@@ -11,13 +11,12 @@ from typing import Annotated
 
 import typer
 
-from patchnpack.cli.data import make_index, shard, show
+from patchnpack.cli.data import make_index, shard, show, stats
 from patchnpack.cli.errors import flags_of, in_flags, message_of, notes_of
 from patchnpack.cli.evaluation import add_evaluation_commands
 from patchnpack.cli.prepack import add_prepack_commands
 from patchnpack.cli.probe import add_probe_commands
 from patchnpack.cli.report import report
-from patchnpack.cli.stats import stats
 from patchnpack.cli.training import add_training_commands
 from patchnpack.loaders.errors import BadDataError
 

@@ -17,7 +17,7 @@ from patchnpack.loaders import PackedImageLoader
 from patchnpack.packer.analysis.advice import Advice
 from patchnpack.packer.analysis.report import PackingReport
 from patchnpack.packer.analysis.setting import Sweep
-from patchnpack.packer.batch.drawing import draw_packs
+from patchnpack.packer.batch.pictures.drawing import draw_packs
 from patchnpack.packer.files import atomic_write, make_folder_of
 from patchnpack.report.table import facts
 

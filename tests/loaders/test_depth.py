@@ -25,7 +25,7 @@ from patchnpack import (
 from patchnpack.loaders import Job
 from patchnpack.loaders.imaging.values.bands import resize_values
 from patchnpack.models import NaViT, NaViTConfig
-from patchnpack.packer.batch.drawing import draw_html, draw_packs
+from patchnpack.packer.batch.pictures.drawing import draw_html, draw_packs
 from patchnpack.pixel_stats import PERCENTILES, pixel_stats
 from patchnpack.trainer import TrainConfig, train
 from tests.images import write_tar

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from patchnpack import Mask, PackedImageLoader
-from patchnpack.packer.batch.overlays import class_colour
+from patchnpack.packer.batch.pictures.overlays import class_colour
 from tests.images import read_tar
 from tests.loaders.prepacking.annotated import MISSING, WRONG_SIZE, annotated_image, write_annotated
 from tests.patchnpack.cli.runs import ran

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from patchnpack.packer import PackedBatch
-from patchnpack.packer.batch.drawing import draw_html, draw_packs
 from patchnpack.packer.batch.objects import PackedObjects
-from patchnpack.packer.batch.overlays import Overlays, class_colour, overlays_of, thumbs
+from patchnpack.packer.batch.pictures.drawing import draw_html, draw_packs
+from patchnpack.packer.batch.pictures.overlays import Overlays, class_colour, overlays_of, thumbs
 from tests.images import cut_patches
 
 P = 8

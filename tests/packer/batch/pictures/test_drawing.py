@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from patchnpack.packer import PackedBatch
-from patchnpack.packer.batch import canvas, drawing, overlays
-from patchnpack.packer.batch.drawing import draw_html, draw_packs
+from patchnpack.packer.batch.pictures import canvas, drawing, overlays
+from patchnpack.packer.batch.pictures.drawing import draw_html, draw_packs
 from tests.images import cut_patches
 
 P = 16
@@ -281,7 +281,7 @@ def test_any_key_can_be_written_with_and_without_freetype(
 
 
 def test_drawing_imports_no_plotting_library() -> None:
-    code = "import sys, patchnpack.packer.batch.drawing; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, patchnpack.packer.batch.pictures.drawing; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, features
 
-from patchnpack.packer.batch import canvas
+from patchnpack.packer.batch.pictures import canvas
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

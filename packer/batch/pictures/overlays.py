@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from patchnpack.packer.batch.canvas import (
+from patchnpack.packer.batch.objects import PackedObjects
+from patchnpack.packer.batch.packed_image import PackedImage
+from patchnpack.packer.batch.pictures.canvas import (
     COLOURS,
     GROUND,
     INK,
@@ -22,8 +24,6 @@ from patchnpack.packer.batch.canvas import (
     text_on,
     write,
 )
-from patchnpack.packer.batch.objects import PackedObjects
-from patchnpack.packer.batch.packed_image import PackedImage
 from patchnpack.packer.text import counted
 
 # B packs, L token slots per pack, P patch size, V values per token, C values per pixel, n tokens of an image

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from patchnpack.packer.batch.canvas import (
+from patchnpack.packer.batch.packed_image import PackedImage
+from patchnpack.packer.batch.pictures.canvas import (
     COLOURS,
     FAINT,
     GROUND,
@@ -31,8 +32,7 @@ from patchnpack.packer.batch.canvas import (
     text_on,
     write,
 )
-from patchnpack.packer.batch.overlays import HasTargets, Overlays, overlays_of, thumbs
-from patchnpack.packer.batch.packed_image import PackedImage
+from patchnpack.packer.batch.pictures.overlays import HasTargets, Overlays, overlays_of, thumbs
 from patchnpack.packer.text import counted, floor_percent
 
 # L token slots per pack, P patch size, C channels, n slots per line, s width of a slot in pixels

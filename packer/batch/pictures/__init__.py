@@ -1,0 +1,1 @@
+"""Pictures of packs: their tokens, images and targets, as PNG and for notebooks."""
