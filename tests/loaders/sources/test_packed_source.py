@@ -212,7 +212,7 @@ def test_packs_of_another_schema_are_refused(packed: Path, index: Index) -> None
         text = (packed / name).read_text()
         (packed / name).write_text(text.replace(f'"schema": {SCHEMA}', '"schema": 99', 1))
     with pytest.raises(
-        ValueError, match=r"has schema 99, this version reads 3; read it with the patchnpack that made it"
+        ValueError, match=f"has schema 99, this version reads {SCHEMA}; read it with the patchnpack that made it"
     ):
         PackedImageLoader(packed, batch_size=1)
     with pytest.raises(ValueError, match=r"has schema 99, this version reads 3"):
