@@ -189,3 +189,16 @@ def test_damaged_target_is_a_problem(shards: list[str], tmp_path: Path) -> None:
 def test_classes_called_kind_can_be_packed(shards: list[str], tmp_path: Path) -> None:
     out = packed(tmp_path / "out", shards, targets=None, classes={str(i): i for i in range(4)} | {"kind": 4, "4": 5})
     assert loader(out).classes == {"0": 0, "1": 1, "2": 2, "3": 3, "kind": 4, "4": 5}
+
+
+def test_targets_lie_in_the_map_and_writes_reach_neither_file_nor_next_epoch(shards: list[str], tmp_path: Path) -> None:
+    folder = loader(packed(tmp_path / "out", shards, store="patches", part_packs=64))
+    before = list(map(targets_of, folder))
+    targets: dict[str, Any] = {}
+    for batch in folder:
+        targets = dict(batch.targets)
+        targets["mask"].fill_(3)
+        targets["boxes"].boxes.fill_(0)
+    # No copy: two batches of consecutive packs share one map.
+    assert targets["mask"].numpy().base is not None
+    assert list(map(targets_of, folder)) == before

@@ -13,6 +13,7 @@ from patchnpack import PackedImageLoader, Packing, PatchSizes, SampleSide, Sched
 from patchnpack.cli import main as cli
 from patchnpack.cli.main import app
 from patchnpack.loaders.packs.manifest import read_manifest
+from patchnpack.loaders.packs.recipe import SCHEMA
 from patchnpack.loaders.remote.storage import open_folder
 
 Shards = Callable[..., str]
@@ -134,4 +135,4 @@ def test_verify_exits_with_1_and_names_the_damaged_file(shards: Shards, tmp_path
     assert result.exit_code == 1
     assert f"parts/{part.name} does not have the bytes that were written" in result.output
     manifest = json.loads((out / "manifest.json").read_bytes())
-    assert manifest["schema"] == 3
+    assert manifest["schema"] == SCHEMA
