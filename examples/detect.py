@@ -9,7 +9,9 @@ and a logit per class (OWL-ViT, arXiv 2205.06230, section 3.1). The matching of 
 box, and the other tokens learn to find nothing (DETR, arXiv 2005.12872, section 3.1). Needs scipy. Prints the average
 precision on 240 held-out pictures, at an IoU of 0.5 and as the mean over 0.5 to 0.95:
 
-    TABLE
+    resolution   AP50    AP50:95
+    native       0.788   0.463
+    square       0.489   0.319
 """
 
 from __future__ import annotations

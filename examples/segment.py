@@ -8,7 +8,11 @@ through the same crop, resize and mirroring as its picture. On each token, one l
 token's P x P pixels. `batch.maps` lays the predictions back over the pixels of the source, where they are compared with
 its mask. Prints the IoU on 240 held-out pictures:
 
-    TABLE
+    resolution   mean IoU   background   tall   even   wide
+    native          0.910   0.982  0.876  0.886  0.896
+    square          0.525   0.984  0.487  0.246  0.383
+
+`--runs uncropped` trains at native resolution without crops, as the squares.
 """
 
 from __future__ import annotations
@@ -122,7 +126,7 @@ def main() -> None:
             targets = {"mask": Mask("seg.png", num_classes=len(CLASSES))}
             return PackedImageLoader(f"{folder}/{split}-*.tar", packing, batch_size=1, targets=targets, **choices)
 
-        print(f"resolution   mean IoU   {'   '.join(CLASSES)}")
+        print(f"resolution   mean IoU   {'   '.join(CLASSES)}", flush=True)
         for name in options.runs:
             learn, test = RUNS[name]
             torch.manual_seed(options.seed)
@@ -130,8 +134,8 @@ def main() -> None:
             settings = TrainConfig(epochs=options.epochs, lr=2e-3, seed=options.seed, eval_every=10**6)
             model = train(config, loader("train", learn, 0.5), config=settings, objective=head).model
             each, shown = evaluate(model, head, loader("validation", test, extras=("jpg", "seg.png")))
-            columns = "".join(f"{iou:7.3f}" for iou in each)
-            print(f"{name:12} {np.mean(each):8.3f} {columns}", flush=True)
+            columns = "  ".join(f"{iou:.3f}" for iou in each)
+            print(f"{name:12} {np.mean(each):8.3f}   {columns}", flush=True)
             if name == "native" and options.picture:
                 draw(shown, options.picture)
 
