@@ -65,13 +65,10 @@ class PackedImageLoader:
             labels are whole numbers, and names of folders and in tables get the numbers of their sorted order.
         extras: extensions of members to return in `batch.extras`: txt as str, json as object, others as bytes; None
             where a sample has none. An undecodable member marks its image as bad.
-        decode: called as `decode(data)` with the encoded bytes of an image. Returns uint8 (H, W, C) with the height and
-            width that the file states (before EXIF orientation, which the loader applies; TIFF, HEIC and JPEG XL
-            upright) and the channels of `image_mode`, or None to leave the image to the loader. It makes 16-bit, float
-            and multispectral images usable. `BadImage` marks the image as bad; other errors are raised.
-        formats: readers of formats of your own, by extension: {"ct": MyReader()}, each an object with header(data) and
-            decode(data); see `ImageReader`. With the default of `image`, their files come before all others. They may
-            replace the library's own reader of an extension.
+        decode: called as `decode(data)` with the encoded bytes of an image. Returns (H, W, C) of the packing's channels
+            and dtype, with the size that the file states (before EXIF orientation, which the loader applies; TIFF, HEIC
+            and JPEG XL upright), or None to leave the image to the loader. `BadImage` marks the image as bad.
+        formats: readers of your own formats, {"ct": MyReader()}; see `ImageReader`. They come before all of `image`.
         pages: what becomes of a file with several pages or frames, such as a TIFF or an animated GIF: "first" uses the
             first one and counts the file in `stats()["multi_page"]`; "error" makes it a bad image.
         transform: called as `transform(image, rng)` with a uint8 (H, W, C) array and a Generator keyed by (seed, epoch,

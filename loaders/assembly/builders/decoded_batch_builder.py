@@ -15,7 +15,7 @@ from patchnpack.loaders.assembly.context import BatchContext
 from patchnpack.loaders.assembly.stats import BatchCounts
 from patchnpack.loaders.errors import BadImage, BadRow, StallError
 from patchnpack.loaders.labels.labels import count_absent
-from patchnpack.packer import Images, PackedBatch, _kernels
+from patchnpack.packer import Images, PackedBatch, _detail, _kernels
 from patchnpack.packer.policies.random import Purpose, counter_hash
 
 # B packs in the batch, L token slots in a pack, K images in a pack at most, M images in the batch
@@ -245,7 +245,7 @@ class DecodedBatchBuilder:
         first, keep, gw, gh, _ = self._places[i]
         if self._by_detail and keep < gw * gh:
             is_whole = pixels.dtype.kind != "f"
-            choose = _kernels.choose_detailed if is_whole else _kernels.choose_detailed_fractions
+            choose = _detail.choose_detailed if is_whole else _detail.choose_detailed_fractions
             choose(pixels, self._patch_size, gw, gh, self._coords, first, keep)
         # As bytes, so that one compiled kernel serves all types: it moves whole pixels.
         _kernels.place_image(bytes_of(pixels), self._patch_size, gw, gh, self._coords, self._patches, first, keep)
