@@ -23,7 +23,7 @@ SETUP_KEY := $(shell { cat pyproject.toml constraints.txt scripts/use_pillow_sim
 STAMP := $(VENV)/.setup-$(SETUP_KEY)
 UNFINISHED := $(VENV)/.setup-unfinished
 
-.PHONY: help setup test test-all test-frameworks test-webp lint typecheck format links docs demo bench soak simd clean distclean
+.PHONY: help setup test test-all test-frameworks test-webp lint typecheck format links docs demo bench gpu soak simd clean distclean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -90,6 +90,9 @@ demo: setup ## draw a small data set, pack it, train on it in minutes (where cor
 
 bench: setup ## run every benchmark
 	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script" || exit 1; done
+
+gpu: setup ## on a machine with a GPU: the tests that use it, then a table of training speeds
+	$(PY) benchmarks/gpu.py --tests
 
 # pytest exits with 5 where no test is marked.
 soak: setup ## run the tests that take minutes

@@ -53,9 +53,9 @@ def layers(model: NaViT, loader: PackedImageLoader) -> torch.Tensor:
     for batch in loader:
         model(batch)
         stream = model.stream(batch)  # the blocks compute in the order of the stream, which may differ from the batch
-        sums = torch.zeros(len(outputs), stream.rows, model.config.width)
+        sums = torch.zeros(len(outputs), len(stream.columns), model.config.width)
         sums.index_add_(1, stream.unit, torch.stack(outputs))
-        pooled.append(sums / stream.unit.bincount(minlength=stream.rows)[:, None])
+        pooled.append(sums / stream.unit.bincount(minlength=len(stream.columns))[:, None])
         rows.append(batch.rows.flatten()[stream.columns])
         outputs.clear()
     for hook in hooks:

@@ -23,10 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 @functools.cache
 def _has(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the parent package is absent
-        return False
+    return importlib.util.find_spec(module) is not None
 
 
 @functools.cache
@@ -66,6 +63,12 @@ def attention_backend(device: torch.device | str, dtype: torch.dtype | None = No
     return chosen
 
 
+def unit_of_tokens(cu_seqlens: torch.Tensor, T: int) -> torch.Tensor:
+    """Number of the unit of each of T tokens, int64; N for tokens after the last unit."""
+    places = torch.arange(T, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    return torch.searchsorted(cu_seqlens[1:], places, right=True)
+
+
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -75,6 +78,7 @@ def attention(
     lengths: Sequence[int],
     one_query: bool = False,
     backend: str = "auto",
+    bound: int = 0,
 ) -> torch.Tensor:
     """Softmax attention of each unit's queries over the tokens of the same unit only.
 
@@ -87,6 +91,7 @@ def attention(
         backend: "auto", "split" (unit by unit), "varlen" (torch's variable-length kernel), "flash" (the kernel of the
             flash-attn package), "flex" (torch's flex_attention with a block mask; no gradient on a CPU) or "dense" (a
             mask over all tokens, quadratic in T).
+        bound: a bound of `lengths`, for streams that end with padding, so that no argument of a kernel varies; else 0.
 
     Returns:
         A tensor of the shape and dtype of `q`.
@@ -98,32 +103,38 @@ def attention(
     torch.Size([5, 1, 8])
     """
     if not lengths:
-        return q + k + v  # empty, but keeps every input in the graph of the loss
+        return q + 0 * (k + v).sum(0)  # keeps every input in the graph of the loss
     chosen = attention_backend(q.device, q.dtype, backend)
     if chosen == "split":
         return _split(q, k, v, lengths, one_query)
     if chosen in ("varlen", "flash"):
-        return _varlen(q, k, v, cu_seqlens, max(lengths), one_query, chosen == "flash")
-    unit_T = torch.repeat_interleave(cu_seqlens.diff(), output_size=len(k))
-    unit_Q = torch.arange(len(q), device=q.device) if one_query else unit_T
-    q_1HQE, k_1HTE, v_1HTE = (x.transpose(0, 1)[None] for x in (q, k, v))
-    if chosen == "flex":
-        out_1HQE = _flex(q_1HQE, k_1HTE, v_1HTE, unit_Q, unit_T)
-    else:
-        mask_QT = unit_Q[:, None] == unit_T
-        out_1HQE = F.scaled_dot_product_attention(q_1HQE, k_1HTE, v_1HTE, attn_mask=mask_QT)
-    return out_1HQE[0].transpose(0, 1)
+        return _varlen(q, k, v, cu_seqlens, bound or max(lengths), one_query, chosen == "flash", bound > 0)
+    unit_1T = unit_of_tokens(cu_seqlens, len(k))[None]
+    unit_1Q = torch.arange(len(q), device=q.device)[None] if one_query else unit_1T
+    return (_flex if chosen == "flex" else masked_attention)(q, k, v, unit_1Q, unit_1T)
+
+
+def masked_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, unit_BQ: torch.Tensor, unit_BL: torch.Tensor
+) -> torch.Tensor:
+    """Attention of queries to the tokens with their number, in each of B packs: q (B*Q, H, E), k and v (B*L, H, E)."""
+    mask_BQL = unit_BQ[:, :, None] == unit_BL[:, None]
+    if unit_BQ is not unit_BL:  # a softmax over no token is NaN, and so is its gradient
+        mask_BQL = mask_BQL | ~mask_BQL.any(-1, keepdim=True)
+    q_BHQE, k_BHLE, v_BHLE = (x.unflatten(0, (unit_BL.shape[0], -1)).transpose(1, 2) for x in (q, k, v))
+    out_BHQE = F.scaled_dot_product_attention(q_BHQE, k_BHLE, v_BHLE, attn_mask=mask_BQL[:, None])
+    return out_BHQE.transpose(1, 2).flatten(0, 1)
 
 
 def _split(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int], one_query: bool) -> torch.Tensor:
     runs = [(length, len(list(run))) for length, run in itertools.groupby(lengths)]
     tokens = [n * length for length, n in runs]
     queries = [n for _, n in runs] if one_query else tokens
-    parts = []
-    for (_, n), *qkv in zip(runs, torch.split(q, queries), torch.split(k, tokens), torch.split(v, tokens), strict=True):
+    parts, splits = [], [x[: sum(sizes)].split(sizes) for x, sizes in ((q, queries), (k, tokens), (v, tokens))]
+    for (_, n), *qkv in zip(runs, *splits, strict=True):
         q_nHRE, k_nHSE, v_nHSE = (x.unflatten(0, (n, -1)).transpose(1, 2) for x in qkv)
         parts.append(_softmax_attention(q_nHRE, k_nHSE, v_nHSE).transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts)
+    return torch.cat([*parts, 0 * q[sum(queries) :]])
 
 
 def _softmax_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -142,6 +153,7 @@ def _varlen(
     longest: int,
     one_query: bool,
     flash: bool,
+    padded: bool,
 ) -> torch.Tensor:
     cu_q, longest_q = cu_seqlens, longest
     if one_query:
@@ -150,13 +162,16 @@ def _varlen(
         from flash_attn import flash_attn_varlen_func as kernel
     else:
         from torch.nn.attention.varlen import varlen_attn as kernel
-    out = kernel(q, k, v, cu_q, cu_seqlens, longest_q, longest)
-    assert isinstance(out, torch.Tensor)
-    return out
+    if padded:  # of which kernels leave outputs and gradients as they find them
+        after = (torch.arange(len(k), device=k.device) >= cu_seqlens[-1])[:, None, None]
+        absent = (cu_seqlens.diff() == 0)[:, None, None] if one_query else after
+        q, k, v = q.masked_fill(absent, 0), k.masked_fill(after, 0), v.masked_fill(after, 0)
+    out: torch.Tensor = kernel(q, k, v, cu_q, cu_seqlens, longest_q, longest)
+    return out.masked_fill(absent, 0) if padded else out
 
 
 def _flex(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, unit_Q: torch.Tensor, unit_T: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, unit_1Q: torch.Tensor, unit_1T: torch.Tensor
 ) -> torch.Tensor:
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -165,13 +180,15 @@ def _flex(
             raise ValueError("attention backend 'flex' has no gradient on a CPU; use backend='auto' or torch.no_grad()")
         q, k, v = (x.detach() for x in (q, k, v))  # flex_attention checks requires_grad even under no_grad
 
+    unit_Q, unit_T = unit_1Q[0], unit_1T[0]
+
     def same_unit(b: torch.Tensor, h: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return unit_Q[query] == unit_T[key]
 
-    mask = create_block_mask(same_unit, None, None, len(unit_Q), len(unit_T), device=q.device)
-    out = _compiled_flex(q.device.type)(q, k, v, block_mask=mask)
-    assert isinstance(out, torch.Tensor)
-    return out
+    mask = create_block_mask(same_unit, None, None, len(q), len(k), device=q.device)
+    q_1HQE, k_1HTE, v_1HTE = (x.transpose(0, 1)[None] for x in (q, k, v))
+    out: torch.Tensor = _compiled_flex(q.device.type)(q_1HQE, k_1HTE, v_1HTE, block_mask=mask)
+    return out[0].transpose(0, 1)
 
 
 @functools.cache

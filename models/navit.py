@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from patchnpack.models.attention import attention_backend
 from patchnpack.models.config import NaViTConfig
@@ -23,6 +26,7 @@ from patchnpack.packer.batch.packed_batch import PackedBatch
 
 NO_LABEL = -100
 Rope = tuple[torch.Tensor, torch.Tensor]
+Kept = Sequence[torch.Tensor | None]
 
 
 class Block(nn.Module):
@@ -41,7 +45,8 @@ class Block(nn.Module):
         D, E, hidden = config.width, config.width // config.heads, int(config.mlp_ratio * config.width)
         bias, eps = config.bias, config.norm_eps
         self.heads, self.drop_path, self.gelu = config.heads, drop_path, GELUS[config.gelu]
-        self.norm_first = config.block_norm == "pre"
+        self.norm_first, self.dense = config.block_norm == "pre", config.backend == "dense"
+        self.attend: Callable[..., torch.Tensor] = Stream.attend
         self.norm1 = nn.LayerNorm(D, eps, bias=bias)
         self.qkv = nn.Linear(D, 3 * D, bias=bias if config.qkv_bias is None else config.qkv_bias)
         self.q_norm = nn.LayerNorm(E, eps, bias=bias) if config.qk_norm else nn.Identity()
@@ -54,28 +59,36 @@ class Block(nn.Module):
             self.scale1 = nn.Parameter(torch.full((D,), config.layer_scale))
             self.scale2 = nn.Parameter(torch.full((D,), config.layer_scale))
 
-    def forward(self, x: torch.Tensor, stream: Stream, rope: Rope | None) -> torch.Tensor:
-        q_THE, k_THE, v_THE = (
-            self.qkv(self.norm1(x) if self.norm_first else x).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        )
+    def forward(self, x: torch.Tensor, stream: Stream, rope: Rope | None, kept: Kept = (None, None)) -> torch.Tensor:
+        normed = self.norm1(x) if self.norm_first else x
+        q_THE, k_THE, v_THE = self.qkv(normed).unflatten(-1, (3, self.heads, -1)).unbind(1)
         q_THE, k_THE = self.q_norm(q_THE), self.k_norm(k_THE)
         if rope is not None:
             q_THE, k_THE = rotate(q_THE, rope), rotate(k_THE, rope)
         # On CUDA, autocast normalises in float32.
-        mixed_THE = stream.attend(q_THE.to(v_THE.dtype), k_THE.to(v_THE.dtype), v_THE)
-        x = x + self._branch(self.out(mixed_THE.flatten(1)), self.norm1, "scale1", stream)
+        mixed_THE = self.attend(stream, q_THE.to(v_THE.dtype), k_THE.to(v_THE.dtype), v_THE)
+        x = x + self._branch(self.out(mixed_THE.flatten(1)), self.norm1, "scale1", kept[0])
         hidden = F.gelu(self.up(self.norm2(x) if self.norm_first else x), approximate=self.gelu)
-        return x + self._branch(self.down(hidden), self.norm2, "scale2", stream)
+        return x + self._branch(self.down(hidden), self.norm2, "scale2", kept[1])
 
-    def _branch(self, branch: torch.Tensor, norm: nn.Module, scale: str, stream: Stream) -> torch.Tensor:
+    def _branch(self, branch: torch.Tensor, norm: nn.Module, scale: str, kept: torch.Tensor | None) -> torch.Tensor:
         if not self.norm_first:
             branch = norm(branch)
         if hasattr(self, scale):
             branch = branch * getattr(self, scale)
+        return branch if kept is None else branch * kept.to(branch.dtype)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile; attention stays outside, unless the backend is "dense", since its lengths vary between batches."""
+        self.attend = Stream.attend if self.dense else torch.compiler.disable(Stream.attend)
+        super().compile(*args, **options)
+
+    def draw(self, stream: Stream, dtype: torch.dtype) -> Kept:
+        """Factors (T, 1) of the two branches, 0 for units that skip one; `forward` draws nothing, so it repeats."""
         if not self.training or self.drop_path == 0:
-            return branch
-        keep_N = torch.rand(stream.rows, device=branch.device) >= self.drop_path
-        return branch * (keep_N.to(branch.dtype) / (1 - self.drop_path))[stream.unit, None]
+            return None, None
+        drawn_2N = F.pad(torch.rand(2, stream.columns.shape[0], device=stream.unit.device), (0, 1))  # and padding
+        return ((drawn_2N >= self.drop_path).to(dtype) / (1 - self.drop_path))[:, stream.unit, None].unbind()
 
 
 class NaViT(nn.Module):
@@ -85,6 +98,7 @@ class NaViT(nn.Module):
 
     Maps a `PackedBatch` to logits per image, or with `scope="sample"` per sample. Inside, the valid tokens of the whole
     batch are one flat stream: padding costs nothing, and an output depends on neither the pack nor what else is in it.
+    With `activation_checkpointing` set to True, the backward pass recomputes each block from its input.
 
     >>> model = NaViT(NaViTConfig(num_classes=10, width=48, depth=1))
     >>> sum(p.numel() for p in model.parameters())
@@ -93,7 +107,7 @@ class NaViT(nn.Module):
 
     def __init__(self, config: NaViTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.activation_checkpointing = config, False
         D, hidden, last = config.width, int(config.mlp_ratio * config.width), max(config.depth - 1, 1)
         self.patch_embed = PatchEmbed(
             config.patch_size, config.channels, D, mean=config.mean, std=config.std, resize=config.patch_resize
@@ -199,8 +213,7 @@ class NaViT(nn.Module):
             frames: integers (B, K), as in `PackedBatch`; for models with `time`.
         """
         config, coords = self.config, coords.flatten(0, 1)[stream.slots]
-        if stream.packs:  # values in padding must not become NaN
-            coords = coords * (stream.unit < stream.columns.shape[0])[:, None]
+        coords = coords * (stream.unit < stream.columns.shape[0])[:, None]  # values in padding must not become NaN
         x = self.patch_embed(patches.flatten(0, 1)[stream.slots])
         places, added = [coords[:, 1], coords[:, 0]] if "rope" in config.positions else [], []
         with torch.autocast(x.device.type, enabled=False):
@@ -220,19 +233,19 @@ class NaViT(nn.Module):
                     added.append(torch.cat(axial_rope([frame_T], config.width, 10_000.0), -1)[:, 0])
             if added:  # rounded once, after the sum
                 x = sum(added, x).to(torch.promote_types(x.dtype, self.patch_embed.weight.dtype))
-        rope = axial_rope(places, config.width // config.heads, config.rope_base) if places else None
         inner, old, new = stream, None, None
         if hasattr(self, "prefix"):
             inner, old, new = stream.with_prefix(len(self.prefix))
             empty = x.new_empty(inner.unit.shape[0], x.shape[1])
-            x = empty.index_copy(0, old, x).index_copy(
-                0, new.flatten(), self.prefix.to(x.dtype).repeat(new.shape[0], 1)
-            )
-            if rope is not None:  # prefix tokens have no position, so they are not rotated
-                cos, sin = (angles.new_zeros(x.shape[0], *angles.shape[1:]) for angles in rope)
-                rope = (cos + 1).index_copy(0, old, rope[0]), sin.index_copy(0, old, rope[1])
+            prefix = self.prefix.to(x.dtype).repeat(new.shape[0], 1)
+            x = empty.index_copy(0, old, x).index_copy(0, new.flatten(), prefix)
+            # Prefix tokens have no position: rope does not rotate those at place 0.
+            places = [place.new_zeros(x.shape[0]).index_copy(0, old, place) for place in places]
+        rope = axial_rope(places, config.width // config.heads, config.rope_base) if places else None
+        again = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, inner, rope)
+            inputs = x, inner, rope, block.draw(inner, x.dtype)  # type: ignore[operator]
+            x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if again else block(*inputs)
         x = x if config.last_norm == "pooled" else self.norm(x)
         tokens = x if old is None else x[old]
         if config.pooling == "attention":
@@ -245,8 +258,7 @@ class NaViT(nn.Module):
 
     def stream(self, batch: PackedBatch) -> Stream:
         """The stream in which this model computes `batch`, by its backend for the device and dtype."""
-        device = batch.patches.device
-        dtype = self.patch_embed.weight.dtype
+        device, dtype = batch.patches.device, self.patch_embed.weight.dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         backend = attention_backend(device, dtype, self.config.backend)
@@ -273,7 +285,8 @@ class NaViT(nn.Module):
         self.check(batch)
         stream, units = self.stream(batch), self.units(batch)
         tokens, pooled = self.encode(batch.patches, batch.coords, batch.grids, stream, batch.frames)
-        in_slots = tokens.new_zeros(batch.segment_ids.numel(), tokens.shape[1]).index_copy(0, stream.slots, tokens)
+        slots = torch.where(stream.unit < len(stream.columns), stream.slots, batch.segment_ids.numel())
+        in_slots = tokens.new_zeros(batch.segment_ids.numel() + 1, tokens.shape[1]).index_copy(0, slots, tokens)
         return Features(
             tokens=in_slots[batch.token_index],
             cu_seqlens=units.cu_seqlens,
@@ -349,7 +362,7 @@ def _keys(batch: PackedBatch) -> list[str]:
 
 def in_columns(values: torch.Tensor, stream: Stream, mask: torch.Tensor) -> torch.Tensor:
     """Put each unit's row of (N, D) at its place in `mask` (B, K); 0 without a unit."""
-    placed = values.new_zeros(mask.numel(), values.shape[1]).index_copy(0, stream.columns, values)
+    placed = values.new_zeros(mask.numel() + 1, values.shape[1]).index_copy(0, stream.columns, values)[:-1]
     return placed.unflatten(0, mask.shape).masked_fill(~mask[..., None], 0)
 
 

@@ -59,7 +59,7 @@ def pi_resize(weight: torch.Tensor, P: int, S: int, mode: str = "bilinear") -> t
     if P == S:
         return weight
     with torch.autocast(weight.device.type, enabled=False):
-        A_SP = torch.from_numpy(_pi_matrix(P, S, mode)).to(weight)
+        A_SP = torch.from_numpy(_pi_matrix(P, S, mode)).to(weight, non_blocking=True)
         rows = A_SP @ weight.unflatten(1, (P, -1))  # (D, S, P*C)
         return (A_SP @ rows.unflatten(2, (P, -1))).flatten(1)
 
@@ -102,9 +102,8 @@ class PatchEmbed(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_size, self.resize, pixels = patch_size, resize, patch_size * patch_size * channels
-        self.weight = nn.Parameter(torch.empty(width, pixels))
+        self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(width, pixels), std=pixels**-0.5))
         self.bias = nn.Parameter(torch.zeros(width))
-        nn.init.trunc_normal_(self.weight, std=pixels**-0.5)
         # Not in the state dict, since the configuration holds them.
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)

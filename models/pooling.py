@@ -48,17 +48,16 @@ class AttentionPooling(nn.Module):
 
 
 def mean_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
-    """Mean of each unit's tokens, (T, D) -> (N, D); 0 for a unit without tokens.
-
-    Summed in at least float32.
+    """Mean of each unit's tokens, (T, D) -> (N, D), summed in at least float32; 0 without tokens.
 
     >>> mean_pool(torch.arange(4.0)[:, None], Stream.dense(torch.tensor([[1, 1, 2, 0]]), 2)).tolist()
     [[0.5], [2.0]]
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    total = wide.new_zeros(stream.rows, x.shape[1]).index_add(0, stream.unit, wide)
-    count = wide.new_zeros(stream.rows).index_add(0, stream.unit, wide.new_ones(x.shape[0]))
-    return (total / count.clamp(min=1)[:, None])[: stream.columns.shape[0]].to(x.dtype)
+    N = stream.columns.shape[0]  # and one more row, for padding
+    total = wide.new_zeros(N + 1, x.shape[1]).index_add(0, stream.unit, wide)
+    count = wide.new_zeros(N + 1).index_add(0, stream.unit, wide.new_ones(x.shape[0]))
+    return (total / count.clamp(min=1)[:, None])[:N].to(x.dtype)
 
 
 def max_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
@@ -67,6 +66,5 @@ def max_pool(x: torch.Tensor, stream: Stream) -> torch.Tensor:
     >>> max_pool(torch.arange(4.0)[:, None], Stream.dense(torch.tensor([[1, 1, 2, 0]]), 2)).tolist()
     [[1.0], [2.0]]
     """
-    index = stream.unit[:, None].expand_as(x)
-    largest = x.new_zeros(stream.rows, x.shape[1]).scatter_reduce(0, index, x, "amax", include_self=False)
-    return largest[: stream.columns.shape[0]]
+    index, N = stream.unit[:, None].expand_as(x), stream.columns.shape[0]
+    return x.new_zeros(N + 1, x.shape[1]).scatter_reduce(0, index, x, "amax", include_self=False)[:N]

@@ -76,9 +76,11 @@ def _cubic(away: torch.Tensor, a: float) -> torch.Tensor:
     return torch.where(away < 1, near, torch.where(away < 2, far, 0))
 
 
-def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """Apply a linear layer in the dtype of `x`, whatever that of its weights."""
-    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+class _Linear(nn.Linear):
+    """A linear layer that computes in the dtype of its input, whatever that of its weights."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 class FourierFeatures(nn.Module):
@@ -127,12 +129,11 @@ class FactorizedPosEmbed(nn.Module):
         self.x: Any
         self.y: Any
         if kind in ("absolute", "fractional"):
-            self.x = nn.Parameter(torch.empty(rows[1], self.width))
-            self.y = nn.Parameter(torch.empty(rows[0], self.width))
             # Patch embeddings have a std of about 0.5, and positions must be of that order: the sum of two tables has a
             # std of 0.28, and so must their product.
-            for table in (self.x, self.y):
-                nn.init.trunc_normal_(table, std=0.08**0.25 if combine == "product" else 0.2)
+            std = 0.08**0.25 if combine == "product" else 0.2
+            tables = (nn.init.trunc_normal_(torch.empty(n, self.width), std=std) for n in reversed(rows))
+            self.x, self.y = map(nn.Parameter, tables)
         elif kind == "fourier":
             self.x, self.y = FourierFeatures(self.width), FourierFeatures(self.width)
 
@@ -185,8 +186,7 @@ class GridPosEmbed(nn.Module):
     ) -> None:
         super().__init__()
         self.resize, self.antialias, self.align_corners = resize, antialias, align_corners
-        self.table = nn.Parameter(torch.empty(*shape, width))  # [y, x]
-        nn.init.trunc_normal_(self.table, std=0.2)
+        self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(*shape, width), std=0.2))  # [y, x]
 
     def forward(self, coords: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         table = self.table.to(wide(self.table.dtype))
@@ -211,9 +211,8 @@ class LearnedGridPosEmbed(nn.Module):
     def __init__(self, shape: tuple[int, int], width: int, hidden: int = 16, *, align_corners: bool = False) -> None:
         super().__init__()
         self.align_corners = align_corners
-        self.table = nn.Parameter(torch.empty(*shape, width))  # [y, x]
-        nn.init.trunc_normal_(self.table, std=0.2)
-        self.weights = nn.Sequential(nn.Linear(2, hidden), nn.GELU(), nn.Linear(hidden, 4))
+        self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(*shape, width), std=0.2))  # [y, x]
+        self.weights = nn.Sequential(_Linear(2, hidden), nn.GELU(), _Linear(hidden, 4))
 
     def forward(self, coords: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         table, (rows, columns, _) = self.table.to(wide(self.table.dtype)), self.table.shape
@@ -227,10 +226,7 @@ class LearnedGridPosEmbed(nn.Module):
         )  # each (2, T)
         neighbours = (y[:, None] * columns + x[None]).flatten(0, 1)  # (4, T)
         offsets = torch.stack([each - first for each, first in zip(place, low, strict=True)], -1)
-        up, gelu, down = self.weights
-        assert isinstance(up, nn.Linear)
-        assert isinstance(down, nn.Linear)
-        weights = _linear(down, gelu(_linear(up, offsets))).softmax(-1).T
+        weights = self.weights(offsets).softmax(-1).T
         return (weights[..., None] * F.embedding(neighbours, table.flatten(0, 1))).sum(0)
 
 
@@ -243,11 +239,12 @@ class CoordinateMLP(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.up, self.down = nn.Linear(2, width), nn.Linear(width, width)
+        self.up, self.down = _Linear(2, width), _Linear(width, width)
 
     def forward(self, coords: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         c = (coords.to(wide(self.up.weight.dtype)) / grids).flip(-1)
-        return _linear(self.down, F.gelu(_linear(self.up, c)))
+        out: torch.Tensor = self.down(F.gelu(self.up(c)))
+        return out
 
 
 def axial_rope(places: Sequence[torch.Tensor], head_width: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from patchnpack.models.attention import attention
+from patchnpack.models.attention import attention, masked_attention, unit_of_tokens
 from patchnpack.packer.batch.packed_batch import PackedBatch
 
 # B packs, L token slots per pack, K maximum images per pack, T tokens of the stream, N units (images, or in scope
@@ -26,11 +27,13 @@ class Stream:
 
     Attributes:
         slots: int64 (T,), position of each token in the flattened B*L slots.
-        images: int64 (T,), position of each token's image in the flattened B*K columns; B*K is padding.
-        columns: int64 (N,), position of each unit in the flattened B*K columns.
+        images: int64 (T,), position of each token's image in the flattened B*K columns; in padding B*K, -1 or any
+            image.
+        columns: int64 (N,), position of each unit in the flattened B*K columns; B*K is a unit without tokens.
         unit: int64 (T,), number of each token's unit, 0 to N - 1; N is padding.
         lengths, cu_seqlens: tokens of each unit, and its start, int32 (N + 1,); flat layout only.
         packs: B in the dense layout, else 0.
+        bound: of a flat stream that ends with padding, the largest possible length of a unit; else 0.
         backend: backend of `attention` in the flat layout.
     """
 
@@ -41,6 +44,7 @@ class Stream:
     lengths: list[int] = field(default_factory=list)
     cu_seqlens: torch.Tensor | None = None
     packs: int = 0
+    bound: int = 0
     backend: str = "dense"
 
     @staticmethod
@@ -50,21 +54,22 @@ class Stream:
         For "split" on a CPU, units are sorted by length for speed.
         """
         slots, lengths, cu_seqlens = units.token_index, units.lengths, units.cu_seqlens
+        (_, L), (_, K), columns = batch.segment_ids.shape, batch.image_mask.shape, units.column_index
         if backend == "split" and slots.device.type == "cpu":
             order = sorted(range(len(lengths)), key=lengths.__getitem__)
-            parts = torch.split(slots, lengths)
-            slots = torch.cat([slots[:0], *(parts[i] for i in order)])
+            *parts, padding = torch.split(slots, [*lengths, len(slots) - sum(lengths)])
+            slots, columns = torch.cat([*(parts[i] for i in order), padding]), columns[order]
             lengths = [lengths[i] for i in order]
             cu_seqlens = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-        (_, L), (_, K), first = batch.segment_ids.shape, batch.image_mask.shape, slots[cu_seqlens[:-1]]
         return Stream(
             slots=slots,
             images=slots // L * K + batch.segment_ids.flatten()[slots] - 1,
-            columns=first // L * K + units.segment_ids.flatten()[first] - 1,
-            unit=torch.repeat_interleave(cu_seqlens.diff().long(), output_size=len(slots)),
+            columns=columns,
+            unit=unit_of_tokens(cu_seqlens, len(slots)),
             lengths=lengths,
             cu_seqlens=cu_seqlens,
             backend=backend,
+            bound=units.seqlen_bound,
         )
 
     @staticmethod
@@ -86,11 +91,6 @@ class Stream:
             packs=B,
         )
 
-    @property
-    def rows(self) -> int:
-        """Possible numbers in `unit`: N, plus one for padding in the dense layout."""
-        return self.columns.shape[0] + (self.packs > 0)
-
     def with_prefix(self, R: int) -> tuple[Stream, torch.Tensor, torch.Tensor]:
         """Add R tokens to each unit; also return the places of old (T,) and new (N, R) ones.
 
@@ -101,7 +101,7 @@ class Stream:
         if self.cu_seqlens is not None:
             starts = self.cu_seqlens + R * torch.arange(N + 1, dtype=torch.int32, device=device)
             first_N, lengths = starts[:-1], [length + R for length in self.lengths]
-            old = token_T + (self.unit + 1) * R
+            old = token_T + (self.unit + 1).clamp(max=N) * R
         else:  # after the slots of each pack; columns without a unit get tokens, too, which see only each other
             K, L = N // self.packs, T // self.packs
             first_N = (self.columns // K + 1) * L + self.columns * R
@@ -109,19 +109,13 @@ class Stream:
         new = first_N.long()[:, None] + torch.arange(R, device=device)
         unit = self.unit.new_empty(T + N * R).index_copy(0, old, self.unit)
         unit = unit.index_copy(0, new.flatten(), torch.arange(N, device=device).repeat_interleave(R))
-        return replace(self, unit=unit, lengths=lengths, cu_seqlens=starts), old, new
+        bound = self.bound and self.bound + R
+        return replace(self, unit=unit, lengths=lengths, cu_seqlens=starts, bound=bound), old, new
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one_query: bool = False) -> torch.Tensor:
         """Attention within units (`attention`): q (Q, H, E), k and v (T, H, E) -> (Q, H, E)."""
         if self.cu_seqlens is not None:
-            return attention(
-                q, k, v, cu_seqlens=self.cu_seqlens, lengths=self.lengths, one_query=one_query, backend=self.backend
-            )
+            how: Any = {name: getattr(self, name) for name in ("cu_seqlens", "lengths", "backend", "bound")}
+            return attention(q, k, v, one_query=one_query, **how)
         keys_BL = self.unit.view(self.packs, -1)
-        queries_BQ = self.columns.view(self.packs, -1) if one_query else keys_BL
-        mask_BQL = queries_BQ[:, :, None] == keys_BL[:, None]
-        if one_query:  # a softmax over no token is NaN, and so is its gradient
-            mask_BQL = mask_BQL | ~mask_BQL.any(-1, keepdim=True)
-        q_BHQE, k_BHLE, v_BHLE = (x.unflatten(0, (self.packs, -1)).transpose(1, 2) for x in (q, k, v))
-        out_BHQE = F.scaled_dot_product_attention(q_BHQE, k_BHLE, v_BHLE, attn_mask=mask_BQL[:, None])
-        return out_BHQE.transpose(1, 2).flatten(0, 1)
+        return masked_attention(q, k, v, self.columns.view(self.packs, -1) if one_query else keys_BL, keys_BL)

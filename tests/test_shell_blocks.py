@@ -45,6 +45,7 @@ SMALLER = [
     (r"examples/segment\.py", "examples/segment.py --images 6"),
     (r"examples/cka\.py", "examples/cka.py --images 6 --epochs 1"),
     (r"examples/clips\.py", "examples/clips.py --clips 12 --epochs 1"),
+    (r"examples/dino\.py --seeds 1 2 3", "examples/dino.py --pictures 24 --epochs 1"),
     (r"examples/native_vs_square\.py", "examples/native_vs_square.py --epochs 1 --seeds 1 --width 24 --depth 1"),
     # tests/benchmarks/test_probe.py runs the script; the shapes have too few classes to split.
     (r"benchmarks/probe\.py .*", "benchmarks/probe.py --help | grep -e --seeds"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import NamedTuple
 
 import torch
 
@@ -13,22 +12,6 @@ from patchnpack.trainer.ranks import rank_and_size
 from patchnpack.trainer.train_config import TrainConfig
 
 _log = logging.getLogger(__name__)
-
-
-class _Taken(NamedTuple):
-    """A step that is not judged yet.
-
-    Attributes:
-        step: its number, from 1.
-        seen: its loss and gradient norm, float32 (2,), on the CPU once `copied` has happened.
-        copied: event of the copy to the CPU; None if `seen` was there at once.
-        batch: a batch of the step.
-    """
-
-    step: int
-    seen: torch.Tensor
-    copied: torch.cuda.Event | None
-    batch: PackedBatch
 
 
 class BadSteps:
@@ -46,12 +29,13 @@ class BadSteps:
         self.config = config
         self.skipped, self.in_row = 0, 0
         self.good_batch: PackedBatch | None = None
-        self._taken: list[_Taken] = []
+        # Steps to judge: number, loss and norm on the CPU, the event after which they are there, and a batch.
+        self._taken: list[tuple[int, torch.Tensor, torch.cuda.Event | None, PackedBatch]] = []
 
     def add(self, step: int, seen: torch.Tensor, batch: PackedBatch) -> None:
         """Note a step: its number, its loss and gradient norm over all ranks (2,), and one of its batches."""
         copied = torch.cuda.Event() if seen.device.type == "cuda" else None
-        self._taken.append(_Taken(step, seen.to("cpu", non_blocking=True), copied, batch))
+        self._taken.append((step, seen.to("cpu", non_blocking=True), copied, batch))
         if copied is not None:
             copied.record()
 
@@ -65,7 +49,7 @@ class BadSteps:
         Raises:
             FloatingPointError: more than `config.skip_bad_steps` steps in a row were skipped.
         """
-        while self._taken and (wait or self._taken[0].copied is None or len(self._taken) > 1):
+        while self._taken and (wait or self._taken[0][2] is None or len(self._taken) > 1):
             step, seen, copied, batch = self._taken.pop(0)
             if copied is not None:
                 copied.synchronize()

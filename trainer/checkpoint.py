@@ -13,6 +13,7 @@ import torch
 from patchnpack.models.config import NaViTConfig
 from patchnpack.models.navit import NaViT
 from patchnpack.packer.files import atomic_write
+from patchnpack.trainer.sharding import load_shards
 
 FORMAT = "patchnpack.navit.2"
 
@@ -47,28 +48,29 @@ def save_checkpoint(
     train_config: dict[str, Any] | None = None,
     metrics: dict[str, float] | None = None,
     state: dict[str, Any] | None = None,
+    shards: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint of tensors and plain dicts.
+    """Write a checkpoint of tensors and plain dicts, which `torch.load(path, weights_only=True)` reads.
 
-    `torch.load(path, weights_only=True)` reads it.
-
-    `load_checkpoint` loads `state["ema"]`, a state dict of the model, in preference to the weights of `model`.
+    `load_checkpoint` loads `state["ema"]`, a state dict of the model, in preference to the weights of `model`. With
+    `shards`, the tensors are in that "folder" beside the file, in so many "files" (see `save_shards`).
     """
     content = {
         "format": FORMAT,
         "model_config": asdict(model.config),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict() if optimizer else {},
+        "model": {} if shards else model.state_dict(),
+        "optimizer": optimizer.state_dict() if optimizer and not shards else {},
         "step": step,
         "train_config": train_config or {},
         "metrics": metrics or {},
         "state": state or {},
+        "shards": shards or {},
     }
     atomic_write(path, lambda file: torch.save(content, file))
 
 
-def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read the content of a checkpoint as a dict; raises as `load_checkpoint` does."""
+def read_checkpoint(path: str | Path, device: torch.device | str = "cpu", *, whole: bool = True) -> dict[str, Any]:
+    """Read the content of a checkpoint as a dict, if `whole` with sharded tensors; raises as `load_checkpoint` does."""
     if not Path(path).exists():
         raise FileNotFoundError(
             f"checkpoint {str(path)!r} does not exist (looked from {Path.cwd()}); `train` writes OUT/checkpoint.pt"
@@ -85,6 +87,10 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
         raise ValueError(f"{remedy} ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(remedy)
+    if whole and (shards := content.get("shards")):
+        tensors = load_shards(Path(path).parent / shards["folder"], shards["files"])
+        content["model"], content["state"]["ema"] = tensors["model"], tensors.get("ema", {})
+        content["state"]["objective"]["weights"] = tensors.get("objective", {})
     return content
 
 

@@ -51,10 +51,7 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
 
 @dataclass(kw_only=True, slots=True)
 class Meter:
-    """Running sums over batches.
-
-    Loss and hits stay on the device until read, so that no step synchronises.
-    """
+    """Running sums over batches. Loss and hits stay on the device until read, so that no step synchronises."""
 
     loss: Any = 0.0
     hits: Any = 0
@@ -149,11 +146,8 @@ def evaluate(
     meter = meter.over_ranks(device)
     bad, every = map(int, over_ranks(batches, device).tolist())
     if bad and rank_and_size()[0] == 0:
-        _log.warning(
-            "the loss of %d of %d evaluated batches is not finite; try precision 'float32', or another checkpoint",
-            bad,
-            every,
-        )
+        remedy = "try precision 'float32', or another checkpoint"
+        _log.warning("the loss of %d of %d evaluated batches is not finite; %s", bad, every, remedy)
     units, labelled, means = f"{model.config.scope}s", int(meter.labelled), meter.row()
     every = int(getattr(meter, units))
     if labelled == 0:

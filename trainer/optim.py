@@ -56,9 +56,7 @@ def freeze(model: NaViT, first: int | str) -> None:
 
 
 def make_optimizer(model: NaViT, config: TrainConfig, others: Iterable[nn.Parameter] = ()) -> torch.optim.AdamW:
-    """Make AdamW with weight decay on matrices only.
-
-    `scale` of each group multiplies its learning rate.
+    """Make AdamW with weight decay on matrices only; `scale` of each group multiplies its learning rate.
 
     With `layer_decay` d the head and the pooling have scale 1, the last block d, the block before it d squared and so
     on, and the embeddings have the smallest. `others` are parameters outside the model, with scale 1. Frozen parameters
@@ -76,6 +74,13 @@ def make_optimizer(model: NaViT, config: TrainConfig, others: Iterable[nn.Parame
         for key in sorted(groups, reverse=True)
     ]
     return torch.optim.AdamW(settings, lr=config.lr, betas=config.betas, fused=True)
+
+
+def start_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give AdamW the states of step 0 that its first step would make, for a checkpoint to fill."""
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

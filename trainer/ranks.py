@@ -32,7 +32,7 @@ def rank_and_size() -> tuple[int, int]:
 
 def over_ranks(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Sum a tensor over all ranks, on `device` (a GPU with NCCL). Every rank must call it."""
-    values = values.detach().to(device, copy=True)
+    values = values.detach().to(device, non_blocking=True, copy=True)  # waiting would drain the device's queue
     if is_distributed():
         dist.all_reduce(values)
     return values

@@ -8,8 +8,9 @@ import itertools
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,16 @@ from patchnpack.models.config import NaViTConfig
 from patchnpack.models.navit import NaViT
 from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.packer.files import atomic_write
+from patchnpack.trainer import optim, sharding
 from patchnpack.trainer.bad_steps import BadSteps
 from patchnpack.trainer.checkpoint import read_checkpoint, save_checkpoint
 from patchnpack.trainer.evaluate import Batches, Meter, autocast
 from patchnpack.trainer.objectives.losses import Objective, Outcome
-from patchnpack.trainer.optim import Average, learning_rate, make_optimizer, set_learning_rate
 from patchnpack.trainer.ranks import over_ranks, rank_and_size
 from patchnpack.trainer.train_config import TrainConfig
 
 CHECKPOINT = "checkpoint.pt"
+SHARDS = "shards"  # folders of sharded checkpoints, with epoch and step
 HISTORY = "history.jsonl"
 
 
@@ -54,12 +56,17 @@ class Run:
     ) -> None:
         self.model, self.objective, self.config, self.device, self.folder = model, objective, config, device, folder
         self.rank, self.size = rank_and_size()
+        self.average = optim.Average(model, config.ema) if config.ema else None
+        model.activation_checkpointing = config.activation_checkpointing
+        for block in model.blocks if config.compile else ():
+            block.compile(dynamic=True)  # one graph for all blocks and batches
         self.module: nn.Module = _Step(model, objective)
-        if self.size > 1:
+        if self.size > 1 and config.sharding == "fsdp":
+            sharding.shard(model, objective, *([self.average.model] if self.average else []))
+        elif self.size > 1:
             # DDP keeps its group alive past destroy_process_group, so it gets a group of its own.
             self.module = DistributedDataParallel(self.module, process_group=dist.new_group())
-        self.optimizer = make_optimizer(model, config, objective.parameters())
-        self.average = Average(model, config.ema) if config.ema else None
+        self.optimizer = optim.make_optimizer(model, config, objective.parameters())
         self.step, self.epoch, self.batches = 0, 0, 0  # batches: number of batches of this epoch used so far
         self.meter, self.metrics, self.history = Meter(), dict[str, float](), list[dict[str, float]]()
         self.losses: list[torch.Tensor] = []  # loss over all ranks of each step
@@ -69,6 +76,7 @@ class Run:
         self.anchor = (0.0, 0, 0)  # progress, step, and steps left at that step
         self.loader_state: dict[str, Any] = {}
         self.began, self.saved_step, self.saved_minutes = time.perf_counter(), 0, 0.0
+        self.clock = 0.0  # minutes after the last step
 
     def evaluated(self) -> NaViT:
         """The model to evaluate and return: the moving average, if the run keeps one."""
@@ -96,8 +104,6 @@ class Run:
         if self.config.minutes:
             return min(self.clock / self.config.minutes, 1.0)
         return self._progress_at(self.step)
-
-    clock = 0.0  # minutes after the last step
 
     def _progress_at(self, step: float) -> float:
         start, begin, left = self.anchor
@@ -137,21 +143,21 @@ class Run:
         images = over_ranks(counted, self.device).clamp(min=1)
         # The rate at the middle of the step, so that no step has a rate of 0.
         progress = self.progress if config.minutes else self._progress_at(self.step + 0.5)
-        set_learning_rate(self.optimizer, learning_rate(progress, config))
+        optim.set_learning_rate(self.optimizer, optim.learning_rate(progress, config))
         self.optimizer.zero_grad()
         total, outcomes = torch.zeros((), device=self.device), list[Outcome]()
         for i, (parts, rng) in enumerate(zip(prepared, rngs, strict=True), 1):
             moved = [part.to(self.device, non_blocking=True) for part in parts]
             torch.manual_seed(int(rng.integers(2**63)))
-            accumulating = self.size > 1 and i < len(group)
+            accumulating = isinstance(self.module, DistributedDataParallel) and i < len(group)
             with self.module.no_sync() if accumulating else contextlib.nullcontext():  # type: ignore[operator]
                 with autocast(self.device, config.precision):
                     outcome: Outcome = self.module(*moved)
-                # DDP divides the sum of gradients by the number of ranks; divide by the images of all ranks instead.
+                # DDP and FSDP divide the sum of gradients by the ranks; divide by the images of all ranks instead.
                 (outcome.total * self.size / images).backward()
             outcomes.append(outcome._replace(total=outcome.total.detach()))
             total += outcome.total.detach()
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), config.clip)
+        norm = sharding.whole(nn.utils.clip_grad_norm_(self.module.parameters(), config.clip))
         self._update(torch.stack([total / images, norm.float()]), group, outcomes)
         if config.minutes:
             self.clock = self.minutes()
@@ -185,7 +191,8 @@ class Run:
         self.bad.judge(self._kept(), wait=True)
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
         averages = self.average.model.parameters() if self.average else ()
-        finite = [each.isfinite().all().to(self.device) for each in (*self.module.parameters(), *moments, *averages)]
+        tensors = map(sharding.local, (*self.module.parameters(), *moments, *averages))
+        finite = [each.isfinite().all().to(self.device) for each in tensors]
         loss = torch.zeros((), device=self.device)
         if self.folder is not None and self.bad.good_batch is not None:
             self.model.eval()
@@ -245,10 +252,7 @@ class Run:
         return f"stopped at step {self.step}; run it again to resume from the checkpoint of step {self.saved_step}"
 
     def save_due(self) -> bool:
-        """Whether a checkpoint is due by steps or minutes; the same on all ranks.
-
-        Every rank must call it.
-        """
+        """Whether a checkpoint is due by steps or minutes; the same on all ranks, all of which must call it."""
         config = self.config
         if config.save_every and self.step - self.saved_step >= config.save_every:
             return True
@@ -263,20 +267,23 @@ class Run:
         """Write the checkpoint and the history, on rank 0. Every rank must call it, after `check_finite`."""
         losses, meter = self.all_losses(), self.meter.over_ranks(self.device)
         before, self.saved_step, self.saved_minutes = self.saved_step, self.step, self.minutes()
-        if self.folder is None or self.rank:
+        if self.folder is None:
+            return
+        tensors, shards = self._tensors(), {}
+        if self.config.sharding == "fsdp":
+            name = f"{SHARDS}-{self.epoch:05d}-{self.step:010d}"  # never that of the checkpoint to replace
+            shards, tensors = {"folder": name, "files": sharding.save_shards(self.folder / name, tensors)}, {}
+        if self.rank:
             return
         path = self.folder / CHECKPOINT
         if self.config.keep > 1 and path.exists():
             kept = self.folder / f"checkpoint-{before:010d}.pt"
             kept.unlink(missing_ok=True)
             os.link(path, kept)  # a second name for the same file, so that a complete checkpoint exists at any time
+        objective = {"name": type(self.objective).__name__, "settings": self.objective.settings()}
         state = {
-            "objective": {
-                "name": type(self.objective).__name__,
-                "settings": self.objective.settings(),
-                "weights": self.objective.state_dict(),
-            },
-            "ema": self.average.model.state_dict() if self.average else {},
+            "objective": objective | {"weights": tensors.get("objective", {})},
+            "ema": tensors.get("ema", {}),
             "loader": self.loader_state,
             "epoch": self.epoch,
             "batches": self.batches,
@@ -287,47 +294,46 @@ class Run:
             "losses": losses,
             "skipped": [self.bad.skipped, self.bad.in_row],
         }
-        save_checkpoint(
-            path,
-            self.model,
-            optimizer=self.optimizer,
-            step=self.step,
-            train_config=dataclasses.asdict(self.config),
-            metrics=self.metrics,
-            state=state,
-        )
-        for old in sorted(self.folder.glob("checkpoint-*.pt"))[: -self.config.keep + 1 or None]:
-            old.unlink()
+        fields = {"train_config": dataclasses.asdict(self.config), "metrics": self.metrics, "state": state}
+        save_checkpoint(path, self.model, optimizer=self.optimizer, step=self.step, shards=shards, **fields)
+        steps = sorted(path.stem[-10:] for path in self.folder.glob("checkpoint-*.pt"))
+        _delete(self.folder, {f"{self.step:010d}", *steps} - {*steps[: -self.config.keep + 1 or None]})
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         atomic_write(self.folder / HISTORY, lambda file: file.write(lines.encode()))
 
-    def restore(self, loader: Batches, resume: bool | None) -> int | None:
-        """Resume from the checkpoint in the folder, if there is one.
+    def _tensors(self) -> dict[str, Any]:
+        """The tensors of a checkpoint, in nested dicts."""
+        ema = {"ema": self.average.model} if self.average else {}
+        modules = {"model": self.model, "objective": self.objective, **ema}
+        parts: dict[str, Any] = {name: module.state_dict() for name, module in modules.items()}
+        return parts | {"optimizer": self.optimizer.state_dict()["state"]}
 
-        Returns the number of batches left in a started epoch, else None.
-        """
+    def restore(self, loader: Batches, resume: bool | None) -> int | None:
+        """Resume from the checkpoint in the folder, if any; returns the batches left in a started epoch, else None."""
         if self.folder is None:
             return None
         path = self.folder / CHECKPOINT
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for old in self.folder.glob("checkpoint*.pt") if resume is False else ():
-                old.unlink()
+            if resume is False:
+                path.unlink(missing_ok=True)
+                _delete(self.folder)
         over_ranks(torch.zeros(1), self.device)  # a barrier: no rank looks before rank 0 has deleted
         if not path.exists():
             if resume:
                 raise ValueError(f"{path} does not exist, so there is nothing to resume; give another `out`")
             return None
-        content = read_checkpoint(path)
+        content = read_checkpoint(path, whole=False)
         state = content["state"]
         if not state:
             raise ValueError(f"{path} holds a model but no run; give another `out`, or resume=False to delete it")
         extended = self._check_same(path, content)
-        self.model.load_state_dict(content["model"])
-        self.objective.load_state_dict(state["objective"]["weights"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        if self.average:
-            self.average.model.load_state_dict(state["ema"])
+        optim.start_moments(self.optimizer)
+        if shards := content.get("shards"):
+            sharding.load_shards(self.folder / shards["folder"], shards["files"], self._tensors())
+        else:
+            saved = {"model": content["model"], "objective": state["objective"]["weights"], "ema": state["ema"]}
+            sharding.fill(self._tensors(), saved | {"optimizer": content["optimizer"]["state"]})
         self.step, self.epoch, self.batches = content["step"], state["epoch"], state["batches"]
         self.metrics, self.history, self.old_losses = content["metrics"], state["history"], state["losses"]
         self.anchor, self.clock = tuple(state["anchor"]), state["minutes"]
@@ -369,6 +375,13 @@ class Run:
                     "configuration, another `out`, or resume=False to delete the checkpoint and start again"
                 )
         return extended
+
+
+def _delete(folder: Path, kept: Collection[str] = ()) -> None:
+    """Delete the checkpoints and shards of single steps, except those of the steps that are kept."""
+    for old in [*folder.glob("checkpoint-*.pt"), *folder.glob(f"{SHARDS}-*")]:
+        if old.stem[-10:] not in kept:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def _steps_left(loader: Batches, config: TrainConfig, epoch: int, batches_left: int | None) -> int:

@@ -11,6 +11,7 @@ import torch
 
 from patchnpack.models.config import NaViTConfig
 from patchnpack.models.navit import NaViT
+from patchnpack.trainer import sharding
 from patchnpack.trainer.device import find_device
 from patchnpack.trainer.display import Display
 from patchnpack.trainer.evaluate import Batches, evaluate
@@ -61,11 +62,12 @@ def train(
     """Train a `NaViT` on a loader of packed batches.
 
     In a process group of several ranks, every rank calls this with the loader of its own share, and all train one model
-    (DDP). The loss of a step is the mean over its images, or in scope "sample" samples, on all ranks and in
+    (DDP, or FSDP2). The loss of a step is the mean over its images, or in scope "sample" samples, on all ranks and in
     `config.accumulate` batches.
 
     Args:
-        model: a model, trained in place, or the configuration of a new one, initialised from `config.seed`.
+        model: a model, trained in place, or the configuration of a new one, initialised from `config.seed`. FSDP shards
+            the model in place; the result is a whole copy.
         loader: each `iter` is one epoch. If the loader has them, `set_epoch(epoch)` is called before each epoch,
             `total_steps(epochs)` gives the length of the schedule, and `state_dict` and `load_state_dict` its position.
             A loader without `state_dict` is fast-forwarded: the batches of an interrupted epoch are drawn and skipped.
@@ -91,6 +93,8 @@ def train(
     device, folder = find_device(config.device), None if out is None else Path(out)
     if folder is None and (resume or config.save_every or config.save_minutes):
         raise ValueError("resume, save_every and save_minutes need a folder; give out=")
+    if folder is not None and config.sharding == "fsdp":
+        sharding.checkpoints()
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         Display(config.log_every, quiet=rank > 0) as display,
@@ -120,7 +124,7 @@ def train(
             raise
         over_ranks(torch.zeros(1), device)  # a barrier: no rank returns before the checkpoint is written
     return TrainResult(
-        model=run.evaluated().eval(),
+        model=sharding.whole_model(run.evaluated()).eval(),
         metrics=run.metrics,
         history=run.history,
         losses=run.all_losses().tolist(),

@@ -43,6 +43,9 @@ class TrainConfig:
         seed: seed of the initial weights and, with step and rank, of every draw.
         device: "auto" is CUDA if available, else the CPU.
         precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the hardware supports it.
+        activation_checkpointing: whether the backward pass recomputes each block instead of keeping its activations.
+        compile: whether `torch.compile` compiles the blocks, once for all lengths.
+        sharding: with several ranks, "ddp" keeps the model on each; "fsdp" (FSDP2) shares it and its checkpoints out.
 
     >>> TrainConfig(epochs=10, minutes=5)
     Traceback (most recent call last):
@@ -79,10 +82,14 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    sharding: str = "ddp"
 
     # Settings that may change when a run is resumed, since they change no finite loss.
     FREE: ClassVar[frozenset[str]] = frozenset(
         {"eval_every", "save_every", "save_minutes", "keep", "log_steps", "log_every", "device", "skip_bad_steps"}
+        | {"activation_checkpointing", "compile", "sharding"}
     )
 
     def __post_init__(self) -> None:
@@ -108,6 +115,7 @@ class TrainConfig:
             "precision": ("auto", "float32", "bfloat16"),
             "schedule": ("cosine", "rsqrt"),
             "loss": ("auto", "softmax", "sigmoid"),
+            "sharding": ("ddp", "fsdp"),
         }
         for name, values in choices.items():
             if getattr(self, name) not in values:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from patchnpack.loaders.datasets.adapter import Picture
-from patchnpack.loaders.datasets.objects import IMAGE, ObjectAdapter
-from patchnpack.loaders.datasets.pictures import as_picture, is_list_of_pictures, is_picture
+from patchnpack.loaders.datasets.objects import IMAGE, PROBE, ObjectAdapter
+from patchnpack.loaders.datasets.pictures import as_picture, holds_several, is_list_of_pictures, is_picture
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.process import cpu_share
 
@@ -54,7 +54,7 @@ class ListAdapter(ObjectAdapter):
             for row in range(first, min(first + _BLOCK, n)):
                 with suppress(BadImage):  # reported when its size is read
                     images = self._images(row)
-                    counts[row] = len(images) if isinstance(images, list | tuple) else 1
+                    counts[row] = len(images) if holds_several(images) else 1
 
         with ThreadPoolExecutor(cpu_share(), "patchnpack-counts") as pool:
             list(pool.map(count, range(0, n, _BLOCK)))
@@ -65,8 +65,8 @@ class ListAdapter(ObjectAdapter):
         last = getattr(self._read, "item", None)
         members = last[1] if number and last is not None and last[0] == row else self.members_of(row)
         self._read.item = row, members
-        images = members.get(self.image or IMAGE)
-        if not isinstance(images, list | tuple):
+        images: Any = members.get(self.image or IMAGE)
+        if not holds_several(images):
             return self.picture(row, members), members
         if number >= len(images):
             raise ValueError(
@@ -74,6 +74,17 @@ class ListAdapter(ObjectAdapter):
                 "must return the same images each time"
             )
         return as_picture(images[number], f"image {number} of row {row} of {self.name}"), members
+
+    def _first(self) -> Any:
+        """Return the first item that has an image, or else the first that is not damaged: lists may be empty."""
+        first = None
+        for row in range(min(len(self), PROBE)):
+            with suppress(BadImage):
+                item = self._item(row)
+                if not isinstance(item, Mapping) or any(map(self.holds_image, item.values())):
+                    return item
+                first = item if first is None else first
+        return first
 
     def _images(self, row: int) -> Any:
         return self.members_of(row).get(self.image or IMAGE)

@@ -19,7 +19,7 @@ from patchnpack.loaders.errors import BadImage
 # n rows
 
 IMAGE, LABEL = "image", "label"  # the members of an item that is a pair
-_PROBE = 100  # rows among which one must be readable
+PROBE = 100  # rows among which one must be readable
 _DEFAULT_LOADERS = ("default_loader", "pil_loader", "accimage_loader")
 
 
@@ -214,7 +214,7 @@ class ObjectAdapter:
 
     def _first(self) -> Any:
         """Return the first item that is not damaged, None if there is none among the first ones."""
-        for row in range(min(len(self), _PROBE)):
+        for row in range(min(len(self), PROBE)):
             with suppress(BadImage):
                 return self._item(row)
         return None

@@ -34,7 +34,7 @@ _load_locks = [threading.Lock() for _ in range(64)]
 
 def is_picture(value: Any) -> bool:
     """Return whether a member of an item is an image, by its type and first bytes."""
-    if isinstance(value, bytes | bytearray):
+    if isinstance(value, bytes | bytearray | memoryview):
         return is_image(bytes(value[:16]))
     if isinstance(value, np.ndarray | torch.Tensor):
         return value.ndim == 3 or (value.ndim == 2 and "uint8" in str(value.dtype))
@@ -47,8 +47,16 @@ def is_stored(value: Any) -> bool:
 
 
 def is_list_of_pictures(value: Any) -> bool:
-    """Return whether a member of an item is a list of images."""
-    return isinstance(value, list | tuple) and len(value) > 0 and all(map(is_picture, value))
+    """Return whether a member of an item is a list of images, or an array or tensor of several."""
+    return holds_several(value) and len(value) > 0 and all(map(is_picture, value))
+
+
+def holds_several(value: Any) -> bool:
+    """Return whether a value is made to hold several images, or none.
+
+    It is a list, a tuple, an array (images, height, width, C) or a tensor (images, C, height, width).
+    """
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 4)
 
 
 def as_picture(value: Any, row: str) -> Picture:
@@ -76,6 +84,11 @@ def as_picture(value: Any, row: str) -> Picture:
         return read_file(os.fspath(value), row)
     if value is None:
         raise BadImage("it has no image: the value is None", "read")
+    if is_list_of_pictures(value):
+        raise ValueError(
+            f"the image of {row} is a {type(value).__name__} of {len(value)} images; give sample='members' to make "
+            "each row a sample of several images"
+        )
     if isinstance(value, torch.Tensor):
         if value.dtype != torch.uint8 or value.ndim != 3 or value.shape[0] not in _CHANNELS:
             raise ValueError(_not_pixels(f"a {value.dtype} tensor {tuple(value.shape)}", row))
@@ -84,11 +97,6 @@ def as_picture(value: Any, row: str) -> Picture:
         if value.dtype.name not in DTYPES or value.ndim not in (2, 3):
             raise ValueError(_not_pixels(f"a {value.dtype} array {value.shape}", row))
         return value
-    if is_list_of_pictures(value):
-        raise ValueError(
-            f"the image of {row} is a {type(value).__name__} of {len(value)} images; give sample='members' to make "
-            "each row a sample of several images"
-        )
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     raise ValueError(
         f"the image of {row} is a {kind}; it must be encoded bytes, a PIL image, a uint8 array (height, width, C) or "

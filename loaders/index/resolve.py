@@ -25,7 +25,7 @@ from patchnpack.loaders.index.remote_index import (
     load_remote_index,
     names_index,
 )
-from patchnpack.loaders.index.samples.grouping import check_rule, fits, with_samples
+from patchnpack.loaders.index.samples.grouping import check_rule, fits, warn_of_unread_pages, with_samples
 from patchnpack.loaders.index.scanner import changed_shards, extensions_of, is_made_for, scan, stat_shards
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.index.without_image import warn_without_image
@@ -96,6 +96,7 @@ def open_index(
     )
     found = _opened(source, index, request)
     warn_without_image(found, _title(found))
+    warn_of_unread_pages(found)
     return found
 
 

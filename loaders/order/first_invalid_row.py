@@ -17,7 +17,7 @@ def naming_first_invalid_row(index: Index, rows: Rows, packing: Packing, *, seed
     try:
         yield
     except ValueError as error:
-        row = _first_invalid(rows, packing, seed, epoch)
+        row = first_invalid_row(rows, packing, seed, epoch)
         if row is None:
             raise
         shard, several = redact(index.place(row)[0]), index.samples is not None
@@ -25,7 +25,7 @@ def naming_first_invalid_row(index: Index, rows: Rows, packing: Packing, *, seed
         raise ValueError(f"{error}; {first} in shard {shard!r}, row {row}") from error
 
 
-def _first_invalid(rows: Rows, packing: Packing, seed: int, epoch: int) -> int | None:
+def first_invalid_row(rows: Rows, packing: Packing, seed: int, epoch: int) -> int | None:
     """Return the first row that cannot be measured, by bisection; None if all can."""
     if _measurable(rows, packing, seed, epoch):
         return None

@@ -167,7 +167,7 @@ class RowFilter:
                 tokens.append(measured.images.sample_sums(measured.images.keep))
                 times[measured.skipped(packing)] = 0
             undersize += int(np.count_nonzero(measured.undersize)) if packing.undersize == "skip" else 0
-            few += int(np.count_nonzero(measured.few))
+            few += 0 if measured.few is None else int(np.count_nonzero(measured.few))
             fits = times > 0  # skipped samples may have more than L tokens
             found += int(np.count_nonzero(fits))
             ends = passed + np.cumsum(times)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from patchnpack.loaders.shards.tar import IMAGE, IMAGE_OR_VIDEO
@@ -61,7 +61,8 @@ def sample_rule(sample: object) -> SampleRule | None:
     if callable(sample):
         name = getattr(sample, "__qualname__", type(sample).__qualname__)
         return SampleRule(name, _checked(sample, name), is_function=True)
-    raise ValueError(f"sample is {shown(sample)}; it must be {_CHOICES}")
+    by_source = ". A dict gives each source of a Mixture its rule" if isinstance(sample, Mapping) else ""
+    raise ValueError(f"sample is {shown(sample)}; it must be {_CHOICES}{by_source}")
 
 
 def is_by_members(rule: SampleRule | None) -> bool:
@@ -116,7 +117,11 @@ def _by_regex(sample: str) -> Callable[[str], str | None]:
 
 def _checked(function: Callable[[str], object], name: str) -> Callable[[str], str | None]:
     def group(key: str) -> str | None:
-        found = function(key)
+        try:
+            found = function(key)
+        except Exception as error:
+            error.add_note(f"raised by sample, the function {name!r}, for the key {key!r}")
+            raise
         if found is not None and not isinstance(found, str):
             raise ValueError(
                 f"sample, the function {name!r}, returned {shown(found)} for the key {key!r}; it must return the name "

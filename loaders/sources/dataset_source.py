@@ -19,7 +19,7 @@ from patchnpack.loaders.imaging.formats import PIXELS
 from patchnpack.loaders.imaging.readers.boxed.heif import has_heif
 from patchnpack.loaders.imaging.user_decode import in_order, user_formats
 from patchnpack.loaders.imaging.values.bands import band_request
-from patchnpack.loaders.index.samples.grouping import with_samples
+from patchnpack.loaders.index.samples.grouping import warn_of_unread_pages, with_samples
 from patchnpack.loaders.index.samples.page_rows import files_of
 from patchnpack.loaders.index.table import IMAGE, Index
 from patchnpack.loaders.order.mixture import Mixture
@@ -69,6 +69,7 @@ class OpenedDataset:
             formats=user_formats(options.formats),
         )
         index = with_samples(index, rule)
+        warn_of_unread_pages(index)
         if len(index) > len(items) and index.samples is not None:  # a row for each page
             items = items.take(files_of(index.samples))
             labels = ItemLabels(items, options.label, options.classes)
@@ -116,7 +117,8 @@ class DatasetSource(ShardSource):
         if isinstance(given, Mapping):  # of splits, unless it holds shards or a mixture
             return any(not _names_shards(value) for value in given.values())
         if isinstance(given, Sequence | np.ndarray):
-            return len(given) > 0 and not _names_shards(given[0])
+            # A first item without images does not tell.
+            return len(given) > 0 and not _names_shards(next((item for item in given if not _is_empty(item)), given[0]))
         if hasattr(given, "__getitem__") or is_iterable_only(given):
             return True
         # A DataLoader, for example; names of shards may come from a generator or a set.
@@ -178,13 +180,23 @@ def items_of_options(given: Any, options: LoaderOptions) -> Items:
     return items_of(given, image, thread_safe=options.thread_safe, named=options.classes is not None, lists=lists)
 
 
+def _is_empty(item: Any) -> bool:
+    """Return whether an item is an empty list, or a pair with one."""
+    if isinstance(item, tuple) and item:
+        item = item[0]
+    return isinstance(item, list | tuple) and not item
+
+
 def _names_shards(item: Any) -> bool:
     """Return whether an item of a sequence or mapping is a shard, a source, or shards with a weight."""
     if isinstance(item, tuple | list):
-        first = item[0] if len(item) > 1 else ""
+        first = item[0] if item else ""
+        if isinstance(first, tuple | list):  # of ([images], label), they are images
+            first = first[0] if first else None
+            return isinstance(first, str | os.PathLike) and os.fspath(first).endswith((".tar", ".parquet"))
         if isinstance(first, str | os.PathLike):  # of (path, label), the path is that of an image
-            return not first or os.fspath(first).endswith((".tar", ".parquet"))
-        return isinstance(first, tuple | list | Index | Mixture) and _names_shards(first)
+            return len(item) == 1 or not first or os.fspath(first).endswith((".tar", ".parquet"))
+        return isinstance(first, Index | Mixture)
     if isinstance(item, str | os.PathLike):
         return True
     return item is None or isinstance(item, bool | int | float | Index | Mixture)

@@ -96,7 +96,7 @@ class StreamBatch:
         self._pages = [run.page + number - run.number for run, number in zip(runs, numbers, strict=True)]
         self.width = np.array([header.width for header in self._headers], np.int32)
         self.height = np.array([header.height for header in self._headers], np.int32)
-        self.pages = np.array([1 if context.all_pages else header.pages for header in self._headers], np.int32)
+        self.pages = np.array([header.pages for header in self._headers], np.int32)
         self.keys = [sample.key for sample in samples]
         self.labels: np.ndarray | None = None
         self._batch_samples, self._context, self._numbers = samples, context, numbers

@@ -12,9 +12,10 @@ from patchnpack.loaders.datasets.pictures import is_stored, stored_bytes
 from patchnpack.loaders.error_policy import ErrorPolicy
 from patchnpack.loaders.errors import BadImage
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
-from patchnpack.loaders.imaging.pages import PageRun, Pages, page_headers, refusal_of_pages
+from patchnpack.loaders.imaging.pages import PageRun, Pages, refusal_of_pages
 from patchnpack.loaders.imaging.user_decode import UserFormats, own_format
 from patchnpack.loaders.imaging.values.bands import BandRequest
+from patchnpack.loaders.index.samples.sample_images import pages_of
 from patchnpack.loaders.shards.keys import natural_key
 
 Picture = bytes | Image.Image | np.ndarray
@@ -116,8 +117,7 @@ class PictureReader:
 
     def _runs_of(self, picture: Picture, key: str) -> list[PageRun]:
         if isinstance(picture, bytes) and self._all_pages:
-            own = own_format(self._formats, picture)
-            return page_headers(picture) if own is None else own.page_headers(picture, every=True)
+            return pages_of(picture, every=True, own=own_format(self._formats, picture))
         try:
             return [PageRun(self._header_of(picture, key), None, 0, 1)]
         except UnsupportedImage as error:

@@ -18,6 +18,7 @@ from patchnpack.loaders.errors import BadImage, BadRow
 from patchnpack.loaders.imaging.pages import Pages
 from patchnpack.loaders.imaging.user_decode import UserFormats, find_format, named
 from patchnpack.loaders.imaging.values.bands import BandRequest
+from patchnpack.loaders.index.samples.grouping import UNREAD_PAGES
 from patchnpack.loaders.index.scanner import extensions_of
 from patchnpack.loaders.labels.label_rule import Classes, Label, LabelRule
 from patchnpack.loaders.labels.labels import LabelKind
@@ -139,6 +140,7 @@ class SampleReader:
         self._label, self._rule = label, LabelRule(label, classes)
         self._kind: LabelKind | None = None  # known from the first label on
         self._arrived, self._members, self._warned = 0, "", False
+        self._warned_of_pages = False
         self._unseen = {"image", *self._asked} | ({"label"} if label is not None else set())
 
     def read(self, sample: Any) -> Sample | BadSample | NoImage:
@@ -265,6 +267,9 @@ class SampleReader:
                 bad = [bad_row(row, key, shard, *why) for why in reasons]
                 if bad and not (runs and self._keeps_others):
                     return BadSample(row, key, bad, sum(run.frames for run in runs))
+                if not self._warned_of_pages and any(run.header.pages != 1 for run in runs):
+                    self._warned_of_pages = True
+                    _log.warning(UNREAD_PAGES, "files of the stream have", key, redact(shard))
             else:
                 pictures, runs = self._pictures.one(images[0], key)
             extras = read_extras()

@@ -18,7 +18,9 @@ from patchnpack.loaders.assembly.stats import Stats
 from patchnpack.loaders.assembly.transform import Transform
 from patchnpack.loaders.error_policy import ErrorMonitor, ErrorPolicy
 from patchnpack.loaders.imaging.user_decode import Decode, UserFormats
+from patchnpack.loaders.order.first_invalid_row import first_invalid_row
 from patchnpack.loaders.process import cpu_share, process_rank
+from patchnpack.loaders.remote.addresses import redact
 from patchnpack.loaders.shards.sample_rule import SampleRule
 from patchnpack.loaders.streaming.batch_samples import StreamBatchContext, rows_of
 from patchnpack.loaders.streaming.grouping import Group, Grouping
@@ -250,13 +252,15 @@ class Stream:
 
     @contextmanager
     def _naming_samples(self, rows: Rows) -> Iterator[None]:
-        """Add the position in the stream to the error of a plan that an image makes impossible."""
+        """Add the key and the shard to the error of a plan that a sample makes impossible."""
         try:
             yield
         except ValueError as error:
-            first, last = (self._waiting[row][1] for row in rows.row[[0, -1]].tolist())
-            error.add_note(
-                f"rows number the samples in order of arrival, from 0; this one is between {first.row} (key "
-                f"{first.key!r}) and {last.row} (key {last.key!r})"
-            )
-            raise
+            row = first_invalid_row(rows, self._packing, self._seed, 0)
+            if row is None:
+                raise
+            first = self._waiting[row][1]
+            raise ValueError(
+                f"{error}; the first such sample has key {first.key!r} in shard {redact(first.shard)!r}. Rows number "
+                "the samples in order of arrival, from 0"
+            ) from error

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from patchnpack.packer import _kernels
 from patchnpack.packer.batch import export
@@ -17,6 +18,7 @@ from patchnpack.packer.batch.normalize import normalize
 from patchnpack.packer.batch.packed_image import PackedImage, PackedSample
 from patchnpack.packer.batch.samples import count_samples, merge_samples, one_image_samples
 from patchnpack.packer.batch.select import select_images
+from patchnpack.packer.checks import check_whole
 from patchnpack.packer.text import counted, floor_percent
 
 # B packs in the batch, L token slots per pack, K maximum images per pack,
@@ -59,6 +61,7 @@ class PackedBatch:
         lengths: tokens of each of the N images, as Python ints.
         sample_sizes: number of images of each sample, one list per pack; None where each sample is one image.
         sample_starts: int64 (S + 1,), first image of each sample in the flat order of images, then N; None likewise.
+        seqlen_bound: of a batch that `padded` returned, the largest possible number of tokens of an image; else 0.
 
     `cu_seqlens`, `lengths`, `max_seqlen`, `attention_mask()` and `labels` are those of images; those of samples are the
     ones of `by_sample()`.
@@ -86,6 +89,7 @@ class PackedBatch:
     lengths: list[int] = field(init=False, repr=False)
     sample_sizes: list[list[int]] | None = field(init=False, repr=False)
     sample_starts: torch.Tensor | None = field(init=False, repr=False)
+    seqlen_bound: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         # Counted once, on the host: on a GPU each of these counts would synchronise.
@@ -146,13 +150,24 @@ class PackedBatch:
 
     @property
     def max_seqlen(self) -> int:
-        """Tokens of the longest image; a host int, 0 for an empty batch."""
-        return max(self.lengths, default=0)
+        """Tokens of the longest image, or of a `padded` batch `seqlen_bound`; a host int, 0 for an empty batch."""
+        return self.seqlen_bound or max(self.lengths, default=0)
 
     @property
     def padding_fraction(self) -> float:
         """Share of the B*L token slots that hold no token."""
         return 1.0 - self.num_tokens / self.segment_ids.numel()
+
+    @property
+    def column_index(self) -> torch.Tensor:
+        """Position of each image in the flattened B*K columns, int64 (N,); B*K for images that `padded` adds.
+
+        Indexing with it never waits for a device, as indexing with `image_mask` does.
+        """
+        (_, L), (B, K), slots = self.segment_ids.shape, self.image_mask.shape, self.token_index
+        first = slots[self.cu_seqlens[:-1].clamp(max=max(len(slots) - 1, 0))]
+        columns = first // L * K + self.segment_ids.flatten()[first] - 1
+        return columns.where(self.cu_seqlens.diff() > 0, B * K) if self.seqlen_bound else columns
 
     def _map(self, move: Any) -> PackedBatch:
         moved = object.__new__(PackedBatch)
@@ -183,6 +198,43 @@ class PackedBatch:
         whose samples are single images returns itself.
         """
         return self if self.sample_sizes is None else PackedBatch.from_dict(merge_samples(self.to_dict()))
+
+    def padded(self, max_images: int | None = None, max_tokens: int | None = None) -> PackedBatch:
+        """The same batch with `cu_seqlens`, `token_index` and `sample_starts` of fixed lengths, for CUDA graphs.
+
+        ```
+        cu_seqlens   0 6 10 15  ->  0 6 10 15 15 15       its last offset repeated, int32 (max_images + 1,)
+        token_index  0 1 ... 14 ->  0 1 ... 14 0 0        slot 0 repeated, int64 (max_tokens,)
+        ```
+
+        Then every tensor has a shape that depends only on the arguments and on B, L and K, and `max_seqlen` is a bound:
+        L, into which a sample fits, too. `lengths`, `num_images` and `num_tokens` still count real images and tokens.
+        `NaViT` computes the same outputs; other code must ignore tokens after the last offset.
+
+        Args:
+            max_images: images in `cu_seqlens`; None is B*K, which always suffices.
+            max_tokens: tokens in `token_index`; None is B*L, which always suffices.
+
+        Raises:
+            ValueError: the batch holds more images or tokens, or is padded already.
+        """
+        (B, L), K = self.segment_ids.shape, self.image_mask.shape[1]
+        if self.seqlen_bound:
+            raise ValueError("the batch is padded already; call padded() on the batch that the loader yields")
+        images, tokens = B * K if max_images is None else max_images, B * L if max_tokens is None else max_tokens
+        for name, value, held in (("max_images", images, self.num_images), ("max_tokens", tokens, self.num_tokens)):
+            check_whole(name, value)
+            if value < held:
+                raise ValueError(f"{name} is {value}, but the batch holds {held}; give at least {held}, or None")
+        batch = self._map(lambda tensor: tensor)
+        last = self.cu_seqlens[-1:].expand(images - self.num_images)
+        batch.cu_seqlens = torch.cat([self.cu_seqlens, last])
+        batch.token_index = F.pad(self.token_index, (0, tokens - self.num_tokens))
+        if self.sample_starts is not None:
+            last = self.sample_starts[-1:].expand(images + 1 - len(self.sample_starts))
+            batch.sample_starts = torch.cat([self.sample_starts, last])
+        batch.seqlen_bound = min(L, tokens)
+        return batch
 
     def select(self, mask: torch.Tensor) -> PackedBatch:
         """The batch of the images where `mask` is True; the slots of the others become padding.
@@ -245,6 +297,7 @@ class PackedBatch:
         if "sample_sizes" not in fields:
             sizes, starts = count_samples(fields["samples"].numpy())
             fields = {**fields, "sample_sizes": sizes, "sample_starts": starts}
+        fields = {"seqlen_bound": 0, **fields}
         for f in dataclasses.fields(cls):
             setattr(batch, f.name, fields[f.name])
         return batch

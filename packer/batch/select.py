@@ -68,4 +68,5 @@ def select_images(fields: Mapping[str, Any], mask: torch.Tensor) -> dict[str, An
         "lengths": lengths[kept_N].tolist(),
         "sample_sizes": sizes,
         "sample_starts": None if starts is None else starts.to(device),
+        "seqlen_bound": 0,
     }

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike
 
 # n samples, m rows, M images
 
+_COLUMNS = ("row", "key", "box", "size", "grid", "keep")  # of `Images`, which are never None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
@@ -41,8 +43,11 @@ class Rows:
 
     def __post_init__(self) -> None:
         # The kernels read the columns together and do not check their lengths.
-        lengths = {name: len(column) for name, column in self._columns().items()}
-        if len(set(lengths.values())) > 1:
+        n = len(self.row)
+        if not n == len(self.row_id) == len(self.width) == len(self.height) or any(
+            each is not None and len(each) != n for each in (self.page, self.frames, self.bytes_per_pixel)
+        ):
+            lengths = {name: len(column) for name, column in self._columns().items()}
             raise ValueError(f"the columns have lengths {lengths}; they must be equal")
         assert (self.page is None) == (self.frames is None) == (self.offsets is None)
 
@@ -174,13 +179,14 @@ class Images:
     @classmethod
     def concatenate(cls, parts: Sequence[Images]) -> Images:
         """The images of all parts, in order."""
-        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
         for name in ("page", "frame"):
-            if all(column is None for column in columns[name]):
-                del columns[name]
-            else:
-                columns[name] = [
-                    np.zeros(len(part), np.int32) if column is None else column
-                    for part, column in zip(parts, columns[name], strict=True)
-                ]
-        return cls(**{name: np.concatenate(column) for name, column in columns.items()})
+            found = [getattr(part, name) for part in parts]
+            if any(column is not None for column in found):
+                columns[name] = np.concatenate(
+                    [
+                        np.zeros(len(part), np.int32) if column is None else column
+                        for part, column in zip(parts, found, strict=True)
+                    ]
+                )
+        return cls(**columns)

@@ -24,17 +24,17 @@ class Measured(NamedTuple):
         oversize: bool (n,), samples of more than `seq_len` tokens or more images than a pack holds, except those
             skipped for another reason.
         undersize: bool (n,), samples with an image smaller than a patch of the packing's largest size.
-        few: bool (n,), samples with too few images for `Frames(short="skip")`.
+        few: bool (n,), samples with too few images for `Frames(short="skip")`; None where there are none.
     """
 
     images: Images
     oversize: np.ndarray
     undersize: np.ndarray
-    few: np.ndarray
+    few: np.ndarray | None = None
 
     def skipped(self, packing: Packing) -> np.ndarray:
         """Which samples the packing skips, bool (n,)."""
-        skipped = self.few.copy()
+        skipped = np.zeros(len(self.undersize), np.bool_) if self.few is None else self.few.copy()
         if packing.oversize == "skip":
             skipped |= self.oversize
         if packing.undersize == "skip":
@@ -76,21 +76,21 @@ def measure(
             "fill is 'rescale', which changes sizes image by image, and samples have several images; use fill='trim'"
         )
     undersize = _undersize(rows, members, packing)
-    few = members.few
-    passed_over = few | undersize if packing.undersize == "skip" else few
-    crowded = members.crowded & ~passed_over
-    if packing.oversize in ("shrink", "error") and crowded.any():
+    passed_over = _either(members.few, undersize if packing.undersize == "skip" else None)
+    crowded = None if members.crowded is None else _without(members.crowded, passed_over)
+    if crowded is not None and packing.oversize in ("shrink", "error") and crowded.any():
         _refuse_crowded(rows, members, crowded, packing)
     sizer = _Sizer(rows, members, packing, seed, epoch, images_seen, patch_size)
     sizes, keep = sizer.sized(slice(None), None)
     lengths = members.sums(keep)
-    over = (lengths > limit) & ~passed_over
-    if over.any() and packing.oversize == "error":
+    over = _without(lengths > limit, passed_over)
+    is_over = bool(over.any())
+    if is_over and packing.oversize == "error":
         _refuse_oversize(rows, members, over, lengths, packing)
-    if packing.oversize == "shrink":
+    if is_over and packing.oversize == "shrink":
         _shrink(rows, members, packing, sizer, sizes, keep, lengths, np.flatnonzero(over))
     keep = keep.astype(np.int32)
-    if packing.oversize == "drop" and over.any():
+    if is_over and packing.oversize == "drop":
         which, ends = members.of(np.flatnonzero(over))
         dropped = keep[which]
         _fill.trim(np.ones(len(which), np.int64), dropped, ends, limit)
@@ -109,7 +109,18 @@ def measure(
         page=members.page,
         frame=members.frame,
     )
-    return Measured(images, over | crowded, undersize, few)
+    return Measured(images, over if crowded is None else over | crowded, undersize, members.few)
+
+
+# Most samples are single images, of which none are too few or too many: None stands for flags that are never set.
+
+
+def _either(flags: np.ndarray | None, others: np.ndarray | None) -> np.ndarray | None:
+    return others if flags is None else flags if others is None else flags | others
+
+
+def _without(flags: np.ndarray, others: np.ndarray | None) -> np.ndarray:
+    return flags if others is None else flags & ~others
 
 
 class _Sizer:
@@ -212,17 +223,21 @@ def _shrink(
     All images of a sample get the same share of their tokens as their limit, so equal images stay equal.
     """
     least, max_tokens = packing.grid_multiple**2, sizes.grid.prod(1, dtype=np.int64)
+    is_single = members.offsets is None  # which needs neither sums nor repeats
     while len(left):  # one pass, except for drops that keep a larger share of a smaller image, and for tiny images
         which, ends = members.of(left)
-        length = np.repeat(lengths[left], np.diff(ends))
-        smaller = np.maximum(least, max_tokens[which] * packing.seq_len // length)
-        stuck = smaller == max_tokens[which]
+        length = lengths[left] if is_single else np.repeat(lengths[left], np.diff(ends))
+        before = max_tokens[which]
+        smaller = np.maximum(least, before * packing.seq_len // length)
         max_tokens[which] = smaller
         shrunk, keep[which] = sizer.sized(which, smaller)
         sizes.size[which], sizes.grid[which] = shrunk.size, shrunk.grid
-        lengths[left] = sums_between(keep[which], ends)
-        still = lengths[left] > packing.seq_len
-        none_moved = np.logical_and.reduceat(stuck, ends[:-1]) & still
+        lengths[left] = after = keep[which] if is_single else sums_between(keep[which], ends)
+        still = after > packing.seq_len
+        if not still.any():
+            return
+        stuck = smaller == before
+        none_moved = still & (stuck if is_single else np.logical_and.reduceat(stuck, ends[:-1]))
         if none_moved.any():
             sample = left[none_moved.argmax()]
             raise ValueError(

@@ -26,9 +26,9 @@ class Members(NamedTuple):
         page: int32 (M,), position of the image among the pages or frames of its file.
         frame: int32 (M,), place of the image in its sample.
         view: int64 (M,), which view of its picture; None without views.
-        few: bool (n,), samples with too few images, which `Frames(short="skip")` skips.
+        few: bool (n,), samples with too few images, which `Frames(short="skip")` skips; None without them.
         crowded: bool (n,), samples of more images than a pack holds. Under `oversize="drop"` and "skip", their images
-            are as many as a pack holds, evenly spaced.
+            are as many as a pack holds, evenly spaced. None where each row is a sample of one image.
     """
 
     row: np.ndarray | slice
@@ -37,8 +37,8 @@ class Members(NamedTuple):
     page: np.ndarray | None
     frame: np.ndarray | None
     view: np.ndarray | None
-    few: np.ndarray
-    crowded: np.ndarray
+    few: np.ndarray | None
+    crowded: np.ndarray | None
 
     def of(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the images of `samples`, int64, and the offset of each sample's first one."""
@@ -71,6 +71,9 @@ class Members(NamedTuple):
         return ids if self.view is None else image_ids(ids, np.zeros(len(ids), np.int64), self.view)
 
 
+_SINGLE = Members(slice(None), slice(None), None, None, None, None, None, None)  # each row is a sample of one image
+
+
 def members_of(rows: Rows, packing: Packing, *, seed: int, epoch: int) -> Members:
     """Choose the frames of each sample and make the views of each picture; each depends on its own sample alone.
 
@@ -81,8 +84,7 @@ def members_of(rows: Rows, packing: Packing, *, seed: int, epoch: int) -> Member
     """
     n, frames, views = len(rows), packing.frames, packing.views
     if rows.offsets is None and views is None and (frames is None or frames.count == 1 or frames.short == "keep"):
-        none = np.zeros(n, np.bool_)
-        return Members(slice(None), slice(None), None, None, None, None, none, none)
+        return _SINGLE
     own = np.ones(n, np.int64) if rows.frames is None else rows.frames.astype(np.int64)
     ends = np.concatenate([[0], np.cumsum(own)])  # first picture of each row
     first = ends if rows.offsets is None else ends[rows.offsets]
@@ -108,15 +110,15 @@ def members_of(rows: Rows, packing: Packing, *, seed: int, epoch: int) -> Member
 
 def _choose(
     pictures: np.ndarray, rows: Rows, packing: Packing, seed: int, epoch: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The numbers of the chosen pictures within their samples, their offsets, and which samples to skip.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """The numbers of the chosen pictures within their samples, their offsets, and which samples to skip, if any.
 
     `pictures` (n,) is how many each sample has.
     """
     if packing.frames is None:
         offsets = np.concatenate([[0], np.cumsum(pictures)])
         chosen = np.arange(offsets[-1]) - np.repeat(offsets[:-1], pictures)
-        return chosen, offsets, np.zeros(len(pictures), np.bool_)
+        return chosen, offsets, None
     keys = counter_hash(Purpose.FRAMES, seed, epoch, rows.row_id[rows.first]) if packing.frames.draws else None
     chosen, offsets, few = packing.frames.choose(pictures, keys)
-    return chosen, offsets, few if packing.frames.short == "skip" else np.zeros_like(few)
+    return chosen, offsets, few if packing.frames.short == "skip" else None

@@ -122,7 +122,8 @@ class Planner:
             arrived = [Images.concatenate(parts) for parts in zip(self._waiting, arrived, strict=True)]
         self._waiting = arrived
         row = rows.row[rows.first]
-        return self._plan(flush=False, skipped=row[skipped], oversize=row[over], undersize=row[under], few=row[few])
+        few_rows = row[:0] if few is None else row[few]
+        return self._plan(flush=False, skipped=row[skipped], oversize=row[over], undersize=row[under], few=few_rows)
 
     def finish(self) -> Plan:
         """Pack the samples that still wait."""

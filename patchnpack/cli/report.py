@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,7 @@ class _Source:
         without_image: number of samples that have no image.
         made: the plan of a packed folder.
         loader: makes a loader whose first batch is drawn; None where there are no pixels.
+        index: of the images, which names them in errors; None of tables of sizes and packed folders.
     """
 
     name: str
@@ -45,6 +47,7 @@ class _Source:
     without_image: int = 0
     made: Plan | None = None
     loader: Callable[[], PackedImageLoader] | None = None
+    index: Index | None = None
 
 
 @takes_packing
@@ -119,9 +122,10 @@ def report(
         check_page(html)
     source = _source(shards, packing, images, pages, batch_size, shuffle, seed)
     seed, made = source.seed, source.made
-    found = make_report(
-        source.rows, source.packing, seed=seed, batch_size=batch_size, ranks=ranks, width=width, made=made
-    )
+    with _naming_images(source):
+        found = make_report(
+            source.rows, source.packing, seed=seed, batch_size=batch_size, ranks=ranks, width=width, made=made
+        )
     swept = advice = None
     if sweep or html is not None:
         with progress_bar("packing") as progress:
@@ -158,6 +162,11 @@ def _source(
 
     name, storage = _title(shards), images.storage_options
     if images.path is None and images.root is None and are_size_tables(shards):
+        if images.sample is not None:
+            raise ValueError(
+                f"--sample is {images.sample!r}, and {shards[0]!r} is read as a table of sizes, whose images are each "
+                "alone; leave --sample out, or for a table of paths name their column with --path"
+            )
         sizes = read_size_tables(shards)
         rows = sizes.rows(seed if shuffle or sizes.counted else None)
         return _Source(name=name, rows=rows, packing=packing, seed=seed, bad=sizes.too_large)
@@ -201,7 +210,17 @@ def _source(
         bad=bad,
         without_image=int(index.without_image.sum()),
         loader=drawn,
+        index=index,
     )
+
+
+def _naming_images(source: _Source) -> AbstractContextManager[None]:
+    """Return a context in which errors about rows name the first such image."""
+    from patchnpack.loaders.order.first_invalid_row import naming_first_invalid_row
+
+    if source.index is None:
+        return nullcontext()
+    return naming_first_invalid_row(source.index, source.rows, source.packing, seed=source.seed, epoch=0)
 
 
 def _print_json(source: _Source, found: PackingReport, swept: Sweep | None, advice: Advice | None) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import logging
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
 
-from patchnpack import ErrorPolicy, Frames, PackedImageLoader, RandomResizedCrop, Views
+from patchnpack import ErrorPolicy, Frames, PackedImageLoader, RandomResizedCrop, Views, pack_stream
 from patchnpack.packer import PackedBatch
 from tests.images import draw_image, join_patches, read_tar, rewrite_tar, write_tar
 from tests.loaders.documents import PACKING, Documents, conserved
@@ -219,3 +221,36 @@ def test_frames_of_an_animation_come_from_one_row(tmp_path: Path) -> None:
         assert len(loader.index) == 1
         assert check_pages(list(loader), {"g1": [frames[number] for number in chosen]}) == {"g1": [0, 1, 2]}
         assert (loader.stats()["samples"], loader.stats()["images"]) == (1, 3)
+
+
+@pytest.mark.parametrize("kind", ["shard", "folder", "data set", "stream"])
+def test_frames_that_cannot_be_read_are_counted_and_warned_of_once(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    moving = bytes(imagecodecs.jpegxl_encode(np.stack([np.full((16, 16, 3), 60 * i, np.uint8) for i in range(3)])))
+    still = bytes(imagecodecs.jpegxl_encode(np.zeros((16, 16, 3), np.uint8)))
+    gif = io.BytesIO()
+    frames = [Image.new("L", (16, 16), 99 * i) for i in range(2)]
+    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:])
+    files = {"a.jxl": still, "b.jxl": moving, "c.jxl": moving, "d.gif": gif.getvalue()}
+    options: dict[str, Any] = {"batch_size": 1, "sample": "members"}
+    source: Any
+    if kind == "folder":
+        (tmp_path / "files").mkdir()
+        for name, data in files.items():
+            (tmp_path / "files" / name).write_bytes(data)
+        source = tmp_path / "files"
+    elif kind in ("data set", "stream"):
+        source = [([data], 0) for data in files.values()]
+    else:
+        source = write_tar(tmp_path / "s.tar", list(files.items()))
+    with caplog.at_level(logging.WARNING, "patchnpack"):
+        made = pack_stream if kind == "stream" else PackedImageLoader
+        loader: Any = made(source, PACKING, **options)
+        assert sum(batch.num_images for batch in loader) == 5
+    warned = [record.getMessage() for record in caplog.records if "more pages or frames" in record.getMessage()]
+    assert len(warned) == 1
+    assert "animated WebP" in warned[0]
+    if kind != "stream":
+        assert warned[0].startswith("2 files have")
+    assert loader.stats()["multi_page"] == 2

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import logging
-import sys
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -128,22 +125,6 @@ def test_flex_equals_attention_by_hand_and_refuses_gradients_on_a_cpu(one_query:
         assert_near(out, by_hand(q, k, v, one_query), 1e-5)
     with pytest.raises(ValueError, match=r"'flex' has no gradient on a CPU; use backend='auto'"):
         attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, one_query=one_query, backend="flex")
-
-
-@pytest.mark.parametrize("one_query", [False, True])
-def test_flash_is_called_with_the_boundaries_of_queries_and_keys(
-    one_query: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def kernel(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, longest_q: int, longest_k: int) -> torch.Tensor:
-        assert (longest_q, longest_k) == (1 if one_query else 7, 7)
-        assert cu_q.tolist() == (list(range(8)) if one_query else cu_k.tolist())
-        return by_hand(q, k, v, one_query)
-
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=kernel))
-    monkeypatch.setattr("patchnpack.models.attention.attention_backend", lambda *_: "flash")  # as if on CUDA
-    q, k, v, cu_seqlens = stream("cpu", torch.float32, one_query)
-    out = attention(q, k, v, cu_seqlens=cu_seqlens, lengths=LENGTHS, one_query=one_query, backend="flash")
-    torch.testing.assert_close(out, by_hand(q, k, v, one_query))
 
 
 def test_auto_logs_its_choice_once(caplog: pytest.LogCaptureFixture) -> None:

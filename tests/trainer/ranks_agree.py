@@ -1,6 +1,6 @@
 """Train on the ranks that torchrun starts, and save losses and weights. Started by test_ranks.py.
 
-ranks_agree.py OUT SHARDS BATCH_SIZE ACCUMULATE [DIE_BEFORE_STEP]
+ranks_agree.py OUT SHARDS BATCH_SIZE ACCUMULATE DIE_BEFORE_STEP SHARDING; 0 is to live.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ CONFIG = {"epochs": 2, "lr": 1e-4, "ema": 0.9, "precision": "float32", "save_eve
 
 
 def main() -> None:
-    out, shards, batch_size, accumulate, *die = sys.argv[1:]
+    out, shards, batch_size, accumulate, die, sharding = sys.argv[1:]
     steps = 0
 
     def count(*_: Any) -> None:
         nonlocal steps
         steps += 1
-        if die and steps == int(die[0]) and dist.get_rank() == 1:
+        if steps == int(die) and dist.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
     # Ranks add gradients up in another order. Where a gradient is near 0, Adam turns float32 noise into whole steps.
@@ -43,7 +43,7 @@ def main() -> None:
     )
     held_out = PackedImageLoader(shards, packing, batch_size=2, label="cls", num_threads=1)
     model = NaViTConfig(num_classes=2, width=12, depth=2, heads=2)
-    config = TrainConfig(**CONFIG, accumulate=int(accumulate))  # type: ignore[arg-type]
+    config = TrainConfig(**CONFIG, accumulate=int(accumulate), sharding=sharding)  # type: ignore[arg-type]
     begin = PackedImageLoader.__iter__
 
     def noted(loader: PackedImageLoader) -> Any:

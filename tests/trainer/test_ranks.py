@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -34,9 +35,11 @@ def shard(tmp_path: Path) -> str:
     return f"{tmp_path}/images-0.tar"
 
 
-def start(out: Path, shard: str, *, ranks: int, batch_size: int, accumulate: int = 1, die: int = 0) -> list[Any]:
+def start(
+    out: Path, shard: str, *, ranks: int, batch_size: int, accumulate: int = 1, die: int = 0, sharding: str = "ddp"
+) -> list[Any]:
     """Run the script, without torchrun on one rank; returns the results of each rank."""
-    arguments = [SCRIPT, str(out), shard, str(batch_size), str(accumulate), *([str(die)] if die else [])]
+    arguments = [SCRIPT, str(out), shard, str(batch_size), str(accumulate), str(die), sharding]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     done = subprocess.run(
         [sys.executable, "-P", *torchrun, *arguments],
@@ -77,12 +80,39 @@ def test_two_ranks_are_one_with_twice_the_batch_and_one_that_accumulates(tmp_pat
     first, second = start(tmp_path / "two", shard, ranks=2, batch_size=1)
     (one,) = start(tmp_path / "one", shard, ranks=1, batch_size=2)
     (steps,) = start(tmp_path / "accumulated", shard, ranks=1, batch_size=1, accumulate=2)
+    sharded = start(tmp_path / "sharded", shard, ranks=2, batch_size=1, sharding="fsdp")
     close(first, one)
     close(steps, one)
+    for each in sharded:
+        close(each, one)
+        close(each, first)
+    assert torch.equal(sharded[0]["weights"], sharded[1]["weights"]), "each rank returns the whole model"
+    assert len(list((tmp_path / "sharded").glob("shards-*/*.safetensors"))) == 2
+    read = load_checkpoint(tmp_path / "sharded" / "checkpoint.pt")  # on one rank
+    assert_near(torch.cat([p.detach().flatten() for p in read.model.parameters()]), sharded[0]["weights"], 1e-6)
     assert first["losses"] == second["losses"]
     assert torch.equal(first["weights"], second["weights"])
     assert Counter(first["keys"] + second["keys"]) == Counter(one["keys"])
     assert set(Counter(one["keys"]).values()) == {1}, "every image once an epoch, over both ranks"
+
+
+@pytest.mark.soak
+def test_a_sharded_run_that_is_killed_resumes_on_one_rank_and_on_three(tmp_path: Path, shard: str) -> None:
+    (whole,) = start(tmp_path / "whole", shard, ranks=1, batch_size=6)
+    start(tmp_path / "killed", shard, ranks=2, batch_size=3, die=3, sharding="fsdp")
+    saved = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)
+    assert (saved["step"], saved["shards"]) == (2, {"folder": "shards-00000-0000000002", "files": 2})
+    assert not saved["model"], "the weights are in the shards alone"
+    for name, ranks, batch_size, sharding in (("one", 1, 6, "ddp"), ("three", 3, 2, "fsdp")):
+        shutil.copytree(tmp_path / "killed", tmp_path / name)
+        resumed = start(tmp_path / name, shard, ranks=ranks, batch_size=batch_size, sharding=sharding)
+        for each in resumed:
+            assert len(each["losses"]) == len(whole["losses"]) == 6
+            close(each, whole)
+        read = load_checkpoint(tmp_path / name / "checkpoint.pt")
+        assert_near(torch.cat([p.detach().flatten() for p in read.model.parameters()]), whole["weights"], 1e-5)
+    assert [path.name for path in (tmp_path / "three").glob("shards-*")] == ["shards-00002-0000000006"]
+    assert not list((tmp_path / "one").glob("shards-*")), "the folder that no checkpoint needs any more is deleted"
 
 
 @pytest.mark.soak

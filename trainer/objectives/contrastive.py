@@ -13,7 +13,7 @@ from torch import nn
 from patchnpack.models.navit import NaViT
 from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.trainer.objectives.losses import Objective, Outcome
-from patchnpack.trainer.ranks import rank_and_size
+from patchnpack.trainer.ranks import over_ranks, rank_and_size
 
 # N image-text pairs of this rank, M texts per chunk, W ranks, S maximum bytes per text, D width, E embedding
 
@@ -91,8 +91,8 @@ class Contrastive(Objective):
         self.text, self.chunk = text, chunk
         self.tower = TextTower(embed, **(tower or {}))
         self.projection = nn.Linear(image.config.width, embed, bias=False)
-        self.scale = nn.Parameter(torch.tensor(10.0).log())  # t = exp(scale); start values of section 3.2
-        self.bias = nn.Parameter(torch.tensor(-10.0))
+        # t = exp(scale) and b, of one element since FSDP shards no scalars; start values of section 3.2
+        self.scale, self.bias = nn.Parameter(torch.full((1,), 10.0).log()), nn.Parameter(torch.full((1,), -10.0))
 
     def settings(self) -> dict[str, float | str]:
         """The name of the text member."""
@@ -127,19 +127,19 @@ class Contrastive(Objective):
         texts = self._texts(units)
         which = [i for i, text in enumerate(texts) if text is not None]
         index = torch.tensor(which, dtype=torch.int64).to(batch.patches.device, non_blocking=True)
-        images = self.projection(model(batch)[units.image_mask][index])
+        images = self.projection(model(batch).flatten(0, 1)[units.column_index[index]])
         words = self.tower([texts[i] for i in which])
         return F.normalize(images.float(), dim=-1), F.normalize(words.float(), dim=-1)
 
     def forward(self, model: NaViT, *batches: PackedBatch) -> Outcome:
         """Compute the loss of this rank's images against the texts of all ranks."""
         images, texts = self.embed(model, *batches)
-        total = sigmoid_loss(images, texts, self.scale.exp(), self.bias, chunk=self.chunk)
+        total = sigmoid_loss(images, texts, self.scale.exp()[0], self.bias[0], chunk=self.chunk)
         with torch.no_grad():
             parts = images.split(self.chunk) if len(texts) else ()
             best = torch.cat([images.new_zeros(0), *((part @ texts.T).argmax(-1) for part in parts)])
             hits = (best == torch.arange(len(best), device=best.device)).sum()
-        return Outcome(total, torch.as_tensor(len(images), device=total.device), hits)
+        return Outcome(total, torch.full_like(hits, len(images)), hits)
 
 
 def sigmoid_loss(
@@ -172,11 +172,8 @@ class _Ring(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
         images, texts, scale, bias, chunk = inputs
         rank, size = rank_and_size()
-        counts = torch.zeros(size, dtype=torch.int64, device=images.device)
-        counts[rank] = len(texts)
-        if size > 1:
-            dist.all_reduce(counts)
-        lengths = counts.tolist()
+        counts = len(texts) * F.one_hot(torch.tensor(rank), size)
+        lengths = counts.tolist() if size == 1 else over_ranks(counts, images.device).tolist()
         total, d_images, d_scale, d_bias = (torch.zeros_like(x) for x in (scale, images, scale, bias))
         travelling = torch.stack([texts, torch.zeros_like(texts)])  # texts and their gradient, (2, N, E)
         for hop in range(size):

@@ -12,18 +12,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from patchnpack.models.navit import NaViT, classification_loss
+from patchnpack.packer.batch.mixing import mix
 from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.trainer.loader_check import check_loader
-from patchnpack.trainer.objectives.mixing import mix
 
 # B packs, K maximum images per pack, C classes
 
 
 class Outcome(NamedTuple):
-    """The loss of a batch as 0-d tensors.
-
-    The loss summed over the counted images, or in scope "sample" samples, their number, and the hits among them.
-    """
+    """The loss summed over the counted images (in scope "sample" samples), their number, and the hits; all 0-d."""
 
     total: torch.Tensor
     images: torch.Tensor

@@ -21,6 +21,13 @@ from patchnpack.packer.text import counted
 
 _BLOCK = 1 << 14  # keys that are texts at a time
 
+# Which files have them, and the key and the shard of the first.
+UNREAD_PAGES = (
+    "%s more pages or frames than can be read (JPEG XL animations, HEIC sequences, PIL images of several frames), the "
+    "first with key %r in %r. Only the first page of such a file is used; stats()['multi_page'] counts it. To use "
+    "all pages, convert such files to GIF, animated PNG, animated WebP, TIFF or video"
+)
+
 _log = logging.getLogger("patchnpack")
 
 
@@ -45,6 +52,16 @@ def with_samples(index: Index, rule: SampleRule | None) -> Index:
     if index.samples is not None and index.samples.rule == rule.name and not rule.is_function:
         return index
     return replace(index, samples=_by_key(index, rule))
+
+
+def warn_of_unread_pages(index: Index) -> None:
+    """Warn if an index of members lacks pages or frames of files, of which the reader gives only the first."""
+    if index.samples is None or not has_members(index):
+        return
+    unread = np.flatnonzero((index.pages != 1) & (index.samples.page == 0))
+    if len(unread):
+        which = f"{counted(len(unread), 'file')} {'has' if len(unread) == 1 else 'have'}"
+        _log.warning(UNREAD_PAGES, which, index.keys[int(unread[0])], redact(index.place(int(unread[0]))[0]))
 
 
 def check_rule(index: Index, rule: SampleRule | None, name: str, *, is_source: bool) -> None:

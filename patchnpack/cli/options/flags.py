@@ -353,6 +353,9 @@ TRAINING_FLAGS = {
     "seed": FieldFlag(0, "Random seed of initial weights, shuffles and draws."),
     "device": FieldFlag("auto", "auto, cpu or cuda."),
     "precision": FieldFlag("auto", "auto, float32 or bfloat16."),
+    "activation_checkpointing": FieldFlag(False, "Recompute each block in the backward pass, which saves memory."),
+    "compile": FieldFlag(False, "Compile the blocks with torch.compile."),
+    "sharding": FieldFlag("ddp", "With several ranks: ddp, or fsdp, which shares out the model and its checkpoints."),
 }
 
 takes_training = takes("training", TRAINING_FLAGS, make_train_config)

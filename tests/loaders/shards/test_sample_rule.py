@@ -47,6 +47,7 @@ def test_function_is_called_by_its_name() -> None:
         ("", "it must be 'members'"),
         (True, "sample is True; it must be"),
         (["members"], "it must be 'members'"),
+        ({"a": "members"}, "A dict gives each source of a Mixture its rule"),
         ("key:", "has no group"),
         ("key:.+", "put parentheses around the part of the key"),
         ("key:(a)(b)", "has 2 groups; keep one"),
@@ -64,3 +65,12 @@ def test_function_must_return_a_text() -> None:
     assert rule.group is not None
     with pytest.raises(ValueError, match=r"the function 'len', returned 3 for the key 'abc'; it must return the name"):
         rule.group("abc")
+
+
+def test_an_error_of_the_function_is_its_own_and_says_for_which_key() -> None:
+    rule = sample_rule({"a": "b"}.__getitem__)
+    assert rule is not None
+    assert rule.group is not None
+    with pytest.raises(KeyError, match="abc") as caught:
+        rule.group("abc")
+    assert "raised by sample, the function 'dict.__getitem__', for the key 'abc'" in caught.value.__notes__[0]

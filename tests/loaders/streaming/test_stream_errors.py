@@ -98,9 +98,23 @@ def test_image_smaller_than_a_patch_is_padded_left_out_or_refused() -> None:
             assert stream.stats()["skipped"]["undersize"] == stream.stats()["undersize"] == 5 - len(left)
             with pytest.raises(ValueError, match="row 0 of 4x7 pixels is smaller than a patch of 8x8") as caught:
                 list(pack_stream(pairs, packing.replace(undersize="error"), batch_size=1))
-            assert "rows number the samples in order of arrival" in caught.value.__notes__[0]
+            assert "Rows number the samples in order of arrival" in str(caught.value)
     few = PACKING.replace(lookahead=5, undersize="skip")
     assert list(pack_stream([(flat(4, 4), 0)] * 20, few, batch_size=1)) == []
+
+
+def test_errors_about_samples_name_the_key_and_the_shard() -> None:
+    samples = [
+        {"__key__": f"clip{n}", "__url__": "s3://user:secret@b/s.tar", "jpg": [flat(16, 16)] * (1 + n)}
+        for n in range(6)
+    ]
+    for lookahead in (1, 256):
+        packing = PACKING.replace(max_images=3, lookahead=lookahead)
+        with pytest.raises(
+            ValueError, match=r"sample of row 3 has 4 images.*key 'clip3' in shard .*b/s.tar'"
+        ) as caught:
+            list(pack_stream(samples, packing, batch_size=1, sample="members"))
+        assert "secret" not in str(caught.value)
 
 
 def test_stream_of_only_bad_images_ends_without_a_batch() -> None:

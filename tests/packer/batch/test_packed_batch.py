@@ -51,6 +51,7 @@ def test_fields_match_the_contract() -> None:
         "lengths",
         "sample_sizes",
         "sample_starts",
+        "seqlen_bound",
     ]
 
 

@@ -138,8 +138,10 @@ def test_a_sample_is_measured_as_it_is_alone(sizes: list[list[tuple[int, int]]],
     images = Images.concatenate([part.images for part in parts])
     for f in fields(Images):
         np.testing.assert_array_equal(getattr(together.images, f.name), getattr(images, f.name))
-    for name in ("oversize", "undersize", "few"):
+    for name in ("oversize", "undersize"):
         assert getattr(together, name).tolist() == [getattr(part, name)[0] for part in parts]
+    few = np.zeros(len(parts), np.bool_) if together.few is None else together.few
+    assert few.tolist() == [part.few is not None and bool(part.few[0]) for part in parts]
 
 
 @pytest.mark.parametrize("resolution", [RandomResizedCrop(max_tokens=50), SampleSide(low=64, high=300)])
@@ -255,3 +257,12 @@ def test_a_sample_that_no_pack_can_hold_is_an_error_with_its_remedy(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
         plan(rows, Packing(**changes))
+
+
+def test_a_sample_that_is_skipped_for_one_reason_is_not_refused_for_another() -> None:
+    short = Packing(seq_len=16, frames=Frames(4, short="skip"), oversize="error")
+    measured = measure(samples_of([[(64, 64)] * 2]), short, seed=0, epoch=0)  # 32 tokens
+    assert (measured.few is not None and measured.few.tolist(), measured.oversize.tolist()) == ([True], [False])
+    tiny = Packing(seq_len=64, max_images=2, undersize="skip", oversize="error")
+    measured = measure(samples_of([[(4, 4), (64, 64), (64, 64)]]), tiny, seed=0, epoch=0)
+    assert (measured.undersize.tolist(), measured.oversize.tolist()) == ([True], [False])

@@ -8,10 +8,12 @@ from patchnpack.packer import (
     FitTokens,
     Frames,
     Packing,
+    Rows,
     Views,
     plan,
 )
 from patchnpack.packer.planning.measure import measure
+from patchnpack.packer.planning.members import members_of
 from tests.packer.planning.plans import clip, samples_of
 
 
@@ -52,3 +54,16 @@ def test_of_more_images_than_a_pack_holds_evenly_spaced_ones_stay(views: Views |
     pages = made.images.page.tolist()
     assert pages == ([6, 18, 31, 43, 56, 68, 81, 93] if views is None else [12, 12, 37, 37, 62, 62, 87, 87])
     assert made.images.frame.tolist() == list(range(8))  # type: ignore[union-attr]
+
+
+def test_single_images_need_no_columns_of_samples() -> None:
+    rows = Rows.of_sizes([32, 48], [32, 32])
+    for packing in (Packing(), Packing(frames=Frames(1))):
+        members = members_of(rows, packing, seed=0, epoch=0)
+        assert all(
+            each is None for each in (members.offsets, members.page, members.frame, members.few, members.crowded)
+        )
+        measured = measure(rows, packing, seed=0, epoch=0)
+        assert measured.few is None
+        assert (measured.images.page, measured.images.frame) == (None, None)
+        assert measured.skipped(packing).tolist() == [False, False]

@@ -77,6 +77,11 @@ def test_documents_go_through_shards_index_report_packs_and_back(documents: Path
             "has 12 images, more than --max-images 8 (1 of 3 samples do), and a sample stays in one pack; choose "
             "some with --frames 8, raise --max-images",
         ),
+        (
+            "report sizes.csv --sample members",
+            "--sample is 'members', and 'sizes.csv' is read as a table of sizes, whose images are each alone; leave "
+            "--sample out, or for a table of paths name their column with --path",
+        ),
         (f"report documents --sample {BY_KEY} --frames 99", "99 frames are 99 images per sample, more than"),
     ],
 )
@@ -86,6 +91,7 @@ def test_an_error_of_samples_is_one_line_with_flags(
     data = encode_image(draw_image(32, 24), "PNG")
     write_tar(documents / "returns.tar", [(f"{key}.png", data) for key in ("a_1", "b_1", "a_2")])
     write_tar(documents / "numbered.tar", [("a.1.png", data), ("a.2.png", data)])
+    (documents / "sizes.csv").write_text("width,height\n32,24\n")
     (documents / "clips").mkdir()
     for name in ("a", "b"):
         (documents / "clips" / f"{name}.mp4").write_bytes(b"a video")
@@ -95,3 +101,12 @@ def test_an_error_of_samples_is_one_line_with_flags(
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert left.value.code == 2
     assert says in line
+
+
+@pytest.mark.parametrize("more", ["", " --shuffle", " --sweep"])
+def test_report_names_the_key_of_a_sample_of_too_many_images(documents: Path, more: str) -> None:
+    result = CliRunner().invoke(app, f"report documents --sample {BY_KEY} --max-images 4 --seq-len 512{more}".split())
+    error = str(result.exception)
+    assert "has 12 images, more than max_images 4 (1 of 3 samples do)" in error
+    assert "the first such sample begins with 'b_1' in shard " in error
+    assert "b_1.png'" in error
