@@ -67,11 +67,10 @@ class PackedImageLoader:
             where a sample has none. An undecodable member marks its image as bad.
         targets: what follows each image through crop, resize and flip into `batch.targets`, by name: `Mask("seg.png")`,
             `Map`, `Boxes("json:objects")`, `Polygons` or `Keypoints`. An image whose target cannot be used is bad.
-        decode: called as `decode(data)` with the encoded bytes of an image. Returns uint8 (H, W, C) with the height and
-            width that the file states (before EXIF orientation; TIFF, HEIC and JPEG XL upright) and the channels of
-            `image_mode`, or None to leave the image to the loader. `BadImage` marks the image as bad.
-        formats: readers of formats of your own, by extension: {"ct": MyReader()}; see `ImageReader`. With the default
-            of `image`, their files come before all others. They may replace a reader of the library.
+        decode: called as `decode(data)` with the encoded bytes of an image. Returns (H, W, C) of the packing's channels
+            and dtype, with the size that the file states (before EXIF orientation; TIFF, HEIC and JPEG XL upright), or
+            None to leave the image to the loader. `BadImage` marks the image as bad.
+        formats: readers of your own formats, {"ct": MyReader()}; see `ImageReader`. They come before all of `image`.
         pages: what becomes of a file with several pages or frames: "first" uses its first, "error" makes it bad.
         transform: called as `transform(image, rng)` with a uint8 (H, W, C) array and a Generator keyed by (seed, epoch,
             sample, view), in the decoding threads; returns an array of the same shape and type. With a third argument,

@@ -159,10 +159,6 @@ def _check_formats(index: Index, name: str, request: _Request) -> None:
             )
 
 
-def _versions(request: _Request) -> list[str]:
-    return [f"format={format.version}" for format in request.formats]
-
-
 def _own_index(source: ShardNames | Index, request: _Request) -> tuple[Index, str] | None:
     """The index that the source itself is, checked, and its name; None where the source is something else."""
     opener = request.opener
@@ -366,7 +362,8 @@ def _cached(paths: list[str], request: _Request) -> Index:
     opener, by = request.opener, request.scanned_by
     folder = opener.folder / "indexes"
     paths = [path if is_remote(path) else os.path.abspath(path) for path in paths]  # as an index names them
-    text = "\n".join([*paths, *extensions_of(request.image), *([f"sample={by}"] if by else []), *_versions(request)])
+    versions = [f"format={format.version}" for format in request.formats]
+    text = "\n".join([*paths, *extensions_of(request.image), *([f"sample={by}"] if by else []), *versions])
     path = folder / f"{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.parquet"
     known = None
     if path.exists():

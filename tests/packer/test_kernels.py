@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchnpack.packer import _kernels
+from patchnpack.packer import _detail, _kernels
 from patchnpack.packer.policies import reference_draws
 
 # H, W pixels of an image, P patch size, C channels, (gw, gh) patches across and down
@@ -133,7 +133,7 @@ def test_the_patches_with_the_largest_variance_are_chosen_in_raster_order(
     keep = data.draw(st.integers(1, gw * gh))
     kept = sorted(sorted(range(gw * gh), key=lambda token: (-exact[token], token))[:keep])
     coords = np.full((keep + 4, 2), _GUARD, np.int32)
-    _kernels.choose_detailed(pixels, P, gw, gh, coords, 2, keep)
+    _detail.choose_detailed(pixels, P, gw, gh, coords, 2, keep)
     assert coords[2:-2].tolist() == [[token % gw, token // gw] for token in kept]
     assert (coords[:2] == _GUARD).all()
     assert (coords[-2:] == _GUARD).all()
@@ -158,7 +158,7 @@ def test_detail_is_the_variance_of_values_of_any_type(dtype: str, shift: float, 
     variances = [patch.reshape(-1, 2).astype(np.float64).var(0).sum() for patch in _patches(pixels, P)]
     kept = sorted(np.argsort(variances)[-keep:].tolist())
     coords = np.zeros((keep, 2), np.int32)
-    choose = _kernels.choose_detailed_fractions if dtype == "float32" else _kernels.choose_detailed
+    choose = _detail.choose_detailed_fractions if dtype == "float32" else _detail.choose_detailed
     choose(pixels, P, gw, gh, coords, 0, keep)
     assert coords.tolist() == [[token % gw, token // gw] for token in kept]
 

@@ -19,7 +19,7 @@ from patchnpack.loaders.assembly.transform import takes_targets
 from patchnpack.loaders.errors import BadImage, BadRow, StallError
 from patchnpack.loaders.imaging.decode_buffers import DecodeBuffers
 from patchnpack.loaders.labels.labels import count_absent
-from patchnpack.packer import Images, PackedBatch, _kernels
+from patchnpack.packer import Images, PackedBatch, _detail, _kernels
 from patchnpack.packer._turns import mirror
 from patchnpack.packer.policies.random import Purpose, counter_hash
 
@@ -227,7 +227,7 @@ class DecodedBatchBuilder:
         first, keep, gw, gh, _ = self._places[i]
         if self._by_detail and keep < gw * gh:
             is_whole = pixels.dtype.kind != "f"
-            choose = _kernels.choose_detailed if is_whole else _kernels.choose_detailed_fractions
+            choose = _detail.choose_detailed if is_whole else _detail.choose_detailed_fractions
             choose(pixels, self._patch_size, gw, gh, self._coords, first, keep)
         # As bytes, so that one compiled kernel serves all types: it moves whole pixels.
         _kernels.place_image(bytes_of(pixels), self._patch_size, gw, gh, self._coords, self._patches, first, keep)

@@ -105,7 +105,7 @@ def check_whole_or_refused(out: Path, expected: dict[str, bytes]) -> bool:
         assert now == expected
         return True
     with pytest.raises(
-        (ValueError, FileNotFoundError), match=r"are not finished|does not exist|is a folder with 0 image"
+        (ValueError, FileNotFoundError), match=r"are not finished|does not exist|is a folder with 0 image|holds no file"
     ):
         PackedImageLoader(out, batch_size=1)
     # A file with its final name is whole, whichever process was killed.
