@@ -145,8 +145,8 @@ def heic_frames(data: bytes, wanted: Sequence[int]) -> Iterator[np.ndarray | Ima
         order = sorted(range(len(images)), key=lambda number: number != images.primary_index)
         for number in wanted:
             image = images[order[number]]
-            pixels: np.ndarray | Image.Image = np.asarray(image) if image.info["bit_depth"] > 8 else image.to_pillow()
-            yield pixels
+            values = np.asarray(image)
+            yield values if values.dtype == np.uint16 else image.to_pillow()
     except RuntimeError as error:
         raise ValueError(str(error)) from error
 

@@ -9,8 +9,8 @@ import imagecodecs
 import numpy as np
 import pytest
 
-from patchnpack.loaders.errors import BadImage
-from patchnpack.loaders.imaging.header import MAX_BYTES, header_or_reason
+from patchnpack.loaders.errors import MAX_BYTES, BadImage
+from patchnpack.loaders.imaging.header import header_or_reason
 from patchnpack.loaders.imaging.pages import page_headers
 from tests.loaders.imaging import arrays
 
