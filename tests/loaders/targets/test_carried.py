@@ -68,9 +68,9 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @st.composite
-def _samples(draw: st.DrawFn) -> list[Sample]:
+def _samples(draw: st.DrawFn, least: int = 1) -> list[Sample]:
     samples = []
-    for i in range(draw(st.integers(1, 4))):
+    for i in range(draw(st.integers(least, 4))):
         width, height = draw(st.integers(8, 90)), draw(st.integers(8, 90))
         corners = draw(st.lists(st.tuples(*[st.integers(-6, 38)] * 4), max_size=3))
         boxes = np.array(corners, np.float64).reshape(-1, 2, 2) * (width, height) / 32
@@ -164,13 +164,11 @@ def check(batches: Iterable[PackedBatch], samples: list[Sample]) -> None:
     assert seen
 
 
-def check_stores(
-    root: Path, samples: list[Sample], stores: tuple[str, ...] = ("images", "patches"), **job: Any
-) -> None:
-    """Check what loaders give of packed folders; the images and their targets lie in `job["source"]`."""
-    for store in stores:
+def check_stores(root: Path, samples: list[Sample], stores: dict[str, str | None], **job: Any) -> None:
+    """Pack the samples, which lie in `job["source"]`, into stores of these compressions, and check their batches."""
+    for store, compression in stores.items():
         out = str(root / store)
-        assert Job(out=out, store=store, epochs=1, shuffle=True, **job).run()  # type: ignore[arg-type]
+        assert Job(out=out, store=store, compression=compression, epochs=1, shuffle=True, **job).run()  # type: ignore[arg-type]
         loader = PackedImageLoader(out, batch_size=2, num_threads=1)
         check(loader, samples)
         assert loader.stats()["bad_images"] == 0
@@ -199,15 +197,17 @@ def test_targets_of_shards_hold_the_places_of_their_sources(
 
 
 @pytest.mark.parametrize("size", SIZES)
-@settings(max_examples=4, deadline=None)
-@given(samples=_samples(), packing=_PACKINGS, seed=st.integers(0, 99))
+@settings(max_examples=5, deadline=None)
+@given(samples=_samples(3), packing=_PACKINGS, seed=st.integers(0, 99), compression=st.sampled_from([None, "lz4"]))
 def test_targets_of_both_stores_hold_the_places_of_their_sources(
-    size: str, samples: list[Sample], packing: dict[str, Any], seed: int
+    size: str, samples: list[Sample], packing: dict[str, Any], seed: int, compression: str | None
 ) -> None:
-    packs = Packing(seq_len=300, **{**SIZES[size], **packing})
+    per_pack = 3 if size == "views" else 2  # so few that there are several packs
+    packs = Packing(seq_len=300, max_images=per_pack, **{**SIZES[size], **packing})
     with TemporaryDirectory() as folder:
-        tar = tar_of(Path(folder) / "a.tar", members_of(samples))
-        check_stores(Path(folder), samples, source=tar, image="png", packing=packs, targets=TARGETS, seed=seed)
+        job: dict[str, Any] = {"source": tar_of(Path(folder) / "a.tar", members_of(samples)), "image": "png"}
+        job |= {"packing": packs, "targets": TARGETS, "seed": seed}
+        check_stores(Path(folder), samples, {"images": None, "patches": compression}, **job)
 
 
 @pytest.mark.parametrize("kind", ["folder", "table"])
@@ -224,7 +224,7 @@ def test_targets_of_files_hold_the_places_of_their_sources(
         options |= {} if is_table else {"image": "png"}
         check(PackedImageLoader(source, packs, batch_size=2, num_threads=1, **options), samples)
         # An image store does not keep the files that a table names.
-        stores = ("patches",) if is_table else ("images", "patches")
+        stores: dict[str, str | None] = {"patches": None} if is_table else {"images": None, "patches": None}
         check_stores(root, samples, stores, source=source, packing=packs, **options)
 
 
