@@ -125,7 +125,7 @@ def test_predictions_and_features_have_one_row_per_sample(
 
 
 def test_a_loader_whose_packing_has_another_scope_is_refused(build: Build, config: NaViTConfig) -> None:
-    loader = SimpleNamespace(largest_grids=dict, packing=SimpleNamespace(channels=3, scope="image"))
+    loader = SimpleNamespace(largest_grids=dict, packing=SimpleNamespace(channels=3, dtype="uint8", scope="image"))
     with pytest.raises(ValueError, match=r"packing has scope 'image'.*model has scope 'sample'; set Packing\(scope="):
         check_loader(build(config), loader, labels=False)
     loader.packing.scope = "sample"
