@@ -52,7 +52,7 @@ def test_a_run_has_the_same_losses_and_may_change_it_when_it_is_resumed(
     assert len(half.losses) == len(plain.losses)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak is in kilobytes on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the peak of a process on Linux alone")
 def test_a_step_of_twelve_blocks_on_4096_tokens_needs_at_most_half_of_the_memory() -> None:
     script = str(Path(__file__).with_name("peak_memory.py"))
     done = subprocess.run([sys.executable, "-P", script], capture_output=True, text=True, check=True)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from patchnpack import Packing
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.packer.batch.packed_batch import PackedBatch
 from patchnpack.predict import features, predict
@@ -126,8 +125,8 @@ def test_predictions_and_features_have_one_row_per_sample(
 
 
 def test_a_loader_whose_packing_has_another_scope_is_refused(build: Build, config: NaViTConfig) -> None:
-    loader = SimpleNamespace(largest_grids=dict, packing=Packing(scope="image"))
+    loader = SimpleNamespace(largest_grids=dict, packing=SimpleNamespace(channels=3, dtype="uint8", scope="image"))
     with pytest.raises(ValueError, match=r"packing has scope 'image'.*model has scope 'sample'; set Packing\(scope="):
         check_loader(build(config), loader, labels=False)
-    loader.packing = Packing(scope="sample")
+    loader.packing.scope = "sample"
     check_loader(build(config), loader, labels=False)

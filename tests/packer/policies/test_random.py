@@ -110,4 +110,5 @@ def test_the_numbers_of_purposes_do_not_change() -> None:
         ("PATCH_SIZE", 8),
         ("MIXTURE", 9),
         ("FRAMES", 10),
+        ("FLIP", 11),
     ]
