@@ -260,7 +260,7 @@ def test_member_that_first_occurs_late_is_accepted() -> None:
 
 def test_image_under_oversize_error_is_named() -> None:
     pairs = [(flat(16, 16), 0), (flat(80, 80), 0)]
-    with pytest.raises(ValueError, match="row 1 of 80x80 pixels has 100 tokens.*the first such sample has key '1'"):
+    with pytest.raises(ValueError, match=r"row 1 of 80x80 pixels has 100 tokens.*the first such sample has key '1'"):
         list(pack_stream(pairs, PACKING.replace(oversize="error"), batch_size=1))
 
 
