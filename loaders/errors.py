@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_PIXELS = 178_956_970  # PIL refuses larger images, too: 0.5 GB as RGB
+MAX_BYTES = 4 * MAX_PIXELS  # of the values of an image: as many as those of the largest RGBA image
 
 
 class BadImage(Exception):

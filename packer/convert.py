@@ -53,8 +53,9 @@ def converted(values: np.ndarray, convert: Convert, channels: int, dtype: Dtype,
     """Convert the values of a file to `channels` and `dtype`.
 
     "scale" maps the range of the file's type and bits to that of `dtype`: 0 to 1 of float32, where signed values become
-    -1 to 1. "window:LOW:HIGH" maps LOW to HIGH to the range above 0, and clips. "exact" keeps the values. A single band
-    becomes several equal ones, RGB one grey band, and alpha is dropped.
+    -1 to 1; of int16, unsigned values take the part above 0. "window:LOW:HIGH" maps LOW to HIGH to the range above 0,
+    and clips. "exact" keeps the values. A single band becomes several equal ones, RGB one grey band, and alpha is
+    dropped.
 
     Args:
         values: (height, width, bands) of one of `DTYPES`.

@@ -135,7 +135,6 @@ READERS = (
         "pillow-heif",
         runs=heif.heic_runs,
         frames=heif.heic_frames,
-        values=lambda data: next(heif.heic_values(data)),
     ),
     Reader(15, ".npy", ("npy",), signatures.is_npy, npy.header, npy.decode, "NumPy", frames=npy.frames),
     Reader(

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from patchnpack.loaders.errors import MAX_PIXELS, BadImage
+from patchnpack.loaders.errors import MAX_BYTES, MAX_PIXELS, BadImage
 from patchnpack.loaders.imaging.exif import info_orientation, orientation
 from patchnpack.loaders.imaging.formats import JPEG, OTHER_JPEG, PIXELS, reader_of
 from patchnpack.loaders.imaging.readers import jpeg
@@ -25,7 +25,6 @@ from patchnpack.packer.dtypes import DTYPES, Dtype
 _ORIENTATION = 274  # a TIFF tag
 _VALUES: dict[str, Dtype] = {"I;16": "uint16", "I": "float32", "F": "float32"}  # PIL's modes of more than 8 bits
 _MAX_PAGES = 2**31 - 1  # as the index holds them
-MAX_BYTES = 4 * MAX_PIXELS  # of the values of an image: as many as those of the largest RGBA image
 
 # What decoders raise on bad data. Any other exception is a bug, in a decoder or here, and propagates.
 BAD_DATA = (

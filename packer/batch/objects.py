@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, compress, pairwise
 from typing import Any
 
 import numpy as np
@@ -103,14 +103,10 @@ class PackedObjects:
         return PackedObjects(
             **values,
             counts=counts,
-            counts_list=_where(self.counts_list, kept),
-            points_list=None if self.points_list is None else _where(self.points_list, kept),
+            counts_list=list(compress(self.counts_list, kept)),
+            points_list=None if self.points_list is None else list(compress(self.points_list, kept)),
             outlines=self.outlines,
         )
-
-
-def _where(values: Sequence[int], kept: np.ndarray) -> list[int]:
-    return [value for value, stays in zip(values, kept.tolist(), strict=True) if stays]
 
 
 def _taken(values: torch.Tensor, per_image: Sequence[int], kept: np.ndarray) -> torch.Tensor:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from patchnpack.loaders.errors import MAX_PIXELS
+from patchnpack.loaders.errors import MAX_BYTES
 from patchnpack.loaders.imaging.readers.codecs import codec
 from patchnpack.loaders.imaging.readers.facts import Facts, unsupported_kind, whole_dtype
 from patchnpack.packer.dtypes import Dtype
@@ -37,7 +37,6 @@ _CODECS = {
 _RAW = {_SYNTAX[:-1]: "<", _SYNTAX + "1": "<", _SYNTAX + "2": ">"}  # byte order of uncompressed transfer syntaxes
 # Photometric interpretations, by samples per pixel.
 _KINDS = {1: ("MONOCHROME1", "MONOCHROME2"), 3: ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")}
-
 
 _lock = threading.Lock()
 
@@ -140,7 +139,8 @@ def _errors_of_pydicom() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except (InvalidDicomError, BytesLengthException, AttributeError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+        first_line = str(error).partition("\n")[0]
+        raise ValueError(f"{type(error).__name__}: {first_line[:200]}") from error
 
 
 def _layout(dataset: Any) -> _Layout:
@@ -166,8 +166,11 @@ def _layout(dataset: Any) -> _Layout:
         raise ValueError(f"it has {bits} of {allocated} bits per sample and {frames} frames, which is not read")
     if photometric not in _KINDS.get(samples, ()) or (samples == 3 and allocated != 8):
         raise ValueError(f"its {samples} samples of {allocated} bits, {photometric}, are a kind that is not read")
-    if rows * columns * frames * samples * allocated // 8 > 8 * MAX_PIXELS:
-        raise ValueError(f"its header says {frames} frames of {columns}x{rows} pixels of {allocated} bits")
+    if (nbytes := rows * columns * frames * samples * allocated // 8) > 2 * MAX_BYTES:
+        raise ValueError(
+            f"its header says {frames} frames of {columns}x{rows} pixels of {allocated} bits, {nbytes} bytes; all "
+            f"frames of a file may have at most {2 * MAX_BYTES}"
+        )
     slope, intercept = number("RescaleSlope", 1.0), number("RescaleIntercept", 0.0)
     if not (np.isfinite(slope) and np.isfinite(intercept)):
         raise ValueError(f"its rescale slope is {slope} and its intercept {intercept}")
@@ -198,10 +201,8 @@ def _stored_frames(dataset: Any, layout: _Layout) -> Callable[[int], np.ndarray]
         if len(pixels) < size * layout.frames:
             raise ValueError(f"it has {len(pixels)} bytes of pixels; its header says {size * layout.frames}")
 
-        if _RAW[syntax] == ">" and layout.allocated == 8 and dataset["PixelData"].VR == "OW":
-            pixels = (
-                np.frombuffer(pixels[: len(pixels) // 2 * 2], ">u2").astype("<u2").tobytes()
-            )  # words of two samples
+        if _RAW[syntax] == ">" and layout.allocated == 8 and dataset["PixelData"].VR == "OW":  # words of two samples
+            pixels = np.frombuffer(pixels[: len(pixels) // 2 * 2], ">u2").astype("<u2").tobytes()
 
         def raw(number: int) -> np.ndarray:
             kind = np.dtype(_RAW[syntax] + layout.stored.str[1:])

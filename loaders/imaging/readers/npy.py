@@ -18,13 +18,12 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from patchnpack.loaders.errors import MAX_PIXELS
+from patchnpack.loaders.errors import MAX_BYTES
 from patchnpack.loaders.imaging.readers.facts import Facts, Run, unsupported_kind
 from patchnpack.packer.dtypes import holding
 
 _HEADER = 10_000  # bytes of an array's header at most, as in NumPy
 _MAX_ARRAYS = 100_000  # of an .npz file
-_MAX_BYTES = 4 * MAX_PIXELS  # of an array in an .npz file, which may be compressed
 
 
 def header(data: bytes) -> Facts:
@@ -156,7 +155,7 @@ def _facts(shape: tuple[int, ...], dtype: np.dtype) -> Facts:
             "width, C)"
         )
     pages, height, width, bands = (1, *shape, 1) if len(shape) == 2 else (1, *shape) if len(shape) == 3 else shape
-    if (nbytes := dtype.itemsize * math.prod(shape)) > _MAX_BYTES:
-        raise ValueError(f"its header says {shape} of {dtype}, {nbytes} bytes; an array may have at most {_MAX_BYTES}")
+    if (nbytes := dtype.itemsize * math.prod(shape)) > MAX_BYTES:  # of an .npz file, they may be compressed
+        raise ValueError(f"its header says {shape} of {dtype}, {nbytes} bytes; an array may have at most {MAX_BYTES}")
     bits = 8 * dtype.itemsize
     return Facts(width, height, pages, 1, unsupported_kind(bands, bits if kind != "int16" else 16), bands, kind, bits)

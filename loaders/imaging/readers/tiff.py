@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from patchnpack.loaders.errors import MAX_PIXELS
+from patchnpack.loaders.errors import MAX_BYTES
 from patchnpack.loaders.imaging.exif import orientation
 from patchnpack.loaders.imaging.readers import by_pil
 from patchnpack.loaders.imaging.readers.codecs import codec
@@ -141,9 +141,7 @@ def decode(data: bytes) -> np.ndarray | Image.Image:
     if compression == _JPEG and directory.first(_PLANAR, 1) == 1:
         samples = _jpeg_samples(data, directory)
     else:
-        samples = codec("tiff_decode")(_as_samples(data, directory, mode))
-    if directory.first(_PLANAR, 1) == 2 and samples.ndim == 3 and samples.shape[0] == directory.first(_SAMPLES, 1):
-        samples = np.moveaxis(samples, 0, -1)
+        samples = _decoded(_as_samples(data, directory, mode), directory)
     if samples.dtype.itemsize > 1:
         raise ValueError(f"the TIFF's samples are {samples.dtype}, its directory says {_bits(directory)} bits")
     pixels = _pixels(samples.view(np.uint8), directory, mode)
@@ -168,9 +166,7 @@ def values(data: bytes) -> np.ndarray | Image.Image:
     bands, stored = _stored(directory)
     if stored is None:
         return decode(data)
-    samples: np.ndarray = codec("tiff_decode")(_as_values(data, directory))
-    if directory.first(_PLANAR, 1) == 2 and samples.ndim == 3 and samples.shape[0] == bands:
-        samples = np.moveaxis(samples, 0, -1)
+    samples = _decoded(_as_values(data, directory), directory)
     if samples.dtype != stored:
         raise ValueError(f"the TIFF's samples are {samples.dtype}, its directory says {stored}")
     if bands == 1 and stored.kind == "u" and directory.first(_PHOTOMETRIC, 1) == _WHITE_IS_ZERO:
@@ -181,10 +177,15 @@ def values(data: bytes) -> np.ndarray | Image.Image:
 def numbers(data: bytes) -> np.ndarray:
     """The upright samples of the first page as numbers, (h, w) or (h, w, n): indices of a palette, bits as 0 and 1."""
     directory = _directory(data)
-    samples: np.ndarray = codec("tiff_decode")(_as_samples(data, directory, None))
+    return turned(_decoded(_as_samples(data, directory, None), directory), orientation(data))
+
+
+def _decoded(data: bytes, directory: _Directory) -> np.ndarray:
+    """The samples of the first page, (h, w) or (h, w, n), however the file has them laid out."""
+    samples: np.ndarray = codec("tiff_decode")(data)
     if directory.first(_PLANAR, 1) == 2 and samples.ndim == 3 and samples.shape[0] == directory.first(_SAMPLES, 1):
         samples = np.moveaxis(samples, 0, -1)
-    return turned(samples, orientation(data))
+    return samples
 
 
 def _stored(directory: _Directory) -> tuple[int, np.dtype | None]:
@@ -262,8 +263,8 @@ def _as_values(data: bytes, directory: _Directory) -> bytes:
 def _changed(data: bytes, directory: _Directory, changes: dict[int, int]) -> bytes:
     """The file with these values of tags, and upright. Tiles that take more memory than any image may are refused."""
     tile = directory.first(_TILE_WIDTH, 1) * directory.first(_TILE_HEIGHT, 1) * directory.first(_SAMPLES, 1)
-    if (nbytes := tile * max(_bits(directory)) // 8) > 4 * MAX_PIXELS:
-        raise ValueError(f"its directory says tiles of {nbytes} bytes; a tile may have at most {4 * MAX_PIXELS}")
+    if (nbytes := tile * max(_bits(directory)) // 8) > MAX_BYTES:
+        raise ValueError(f"its directory says tiles of {nbytes} bytes; a tile may have at most {MAX_BYTES}")
     changes = changes | ({_ORIENTATION: 1} if directory.first(_ORIENTATION, 1) != 1 else {})
     if not changes:
         return data

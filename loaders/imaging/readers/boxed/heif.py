@@ -109,8 +109,8 @@ def decode_avif(data: bytes) -> np.ndarray:
     return pixels
 
 
-def decode_heic(data: bytes) -> Image.Image:
-    """The upright pixels of the primary item.
+def decode_heic(data: bytes) -> np.ndarray | Image.Image:
+    """The upright pixels of the primary item, as `heic_frames` gives them.
 
     Raises:
         ValueError: pillow-heif is not installed, or cannot decode the image.
@@ -130,8 +130,8 @@ def avif_frames(data: bytes, wanted: Sequence[int]) -> Iterator[np.ndarray]:
         yield pixels[number]
 
 
-def heic_frames(data: bytes, wanted: Sequence[int]) -> Iterator[Image.Image]:
-    """The upright pixels of the images `wanted`, of which the primary one is the first.
+def heic_frames(data: bytes, wanted: Sequence[int]) -> Iterator[np.ndarray | Image.Image]:
+    """The upright pixels of the images `wanted`, of which the primary one is the first; uint16 arrays of more bits.
 
     Raises:
         ValueError: pillow-heif is not installed, or cannot decode the image.
@@ -141,26 +141,12 @@ def heic_frames(data: bytes, wanted: Sequence[int]) -> Iterator[Image.Image]:
     import pillow_heif
 
     try:
-        images = pillow_heif.open_heif(data)
-        order = sorted(range(len(images)), key=lambda number: number != images.primary_index)
-        for number in wanted:
-            image: Image.Image = images[order[number]].to_pillow()
-            yield image
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
-
-
-def heic_values(data: bytes, wanted: Sequence[int] = (0,)) -> Iterator[np.ndarray]:
-    """The upright pixels of the images `wanted` as they are stored, uint8 or uint16; see `heic_frames`."""
-    if not has_heif():
-        raise ValueError(MISSING)
-    import pillow_heif
-
-    try:
         images = pillow_heif.open_heif(data, convert_hdr_to_8bit=False, hdr_to_16bit=False)
         order = sorted(range(len(images)), key=lambda number: number != images.primary_index)
         for number in wanted:
-            yield np.asarray(images[order[number]])
+            image = images[order[number]]
+            pixels: np.ndarray | Image.Image = np.asarray(image) if image.info["bit_depth"] > 8 else image.to_pillow()
+            yield pixels
     except RuntimeError as error:
         raise ValueError(str(error)) from error
 

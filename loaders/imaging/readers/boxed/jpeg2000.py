@@ -50,7 +50,7 @@ def header(data: bytes) -> Facts:
     unsupported = unsupported_kind(channels, bits)
     signed = any(layout.signed) and bits > 8
     # OpenJPEG's values of more bits, and of components that differ in kind, are not those of the file.
-    is_read = bits <= 16 and (bits <= 8 or len({*layout.depths, *layout.signed}) == 2)
+    is_read = bits <= 8 or (bits <= 16 and len(set(zip(layout.depths, layout.signed, strict=True))) == 1)
     return Facts(
         layout.width,
         layout.height,

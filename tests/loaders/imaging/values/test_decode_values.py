@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from patchnpack.loaders.errors import BadImage
+from patchnpack.loaders.imaging.decode_pages import Wanted
 from patchnpack.loaders.imaging.header import Header, UnsupportedImage, image_header, read_header
 from patchnpack.loaders.imaging.readers.depth import turned
 from patchnpack.loaders.imaging.values.bands import BandRequest, resize_values
@@ -55,6 +57,29 @@ def test_avifs_and_jpeg_xls_of_10_and_12_bits_hold_their_values(channels: int, b
     array = arrays.values("uint16", channels) >> (16 - bits)
     assert np.array_equal(whole(arrays.avif(array, bitspersample=bits)), array)
     assert np.array_equal(whole(arrays.jpegxl(array, bitspersample=bits)), array)
+
+
+def test_every_image_of_a_heic_of_10_bits_has_its_values() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pictures = [np.full((48, 64, 3), level, np.uint16) for level in (200, 600, 1000)]
+    file, heif = io.BytesIO(), pillow_heif.HeifFile()
+    for picture in pictures:
+        heif.add_frombytes("RGB;16", (64, 48), (picture << 6).tobytes())
+    heif.save(file, quality=95)
+    data, header = file.getvalue(), header_of(file.getvalue())
+    found = arrays.paged(data, header, [Wanted(page, header, (64, 48)) for page in range(3)])
+    assert [values.dtype for values in found] == [np.uint16] * 3
+    assert all(np.abs(values.astype(int) - picture).max() < 8 for values, picture in zip(found, pictures, strict=True))
+    assert np.array_equal(whole(data), found[0])
+
+
+def test_a_jpeg_2000_whose_components_differ_in_depth_is_not_read() -> None:
+    data = bytearray(arrays.jpeg2000(arrays.values("int16", 3), codecformat="j2k"))
+    at = data.index(b"\xff\x51") + 40  # of the depth of the first component; each has three bytes
+    assert header_of(bytes(data)).bands == 3
+    assert data[at] == data[at + 3] == 0x80 | 15
+    data[at] = 0x80  # signed, of one bit
+    assert header_of(bytes(data)).bands == 0
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
