@@ -19,11 +19,7 @@ BACKENDS = ("auto", "split", "varlen", "flash", "flex", "dense")
 _HALF = (torch.float16, torch.bfloat16)
 _AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 _LOG = logging.getLogger(__name__)
-
-
-@functools.cache
-def _has(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+_has = functools.cache(importlib.util.find_spec)
 
 
 @functools.cache
@@ -31,15 +27,17 @@ def _log_once(chosen: str, device: str, dtype: torch.dtype) -> None:
     _LOG.info("attention backend %r for %s, %s", chosen, device, dtype)
 
 
-def attention_backend(device: torch.device | str, dtype: torch.dtype | None = None, backend: str = "auto") -> str:
-    """The backend that `attention` uses for tensors of `dtype` on `device`.
+def attention_backend(
+    device: torch.device | str, dtype: torch.dtype | None = None, backend: str = "auto", head_width: int = 64
+) -> str:
+    """The backend that `attention` uses for tensors of `dtype` on `device`, with `head_width` features per head.
 
-    On CUDA in half precision, `auto` chooses `flash` if it is installed, then `varlen`; otherwise `dense` on CUDA and
-    `split` elsewhere. The choice is logged once. `dtype` None means the dtype of training: bfloat16 on CUDA, else
-    float32.
+    On CUDA in half precision, `auto` chooses `flash` if it is installed, then `varlen`, if they take the head width;
+    otherwise `dense` on CUDA and `split` elsewhere. The choice is logged once. `dtype` None means the dtype of
+    training: bfloat16 on CUDA, else float32.
 
     Raises:
-        ValueError: the backend is unknown or cannot run on this device and dtype.
+        ValueError: the backend is unknown or cannot run on this device, dtype and head width.
 
     >>> attention_backend("cpu")
     'split'
@@ -49,11 +47,13 @@ def attention_backend(device: torch.device | str, dtype: torch.dtype | None = No
     cuda = torch.device(device).type == "cuda"
     dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
     modules = {"flash": "flash_attn", "varlen": "torch.nn.attention.varlen"}
-    usable = [name for name, module in modules.items() if cuda and dtype in _HALF and _has(module)]
+    widths = {"flash": range(257), "varlen": range(0, 257, 8)}  # flash-attn pads the features of a head itself
+    usable = [x for x in modules if cuda and dtype in _HALF and head_width in widths[x] and _has(modules[x])]
     if backend in modules and backend not in usable:
         raise ValueError(
-            f"attention backend {backend!r} needs CUDA, float16 or bfloat16, and {modules[backend]}; this is "
-            f"{device}, {dtype}, torch {torch.__version__}. Use backend='auto'"
+            f"attention backend {backend!r} needs CUDA, float16 or bfloat16, {modules[backend]} and up to 256 features "
+            f"per head, a multiple of {widths[backend].step}; this is {device}, {dtype}, torch {torch.__version__}, "
+            f"{head_width} features. Use backend='auto', or change width or heads"
         )
     if backend != "auto":
         return backend
@@ -104,7 +104,7 @@ def attention(
     """
     if not lengths:
         return q + 0 * (k + v).sum(0)  # keeps every input in the graph of the loss
-    chosen = attention_backend(q.device, q.dtype, backend)
+    chosen = attention_backend(q.device, q.dtype, backend, q.shape[-1])
     if chosen == "split":
         return _split(q, k, v, lengths, one_query)
     if chosen in ("varlen", "flash"):

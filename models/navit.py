@@ -258,12 +258,12 @@ class NaViT(nn.Module):
 
     def stream(self, batch: PackedBatch) -> Stream:
         """The stream in which this model computes `batch`, by its backend for the device and dtype."""
-        device, dtype = batch.patches.device, self.patch_embed.weight.dtype
+        config, device, dtype = self.config, batch.patches.device, self.patch_embed.weight.dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        backend = attention_backend(device, dtype, self.config.backend)
+        backend = attention_backend(device, dtype, config.backend, config.width // config.heads)
         if backend == "dense":
-            samples = batch.samples if self.config.scope == "sample" else None
+            samples = batch.samples if config.scope == "sample" else None
             return Stream.dense(batch.segment_ids, batch.image_mask.shape[1], samples)
         return Stream.flat(batch, self.units(batch), backend)
 

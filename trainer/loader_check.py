@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from patchnpack.models.navit import NaViT
-
-if TYPE_CHECKING:
-    from patchnpack.loaders.order.extremes import Extreme
 
 
 def check_loader(model: NaViT, loader: Any, *, labels: bool, patch_size: int | None = None) -> None:
@@ -41,8 +38,8 @@ def check_loader(model: NaViT, loader: Any, *, labels: bool, patch_size: int | N
             f"{config.scope!r}; set Packing(scope={config.scope!r}), or another NaViTConfig(scope=...)"
         )
     if "absolute" in config.positions:
-        grids: dict[int, Extreme] = loader.largest_grids()
-        sides = [(-(-side * size // (patch_size or size)), image) for size, (side, image) in grids.items()]
+        grids = loader.largest_grids().items()  # by patch size, the most patches along a side, and the image
+        sides = [(-(-side * size // (patch_size or size)), image) for size, (side, image) in grids]
         side, image = max(sides, default=(0, ""))
         if side > config.max_grid:
             raise ValueError(
@@ -50,18 +47,15 @@ def check_loader(model: NaViT, loader: Any, *, labels: bool, patch_size: int | N
                 f"{config.max_grid}; raise max_grid to at least {side}, give position='fractional', or use smaller "
                 "images or larger patches"
             )
-    if labels:
-        _check_labels(config.num_classes, loader)
-
-
-def _check_labels(classes: int, loader: Any) -> None:
+    if not labels or (classes := config.num_classes) == 0:
+        return
     shape = loader.context.labels.shape
-    if shape and classes and shape != (classes,):
+    if shape and shape != (classes,):
         raise ValueError(
             f"labels have {shape[0]} targets per image, but the model has {classes} outputs; give num_classes="
             f"{shape[0]} to a new model"
         )
-    for label, image in (classes and loader.label_range()) or ():
+    for label, image in loader.label_range() or ():
         if not 0 <= label < classes:
             raise ValueError(
                 f"label {label} is not a class from 0 to {classes - 1} (image {image}); set num_classes to the number "

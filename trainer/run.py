@@ -280,9 +280,8 @@ class Run:
             kept = self.folder / f"checkpoint-{before:010d}.pt"
             kept.unlink(missing_ok=True)
             os.link(path, kept)  # a second name for the same file, so that a complete checkpoint exists at any time
-        objective = {"name": type(self.objective).__name__, "settings": self.objective.settings()}
         state = {
-            "objective": objective | {"weights": tensors.get("objective", {})},
+            "objective": self._objective() | {"weights": tensors.get("objective", {})},
             "ema": tensors.get("ema", {}),
             "loader": self.loader_state,
             "epoch": self.epoch,
@@ -300,6 +299,9 @@ class Run:
         _delete(self.folder, {f"{self.step:010d}", *steps} - {*steps[: -self.config.keep + 1 or None]})
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         atomic_write(self.folder / HISTORY, lambda file: file.write(lines.encode()))
+
+    def _objective(self) -> dict[str, Any]:
+        return {"name": type(self.objective).__name__, "settings": self.objective.settings()}
 
     def _tensors(self) -> dict[str, Any]:
         """The tensors of a checkpoint, in nested dicts."""
@@ -344,13 +346,11 @@ class Run:
         self.began = time.perf_counter() - 60 * self.clock
         if self.batches and self.rank == 0:  # the saved sums are those of all ranks
             self.meter = Meter.of_state(state["meter"])
+        used = self.batches
         if hasattr(loader, "load_state_dict"):
-            self.loader_state = state["loader"]
+            self.loader_state, used = state["loader"], 0  # the length of the loader is then what is left
             loader.load_state_dict(self.loader_state)  # also for a finished run: with other shards it raises
-            return len(loader) if self.batches and self.progress < 1 else None
-        if self.progress >= 1:
-            return None
-        return len(loader) - self.batches if self.batches and self.config.epochs else None
+        return len(loader) - used if self.batches and self.config.epochs and self.progress < 1 else None
 
     def _check_same(self, path: Path, content: dict[str, Any]) -> bool:
         """Raise ValueError if the checkpoint is of another run; return whether it adds steps to a finished one."""
@@ -358,12 +358,9 @@ class Run:
         saved = dataclasses.asdict(NaViTConfig(**content["model_config"]))
         saved |= dataclasses.asdict(TrainConfig(**content["train_config"]))
         given = {**dataclasses.asdict(self.model.config), **dataclasses.asdict(self.config)}
-        objective = content["state"]["objective"]
-        saved["objective"], given["objective"] = objective["name"], type(self.objective).__name__
-        if saved["objective"] == given["objective"]:
-            settings = self.objective.settings()
-            given |= {f"the objective's {name}": value for name, value in settings.items()}
-            saved |= {f"the objective's {name}": value for name, value in objective.get("settings", settings).items()}
+        for fields, objective in ((saved, content["state"]["objective"]), (given, self._objective())):
+            fields["objective"] = objective["name"]  # compared before the settings, in alphabetical order
+            fields |= {f"the objective's {name}": value for name, value in objective["settings"].items()}
         (start, begin, left), extended = content["state"]["anchor"], False
         finished = start >= 1 or (left and content["step"] >= begin + left)
         for name in sorted(given.keys() - TrainConfig.FREE - {"backend"}):

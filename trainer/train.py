@@ -156,13 +156,11 @@ def _train_epochs(run: Run, loader: Batches, validation: Batches | None, display
             if display.due():
                 display.show(run.progress, {"epoch": run.epoch, **run.meter.row()})
         run.check_finite()
-        if run.progress < 1 and (run.epoch + 1) % config.eval_every:
-            run.end_epoch()
-            continue
-        row = _evaluate_epoch(run, validation, log)
-        run.history.append(row)
+        if due := run.progress >= 1 or (run.epoch + 1) % config.eval_every == 0:
+            run.history.append(_evaluate_epoch(run, validation, log))
         run.end_epoch()
-        display.show(run.progress, row, keep=True)
+        if due:
+            display.show(run.progress, run.history[-1], keep=True)
 
 
 def _evaluate_epoch(run: Run, validation: Batches | None, log: Log | None) -> dict[str, float]:

@@ -46,7 +46,7 @@ class ImageStore:
         if first is None:
             return 1
         rows = kept_rows(first, index).files
-        pixels = index.width[rows].astype(np.int64) * index.height[rows] * packing.channels
+        pixels = index.width[rows].astype(np.int64) * index.height[rows] * packing.token_bytes(1)
         return int(np.where(index.format[rows] == PIXELS, pixels, index.nbytes[rows]).sum()) // len(first)
 
     def part_file(

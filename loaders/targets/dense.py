@@ -86,16 +86,29 @@ def _values(data: Any, source: Source, decode: DecodeTarget | None, upright: boo
     if isinstance(data, Image.Image):
         with decode_errors_as_bad_image():
             data.load()
-            info = {str(name): value for name, value in data.info.items()}
-            own = 1 if isinstance(data, TiffImageFile) else info_orientation(info)  # PIL turns a TIFF itself
+            own = own_orientation(data)
             return _checked(_array_of(data, indices), own if own > 1 else without, source)
-    if hasattr(data, "numpy") and hasattr(data, "ndim"):  # a tensor, whose channels come first
-        data = data.detach().cpu().numpy()
-        data = np.moveaxis(data, 0, -1) if data.ndim == 3 else data
+    data = without_tensor(data)
     if not isinstance(data, np.ndarray):
         what = "text" if isinstance(data, str) else f"a {kind_of(data)}"
         raise BadImage(f"it is {what}, {shown(data, 40)}; it must be an encoded image, a PIL image or an array")
     return _checked(data, without, source)
+
+
+def own_orientation(image: Image.Image) -> int:
+    """Return the orientation that a loaded PIL image has of itself, 1 without one."""
+    # PIL turns a TIFF itself.
+    if isinstance(image, TiffImageFile):
+        return 1
+    return info_orientation({str(name): value for name, value in image.info.items()})
+
+
+def without_tensor(value: Any) -> Any:
+    """Return a tensor, whose channels come first, as an array (height, width, C); other values as they are."""
+    if not (hasattr(value, "numpy") and hasattr(value, "ndim")):
+        return value
+    array = value.detach().cpu().numpy()
+    return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
 
 
 def _turn(data: bytes, facts: Facts, without: int) -> int:

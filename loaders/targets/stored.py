@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from PIL.TiffImagePlugin import TiffImageFile
 
-from patchnpack.loaders.imaging.exif import info_orientation
 from patchnpack.loaders.imaging.header import decode_errors_as_bad_image
+from patchnpack.loaders.targets.dense import own_orientation, without_tensor
 from patchnpack.packer.checks import kind_of, shown
 
 _ORIENTATION = 0x0112  # an EXIF tag
@@ -36,14 +35,11 @@ def stored_bytes(value: Any) -> bytes:
     if isinstance(value, Image.Image):
         with decode_errors_as_bad_image():
             value.load()
-        info = {str(name): item for name, item in value.info.items()}
-        own = 1 if isinstance(value, TiffImageFile) else info_orientation(info)  # PIL turns a TIFF itself
+        own = own_orientation(value)
         if own > 1 or value.mode in _PALETTES:
             return _png(value, own)
         value = np.asarray(value)
-    elif hasattr(value, "numpy") and hasattr(value, "ndim"):  # a tensor, whose channels come first
-        value = value.detach().cpu().numpy()
-        value = np.moveaxis(value, 0, -1) if value.ndim == 3 else value
+    value = without_tensor(value)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
         raise ValueError(
             f"it is a {kind_of(value)}, {shown(value, 40)}, and a mask or a map is an encoded image, a PIL image or an "

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,6 +144,25 @@ def test_auto_chooses_flash_attn_where_it_is_installed(monkeypatch: pytest.Monke
     assert attention_backend("cuda", torch.bfloat16) == "dense"
     with pytest.raises(ValueError, match=r"'flash' needs CUDA.*flash_attn.*Use backend='auto'"):
         attention_backend("cuda", torch.bfloat16, "flash")
+
+
+def test_a_head_width_that_a_kernel_does_not_take_is_refused_and_auto_takes_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_has", lambda name: True)
+    chosen = {width: attention_backend("cuda", torch.bfloat16, "auto", width) for width in (8, 12, 256, 264)}
+    assert chosen == {8: "flash", 12: "flash", 256: "flash", 264: "dense"}
+    monkeypatch.setattr(module, "_has", lambda name: name != "flash_attn")
+    chosen = {width: attention_backend("cuda", torch.bfloat16, "auto", width) for width in (8, 12, 256, 264)}
+    assert chosen == {8: "varlen", 12: "dense", 256: "varlen", 264: "dense"}
+    message = r"up to 256 features per head, a multiple of 8; .* 12 features\. Use backend='auto', or change width"
+    with pytest.raises(ValueError, match=message):
+        attention_backend("cuda", torch.bfloat16, "varlen", 12)
+    q = torch.zeros(2, 1, 12, dtype=torch.bfloat16, device="meta")
+    starts = torch.tensor([0, 2], dtype=torch.int32)
+    monkeypatch.setattr(torch, "device", lambda _: SimpleNamespace(type="cuda"))  # as if on CUDA
+    with pytest.raises(ValueError, match=message):
+        attention(q, q, q, cu_seqlens=starts, lengths=[2], backend="varlen")
 
 
 @pytest.mark.parametrize("backend", ["split", "dense"])

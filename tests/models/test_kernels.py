@@ -107,8 +107,8 @@ def batch(draw: Draw, pack: Pack) -> PackedBatch:
 
 @pytest.fixture(autouse=True)
 def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "attention_backend", lambda device, dtype, name: name)
-    monkeypatch.setattr("patchnpack.models.navit.attention_backend", lambda device, dtype, name: name)
+    monkeypatch.setattr(module, "attention_backend", lambda device, dtype, name, width: name)
+    monkeypatch.setattr("patchnpack.models.navit.attention_backend", lambda device, dtype, name, width: name)
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -98,8 +98,8 @@ def test_a_padded_batch_gives_the_same_logits_features_and_gradients(
     kernel = functools.partial(careless, seen)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     monkeypatch.setitem(__import__("sys").modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=kernel))
-    monkeypatch.setattr(module, "attention_backend", lambda device, dtype, name: name)  # as if on CUDA
-    monkeypatch.setattr("patchnpack.models.navit.attention_backend", lambda device, dtype, name: name)
+    monkeypatch.setattr(module, "attention_backend", lambda device, dtype, name, width: name)  # as if on CUDA
+    monkeypatch.setattr("patchnpack.models.navit.attention_backend", lambda device, dtype, name, width: name)
     model = build(dataclasses.replace(config, **variant)).double()
     R = model.config.registers + (model.config.pooling == "cls")
     object.__setattr__(model.config, "backend", backend)
@@ -128,8 +128,8 @@ def test_a_padded_batch_gives_the_same_logits_features_and_gradients(
 def test_shapes_and_the_arguments_of_kernels_do_not_depend_on_the_images_of_a_padded_batch(
     draw: Draw, pack: Pack, build: Build, config: NaViTConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "attention_backend", lambda device, dtype, name: name)
-    monkeypatch.setattr("patchnpack.models.navit.attention_backend", lambda device, dtype, name: "varlen")
+    monkeypatch.setattr(module, "attention_backend", lambda device, dtype, name, width: name)
+    monkeypatch.setattr("patchnpack.models.navit.attention_backend", lambda device, dtype, name, width: "varlen")
     runs: list[list[Any]] = []
     model = build(dataclasses.replace(config, registers=1)).double()
     for batch in some(draw, pack)[1:]:

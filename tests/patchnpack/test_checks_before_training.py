@@ -154,9 +154,7 @@ def test_the_width_of_targets_and_the_channels_are_checked_first(write: Write) -
     with pytest.raises(ValueError, match=r"labels have 3 targets per image, but the model has 2 outputs"):
         train(model(), never(soft, label="json:y"), config=CONFIG)
     grey = write([(64, 32)] * 2, [0, 1], name="grey.tar")
-    with pytest.raises(
-        ValueError, match=r"images have 1 channels, by the packing's channels or image_mode, but the model takes 3"
-    ):
+    with pytest.raises(ValueError, match=r"images have 1 channels, .*, but the model takes 3"):
         train(model(), never(grey, PACKING.replace(image_mode="L")), config=CONFIG)
 
 

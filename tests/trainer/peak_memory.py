@@ -22,7 +22,7 @@ def peak() -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
-    sides = [16, 512, 512, 512, 512]
+    sides = [16, *[256] * 16]
     images = [
         (np.random.default_rng(i).integers(0, 256, (side, side, 3), dtype=np.uint8), i % 2)
         for i, side in enumerate(sides)

@@ -1,6 +1,7 @@
 """Train on the ranks that torchrun starts, and save losses and weights. Started by test_ranks.py.
 
-ranks_agree.py OUT SHARDS BATCH_SIZE ACCUMULATE DIE_BEFORE_STEP SHARDING; 0 is to live.
+ranks_agree.py SHARDS DIE_BEFORE_STEP OUT:BATCH_SIZE:ACCUMULATE:SHARDING ...; 0 is to live. Runs share one start,
+since importing takes longer than training.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ CONFIG = {"epochs": 2, "lr": 1e-4, "ema": 0.9, "precision": "float32", "save_eve
 
 
 def main() -> None:
-    out, shards, batch_size, accumulate, die, sharding = sys.argv[1:]
+    shards, die, *runs = sys.argv[1:]
     steps = 0
 
     def count(*_: Any) -> None:
@@ -37,13 +38,22 @@ def main() -> None:
     register_optimizer_step_pre_hook(count)
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
+    for run in runs:
+        out, batch_size, accumulate, sharding = run.rsplit(":", 3)
+        record = take(Path(out), shards, int(batch_size), int(accumulate), sharding)
+        torch.save(record, Path(out) / f"rank-{os.environ.get('RANK', 0)}.pt")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def take(out: Path, shards: str, batch_size: int, accumulate: int, sharding: str) -> dict[str, Any]:
     packing, keys = Packing(seq_len=16, fill="none"), list[str]()
     loader = PackedImageLoader(
-        shards, packing, batch_size=int(batch_size), shuffle=True, label="cls", num_threads=1, block=2
+        shards, packing, batch_size=batch_size, shuffle=True, label="cls", num_threads=1, block=2
     )
     held_out = PackedImageLoader(shards, packing, batch_size=2, label="cls", num_threads=1)
     model = NaViTConfig(num_classes=2, width=12, depth=2, heads=2)
-    config = TrainConfig(**CONFIG, accumulate=int(accumulate), sharding=sharding)  # type: ignore[arg-type]
+    config = TrainConfig(**CONFIG, accumulate=accumulate, sharding=sharding)  # type: ignore[arg-type]
     begin = PackedImageLoader.__iter__
 
     def noted(loader: PackedImageLoader) -> Any:
@@ -52,12 +62,9 @@ def main() -> None:
             yield batch
 
     loader.__class__ = type("Noting", (PackedImageLoader,), {"__iter__": noted})
-    result = train(model, loader, config=config, validation=held_out, out=Path(out))
-    weights = [p.detach().flatten() for p in result.model.parameters()]
-    record = {"losses": result.losses, "weights": torch.cat(weights), "metrics": result.metrics, "keys": keys}
-    torch.save(record, Path(out) / f"rank-{os.environ.get('RANK', 0)}.pt")
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    result = train(model, loader, config=config, validation=held_out, out=out)
+    weights = torch.cat([p.detach().flatten() for p in result.model.parameters()])
+    return {"losses": result.losses, "weights": weights, "metrics": result.metrics, "keys": keys}
 
 
 if __name__ == "__main__":

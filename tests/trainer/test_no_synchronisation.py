@@ -47,8 +47,8 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     # The block mask is made on the device; the kernel takes no modes that watch it.
     flex = lambda q, k, v, block_mask: q + 0 * (k.sum() + v.sum())  # noqa: E731
     monkeypatch.setattr(attention_module, "_compiled_flex", lambda device: flex)
-    monkeypatch.setattr(attention_module, "attention_backend", lambda device, dtype, name: name)
-    monkeypatch.setattr("patchnpack.models.navit.attention_backend", lambda device, dtype, name: name)
+    monkeypatch.setattr(attention_module, "attention_backend", lambda device, dtype, name, width: name)
+    monkeypatch.setattr("patchnpack.models.navit.attention_backend", lambda device, dtype, name, width: name)
     kernel = SimpleNamespace(flash_attn_varlen_func=lambda q, k, v, *_: q + 0 * (k.sum() + v.sum()))
     monkeypatch.setitem(sys.modules, "flash_attn", kernel)
     monkeypatch.setattr(BadSteps, "add", lambda *_: None)  # a copy to the host, which is read one step later

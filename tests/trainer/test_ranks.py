@@ -35,14 +35,15 @@ def shard(tmp_path: Path) -> str:
     return f"{tmp_path}/images-0.tar"
 
 
-def start(
-    out: Path, shard: str, *, ranks: int, batch_size: int, accumulate: int = 1, die: int = 0, sharding: str = "ddp"
-) -> list[Any]:
-    """Run the script, without torchrun on one rank; returns the results of each rank."""
-    arguments = [SCRIPT, str(out), shard, str(batch_size), str(accumulate), str(die), sharding]
+Plan = tuple[Path, int, int, str]  # where to, batch size, batches per step, sharding
+
+
+def start_all(shard: str, ranks: int, *plans: Plan, die: int = 0) -> list[list[Any]]:
+    """Run the script, without torchrun on one rank; returns for each plan the results of each rank."""
+    runs = [":".join(map(str, plan)) for plan in plans]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     done = subprocess.run(
-        [sys.executable, "-P", *torchrun, *arguments],
+        [sys.executable, "-P", *torchrun, SCRIPT, shard, str(die), *runs],
         capture_output=True,
         text=True,
         check=False,
@@ -50,7 +51,15 @@ def start(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert (done.returncode == 0) != bool(die), done.stderr
-    return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(0 if die else ranks)]
+    every = range(0 if die else ranks)
+    return [[torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in every] for out, *_ in plans]
+
+
+def start(
+    out: Path, shard: str, *, ranks: int, batch_size: int, accumulate: int = 1, die: int = 0, sharding: str = "ddp"
+) -> list[Any]:
+    """The results of each rank of one run."""
+    return start_all(shard, ranks, (out, batch_size, accumulate, sharding), die=die)[0]
 
 
 def start_bad(out: Path, *arguments: int) -> list[Any]:
@@ -77,10 +86,10 @@ def close(one: Any, other: Any) -> None:
 
 
 def test_two_ranks_are_one_with_twice_the_batch_and_one_that_accumulates(tmp_path: Path, shard: str) -> None:
-    first, second = start(tmp_path / "two", shard, ranks=2, batch_size=1)
-    (one,) = start(tmp_path / "one", shard, ranks=1, batch_size=2)
-    (steps,) = start(tmp_path / "accumulated", shard, ranks=1, batch_size=1, accumulate=2)
-    sharded = start(tmp_path / "sharded", shard, ranks=2, batch_size=1, sharding="fsdp")
+    (first, second), sharded = start_all(
+        shard, 2, (tmp_path / "two", 1, 1, "ddp"), (tmp_path / "sharded", 1, 1, "fsdp")
+    )
+    (one,), (steps,) = start_all(shard, 1, (tmp_path / "one", 2, 1, "ddp"), (tmp_path / "accumulated", 1, 2, "ddp"))
     close(first, one)
     close(steps, one)
     for each in sharded:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from webdataset import ShardWriter
 
+from patchnpack import PackedImageLoader, Packing
 from patchnpack.models import NaViT, NaViTConfig
 from patchnpack.trainer import Classification, Distillation, TrainConfig, learning_rate, load_checkpoint, train
 from patchnpack.trainer.checkpoint import save_checkpoint
@@ -105,6 +106,30 @@ def test_a_loader_without_a_state_is_fast_forwarded(
     resumed = train(small, batches, config=config, out=tmp_path)
     assert resumed.losses == whole.losses
     assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
+
+
+def test_a_run_of_steps_resumes_on_a_loader_that_never_ends(tmp_path: Path, small: NaViTConfig) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 48, 3), dtype=np.uint8)
+    with ShardWriter(f"{tmp_path}/images-%d.tar", verbose=0, encoder=False) as sink:
+        for i, image in enumerate(pixels):
+            sink.write({"__key__": f"{i:03d}", "png": encode_image(image, "PNG"), "cls": str(i % 2).encode()})
+
+    def run(out: Path | None = None, stop: int = 0) -> list[float]:
+        def log(step: int, scalars: dict[str, float]) -> None:
+            if step == stop:
+                raise Stopped
+
+        packing = Packing(seq_len=16)
+        loader = PackedImageLoader(
+            f"{tmp_path}/images-0.tar", packing, batch_size=1, shuffle=True, label="cls", num_threads=1, repeat=True
+        )
+        config = settings(epochs=None, steps=8, log_steps=1, save_every=2 if out else None)
+        return train(dataclasses.replace(small, patch_size=16), loader, config=config, out=out, log=log).losses
+
+    with pytest.raises(Stopped):
+        run(tmp_path / "run", stop=5)
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").step == 4
+    assert run(tmp_path / "run") == run()
 
 
 def test_a_finished_run_returns_its_result_again(tmp_path: Path, batches: list[Any], small: NaViTConfig) -> None:

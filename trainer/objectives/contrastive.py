@@ -177,12 +177,11 @@ class _Ring(torch.autograd.Function):
         total, d_images, d_scale, d_bias = (torch.zeros_like(x) for x in (scale, images, scale, bias))
         travelling = torch.stack([texts, torch.zeros_like(texts)])  # texts and their gradient, (2, N, E)
         for hop in range(size):
-            own_texts = hop == 0
             for start in range(0, travelling.shape[1], chunk):
                 part, d_part = travelling[:, start : start + chunk]
                 similarity = images @ part.T
                 z = torch.full_like(similarity, -1.0)
-                if own_texts:
+                if hop == 0:  # this rank's own texts
                     z.diagonal(-start).fill_(1.0)
                 margin = z * (scale * similarity + bias)
                 total -= F.logsigmoid(margin).sum()

@@ -148,7 +148,8 @@ class StoredBatchBuilder:
         arrays: dict[str, np.ndarray] = {}
         run = self._run_of(found)
         in_map = run is not None and not context.compressed
-        if run is not None and not context.compressed:
+        if in_map:
+            assert run is not None
             record, rows = run
             patches = record.patches[rows].reshape(B, L, -1)
             patches.reshape(-1)[::_PAGE].max(initial=0)  # fault the pages in here, not in the training loop's thread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,30 @@ def tar_of(path: Path, samples: Sequence[Mapping[str, Any]]) -> str:
     """Write samples, dicts of members with `__key__`, into a tar."""
     members = [(f"{each['__key__']}.{name}", data) for each in samples for name, data in each.items() if name[0] != "_"]
     return write_tar(path, members)
+
+
+def folder_of(folder: Path, samples: Sequence[Mapping[str, Any]]) -> str:
+    """Write samples into a folder, a file per member."""
+    folder.mkdir(parents=True)
+    for each in samples:
+        for name, data in each.items():
+            if name[0] != "_":
+                (folder / f"{each['__key__']}.{name}").write_bytes(data)
+    return str(folder)
+
+
+def table_of(folder: Path, samples: Sequence[Mapping[str, Any]]) -> str:
+    """Write a table that names the files of the images and of `x.png` and `y.png`, and holds their objects."""
+    folder_of(folder, samples)
+    fields = list(json.loads(samples[0]["json"]))
+    with open(folder / "table.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "x", "y", *fields])
+        for each in samples:
+            objects = json.loads(each["json"])
+            files = [f"{each['__key__']}.{name}" for name in ("png", "x.png", "y.png")]
+            rows.writerow([*files, *(json.dumps(objects[field]) for field in fields)])
+    return str(folder / "table.csv")
 
 
 def npy(array: np.ndarray) -> bytes:

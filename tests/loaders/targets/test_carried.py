@@ -1,8 +1,11 @@
-"""Targets follow their images: masks that hold their own coordinates, and boxes, through all that a plan does."""
+"""Targets follow their images: masks that hold their own coordinates, and boxes, through all that a plan does.
+
+Images come from shards, folders, tables and streams, and through both kinds of packed folders.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,7 +34,8 @@ from patchnpack import (
     Views,
     pack_stream,
 )
-from tests.loaders.targets.carried import Sample, tar_of
+from patchnpack.loaders import Job
+from tests.loaders.targets.carried import Sample, folder_of, table_of, tar_of
 from tests.loaders.targets.samples import objects_of, tensor_of
 
 FILL = 65535
@@ -41,6 +45,13 @@ TARGETS: dict[str, Any] = {
     "map": Map("x.png", fill=-1.0),
     "boxes": Boxes("json:boxes", labels="json:classes"),
     "points": Keypoints("json:points"),
+}
+OF_TABLE: dict[str, Any] = {
+    "x": Mask("x", dtype="uint16", fill=FILL),
+    "y": Mask("y", dtype="uint16", fill=FILL),
+    "map": Map("x", fill=-1.0),
+    "boxes": Boxes("boxes", labels="classes"),
+    "points": Keypoints("points"),
 }
 SIZES: dict[str, dict[str, Any]] = {
     "pad": {"resolution": Native(edge="pad")},
@@ -57,9 +68,9 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @st.composite
-def _samples(draw: st.DrawFn) -> list[Sample]:
+def _samples(draw: st.DrawFn, least: int = 1) -> list[Sample]:
     samples = []
-    for i in range(draw(st.integers(1, 4))):
+    for i in range(draw(st.integers(least, 4))):
         width, height = draw(st.integers(8, 90)), draw(st.integers(8, 90))
         corners = draw(st.lists(st.tuples(*[st.integers(-6, 38)] * 4), max_size=3))
         boxes = np.array(corners, np.float64).reshape(-1, 2, 2) * (width, height) / 32
@@ -140,12 +151,27 @@ def check_boxes(batch: PackedBatch, samples: dict[str, Sample]) -> None:
             assert (np.abs(np.sort(where, 0) - sample.boxes[place].reshape(2, 2)) * scale <= 0.01).all()
 
 
+def members_of(samples: list[Sample]) -> list[Mapping[str, Any]]:
+    return [{"__key__": sample.key, **sample.members()} for sample in samples]
+
+
 def check(batches: Iterable[PackedBatch], samples: list[Sample]) -> None:
     by_key, seen = {sample.key: sample for sample in samples}, 0
+    by_key |= {f"{key}.png": sample for key, sample in by_key.items()}  # as the images of a table are called
     for batch in batches:
         seen += check_dense(batch, by_key)
         check_boxes(batch, by_key)
     assert seen
+
+
+def check_stores(root: Path, samples: list[Sample], stores: dict[str, str | None], **job: Any) -> None:
+    """Pack the samples, which lie in `job["source"]`, into stores of these compressions, and check their batches."""
+    for store, compression in stores.items():
+        out = str(root / store)
+        assert Job(out=out, store=store, compression=compression, epochs=1, shuffle=True, **job).run()  # type: ignore[arg-type]
+        loader = PackedImageLoader(out, batch_size=2, num_threads=1)
+        check(loader, samples)
+        assert loader.stats()["bad_images"] == 0
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -155,7 +181,7 @@ def test_targets_of_shards_hold_the_places_of_their_sources(
     size: str, samples: list[Sample], packing: dict[str, Any], seed: int
 ) -> None:
     with TemporaryDirectory() as folder:
-        tar = tar_of(Path(folder) / "a.tar", [{"__key__": sample.key, **sample.members()} for sample in samples])
+        tar = tar_of(Path(folder) / "a.tar", members_of(samples))
         loader = PackedImageLoader(
             tar,
             Packing(seq_len=300, **{**SIZES[size], **packing}),
@@ -170,14 +196,47 @@ def test_targets_of_shards_hold_the_places_of_their_sources(
         assert loader.stats()["bad_images"] == 0
 
 
+@pytest.mark.parametrize("size", SIZES)
+@settings(max_examples=5, deadline=None)
+@given(samples=_samples(3), packing=_PACKINGS, seed=st.integers(0, 99), compression=st.sampled_from([None, "lz4"]))
+def test_targets_of_both_stores_hold_the_places_of_their_sources(
+    size: str, samples: list[Sample], packing: dict[str, Any], seed: int, compression: str | None
+) -> None:
+    per_pack = 3 if size == "views" else 2  # so few that there are several packs
+    packs = Packing(seq_len=300, max_images=per_pack, **{**SIZES[size], **packing})
+    with TemporaryDirectory() as folder:
+        job: dict[str, Any] = {"source": tar_of(Path(folder) / "a.tar", members_of(samples)), "image": "png"}
+        job |= {"packing": packs, "targets": TARGETS, "seed": seed}
+        check_stores(Path(folder), samples, {"images": None, "patches": compression}, **job)
+
+
+@pytest.mark.parametrize("kind", ["folder", "table"])
+@settings(max_examples=12, deadline=None)
+@given(samples=_samples(), size=st.sampled_from(list(SIZES)), packing=_PACKINGS, seed=st.integers(0, 99))
+def test_targets_of_files_hold_the_places_of_their_sources(
+    kind: str, samples: list[Sample], size: str, packing: dict[str, Any], seed: int
+) -> None:
+    packs = Packing(seq_len=300, **{**SIZES[size], **packing})
+    with TemporaryDirectory() as folder:
+        root, is_table = Path(folder), kind == "table"
+        source = (table_of if is_table else folder_of)(root / "files", members_of(samples))
+        options: dict[str, Any] = {"targets": OF_TABLE if is_table else TARGETS, "seed": seed}
+        options |= {} if is_table else {"image": "png"}
+        check(PackedImageLoader(source, packs, batch_size=2, num_threads=1, **options), samples)
+        # An image store does not keep the files that a table names.
+        stores: dict[str, str | None] = {"patches": None} if is_table else {"images": None, "patches": None}
+        check_stores(root, samples, stores, source=source, packing=packs, **options)
+
+
 @pytest.mark.parametrize("size", ["crop", "views", "random crop", "pad"])
 @settings(max_examples=12, deadline=None)
 @given(samples=_samples(), packing=_PACKINGS, seed=st.integers(0, 99))
 def test_targets_of_streams_hold_the_places_of_their_sources(
     size: str, samples: list[Sample], packing: dict[str, Any], seed: int
 ) -> None:
-    items = [{"__key__": sample.key, **sample.members()} for sample in samples]
     packs = Packing(seq_len=300, **{**SIZES[size], **packing})
-    stream = pack_stream(items, packs, batch_size=2, seed=seed, image="png", targets=TARGETS, num_threads=0)
+    stream = pack_stream(
+        members_of(samples), packs, batch_size=2, seed=seed, image="png", targets=TARGETS, num_threads=0
+    )
     check(stream, samples)
     assert stream.stats()["bad_images"] == 0
